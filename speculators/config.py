@@ -1,0 +1,243 @@
+"""What a speculator's config.json holds, and the frozen view of its verifier's config.json. No torch here."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import attrs
+
+from speculators.errors import ArtifactError, RegistryError
+from speculators.registry import Registry
+
+C = TypeVar("C", bound=type)
+
+ENTRY_POINTS = "speculators.models"
+
+# The layout of config.json and weight names that vLLM reads; not the version of this package.
+LAYOUT_VERSION = "0.9.0"
+
+
+def derived(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
+    """Declares a config field that the build fills in: written to config.json, never a key of a recipe."""
+    return attrs.field(default=default, metadata={"derived": True}, **kwargs)
+
+
+def knob(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
+    """Declares a config field that only training reads: a key of `[algorithm]`, never written to config.json."""
+    return attrs.field(default=default, metadata={"knob": True}, **kwargs)
+
+
+def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """attrs validator: None, or a number > 0."""
+    if value is not None and value <= 0:
+        raise ValueError(f"must be > 0, got {value!r}")
+
+
+def _sorted_layer_ids(instance: object, attribute: attrs.Attribute[Any], value: tuple[int, ...] | None) -> None:
+    if value is None:
+        return
+    if not value or min(value) < 0 or sorted(set(value)) != list(value):
+        raise ValueError(f"must be sorted, distinct layer ids from 0, got {list(value)}")
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class VerifierConfig:
+    """The verifier that a speculator drafts for; vLLM loads model and tokenizer from `name_or_path`."""
+
+    name_or_path: str
+    architectures: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class ProposalConfig:
+    """How a server should draft.
+
+    Attributes:
+        speculative_tokens: tokens drafted a round (K).
+    """
+
+    proposal_type: str = "greedy"
+    speculative_tokens: int = attrs.field(default=3, validator=positive)
+    verifier_accept_k: int = 1
+    accept_tolerance: float = 0.0
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class SpeculatorsConfig:
+    """The `speculators_config` table of config.json: algorithm, proposal methods, verifier."""
+
+    algorithm: str
+    default_proposal_method: str = "greedy"
+    proposal_methods: tuple[ProposalConfig, ...] = (ProposalConfig(),)
+    verifier: VerifierConfig
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class SpeculatorModelConfig:
+    """Base of every algorithm's config; subclasses add annotated fields with defaults.
+
+    A plain field is both a key of `[algorithm]` and written to config.json; `knob()` fields are only the former,
+    `derived()` fields only the latter.
+
+    Attributes:
+        draft_vocab_size: tokens that can be drafted (D); None is the verifier's whole vocabulary.
+        num_layers: decoder layers of the draft model.
+        target_layer_ids: verifier layers whose states are read: id l is the residual stream entering layer l, id N the
+            last layer's output before the final norm. None takes [2, N//2, N-3], made distinct.
+        decoder: keys that replace those inherited from the verifier in `transformer_layer_config`
+            (`model_type`, `intermediate_size`, `sliding_window`, ...).
+    """
+
+    speculators_model_type: str = derived("")
+    architectures: tuple[str, ...] = derived(())
+    speculators_version: str = derived(LAYOUT_VERSION)
+    speculators_config: SpeculatorsConfig | None = derived(None)
+    transformer_layer_config: dict[str, Any] = derived(factory=dict)
+    tie_word_embeddings: bool = derived(False)
+    draft_vocab_size: int | None = attrs.field(default=None, validator=positive)
+    num_layers: int = knob(1, validator=positive)
+    target_layer_ids: tuple[int, ...] | None = knob(None, validator=_sorted_layer_ids)
+    decoder: dict[str, Any] = knob(factory=dict)
+
+    @classmethod
+    def register(cls, name: str) -> Callable[[C], C]:
+        """Class decorator that registers a config under `name`; applies attrs where the class is bare.
+
+        Raises:
+            RegistryError: the name is taken, or differs from the class's `speculators_model_type`.
+        """
+
+        def decorate(config_class: C) -> C:
+            if "__attrs_attrs__" not in config_class.__dict__:
+                config_class = attrs.frozen(kw_only=True, slots=False)(config_class)
+            fields = {field.name: field for field in attrs.fields(config_class)}
+            told = fields["speculators_model_type"].default
+            if told != name:
+                raise RegistryError(
+                    f"{config_class.__qualname__} is registered as {name!r} but its speculators_model_type is {told!r}",
+                    hint=f'write speculators_model_type: str = "{name}"',
+                )
+            missing = [field.name for field in fields.values() if field.default is attrs.NOTHING]
+            if missing:
+                raise RegistryError(
+                    f"{config_class.__qualname__}: no default for {', '.join(missing)}",
+                    hint="every field of an algorithm's config needs a default: it is what a recipe may leave out",
+                )
+            return CONFIGS.add(name, config_class)
+
+        return decorate
+
+    @classmethod
+    def get_class(cls, name: str) -> type[SpeculatorModelConfig]:
+        """Returns the config class of algorithm `name`, importing its folder on first look-up."""
+        return CONFIGS.get(name)
+
+    @classmethod
+    def recipe_fields(cls) -> tuple[attrs.Attribute[Any], ...]:
+        """Returns the fields that are keys of `[algorithm]`."""
+        own_type = "speculators_model_type"
+        return tuple(f for f in attrs.fields(cls) if not f.metadata.get("derived") and f.name != own_type)
+
+    @classmethod
+    def pick(cls, kwargs: Mapping[str, Any]) -> Any:
+        """Builds the config from training kwargs: takes the names it has, leaves the others."""
+        names = {field.name for field in attrs.fields(cls)}
+        return cls(**{name: value for name, value in kwargs.items() if name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns config.json as a dict of JSON values."""
+        return attrs.asdict(self, filter=lambda f, _: not f.metadata.get("knob"), value_serializer=_jsonable)
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder/config.json`."""
+        (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _jsonable(instance: object, attribute: object, value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _discover() -> list[str]:
+    from speculators import models
+
+    folders = [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
+    return [*folders, *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))]
+
+
+def _find(name: str) -> None:
+    """Imports the folder of algorithm `name`: one of ours, or one that an entry point names."""
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            point.load()
+            return
+    folder = f"speculators.models.{name}"
+    if name.isidentifier() and importlib.util.find_spec(folder) is not None:
+        importlib.import_module(f"{folder}.config")
+
+
+CONFIGS: Registry[Any] = Registry("algorithm", find=_find, discover=_discover)
+
+
+class VerifierFacts(Mapping[str, Any]):
+    """A frozen view of a verifier's config.json that keeps Hugging Face's attribute names.
+
+    Text models nested in a multimodal config (`text_config`) are looked through. `head_dim`, `num_key_value_heads` and
+    `rope_parameters` are filled in the way transformers does where an older file leaves them out.
+
+    Raises:
+        AttributeError: for a key that the file does not have, naming the file.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], source: str = "config.json") -> None:
+        flat = {**raw, **raw.get("text_config", {})}
+        if "rope_parameters" not in flat and "rope_theta" in flat:
+            scaling = flat.get("rope_scaling") or {}
+            kind = scaling.get("rope_type", scaling.get("type", "default"))
+            flat["rope_parameters"] = {**scaling, "rope_type": kind, "rope_theta": flat["rope_theta"]}
+        if "hidden_size" in flat and "num_attention_heads" in flat:
+            flat["head_dim"] = flat.get("head_dim") or flat["hidden_size"] // flat["num_attention_heads"]
+            flat["num_key_value_heads"] = flat.get("num_key_value_heads") or flat["num_attention_heads"]
+        object.__setattr__(self, "_raw", MappingProxyType(dict(raw)))
+        object.__setattr__(self, "_flat", MappingProxyType(flat))
+        object.__setattr__(self, "source", source)
+
+    @classmethod
+    def read(cls, path: Path) -> VerifierFacts:
+        """Reads a config.json; raises ArtifactError if it is missing or is not JSON."""
+        try:
+            return cls(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: there is no config.json here") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path}: not JSON: {error}") from None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self._flat:
+            raise AttributeError(f"{self.__dict__.get('source', 'config.json')} has no {name!r}")
+        return self._flat[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("the view of the verifier's config is frozen")
+
+    def __getitem__(self, key: str) -> Any:
+        return self._flat[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._flat)
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (VerifierFacts, (dict(self._raw), self.source))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the file's content as it was."""
+        return dict(self._raw)

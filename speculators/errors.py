@@ -1,0 +1,76 @@
+"""Errors for people: where, what was found, what to do. Raised anywhere, caught once, in the CLI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with an input.
+
+    Args:
+        path: dotted TOML (or JSON) path of the value, "" for the whole file.
+        message: what was found and what is allowed, in one sentence.
+        hint: what to do, or the near miss; "" if there is none.
+        file: the file that holds the value, None for a value from the command line.
+        line: 1-based line in `file`, where it can be known.
+    """
+
+    path: str
+    message: str
+    hint: str = ""
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        head = ": ".join(part for part in (place, self.path, self.message) if part)
+        return f"{head} ({self.hint})" if self.hint else head
+
+
+class SpeculatorsError(Exception):
+    """Base of every error that is a user's to mend; the CLI prints it without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message}\n{hint}" if hint else message)
+
+
+class RecipeError(SpeculatorsError):
+    """A recipe (or a command line) that cannot be used; carries every problem that was found."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        found = [Problem("", problems)] if isinstance(problems, str) else list(problems)
+        self.problems = tuple(found)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class RegistryError(SpeculatorsError):
+    """A name that is registered twice, or not at all."""
+
+    exit_code = 2
+
+
+class ContractError(SpeculatorsError):
+    """An algorithm that lacks a part of the contract; names the class, the part and the mend."""
+
+
+class ArtifactError(SpeculatorsError):
+    """A file or folder that is missing, damaged, or not what its manifest says."""
+
+
+class VerifierError(SpeculatorsError):
+    """A verifier that cannot be obtained, read or used."""
+
+
+class DataError(SpeculatorsError):
+    """Conversations, suites or hidden states that cannot be used."""
+
+
+class TrainingError(SpeculatorsError):
+    """Training that cannot go on: a non-finite loss, processes that disagree."""
