@@ -1,0 +1,18 @@
+"""EAGLE-3 (arXiv 2503.01840) with its 3.1 options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators.models.eagle3.config import Eagle3SpeculatorConfig
+
+__all__ = ["Eagle3DraftModel", "Eagle3SpeculatorConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    # The model drags torch in; `spec validate` only wants the config.
+    if name == "Eagle3DraftModel":
+        from speculators.models.eagle3.core import Eagle3DraftModel
+
+        return Eagle3DraftModel
+    raise AttributeError(name)

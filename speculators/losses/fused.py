@@ -1,0 +1,118 @@
+"""Head projection, softmax and loss in one, chunk by chunk over tokens, forward and backward in the same pass.
+
+Neither the draft's nor the verifier's logits ever exist for more than a chunk of places: peak memory does not grow with
+vocabulary x sequence. For a chunk of target places the verifier's rows are projected and softmaxed once, then every
+depth's aligned states run against them; the gradient with respect to the logits is known in closed form, so the
+gradients of states and head are formed at once and backward only scales them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+
+from speculators.losses.functions import Draft, Loss, Target
+
+# Places x draft vocabulary of one chunk: 4 MiB of float32, which stays in a core's share of cache on the CPUs we
+# measured and is small beside everything else on a GPU (benchmarks/RESULTS.md, "Chunk size").
+CHUNK_ELEMENTS = 2**20
+SMALLEST_CHUNK = 64
+
+
+@attrs.frozen(eq=False)
+class HeadLoss:
+    """What the fused loss gives for K depths and N places.
+
+    Attributes:
+        per_depth: [K] sum over places of weight * loss, differentiable in states and head.
+        right: [K, N] bool, the draft's most likely token is the verifier's most likely one of the draft vocabulary.
+    """
+
+    per_depth: torch.Tensor
+    right: torch.Tensor
+
+
+def chunk_places(vocab: int) -> int:
+    """Returns how many places a chunk takes for a draft vocabulary of `vocab`."""
+    return max(SMALLEST_CHUNK, CHUNK_ELEMENTS // vocab)
+
+
+class _FusedHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        place_weights: torch.Tensor,
+        target_logits: Callable[[slice], torch.Tensor],
+        loss: Loss,
+        compute_dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        depths, places, _ = states.shape
+        head = weight.detach().to(compute_dtype)
+        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        totals = torch.zeros(depths, dtype=wide, device=states.device)
+        right = torch.zeros(depths, places, dtype=torch.bool, device=states.device)
+        grad_states = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
+        # One gradient of the head for all depths: depth k's share of the incoming gradient is not known yet, so it is
+        # only exact when the caller gives every depth the same factor, which `head_loss` sees to.
+        grad_head = torch.zeros(weight.shape, dtype=wide, device=weight.device) if ctx.needs_input_grad[1] else None
+        for first in range(0, places, chunk_places(len(weight))):
+            chunk = slice(first, first + chunk_places(len(weight)))
+            target = Target(target_logits(chunk).to(wide))
+            for depth in range(depths):
+                rows = states[depth, chunk].to(compute_dtype)
+                draft = Draft((rows @ head.T).to(wide))
+                value, grad = loss(draft, target)
+                scale = place_weights[depth, chunk]
+                totals[depth] += torch.dot(value, scale)
+                right[depth, chunk] = draft.is_right(target)
+                grad = grad.to(compute_dtype)
+                if grad_states is not None:
+                    grad_states[depth, chunk] = (grad @ head) * scale[:, None]
+                if grad_head is not None:
+                    grad_head += grad.T @ (rows * scale[:, None]).to(compute_dtype)
+        ctx.save_for_backward(grad_states, grad_head)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(right)
+        return totals, right
+
+    @staticmethod
+    def backward(ctx: Any, grad_totals: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_states, grad_head = ctx.saved_tensors
+        if grad_states is not None:
+            grad_states = grad_states * grad_totals[:, None, None].to(grad_states.dtype)
+        if grad_head is not None:
+            grad_head = (grad_head * grad_totals[0]).to(ctx.weight_dtype)
+        return grad_states, grad_head, None, None, None, None
+
+
+def head_loss(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    place_weights: torch.Tensor,
+    target_logits: Callable[[slice], torch.Tensor],
+    loss: Loss,
+) -> HeadLoss:
+    """Computes the weighted loss of K depths at N target places without holding their logits.
+
+    Args:
+        states: [K, N, H], the draft's normed states; states[k, n] predicts place n at depth k.
+        weight: [D, H], the draft head.
+        place_weights: [K, N] float, weight of each prediction (mask, depth weight, 1 / supervised tokens); the sum of
+            `per_depth` is to be used as a whole, since the head's gradient is formed before depths can be scaled apart.
+        target_logits: gives the verifier's logits [C, D] over the draft vocabulary for a slice of the N places.
+        loss: one of `losses.functions`, or a mixture.
+
+    Returns:
+        HeadLoss; matrix products run in the autocast dtype where autocast is on, softmax and loss in float32.
+    """
+    device_type = states.device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else states.dtype
+    with torch.autocast(device_type, enabled=False):
+        per_depth, right = _FusedHeadLoss.apply(states, weight, place_weights, target_logits, loss, dtype)
+    return HeadLoss(per_depth, right)

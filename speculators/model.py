@@ -1,0 +1,288 @@
+"""SpeculatorModel: the base of every algorithm's model, and the contract it is held to before anything is sharded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from speculators.config import SpeculatorModelConfig, VerifierFacts
+from speculators.drafter import Drafter
+from speculators.errors import ArtifactError, ContractError
+from speculators.recipe.converter import structure
+from speculators.registry import Registry
+
+M = TypeVar("M", bound="type[SpeculatorModel]")
+
+WEIGHTS_FILE = "model.safetensors"
+REBUILD_FILE = "training_args.json"
+
+# Written by transformers beside our own keys, without meaning for a speculator.
+_FOREIGN_KEYS = {"transformers_version", "dtype", "torch_dtype", "model_type", "auto_map"}
+
+# What every forward is called with; ARCHITECTURE.md section 5 gives shapes and meaning.
+BATCH_NAMES = (
+    "hidden_states",
+    "verifier_last_hidden_states",
+    "input_ids",
+    "loss_mask",
+    "position_ids",
+    "document_ids",
+)
+
+
+class SpeculatorModel(nn.Module):
+    """A draft model and what is needed to train, save, load and draft with it.
+
+    A subclass sets `layers`, an nn.ModuleList whose entries are sharded one by one, and implements
+    `from_training_args` and `forward`; the hooks below have defaults that say what is missing.
+    """
+
+    layers: nn.ModuleList
+    # Prefixes of state-dict names that are the verifier's and not part of the checkpoint.
+    not_saved: tuple[str, ...] = ()
+
+    def __init__(self, config: SpeculatorModelConfig | None = None) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.rebuild_args: dict[str, Any] = {}
+
+    @staticmethod
+    def register(name: str) -> Callable[[M], M]:
+        """Class decorator that registers a model under `name`; raises RegistryError if the name is taken."""
+        return lambda model_class: MODELS.add(name, model_class)
+
+    @staticmethod
+    def get_class(name: str) -> type[SpeculatorModel]:
+        """Returns the model class of algorithm `name`, importing its folder on first look-up."""
+        return MODELS.get(name)
+
+    @classmethod
+    def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> SpeculatorModel:
+        """Builds the model from the verifier's config and all training arguments."""
+        raise ContractError(_missing(cls, "from_training_args(cls, verifier_config, **kwargs)", "returns the model"))
+
+    @staticmethod
+    def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns what `forward` is given besides the batch, in training and in validation."""
+        return {}, {}
+
+    @staticmethod
+    def align(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Shifts tokens and hidden states of one document before it is packed; by default nothing is shifted."""
+        return sample
+
+    def replay(self, **row: Any) -> Iterator[torch.Tensor]:
+        """Yields for depth j = 1..K the draft logits [S, D] with the row's own tokens as input, for exact acceptance.
+
+        Row r (verifier states known up to place r, tokens up to r + 1) drafts the token of place r + 1 + j. Called with
+        hidden_states [1, S, A*H], input_ids, position_ids, document_ids [1, S] and num_speculative_tokens.
+        """
+        raise ContractError(
+            _missing(type(self), "replay", "an iterator over K depths of draft logits [S, D], see SpeculatorModel")
+        )
+
+    def draft(self) -> Drafter:
+        """Returns a drafter (speculators.drafter) that decodes with this model."""
+        raise ContractError(
+            _missing(type(self), "draft", "a Drafter with begin, propose and advance, see speculators/drafter.py")
+        )
+
+    @property
+    def draft_to_target(self) -> torch.Tensor:
+        """[D] int64, the verifier's id of each draft id."""
+        offsets = self.state_dict().get("d2t")
+        if offsets is None:
+            return torch.arange(self.config.draft_vocab_size)
+        return torch.arange(len(offsets), device=offsets.device) + offsets
+
+    def save_pretrained(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Writes config.json and model.safetensors.
+
+        Args:
+            folder: is created.
+            state: full tensors by name where the model itself holds shards; None for its own.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = self.saved_names(state if state is not None else self.state_dict())
+        # safetensors refuses tensors that share memory (a tied head), so each gets its own.
+        owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        self.config.save(folder)
+        if not _takes_config(type(self)):
+            (folder / REBUILD_FILE).write_text(json.dumps(self.rebuild_args, indent=2) + "\n", encoding="utf-8")
+        save_file(owned, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def saved_names(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the part of a state dict that belongs to the checkpoint."""
+        return {name: tensor for name, tensor in state.items() if not name.startswith(self.not_saved or ("\0",))}
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> SpeculatorModel:
+        """Loads a saved speculator of any registered algorithm, ready to draft, in the dtype it was saved in.
+
+        Raises:
+            ArtifactError: config or weights are missing or damaged, or a tensor is missing, unknown or of another shape.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        model_class = cls.get_class(config.speculators_model_type)
+        tensors = _read_tensors(folder / WEIGHTS_FILE)
+        model = _rebuild(model_class, config, folder)
+        _load(model, tensors, folder)
+        model.eval().requires_grad_(False)
+        return model
+
+
+def read_config(folder: Path) -> SpeculatorModelConfig:
+    """Reads a speculator's config.json into its algorithm's config class.
+
+    Raises:
+        ArtifactError: not a speculator's config.json, or values that its algorithm does not take.
+    """
+    path = folder / "config.json"
+    raw = VerifierFacts.read(path).to_dict()
+    if "speculators_model_type" not in raw:
+        raise ArtifactError(f"{path}: no 'speculators_model_type': this is not a speculator")
+    config_class = SpeculatorModelConfig.get_class(raw["speculators_model_type"])
+    plain = {key: value for key, value in raw.items() if key not in _FOREIGN_KEYS}
+    config, problems = structure(plain, config_class)
+    if config is None:
+        raise ArtifactError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def _missing(model_class: type, part: str, gives: str) -> str:
+    return f"{model_class.__module__}.{model_class.__qualname__} has no {part}; it must give {gives}"
+
+
+def _takes_config(model_class: type[SpeculatorModel]) -> bool:
+    """Whether `model_class(config)` builds the model: its __init__ requires one argument, named config."""
+    parameters = list(inspect.signature(model_class).parameters.values())
+    fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p for p in parameters if p.default is p.empty and p.kind not in fixed]
+    return bool(parameters) and parameters[0].name == "config" and len(required) <= 1
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: there are no weights here") from None
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: damaged: {error}", hint="export or copy the speculator again") from None
+
+
+def _rebuild(model_class: type[SpeculatorModel], config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
+    if _takes_config(model_class):
+        return model_class(config)
+    path = folder / REBUILD_FILE
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; {model_class.__qualname__} cannot be built from its config alone")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    kwargs = {**kept["kwargs"], **attrs.asdict(config, recurse=False)}
+    model = model_class.from_training_args(VerifierFacts(kept["verifier_config"]), **kwargs)
+    model.config = config
+    return model
+
+
+def _load(model: SpeculatorModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    wanted = model.saved_names(model.state_dict())
+    missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    shapes = [
+        f"{name} is {list(tensors[name].shape)}, the config says {list(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(tensors))
+        if wanted[name].shape != tensors[name].shape
+    ]
+    problems = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(unknown)
+    if problems + shapes:
+        raise ArtifactError(f"{folder / WEIGHTS_FILE}: {'; '.join(problems + shapes)}")
+    model.load_state_dict(tensors, strict=False, assign=True)
+
+
+def check_contract(model_class: type[SpeculatorModel], name: str) -> None:
+    """Checks what can be seen of the contract before the model is built.
+
+    Raises:
+        ContractError: names the class, the missing part and the shape of the mend.
+    """
+    place = f"{model_class.__module__}.{model_class.__qualname__}"
+    if not (isinstance(model_class, type) and issubclass(model_class, SpeculatorModel)):
+        raise ContractError(f"{place} is registered as {name!r} but does not derive from SpeculatorModel")
+    if model_class.forward is nn.Module.forward:
+        raise ContractError(f"{place} has no forward", hint="def forward(self, **batch): return output, loss, metrics")
+    if model_class.from_training_args.__func__ is SpeculatorModel.from_training_args.__func__:  # type: ignore[attr-defined]
+        raise ContractError(_missing(model_class, "from_training_args", "the model: a classmethod"))
+    parameters = inspect.signature(model_class.forward).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not set(BATCH_NAMES) & set(parameters):
+        raise ContractError(f"{place}.forward takes nothing of the batch", hint=f"it may name: {', '.join(BATCH_NAMES)}")
+
+
+def build_model(name: str, verifier_config: VerifierFacts, kwargs: Mapping[str, Any]) -> SpeculatorModel:
+    """Builds the model of algorithm `name` from its training kwargs and checks the contract.
+
+    Raises:
+        ContractError: a part of the contract is missing.
+    """
+    model_class = SpeculatorModel.get_class(name)
+    check_contract(model_class, name)
+    model = model_class.from_training_args(verifier_config, **kwargs)
+    place = f"{model_class.__module__}.{model_class.__qualname__}"
+    if not isinstance(model, SpeculatorModel):
+        raise ContractError(f"{place}.from_training_args returned {type(model).__name__}, not the model")
+    if not isinstance(getattr(model, "layers", None), nn.ModuleList):
+        raise ContractError(f"{place} has no attribute layers", hint="self.layers = nn.ModuleList([...]); each is sharded")
+    if model.config is None:
+        model.config = SpeculatorModelConfig.get_class(name).pick(kwargs)
+    plain = {key: value for key, value in kwargs.items() if _is_json(value)}
+    model.rebuild_args = {"verifier_config": verifier_config.to_dict(), "kwargs": plain}
+    return model
+
+
+def trainer_kwargs(model: SpeculatorModel, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the model's kwargs of `forward` for training and validation, checked against its signature.
+
+    Raises:
+        ContractError: not a pair of dicts, or names that `forward` does not take.
+    """
+    place = f"{type(model).__module__}.{type(model).__qualname__}"
+    pair = model.get_trainer_kwargs(**kwargs)
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, dict) for part in pair)):
+        raise ContractError(f"{place}.get_trainer_kwargs must return (train_kwargs, val_kwargs), two dicts")
+    parameters = inspect.signature(model.forward).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        extra = sorted({*pair[0], *pair[1]} - {p.name for p in parameters})
+        if extra:
+            raise ContractError(
+                f"{place}.forward does not take {', '.join(extra)}, which get_trainer_kwargs gives",
+                hint="name them in forward, or take **kwargs",
+            )
+    return pair
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_json(item) for item in value)
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _find(name: str) -> None:
+    """Imports the `core` beside the algorithm's config, which registers the model."""
+    package = SpeculatorModelConfig.get_class(name).__module__.rpartition(".")[0]
+    if package and importlib.util.find_spec(f"{package}.core") is not None:
+        importlib.import_module(f"{package}.core")
+
+
+MODELS: Registry[Any] = Registry("model of algorithm", find=_find)

@@ -1,0 +1,43 @@
+"""EAGLE-3's config (arXiv 2503.01840) and its 3.1 options, in the layout that vLLM reads."""
+
+from __future__ import annotations
+
+import attrs
+
+from speculators.config import SpeculatorModelConfig, derived, knob, positive
+
+
+def _losses(instance: object, attribute: attrs.Attribute[dict[str, float]], value: dict[str, float]) -> None:
+    if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
+        raise ValueError(f"must give at least one loss a weight > 0, got {value}")
+
+
+@SpeculatorModelConfig.register("eagle3")
+@attrs.frozen(kw_only=True, slots=False)
+class Eagle3SpeculatorConfig(SpeculatorModelConfig):
+    """What an EAGLE-3 speculator is, and how it is trained.
+
+    Attributes:
+        norm_before_residual: the first layer's residual is the normed state instead of the state.
+        norm_before_fc: one RMSNorm over the A concatenated states before `fc`.
+        fc_norm: an RMSNorm for each of the A states before `fc` (3.1).
+        norm_output: the state handed to the next depth is the normed one (3.1).
+        ttt_steps: depths unrolled in training.
+        ttt_gamma: weight of depth k's loss is ttt_gamma ** k (upstream 1.0, the paper's code 0.8).
+        loss: weight of each loss in the mixture.
+        lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
+    """
+
+    speculators_model_type: str = derived("eagle3")
+    architectures: tuple[str, ...] = derived(("Eagle3DraftModel",))
+    eagle_aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
+    target_hidden_size: int | None = derived(None)
+    embed_requires_grad: bool = derived(False)
+    norm_before_residual: bool = True
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    ttt_steps: int = knob(3, validator=positive)
+    ttt_gamma: float = knob(1.0, validator=positive)
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=_losses)
+    lm_head_trainable: bool = knob(False)

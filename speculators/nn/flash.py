@@ -1,0 +1,245 @@
+"""Causal attention over packed documents that yields its log-sum-exp, and the backward that takes a merged one.
+
+A caller that merges further keys into the softmax (see attention.py) needs the log-sum-exp L of each query; and the
+gradient with respect to the keys seen here is exact when the backward is given the merged output and the merged L,
+since P = exp(s - L) whatever else is in L. Shapes: queries [R, heads, d] in the order of the segments, keys and values
+[S, kv_heads, d]; query head h reads kv head h // (heads // kv_heads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+import torch
+
+from speculators.nn.layout import Segment
+
+_aten = torch.ops.aten
+
+
+@attrs.frozen
+class _Piece:
+    """One dense block of the attention: queries [q0, q1) over keys [k0, k1).
+
+    Attributes:
+        causal: query q0 + i sees keys k0 .. k0 + i; otherwise all keys that `band` allows.
+        merges: an earlier piece holds other keys of the same queries.
+        band: (offset, window): query q0 + i sees key k0 + j if offset + i - window < j <= offset + i; None for no limit.
+    """
+
+    q0: int
+    q1: int
+    k0: int
+    k1: int
+    causal: bool
+    merges: bool = False
+    band: tuple[int, int] | None = None
+
+
+def _pieces(segments: tuple[Segment, ...], window: int | None) -> Iterator[_Piece]:
+    offset = 0
+    for segment in segments:
+        length = segment.stop - segment.first
+        if window is not None and segment.stop - segment.start > window:
+            yield from _banded(segment, offset, window)
+        else:
+            past = segment.first > segment.start
+            if past:
+                yield _Piece(offset, offset + length, segment.start, segment.first, causal=False)
+            yield _Piece(offset, offset + length, segment.first, segment.stop, causal=True, merges=past)
+        offset += length
+
+
+def _banded(segment: Segment, offset: int, window: int) -> Iterator[_Piece]:
+    """Blocks of `window` queries see at most 2 * window keys each: cost S * window, never S * S."""
+    for first in range(segment.first, segment.stop, window):
+        stop = min(first + window, segment.stop)
+        k0 = max(segment.start, first - window + 1)
+        q0 = offset + first - segment.first
+        yield _Piece(q0, q0 + stop - first, k0, stop, causal=False, band=(first - k0, window))
+
+
+def _heads_first(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """[n, heads, d] -> [kv_heads, heads // kv_heads, n, d], a view."""
+    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+
+
+def _band_mask(piece: _Piece, like: torch.Tensor) -> torch.Tensor | None:
+    if piece.band is None:
+        return None
+    offset, window = piece.band
+    query = torch.arange(piece.q1 - piece.q0, device=like.device)[:, None] + offset
+    key = torch.arange(piece.k1 - piece.k0, device=like.device)[None, :]
+    seen = (key <= query) & (key > query - window)
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
+
+
+def causal_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: tuple[Segment, ...], scale: float, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attends every query to its document's keys up to itself.
+
+    Args:
+        q: [R, heads, d]; k, v: [S, kv_heads, d].
+        segments: which rows the queries are and where their documents lie.
+        window: a query at row i sees only keys j > i - window; None for no limit.
+
+    Returns:
+        The output [R, heads, d] in q's dtype and the log-sum-exp [R, heads] in float32 (float64 for float64).
+    """
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        return _cuda_forward(q, k, v, segments, scale, window)
+    kv_heads = k.shape[1]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = torch.empty_like(q)
+    lse = torch.empty(q.shape[:2], dtype=wide, device=q.device)
+    for piece in _pieces(segments, window):
+        queries = _heads_first(q[piece.q0 : piece.q1], kv_heads)
+        keys, values = (_spread(x[piece.k0 : piece.k1], queries.shape[1]) for x in (k, v))
+        part, part_lse = _block_forward(queries, keys, values, piece, scale)
+        part, part_lse = part.permute(2, 0, 1, 3).flatten(1, 2), part_lse.permute(2, 0, 1).flatten(1)
+        rows = slice(piece.q0, piece.q1)
+        if piece.merges:
+            part, part_lse = merge(out[rows], lse[rows], part, part_lse)
+        out[rows], lse[rows] = part, part_lse
+    return out, lse
+
+
+def merge(
+    out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merges two attentions of the same queries [R, heads, d] over disjoint keys by their log-sum-exp [R, heads]."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    share_a, share_b = (lse_a - lse).exp()[..., None], (lse_b - lse).exp()[..., None]
+    return (out_a * share_a + out_b * share_b).to(out_a.dtype), lse
+
+
+def _spread(x: torch.Tensor, group: int) -> torch.Tensor:
+    """[n, kv_heads, d] -> [kv_heads, group, n, d]: the query heads of a group share their keys by a stride of 0."""
+    return x.permute(1, 0, 2)[:, None].expand(-1, group, -1, -1)
+
+
+def _block_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, piece: _Piece, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = _band_mask(piece, q)
+    if q.device.type == "cpu":
+        return _aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, piece.causal, attn_mask=mask, scale=scale
+        )
+    scores = _scores(q, k, piece, scale, mask)
+    lse = scores.logsumexp(-1)
+    return ((scores - lse[..., None]).exp() @ v.to(scores.dtype)).to(q.dtype), lse
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, piece: _Piece, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+    """Scores of one block in float32: for devices and dtypes that have no flash kernel."""
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scores = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
+    if piece.causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return scores if mask is None else scores + mask
+
+
+def causal_attention_backward(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    segments: tuple[Segment, ...],
+    scale: float,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q [R, heads, d], k and v [S, kv_heads, d], given the *merged* output and log-sum-exp [R, heads].
+
+    Returns float32 gradients on CPU: several pieces add into the same rows.
+    """
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        return _cuda_backward(grad_out, q, k, v, out, lse, segments, scale, window)
+    kv_heads = k.shape[1]
+    grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v))
+    for piece in _pieces(segments, window):
+        rows, cols = slice(piece.q0, piece.q1), slice(piece.k0, piece.k1)
+        queries, output, grad = (_heads_first(x[rows], kv_heads) for x in (q, out, grad_out))
+        keys, values = (_spread(x[cols], queries.shape[1]) for x in (k, v))
+        row_lse = lse[rows].unflatten(1, (kv_heads, -1)).permute(1, 2, 0).contiguous()
+        dq, dk, dv = _block_backward(grad, queries, keys, values, output, row_lse, piece, scale)
+        grad_q[rows] += dq.permute(2, 0, 1, 3).flatten(1, 2)
+        grad_k[cols] += dk.sum(1, dtype=lse.dtype).transpose(0, 1)
+        grad_v[cols] += dv.sum(1, dtype=lse.dtype).transpose(0, 1)
+    return grad_q, grad_k, grad_v
+
+
+def _block_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    piece: _Piece,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mask = _band_mask(piece, q)
+    if q.device.type == "cpu":
+        return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse, 0.0, piece.causal, attn_mask=mask, scale=scale
+        )
+    probs = (_scores(q, k, piece, scale, mask) - lse[..., None]).exp()
+    wide = grad.to(probs.dtype)
+    delta = (wide * out.to(probs.dtype)).sum(-1, keepdim=True)
+    grad_scores = probs * (wide @ v.to(probs.dtype).transpose(-1, -2) - delta) * scale
+    grad_k, grad_v = grad_scores.transpose(-1, -2) @ q.to(probs.dtype), probs.transpose(-1, -2) @ wide
+    return grad_scores @ k.to(probs.dtype), grad_k, grad_v
+
+
+def _cuda_layout(
+    k: torch.Tensor, v: torch.Tensor, segments: tuple[Segment, ...]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    """Keys of the segments laid end to end, and the cumulative lengths that the variable-length kernel wants."""
+    queries = [segment.stop - segment.first for segment in segments]
+    keys = [segment.stop - segment.start for segment in segments]
+    index = torch.cat([torch.arange(segment.start, segment.stop) for segment in segments]).to(k.device)
+    ends_q, ends_k = (
+        torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(k.device)
+        for lengths in (queries, keys)
+    )
+    return index, k[index], v[index], ends_q, ends_k, max(queries), max(keys)
+
+
+def _cuda_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: tuple[Segment, ...], scale: float, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    _, keys, values, ends_q, ends_k, longest_q, longest_k = _cuda_layout(k, v, segments)
+    # Flash aligns a causal mask to the lower right: the last query sees the last key, which is what a segment means.
+    out, lse, *_ = _aten._flash_attention_forward(
+        q, keys, values, ends_q, ends_k, longest_q, longest_k, 0.0, True, False,
+        scale=scale, window_size_left=None if window is None else window - 1, window_size_right=None if window is None else 0,
+    )  # fmt: skip
+    return out, lse.transpose(0, 1)
+
+
+def _cuda_backward(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    segments: tuple[Segment, ...],
+    scale: float,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    index, keys, values, ends_q, ends_k, longest_q, longest_k = _cuda_layout(k, v, segments)
+    # Without dropout the kernel does not read its random state.
+    no_state = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    grad_q, dk, dv = _aten._flash_attention_backward(
+        grad_out.contiguous(), q, keys, values, out, lse.transpose(0, 1).contiguous(), ends_q, ends_k,
+        longest_q, longest_k, 0.0, True, no_state, no_state[:0], scale=scale,
+        window_size_left=None if window is None else window - 1, window_size_right=None if window is None else 0,
+    )  # fmt: skip
+    return grad_q, torch.zeros_like(k).index_add_(0, index, dk), torch.zeros_like(v).index_add_(0, index, dv)

@@ -1,0 +1,47 @@
+"""Rotary position embedding of the draft's decoder: the verifier's own kind, from transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+CosSin = tuple[torch.Tensor, torch.Tensor]
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of positions.
+
+    The frequencies (default, linear, dynamic, yarn, llama3, longrope; partial rotary factor) are transformers' own, made
+    from `rope_parameters`, since a draft whose rotary layout differs from its verifier's trains well and serves at 1.0.
+
+    Args:
+        decoder: `transformer_layer_config` of the speculator.
+    """
+
+    def __init__(self, decoder: dict[str, Any]) -> None:
+        super().__init__()
+        known = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
+        config = LlamaConfig(rope_parameters=dict(decoder["rope_parameters"]), **{name: decoder[name] for name in known})
+        self.embedding = LlamaRotaryEmbedding(config)
+
+    @torch.no_grad()
+    def forward(self, positions: torch.Tensor) -> CosSin:
+        """[R] int64 -> cos and sin [R, 1, rotary size] in float32."""
+        like = torch.empty(0, dtype=torch.float32, device=positions.device)
+        cos, sin = self.embedding(like, positions[None])
+        return cos[0, :, None], sin[0, :, None]
+
+
+def rotate(x: torch.Tensor, cos_sin: CosSin) -> torch.Tensor:
+    """Rotates the first components of each head; x [R, heads, d], the rest passes where the rotary size is below d."""
+    cos, sin = cos_sin
+    size = cos.shape[-1]
+    turned = x[..., :size]
+    half = size // 2
+    swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+    rotated = (turned * cos + swapped * sin).to(x.dtype)
+    return rotated if size == x.shape[-1] else torch.cat((rotated, x[..., size:]), dim=-1)

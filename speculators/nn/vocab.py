@@ -1,0 +1,23 @@
+"""The draft vocabulary's maps, as buffers that are saved with the speculator."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def register_vocab(module: nn.Module, vocab_size: int, draft_vocab_size: int) -> None:
+    """Registers `d2t` (int64 [D] offsets) and `t2d` (bool [V]) on `module`; neither where D = V."""
+    if draft_vocab_size == vocab_size:
+        return
+    module.register_buffer("d2t", torch.zeros(draft_vocab_size, dtype=torch.int64))
+    module.register_buffer("t2d", torch.zeros(vocab_size, dtype=torch.bool))
+
+
+def set_vocab(module: nn.Module, t2d: torch.Tensor | None, d2t: torch.Tensor | None) -> torch.Tensor | None:
+    """Fills the maps; returns the target ids of the draft ids [D], or None where the vocabulary is whole."""
+    if t2d is None or d2t is None:
+        return None
+    module.get_buffer("d2t").copy_(d2t)
+    module.get_buffer("t2d").copy_(t2d)
+    return torch.arange(len(d2t)) + d2t

@@ -1,0 +1,123 @@
+"""Every loss, and the fused head, against plain autograd in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.errors import RegistryError
+from speculators.losses import LOSSES, Draft, Target, head_loss, mixture
+from speculators.losses import fused
+
+# float64 against float64; sums of at most a few thousand terms.
+TOLERANCE = 1e-9
+
+
+def plain(name, z, t):
+    """The definition of ALGORITHMS.md section 1, left to autograd."""
+    p, q = t.softmax(-1), z.softmax(-1)
+    log_p, log_q = t.log_softmax(-1), z.log_softmax(-1)
+    alpha = torch.minimum(p, q).sum(-1)
+    mu = (p + q) / 2
+    kl = (p * (log_p - log_q)).sum(-1)
+    return {
+        "kl_div": kl,
+        "rkl": (q * (log_q - log_p)).sum(-1),
+        "jsd": 0.5 * (p * (log_p - mu.log())).sum(-1) + 0.5 * (q * (log_q - mu.log())).sum(-1),
+        "ce": -log_q.gather(-1, p.argmax(-1, keepdim=True))[..., 0],
+        "tv": 1 - alpha,
+        "nla": -alpha.clamp_min(1e-5).log(),
+        "lk_hybrid": (s := (-3 * alpha).exp().detach()) * kl + (1 - s) * (1 - alpha),
+    }[name]
+
+
+def logits(rows=50, vocab=40, seed=0, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, vocab, generator=generator, dtype=torch.float64) * scale for _ in range(2)]
+
+
+def test_the_list_of_losses_is_whole():
+    """Every loss of ALGORITHMS.md section 1 is registered."""
+    assert LOSSES.names() == sorted(["kl_div", "rkl", "jsd", "ce", "tv", "nla", "lk_hybrid"])
+
+
+@pytest.mark.parametrize("name", ["kl_div", "rkl", "jsd", "ce", "tv", "nla", "lk_hybrid"])
+def test_value_and_gradient_equal_autograd(name):
+    """Each loss and its closed-form gradient equal the definition differentiated by autograd."""
+    z, t = logits()
+    z.requires_grad_()
+    wanted = plain(name, z, t)
+    (grad,) = torch.autograd.grad(wanted.sum(), z)
+    value, closed = LOSSES.get(name)(Draft(z.detach()), Target(t))
+    assert (value - wanted).abs().max() < TOLERANCE
+    assert (closed - grad).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["kl_div", "rkl", "jsd", "ce", "tv", "nla", "lk_hybrid"])
+def test_float32_stays_finite_on_extreme_logits(name):
+    """Logits 200 apart, where probabilities underflow, give finite losses and gradients."""
+    z, t = (x.float() * 60 for x in logits())
+    value, grad = LOSSES.get(name)(Draft(z), Target(t))
+    assert value.isfinite().all()
+    assert grad.isfinite().all()
+
+
+def test_equal_distributions_cost_nothing():
+    """Where q = p every divergence is 0 and pulls nowhere."""
+    z, _ = logits()
+    for name in ("kl_div", "rkl", "jsd", "tv", "nla", "lk_hybrid"):
+        value, grad = LOSSES.get(name)(Draft(z), Target(z.clone()))
+        assert value.abs().max() < TOLERANCE, name
+        assert grad.abs().max() < TOLERANCE, name
+
+
+def test_mixture_is_the_weighted_sum():
+    """A mixture adds values and gradients with its weights."""
+    z, t = logits()
+    draft, target = Draft(z), Target(t)
+    value, grad = mixture({"ce": 0.1, "tv": 0.9})(draft, target)
+    parts = [LOSSES.get(name)(draft, target) for name in ("ce", "tv")]
+    assert (value - 0.1 * parts[0][0] - 0.9 * parts[1][0]).abs().max() < TOLERANCE
+    assert (grad - 0.1 * parts[0][1] - 0.9 * parts[1][1]).abs().max() < TOLERANCE
+
+
+def test_unknown_loss_names_the_near_miss():
+    """A misspelt loss is an error that offers the right one."""
+    with pytest.raises(RegistryError, match="did you mean 'kl_div'"):
+        mixture({"kl_dif": 1.0})
+
+
+@pytest.mark.parametrize("loss", [{"kl_div": 1.0}, {"ce": 0.1, "tv": 0.9}])
+@pytest.mark.parametrize("chunk", [64, 7])
+def test_fused_head_equals_plain(loss, chunk, monkeypatch):
+    """Projection, softmax and loss in chunks give the values and gradients of holding all logits, states and head."""
+    monkeypatch.setattr(fused, "chunk_places", lambda vocab: chunk)
+    generator = torch.Generator().manual_seed(3)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    states, head, t, weights = randn(3, 20, 16), randn(40, 16), randn(20, 40) * 2, randn(3, 20).abs()
+    states.requires_grad_()
+    head.requires_grad_()
+    wanted = torch.stack(
+        [sum(w * (plain(n, s @ head.T, t) * r).sum() for n, w in loss.items()) for s, r in zip(states, weights)]
+    )
+    wanted_grads = torch.autograd.grad(2.5 * wanted.sum(), (states, head))
+    result = head_loss(states, head, weights, lambda rows: t[rows], mixture(loss))
+    got_grads = torch.autograd.grad(2.5 * result.per_depth.sum(), (states, head))
+    assert (result.per_depth - wanted).abs().max() < TOLERANCE
+    for mine, theirs in zip(got_grads, wanted_grads, strict=True):
+        assert (mine - theirs).abs().max() < TOLERANCE
+    right = (states @ head.T).argmax(-1) == t.argmax(-1)
+    assert torch.equal(result.right, right)
+
+
+def test_frozen_head_gets_no_gradient():
+    """With a frozen head only the states get a gradient."""
+    states = torch.randn(1, 4, 8, requires_grad=True)
+    head = torch.randn(10, 8)
+    target = torch.randn(4, 10)
+    head_loss(states, head, torch.ones(1, 4), lambda rows: target[rows], mixture({"kl_div": 1.0})).per_depth.sum().backward()
+    assert states.grad is not None
+    assert head.grad is None

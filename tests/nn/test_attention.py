@@ -1,0 +1,114 @@
+"""The attention of the unroll against a dense float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.nn.attention import unrolled_attention
+from speculators.nn.layout import RowLayout, Segment, rows_of
+
+# float64 on both sides: what differs is the order of sums of at most some hundred terms of magnitude 1.
+TOLERANCE = 1e-10
+
+
+def dense(q, prefix, own, segments, scale, window):
+    """Scores of every query with every prefix key and its own keys, masked, in one softmax."""
+    k, v = prefix
+    group = q.shape[1] // k.shape[1]
+    rows = rows_of(segments, q.device)
+    starts = torch.cat([torch.full((s.stop - s.first,), s.start) for s in segments])
+    keys = torch.arange(len(k))
+    seen = (keys[None] <= rows[:, None]) & (keys[None] >= starts[:, None])
+    if window is not None:
+        seen &= keys[None] > rows[:, None] - window
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = torch.einsum("rhd,shd->rhs", q, k) * scale
+    scores = scores.masked_fill(~seen[:, None], float("-inf"))
+    own = [(a.repeat_interleave(group, 1), b.repeat_interleave(group, 1)) for a, b in own]
+    extra = [(q * a).sum(-1, keepdim=True) * scale for a, _ in own]
+    weights = torch.cat([scores, *extra], -1).softmax(-1)
+    out = torch.einsum("rhs,shd->rhd", weights[..., : len(k)], v)
+    for index, (_, value) in enumerate(own):
+        out = out + weights[..., len(k) + index, None] * value
+    return out
+
+
+def make(segments, size, depth, heads, kv_heads, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    count = len(rows_of(segments, torch.device("cpu")))
+    shapes = [(count, heads, 8), (size, kv_heads, 8), (size, kv_heads, 8)] + [(count, kv_heads, 8)] * (2 * depth)
+    return [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+
+
+PACKED = (Segment(0, 0, 7), Segment(7, 9, 20), Segment(20, 31, 32), Segment(40, 40, 59))
+
+
+@pytest.mark.parametrize("depth", range(8))
+@pytest.mark.parametrize("window", [None, 1, 5, 64])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_unroll_equals_dense(depth, window, heads):
+    """Outputs and all gradients equal one masked softmax: packed documents, partial queries, GQA, window, k = 0..7."""
+    tensors = make(PACKED, 64, depth, *heads)
+    q, k, v, *rest = tensors
+    own = list(zip(rest[::2], rest[1::2], strict=True))
+    weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = dense(q, (k, v), own, PACKED, 0.3, window)
+    wanted_grads = torch.autograd.grad((wanted * weight).sum(), tensors)
+    got = unrolled_attention(q, (k, v), own, PACKED, scale=0.3, window=window)
+    got_grads = torch.autograd.grad((got * weight).sum(), tensors)
+    assert (got - wanted).abs().max() < TOLERANCE
+    for mine, theirs in zip(got_grads, wanted_grads, strict=True):
+        assert (mine - theirs).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_bfloat16_is_close_to_dense(window):
+    """In bfloat16 the error stays within its 8 bits of precision."""
+    tensors = make(PACKED, 64, 3, 6, 2)
+    half = [t.detach().bfloat16().requires_grad_() for t in tensors]
+    full = [t.detach().double().requires_grad_() for t in half]
+    outs = []
+    for q, k, v, *rest in (half, full):
+        own = list(zip(rest[::2], rest[1::2], strict=True))
+        outs.append(unrolled_attention(q, (k, v), own, PACKED, scale=0.3, window=window))
+    assert (outs[0].double() - outs[1]).abs().max() < 3e-2
+    for mine, theirs in zip(torch.autograd.grad(outs[0].sum(), half), torch.autograd.grad(outs[1].sum(), full)):
+        assert (mine.double() - theirs).abs().max() < 6e-2
+
+
+def test_plain_kernel_equals_flash():
+    """The kernel for devices without flash (tried here on the meta-free CPU path) equals the flash one."""
+    from speculators.nn import flash
+
+    q, k, v = make(PACKED, 64, 0, 6, 2)
+    piece = flash._Piece(0, 7, 0, 7, causal=True)
+    queries = flash._heads_first(q[:7], 2)
+    keys, values = flash._spread(k[:7], 3), flash._spread(v[:7], 3)
+    out, lse = flash._block_forward(queries, keys, values, piece, 0.3)
+    scores = flash._scores(queries, keys, piece, 0.3, None)
+    assert (scores.logsumexp(-1) - lse).abs().max() < TOLERANCE
+    assert ((scores - lse[..., None]).exp() @ values - out).abs().max() < TOLERANCE
+
+
+def test_no_queries_gives_nothing_but_keeps_the_graph():
+    """A row without supervised places has no queries; its gradients are zeros, not missing."""
+    q = torch.zeros(0, 4, 8, requires_grad=True)
+    k = torch.randn(5, 2, 8, requires_grad=True)
+    out = unrolled_attention(q, (k, k), [], (), scale=1.0)
+    out.sum().backward()
+    assert out.shape == (0, 4, 8)
+    assert k.grad is not None
+    assert k.grad.abs().max() == 0
+
+
+def test_layout_finds_documents_and_the_rows_a_loss_reaches():
+    """Documents, padding and supervised places are read off the row; a segment runs from first to last reaching row."""
+    documents = torch.tensor([[0] * 6 + [1] * 5 + [-1] * 2])
+    mask = torch.zeros(1, 13, dtype=torch.bool)
+    mask[0, [4, 5, 8]] = True
+    layout = RowLayout.of(documents, mask)
+    assert layout.documents == ((0, 6), (6, 11))
+    assert layout.places.tolist() == [4, 5, 8]
+    assert layout.place_starts.tolist() == [0, 0, 6]
+    assert layout.reaching(2, 3) == (Segment(0, 1, 4), Segment(6, 6, 7))
