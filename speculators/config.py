@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import importlib.metadata
 import json
 import pkgutil

@@ -1,0 +1,51 @@
+"""What several verbs share: the recipe argument with its overrides, and JSON results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from speculators.errors import Problem
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Adds RECIPE and `--set`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a name that spec ls lists, or a file such as ./mine.toml")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set`, which may be given several times."""
+    text = "replace a value of the recipe; the value is TOML (--set schedule.optimizer.lr=3e-4)"
+    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=text)
+
+
+def add_verifier_config(parser: argparse.ArgumentParser) -> None:
+    """Adds `--verifier-config`."""
+    text = "config.json of the verifier, to check against it without fetching the model"
+    parser.add_argument("--verifier-config", metavar="FILE", type=Path, help=text)
+
+
+def count(text: str) -> int:
+    """argparse type: an integer from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1, got {text!r}")
+    return int(text)
+
+
+def print_json(value: Any) -> None:
+    """Prints a result as JSON."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def problem_values(problem: Problem) -> dict[str, Any]:
+    """Returns a problem as JSON values."""
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "path": problem.path,
+        "message": problem.message,
+        "hint": problem.hint,
+    }

@@ -1,0 +1,57 @@
+"""Checks recipes: everything that can be known without weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from speculators.config import VerifierFacts
+from speculators.errors import Problem, RecipeError
+from speculators.recipe.checks import check_recipe, check_verifier
+from speculators.recipe.load import load_recipe
+
+from .common import add_overrides, add_verifier_config, print_json, problem_values
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="names that spec ls lists, or files")
+    add_overrides(parser)
+    add_verifier_config(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints one line a recipe, or raises with all problems of all of them."""
+    given = VerifierFacts.read(options.verifier_config) if options.verifier_config else None
+    results, problems = [], []
+    for name in options.recipes:
+        found, note = _check(name, options.overrides, given)
+        problems += found
+        results.append(
+            {"recipe": name, "ok": not found, "note": note, "problems": [problem_values(problem) for problem in found]}
+        )
+        if not (found or options.quiet or options.json):
+            print(f"{name}: ok ({note})")
+    if options.json:
+        print_json(results)
+    elif problems:
+        raise RecipeError(problems)
+    return RecipeError.exit_code if problems else 0
+
+
+def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> tuple[list[Problem], str]:
+    """Returns the problems of a recipe, and what it was checked against."""
+    try:
+        recipe = load_recipe(name, overrides)
+    except RecipeError as error:
+        return list(error.problems), ""
+    problems = check_recipe(recipe)
+    config = Path(recipe.verifier.model) / "config.json"
+    if facts is None and recipe.verifier.kind == "folder" and config.is_file():
+        facts = VerifierFacts.read(config)
+    if facts is None:
+        return (
+            problems,
+            "the verifier's config.json was not at hand: spec plan, or --verifier-config, checks against it",
+        )
+    return problems + check_verifier(recipe, facts), f"checked against {facts.source}"

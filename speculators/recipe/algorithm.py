@@ -1,0 +1,59 @@
+"""Structuring of `[algorithm]`: the registered config class says which keys there are; a plug-in may bring it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speculators.config import CONFIGS
+from speculators.errors import RegistryError
+from speculators.recipe.converter import CONVERTER, build
+from speculators.recipe.faults import Fault, Invalid, wrong
+from speculators.recipe.schema import AlgorithmSection
+from speculators.registry import near_miss
+
+_OWN_KEYS = ("name", "module")
+
+
+def import_plugin(module: str, folder: Path) -> None:
+    """Imports a plug-in that registers an algorithm: an installed one, or one in the recipe's or the working folder.
+
+    Raises:
+        Invalid: it cannot be found, or fails when imported.
+    """
+    try:
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            sys.path.extend(str(place) for place in (folder.resolve(), Path.cwd()) if str(place) not in sys.path)
+            importlib.invalidate_caches()
+        importlib.import_module(module)
+    # The plug-in is somebody else's code and may raise anything.
+    except Exception as error:
+        message = f"importing {module!r} failed: {type(error).__name__}: {error}"
+        hint = "install it, put it beside the recipe, or set PYTHONPATH" if isinstance(error, ImportError) else ""
+        raise Invalid([Fault(("module",), message, hint)]) from error
+
+
+@CONVERTER.register_structure_hook
+def _algorithm(value: Any, _: Any) -> AlgorithmSection:
+    if not isinstance(value, Mapping):
+        raise Invalid([wrong("a table", value)])
+    head = {key: value[key] for key in _OWN_KEYS if key in value}
+    faults = [Fault((key,), f"must be a text, got {told!r}") for key, told in head.items() if not isinstance(told, str)]
+    if "name" not in head:
+        faults.append(Fault(("name",), "is missing", f"algorithms: {', '.join(CONFIGS.names())}"))
+    if faults:
+        raise Invalid(faults)
+    try:
+        config_class = CONFIGS.get(head["name"])
+    except RegistryError:
+        names = CONFIGS.names()
+        message = f"no algorithm {head['name']!r}; there are: {', '.join(names)}"
+        hint = near_miss(head["name"], names) or "a plug-in is named by algorithm.module"
+        raise Invalid([Fault(("name",), message, hint)]) from None
+    keys = [field.name for field in config_class.recipe_fields()]
+    own = {key: item for key, item in value.items() if key not in _OWN_KEYS}
+    return AlgorithmSection(**head, config=build(config_class, own, keys, also=_OWN_KEYS))

@@ -1,0 +1,115 @@
+"""Checks across sections and against the verifier; each returns all problems that it finds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from speculators.config import VerifierFacts
+from speculators.errors import Problem, RecipeError
+from speculators.recipe.catalog import resolved_suite, suite_names
+from speculators.recipe.decoder import draft_decoder_config
+from speculators.recipe.schema import Recipe, is_file_path
+from speculators.registry import near_miss
+
+
+def check_recipe(recipe: Recipe, *, world_size: int = 1) -> list[Problem]:
+    """Returns what is wrong with a recipe in itself: the files it names, its steps, its suites, its bands."""
+    return [*_files(recipe), *_steps(recipe, world_size), *_suites(recipe), *_bands(recipe)]
+
+
+def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
+    """Returns what is wrong with a recipe for this verifier: vocabulary, layers, positions, decoder."""
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
+    if missing := [key for key in needed if not isinstance(facts.get(key), int)]:
+        message = f"{facts.source} has no {', '.join(missing)}: this is not the config.json of a language model"
+        return [recipe.problem("verifier.model", message)]
+    problems = []
+    config = recipe.algorithm.config
+    if config.draft_vocab_size is not None and config.draft_vocab_size > facts.vocab_size:
+        message = f"must be at most the verifier's vocabulary of {facts.vocab_size}, got {config.draft_vocab_size}"
+        problems.append(recipe.problem("algorithm.draft_vocab_size", message, "leave it out for the whole vocabulary"))
+    layers = facts.num_hidden_layers
+    if above := [layer for layer in config.target_layer_ids or () if layer > layers]:
+        message = f"must be in 0..{layers}, the verifier has {layers} layers; got {above}"
+        problems.append(recipe.problem("algorithm.target_layer_ids", message))
+    if recipe.data.max_tokens > facts.max_position_embeddings:
+        message = f"must be at most {facts.max_position_embeddings}, the positions that the verifier has"
+        problems.append(recipe.problem("data.max_tokens", f"{message}; got {recipe.data.max_tokens}"))
+    try:
+        draft_decoder_config(facts, config)
+    except RecipeError as error:
+        problems += [recipe.problem(p.path, p.message, p.hint) for p in error.problems]
+    return problems
+
+
+def _files(recipe: Recipe) -> list[Problem]:
+    problems = []
+    model = Path(recipe.verifier.model)
+    if recipe.verifier.kind == "gguf" and not model.is_file():
+        problems.append(recipe.problem("verifier.model", f"no such file: {model}"))
+    if recipe.verifier.kind == "folder" and not (model / "config.json").is_file():
+        found = "no config.json in this folder" if model.is_dir() else "no such folder"
+        hint = "a hub id is written owner/name, without ./"
+        problems.append(recipe.problem("verifier.model", f"{found}: {model}", hint))
+    for index, source in enumerate(recipe.data.sources):
+        if source.is_file and not Path(source.path).is_file():
+            problems.append(recipe.problem(f"data.sources[{index}].path", f"no such file: {source.path}"))
+    return problems
+
+
+def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
+    schedule = recipe.schedule
+    row = schedule.row_tokens or recipe.data.max_tokens
+    if row < recipe.data.max_tokens:
+        message = f"must be at least data.max_tokens = {recipe.data.max_tokens}: a conversation is never split"
+        return [recipe.problem("schedule.row_tokens", f"{message}; got {row}")]
+    rows, rest = divmod(schedule.tokens_per_step, row)
+    if rest:
+        message = f"must be a multiple of the {row} tokens of a row, got {schedule.tokens_per_step}"
+        near = " or ".join(str(row * count) for count in (rows, rows + 1) if count)
+        return [recipe.problem("schedule.tokens_per_step", message, f"take {near}")]
+    if rows % world_size:
+        message = f"{rows} rows a step cannot be shared by {world_size} processes"
+        hint = f"take a multiple of {row * world_size}, or another number of processes"
+        return [recipe.problem("schedule.tokens_per_step", message, hint)]
+    return []
+
+
+def _suites(recipe: Recipe) -> list[Problem]:
+    problems = []
+    names = suite_names()
+    for index, suite in enumerate(recipe.benchmark.suites):
+        place = f"benchmark.suites[{index}]"
+        if suite.path is None and suite.name not in names:
+            hint = near_miss(suite.name, names) or f"there are: {', '.join(names)}; one of your own needs a path"
+            problems.append(recipe.problem(place, f"no suite {suite.name!r}", hint))
+            continue
+        path = str(resolved_suite(suite).path)
+        if is_file_path(path) and not Path(path).is_file():
+            problems.append(recipe.problem(f"{place}.path", f"no such file: {path}"))
+    return problems
+
+
+def _bands(recipe: Recipe) -> list[Problem]:
+    """Checks that each band speaks of a setting that the benchmark measures."""
+    bench = recipe.benchmark
+    settings = [
+        f"{suite.name}/K={k}/T={t:g}"
+        for suite in bench.suites
+        for k in bench.num_speculative_tokens
+        for t in bench.temperature
+    ]
+    problems = []
+    for name, band in recipe.expect.items():
+        setting = re.fullmatch(r"(.+/K=(\d+))/T=(\d+(?:\.\d+)?)", name)
+        plain = f"{setting.group(1)}/T={float(setting.group(3)):g}" if setting else name
+        place = f'expect."{name}"'
+        if plain not in settings:
+            message = "is not a setting that [benchmark] measures"
+            hint = near_miss(plain, settings) or "write SUITE/K=5/T=0, all three from [benchmark]"
+            problems.append(recipe.problem(place, message, hint))
+        elif setting and band.tau[1] > int(setting.group(2)) + 1:
+            message = f"must be at most K + 1 = {int(setting.group(2)) + 1}, got {list(band.tau)}"
+            problems.append(recipe.problem(f"{place}.tau", message))
+    return problems

@@ -1,0 +1,65 @@
+"""What identifies the input of a stage: content, never a path or a name of the author's choice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from speculators.recipe.catalog import resolved_suite
+from speculators.recipe.schema import Source, Suite, VerifierSection
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """Returns 64 hex digits that depend on the JSON values alone, not on the order of keys."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Returns the sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verifier_identity(section: VerifierSection) -> dict[str, Any]:
+    """Returns what determines the verifier's weights, tokenizer and template."""
+    kind = section.kind
+    if kind == "hub":
+        identity: dict[str, Any] = {"hub": section.model, "revision": section.revision}
+    elif kind == "tiny":
+        identity = {"tiny": section.model}
+    elif kind == "folder":
+        # Every file: a tokenizer or template that changed changes the data as weights that changed do the states.
+        files = sorted(file for file in Path(section.model).iterdir() if file.is_file() and file.name[0] != ".")
+        identity = {"files": {file.name: file_digest(file) for file in files}}
+    else:
+        identity = {"sha256": section.sha256 or file_digest(Path(section.model))}
+    return {**identity, "trust_remote_code": section.trust_remote_code}
+
+
+def source_identity(source: Source) -> dict[str, Any]:
+    """Returns what determines the conversations of a source."""
+    chosen = {"split": source.split, "take": source.take}
+    if source.is_file:
+        return {"sha256": file_digest(Path(source.path)), **chosen}
+    return {"hub": source.path, "revision": source.revision, **chosen}
+
+
+def suite_identity(suite: Suite) -> dict[str, Any]:
+    """Returns what determines the prompts of a suite."""
+    whole = resolved_suite(suite)
+    return source_identity(Source(path=str(whole.path), split=whole.split, take=whole.take))
+
+
+def section_values(section: Any, *leave_out: str) -> dict[str, Any]:
+    """Returns a section's fields as JSON values, without some."""
+    values = attrs.asdict(section, filter=lambda field, _: field.name not in leave_out)
+    return dict(json.loads(json.dumps(values)))

@@ -1,0 +1,110 @@
+"""From a TOML file to a Recipe: every problem in one report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from speculators.config import CONFIGS
+from speculators.errors import Problem, RecipeError
+from speculators.recipe.algorithm import import_plugin
+from speculators.recipe.catalog import recipe_path, recipes_folder
+from speculators.recipe.converter import structure, to_problem
+from speculators.recipe.document import Layer, holds, locate, merge, read_layers
+from speculators.recipe.faults import Invalid
+from speculators.recipe.migrate import MIGRATIONS, migrate
+from speculators.recipe.origin import Origin, path_text
+from speculators.recipe.schema import Recipe, is_file_path
+from speculators.recipe.values import PLACES, as_tables, known_paths, leaves
+
+__all__ = ["MIGRATIONS", "load_recipe", "migrate", "origins"]
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe, with the origin of every value; file paths in it are made absolute.
+
+    Args:
+        name_or_path: a name of the catalogue or a file.
+        overrides: `section.key=value` each, the value in TOML.
+
+    Raises:
+        RecipeError: with all problems.
+    """
+    path = recipe_path(name_or_path)
+    layers = read_layers(path, overrides)
+    data = merge(*(layer.data for layer in layers))
+    problems = _import_module(data, layers)
+    keys = [field.name for field in attrs.fields(Recipe) if field.name not in PLACES]
+    recipe, found = structure(data, Recipe, locate=lambda where: locate(layers, where), keys=keys)
+    # Without its plug-in an algorithm is unknown: one fault, told once.
+    problems += [p for p in found if not (problems and p.path == "algorithm.name")]
+    if problems or recipe is None:
+        problems.sort(key=lambda problem: (problem.file or "", problem.line or 0))
+        raise RecipeError([_point_elsewhere(problem, data) for problem in problems])
+    return _anchored(attrs.evolve(recipe, file=path), layers)
+
+
+def origins(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Returns where each value came from: "file:line", "extends file:line", "--set" or "default"."""
+    return {path: str(origin) for path, origin in load_recipe(name_or_path, overrides).origins.items()}
+
+
+def _import_module(data: Mapping[str, Any], layers: Sequence[Layer]) -> list[Problem]:
+    """Imports `algorithm.module`, which registers the algorithm, before anything is structured."""
+    table = data.get("algorithm")
+    module = table.get("module") if isinstance(table, Mapping) else None
+    if isinstance(module, str):
+        written = next(layer for layer in reversed(layers) if holds(layer.data, ("algorithm", "module")))
+        try:
+            import_plugin(module, written.folder)
+        except Invalid as invalid:
+            return [to_problem(f, ("algorithm",), lambda where: locate(layers, where)) for f in invalid.faults]
+    return []
+
+
+def _point_elsewhere(problem: Problem, data: Mapping[str, Any]) -> Problem:
+    """Gives an unknown key without a near miss the place at which a key of that name exists."""
+    if not problem.message.startswith("unknown key") or problem.hint.startswith("did you mean"):
+        return problem
+    table = data.get("algorithm")
+    name = table.get("name") if isinstance(table, Mapping) else None
+    config_class = CONFIGS.get(name) if name in CONFIGS.names() else None
+    key = problem.path.rpartition(".")[2]
+    places = [path for path in known_paths(config_class) if path.rpartition(".")[2] == key]
+    hint = f"did you mean {' or '.join(repr(path) for path in places)}?"
+    return dataclasses.replace(problem, hint=hint) if places else problem
+
+
+def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
+    """Returns the recipe with origins, and with file paths made absolute: relative ones depend on who wrote them."""
+    written = {
+        path_text(path): locate(layers, path) if any(holds(layer.data, path) for layer in layers) else Origin("default")
+        for path, _ in leaves((), as_tables(recipe))
+    }
+    folders = {layer.file: layer.folder for layer in layers}
+
+    def absolute(told: str, path: str) -> str:
+        beside = folders[written[path].file] / Path(told).expanduser()
+        shipped = recipes_folder() / told
+        return str((beside if beside.exists() or not shipped.exists() else shipped).resolve())
+
+    sources, suites, verifier = list(recipe.data.sources), list(recipe.benchmark.suites), recipe.verifier
+    for index, source in enumerate(sources):
+        if source.is_file:
+            sources[index] = attrs.evolve(source, path=absolute(source.path, f"data.sources[{index}].path"))
+    for index, suite in enumerate(suites):
+        if suite.path is not None and is_file_path(suite.path):
+            suites[index] = attrs.evolve(suite, path=absolute(suite.path, f"benchmark.suites[{index}].path"))
+    if verifier.kind in ("gguf", "folder"):
+        verifier = attrs.evolve(verifier, model=absolute(verifier.model, "verifier.model"))
+    return attrs.evolve(
+        recipe,
+        verifier=verifier,
+        data=attrs.evolve(recipe.data, sources=tuple(sources)),
+        benchmark=attrs.evolve(recipe.benchmark, suites=tuple(suites)),
+        origins=written,
+    )

@@ -1,0 +1,306 @@
+"""What a recipe holds: frozen sections with their defaults and the checks of one field or one section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import field
+
+from speculators.config import SpeculatorModelConfig, positive
+from speculators.errors import Problem
+from speculators.recipe.converter import CONVERTER, build
+from speculators.recipe.origin import Origin
+from speculators.recipe.validators import between, cadence, each, matches, not_empty, not_negative, one_of
+
+DTYPES = ("float32", "bfloat16", "float16")
+HEX_64 = matches(r"[0-9a-f]{64}", "64 lower-case hex digits")
+
+
+def is_file_path(text: str) -> bool:
+    """Tells a path from a hub id: a path is absolute, starts with `./`, `../` or `~`, or has a data file's suffix."""
+    return text.startswith(("/", "./", "../", "~")) or text.endswith((".jsonl", ".json"))
+
+
+def _model(_: object, __: attrs.Attribute[Any], value: str) -> None:
+    if value.startswith("wheel:"):
+        matches(r"wheel:[\w.-]+==[\w.+!-]+#.+", '"wheel:NAME==VERSION#path/in/wheel"')(_, __, value)
+        inside = value.partition("#")[2]
+        if inside.startswith("/") or ".." in inside.split("/") or not inside.endswith(".gguf"):
+            raise ValueError(f'must name a .gguf file inside the wheel, got "{inside}"')
+    elif value.startswith("tiny:"):
+        matches(r"tiny:\d+", '"tiny:SEED"')(_, __, value)
+    elif not is_file_path(value) and not value.endswith(".gguf"):
+        known = "a hub id, a local folder (./folder), a .gguf file, wheel:NAME==VERSION#path or tiny:SEED"
+        matches(r"[\w.-]+(/[\w.-]+)?", known)(_, __, value)
+
+
+def _hidden_states(_: object, __: attrs.Attribute[Any], value: str) -> None:
+    if value == "server":
+        raise ValueError('"server" is not available yet: must be "online" or "cached"')
+    one_of("online", "cached")(_, __, value)
+
+
+def _band(_: object, __: attrs.Attribute[Any], value: tuple[float, float]) -> None:
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError(f"must be [low, high] with 1 <= low <= high, got {list(value)}")
+
+
+@attrs.frozen(kw_only=True)
+class VerifierSection:
+    """`[verifier]`: the model that is drafted for.
+
+    Attributes:
+        model: hub id, local folder, `.gguf` file, `wheel:NAME==VERSION#path/in/wheel`, or `tiny:SEED`.
+        revision: commit of a hub id.
+        sha256: of the GGUF file.
+        dtype: in which the verifier runs.
+        trust_remote_code: let transformers run code that comes with the model.
+    """
+
+    model: str = field(validator=_model)
+    revision: str | None = None
+    sha256: str | None = field(default=None, validator=HEX_64)
+    dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
+    trust_remote_code: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Returns "wheel", "tiny", "gguf", "folder" or "hub"."""
+        if self.model.startswith(("wheel:", "tiny:")):
+            return self.model.partition(":")[0]
+        if self.model.endswith(".gguf"):
+            return "gguf"
+        return "folder" if is_file_path(self.model) else "hub"
+
+    def __attrs_post_init__(self) -> None:
+        if self.kind == "wheel" and self.sha256 is None:
+            raise ValueError("a wheel: model needs sha256, that of the GGUF file inside: it is checked before use")
+        if self.sha256 is not None and self.kind not in ("wheel", "gguf"):
+            raise ValueError(f'sha256 is for .gguf files and wheel: models, not for a {self.kind}; "none" drops it')
+        if self.revision is not None and self.kind != "hub":
+            raise ValueError(f'revision is for hub ids, not for a {self.kind}; "none" drops it')
+
+
+@attrs.frozen(kw_only=True)
+class Source:
+    """One source of conversations: a JSONL file (path relative to the recipe's folder) or a data set's hub id.
+
+    Attributes:
+        take: the first so many conversations; None for all.
+        sha256: of the file.
+    """
+
+    path: str = field(validator=not_empty)
+    split: str | None = None
+    take: int | None = field(default=None, validator=positive)
+    revision: str | None = None
+    sha256: str | None = field(default=None, validator=HEX_64)
+
+    @property
+    def is_file(self) -> bool:
+        """Returns whether `path` is a file rather than a hub id."""
+        return is_file_path(self.path)
+
+
+@attrs.frozen(kw_only=True)
+class Regenerate:
+    """`[data.regenerate]`: replace the answers by the verifier's own continuations."""
+
+    max_new_tokens: int = field(default=160, validator=positive)
+    temperature: float = field(default=0.0, validator=not_negative)
+    batch_size: int = field(default=32, validator=positive)
+    seed: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class DataSection:
+    """`[data]`: conversations and how the verifier's states for them travel.
+
+    Attributes:
+        max_tokens: longer conversations are cut here.
+        hidden_states: "online" computes them during training, "cached" captures them to disk first.
+        states_dtype: storage type of cached states.
+    """
+
+    sources: tuple[Source, ...] = field(validator=not_empty)
+    max_tokens: int = field(default=2048, validator=positive)
+    hidden_states: str = field(default="online", validator=_hidden_states)
+    states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
+    regenerate: Regenerate | None = None
+
+
+@attrs.frozen(kw_only=True)
+class AlgorithmSection:
+    """`[algorithm]`: a registered name, and the fields of the config registered under it as the other keys.
+
+    Attributes:
+        module: a plug-in that registers the algorithm when imported.
+    """
+
+    name: str
+    module: str | None = None
+    config: SpeculatorModelConfig
+
+
+@attrs.frozen(kw_only=True)
+class OptimizerSection:
+    """`schedule.optimizer`.
+
+    Attributes:
+        lr: peak learning rate; with muon, that of the matrices.
+        betas: of adamw, and of the part of the parameters that muon leaves to adamw.
+        clip_norm: largest norm of the gradient; None for no clipping.
+        momentum: of muon.
+        adamw_lr: with muon, peak learning rate of what is not a matrix of a layer (embeddings, norms, head).
+    """
+
+    name: str = field(default="adamw", validator=one_of("adamw", "muon"))
+    lr: float = field(default=1e-4, validator=positive)
+    weight_decay: float = field(default=0.0, validator=not_negative)
+    betas: tuple[float, float] = field(default=(0.9, 0.95))
+    clip_norm: float | None = field(default=1.0, validator=positive)
+    momentum: float = field(default=0.95, validator=between(0, 1))
+    adamw_lr: float | None = field(default=None, validator=positive)
+
+    @betas.validator
+    def _betas_below_one(self, attribute: attrs.Attribute[Any], value: tuple[float, float]) -> None:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"must be two numbers from 0 to below 1, got {list(value)}")
+
+    def __attrs_post_init__(self) -> None:
+        if self.adamw_lr is not None and self.name != "muon":
+            raise ValueError('adamw_lr is for name = "muon"; with adamw, lr is the rate of all parameters')
+
+
+@attrs.frozen(kw_only=True)
+class LearningRate:
+    """`schedule.learning_rate`: the factor on the peak rate over the run.
+
+    Attributes:
+        warmup: share of the steps in which the rate rises from 0.
+        decay: share of the steps in which "wsd" decays.
+        floor: where the decay ends, as a share of the peak rate.
+    """
+
+    shape: str = field(default="cosine", validator=one_of("linear", "cosine", "wsd", "constant"))
+    warmup: float = field(default=0.02, validator=between(0, 1))
+    decay: float = field(default=0.2, validator=between(0, 1))
+    floor: float = field(default=0.0, validator=between(0, 1))
+
+    def __attrs_post_init__(self) -> None:
+        if self.shape == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"warmup and decay share the steps: {self.warmup:g} + {self.decay:g} is more than 1")
+
+
+@attrs.frozen(kw_only=True)
+class ScheduleSection:
+    """`[schedule]`: how long, in which steps, at which rate.
+
+    Attributes:
+        max_steps: stop after so many optimizer updates; None for `epochs` passes.
+        tokens_per_step: tokens of the global batch, whatever the number of processes.
+        row_tokens: tokens of one packed row; None for `data.max_tokens`.
+        evaluate_every: steps, or a share of the run.
+        keep_checkpoints: how many of the latest stay on disk, besides the best.
+    """
+
+    epochs: int = field(default=1, validator=positive)
+    max_steps: int | None = field(default=None, validator=positive)
+    tokens_per_step: int = field(default=65_536, validator=positive)
+    row_tokens: int | None = field(default=None, validator=positive)
+    optimizer: OptimizerSection = OptimizerSection()
+    learning_rate: LearningRate = LearningRate()
+    precision: str = field(default="bf16", validator=one_of("bf16", "fp32"))
+    evaluate_every: str | int = field(default="10%", validator=cadence)
+    checkpoint_every: str | int = field(default="10%", validator=cadence)
+    keep_checkpoints: int = field(default=2, validator=positive)
+
+
+@attrs.frozen(kw_only=True)
+class DistributedSection:
+    """`[distributed]`: shard the model over all processes of the launch (FSDP2), or keep a copy in each."""
+
+    shard: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class Suite:
+    """Prompts to measure on: a name of the catalogue, or a name of one's own with a path or hub id."""
+
+    name: str = field(validator=matches(r"[\w.-]+", "letters, digits, _, - and ."))
+    path: str | None = None
+    split: str | None = None
+    take: int | None = field(default=None, validator=positive)
+
+
+@CONVERTER.register_structure_hook
+def _suite_or_name(value: Any, _: Any) -> Suite:
+    return build(Suite, {"name": value} if isinstance(value, str) else value)
+
+
+@attrs.frozen(kw_only=True)
+class BenchmarkSection:
+    """`[benchmark]`: what acceptance is measured on.
+
+    Attributes:
+        suites: the first one also chooses the best checkpoint.
+        num_speculative_tokens: the K that are reported.
+        live_prompts: prompts that the live decode re-measures in each setting; None for all.
+        baselines: training-free drafters to measure beside.
+    """
+
+    suites: tuple[Suite, ...] = field(default=())
+    num_speculative_tokens: tuple[int, ...] = field(default=(3, 5, 7), validator=each(positive))
+    temperature: tuple[float, ...] = field(default=(0.0,), validator=each(not_negative))
+    max_new_tokens: int = field(default=160, validator=positive)
+    live_prompts: int | None = field(default=8, validator=positive)
+    baselines: tuple[str, ...] = ("ngram",)
+
+    @suites.validator
+    def _distinct(self, attribute: attrs.Attribute[Any], value: tuple[Suite, ...]) -> None:
+        names = [suite.name for suite in value]
+        if len(set(names)) != len(names):
+            raise ValueError(f"must have distinct names, got {names}")
+
+
+@attrs.frozen(kw_only=True)
+class Expect:
+    """One band of `[expect]`: the acceptance length that was measured, and by what."""
+
+    tau: tuple[float, float] = field(validator=_band)
+    source: str = field(validator=not_empty)
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """What the author wrote, with the defaults; `file` and `origins` say where and are no part of its meaning."""
+
+    format: int
+    name: str = field(validator=matches(r"[A-Za-z0-9][\w.-]*", "letters, digits, _, - and ."))
+    version: str = field(validator=matches(r"\d+\.\d+\.\d+", 'three numbers such as "1.0.0"'))
+    summary: str = ""
+    seed: int = field(default=0, validator=not_negative)
+    extends: str | None = None
+    verifier: VerifierSection
+    data: DataSection
+    algorithm: AlgorithmSection
+    schedule: ScheduleSection = ScheduleSection()
+    distributed: DistributedSection = DistributedSection()
+    benchmark: BenchmarkSection = BenchmarkSection()
+    expect: dict[str, Expect] = field(factory=dict)
+    file: Path | None = field(default=None, eq=False)
+    origins: Mapping[str, Origin] = field(factory=dict, eq=False, repr=False)
+
+    def problem(self, path: str, message: str, hint: str = "") -> Problem:
+        """Returns a Problem at a TOML path, with file and line of the value or of what is written nearest to it."""
+        written = {key: origin for key, origin in self.origins.items() if origin.kind != "default"}
+        place = path
+        while place:
+            below = (origin for key, origin in written.items() if key.startswith((f"{place}.", f"{place}[")))
+            if found := written.get(place) or next(below, None):
+                return Problem(path, message, hint, found.file, found.line)
+            place = place[: max(place.rfind("."), place.rfind("["), 0)]
+        return Problem(path, message, hint, str(self.file) if self.file else None)

@@ -1,0 +1,80 @@
+"""attrs validators of recipe fields; each says what is allowed and what was found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from speculators.registry import near_miss
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def one_of(*allowed: str) -> Validator:
+    """Returns a validator for one of these words."""
+
+    def check(_: object, __: attrs.Attribute[Any], value: str) -> None:
+        if value not in allowed:
+            words = ", ".join(f'"{word}"' for word in allowed)
+            hint = near_miss(value, list(allowed))
+            raise ValueError(f'must be one of {words}, got "{value}"{f"; {hint}" if hint else ""}')
+
+    return check
+
+
+def between(low: float, high: float) -> Validator:
+    """Returns a validator for low <= value <= high."""
+
+    def check(_: object, __: attrs.Attribute[Any], value: float) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low:g} to {high:g}, got {value!r}")
+
+    return check
+
+
+def not_negative(_: object, __: attrs.Attribute[Any], value: Any) -> None:
+    """attrs validator: None, or a number >= 0."""
+    if value is not None and value < 0:
+        raise ValueError(f"must be >= 0, got {value!r}")
+
+
+def matches(pattern: str, what: str) -> Validator:
+    """Returns a validator for None or text that is `pattern` from end to end; `what` names it for people."""
+
+    def check(_: object, __: attrs.Attribute[Any], value: str | None) -> None:
+        if value is not None and not re.fullmatch(pattern, value):
+            raise ValueError(f'must be {what}, got "{value}"')
+
+    return check
+
+
+def each(check: Validator) -> Validator:
+    """Returns a validator for a non-empty list of distinct values that all pass `check`."""
+
+    def check_all(_: object, __: attrs.Attribute[Any], values: tuple[Any, ...]) -> None:
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"must hold one or more distinct values, got {list(values)}")
+        for value in values:
+            check(_, __, value)
+
+    return check_all
+
+
+def not_empty(_: object, __: attrs.Attribute[Any], value: Any) -> None:
+    """attrs validator: a list or a text with something in it."""
+    if not value:
+        raise ValueError("must not be empty")
+
+
+def cadence(_: object, __: attrs.Attribute[Any], value: int | str) -> None:
+    """attrs validator: a number of steps > 0, or a share of the run such as "10%"."""
+    if isinstance(value, str):
+        share = re.fullmatch(r"(\d+(?:\.\d+)?)%", value)
+        good = share is not None and 0 < float(share.group(1)) <= 100
+    else:
+        good = value > 0
+    if not good:
+        raise ValueError(f'must be a number of steps > 0 or a share of the run such as "10%", got {value!r}')

@@ -1,0 +1,38 @@
+"""The one Console. Styles are named by meaning. Importing this imports Rich: verbs do so when they print."""
+
+from __future__ import annotations
+
+import functools
+
+from rich.console import Console
+from rich.theme import Theme
+
+STYLES = {
+    "title": "bold",
+    "name": "cyan",
+    "number": "green",
+    "note": "dim",
+    "good": "green",
+    "warn": "yellow",
+    "bad": "bold red",
+}
+
+# Piped output is searched line by line: it is not wrapped at the 80 columns that Rich assumes.
+PIPED_WIDTH = 200
+
+
+class PipeConsole(Console):
+    """A Console that leaves a closed pipe to the CLI, where Rich would end the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the BrokenPipeError that Rich has caught."""
+        raise BrokenPipeError
+
+
+@functools.cache
+def console(*, stderr: bool = False) -> Console:
+    """Returns the Console for results, or the one for progress and errors (`stderr`)."""
+    made = PipeConsole(stderr=stderr, theme=Theme(STYLES), highlight=False)
+    if not made.is_terminal:
+        made.width = PIPED_WIDTH
+    return made

@@ -1,0 +1,271 @@
+"""The command line: fast, clear, without tracebacks, with the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from speculators.cli import main
+
+from speculators import cli
+from speculators.errors import TrainingError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+LLAMA = str(FIXTURES / "llama-3.1-8b" / "config.json")
+
+RECIPE = """\
+format = 1
+name = "mine"
+version = "1.0.0"
+[verifier]
+model = "owner/model"
+[data]
+sources = [{ path = "rows.jsonl" }]
+[algorithm]
+name = "eagle3"
+draft_vocab_size = 64
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "mine.toml").write_text(RECIPE)
+
+
+def spec(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "importtime", "-m", "speculators.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("validate", "mine.toml"), ("cp", "smoke", "copy.toml"), ("show", "smoke")]
+)
+def test_light_verbs_import_neither_torch_nor_transformers_nor_rich(arguments: tuple[str, ...]) -> None:
+    """What only reads text starts without the libraries that take seconds."""
+    done = new_process(*arguments)
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert imported.isdisjoint({"torch", "transformers", "rich", "numpy", "datasets"})
+
+
+def test_ls_and_plan_import_no_torch() -> None:
+    """They print tables, and need no weights."""
+    for arguments in (("ls",), ("plan", "mine.toml", "--verifier-config", LLAMA)):
+        done = new_process(*arguments)
+        assert done.returncode == 0
+        assert "| torch" not in done.stderr.replace("|  ", "| ")
+
+
+def test_help_and_validate_need_less_than_a_third_of_a_second() -> None:
+    """The best of five, in processor time: the machine may be busy with other things, the program may not."""
+    for arguments in (["--help"], ["validate", "mine.toml"]):
+        best = 9.0
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-m", "speculators.cli", *arguments], capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            best = min(best, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+        assert best < 0.3
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    """With and without --help, and each verb has a help of its own."""
+    code, out, _ = spec(capsys)
+    assert code == 0
+    assert all(f"  {verb} " in out for verb in cli.VERBS)
+    for verb in cli.VERBS:
+        code, out, _ = spec(capsys, verb, "--help")
+        assert code == 0
+        assert "--json" in out
+        assert "--quiet" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["valdate"], "did you mean 'validate'?"),
+        (["validate"], "RECIPE"),
+        (["validate", "mine.toml", "--nonsense"], "--nonsense"),
+        (["validate", "nowhere.toml"], "no such file"),
+        (["validate", "mine.toml", "--set", "algorithm.ttt_steps=0"], "algorithm.ttt_steps: must be > 0, got 0"),
+        (["validate", "mine.toml", "--set", "seed"], "write section.key=value"),
+        (["plan", "mine.toml", "--verifier-config", LLAMA, "--set", "algorithm.draft_vocab_size=999_999"], "at most"),
+        (["plan", "mine.toml", "--nproc", "x"], "--nproc"),
+        (["plan", "mine.toml", "--nproc", "0"], "--nproc"),
+        (["show", "mine.toml", "--why", "optimizer.lr"], "did you mean 'schedule.optimizer.lr'?"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    """Bad usage and bad recipes: on stderr, without a traceback, nothing on stdout."""
+    code, out, err = spec(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_all_problems_are_printed_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each begins with the word error, file and line."""
+    Path("mine.toml").write_text(RECIPE.replace("draft_vocab_size = 64", 'draft_vocab_size = "64"\nttt_step = 1'))
+    code, _, err = spec(capsys, "validate", "mine.toml")
+    assert code == 2
+    assert err.splitlines() == [
+        'error: mine.toml:10: algorithm.draft_vocab_size: must be an integer, got "64"',
+        "error: mine.toml:11: algorithm.ttt_step: unknown key 'ttt_step' (did you mean 'ttt_steps'?)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (TrainingError("the loss is not finite", hint="lower schedule.optimizer.lr"), 1, "lower schedule.optimizer.lr"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_a_verb_raises_becomes_an_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, words: str
+) -> None:
+    """1 for a failure of the user's to mend, 130 for Ctrl-C; a verb is one module and one line."""
+
+    def fail(options: object) -> int:
+        raise raised
+
+    module = types.SimpleNamespace(__doc__="", add_arguments=lambda parser: None, run=fail)
+    monkeypatch.setitem(sys.modules, "speculators.cli.made_up", module)
+    monkeypatch.setitem(cli.VERBS, "made-up", "fails")
+    got, _, err = spec(capsys, "made-up")
+    assert got == code
+    assert words in err
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """`spec show smoke --resolved | head -1` ends with 0 and says nothing more."""
+    command = [sys.executable, "-m", "speculators.cli", "show", "smoke", "--resolved"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_validate_says_what_it_was_checked_against(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the verifier's config.json that is said; with it, the verifier's limits are checked too."""
+    assert "not at hand" in spec(capsys, "validate", "mine.toml")[1]
+    assert spec(capsys, "validate", "mine.toml", "--quiet") == (0, "", "")
+    assert f"checked against {LLAMA}" in spec(capsys, "validate", "mine.toml", "--verifier-config", LLAMA)[1]
+    folder = Path("model")
+    folder.mkdir()
+    (folder / "config.json").write_text(Path(LLAMA).read_text())
+    local = ["validate", "mine.toml", "--set", 'verifier.model="./model"']
+    assert "checked against" in spec(capsys, *local)[1]
+    assert spec(capsys, *local, "--set", "algorithm.draft_vocab_size=999_999")[0] == 2
+
+
+def test_validate_takes_several_recipes_and_tells_all_problems_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """One result a recipe; a bad one does not hide the next."""
+    Path("bad.toml").write_text(RECIPE.replace("[data]", "[date]"))
+    code, out, err = spec(capsys, "validate", "bad.toml", "mine.toml", "--json")
+    assert (code, err) == (2, "")
+    bad, good = json.loads(out)
+    assert (bad["ok"], good["ok"]) == (False, True)
+    assert {problem["path"] for problem in bad["problems"]} == {"date", "data"}
+    assert bad["problems"][0].keys() == {"file", "line", "path", "message", "hint"}
+
+
+def test_show_prints_the_file_or_every_value_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:
+    """As written; resolved; one value; as JSON."""
+    assert spec(capsys, "show", "mine.toml")[1] == RECIPE
+    resolved = spec(capsys, "show", "mine.toml", "--resolved", "--set", "seed=4")[1]
+    lines = {line.split()[0]: line.split() for line in resolved.splitlines()}
+    assert lines["seed"] == ["seed", "4", "--set"]
+    assert lines["schedule.optimizer.lr"] == ["schedule.optimizer.lr", "0.0001", "default"]
+    assert lines["verifier.model"] == ["verifier.model", '"owner/model"', "mine.toml:5"]
+    why = json.loads(spec(capsys, "show", "mine.toml", "--why", "verifier.model", "--json")[1])
+    assert why == {"verifier.model": {"value": "owner/model", "origin": "mine.toml:5"}}
+    assert len(spec(capsys, "show", "mine.toml", "--why", "schedule.optimizer")[1].splitlines()) == 7
+
+
+def test_plan_prints_stages_and_derived_values(capsys: pytest.CaptureFixture[str]) -> None:
+    """From a config.json alone; the same as JSON."""
+    code, out, _ = spec(capsys, "plan", "mine.toml", "--verifier-config", LLAMA, "--nproc", "8")
+    assert code == 0
+    plan = json.loads(spec(capsys, "plan", "mine.toml", "--verifier-config", LLAMA, "--json")[1])
+    assert [stage["name"] for stage in plan["stages"]] == ["verifier", "prepare", "train"]
+    for stage in plan["stages"]:
+        assert stage["fingerprint"][:16] in out
+    assert "2, 16, 29" in out
+    assert "64 of 128,256 tokens" in out
+    assert "32 rows of 2,048 tokens over 8" in out
+    assert "131,072" in out
+    assert "llama3" in out
+    assert plan["run_name"] in out
+
+
+def test_plan_without_network_says_how_to_plan_all_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id that cannot be reached is one error that names --verifier-config."""
+    from speculators.errors import VerifierError
+    from speculators.verifier import sources
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise VerifierError("owner/model cannot be reached")
+
+    monkeypatch.setattr(sources, "fetch_facts", unreachable)
+    code, _, err = spec(capsys, "plan", "mine.toml")
+    assert code == 1
+    assert "owner/model cannot be reached" in err
+    assert "--verifier-config" in err
+
+
+def test_ls_lists_recipes_algorithms_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs are the folders of ./runs that hold a recipe."""
+    assert "none here" in spec(capsys, "ls")[1]
+    run = Path("runs/mine-12345678")
+    (run / "speculator").mkdir(parents=True)
+    (run / "recipe.toml").write_text(RECIPE)
+    (run / "speculator" / "config.json").write_text("{}")
+    Path("runs/notes").mkdir()
+    code, out, _ = spec(capsys, "ls")
+    assert code == 0
+    assert all(word in out for word in ("quickstart", "eagle3_llama8b", "eagle3", "mine-12345678"))
+    listed = json.loads(spec(capsys, "ls", "--json")[1])
+    assert listed["runs"] == [{"name": "mine-12345678", "trained": True, "measured": False}]
+    assert {"name", "summary", "version", "verifier", "algorithm", "expect"} == listed["recipes"][0].keys()
+
+
+def test_cp_copies_once_and_never_over_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """The copy validates where it is; a file that is there is left alone."""
+    code, out, err = spec(capsys, "cp", "eagle3_llama8b", "./copy.toml")
+    assert (code, err) == (0, "")
+    assert "spec run ./copy.toml" in out or "spec run copy.toml" in out
+    assert spec(capsys, "validate", "./copy.toml")[0] == 0
+    code, _, err = spec(capsys, "cp", "smoke", "./copy.toml")
+    assert code == 1
+    assert "exists" in err
+    assert "eagle3_llama8b" in Path("copy.toml").read_text()
+    assert spec(capsys, "cp", "smoke", "no/such/folder/x.toml")[0] == 1
+    assert spec(capsys, "cp", "smoke", "x.txt")[0] == 1
+
+
+def test_cp_warns_of_files_that_the_copy_does_not_find(capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy in another folder has other relative paths; it says so at once instead of at the run."""
+    Path("deep").mkdir()
+    code, _, err = spec(capsys, "cp", "mine.toml", "deep")
+    assert code == 0
+    assert "warning: deep/mine.toml:7: data.sources[0].path: no such file" in err

@@ -1,0 +1,55 @@
+"""Recipes are found by name in the package, or by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from speculators.errors import RecipeError
+from speculators.recipe import schema
+from speculators.recipe.catalog import recipe_names, recipe_path, recipes_folder
+
+
+def test_the_catalogue_has_the_recipes_of_the_package() -> None:
+    """Names are the files' stems."""
+    assert {"quickstart", "smoke", "eagle3_llama8b", "eagle3_qwen3_8b", "smollm2_eagle3"} <= set(recipe_names())
+    assert recipe_path("smoke").name == "smoke.toml"
+
+
+@pytest.mark.parametrize(
+    ("told", "hint"),
+    [
+        ("quikstart", "did you mean 'quickstart'?"),
+        ("xyz", "there are: "),
+        ("./quickstart.toml", "spec cp quickstart ./quickstart.toml"),
+        ("./other.toml", "spec ls"),
+    ],
+)
+def test_what_is_not_there_is_told_with_the_near_miss(
+    told: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name gets the closest name, a path the command that would make it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        recipe_path(told)
+    assert hint in str(caught.value)
+
+
+def test_a_path_needs_a_slash_or_the_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mine.toml` and `./mine.toml` are files; `smoke` is always the catalogue's."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text("")
+    Path("smoke").write_text("")
+    assert recipe_path("mine.toml") == Path("mine.toml")
+    assert recipe_path("smoke").suffix == ".toml"
+
+
+def test_the_guide_names_every_recipe_and_every_key() -> None:
+    """A key that is added to the schema, or a recipe to the folder, is added to recipes/README.md."""
+    guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")
+    sections = [value for value in vars(schema).values() if isinstance(value, type) and attrs.has(value)]
+    keys = {field.name for cls in sections if cls.__module__ == schema.__name__ for field in attrs.fields(cls)}
+    keys -= {"config", "file", "origins"}
+    assert [word for word in [*sorted(keys), *recipe_names()] if word not in guide] == []

@@ -1,0 +1,145 @@
+"""The draft inherits the verifier's decoder: the rows of LESSONS.md about RoPE, positions and layer ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from speculators.config import CONFIGS, SpeculatorModelConfig, VerifierFacts
+from speculators.errors import RecipeError
+from speculators.recipe.plan import default_layer_ids, draft_decoder_config
+
+BASE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "vocab_size": 100,
+    "rope_theta": 10000.0,
+}
+
+
+def decoder(changes: dict[str, Any] | None = None, **config: Any) -> dict[str, Any]:
+    return draft_decoder_config(VerifierFacts({**BASE, **(changes or {})}), SpeculatorModelConfig(**config))
+
+
+def refusals(changes: dict[str, Any] | None = None, **config: Any) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        decoder(changes, **config)
+    return {problem.path: f"{problem.message} {problem.hint}" for problem in caught.value.problems}
+
+
+def test_llamas_decoder_is_inherited_whole(llama: VerifierFacts) -> None:
+    """Theta, the llama3 scaling with its original length, positions, eps and grouped heads are Llama-3.1's own."""
+    assert draft_decoder_config(llama, SpeculatorModelConfig()) == {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-05,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "vocab_size": 128256,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "layer_types": ["full_attention"],
+        "tie_word_embeddings": False,
+    }
+
+
+def test_qwens_positions_and_theta_are_inherited(qwen: VerifierFacts) -> None:
+    """40960 positions and theta 1e6, where a default of 2048 or 1e4 would fail only when served (SpecForge#249)."""
+    made = draft_decoder_config(qwen, SpeculatorModelConfig(num_layers=2))
+    assert made["max_position_embeddings"] == 40960
+    assert made["rope_parameters"] == {"rope_type": "default", "rope_theta": 1000000}
+    assert made["head_dim"] == 128
+    assert made["layer_types"] == ["full_attention"] * 2
+
+
+def test_a_partial_rotary_factor_beside_the_rotary_parameters_is_inherited() -> None:
+    """The factor that older files keep outside decides which half of a head turns (speculators#613)."""
+    assert decoder({"partial_rotary_factor": 0.5})["rope_parameters"]["partial_rotary_factor"] == 0.5
+    inside = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}
+    assert decoder(inside)["rope_parameters"]["partial_rotary_factor"] == 0.25
+
+
+def test_rotary_parameters_of_one_layer_type_each_give_those_of_the_drafts_own() -> None:
+    """Where sliding and full layers turn differently (Gemma 3), the draft takes the ones of its layer type."""
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert decoder({"rope_parameters": rope})["rope_parameters"] == rope["full_attention"]
+    sliding = decoder({"rope_parameters": rope}, decoder={"sliding_window": 64})
+    assert sliding["rope_parameters"] == rope["sliding_attention"]
+    assert sliding["layer_types"] == ["sliding_attention"]
+
+
+def test_a_value_that_the_verifier_does_not_tell_is_asked_for_not_guessed() -> None:
+    """No rotary parameters and no eps: two problems that name the file and the key to set."""
+    found = refusals({"rope_theta": None, "rms_norm_eps": None} | {"rope_parameters": None})
+    assert set(found) == {"algorithm.decoder.rope_parameters", "algorithm.decoder.rms_norm_eps"}
+    assert "config.json has no 'rms_norm_eps' to inherit" in found["algorithm.decoder.rms_norm_eps"]
+    given = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rms_norm_eps": 1e-6}
+    assert decoder({"rope_parameters": None, "rms_norm_eps": None}, decoder=given)["rms_norm_eps"] == 1e-6
+
+
+def test_the_recipe_may_replace_what_is_inherited() -> None:
+    """`algorithm.decoder` wins; a key that does not exist, or that is said elsewhere, is refused."""
+    made = decoder(decoder={"model_type": "qwen3", "intermediate_size": 32})
+    assert (made["model_type"], made["intermediate_size"]) == ("qwen3", 32)
+    found = refusals(decoder={"intermediate_sise": 32, "num_hidden_layers": 2, "vocab_size": 5})
+    assert "did you mean 'intermediate_size'?" in found["algorithm.decoder.intermediate_sise"]
+    assert "set algorithm.num_layers" in found["algorithm.decoder.num_hidden_layers"]
+    assert "cannot be replaced" in found["algorithm.decoder.vocab_size"]
+
+
+def test_the_number_of_layers_read_is_told_when_it_is_not_three() -> None:
+    """A server needs `num_aux_hidden_states` for any other number."""
+    assert "num_aux_hidden_states" not in decoder()
+    assert decoder(target_layer_ids=(1, 3, 5, 8))["num_aux_hidden_states"] == 4
+
+
+def test_layer_types_must_match_the_layers() -> None:
+    """One type a layer."""
+    assert "algorithm.decoder.layer_types" in refusals(decoder={"layer_types": ["full_attention"] * 2})
+
+
+@pytest.mark.parametrize("layers", range(1, 81))
+def test_default_layer_ids_are_sorted_distinct_and_exist(layers: int) -> None:
+    """Also for small verifiers, where the published rule 2, N//2, N-3 gives doubles or negatives."""
+    ids = default_layer_ids(layers)
+    assert list(ids) == sorted(set(ids))
+    assert ids[0] >= 0
+    assert ids[-1] <= layers
+    assert len(ids) == min(3, layers + 1)
+    if layers >= 7:
+        assert ids == (2, layers // 2, layers - 3)
+
+
+def test_smollms_default_layer_ids_are_those_that_a_server_takes() -> None:
+    """30 layers: 2, 15, 27, checked against vLLM 0.32 (ALGORITHMS.md, section 8)."""
+    assert default_layer_ids(30) == (2, 15, 27)
+
+
+@pytest.mark.parametrize("ids", [(), (3, 3), (5, 2), (-1, 2)])
+def test_layer_ids_are_sorted_distinct_and_not_negative(ids: tuple[int, ...]) -> None:
+    """The order of concatenation is the order of ids: another order is a mistake, not a choice."""
+    for name in CONFIGS.names():
+        with pytest.raises(ValueError, match="sorted, distinct layer ids"):
+            CONFIGS.get(name)(target_layer_ids=ids)
