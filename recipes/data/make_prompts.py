@@ -1,0 +1,246 @@
+"""Write the prompts of the shipped recipes as JSON lines, always the same, from the `parts_*.json` files beside this.
+
+Each category has hand-written prompts, templates, and lists of values for the templates' slots. In a template:
+
+    {city}         a value of the list `city` (values may hold slots, too)
+    {city2}        another value of it
+    {passage~}     the first sentences of a value
+    {a:3..60/5}    a number, here in steps of 5
+    {=a*3} {=a+b}  a product or a sum of numbers of the same prompt
+
+The held-out tenth is chosen by hash: some hand-written prompts, and some values of each list, never occur in training.
+
+    python -m speculators.recipes.data.make_prompts quickstart --out quickstart_prompts.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+CATEGORIES = ("chat", "explanation", "code", "arithmetic", "rewriting", "summarising", "lists", "translation")
+TOTAL = {"quickstart": 600, "smollm2": 4400}
+TEST_ROWS = 60
+MAX_OVERLAP = 0.6  # of a held-out prompt's word 5-grams that any one training prompt may share
+MIN_LIST_TO_SPLIT = 12  # shorter lists (languages, lengths of answers, ...) serve both splits whole
+MIN_PASSAGE_WORDS = 45
+SLOT = re.compile(
+    r"\{(?:(?P<name>[a-z_]+)(?P<index>\d?)(?P<beginning>~?)|(?P<number>[a-z]+):(?P<range>\d+\.\.\d+(?:/\d+)?))\}"
+)
+EXPRESSION = re.compile(r"\{=(\w+)([*+])(\w+)\}")
+
+
+def digest(text: str) -> str:
+    """The hash that orders everything that is split: sha256 of the text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def held_out(values: Sequence[str]) -> list[str]:
+    """The eighth of a list (by hash) that only held-out prompts may use; empty for a short list."""
+    if len(values) < MIN_LIST_TO_SPLIT:
+        return []
+    return sorted(values, key=digest)[: max(2, len(values) // 8)]
+
+
+def five_grams(text: str) -> set[tuple[str, ...]]:
+    """The distinct word 5-grams of a text (the whole text, when it is shorter), in lower case, without punctuation."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
+
+
+def overlap(prompt: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
+    """The share of the first prompt's 5-grams that the other has too."""
+    return len(prompt & other) / len(prompt)
+
+
+class Deck:
+    """Draws from a list without replacement, and shuffles it anew when it is empty."""
+
+    def __init__(self, values: Sequence[str], rng: random.Random) -> None:
+        self.values, self.rng, self.left = list(values), rng, list[str]()
+
+    def draw(self) -> str:
+        """The next value."""
+        if not self.left:
+            self.left = self.rng.sample(self.values, len(self.values))
+        return self.left.pop()
+
+
+class Writer:
+    """Fills the templates of one category for one split.
+
+    Args:
+        slots: lists of values by slot name.
+        test: use the held-out values only; else never use them.
+        rng: source of every choice.
+    """
+
+    def __init__(self, slots: dict[str, list[str]], *, test: bool, rng: random.Random) -> None:
+        self.rng = rng
+        self.decks = {}
+        for name, values in slots.items():
+            kept = held_out(values)
+            rest = [value for value in values if value not in kept]
+            self.decks[name] = Deck(kept if test and kept else rest, rng)
+
+    def fill(self, template: str) -> str:
+        """One prompt from a template; a slot that occurs twice has one value."""
+        chosen: dict[str, str] = {}
+        text = template
+        while match := SLOT.search(text):
+            if match["number"]:
+                value = chosen.setdefault(match["number"], self.number(match["range"]))
+            else:
+                value = self.value(match, chosen)
+            before = text[: match.start()]
+            if re.search(r"\b[Aa] $", before) and re.match(r"(?!uni|use|uk|eur|one)[aeiou]", value):
+                before = before[:-1] + "n "
+            text = before + value + text[match.end() :]
+        text = EXPRESSION.sub(lambda found: self.compute(found, chosen), text)
+        return text[0].upper() + text[1:]
+
+    def value(self, match: re.Match[str], chosen: dict[str, str]) -> str:
+        """The value of a list slot: the one it has already in this prompt, or the next one that no sibling slot has."""
+        name, key = match["name"], match["name"] + match["index"]
+        taken = {value for other, value in chosen.items() if other.rstrip("0123456789") == name}
+        while key not in chosen:
+            drawn = self.decks[name].draw()
+            if drawn not in taken:
+                chosen[key] = self.beginning(drawn) if match["beginning"] else drawn
+        return chosen[key]
+
+    def beginning(self, passage: str) -> str:
+        """The beginning of a passage, in whole sentences: all of it, or at least `MIN_PASSAGE_WORDS` words."""
+        sentences = re.split(r"(?<=[.?!]) (?=[A-Z])", passage)
+        beginnings = [" ".join(sentences[:end]) for end in range(1, len(sentences) + 1)]
+        return self.rng.choice([text for text in beginnings if len(text.split()) >= MIN_PASSAGE_WORDS])
+
+    def number(self, text: str) -> str:
+        """A number from a range such as `5..60/5`."""
+        bounds, _, step = text.partition("/")
+        low, high = (int(bound) for bound in bounds.split(".."))
+        return str(self.rng.randrange(low, high + 1, int(step or 1)))
+
+    @staticmethod
+    def compute(found: re.Match[str], chosen: dict[str, str]) -> str:
+        """The value of `{=a*b}` or `{=a+b}`; each operand is a number slot of the prompt or digits."""
+        left, right = (int(chosen.get(operand, operand)) for operand in (found[1], found[3]))
+        return str(left * right if found[2] == "*" else left + right)
+
+
+def read_parts(category: str) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """A category's hand-written prompts, its templates, and the values of their slots (with the shared ones)."""
+    folder = Path(__file__).parent
+    shared = json.loads((folder / "parts_shared.json").read_text(encoding="utf-8"))
+    parts = json.loads((folder / f"parts_{category}.json").read_text(encoding="utf-8"))
+    return parts["prompts"], parts["templates"], shared["slots"] | parts["slots"]
+
+
+def held_out_prompts(category: str, count: int, seed: int) -> list[tuple[str, str]]:
+    """The held-out prompts of a category, each with its template ("" for hand-written ones, the smaller half)."""
+    prompts, templates, slots = read_parts(category)
+    rng = random.Random(f"{seed} {category} test")
+    writer = Writer(slots, test=True, rng=rng)
+    rows = [(prompt, "") for prompt in sorted(prompts, key=digest)[: count // 2]]
+    order = sorted(templates, key=digest)
+    return rows + [(writer.fill(template), template) for template in order[: count - len(rows)]]
+
+
+def train_prompts(category: str, held: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """An endless stream of training prompts of a category: hand-written ones, then every template in turn.
+
+    Args:
+        category: its name.
+        held: the held-out prompts, which no training prompt may resemble.
+        seed: of all choices.
+
+    Yields:
+        Prompt and template ("" for hand-written ones); no prompt twice.
+
+    Raises:
+        RuntimeError: the templates are exhausted.
+    """
+    prompts, templates, slots = read_parts(category)
+    rng = random.Random(f"{seed} {category} train")
+    writer = Writer(slots, test=False, rng=rng)
+    guarded = [five_grams(prompt) for prompt in held]
+    seen = set(held)
+    for prompt in rng.sample(prompts, len(prompts)):
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt, ""
+    order = rng.sample(templates, len(templates))
+    while True:
+        count = len(seen)
+        for template in order:
+            for _ in range(100):
+                prompt = writer.fill(template)
+                grams = five_grams(prompt)
+                if prompt not in seen and all(overlap(test, grams) <= MAX_OVERLAP for test in guarded):
+                    seen.add(prompt)
+                    yield prompt, template
+                    break
+        if len(seen) == count:
+            raise RuntimeError(f"the templates of {category} give no more than {count} different prompts")
+
+
+def make(name: str, seed: int = 0) -> list[dict[str, object]]:
+    """The rows of one set.
+
+    Args:
+        name: `quickstart` (600 rows, 60 of them held out) or `smollm2` (4400 training rows, which begin with those of
+            quickstart and never contain the 60).
+        seed: of all choices.
+
+    Returns:
+        Rows with id, category, split, messages, and a hash of the template ("" when hand-written); categories in turn.
+    """
+    per_category: list[list[dict[str, object]]] = []
+    for place, category in enumerate(CATEGORIES):
+        # the first four categories have eight held-out rows, the others seven
+        count = TEST_ROWS // len(CATEGORIES) + (place < TEST_ROWS % len(CATEGORIES))
+        held = held_out_prompts(category, count, seed)
+        stream = train_prompts(category, [prompt for prompt, _ in held], seed)
+        split = [("test", *row) for row in held] if name == "quickstart" else []
+        wanted = TOTAL[name] // len(CATEGORIES) - len(split)
+        split += [("train", *next(stream)) for _ in range(wanted)]
+        start = 1 if name == "quickstart" else count + 1
+        per_category.append([make_row(category, start + i, *row) for i, row in enumerate(split)])
+    return [row for together in zip(*per_category, strict=True) for row in together]
+
+
+def make_row(category: str, number: int, split: str, prompt: str, template: str) -> dict[str, object]:
+    """One row; the number is the same in every set."""
+    messages = [{"role": "user", "content": prompt}]
+    return {
+        "id": f"{category}-{number:04d}",
+        "category": category,
+        "split": split,
+        "messages": messages,
+        "template": digest(template)[:8] if template else "",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a set to standard output or to a file."""
+    parser = argparse.ArgumentParser(description="Write the prompts of a shipped recipe as JSON lines.")
+    parser.add_argument("set", choices=sorted(TOTAL))
+    parser.add_argument("--out", type=Path, help="the file to write (default: standard output)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    rows = [{key: row[key] for key in row if key != "template"} for row in make(options.set, options.seed)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

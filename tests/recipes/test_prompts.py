@@ -1,0 +1,168 @@
+"""The prompts of the shipped recipes: counts, splits, variety, and that nothing held out leaks into training."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from speculators.recipes.data import make_prompts
+from speculators.recipes.data.make_prompts import CATEGORIES, Writer, five_grams, held_out, make, overlap, train_prompts
+
+SETS = ("quickstart", "smollm2")
+
+
+@pytest.fixture(scope="module", params=SETS)
+def rows(request):
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    return make("quickstart")
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    return make("smollm2")
+
+
+def prompt(row):
+    return row["messages"][0]["content"]
+
+
+def prompts(rows, split):
+    return [prompt(row) for row in rows if row["split"] == split]
+
+
+def test_quickstart_has_75_prompts_of_each_category_and_60_held_out(quickstart):
+    """Quickstart: 600 rows, 75 a category, of which seven or eight are held out, 60 in all."""
+    assert Counter(row["category"] for row in quickstart) == dict.fromkeys(CATEGORIES, 75)
+    held = Counter(row["category"] for row in quickstart if row["split"] == "test")
+    assert sum(held.values()) == 60
+    assert set(held.values()) == {7, 8}
+
+
+def test_smollm2_extends_the_training_prompts_of_quickstart(quickstart, smollm2):
+    """SmolLM2: 4400 training rows, 550 a category; those of quickstart with the same ids are among them."""
+    assert Counter((row["category"], row["split"]) for row in smollm2) == {(name, "train"): 550 for name in CATEGORIES}
+    large = {row["id"]: prompt(row) for row in smollm2}
+    small = {row["id"]: prompt(row) for row in quickstart if row["split"] == "train"}
+    assert small.items() <= large.items()
+
+
+def test_no_prompt_and_no_id_occurs_twice(rows):
+    """Every prompt and every id of a set is unique, also without regard to case and spaces."""
+    assert len({" ".join(prompt(row).lower().split()) for row in rows}) == len(rows)
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_no_template_makes_more_than_one_percent_of_a_set(rows):
+    """Variety: at least twelve templates a category, none of which makes over 1% of the rows (5% were allowed)."""
+    shares = Counter((row["category"], row["template"]) for row in rows if row["template"])
+    assert max(shares.values()) <= 0.01 * len(rows)
+    assert min(Counter(category for category, _ in shares).values()) >= 12
+
+
+def test_each_category_has_at_least_15_hand_written_prompts(quickstart):
+    """Quickstart holds 15 or more hand-written prompts of each category."""
+    assert min(Counter(row["category"] for row in quickstart if not row["template"]).values()) >= 15
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_held_out_prompts_are_not_near_duplicates_of_training_prompts(name, quickstart):
+    """No training prompt has more than 60% (80% were allowed) of the distinct word 5-grams of a held-out one."""
+    train = [five_grams(text) for text in prompts(make(name), "train")]
+    held = prompts(quickstart, "test")
+    assert not set(held) & set(prompts(make(name), "train"))
+    assert max(overlap(five_grams(text), other) for text in held for other in train) <= 0.6
+
+
+def test_most_prompts_have_10_to_80_words(rows):
+    """At least 95% of the prompts have 10 to 80 words, and none over 110."""
+    lengths = [len(prompt(row).split()) for row in rows]
+    assert sum(10 <= length <= 80 for length in lengths) >= 0.95 * len(lengths)
+    assert max(lengths) <= 110
+
+
+def test_no_slot_is_left_in_a_prompt(rows):
+    """Every slot and every expression is filled."""
+    left = [prompt(row) for row in rows if make_prompts.SLOT.search(prompt(row)) or "{=" in prompt(row)]
+    assert left == []
+
+
+def test_every_list_of_values_is_used():
+    """Each list of a category's own file is named by a slot, and each slot names a list."""
+    for category in CATEGORIES:
+        _, templates, slots = make_prompts.read_parts(category)
+        path = Path(make_prompts.__file__).with_name(f"parts_{category}.json")
+        own = json.loads(path.read_text(encoding="utf-8"))["slots"]
+        texts = templates + [value for values in own.values() for value in values]
+        used = {match["name"] for text in texts for match in make_prompts.SLOT.finditer(text) if match["name"]}
+        assert set(own) <= used <= set(slots), category
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_seed_others(quickstart):
+    """The rows are a function of the seed."""
+    assert make("quickstart") == quickstart
+    assert prompts(make("quickstart", seed=1), "train") != prompts(quickstart, "train")
+
+
+def test_the_shipped_smollm2_prompts_are_the_generated_ones(smollm2):
+    """recipes/data/smollm2_prompts.jsonl is what the script writes."""
+    path = Path(make_prompts.__file__).with_name("smollm2_prompts.jsonl")
+    shipped = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert shipped == [{key: row[key] for key in row if key != "template"} for row in smollm2]
+
+
+def test_a_template_is_filled_with_consistent_values():
+    """A slot that occurs twice has one value, numbered slots differ, numbers and expressions agree, articles fit."""
+    writer = Writer({"city": ["Oslo", "Lima"], "beast": ["owl"]}, test=False, rng=random.Random(0))
+    text = writer.fill("{city} {city} {city2} {a:10..30/5} {=a*3} {=a+a} a {beast}").split()
+    assert text[0] == text[1] != text[2]
+    number = int(text[3])
+    assert number in range(10, 31, 5)
+    assert text[4:] == [str(3 * number), str(2 * number), "an", "owl"]
+
+
+def test_a_beginning_consists_of_whole_sentences_and_enough_words():
+    """`{passage~}` gives the first sentences of a passage, 45 words or more."""
+    passage = " ".join(f"Sentence number {i} has exactly eight words here." for i in range(10))
+    writer = Writer({"passage": [passage]}, test=False, rng=random.Random(0))
+    for _ in range(20):
+        text = writer.fill("{passage~}")
+        assert passage.startswith(text)
+        assert text.endswith("here.")
+        assert len(text.split()) >= 45
+
+
+def test_held_out_values_are_an_eighth_of_a_long_list_and_none_of_a_short_one():
+    """Lists of fewer than twelve values serve both splits; of others an eighth is held out, whatever their order."""
+    values = [f"value {i}" for i in range(40)]
+    assert held_out(values[:11]) == []
+    assert len(held_out(values)) == 5
+    assert held_out(values[::-1]) == held_out(values)
+
+
+def test_an_exhausted_category_says_so(monkeypatch):
+    """Templates that cannot give another prompt raise an error instead of an endless loop."""
+    monkeypatch.setattr(
+        make_prompts, "read_parts", lambda category: (["Hello."], ["Say {word}."], {"word": ["a", "b"]})
+    )
+    stream = train_prompts("chat", [], seed=0)
+    assert {text for text, _ in (next(stream), next(stream), next(stream))} == {"Hello.", "Say a.", "Say b."}
+    with pytest.raises(RuntimeError, match="no more than 3 different prompts"):
+        next(stream)
+
+
+def test_the_command_writes_json_lines_to_the_file_or_to_standard_output(tmp_path, capsys):
+    """`--out` names the file; without it the same text goes to standard output; rows have exactly four keys."""
+    path = tmp_path / "prompts.jsonl"
+    make_prompts.main(["quickstart", "--out", str(path)])
+    assert capsys.readouterr().out == ""
+    make_prompts.main(["quickstart"])
+    assert capsys.readouterr().out == path.read_text(encoding="utf-8")
+    first = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    assert list(first) == ["id", "category", "split", "messages"]
