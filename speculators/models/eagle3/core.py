@@ -77,9 +77,11 @@ class Eagle3DraftModel(SpeculatorModel):
         rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
         if kwargs["verifier_name_or_path"] is not None:
             folder = kwargs["verifier_name_or_path"]
-            model.embed_tokens.weight.data.copy_(load_embeddings(folder))
-            model.target_head = load_head(folder, verifier_config, rows=rows)
-            model.lm_head.weight.data.copy_(model.target_head.weight)
+            head = load_head(folder, verifier_config, rows=rows)
+            model.embed_tokens.weight.data = load_embeddings(folder)
+            model.lm_head.weight.data = head.weight.clone()
+            # In the compute dtype: the target's logits are as much work as a depth of the draft's.
+            model.target_head = head.to(getattr(torch, kwargs["dtype"]))
         return model
 
     @staticmethod
