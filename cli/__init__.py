@@ -18,6 +18,9 @@ VERBS = {
     "cp": "copy a recipe to edit",
     "validate": "check a recipe, without weights",
     "plan": "tell what would run, and what is done already",
+    "run": "run a recipe, ending in the acceptance table",
+    "bench": "measure a speculator's acceptance length and speed-up",
+    "regenerate": "answer prompts with the verifier: on-policy data",
 }
 
 

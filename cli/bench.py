@@ -1,0 +1,84 @@
+"""Measures acceptance of a run's speculator, or of a checkpoint: exact by replay, confirmed live, beside baselines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from speculators.errors import ArtifactError, RecipeError
+
+from .common import print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
+    parser.add_argument("--verifier", metavar="MODEL", help="instead of the one that config.json names")
+    parser.add_argument(
+        "--suite", metavar="NAME", action="append", help="a suite's name or a JSONL file; several times"
+    )
+    parser.add_argument("--k", metavar="K", type=int, action="append", help="tokens drafted a round; several times")
+    parser.add_argument("--temperature", metavar="T", type=float, action="append", help="several times")
+    parser.add_argument("--prompts", metavar="N", type=int, help="the first N prompts of each suite")
+    parser.add_argument("--live", metavar="N", type=int, help="prompts that the live decode confirms")
+    parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines beside it")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="keep the result here as JSON, too")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures and prints."""
+    folder = _speculator(options.checkpoint)
+    section = _section(options)
+    from speculators.pipeline.measure import measure_folder
+    from speculators.report.bench import bench_tables
+    from speculators.report.console import console
+    from speculators.report.progress import RunView
+
+    with RunView(quiet=options.quiet) as view:
+        result = measure_folder(folder, section, verifier=options.verifier, progress=view)
+    if options.out:
+        from speculators.data.files import write_json
+
+        write_json(options.out, result)
+    if options.json:
+        print_json(result)
+    else:
+        console().print(bench_tables(result))
+    return 0 if result["agrees"] else 1
+
+
+def _speculator(folder: Path) -> Path:
+    for place in (folder / "speculator", folder):
+        if (place / "config.json").is_file():
+            return place
+    raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
+
+
+def _section(options: argparse.Namespace) -> Any:
+    """Returns `[benchmark]` of the run's own plan with what the command line replaces."""
+    from speculators.recipe.converter import structure
+    from speculators.recipe.schema import BenchmarkSection, Suite, is_file_path
+
+    plan = options.checkpoint / "plan.json"
+    values: dict[str, Any] = {"suites": ["quickstart"]}
+    if plan.is_file():
+        import json
+
+        values = json.loads(plan.read_text(encoding="utf-8"))["recipe"]["benchmark"]
+    given = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}
+    values |= {key: value for key, value in given.items() if value is not None}
+    if options.suite:
+        paths = {name: {"name": Path(name).stem, "path": name} for name in options.suite if is_file_path(name)}
+        values["suites"] = [paths.get(name, {"name": name}) for name in options.suite]
+    if options.against:
+        values["baselines"] = options.against.split(",")
+    section, problems = structure(values, BenchmarkSection)
+    if section is None:
+        raise RecipeError(problems)
+    if options.prompts:
+        suites: tuple[Suite, ...] = tuple(attrs.evolve(suite, take=options.prompts) for suite in section.suites)
+        section = attrs.evolve(section, suites=suites)
+    return section

@@ -1,0 +1,6 @@
+"""The composition root: the stages in order, each skipped when its output is on disk, complete and intact."""
+
+from speculators.pipeline.context import Context, Places
+from speculators.pipeline.run import Outcome, run_recipe
+
+__all__ = ["Context", "Outcome", "Places", "run_recipe"]

@@ -1,0 +1,64 @@
+"""The one door of kwargs: a plan and its draft vocabulary become the arguments that every algorithm is built from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig
+from speculators.data.encoded import Conversations
+from speculators.data.vocab import describe_vocabulary, draft_vocabulary
+from speculators.pipeline.context import Context
+from speculators.recipe.plan import Plan
+
+PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def training_kwargs(plan: Plan, folder: str | None, vocabulary: torch.Tensor | None) -> dict[str, Any]:
+    """Returns what `from_training_args` and `get_trainer_kwargs` receive.
+
+    Args:
+        plan: of the run.
+        folder: of the verifier; None builds without its weights.
+        vocabulary: [D] int64 sorted target ids; None for the whole vocabulary.
+    """
+    recipe, config = plan.recipe, plan.recipe.algorithm.config
+    size = plan.facts.vocab_size
+    t2d = d2t = None
+    if vocabulary is not None:
+        t2d = torch.zeros(size, dtype=torch.bool).index_fill_(0, vocabulary, True)
+        d2t = vocabulary - torch.arange(len(vocabulary))
+    return {
+        **{field.name: getattr(config, field.name) for field in type(config).recipe_fields()},
+        "verifier_name_or_path": folder,
+        "target_layer_ids": plan.target_layer_ids,
+        "draft_vocab_size": plan.draft_vocab_size,
+        "transformer_layer_config": plan.transformer_layer_config,
+        "speculators_config": speculators_config(plan, folder),
+        "t2d": t2d,
+        "d2t": d2t,
+        "dtype": PRECISIONS[recipe.schedule.precision],
+        "seed": recipe.seed,
+    }
+
+
+def speculators_config(plan: Plan, folder: str | None) -> SpeculatorsConfig:
+    """Returns the part of config.json that a server reads: how many tokens to draft, for which verifier."""
+    verifier = plan.recipe.verifier
+    name = verifier.model if verifier.kind == "hub" or folder is None else folder
+    return SpeculatorsConfig(
+        algorithm=plan.recipe.algorithm.name,
+        proposal_methods=(ProposalConfig(speculative_tokens=plan.recipe.benchmark.num_speculative_tokens[0]),),
+        verifier=VerifierConfig(name_or_path=name, architectures=tuple(plan.facts.architectures)),
+    )
+
+
+def vocabulary_of(context: Context, prepared: Conversations) -> tuple[torch.Tensor | None, str]:
+    """Returns the draft vocabulary of the prepared data, [D] target ids, and what it covers in words."""
+    plan = context.plan
+    if plan.draft_vocab_size == plan.facts.vocab_size:
+        return None, f"the whole vocabulary of {plan.facts.vocab_size} tokens"
+    counts = prepared.token_counts()
+    ids = draft_vocabulary(counts, plan.draft_vocab_size, prepared.turn_ends)
+    return torch.from_numpy(ids), describe_vocabulary(ids, counts, prepared.turn_ends)

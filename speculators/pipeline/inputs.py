@@ -1,0 +1,137 @@
+"""The stages before training: conversations as tokens, and the verifier's states for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import torch
+
+from speculators.bench.suites import load_suite
+from speculators.data.batches import States, StateSource
+from speculators.data.capture import StateWriter, fill
+from speculators.data.conversations import prompt_key, told
+from speculators.data.encoded import Conversations
+from speculators.data.prepare import prepare
+from speculators.data.store import StateStore, StoreLayout
+from speculators.errors import ArtifactError
+from speculators.events import WarningEvent
+from speculators.pipeline.context import Context
+from speculators.pipeline.regenerate import regenerated
+from speculators.verifier.engine import Engine
+from speculators.verifier.tokens import load_tokenizer
+
+# Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
+CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
+
+
+def conversations(context: Context) -> Conversations:
+    """Returns the prepared conversations: stage `prepare`."""
+    plan, data = context.plan, context.recipe.data
+    folder, key = context.places.prepared(plan), plan.stage("prepare").fingerprint
+    if found := _opened(folder, key):
+        context.skip("prepare", f"{len(found)} conversations are in {folder}")
+        return found
+    with context.stage("prepare") as words:
+        if context.world.is_main:
+            held_out = {
+                prompt_key(message.content)
+                for suite in context.recipe.benchmark.suites
+                for prompt in load_suite(suite)
+                for message in prompt.messages[:1]
+            }
+            prepare(
+                regenerated(context) if data.regenerate else data,
+                folder=folder,
+                tokenizer=load_tokenizer(context.folder, trust_remote_code=context.recipe.verifier.trust_remote_code),
+                vocab_size=plan.facts.vocab_size,
+                base=Path(),
+                held_out=held_out,
+                key=key,
+                progress=context.progress,
+            )
+        context.world.barrier()
+        made = Conversations.open(folder, key=key)
+        words.append(f"{len(made)} conversations, {made.lengths.sum():,} tokens, {made.supervised.sum():,} supervised")
+        if made.skipped:
+            words.append(f"left out: {told(made.skipped)}")
+        if made.truncated:
+            words.append(f"{made.truncated} cut at {data.max_tokens} tokens")
+    return made
+
+
+def _opened(folder: Path, key: str) -> Conversations | None:
+    if not folder.exists():
+        return None
+    try:
+        return Conversations.open(folder, key=key)
+    except ArtifactError:
+        return None  # prepared anew below, into a folder that replaces it
+
+
+def state_source(context: Context, prepared: Conversations) -> StateSource:
+    """Returns where training reads the verifier's states: stage `capture`, or the verifier itself."""
+    dtype = context.recipe.data.states_dtype
+    if context.recipe.data.hidden_states == "online":
+        return OnlineStates(context.engine(dtype), prepared, context.plan.target_layer_ids)
+    folder, key = context.places.states(context.plan), context.plan.stage("capture").fingerprint
+    try:
+        store = StateStore.open(folder, key=key)
+        context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
+        return store
+    except ArtifactError as error:
+        if folder.exists() and "damaged" in str(error):
+            context.tell(WarningEvent(message=str(error)))
+    with context.stage("capture") as words:
+        _fill(context, prepared, folder, key)
+        words.append(f"{prepared.lengths.sum():,} tokens, {_gigabytes(folder):.2f} GB in {folder}")
+    return StateStore.open(folder, key=key)
+
+
+def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> None:
+    width, world = context.plan.facts.hidden_size, context.world
+    layer_ids, dtype = context.plan.target_layer_ids, context.recipe.data.states_dtype
+    layout = StoreLayout(
+        key=key, lengths=prepared.lengths.tolist(), aux_width=len(layer_ids) * width, width=width, dtype=dtype
+    )
+    if world.is_main:
+        # Before the verifier is loaded: a disk without room is told at once.
+        StateWriter(folder, layout, progress=context.progress)
+    world.barrier()
+    writer = StateWriter(folder, layout)
+    engine = context.engine(dtype)
+    tokens = CAPTURE_TOKENS[world.device.type]
+    fill(
+        writer,
+        prepared,
+        lambda rows: engine.capture_all(rows, layer_ids, batch_tokens=tokens),
+        rank=world.rank,
+        world_size=world.size,
+        progress=context.progress,
+    )
+    world.barrier()
+    if world.is_main:
+        writer.finish()
+    world.barrier()
+
+
+def _gigabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.iterdir()) / 1e9
+
+
+@attrs.frozen(eq=False)
+class OnlineStates:
+    """States computed by the verifier when a batch asks for them."""
+
+    engine: Engine
+    prepared: Conversations
+    layer_ids: tuple[int, ...]
+
+    def states(self, indices: Sequence[int]) -> list[States]:
+        """Returns hidden_states [n, A*H] and last [n, H] of each conversation."""
+        rows = [torch.from_numpy(self.prepared.row(index).input_ids).long() for index in indices]
+        found: dict[int, States] = {}
+        for place, hidden_states, last in self.engine.capture_all(rows, self.layer_ids):
+            found[place] = hidden_states, last
+        return [found[place] for place in range(len(rows))]

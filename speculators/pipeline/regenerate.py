@@ -1,0 +1,135 @@
+"""Answers replaced by the verifier's own: on-policy data, made once, with where it came from beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from speculators.data.conversations import Message, read_source
+from speculators.data.files import sha256_of, write_json, write_whole
+from speculators.data.template import ChatTemplate
+from speculators.errors import DataError
+from speculators.events import Progress
+from speculators.pipeline.context import Context, read_json
+from speculators.recipe.schema import DataSection, Recipe, Regenerate, Source
+from speculators.verifier.engine import Engine
+from speculators.verifier.generate import Sampling
+from speculators.verifier.sources import obtain
+
+PACKAGES = ("spec-recipes", "torch", "transformers")
+
+
+def regenerated(context: Context) -> DataSection:
+    """Returns `[data]` with its sources replaced by one file of the verifier's own answers, made if it is not there."""
+    data = context.recipe.data
+    settings = data.regenerate
+    assert settings is not None
+    key = context.plan.stage("prepare").fingerprint[:16]
+    file = context.places.cache / "regenerated" / f"{key}.jsonl"
+    if not file.exists():
+        prompts = [prompt for source in data.sources for prompt in read_prompts(source)]
+        write_answers(file, prompts, context.engine(context.recipe.verifier.dtype), settings, progress=context.progress)
+    return attrs.evolve(data, sources=(Source(path=str(file)),), regenerate=None)
+
+
+def read_prompts(source: Source) -> list[dict[str, Any]]:
+    """Returns a source's rows with messages up to the first user turn's end; answers that are there are dropped.
+
+    Raises:
+        DataError: a row has no user turn.
+    """
+    if not source.is_file:
+        conversations, _ = read_source(source, Path())
+        return [_row(c.id, c.category, c.messages) for c in conversations]
+    rows = []
+    with Path(source.path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            row = json.loads(line) if line.strip() else {}
+            if not line.strip() or (source.split is not None and row.get("split") != source.split):
+                continue
+            rows.append(_cut(row, f"{source.path}:{number}"))
+    return rows[: source.take]
+
+
+def _row(name: str, category: str, messages: Iterable[Message]) -> dict[str, Any]:
+    row = {"id": name, "category": category, "messages": [attrs.asdict(message) for message in messages]}
+    return _cut(row, name)
+
+
+def _cut(row: dict[str, Any], place: str) -> dict[str, Any]:
+    messages = row.get("messages", [])
+    users = [index for index, message in enumerate(messages) if message.get("role") == "user"]
+    if not users:
+        raise DataError(f"{place}: no user turn to answer")
+    return {**row, "messages": messages[: users[0] + 1]}
+
+
+def write_answers(
+    file: Path, prompts: list[dict[str, Any]], engine: Engine, settings: Regenerate, *, progress: Progress
+) -> None:
+    """Answers every prompt with the verifier and writes `file` and its provenance `file` + ".json".
+
+    Batches that are done are kept in `file` + ".part", so that a killed run goes on where it was.
+    """
+    part = file.with_name(file.name + ".part")
+    template = ChatTemplate.of(engine.tokenizer)
+    ids = [template.prompt_ids(tuple(Message(**message) for message in row["messages"])) for row in prompts]
+    facts = provenance(engine, settings, ids)
+    answers = _kept(part, facts)
+    sampling = Sampling(**attrs.asdict(settings))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for indices, outputs in engine.generate_batches(ids, sampling, done=answers, progress=progress):
+        answers.update(zip(indices, outputs, strict=True))
+        write_whole(part, json.dumps({"facts": facts, "answers": answers}).encode())
+    rows = _answered(prompts, answers, engine)
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_json(file.with_name(file.name + ".json"), {**facts, "sha256": sha256_of(file), "conversations": len(prompts)})
+    part.unlink(missing_ok=True)
+
+
+def _kept(part: Path, facts: dict[str, Any]) -> dict[int, list[int]]:
+    """Returns the answers of an interrupted run, if it was one of the same inputs."""
+    held = read_json(part)
+    if held is None or held["facts"] != facts:
+        return {}
+    return {int(index): answer for index, answer in held["answers"].items()}
+
+
+def _answered(prompts: list[dict[str, Any]], answers: dict[int, list[int]], engine: Engine) -> Iterator[dict[str, Any]]:
+    for index, row in enumerate(prompts):
+        text = engine.tokenizer.decode(answers[index], skip_special_tokens=True)
+        yield {**row, "messages": [*row["messages"], {"role": "assistant", "content": text}]}
+
+
+def provenance(engine: Engine, settings: Regenerate, ids: list[list[int]]) -> dict[str, Any]:
+    """Returns what determines the answers: verifier, prompts, sampling, versions."""
+    weights = sorted(engine.folder.glob("*.safetensors"))
+    return {
+        "verifier": (read_json(engine.folder / "manifest.json") or {}).get("source", str(engine.folder)),
+        "verifier_weights_sha256": {path.name: sha256_of(path) for path in weights},
+        "prompts_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "sampling": attrs.asdict(settings),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+
+def regenerate_file(recipe: Recipe, prompts: Path, out: Path, *, progress: Progress) -> dict[str, Any]:
+    """Answers the prompts of a JSONL file with a recipe's verifier; returns the provenance, which is written, too.
+
+    Raises:
+        DataError: a row has no user turn, or the file cannot be read.
+    """
+    settings = recipe.data.regenerate or Regenerate()
+    rows = read_prompts(Source(path=str(prompts.resolve())))
+    section = recipe.verifier
+    folder = obtain(section, progress=progress)
+    engine = Engine(folder, dtype=section.dtype, trust_remote_code=section.trust_remote_code)
+    write_answers(out, rows, engine, settings, progress=progress)
+    return dict(read_json(out.with_name(out.name + ".json")))

@@ -1,0 +1,156 @@
+"""The stage `train`: model, rows and evaluation put together; the best checkpoint exported as a speculator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speculators.bench.replay import replay
+from speculators.bench.responses import own_rows
+from speculators.bench.rows import Row
+from speculators.bench.suites import load_suite
+from speculators.data.encoded import Conversations
+from speculators.data.files import sha256_of, write_json
+from speculators.events import WarningEvent
+from speculators.model import SpeculatorModel, build_model, trainer_kwargs
+from speculators.pipeline.build import training_kwargs, vocabulary_of
+from speculators.pipeline.context import Context, read_json
+from speculators.pipeline.feed import Feed
+from speculators.pipeline.inputs import state_source
+from speculators.training.checkpoint import best, latest
+from speculators.training.loop import train
+from speculators.training.rng import deterministic
+from speculators.training.snapshot import load_weights
+from speculators.training.state import Evaluate, Job
+from speculators.verifier.weights import load_head
+
+DONE = "train.json"
+SPECULATOR = "speculator"
+
+
+def trained(context: Context) -> dict[str, Any] | None:
+    """Returns what the finished stage left in the run folder, None if it is not there, complete and intact."""
+    held = read_json(context.run_folder / DONE)
+    if held is None or held["fingerprint"] != context.plan.stage("train").fingerprint:
+        return None
+    files = {name: context.run_folder / SPECULATOR / name for name in held["files"]}
+    intact = all(path.is_file() and sha256_of(path) == held["files"][name] for name, path in files.items())
+    return held if intact else None
+
+
+def train_stage(context: Context, prepared: Conversations) -> None:
+    """Trains from the newest checkpoint, or from the start, and exports the best one."""
+    began = time.monotonic()
+    vocabulary, covers = vocabulary_of(context, prepared)
+    kwargs = training_kwargs(context.plan, str(context.folder), vocabulary)
+    name, recipe = context.recipe.algorithm.name, context.recipe
+    deterministic(recipe.seed)
+    model = build_model(name, context.plan.facts, kwargs)
+    train_kwargs, _ = trainer_kwargs(model, kwargs)
+    model.to(context.world.device)
+    feed = Feed(context, prepared, state_source(context, prepared))
+    evaluate = _evaluation(context, model)
+    if recipe.data.hidden_states == "cached":
+        context.free_engine()
+    job = Job(
+        schedule=recipe.schedule,
+        total_steps=feed.total_steps,
+        seed=recipe.seed,
+        folder=context.run_folder / "checkpoints",
+        fingerprint=context.plan.stage("train").fingerprint,
+        shard=recipe.distributed.shard,
+    )
+    with context.stage("train") as words:
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        steps = train(model, job, context.world, batches=feed, train_kwargs=train_kwargs, evaluate=evaluate)
+        with feed.ahead:
+            for event in steps:
+                context.tell(event)
+        if context.world.is_main:
+            held = _export(context, build_model(name, context.plan.facts, kwargs), job, time.monotonic() - began)
+            words += [f"{trainable:,} parameters", covers, _best_words(held)]
+        context.world.barrier()
+
+
+def _best_words(held: dict[str, Any]) -> str:
+    if held["tau"] is None:
+        return f"no suite to choose by: the last of {held['step']} updates is taken"
+    return f"best at update {held['step']} of {held['total_steps']}, acceptance length {held['tau']:.3f}"
+
+
+def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
+    """Returns what measures exact acceptance length: first suite, largest K, first temperature."""
+    section = context.recipe.benchmark
+    if not section.suites:
+        return None
+    missing = [hook for hook in ("replay", "draft") if getattr(type(model), hook) is getattr(SpeculatorModel, hook)]
+    if missing:
+        context.tell(WarningEvent(message=_no_hook(context, missing)))
+        return None
+    k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
+    rows = suite_rows(context, model.draft().target_layer_ids) if context.world.is_main else []
+
+    def evaluate() -> tuple[float, dict[str, float]]:
+        if not context.world.is_main:
+            return 0.0, {}
+        counts = replay(model, rows, k_max=k_max, temperature=temperature).counts(k_max)
+        return counts.tau, {f"accept_{j}": rate for j, rate in enumerate(counts.by_position, start=1)}
+
+    return evaluate
+
+
+def _no_hook(context: Context, missing: Sequence[str]) -> str:
+    return (
+        f"{context.recipe.algorithm.name} has no {' and no '.join(missing)}: acceptance length cannot be measured, and "
+        "the last checkpoint is taken as the best (speculators/model.py says what the hooks must return)"
+    )
+
+
+def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[Row]:
+    """Returns the first suite's responses at the first temperature with the states that drafts are made from."""
+    section, engine = context.recipe.benchmark, context.engine(context.recipe.verifier.dtype)
+    head = load_head(engine.folder, engine.facts).to(engine.device)
+    with context.stage("suite") as words:
+        rows = own_rows(
+            engine,
+            head,
+            load_suite(section.suites[0]),
+            layer_ids,
+            temperature=section.temperature[0],
+            max_new_tokens=section.max_new_tokens,
+            seed=context.recipe.seed,
+            progress=context.progress,
+        )
+        words.append(f"{len(rows)} responses of {section.suites[0].name}")
+    return rows
+
+
+def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) -> dict[str, Any]:
+    """Writes `speculator/` from the best checkpoint, and last the note that the stage is done."""
+    chosen = best(job.folder) or latest(job.folder)
+    assert chosen is not None, "training ended without a checkpoint"
+    load_weights(model, chosen)
+    folder = context.run_folder / SPECULATOR
+    model.save_pretrained(folder)
+    held = read_json(chosen / "manifest.json")
+    done = {
+        "fingerprint": job.fingerprint,
+        "checkpoint": chosen.name,
+        "step": int(chosen.name.removeprefix("step-")),
+        "total_steps": job.total_steps,
+        "tau": held["tau"],
+        "seconds": round(seconds, 1),
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    }
+    write_json(context.run_folder / DONE, done)
+    return done
+
+
+def speculator_of(folder: Path, device: torch.device) -> SpeculatorModel:
+    """Loads a run's speculator, or a checkpoint folder itself."""
+    inner = folder / SPECULATOR
+    return SpeculatorModel.from_pretrained(inner if inner.is_dir() else folder).to(device)

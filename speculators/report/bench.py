@@ -1,0 +1,128 @@
+"""The acceptance tables, rendered from a benchmark's JSON values: a fresh result and a kept one look the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Values = Mapping[str, Any]
+
+
+def bench_tables(result: Values) -> RenderableType:
+    """Returns every table of a benchmark, and the definitions that its numbers go by."""
+    where = f"{result['verifier']}, {result['dtype']}, {result['device']}, {result['threads']} threads"
+    parts: list[RenderableType] = [
+        Text.assemble(("\nacceptance of ", "title"), (result["speculator"], "name"), (f"  ({where})", "note"))
+    ]
+    groups: dict[tuple[str, float], list[Values]] = {}
+    for setting in result["settings"]:
+        groups.setdefault((setting["suite"], setting["temperature"]), []).append(setting)
+    for (suite, temperature), settings in groups.items():
+        parts += [Text(), _main_table(suite, temperature, settings), _category_table(settings[-1])]
+        parts += _notes(settings)
+    parts.append(Text("\n" + groups_definition(result), style="note"))
+    return Group(*parts)
+
+
+def groups_definition(result: Values) -> str:
+    """Returns the definition line, without what differs between settings."""
+    lines = dict.fromkeys(setting["definition"] for setting in result["settings"])
+    return "\n".join(lines)
+
+
+def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> Table:
+    exact = settings[0]["exact"]
+    table = Table(title=f"{suite}, T={temperature:g}, {exact['prompts']} prompts", title_justify="left", box=None)
+    for column in (
+        "drafts",
+        "K",
+        "tau (95%)",
+        "accepted by position",
+        "given reached",
+        "live tau",
+        "tokens/s",
+        "speed-up",
+    ):
+        table.add_column(column, justify="left" if column == "drafts" else "right", header_style="title")
+    for setting in settings:
+        live = setting["live"]
+        speed = live["speed"] if live else None
+        table.add_row(
+            "speculator", *_row(setting["num_speculative_tokens"], setting["exact"]), *_live(live), *_speed(speed)
+        )
+    for baseline in settings[-1]["baselines"]:
+        tau = baseline["live_tau"]
+        live_cell = "" if tau is None else f"{tau:.3f}"
+        cells = _row(settings[-1]["num_speculative_tokens"], baseline["acceptance"])
+        table.add_row(escape(baseline["name"]), *cells, live_cell, *_speed(baseline["speed"]))
+    live = settings[-1]["live"]
+    if live:
+        table.add_row("plain", "", "1.000", "", "", "", f"{live['speed']['plain']:.1f}", "1.00x")
+    return table
+
+
+def _row(k: int, acceptance: Values) -> tuple[str, ...]:
+    low, high = acceptance["tau_interval"]
+    tau = f"{_number(acceptance['tau'], 3)} ({_number(low, 2)} to {_number(high, 2)})"
+    return str(k), tau, _rates(acceptance["by_position"]), _rates(acceptance["by_position_conditional"])
+
+
+def _live(live: Values | None) -> tuple[str]:
+    if live is None:
+        return ("not asked",)
+    agreement = live["agreement"]
+    mark = "[good]agrees[/]" if agreement["agrees"] else "[bad]DISAGREES[/]"
+    return (f"{_number(live['acceptance']['tau'], 3)} {mark}",)
+
+
+def _speed(speed: Values | None) -> tuple[str, str]:
+    if speed is None:
+        return "", ""
+    flag = " [bad]unmatched baseline[/]" if speed["unmatched_baseline"] else ""
+    return f"{speed['speculative']:.1f}", f"{speed['speed_up']:.2f}x{flag}"
+
+
+def _category_table(setting: Values) -> Table:
+    k = setting["num_speculative_tokens"]
+    table = Table(title=f"by category, K={k}", title_justify="left", box=None)
+    for name in ("category", "prompts", "tau (95%)", "accepted by position"):
+        table.add_column(name, justify="left" if name == "category" else "right", header_style="title")
+    for category, acceptance in setting["by_category"].items():
+        _, tau, rates, _ = _row(k, acceptance)
+        table.add_row(escape(category) or "-", str(acceptance["prompts"]), tau, rates)
+    return table
+
+
+def _notes(settings: Sequence[Values]) -> list[RenderableType]:
+    notes: list[RenderableType] = []
+    if settings[0]["cut_prompts"]:
+        told = f"{settings[0]['cut_prompts']} responses leave the verifier's own output: cut there, "
+        notes.append(Text(told + f"{settings[0]['cut_tokens']} tokens left out", style="note"))
+    if settings[0]["note"]:
+        notes.append(Text(settings[0]["note"], style="note"))
+    for setting in settings:
+        live = setting["live"]
+        if not live:
+            continue
+        agreement, k = live["agreement"], setting["num_speculative_tokens"]
+        words = f"K={k}: on {live['acceptance']['prompts']} prompts replay predicts {agreement['predicted_tau']:.4f}, "
+        words += f"live measures {live['acceptance']['tau']:.4f} ({agreement['criterion']})"
+        if agreement["near_ties"]:
+            words += f"; {agreement['near_ties']} responses compared up to a near-tie of the verifier's logits"
+        notes.append(Text(words, style="note"))
+        if not agreement["agrees"]:
+            notes.append(Text(f"K={k}: {agreement['gap']}", style="bad"))
+    return notes
+
+
+def _rates(rates: Sequence[float | None]) -> str:
+    return " ".join("-" if rate is None else f"{rate:.2f}" for rate in rates)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
