@@ -1,0 +1,197 @@
+"""Filling a hidden-state store, shard by shard; what is complete survives a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import attrs
+import safetensors.torch
+import torch
+
+from speculators.data.encoded import Conversations
+from speculators.data.files import FORMAT, MANIFEST, disk_errors, read_manifest, write_json, write_whole
+from speculators.data.store import DTYPES, LAST, LAYOUT, STATES, StateStore, StoreLayout, check_shard, shard_name
+from speculators.errors import ArtifactError, DataError
+from speculators.events import Progress, ProgressEvent, ignore
+
+# Takes token rows ([n] int64 each), yields (place in the list, hidden_states [n, A*H], last [n, H]) in any order.
+Capture = Callable[[list[torch.Tensor]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
+
+
+class StateWriter:
+    """Writes a store, and takes up one that was interrupted or damaged.
+
+    A shard counts when its note (`states-00000.json`, with its sha256) is there, which is written after the shard.
+
+    Args:
+        folder: the store's; may hold shards of the same layout, which are verified by their sha256 and kept.
+        layout: what the store will hold.
+        progress: told while shards that are there are verified.
+
+    Attributes:
+        damaged: what is wrong with shards that had been complete, by number.
+
+    Raises:
+        ArtifactError: the folder holds another layout, or the disk has no room for what is missing.
+    """
+
+    def __init__(self, folder: Path, layout: StoreLayout, *, progress: Progress = ignore) -> None:
+        self.folder, self.layout = folder, layout
+        self.damaged: dict[int, str] = {}
+        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor, set[int]]] = {}
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LAYOUT).exists():
+            if read_manifest(folder, LAYOUT) != layout.to_json():
+                raise ArtifactError(f"{folder}: holds states of other inputs", hint="remove the folder")
+        else:
+            write_json(folder / LAYOUT, layout.to_json())
+        self._missing: set[int] = set()
+        for number in range(len(layout.shards)):
+            if not self._is_whole(number):
+                self._missing.add(number)
+            else:
+                note = f"verified {shard_name(number)}"
+                progress(ProgressEvent(stage="capture", done=number + 1, total=len(layout.shards), note=note))
+        if self._missing:
+            # A manifest of before would call the store complete while a damaged shard is still being mended.
+            (folder / MANIFEST).unlink(missing_ok=True)
+        self._check_room()
+
+    def _is_whole(self, number: int) -> bool:
+        note = _note(self.folder, number)
+        if not note.exists():
+            return False
+        try:
+            written = read_manifest(self.folder, note.name)["sha256"]
+            found = check_shard(self.folder, self.layout, number, sha256=written)
+        except (ArtifactError, KeyError):
+            found = "its note is unreadable"
+        if isinstance(found, str):
+            self.damaged[number] = found
+            note.unlink()
+        return not isinstance(found, str)
+
+    def _check_room(self) -> None:
+        needed = self.layout.bytes_for(sum(self.layout.rows(number) for number in self._missing))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            sizes = f"need {needed / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f} GB free"
+            raise ArtifactError(
+                f"{self.folder}: the hidden states {sizes}",
+                hint='set data.hidden_states = "online", or take fewer conversations',
+            )
+
+    def missing(self, *, rank: int = 0, world_size: int = 1) -> list[int]:
+        """Returns the shards that process `rank` of `world_size` has still to write."""
+        return sorted(self._missing)[rank::world_size]
+
+    def append(self, index: int, hidden_states: torch.Tensor, last: torch.Tensor) -> None:
+        """Takes in one conversation, in any order; a shard is written when it has all of its own.
+
+        Args:
+            index: the conversation.
+            hidden_states: [n, A*H].
+            last: [n, H].
+
+        Raises:
+            DataError: the states are not of the conversation's length, or not finite in the stored type.
+            ArtifactError: the disk is full; no half-written shard is left.
+        """
+        number, row = self.layout.places[index].tolist()
+        wanted = self.layout.lengths[index]
+        if len(hidden_states) != wanted or len(last) != wanted:
+            raise DataError(
+                f"conversation {index} has {wanted} tokens, and {len(hidden_states)} states were captured",
+                hint="a prefix cache in the capturing engine does this: switch it off",
+            )
+        states, lasts, arrived = self._buffers.setdefault(number, self._buffer(number))
+        for buffer, part in ((states, hidden_states), (lasts, last)):
+            buffer[row : row + wanted] = part
+            if not torch.isfinite(buffer[row : row + wanted]).all():
+                hint = 'in float16 states overflow above 65504: set data.states_dtype = "bfloat16"'
+                raise DataError(f"conversation {index}: states are not finite in {self.layout.dtype}", hint=hint)
+        arrived.add(index)
+        if len(arrived) == len(self.layout.shards[number]):
+            del self._buffers[number]
+            self._write(number, states, lasts)
+
+    def _buffer(self, number: int) -> tuple[torch.Tensor, torch.Tensor, set[int]]:
+        rows, kind = self.layout.rows(number), DTYPES[self.layout.dtype][0]
+        empty = torch.empty(rows, self.layout.aux_width, dtype=kind), torch.empty(rows, self.layout.width, dtype=kind)
+        return *empty, set()
+
+    def _write(self, number: int, states: torch.Tensor, lasts: torch.Tensor) -> None:
+        content = safetensors.torch.save({STATES: states, LAST: lasts}, metadata={"key": self.layout.key})
+        write_whole(self.folder / shard_name(number), content)
+        note = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        write_json(_note(self.folder, number), note)
+        self._missing.discard(number)
+
+    def finish(self) -> StateStore:
+        """Writes the manifest, when all processes have written their shards, and opens the store."""
+        shards = []
+        for number in range(len(self.layout.shards)):
+            note = read_manifest(self.folder, _note(self.folder, number).name)
+            shards.append({"file": shard_name(number), "sha256": note["sha256"], "bytes": note["bytes"]})
+        for left in self.folder.glob("*.tmp"):
+            left.unlink()
+        tokens = sum(self.layout.lengths)
+        write_json(
+            self.folder / MANIFEST, {"format": FORMAT, "key": self.layout.key, "tokens": tokens, "shards": shards}
+        )
+        return StateStore.open(self.folder)
+
+
+def _note(folder: Path, number: int) -> Path:
+    return folder / Path(shard_name(number)).with_suffix(".json")
+
+
+def fill(
+    writer: StateWriter,
+    conversations: Conversations,
+    capture: Capture,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Progress = ignore,
+) -> None:
+    """Captures the shards that a store lacks, one after the other, so that memory holds one shard.
+
+    Args:
+        writer: of the store.
+        conversations: whose tokens are fed to the verifier.
+        capture: the verifier (`Engine.capture_all` with its layer ids bound).
+        rank: of this process; each takes every `world_size`-th missing shard.
+        progress: told after each conversation.
+    """
+    missing = writer.missing(rank=rank, world_size=world_size)
+    total = sum(map(writer.layout.rows, missing))
+    done, start = 0, time.monotonic()
+    for number in missing:
+        members = writer.layout.shards[number]
+        rows = [torch.from_numpy(conversations.row(index).input_ids).long() for index in members]
+        for place, hidden_states, last in capture(rows):
+            writer.append(members[place], hidden_states, last)
+            done += len(last)
+            note = f"{done / max(time.monotonic() - start, 1e-9):,.0f} tokens/s"
+            progress(ProgressEvent(stage="capture", done=done, total=total, unit="tokens", note=note))
+
+
+@attrs.frozen(eq=False)
+class OnlineStates:
+    """States computed when they are asked for; a `StateSource` that gives what a store of the same type would."""
+
+    conversations: Conversations
+    capture: Capture
+    dtype: torch.dtype
+
+    def states(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns hidden_states [n, A*H] and last [n, H] of each conversation."""
+        rows = [torch.from_numpy(self.conversations.row(index).input_ids).long() for index in indices]
+        found = {place: (states, last) for place, states, last in self.capture(rows)}
+        return [(found[place][0].to(self.dtype), found[place][1].to(self.dtype)) for place in range(len(rows))]

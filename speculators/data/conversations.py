@@ -1,0 +1,197 @@
+"""Conversations from JSONL files and data set hubs, one at a time; rows that cannot be used are counted by reason."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from speculators.data.files import sha256_of
+from speculators.errors import DataError
+from speculators.recipe.schema import Source
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+@attrs.frozen
+class Message:
+    """One turn: `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@attrs.frozen
+class Conversation:
+    """Turns that alternate from user to assistant, perhaps after a system message, and end with the assistant."""
+
+    id: str
+    category: str
+    messages: tuple[Message, ...]
+
+    @property
+    def prompt(self) -> str:
+        """Returns the first user turn."""
+        return next(message.content for message in self.messages if message.role == "user")
+
+
+def prompt_key(text: str) -> str:
+    """Returns the sha256 of a prompt without case, width and spacing: equal keys mean the same question."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def parse(row: Any, name: str) -> Conversation | str:
+    """Returns the conversation that a row holds, or the reason why it cannot be used.
+
+    Args:
+        row: a dict with `messages` (role, content) or `conversations` (from, value); `id` and `category` are optional.
+        name: the id of a row that has none.
+    """
+    if not isinstance(row, Mapping):
+        return "not a JSON object"
+    turns = row.get("messages") or row.get("conversations")
+    if not isinstance(turns, list):
+        return "no messages"
+    messages = []
+    for turn in turns:
+        message = _message(turn)
+        if isinstance(message, str):
+            return message
+        messages.append(message)
+    while messages and messages[-1].role == "user":
+        messages.pop()  # a question without an answer supervises nothing
+    if not any(message.role == "assistant" for message in messages):
+        return "no assistant turn"
+    spoken = messages[1:] if messages[0].role == "system" else messages
+    if any(message.role != ("user", "assistant")[place % 2] for place, message in enumerate(spoken)):
+        return "turns do not alternate between user and assistant"
+    return Conversation(str(row.get("id", name)), str(row.get("category", "")), tuple(messages))
+
+
+def _message(turn: Any) -> Message | str:
+    if not isinstance(turn, Mapping):
+        return "a message is not an object"
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if not isinstance(role, str) or role not in ROLES:
+        return f"unknown role {str(role)[:20]!r}"
+    if not isinstance(content, str):
+        return "a message is not text"
+    return Message(ROLES[role], content) if content.strip() else "an empty message"
+
+
+def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator[Conversation]:
+    """Yields the usable conversations among the first `source.take` rows of the split; counts the others.
+
+    Args:
+        source: a JSONL file, whose rows are filtered by their field `split`, or a hub id (or folder) for `datasets`,
+            whose split is "train" if none is given.
+        base: the folder that a relative path starts from.
+        skipped: receives the number of unusable rows by reason.
+
+    Raises:
+        DataError: the source is missing, empty, binary, not the file its sha256 names, or has no usable row.
+    """
+    path = base / Path(source.path).expanduser()
+    is_file = path.is_file() or (source.is_file and not path.is_dir())
+    if (source.revision if is_file else source.sha256) is not None:
+        raise DataError(f"{source.path}: a file is pinned by sha256, a data set by revision; the recipe has it crossed")
+    if is_file:
+        rows, stem = _jsonl_rows(source, path), path.stem
+    else:
+        rows, stem = _dataset_rows(source, path), Path(source.path).name
+    reasons: Counter[str] = Counter()
+    usable = 0
+    for number, row in itertools.islice(rows, source.take):
+        found = parse(row, f"{stem}:{number}")
+        if isinstance(found, str):
+            reasons[found] += 1
+            skipped[found] += 1
+        else:
+            usable += 1
+            yield found
+    if not usable:
+        raise DataError(f"{source.path}: none of its {reasons.total()} rows can be used: {told(reasons)}", hint=LAYOUT)
+
+
+LAYOUT = 'a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+
+
+def read_source(source: Source, base: Path) -> tuple[list[Conversation], Counter[str]]:
+    """Returns all usable conversations of a source and the counts of the others; for small sources."""
+    skipped: Counter[str] = Counter()
+    return list(stream_source(source, base, skipped)), skipped
+
+
+def told(reasons: Mapping[str, int]) -> str:
+    """Returns "3 no assistant turn, 1 an empty message": counts by reason, largest first."""
+    largest_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in largest_first)
+
+
+def _jsonl_rows(source: Source, path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields (line number, row) of the lines of the split; a line that is not JSON is the row None."""
+    _check_file(source, path)
+    splits: Counter[str] = Counter()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row = _json(line)
+            split = str(row.get("split", "")) if isinstance(row, dict) else ""
+            if source.split is not None and split != source.split:
+                splits[split] += 1
+                continue
+            splits[source.split or ""] += 1
+            yield number, row
+    if not splits:
+        raise DataError(f"{path}: empty: there is no row in it")
+    if source.split is not None and not splits[source.split]:
+        there = told(Counter({repr(name) if name else "without a split": n for name, n in splits.items() if n}))
+        raise DataError(f"{path}: no row has split {source.split!r}; there are: {there}")
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except ValueError:
+        return None
+
+
+def _check_file(source: Source, path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file", hint="a relative path starts from the recipe's folder")
+    with path.open("rb") as file:
+        start = file.read(8192)
+    if b"\0" in start or start.startswith(b"\x1f\x8b"):
+        raise DataError(f"{path}: binary, not JSONL", hint="one JSON object a line, UTF-8, not compressed")
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
+        raise DataError(f"{path}: a JSON array, not JSONL", hint=f"jq -c '.[]' {path.name} > {path.stem}.jsonl")
+    if source.sha256 is not None and (found := sha256_of(path)) != source.sha256:
+        raise DataError(f"{path}: its sha256 is {found}, the recipe says {source.sha256}")
+
+
+def _dataset_rows(source: Source, path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields (row number, row) of a data set that the `datasets` library loads, by hub id or from a local folder."""
+    try:
+        import datasets
+    except ImportError:
+        hint = "pip install 'spec-recipes[datasets]', or give a JSONL file (./name.jsonl)"
+        raise DataError(f"{source.path}: reading a data set needs the library `datasets`", hint=hint) from None
+    datasets.disable_progress_bars()
+    name = str(path) if path.is_dir() else source.path
+    try:
+        loaded = datasets.load_dataset(name, split=source.split or "train", revision=source.revision)
+    except Exception as error:  # the library has no base class for its errors: network, names, splits, parsers
+        hint = "check the id, the split and the network; a local file ends in .jsonl"
+        raise DataError(f"{source.path}: cannot be loaded: {type(error).__name__}: {error}", hint=hint) from error
+    if not len(loaded):
+        raise DataError(f"{source.path}: empty: split {source.split or 'train'!r} has no row")
+    yield from enumerate(loaded)

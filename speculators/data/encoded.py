@@ -1,0 +1,116 @@
+"""Conversations as tokens with their loss mask, in a folder that is read through memory maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from speculators.data.files import read_manifest, read_part, sha256_of
+from speculators.errors import ArtifactError
+
+TOKENS, MASK, OFFSETS, SUPERVISED, COUNTS, IDS = (
+    "tokens.i32",
+    "loss_mask.u8",
+    "offsets.npy",
+    "supervised.npy",
+    "counts.npy",
+    "ids.txt",
+)
+
+
+@attrs.frozen(eq=False)
+class Encoded:
+    """One conversation as the verifier sees it.
+
+    Attributes:
+        input_ids: [n] int32.
+        loss_mask: [n] bool; place t tells whether token t is supervised: a position counts by the token it predicts.
+        truncated: tokens were cut off its end.
+    """
+
+    input_ids: np.ndarray
+    loss_mask: np.ndarray
+    truncated: bool = False
+
+
+@attrs.frozen(eq=False)
+class Conversations:
+    """The prepared conversations of a run: what `prepare` wrote.
+
+    Attributes:
+        lengths: [N] int64, tokens of each.
+        supervised: [N] int64, supervised tokens of each.
+        manifest: counts, reasons and hashes; see the properties.
+    """
+
+    folder: Path
+    lengths: np.ndarray
+    supervised: np.ndarray
+    manifest: Mapping[str, Any]
+    _starts: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path, *, key: str | None = None, verify: bool = False) -> Conversations:
+        """Opens a prepared folder.
+
+        Args:
+            folder: what `prepare` was given.
+            key: fingerprint of the stage that must have made it; None for any.
+            verify: compare the sha256 of every file, not only its size.
+
+        Raises:
+            ArtifactError: the folder is missing, incomplete, damaged, or made by another stage; names the file.
+        """
+        manifest = read_manifest(folder)
+        if key is not None and manifest["key"] != key:
+            raise ArtifactError(f"{folder}: made for other inputs (its key is {manifest['key']}, wanted {key})")
+        for name, held in manifest["files"].items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != held["bytes"] or (verify and sha256_of(path) != held["sha256"]):
+                what = "missing" if size is None else "not what was written"
+                raise ArtifactError(f"{path}: {what}", hint="run the stage again")
+        offsets = np.load(folder / OFFSETS)
+        return cls(folder, np.diff(offsets), np.load(folder / SUPERVISED), manifest, offsets[:-1])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row(self, index: int) -> Encoded:
+        """Returns conversation `index`; only its part of the files is read."""
+        start, shape = int(self._starts[index]), (int(self.lengths[index]),)
+        tokens = read_part(self.folder / TOKENS, np.int32, offset=4 * start, shape=shape)
+        mask = read_part(self.folder / MASK, np.uint8, offset=start, shape=shape)
+        return Encoded(tokens, mask.view(np.bool_))
+
+    def token_counts(self) -> np.ndarray:
+        """Returns [V] int64: how often each token of the verifier's vocabulary is supervised."""
+        return np.load(self.folder / COUNTS)
+
+    def ids(self) -> list[str]:
+        """Returns the conversations' names, for messages."""
+        return (self.folder / IDS).read_text(encoding="utf-8").split("\n")
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns the sha256 of the tokens and masks themselves."""
+        return self.manifest["fingerprint"]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Returns the number of conversations that could not be used, by reason."""
+        return dict(self.manifest["skipped"])
+
+    @property
+    def truncated(self) -> int:
+        """Returns the number of conversations that were cut at `max_tokens`."""
+        return self.manifest["truncated"]
+
+    @property
+    def turn_ends(self) -> tuple[int, ...]:
+        """Returns the special tokens that end the assistant's turns here: they must be in the draft vocabulary."""
+        return tuple(self.manifest["turn_ends"])

@@ -1,0 +1,67 @@
+"""Building the next step's rows while this one computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import attrs
+import torch
+
+from speculators.data.batches import Row
+
+Step = tuple[int, int]
+
+
+@attrs.define(eq=False)
+class Prefetcher:
+    """Calls `make` one step ahead on a background thread; called like `make` itself.
+
+    A wrong guess of the next step costs time, never correctness: what was not foreseen is made on demand. An exception
+    of `make` is raised by the call that wanted its rows.
+
+    Attributes:
+        make: builds the rows of (epoch, step).
+        following: the step that comes after; None after the last.
+        pin: put the rows into pinned memory, for copies to a GPU that overlap computation.
+    """
+
+    make: Callable[[int, int], list[Row]]
+    following: Callable[[int, int], Step | None]
+    pin: bool = attrs.field(factory=torch.cuda.is_available)
+    _thread: ThreadPoolExecutor = attrs.field(init=False, factory=lambda: ThreadPoolExecutor(1, "prefetch"))
+    _ahead: dict[Step, Future[list[Row]]] = attrs.field(init=False, factory=dict)
+
+    def __call__(self, epoch: int, step: int) -> list[Row]:
+        """Returns the rows of a step and starts on the one that follows."""
+        wanted = self._ahead.pop((epoch, step), None) or self._thread.submit(self._build, epoch, step)
+        for guess in self._ahead.values():
+            guess.cancel()
+        self._ahead.clear()
+        after = self.following(epoch, step)
+        rows = wanted.result()
+        if after is not None:
+            self._ahead[after] = self._thread.submit(self._build, *after)
+        return rows
+
+    def _build(self, epoch: int, step: int) -> list[Row]:
+        rows = self.make(epoch, step)
+        if not self.pin:
+            return rows
+        return [{name: _pinned(tensor) for name, tensor in row.items()} for row in rows]
+
+    def close(self) -> None:
+        """Ends the thread; what it is building is dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    # States that were computed online on a GPU are where they should be.
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor

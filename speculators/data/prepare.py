@@ -1,0 +1,157 @@
+"""The stage `prepare`: conversations of all sources become tokens and masks in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from speculators.data import encoded as names
+from speculators.data.conversations import Conversation, prompt_key, stream_source, told
+from speculators.data.encoded import Conversations, Encoded
+from speculators.data.files import FORMAT, MANIFEST, sha256_of, whole_folder, write_json, write_whole
+from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
+from speculators.errors import DataError
+from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.schema import DataSection
+
+ROWS_PER_REPORT = 100
+MENDS = {
+    ALL_SUPERVISED: "mend the template's {% generation %} markers, or remove them: then turns are found by rendering",
+    NONE_SUPERVISED: "mend the template's {% generation %} markers, or remove them: then turns are found by rendering",
+    NOTHING_LEFT: "raise data.max_tokens",
+}
+
+
+def prepare(
+    section: DataSection,
+    *,
+    folder: Path,
+    tokenizer: Any,
+    vocab_size: int,
+    base: Path,
+    held_out: Collection[str] = frozenset(),
+    key: str = "",
+    progress: Progress = ignore,
+) -> Conversations:
+    """Tokenizes every conversation of the sources into `folder`, which is whole or not there.
+
+    Args:
+        section: sources, in order, and max_tokens.
+        folder: the output.
+        tokenizer: the verifier's, of transformers.
+        vocab_size: V of the verifier's config.json.
+        base: the folder that relative paths of sources start from.
+        held_out: `prompt_key` of every benchmark prompt; a conversation that starts with one is an error.
+        key: fingerprint of the stage, for `Conversations.open`.
+        progress: told every so many conversations.
+
+    Raises:
+        DataError: a source cannot be used, nothing usable is left, or a conversation leaks a benchmark prompt.
+        ArtifactError: the folder cannot be written.
+    """
+    template = ChatTemplate.of(tokenizer)
+    with whole_folder(folder) as partial:
+        tally = _Tally(vocab_size)
+        with (partial / names.TOKENS).open("wb") as tokens, (partial / names.MASK).open("wb") as mask:
+            for conversation in _stream(section, base, tally):
+                if prompt_key(conversation.prompt) in held_out:
+                    tally.leaked.append(conversation.id)
+                row = template.encode(conversation, section.max_tokens)
+                if isinstance(row, str):
+                    tally.skipped[row] += 1
+                else:
+                    tally.add(conversation, row)
+                    _write(row, tokens, mask)
+                if tally.read % ROWS_PER_REPORT == 0:
+                    progress(ProgressEvent(stage="prepare", done=tally.read, unit="conversations"))
+        tally.check()
+        _finish(partial, tally, {"key": key, "max_tokens": section.max_tokens, "sources": tally.sources}, template)
+    progress(ProgressEvent(stage="prepare", done=tally.read, total=tally.read, unit="conversations"))
+    return Conversations.open(folder)
+
+
+class _Tally:
+    """What is kept in memory while conversations pass by: counts, and some bytes of each."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.counts = np.zeros(vocab_size, np.int64)
+        self.lengths: list[int] = []
+        self.supervised: list[int] = []
+        self.ids: list[str] = []
+        self.leaked: list[str] = []
+        self.skipped: Counter[str] = Counter()
+        self.sources: list[dict[str, Any]] = []
+        self.read = 0
+        self.truncated = 0
+
+    def add(self, conversation: Conversation, row: Encoded) -> None:
+        if row.input_ids.max() >= len(self.counts):
+            raise DataError(
+                f"conversation {conversation.id}: the tokenizer gives token {row.input_ids.max()}, "
+                f"and the verifier's vocabulary ends before {len(self.counts)}",
+                hint="tokenizer and model do not belong together",
+            )
+        supervised = row.input_ids[row.loss_mask]
+        np.add.at(self.counts, supervised, 1)
+        self.lengths.append(len(row.input_ids))
+        self.supervised.append(len(supervised))
+        self.ids.append(" ".join(conversation.id.split()))
+        self.truncated += row.truncated
+
+    def check(self) -> None:
+        if self.leaked:
+            some = ", ".join(self.leaked[:5]) + (", ..." if len(self.leaked) > 5 else "")
+            raise DataError(
+                f"{len(self.leaked)} of {self.read} conversations start with a prompt of the benchmark: {some}",
+                hint="take them out of the sources, or benchmark on another suite: such a number cannot be trusted",
+            )
+        if not self.lengths:
+            most = self.skipped.most_common(1)[0][0]
+            hint = MENDS.get(most, "look at the data and at the tokenizer's chat template")
+            raise DataError(f"no conversation can be trained on: {told(self.skipped)}", hint=hint)
+
+
+def _stream(section: DataSection, base: Path, tally: _Tally) -> Iterator[Conversation]:
+    for source in section.sources:
+        before = tally.read
+        for conversation in stream_source(source, base, tally.skipped):
+            tally.read += 1
+            yield conversation
+        tally.sources.append({"path": source.path, "split": source.split, "usable": tally.read - before})
+
+
+def _write(row: Encoded, tokens: BinaryIO, mask: BinaryIO) -> None:
+    tokens.write(row.input_ids.astype("<i4").tobytes())
+    mask.write(row.loss_mask.tobytes())
+
+
+def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTemplate) -> None:
+    np.save(folder / names.OFFSETS, np.concatenate([[0], np.cumsum(tally.lengths)]).astype(np.int64))
+    np.save(folder / names.SUPERVISED, np.array(tally.supervised, np.int64))
+    np.save(folder / names.COUNTS, tally.counts)
+    write_whole(folder / names.IDS, "\n".join(tally.ids).encode())
+    files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    content = "".join(str(files[name]["sha256"]) for name in (names.TOKENS, names.MASK, names.OFFSETS))
+    manifest = {
+        "format": FORMAT,
+        **facts,
+        "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+        "conversations": len(tally.lengths),
+        "tokens": sum(tally.lengths),
+        "supervised": sum(tally.supervised),
+        "truncated": tally.truncated,
+        "skipped": dict(tally.skipped.most_common()),
+        "turn_ends": [int(number) for number in template.special_ids if _counted(tally.counts, number)],
+        "chat_template_sha256": hashlib.sha256(template.source.encode()).hexdigest(),
+        "files": files,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _counted(counts: np.ndarray, token: int) -> bool:
+    return token < len(counts) and bool(counts[token])

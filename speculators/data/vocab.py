@@ -1,0 +1,47 @@
+"""The draft vocabulary: the tokens that a speculator can draft."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from speculators.errors import DataError
+
+
+def draft_vocabulary(counts: np.ndarray, size: int, must_have: Collection[int] = ()) -> np.ndarray:
+    """Returns the `size` tokens that are supervised most often, and `must_have` in any case.
+
+    Args:
+        counts: [V] int64, how often each token is supervised.
+        size: D, at most V.
+        must_have: tokens that end a turn: without them a speculator could not draft an end.
+
+    Returns:
+        [D] int64 target ids, sorted; of equally frequent tokens the smaller ids.
+
+    Raises:
+        DataError: D is not in 1..V, or there is no room for `must_have`.
+    """
+    forced = np.unique(np.fromiter(must_have, np.int64))
+    if not 0 < size <= len(counts):
+        raise DataError(
+            f"draft_vocab_size is {size}, and the verifier's vocabulary has {len(counts)} tokens",
+            hint=f"set algorithm.draft_vocab_size to at most {len(counts)}, or leave it out for the whole vocabulary",
+        )
+    if len(forced) > size:
+        raise DataError(f"draft_vocab_size is {size}, less than the {len(forced)} tokens that end a turn")
+    if np.any((forced < 0) | (forced >= len(counts))):
+        raise DataError(f"end-of-turn tokens {forced.tolist()} are not in a vocabulary of {len(counts)} tokens")
+    by_count = np.argsort(-counts, kind="stable")  # stable: ties keep the order of ids
+    others = by_count[~np.isin(by_count, forced)]
+    return np.sort(np.concatenate([forced, others[: size - len(forced)]])).astype(np.int64)
+
+
+def describe_vocabulary(ids: np.ndarray, counts: np.ndarray, must_have: Collection[int] = ()) -> str:
+    """Returns in words what a draft vocabulary covers and which tokens are in it only because they end a turn."""
+    covered = counts[ids].sum() / max(counts.sum(), 1)
+    unforced = draft_vocabulary(counts, len(ids))
+    forced = sorted(set(must_have) - set(unforced.tolist()))
+    words = f"{len(ids)} of {len(counts)} tokens, {covered:.2%} of the supervised ones"
+    return f"{words}; end-of-turn tokens {forced} taken in though rare" if forced else words

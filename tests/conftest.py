@@ -1,0 +1,36 @@
+"""Fixtures that all tests share. Nothing here needs the network."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports transformers: a test that would reach out must fail at once, not after retries.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from speculators.verifier.tiny import make_tiny_verifier
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    """Tiny tensors gain nothing from more threads, and oversubscribed machines lose much."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def tiny_verifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: random Llama (hidden 32, 4 layers, 320 tokens, tied head), ChatML tokenizer. Read only."""
+    return make_tiny_verifier(tmp_path_factory.mktemp("verifier") / "tiny")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder that the code under test uses instead of the user's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SPECULATORS_CACHE", str(folder))
+    return folder

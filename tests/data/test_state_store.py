@@ -1,0 +1,329 @@
+"""The hidden-state store: what is written comes back, survives kills, and damage is found, named and mended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import namedtuple
+from functools import partial
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from data_toys import fake_capture
+
+from speculators.data.batches import Batches
+from speculators.data.capture import OnlineStates, StateWriter, fill
+from speculators.data.store import DamagedShards, StateStore, StoreLayout, plan_shards, shard_name, store_bytes
+from speculators.errors import ArtifactError, DataError
+from speculators.verifier.engine import Engine
+
+
+@pytest.fixture
+def layout(conversations):
+    return StoreLayout(
+        key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "states"
+
+
+@pytest.fixture
+def store(folder, layout, conversations):
+    writer = StateWriter(folder, layout)
+    fill(writer, conversations, fake_capture)
+    return writer.finish()
+
+
+def captured(conversations, index, dtype=torch.bfloat16):
+    ids = torch.from_numpy(conversations.row(index).input_ids).long()
+    ((_, states, last),) = fake_capture([ids])
+    return states.to(dtype), last.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_states_come_back_exactly(folder, layout, conversations, dtype):
+    """Every conversation's states are read back as captured, rounded once to the stored type."""
+    kept = StoreLayout(key="k", lengths=layout.lengths, aux_width=6, width=3, dtype=dtype, shard_tokens=300)
+    writer = StateWriter(folder, kept)
+    fill(writer, conversations, fake_capture)
+    store = writer.finish()
+    assert len(kept.shards) > 2
+    for index in range(len(conversations)):
+        for got, want in zip(store.read(index), captured(conversations, index, getattr(torch, dtype)), strict=True):
+            assert got.dtype == want.dtype
+            assert torch.equal(got, want)
+
+
+def test_online_and_cached_states_are_equal(store, conversations):
+    """Computing states when they are asked for gives what the store of the same type holds."""
+    online = OnlineStates(conversations, fake_capture, torch.bfloat16)
+    for cached, computed in zip(store.states([5, 0, 17]), online.states([5, 0, 17]), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(cached, computed, strict=True))
+
+
+def test_cached_and_online_rows_of_a_real_verifier_agree(tiny_verifier, tmp_path, conversations):
+    """Packed rows from the store equal rows computed on the fly, though the verifier ran in other batches.
+
+    Tolerance: both are float32, but batches of other shapes round sums differently; 1e-4 of values of up to 40.
+    """
+    engine = Engine(tiny_verifier)
+    capture = partial(engine.capture_all, layer_ids=(1, 2))
+    wide = StoreLayout(key="k", lengths=conversations.lengths, aux_width=64, width=32, dtype="float32")
+    writer = StateWriter(tmp_path / "real", wide)
+    fill(writer, conversations, capture)
+    sources = (writer.finish(), OnlineStates(conversations, capture, torch.float32))
+    shape = {"widths": (64, 32), "row_tokens": 200, "rows_per_step": 3, "seed": 0, "dtype": torch.float32}
+    cached, online = (Batches(conversations=conversations, source=source, **shape) for source in sources)
+    for got, want in zip(cached(0, 0), online(0, 0), strict=True):
+        for name, tensor in want.items():
+            torch.testing.assert_close(got[name], tensor, atol=1e-4, rtol=0)
+
+
+def test_shards_are_plain_safetensors(store, folder, layout):
+    """A shard is an ordinary safetensors file, readable without this package."""
+    held = safetensors.torch.load_file(folder / shard_name(0))
+    assert held["hidden_states"].shape == (layout.rows(0), 6)
+    assert held["last"].shape == (layout.rows(0), 3)
+
+
+def test_size_is_known_beforehand(store, folder, layout, conversations):
+    """The size that a plan tells is the size on disk, up to the headers."""
+    told = store_bytes(int(conversations.lengths.sum()), aux_width=6, width=3, dtype="bfloat16")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert 0 <= size - told <= 512 * len(layout.shards)
+
+
+def test_shards_are_a_pure_function_of_lengths():
+    """Each conversation is in one shard, in order of length, within the budget; a longer one has its own."""
+    lengths = [5, 50, 7, 7, 3, 9]
+    shards = plan_shards(lengths, 20)
+    assert shards == ((4, 0, 2), (3, 5), (1,))
+    assert plan_shards([], 20) == ()
+
+
+def test_cut_shard_is_named_and_only_it_is_captured_again(store, folder, layout, conversations):
+    """A truncated shard is found on opening, named, and mended by capturing that shard's conversations alone."""
+    path = folder / shard_name(1)
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    with pytest.raises(
+        DamagedShards, match=rf"states-00001\.safetensors \({len(content) - 10} bytes instead of"
+    ) as caught:
+        StateStore.open(folder)
+    assert caught.value.shards == (1,)
+    seen = []
+
+    def spying(rows):
+        seen.append(len(rows))
+        yield from fake_capture(rows)
+
+    writer = StateWriter(folder, layout)
+    assert (writer.missing(), list(writer.damaged)) == ([1], [1])
+    fill(writer, conversations, spying)
+    writer.finish()
+    assert seen == [len(layout.shards[1])]
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(b""), "no readable header"),
+        (lambda path: path.write_bytes(b"\xff" * 400), "no readable header"),
+        (lambda path: shutil.copy(path.with_name(shard_name(2)), path), "its header does not describe"),
+    ],
+)
+def test_damage_that_opening_finds(store, folder, harm, said):
+    """A shard that is gone, empty, garbage, or another one is found without reading the store."""
+    harm(folder / shard_name(0))
+    with pytest.raises(DamagedShards, match=said) as caught:
+        StateStore.open(folder)
+    assert caught.value.shards == (0,)
+
+
+def test_flipped_bit_is_found_on_demand(store, folder, layout):
+    """One altered bit in the middle is found by the sha256, when verifying and when a writer takes the store up."""
+    path = folder / shard_name(2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    StateStore.open(folder)
+    with pytest.raises(DamagedShards, match=r"states-00002.*sha256"):
+        StateStore.open(folder, verify=True)
+    assert StateWriter(folder, layout).missing() == [2]
+    # From here on the store is incomplete, also for those who look at sizes only.
+    with pytest.raises(ArtifactError, match="not complete"):
+        StateStore.open(folder)
+
+
+def test_unreadable_note_costs_its_shard_only(store, folder, layout):
+    """A damaged note of a shard makes that shard captured again, and stops nothing."""
+    (folder / "states-00001.json").write_text('{"format": 1')
+    writer = StateWriter(folder, layout)
+    assert writer.missing() == [1]
+    assert writer.damaged == {1: "its note is unreadable"}
+
+
+def test_file_that_shrinks_while_open_is_an_error(store, folder, layout):
+    """A shard cut after opening makes the read fail with its name; a lasting memory map would kill the process."""
+    os.truncate(folder / shard_name(0), 200)
+    with pytest.raises(ArtifactError, match=r"states-00000\.safetensors: cut short"):
+        store.read(layout.shards[0][-1])
+
+
+def test_states_of_other_inputs_are_refused(store, folder, layout):
+    """A stale store is never reused: another key or another layout is an error."""
+    with pytest.raises(ArtifactError, match="states of other inputs"):
+        StateStore.open(folder, key="k2")
+    other = StoreLayout(key="k2", lengths=layout.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300)
+    with pytest.raises(ArtifactError, match="holds states of other inputs"):
+        StateWriter(folder, other)
+
+
+def test_captured_length_must_be_the_conversations(folder, layout):
+    """States of fewer tokens than the conversation has (a prefix cache does that) are refused."""
+    length = layout.lengths[3]
+    with pytest.raises(DataError, match=rf"conversation 3 has {length} tokens, and {length - 1} states"):
+        StateWriter(folder, layout).append(3, torch.zeros(length - 1, 6), torch.zeros(length - 1, 3))
+
+
+def test_overflow_in_the_stored_type_is_told(folder, layout):
+    """Residual streams pass float16's range: an infinite state is an error that names the setting."""
+    narrow = StoreLayout(key="k", lengths=layout.lengths, aux_width=6, width=3, dtype="float16")
+    states = torch.full((layout.lengths[3], 6), 70_000.0)
+    with pytest.raises(DataError, match=r'not finite in float16\n.*states_dtype = "bfloat16"'):
+        StateWriter(folder, narrow).append(3, states, states[:, :3])
+
+
+def test_full_disk_leaves_no_half_shard(folder, layout, conversations, monkeypatch):
+    """ENOSPC inside a shard is one clear error; complete shards stay, the half one does not, and it resumes."""
+    writes = []
+    whole = Path.open
+
+    def limited(self, mode="r", *args, **keys):
+        file = whole(self, mode, *args, **keys)
+        if mode != "wb" or ".safetensors" not in self.name:
+            return file
+        writes.append(self.name)
+        if len(writes) == 3:
+            real = file.write
+
+            def partly(content):
+                real(content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            return _Wrapped(file, partly)
+        return file
+
+    monkeypatch.setattr(Path, "open", limited)
+    with pytest.raises(ArtifactError, match=r"states-00002\.safetensors: the disk is full\n.*what is complete is kept"):
+        fill(StateWriter(folder, layout), conversations, fake_capture)
+    monkeypatch.undo()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "layout.json",
+        *(f"states-0000{k}.{end}" for k in (0, 1) for end in ("json", "safetensors")),
+    ]
+    writer = StateWriter(folder, layout)
+    assert writer.missing()[0] == 2
+    fill(writer, conversations, fake_capture)
+    assert torch.equal(writer.finish().read(7)[0], captured(conversations, 7)[0])
+
+
+class _Wrapped:
+    """A file whose `write` is another."""
+
+    def __init__(self, file, write):
+        self.file, self.write = file, write
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def test_store_larger_than_the_disk_is_refused_before_the_work(folder, layout, monkeypatch):
+    """What will not fit is told before the first forward, with the sizes and the way out."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 10))
+    with pytest.raises(ArtifactError, match=r'need .* GB more.*\n.*hidden_states = "online"'):
+        StateWriter(folder, layout)
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {toys!r})
+from data_toys import fake_capture
+from speculators.data.batches import Batches
+from speculators.data.capture import StateWriter, fill
+from speculators.data.encoded import Conversations
+from speculators.data.store import StoreLayout
+conversations = Conversations.open(Path({prepared!r}))
+layout = StoreLayout(key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300)
+def slow(rows):
+    for found in fake_capture(rows):
+        yield found
+        print("captured", flush=True)
+        time.sleep(0.002)
+fill(StateWriter(Path({folder!r}), layout), conversations, slow)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 14])
+def test_kill_keeps_complete_shards(folder, layout, conversations, after, tmp_path):
+    """A writer killed by SIGKILL leaves only whole shards; the next one keeps them and ends with the same bytes."""
+    code = CHILD.format(toys=str(Path(__file__).parent), prepared=str(conversations.folder), folder=str(folder))
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+    for _ in range(after):
+        assert child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    with pytest.raises(ArtifactError, match="not complete"):
+        StateStore.open(folder)
+    (folder / "states-00009.safetensors.tmp").write_bytes(b"what a kill in the middle of a write leaves")
+    writer = StateWriter(folder, layout)
+    kept = len(layout.shards) - len(writer.missing())
+    assert (kept > 0) == (after > len(layout.shards[0]))
+    assert not writer.damaged
+    fill(writer, conversations, fake_capture)
+    resumed = writer.finish()
+    assert not list(folder.glob("*.tmp"))
+
+    straight = StateWriter(tmp_path / "straight", layout)
+    fill(straight, conversations, fake_capture)
+    straight.finish()
+    for number in range(len(layout.shards)):
+        assert (folder / shard_name(number)).read_bytes() == (tmp_path / "straight" / shard_name(number)).read_bytes()
+    assert json.loads((folder / "manifest.json").read_text())["tokens"] == int(conversations.lengths.sum())
+    assert resumed.layout.key == "k1"
+
+
+def test_shards_can_be_shared_out(folder, layout, conversations):
+    """Two processes capture disjoint shards of one store, and either may finish it."""
+    writers = [StateWriter(folder, layout), StateWriter(folder, layout)]
+    for rank, writer in enumerate(writers):
+        fill(writer, conversations, fake_capture, rank=rank, world_size=2)
+    store = writers[0].finish()
+    assert torch.equal(store.read(11)[1], captured(conversations, 11)[1])
+
+
+def test_progress_counts_tokens(folder, layout, conversations):
+    """Capture tells tokens done of all, and its speed."""
+    events = []
+    fill(StateWriter(folder, layout), conversations, fake_capture, progress=events.append)
+    assert events[-1].done == events[-1].total == conversations.lengths.sum()
+    assert "tokens/s" in events[-1].note
