@@ -225,7 +225,9 @@ def check_contract(model_class: type[SpeculatorModel], name: str) -> None:
         raise ContractError(_missing(model_class, "from_training_args", "the model: a classmethod"))
     parameters = inspect.signature(model_class.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not set(BATCH_NAMES) & set(parameters):
-        raise ContractError(f"{place}.forward takes nothing of the batch", hint=f"it may name: {', '.join(BATCH_NAMES)}")
+        raise ContractError(
+            f"{place}.forward takes nothing of the batch", hint=f"it may name: {', '.join(BATCH_NAMES)}"
+        )
 
 
 def build_model(name: str, verifier_config: VerifierFacts, kwargs: Mapping[str, Any]) -> SpeculatorModel:
@@ -241,7 +243,9 @@ def build_model(name: str, verifier_config: VerifierFacts, kwargs: Mapping[str, 
     if not isinstance(model, SpeculatorModel):
         raise ContractError(f"{place}.from_training_args returned {type(model).__name__}, not the model")
     if not isinstance(getattr(model, "layers", None), nn.ModuleList):
-        raise ContractError(f"{place} has no attribute layers", hint="self.layers = nn.ModuleList([...]); each is sharded")
+        raise ContractError(
+            f"{place} has no attribute layers", hint="self.layers = nn.ModuleList([...]); each is sharded"
+        )
     if model.config is None:
         model.config = SpeculatorModelConfig.get_class(name).pick(kwargs)
     plain = {key: value for key, value in kwargs.items() if _is_json(value)}

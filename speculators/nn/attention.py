@@ -37,9 +37,7 @@ class _UnrolledAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out, lse, *own = ctx.saved_tensors
-        grads = causal_attention_backward(
-            grad_out, q, k, v, out, lse, ctx.segments, ctx.scale, ctx.window
-        )
+        grads = causal_attention_backward(grad_out, q, k, v, out, lse, ctx.segments, ctx.scale, ctx.window)
         grad_q, grad_k, grad_v = grads
         own_grads: list[torch.Tensor] = []
         if own:

@@ -25,7 +25,9 @@ class Rotary(nn.Module):
     def __init__(self, decoder: dict[str, Any]) -> None:
         super().__init__()
         known = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
-        config = LlamaConfig(rope_parameters=dict(decoder["rope_parameters"]), **{name: decoder[name] for name in known})
+        config = LlamaConfig(
+            rope_parameters=dict(decoder["rope_parameters"]), **{name: decoder[name] for name in known}
+        )
         self.embedding = LlamaRotaryEmbedding(config)
 
     @torch.no_grad()

@@ -111,7 +111,7 @@ class Regenerate:
 
     max_new_tokens: int = field(default=160, validator=positive)
     temperature: float = field(default=0.0, validator=not_negative)
-    batch_size: int = field(default=32, validator=positive)
+    batch_size: int = field(default=64, validator=positive)
     seed: int = 0
 
 

@@ -118,6 +118,8 @@ def test_frozen_head_gets_no_gradient():
     states = torch.randn(1, 4, 8, requires_grad=True)
     head = torch.randn(10, 8)
     target = torch.randn(4, 10)
-    head_loss(states, head, torch.ones(1, 4), lambda rows: target[rows], mixture({"kl_div": 1.0})).per_depth.sum().backward()
+    head_loss(
+        states, head, torch.ones(1, 4), lambda rows: target[rows], mixture({"kl_div": 1.0})
+    ).per_depth.sum().backward()
     assert states.grad is not None
     assert head.grad is None

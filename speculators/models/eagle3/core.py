@@ -8,6 +8,7 @@ drafts x_{i+2+k}. Live decoding is the same computation, one row at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -76,7 +77,7 @@ class Eagle3DraftModel(SpeculatorModel):
         model = cls(Eagle3SpeculatorConfig.pick({**kwargs, "eagle_aux_hidden_state_layer_ids": ids}))
         rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
         if kwargs["verifier_name_or_path"] is not None:
-            folder = kwargs["verifier_name_or_path"]
+            folder = Path(kwargs["verifier_name_or_path"])
             head = load_head(folder, verifier_config, rows=rows)
             model.embed_tokens.weight.data = load_embeddings(folder)
             model.lm_head.weight.data = head.weight.clone()
@@ -126,7 +127,9 @@ class Eagle3DraftModel(SpeculatorModel):
         assert head is not None, "a model that was loaded to draft cannot compute its training target"
         # The state at place t - 1 gives the verifier's distribution of place t.
         wanted = verifier_last_hidden_states[0][(places - 1).clamp_min(0)]
-        result = head_loss(states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), mixture(loss))
+        result = head_loss(
+            states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), mixture(loss)
+        )
         total = result.per_depth.sum()
         return states, total, _metrics(total, result.right & valid, rows, valid)
 
@@ -213,9 +216,7 @@ class Eagle3DraftModel(SpeculatorModel):
         layout = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
         segments = layout.whole()
         rows = rows_of(segments, input_ids.device)
-        unroll = self._unroll(
-            hidden_states[0], input_ids[0], position_ids[0], layout, segments, num_speculative_tokens
-        )
+        unroll = self._unroll(hidden_states[0], input_ids[0], position_ids[0], layout, segments, num_speculative_tokens)
         for normed in unroll:
             logits = torch.zeros(layout.size, self.draft_vocab_size, device=input_ids.device)
             logits[rows] = self.lm_head(normed.to(self.lm_head.weight.dtype)).float()
