@@ -1,0 +1,228 @@
+"""Checkpoints on disk: written aside and renamed, checked before use, kept as the latest few and the best."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+from torch import nn
+from torch.distributed.checkpoint import CheckpointException
+
+from speculators.errors import ArtifactError
+from speculators.events import SaveEvent, WarningEvent
+from speculators.training import manifest, snapshot
+from speculators.training.optimizer import Optimizer
+from speculators.training.state import TrainState
+from speculators.training.world import World
+
+FORMAT = 1
+NAME = re.compile(r"step-(\d{8})")
+ASIDE = "writing-"
+DAMAGED = "damaged-"
+
+
+def complete(folder: Path) -> list[Path]:
+    """Returns the checkpoints in `folder` that have a manifest, oldest first; they may still be damaged."""
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / manifest.NAME).exists()]
+    return sorted(found)
+
+
+def latest(folder: Path) -> Path | None:
+    """Returns the newest checkpoint in `folder`, None if there is none."""
+    return next(reversed(complete(folder)), None)
+
+
+def best(folder: Path) -> Path | None:
+    """Returns the checkpoint with the largest exact acceptance length, the earliest of equals; None if none has one."""
+    taus = {path: manifest.read(path)["tau"] for path in complete(folder)}
+    measured = [path for path, tau in taus.items() if tau is not None]
+    return max(measured, key=lambda path: taus[path], default=None)
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Attributes:
+        keep: how many of the latest stay, besides the best.
+        fingerprint: of the run; a checkpoint of another one is refused.
+    """
+
+    folder: Path
+    world: World
+    keep: int
+    fingerprint: str
+
+    def save(self, model: nn.Module, optimizer: Optimizer, state: TrainState, tau: float | None) -> SaveEvent:
+        """Writes a checkpoint; whenever the process dies, the folder has the old ones or also the new one, whole.
+
+        Args:
+            tau: exact acceptance length of these weights, None if it was not measured.
+
+        Raises:
+            ArtifactError: it cannot be written (a full disk); earlier checkpoints are as they were.
+        """
+        aside, path = self.folder / f"{ASIDE}{state.step:08d}", self.folder / f"step-{state.step:08d}"
+        facts = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "world_size": self.world.size,
+            "tau": tau,
+            "state": attrs.asdict(state),
+        }
+        try:
+            self._together(partial(self._on_main, self._make_room, aside))
+            self._together(partial(snapshot.write, aside, model, optimizer, self.world))
+            self._together(partial(self._on_main, self._publish, aside, path, facts))
+        except ArtifactError:
+            self._on_main(shutil.rmtree, aside, True)
+            self.world.barrier()
+            raise
+        return SaveEvent(step=state.step, path=path, best=state.best_step == state.step)
+
+    def resume(self, model: nn.Module, optimizer: Optimizer) -> Generator[WarningEvent, None, TrainState]:
+        """Loads the newest intact checkpoint into model and optimizer.
+
+        Yields:
+            A warning for each damaged checkpoint, which is set aside under another name.
+
+        Returns:
+            The state to go on from: that of the newest intact one, or a new one if there is none.
+
+        Raises:
+            ArtifactError: the newest intact checkpoint is of another run or another version.
+        """
+        intact: dict[Path, dict[str, Any]] = {}
+        for path in self.world.broadcast(complete(self.folder)):
+            found, problem = self.world.broadcast(self._inspect(path))
+            if problem is None:
+                intact[path] = found
+            else:
+                aside = path.with_name(DAMAGED + path.name)
+                self._together(partial(self._on_main, _replace, path, aside))
+                yield WarningEvent(message=f"damaged checkpoint, moved to {aside} and not used: {problem}")
+        if not intact:
+            return TrainState()
+        newest = max(intact)
+        self._check_ours(newest, intact[newest])
+        snapshot.read(newest, model, optimizer, self.world)
+        yield from self._resume_rng(newest, intact[newest]["world_size"])
+        return _state_of(newest, intact)
+
+    def _inspect(self, path: Path) -> tuple[dict[str, Any], str | None]:
+        """Returns manifest and problem; only rank 0 reads the files, whose hashes are the same for all."""
+        if not self.world.is_main:
+            return {}, None
+        try:
+            return manifest.verify(path), None
+        except ArtifactError as error:
+            return {}, str(error)
+
+    def _check_ours(self, path: Path, found: dict[str, Any]) -> None:
+        if found["format"] != FORMAT:
+            raise ArtifactError(
+                f"{path}: checkpoint format {found['format']}, this version reads {FORMAT}",
+                hint="finish the run with the version that began it, or remove the folder to start again",
+            )
+        if found["fingerprint"] != self.fingerprint:
+            raise ArtifactError(
+                f"{path} belongs to another run: its train fingerprint is {found['fingerprint'][:8]}, "
+                f"this run's is {self.fingerprint[:8]}",
+                hint="give this run another folder, or remove the old checkpoints",
+            )
+
+    def _resume_rng(self, path: Path, saved_by: int) -> Iterator[WarningEvent]:
+        if saved_by == self.world.size:
+            snapshot.read_rng(path, self.world)
+        else:
+            yield WarningEvent(
+                message=f"{path.name} was saved by {saved_by} processes and is resumed by {self.world.size}: "
+                "weights and rows go on as they were, what an algorithm draws from numpy or Python does not"
+            )
+
+    def _on_main(self, action: Callable[..., None], *arguments: Any) -> None:
+        if self.world.is_main:
+            action(*arguments)
+
+    def _together(self, action: Callable[[], None]) -> None:
+        """Runs `action` on every process; if it fails on one, all raise the same ArtifactError."""
+        cause: BaseException | None = None
+        try:
+            action()
+        except (OSError, RuntimeError, ArtifactError, CheckpointException) as error:
+            cause = _root(error)
+        told = [text for text in self.world.gather(None if cause is None else _explain(cause, self.folder)) if text]
+        if told:
+            raise self._cannot_write(told[0]) from cause
+
+    def _cannot_write(self, reason: str) -> ArtifactError:
+        kept = latest(self.folder)
+        goes_on = f"run again to go on from {kept}" if kept else "there is no earlier checkpoint to go on from"
+        return ArtifactError(f"cannot write a checkpoint in {self.folder}: {reason}", hint=goes_on)
+
+    def _make_room(self, aside: Path) -> None:
+        """Makes an empty folder to write into, and sweeps what killed processes left."""
+        for left in self.folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(left)
+        aside.mkdir(parents=True)
+
+    def _publish(self, aside: Path, path: Path, facts: dict[str, Any]) -> None:
+        manifest.seal(aside, facts)
+        _replace(aside, path)
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        stay = {*complete(self.folder)[-self.keep :], best(self.folder)}
+        for path in self.folder.glob("step-*"):
+            if path not in stay:
+                # Without its manifest it is not a checkpoint: dying in the middle of the removal leaves no half one.
+                (path / manifest.NAME).unlink(missing_ok=True)
+                shutil.rmtree(path)
+
+
+def _state_of(newest: Path, intact: dict[Path, dict[str, Any]]) -> TrainState:
+    """Returns the state to go on from; where the best checkpoint is damaged, the best of the others counts as such."""
+    state = TrainState(**intact[newest]["state"])
+    if state.best_step in [found["state"]["step"] for found in intact.values()]:
+        return state
+    left = best(newest.parent)
+    if left is None:
+        return attrs.evolve(state, best_tau=None, best_step=None)
+    return attrs.evolve(state, best_tau=intact[left]["tau"], best_step=intact[left]["state"]["step"])
+
+
+def _replace(source: Path, path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+    source.replace(path)
+    manifest.sync_folder(path.parent)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Returns what dcp wrapped; an interrupt inside of it is still an interrupt."""
+    if not isinstance(error, CheckpointException):
+        return error
+    causes = [cause for cause, _ in error.failures.values()]
+    for cause in causes:
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from error
+    return causes[0]
+
+
+def _explain(error: BaseException, folder: Path) -> str:
+    """Returns the reason in words; torch's writer buries the disk's own error under one about its file format."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    if link is None:
+        return f"{type(error).__name__}: {error}"
+    if link.errno != errno.ENOSPC:
+        return str(link)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"the disk is full, {shutil.disk_usage(there).free / 1e6:.1f} MB are free ({link})"

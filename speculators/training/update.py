@@ -1,0 +1,186 @@
+"""One optimizer update: forward and backward over this process's rows, agreement on the outcome, the step."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from speculators.errors import ContractError, DataError, TrainingError
+from speculators.training.optimizer import Optimizer
+from speculators.training.rng import seed_row
+from speculators.training.schedule import factor
+from speculators.training.shard import gather_once, precision
+from speculators.training.state import Batch, Job, Row
+from speculators.training.stop import StopRequest
+from speculators.training.world import World
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Worker:
+    """This process's part in a run.
+
+    Attributes:
+        train_kwargs: passed to every forward.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    job: Job
+    world: World
+    train_kwargs: Mapping[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What all processes know after an update.
+
+    Attributes:
+        metrics: means over the supervised tokens of the global batch, "loss" among them.
+        grad_norm: of the global gradient, before clipping.
+        stop: some process was asked to stop.
+    """
+
+    metrics: dict[str, float]
+    grad_norm: float
+    stop: bool
+
+
+@attrs.define
+class Sums:
+    """Metrics of this process's rows, weighted and added up on the device.
+
+    Attributes:
+        losses: of each row with its documents, for the message if one is not finite.
+    """
+
+    device: torch.device
+    names: tuple[str, ...] = ()
+    total: torch.Tensor = attrs.field(factory=lambda: torch.zeros(0))
+    losses: list[tuple[Row, torch.Tensor]] = attrs.field(factory=list)
+
+    def add(self, row: Row, metrics: Mapping[str, Any], weight: float) -> None:
+        """Adds one row's metrics, unless the row says nothing."""
+        names = tuple(sorted(metrics))
+        if self.names and names != self.names:
+            raise ContractError(f"forward reported metrics {names} for one row and {self.names} for another")
+        self.names = names
+        detached = [torch.as_tensor(metrics[name], device=self.device).detach().reshape(()) for name in names]
+        self.losses.append((attrs.evolve(row, tensors={}), detached[names.index("loss")]))
+        values = torch.stack([value.double() for value in detached])
+        # Not values * 0: the metrics of a row without supervised tokens may well be nan.
+        weighted = values * weight if weight > 0 else torch.zeros_like(values)
+        self.total = self.total + weighted if len(self.losses) > 1 else weighted
+
+
+def accepted_by(model: nn.Module, names: Mapping[str, Any]) -> set[str]:
+    """Returns which of `names` the model's forward takes: all, if it takes **kwargs."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return set(names)
+    return set(names) & {parameter.name for parameter in parameters}
+
+
+def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> Outcome:
+    """Makes one update, or leaves weights and optimizer as they were and raises.
+
+    The host reads the device at one place, before the optimizer steps: it must know whether loss and gradient are
+    finite, for a bad update cannot be taken back. The whole batch is queued by then; only the optimizer's launch waits.
+
+    Args:
+        step: updates made before this one.
+        request: of this process to stop; what all agreed on is in the outcome.
+
+    Raises:
+        TrainingError: loss or gradient are not finite.
+    """
+    job, world, optimizer = worker.job, worker.world, worker.optimizer
+    sums = _backward(worker, batch, step)
+    gradients = [p.grad for p in optimizer.parameters if p.grad is not None]
+    if not gradients:
+        raise ContractError("forward's loss gave no gradient to any trained parameter")
+    norm = _whole(get_total_norm(gradients))
+    flag = sums.total.new_full((1,), float(request.asked))
+    *values, stops = world.sum(torch.cat([sums.total, flag])).tolist()
+    metrics = dict(zip(sums.names, values, strict=True))
+    outcome = Outcome(metrics=metrics, grad_norm=float(norm), stop=stops > 0)
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(outcome.grad_norm)):
+        raise _not_finite(outcome, sums, step, job, world)
+    section = job.schedule.optimizer
+    if section.clip_norm is not None:
+        clip_grads_with_norm_(optimizer.parameters, section.clip_norm, norm)
+    optimizer.step(factor(step, job.total_steps, job.schedule.learning_rate))
+    return outcome
+
+
+def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
+    """Leaves in the parameters the gradient of the mean over the global batch's supervised tokens."""
+    model, job, world = worker.model, worker.job, worker.world
+    if batch.supervised == 0:
+        raise DataError(f"step {step + 1}: no token of the whole batch is supervised")
+    sums, seen = Sums(device=world.device), 0
+    for row in batch.rows:
+        seen += 1
+        gather_once(model, last=seen == batch.num_rows)
+        seed_row(job.seed, step, row.index)
+        inputs: dict[str, Any] = _to_device(_supervised_somewhere(row), world.device)
+        if row.layout is not None and row.supervised > 0:
+            inputs["layout"] = row.layout
+        names = accepted_by(model, inputs)
+        with precision(world, job.schedule.precision):
+            _, loss, metrics = model(**{name: inputs[name] for name in names}, **worker.train_kwargs)
+        share = row.supervised / batch.supervised
+        # FSDP averages gradients over the processes.
+        (loss * (share * world.size)).backward()
+        sums.add(row, metrics, share)
+    assert seen == batch.num_rows, f"a batch of {batch.num_rows} rows gave {seen}"
+    return sums
+
+
+def _whole(norm: torch.Tensor) -> torch.Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _supervised_somewhere(row: Row) -> Mapping[str, torch.Tensor]:
+    """Returns the row's tensors; without supervised tokens, as one document that is all supervised.
+
+    Such a row (an unused one, or nothing but padding) weighs nothing but must run, for the other processes wait for it
+    in the collectives; a mean over no tokens would be 0/0, and its gradient nan even times zero.
+    """
+    if row.supervised > 0:
+        return row.tensors
+    mask = row.tensors["loss_mask"]
+    one = {
+        "loss_mask": torch.ones_like(mask),
+        "document_ids": torch.zeros_like(row.tensors["document_ids"]),
+        "position_ids": torch.arange(mask.shape[1], device=mask.device)[None],
+    }
+    return {**row.tensors, **one}
+
+
+def _to_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    # From pinned memory the copy runs beside the row before.
+    pinned = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
+
+
+def _not_finite(outcome: Outcome, sums: Sums, step: int, job: Job, world: World) -> TrainingError:
+    """Returns the error; gathers from all processes which rows it was."""
+    mine = [(row.index, float(loss), row.documents) for row, loss in sums.losses]
+    rows = sorted(row for theirs in world.gather(mine) for row in theirs)
+    bad = [row for row in rows if not math.isfinite(row[1])]
+    what = f"the loss is {outcome.metrics['loss']}" if bad else f"the norm of the gradient is {outcome.grad_norm}"
+    named = "; ".join(
+        f"row {index} (loss {loss:.4g}; documents: {', '.join(documents) or 'not named'})"
+        for index, loss, documents in bad or rows
+    )
+    return TrainingError(f"step {step + 1} of {job.total_steps}: {what}, in {named}")

@@ -1,0 +1,90 @@
+"""The processes of one launch: who am I, on which device, and how do we agree."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+
+# Ranks wait while rank 0 converts a verifier or hashes a checkpoint; NCCL's own ten minutes are too few for that.
+PATIENCE = timedelta(minutes=60)
+
+
+@attrs.frozen(kw_only=True)
+class World:
+    """One process among the `size` of a launch.
+
+    Attributes:
+        rank: place of this process in the launch, from 0.
+        local_rank: place on its machine, which is the index of its GPU.
+        backend: of the process group; "" when there is none.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
+    backend: str = ""
+
+    @property
+    def is_main(self) -> bool:
+        """Returns whether this is rank 0, the one that speaks and keeps the books."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for every process."""
+        if self.size > 1:
+            dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Returns rank 0's `value` (anything that pickles) on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns every rank's `value`, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        boxes: list[Any] = [None] * self.size
+        dist.all_gather_object(boxes, value)
+        return boxes
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Adds `tensor` up over all ranks, in place, and returns it."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def start() -> World:
+    """Joins the launch that torchrun's environment describes; a world of one where there is none.
+
+    Returns:
+        The world, with a process group (gloo on CPU; NCCL on CUDA, with gloo beside it for host values) if torchrun
+        started this process.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        return World(device=device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=PATIENCE)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return World(rank=rank, size=size, local_rank=local_rank, device=device, backend=backend)
+
+
+def stop(world: World) -> None:
+    """Leaves the launch."""
+    if world.backend and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,96 @@
+"""One process and two (gloo, started by torchrun) train the same model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training_launch import CASES, whole_run
+from training_toy import MUON, build, make_job, run
+
+from speculators.events import SaveEvent
+from speculators.training.world import World, start
+
+# Gradients are the same sums in another order: float32 leaves them equal to 1e-7 of their size. AdamW keeps that small:
+# 1.2e-7 was measured after six updates of lr = 1e-2. Muon rounds to bf16, where 1e-7 can tip an entry by 2^-8 of it:
+# 9e-5 was measured. Other random numbers move weights by 1e-2, Muon on shards instead of whole matrices by 1e-3.
+TOLERANCE = {"adamw": 2e-6, "muon": 3e-4, "bf16": 2e-6, "copies": 3e-4, "resumed": 3e-4}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes found; one of their folders holds a checkpoint that one process left at step 2."""
+    folder = tmp_path_factory.mktemp("two")
+    for event in run(build(), make_job(folder / "resumed", optimizer=MUON)):
+        if isinstance(event, SaveEvent):
+            break
+    script = Path(__file__).with_name("training_launch.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder]
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process finds in the same cases."""
+    folder = tmp_path_factory.mktemp("one")
+    return {name: whole_run(folder / name, World(), **changes) for name, changes in CASES.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_and_two_processes_reach_the_same_weights(one, two, case):
+    """The world size changes no row, no random number and no weighting; what is left is the order of sums."""
+    for found in two:
+        for name, wanted in one[case]["weights"].items():
+            torch.testing.assert_close(found[case]["weights"][name], wanted, rtol=0, atol=TOLERANCE[case])
+        assert found[case]["losses"] == pytest.approx(one[case]["losses"], abs=10 * TOLERANCE[case])
+        assert found[case]["norms"] == pytest.approx(one[case]["norms"], abs=100 * TOLERANCE[case])
+        assert found[case]["taus"] == pytest.approx(one[case]["taus"], abs=100 * TOLERANCE[case])
+
+
+def test_the_tolerance_would_see_an_error(one):
+    """Other random numbers in the forward move the weights by far more than the tolerance."""
+    moved = one["adamw"]["weights"]["fc.weight"] - one["bf16"]["weights"]["fc.weight"]
+    assert moved.abs().max() > 100 * TOLERANCE["adamw"]
+
+
+def test_a_checkpoint_of_one_process_is_resumed_by_two(one, two):
+    """Two processes go on from where one stopped, in weights, optimizer state and rows."""
+    for found in two:
+        assert len(found["resumed"]["losses"]) == 4
+        for name, wanted in one["muon"]["weights"].items():
+            torch.testing.assert_close(found["resumed"]["weights"][name], wanted, rtol=0, atol=TOLERANCE["resumed"])
+
+
+def test_what_happens_to_one_process_ends_all_of_them_alike(two):
+    """A nan, a SIGTERM, a full disk at one process: both end with the same words, none waits for ever."""
+    first, second = (found["failures"] for found in two)
+    assert first == second
+    assert "step 2 of 6: the loss is nan, in row 3 (loss nan; documents: doc-1-3)" in first["nan"]
+    assert "step-00000001" in first["nan"]
+    assert first["stop"].startswith("KeyboardInterrupt")
+    assert first["left by stop"] == ["step-00000003"]
+    assert "the disk is full" in first["disk"]
+    assert first["left by disk"] == []
+
+
+def test_processes_that_built_different_models_are_told_so(two):
+    """Each process would train its own shard of its own model; the error names the first parameters that differ."""
+    assert "TrainingError: the processes built different models: " in two[0]["failures"]["seeds"]
+
+
+def test_without_a_launch_the_world_is_one(monkeypatch):
+    """No torchrun, no process group; values pass through the helpers unchanged."""
+    monkeypatch.delenv("RANK", raising=False)
+    world = start()
+    assert (world.rank, world.size, world.backend) == (0, 1, "")
+    assert not torch.distributed.is_initialized()
+    assert (world.broadcast("x"), world.gather("x")) == ("x", ["x"])
+    assert world.sum(torch.ones(1)).item() == 1

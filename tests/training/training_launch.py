@@ -1,0 +1,107 @@
+"""What torchrun starts in test_world.py: the toy in every setting, in as many processes as the launch has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import attrs
+import torch
+from training_toy import ADAMW, MUON, STEPS, batches, build, make_job, make_row, run, weights
+
+from speculators.errors import ArtifactError, TrainingError
+from speculators.events import EvalEvent, StepEvent
+from speculators.training import snapshot
+from speculators.training.world import start, stop
+
+CASES = {
+    "adamw": {"optimizer": ADAMW},
+    "muon": {"optimizer": MUON},
+    "bf16": {"optimizer": ADAMW, "precision": "bf16"},
+    "copies": {"optimizer": MUON, "shard": False},
+}
+
+
+def whole_run(folder, world, **changes):
+    """Returns what a run ends with: weights, losses, gradient norms, and what an evaluation in its middle saw."""
+    model = build()
+
+    def tau():
+        """Goes around model.forward, and on rank 0 alone: no collective may hide in a layer's hooks."""
+        return (model.layers[0](model.fc.weight.T).sum().item(), {}) if world.is_main else (0.0, {})
+
+    changes = {"evaluate_every": 3, "checkpoint_every": 100, **changes}
+    events = list(run(model, make_job(folder, **changes), world, evaluate=tau))
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    return {
+        "weights": weights(model),
+        "losses": [event.loss for event in steps],
+        "norms": [event.grad_norm for event in steps],
+        "taus": [event.tau for event in events if isinstance(event, EvalEvent)],
+    }
+
+
+def failure(action):
+    """Returns the message of the error that `action` ends with."""
+    try:
+        action()
+    except (ArtifactError, TrainingError, KeyboardInterrupt) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def nan_on_the_last_rank(world):
+    """Returns batches in which the last row of step 1 holds a nan."""
+    pure = batches(world)
+
+    def poisoned(step):
+        batch = pure(step)
+        rows = list(batch.rows)
+        if step == 1 and world.rank == world.size - 1:
+            rows[-1].tensors["hidden_states"].fill_(float("nan"))
+        return attrs.evolve(batch, rows=iter(rows))
+
+    return poisoned
+
+
+def stopped_on_the_last_rank(world):
+    """Returns batches in which one process alone gets a SIGTERM at step 3."""
+    mine = world.rank == world.size - 1
+    return batches(world, before=lambda step: step == 2 and mine and os.kill(os.getpid(), signal.SIGTERM))
+
+
+def failures(folder, world):
+    """Returns how runs end in which something happens to one process only, and what they left."""
+    found = {}
+    job = make_job(folder / "nan", checkpoint_every=1)
+    found["nan"] = failure(lambda: list(run(build(), job, world, batches=nan_on_the_last_rank(world))))
+    job = make_job(folder / "stop", checkpoint_every=100)
+    found["stop"] = failure(lambda: list(run(build(), job, world, batches=stopped_on_the_last_rank(world))))
+    found["left by stop"] = sorted(path.name for path in (folder / "stop").iterdir())
+    real = snapshot.rng.capture
+    if world.rank == world.size - 1:
+        snapshot.rng.capture = lambda: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    found["disk"] = failure(lambda: list(run(build(), make_job(folder / "disk"), world)))
+    snapshot.rng.capture = real
+    found["left by disk"] = sorted(path.name for path in (folder / "disk").iterdir())
+    found["seeds"] = failure(lambda: list(run(build(seed=world.rank), make_job(folder / "seeds"), world)))
+    return found
+
+
+def main(folder: Path) -> None:
+    """Runs all cases; every process writes what it found."""
+    torch.set_num_threads(1)
+    world = start()
+    found = {name: whole_run(folder / name, world, **changes) for name, changes in CASES.items()}
+    found["resumed"] = whole_run(folder / "resumed", world, optimizer=MUON)
+    found["failures"] = failures(folder, world)
+    assert make_row(0, 1).supervised > 0
+    assert len(found["adamw"]["losses"]) == STEPS
+    torch.save(found, folder / f"rank-{world.rank}.pt")
+    stop(world)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
