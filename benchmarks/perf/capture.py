@@ -1,0 +1,85 @@
+"""Capture against a bare forward of the same verifier without its head, interleaved, on the same batches.
+
+python -m benchmarks.perf.capture FOLDER [--tokens 4096] [--rounds 3]
+
+FOLDER is a verifier's Hugging Face folder. Prints both sides in tokens/s (padding not counted) and their ratio,
+in float32 and bfloat16. Row lengths are those of short chats: 64 to 384 tokens, fixed seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speculators.verifier.capture import batches_by_length
+from speculators.verifier.engine import Engine
+
+BATCH_TOKENS = 2048
+
+
+def make_rows(tokens: int, vocab_size: int) -> list[torch.Tensor]:
+    """Returns rows of random ids, about `tokens` in all."""
+    generator = torch.Generator().manual_seed(0)
+    rows: list[torch.Tensor] = []
+    while sum(map(len, rows)) < tokens:
+        length = int(torch.randint(64, 385, (1,), generator=generator))
+        rows.append(torch.randint(vocab_size, (length,), generator=generator))
+    return rows
+
+
+def compare(folder: Path, dtype: torch.dtype, tokens: int, rounds: int) -> str:
+    """Runs both sides in turn, batch by batch, and returns the line of the table."""
+    engine = Engine(folder, dtype=dtype)
+    depth = engine.num_layers
+    layer_ids = (2, depth // 2, depth - 3)
+    rows = make_rows(tokens, engine.facts.vocab_size)
+    decoder = engine.model.get_decoder()
+    pairs: list[tuple[float, float]] = []
+    # The first round warms up. In turn, so that whatever else the machine does falls on both sides alike.
+    for number in range(rounds + 1):
+        for indices in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
+            batch = [rows[index] for index in indices]
+            bare = _seconds(lambda batch=batch: _bare(decoder, batch))
+            captured = _seconds(lambda batch=batch: engine.capture(batch, layer_ids))
+            if number:
+                pairs.append((bare, captured))
+    bare, captured = (rounds * sum(map(len, rows)) / sum(side) for side in zip(*pairs, strict=True))
+    middle = statistics.median(bare / captured for bare, captured in pairs)
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"{name:>9} | bare {bare:6.0f} tokens/s | capture {captured:6.0f} tokens/s | "
+        f"ratio {captured / bare:.3f}, median of {len(pairs)} pairs {middle:.3f}"
+    )
+
+
+@torch.no_grad()
+def _bare(decoder: Any, batch: list[torch.Tensor]) -> None:
+    decoder(input_ids=torch.nn.utils.rnn.pad_sequence(batch, batch_first=True), use_cache=False)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print(f"{options.folder.name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for dtype in (torch.float32, torch.bfloat16):
+        print(compare(options.folder, dtype, options.tokens, options.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Residual streams out of a transformers model, by hooks, without running more of it than they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from speculators.errors import VerifierError
+
+
+class _Enough(Exception):
+    """Ends a forward whose remaining layers nobody needs; never leaves this module."""
+
+
+class Capture:
+    """Collects the streams at `layer_ids` from one forward.
+
+    Args:
+        model: a transformers causal language model.
+        layers: its decoder layers, N of them.
+        layer_ids: id l is the stream entering layer l, id N the last layer's output before the final norm.
+
+    Raises:
+        VerifierError: an id is not in 0..N.
+    """
+
+    def __init__(self, model: Any, layers: nn.ModuleList, layer_ids: Sequence[int]) -> None:
+        if outside := [i for i in layer_ids if not 0 <= i <= len(layers)]:
+            raise VerifierError(f"layer ids must be in 0..{len(layers)}, got {outside}")
+        self._decoder = model.get_decoder()
+        self._layers = layers
+        self._ids = tuple(layer_ids)
+        self._last_id = max(self._ids)
+        self._states: dict[int, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def run(self, input_ids: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the stream of each id, in the order given, each [B, S, H], for `input_ids` [B, S]."""
+        self._states = {}
+        handles = [self._watch(layer_id) for layer_id in {*self._ids}]
+        try:
+            self._decoder(input_ids=input_ids, use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [self._states[layer_id] for layer_id in self._ids]
+
+    def _watch(self, layer_id: int) -> Any:
+        if layer_id < len(self._layers):
+            return self._layers[layer_id].register_forward_pre_hook(self._entering(layer_id), with_kwargs=True)
+        return self._layers[-1].register_forward_hook(self._leaving(layer_id))
+
+    def _entering(self, layer_id: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(layer_id, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def _leaving(self, layer_id: int) -> Any:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            self._keep(layer_id, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def _keep(self, layer_id: int, state: torch.Tensor) -> None:
+        self._states[layer_id] = state
+        if layer_id == self._last_id:
+            raise _Enough
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Returns the decoder layers of a transformers model; raises VerifierError for an architecture without such."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise VerifierError(f"{type(model).__name__} has no list of decoder layers to capture from")
+    return layers
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, ...]]:
+    """Groups indices so that each batch, padded to its longest, has at most `batch_tokens` tokens; shortest first."""
+    batches: list[tuple[int, ...]] = []
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
+            batches.append(tuple(batch))
+            batch = []
+        batch.append(index)
+    return [*batches, tuple(batch)] if batch else batches

@@ -1,0 +1,216 @@
+"""The verifier at work in this process: hidden states for training, continuations for data."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from speculators.config import VerifierFacts
+from speculators.errors import VerifierError
+from speculators.events import Progress, ignore
+from speculators.verifier.capture import Capture, batches_by_length, decoder_layers
+from speculators.verifier.generate import Sampling, generate_batches
+from speculators.verifier.head import VerifierHead
+from speculators.verifier.quiet import quiet
+from speculators.verifier.sources import check_folder
+from speculators.verifier.tokens import load_tokenizer, stop_ids
+
+
+class Engine:
+    """A transformers model in eval mode, its tokenizer and its facts.
+
+    Args:
+        folder: a Hugging Face folder, as `obtain` returns.
+        dtype: of weights and states, or its name ("float32", "bfloat16", "float16").
+        device: where the model is.
+        trust_remote_code: let transformers run code that comes with the model.
+
+    Raises:
+        VerifierError: it cannot be loaded, or a tensor is missing from its files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+    ) -> None:
+        check_folder(folder)
+        self.folder = folder
+        self.facts = VerifierFacts.read(folder / "config.json")
+        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.device = torch.device(device)
+        self.model = _load(folder, self.dtype, trust_remote_code).to(self.device)
+        self._layers = decoder_layers(self.model)
+        self._trust = trust_remote_code
+        self._tokenizer: Any = None
+
+    @property
+    def num_layers(self) -> int:
+        """The decoder layers, N; id N is the last layer's output before the final norm."""
+        return len(self._layers)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer, read on first use: capture works on ids and needs none."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.folder, trust_remote_code=self._trust)
+        return self._tokenizer
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return stop_ids(self.tokenizer, self.model.generation_config)
+
+    def capture(
+        self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Runs the verifier over sequences and returns its residual streams; logits are never computed.
+
+        Args:
+            batch: sequences of token ids, each [n] int64, of any lengths.
+            layer_ids: id l is the stream entering layer l, id N the last layer's output before the final norm.
+
+        Returns:
+            For each sequence the chosen states, concatenated in that order [n, A*H], and the last layer's output
+            before the final norm [n, H]; in the engine's dtype, on its device.
+
+        Raises:
+            VerifierError: a layer id is not in 0..N, or a sequence is empty.
+        """
+        ids = (*layer_ids, self.num_layers)
+        states = Capture(self.model, self._layers, ids).run(self._padded(batch))
+        chosen = torch.cat(states[:-1], -1) if layer_ids else states[-1][..., :0]
+        lengths = [len(sequence) for sequence in batch]
+        return [(chosen[i, :n], states[-1][i, :n]) for i, n in enumerate(lengths)]
+
+    def capture_layers(self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int]) -> list[torch.Tensor]:
+        """Returns only the chosen states of each sequence, [n, A*H]; stops after the last layer that they need."""
+        if not layer_ids:
+            raise VerifierError("no layers to capture")
+        states = torch.cat(Capture(self.model, self._layers, tuple(layer_ids)).run(self._padded(batch)), -1)
+        return [states[i, : len(sequence)] for i, sequence in enumerate(batch)]
+
+    def capture_all(
+        self, rows: Sequence[torch.Tensor], layer_ids: Sequence[int], *, batch_tokens: int = 4096
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Captures many sequences in batches of similar length.
+
+        Args:
+            rows: sequences of token ids, each [n] int64.
+            layer_ids: as in `capture`.
+            batch_tokens: of one batch, padding included; a longer sequence is a batch by itself.
+
+        Yields:
+            (index in `rows`, chosen states [n, A*H], last states [n, H]), the shortest first.
+        """
+        for indices in batches_by_length([len(row) for row in rows], batch_tokens):
+            captured = self.capture([rows[index] for index in indices], layer_ids)
+            for index, (chosen, last) in zip(indices, captured, strict=True):
+                yield index, chosen, last
+
+    def check_head(self, head: VerifierHead, rows: torch.Tensor | None = None) -> None:
+        """Compares `head` with the model's own logits on a few tokens: a formula that was misread must not pass.
+
+        Args:
+            head: as `load_head` returns.
+            rows: [R] int64, the target ids of its rows; None if it has all.
+
+        Raises:
+            VerifierError: they differ by more than rounding.
+        """
+        ids = torch.arange(16, device=self.device) % self.facts.vocab_size
+        with torch.no_grad():
+            own = self.model(input_ids=ids[None], use_cache=False).logits[0].float()
+        wanted = own if rows is None else own[:, rows]
+        difference = (head.logits(self.capture([ids], ())[0][1]) - wanted).abs().max()
+        # Of the largest logit: sums over H round once in float32, and all inputs are rounded in 16 bits.
+        allowed = (1e-4 if self.dtype == head.weight.dtype == torch.float32 else 5e-2) * own.abs().max()
+        if difference > allowed:
+            raise VerifierError(
+                f"{self.folder}: logits from the final norm and head differ from the model's own by {difference:.3g}",
+                hint="this architecture does something else before its logits; it cannot be a verifier yet",
+            )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 32,
+        progress: Progress = ignore,
+    ) -> list[list[int]]:
+        """Continues prompts; returns for each the new tokens, the one that ended it included.
+
+        Args:
+            prompts: token ids.
+            max_new_tokens: for each prompt.
+            temperature: 0 is greedy; above, the pure distribution at that temperature (no top-k, no top-p).
+            seed: of the sampling. The order of the prompts does not matter.
+            batch_size: prompts at once, of similar length.
+            progress: is told tokens done, and tokens a second in the note.
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+        for indices, outputs in self.generate_batches(prompts, sampling, progress=progress):
+            for index, output in zip(indices, outputs, strict=True):
+                answers[index] = output
+        return answers
+
+    def generate_batches(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        done: Container[int] = (),
+        progress: Progress = ignore,
+    ) -> Iterator[tuple[tuple[int, ...], list[list[int]]]]:
+        """Continues prompts batch by batch, so that the caller can keep what is finished.
+
+        Batches do not depend on `done`: a run that goes on later gives the same answers as one never interrupted.
+
+        Args:
+            prompts: token ids.
+            sampling: lengths, temperature, seed, batch size.
+            done: indices that need no answer; a batch is skipped when all of it is done.
+            progress: as in `generate`.
+
+        Yields:
+            (indices in `prompts`, their new tokens).
+        """
+        return generate_batches(self.model, prompts, sampling, self.stop_ids, done=done, progress=progress)
+
+    def _padded(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not batch or not all(len(sequence) for sequence in batch):
+            raise VerifierError("cannot capture an empty sequence")
+        # On the right, and any id will do: attention is causal, so no real token ever sees it, nor is it moved.
+        padded = torch.nn.utils.rnn.pad_sequence([s.long() for s in batch], batch_first=True)
+        return padded.to(self.device)
+
+
+def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    try:
+        with quiet():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    # What damaged files lead to inside transformers differs with its version; all of it is about this folder.
+    except Exception as error:
+        raise VerifierError(f"{folder}: transformers cannot load the verifier: {error}") from error
+    # transformers fills what is missing at random and only warns.
+    if missing := sorted(loading["missing_keys"]):
+        raise VerifierError(f"{folder}: the verifier's files have no tensor {', '.join(missing[:5])}")
+    return model.eval().requires_grad_(False)

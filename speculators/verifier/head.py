@@ -1,0 +1,131 @@
+"""The verifier's last step, from hidden states to logits, without the verifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from speculators.config import VerifierFacts
+from speculators.errors import VerifierError
+from speculators.verifier.quiet import quiet
+
+
+@attrs.frozen(kw_only=True)
+class HeadRules:
+    """How an architecture goes from its last hidden state to logits.
+
+    Attributes:
+        eps: of the final norm.
+        unit_offset: the norm multiplies by (1 + w), not w (Gemma 1-3, Qwen3-Next, Qwen3.5).
+        centered: the norm subtracts the mean first (LayerNorm; Cohere).
+        scale: logits are multiplied by it (Granite divides, Cohere multiplies).
+        softcap: logits become cap * tanh(logits / cap) (Gemma 2); None for none.
+        tied: the head is the embedding.
+    """
+
+    eps: float
+    unit_offset: bool
+    centered: bool
+    scale: float
+    softcap: float | None
+    tied: bool
+
+    @classmethod
+    def of(cls, facts: VerifierFacts) -> HeadRules:
+        """Finds the rules from the architecture itself: its final norm is tried out, not looked up by name.
+
+        Raises:
+            VerifierError: transformers does not know the architecture, or its norm is of no known kind.
+        """
+        tied, config, norm = _bare_norm(facts)
+        settings = config.to_dict()
+        divisor = settings.get("logits_scaling") or 1.0
+        return cls(
+            **_try_norm(norm, int(config.hidden_size)),
+            scale=(settings.get("logit_scale") or 1.0) / divisor,
+            softcap=settings.get("final_logit_softcapping"),
+            tied=tied,
+        )
+
+
+class VerifierHead(nn.Module):
+    """The verifier's final norm and (rows of) its head; frozen, and not part of any state dict.
+
+    Args:
+        weight: [rows, H], the head.
+        norm_weight: [H].
+        rules: of the architecture.
+    """
+
+    weight: torch.Tensor
+    norm_weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, norm_weight: torch.Tensor, rules: HeadRules) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("norm_weight", norm_weight, persistent=False)
+        self.rules = rules
+        self.eps, self.unit_offset, self.centered = rules.eps, rules.unit_offset, rules.centered
+        self.scale, self.softcap = rules.scale, rules.softcap
+
+    def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the final norm of the last layer's output, [..., H] to [..., H], in the head's dtype."""
+        x = hidden.float()
+        if self.centered:
+            x = x - x.mean(-1, keepdim=True)
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        factor = self.norm_weight.float()
+        return (x * (1 + factor if self.unit_offset else factor)).to(self.weight.dtype)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the verifier's logits in float32, [..., H] to [..., rows]."""
+        return self.finish(linear(self.normalize(hidden), self.weight).float())
+
+    def finish(self, products: torch.Tensor) -> torch.Tensor:
+        """Turns head x normalised state into logits: scaling, then soft-capping. Shape is kept."""
+        logits = products if self.scale == 1.0 else products * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def _bare_norm(facts: VerifierFacts) -> tuple[bool, Any, nn.Module]:
+    """Builds the architecture without memory; returns whether its head is tied, its text config and its final norm."""
+    try:
+        with quiet(), torch.device("meta"):
+            whole = AutoConfig.for_model(**facts.to_dict())
+            config = whole.get_text_config()
+            decoder = AutoModelForCausalLM.from_config(config).get_decoder()
+    except (KeyError, ValueError, TypeError) as error:
+        raise VerifierError(f"{facts.source}: transformers cannot build this architecture: {error}") from error
+    norm = getattr(decoder, "norm", None)
+    if not isinstance(norm, nn.Module):
+        raise VerifierError(f"{facts.source}: {type(decoder).__name__} has no final norm called 'norm'")
+    return bool(whole.tie_word_embeddings), config, norm
+
+
+def _try_norm(norm: nn.Module, size: int) -> dict[str, Any]:
+    """Feeds the norm with weights 0 and 1, and says which formula explains what comes out."""
+    norm = norm.to_empty(device="cpu").float()
+    values = list(norm.parameters())
+    eps = next((getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name)), None)
+    x = 3.0 + torch.linspace(-1, 1, size)[None]
+    if len(values) == 1 and eps is not None:
+        outputs = []
+        for weight in (0.0, 1.0):
+            with torch.no_grad():
+                values[0].fill_(weight)
+                # Small numbers, so that a wrong eps shows.
+                outputs.append(torch.cat([norm(x), norm(x * eps**0.5)]))
+        for centered in (False, True):
+            middle = x - x.mean() if centered else x
+            both = torch.cat([middle, middle * eps**0.5])
+            plain = both * torch.rsqrt(both.square().mean(-1, keepdim=True) + eps)
+            for unit_offset in (False, True):
+                expected = (plain * unit_offset, plain * (1 + unit_offset))
+                if all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs, expected, strict=True)):
+                    return {"eps": float(eps), "unit_offset": unit_offset, "centered": centered}
+    raise VerifierError(f"the final norm {type(norm).__name__} is neither an RMSNorm nor a LayerNorm without bias")

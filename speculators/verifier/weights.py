@@ -1,0 +1,122 @@
+"""Single tensors out of a verifier's safetensors files; what is not there is an error, never a random tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from speculators.config import VerifierFacts
+from speculators.errors import VerifierError
+from speculators.verifier.head import HeadRules, VerifierHead
+from speculators.verifier.sources import shard_index
+
+__all__ = ["TensorReader", "VerifierHead", "load_embeddings", "load_head"]
+
+# Where the text model of a causal or multimodal checkpoint stands.
+_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+_HEADS = ("lm_head.", "language_model.lm_head.")
+_ROWS_AT_ONCE = 8192
+
+
+class TensorReader:
+    """Reads tensors of a Hugging Face folder (one safetensors file, or shards with an index) without loading the rest.
+
+    Args:
+        folder: holds `model.safetensors`, or `model.safetensors.index.json` and what it names.
+
+    Raises:
+        VerifierError: there are no safetensors files, or one cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = _weight_map(folder)
+
+    def names(self) -> list[str]:
+        """Returns the names of all tensors, sorted."""
+        return sorted(self._files)
+
+    def read(self, name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns a tensor, or some of its rows, in the dtype of the file.
+
+        Args:
+            name: as in the file.
+            rows: [R] int64, sorted ids of the rows wanted; None for all.
+
+        Raises:
+            VerifierError: there is no such tensor; names it and its file.
+        """
+        if name not in self._files:
+            raise VerifierError(f"{self.folder} has no tensor {name!r}")
+        with _opened(self._files[name]) as file:
+            if rows is None:
+                return file.get_tensor(name)
+            view = file.get_slice(name)
+            count = view.get_shape()[0]
+            if len(rows) and int(rows.max()) >= count:
+                raise VerifierError(f"{name} of {self.folder} has {count} rows, but id {int(rows.max())} is wanted")
+            # Block by block: a head of 256k rows need not be in memory for the sake of 8k.
+            blocks = [
+                view[start : start + _ROWS_AT_ONCE][rows[(rows >= start) & (rows < start + _ROWS_AT_ONCE)] - start]
+                for start in range(0, count, _ROWS_AT_ONCE)
+            ]
+            return torch.cat(blocks)
+
+    def find(self, suffix: str, prefixes: tuple[str, ...] = _PREFIXES) -> str:
+        """Returns the full name of a text model's tensor; raises VerifierError with the names that were tried."""
+        tried = [prefix + suffix for prefix in prefixes]
+        for name in tried:
+            if name in self._files:
+                return name
+        raise VerifierError(f"{self.folder} has no tensor {' or '.join(map(repr, tried))}")
+
+
+def load_embeddings(folder: Path, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Returns the verifier's input embeddings [V, H]; raises VerifierError if they are not there."""
+    reader = TensorReader(folder)
+    return reader.read(reader.find("embed_tokens.weight")).to(dtype)
+
+
+def load_head(
+    folder: Path, facts: VerifierFacts, *, rows: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> VerifierHead:
+    """Reads the verifier's final norm and head, and nothing else, from its safetensors.
+
+    Args:
+        folder: the verifier's Hugging Face folder.
+        facts: its config.json.
+        rows: [R] int64, sorted target ids that the head is cut to; None for the whole vocabulary.
+        dtype: of the result.
+
+    Raises:
+        VerifierError: a tensor is missing (it is named), or the architecture's last step is not known.
+    """
+    rules = HeadRules.of(facts)
+    reader = TensorReader(folder)
+    name = reader.find("embed_tokens.weight") if rules.tied else reader.find("weight", _HEADS)
+    for bias in (name.replace("weight", "bias"), reader.find("norm.weight").replace("weight", "bias")):
+        if bias in reader.names():
+            raise VerifierError(f"{folder}: {bias}: heads and norms with a bias are not supported")
+    norm = reader.read(reader.find("norm.weight"))
+    return VerifierHead(reader.read(name, rows).to(dtype), norm.to(dtype), rules)
+
+
+def _weight_map(folder: Path) -> dict[str, Path]:
+    if index := shard_index(folder):
+        return {name: folder / file for name, file in index.items()}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opened(path) as file:
+            found.update(dict.fromkeys(file.keys(), path))
+    if not found:
+        raise VerifierError(f"{folder} has no weights (*.safetensors)")
+    return found
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise VerifierError(f"{path} is missing, truncated or not safetensors: {error}") from error
