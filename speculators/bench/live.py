@@ -1,0 +1,102 @@
+"""Live decoding: contenders take turns on the same prompts, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from speculators.bench.rows import Row
+from speculators.decoding.loop import Decoded, decode
+from speculators.decoding.target import CachedVerifier
+from speculators.drafter import Drafter
+from speculators.events import Progress, ProgressEvent, ignore
+
+WARM_UP_TOKENS = 8
+
+
+@attrs.frozen(eq=False)
+class Contender:
+    """One way to decode.
+
+    Attributes:
+        name: for results.
+        drafter: None for plain decoding.
+        num_tokens: drafted a round (K); 0 for plain decoding.
+    """
+
+    name: str
+    drafter: Drafter | None = None
+    num_tokens: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class LiveSettings:
+    """How to decode.
+
+    Attributes:
+        temperature: of the verifier and of the drafts.
+        max_new_tokens: longest response; at T = 0 a response ends where the row's own does, if that is earlier.
+        stop_ids: tokens that end a response.
+        seed: of sampling; each prompt of each contender has a generator of its own.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    seed: int = 0
+
+
+def run_live(
+    model: Any,
+    contenders: Sequence[Contender],
+    rows: Sequence[Row],
+    settings: LiveSettings,
+    *,
+    progress: Progress = ignore,
+) -> dict[str, list[Decoded]]:
+    """Decodes every row's prompt with every contender, prompt by prompt, and returns the responses by contender.
+
+    The contenders alternate, so that a machine that slows down slows all of them, and who goes first rotates. Each
+    decodes a few tokens before, which are not counted.
+
+    Args:
+        model: the verifier, a transformers causal language model.
+        rows: at least one; prompts, with the response that the verifier gives at T = 0.
+    """
+    engines = [
+        CachedVerifier(model, () if each.drafter is None else each.drafter.target_layer_ids) for each in contenders
+    ]
+    warm_up = attrs.evolve(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
+    for engine, contender in zip(engines, contenders, strict=True):
+        _decode(engine, contender, rows[0], warm_up, seed=settings.seed)
+    responses: dict[str, list[Decoded]] = {each.name: [] for each in contenders}
+    total = len(rows) * len(contenders)
+    for index, row in enumerate(rows):
+        for turn in range(len(contenders)):
+            which = (index + turn) % len(contenders)
+            seed = (settings.seed * len(rows) + index) * len(contenders) + which
+            decoded = _decode(engines[which], contenders[which], row, settings, seed=seed)
+            responses[contenders[which].name].append(decoded)
+            done = index * len(contenders) + turn + 1
+            note = f"{contenders[which].name}: {len(decoded.tokens) / decoded.seconds:.1f} tokens/s"
+            progress(ProgressEvent(stage="live", done=done, total=total, unit="responses", note=note))
+    return responses
+
+
+def _decode(engine: CachedVerifier, contender: Contender, row: Row, settings: LiveSettings, *, seed: int) -> Decoded:
+    length = settings.max_new_tokens
+    if settings.temperature == 0:
+        length = min(length, len(row.response.answer))
+    return decode(
+        engine,
+        contender.drafter,
+        torch.tensor(row.response.prompt, device=engine.device),
+        max_new_tokens=length,
+        num_tokens=contender.num_tokens,
+        temperature=settings.temperature,
+        generator=torch.Generator(engine.device).manual_seed(seed),
+        stop_ids=settings.stop_ids,
+    )

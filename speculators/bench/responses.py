@@ -1,0 +1,155 @@
+"""The verifier's responses to a suite: the suite's own answers where they are the verifier's, else generated here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+import numpy as np
+import torch
+
+from speculators.bench.rows import Response, Row, judge
+from speculators.bench.suites import Prompt
+from speculators.data.conversations import Conversation, Message
+from speculators.data.template import ChatTemplate
+from speculators.errors import DataError
+from speculators.events import Progress, ProgressEvent, ignore
+from speculators.verifier.engine import Engine
+from speculators.verifier.weights import VerifierHead
+
+UNLIMITED = 2**31 - 1
+
+
+def respond(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int = 0,
+    progress: Progress = ignore,
+) -> list[Response]:
+    """Returns a response to each turn of each prompt, in order of the prompts.
+
+    At T = 0 an answer that the suite comes with is taken (and judged later); everything else is generated. A later turn
+    sees the verifier's own answers to the turns before it.
+
+    Args:
+        temperature: of the verifier.
+        max_new_tokens: a response ends here, or with a token that ends the turn.
+        seed: of the sampling.
+    """
+    template = ChatTemplate.of(engine.tokenizer)
+    found: dict[tuple[int, int], Response] = {}
+    asked: list[tuple[int, tuple[Message, ...]]] = []
+    for index, prompt in enumerate(prompts):
+        if temperature == 0 and prompt.answer is not None:
+            found[index, 0] = _answered(template, prompt, engine.stop_ids, max_new_tokens)
+        else:
+            asked.append((index, prompt.messages))
+    turn = 0
+    while asked:
+        ids = [template.prompt_ids(messages) for _, messages in asked]
+        outputs = engine.generate(
+            ids, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + turn, progress=progress
+        )
+        after: list[tuple[int, tuple[Message, ...]]] = []
+        for (index, messages), start, output in zip(asked, ids, outputs, strict=True):
+            prompt = prompts[index]
+            tokens = (*start, *output)
+            found[index, turn] = Response(
+                id=prompt.id, category=prompt.category, tokens=tokens, prompt_length=len(start)
+            )
+            if turn < len(prompt.later):
+                text = engine.tokenizer.decode(output, skip_special_tokens=True)
+                after.append((index, (*messages, Message("assistant", text), Message("user", prompt.later[turn]))))
+        asked = after
+        turn += 1
+    return [found[key] for key in sorted(found)]
+
+
+def capture_rows(
+    engine: Engine,
+    head: VerifierHead,
+    responses: Sequence[Response],
+    layer_ids: Sequence[int],
+    *,
+    temperature: float,
+    progress: Progress = ignore,
+) -> list[Row]:
+    """Returns the judged rows of the responses, in their order; see `judge`.
+
+    Args:
+        head: over the verifier's whole vocabulary, on the engine's device.
+        layer_ids: the hidden states that the speculator reads.
+        temperature: that the responses were made at.
+    """
+    tokens = [torch.tensor(response.tokens) for response in responses]
+    rows: dict[int, Row] = {}
+    for index, states, last in engine.capture_all(tokens, layer_ids):
+        rows[index] = judge(head, responses[index], states, last, temperature=temperature)
+        progress(ProgressEvent(stage="bench", done=len(rows), total=len(tokens), unit="responses", note="capture"))
+    return [rows[index] for index in range(len(rows))]
+
+
+def own_rows(
+    engine: Engine,
+    head: VerifierHead,
+    prompts: Sequence[Prompt],
+    layer_ids: Sequence[int],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int = 0,
+    progress: Progress = ignore,
+) -> list[Row]:
+    """Returns the verifier's own responses to a suite, judged, in order of the prompts.
+
+    An answer that the suite comes with and that is not this verifier's (another model's, another machine's rounding)
+    is replaced by a generated one: only what is still cut after that is left out.
+    """
+    made = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "progress": progress}
+    rows = capture_rows(
+        engine,
+        head,
+        respond(engine, prompts, **made),
+        layer_ids,
+        temperature=temperature,
+        progress=progress,
+    )
+    foreign = {row.response.id for row in rows if row.cut}
+    again = [attrs.evolve(prompt, answer=None) for prompt in prompts if prompt.id in foreign and prompt.answer]
+    if again:
+        redone = capture_rows(engine, head, respond(engine, again, **made), layer_ids, temperature=temperature)
+        by_id = {(row.response.id, row.response.prompt): row for row in redone}
+        rows = [by_id.get((row.response.id, row.response.prompt), row) for row in rows]
+    return rows
+
+
+def sample_rows(rows: Sequence[Row], number: int | None) -> list[int]:
+    """Returns the indices of up to `number` rows that hold a round, evenly spread over the suite; None takes all."""
+    there = [index for index, row in enumerate(rows) if len(row.response.answer) > 1]
+    if number is None or number >= len(there):
+        return there
+    return [there[place] for place in np.linspace(0, len(there) - 1, number).round().astype(int)]
+
+
+def _answered(template: ChatTemplate, prompt: Prompt, stop_ids: Sequence[int], max_new_tokens: int) -> Response:
+    """Cuts the rendered conversation into prompt and response; the response ends with the turn or at the limit."""
+    assert prompt.answer is not None
+    messages = (*prompt.messages, Message("assistant", prompt.answer))
+    encoded = template.encode(Conversation(prompt.id, prompt.category, messages), UNLIMITED)
+    if isinstance(encoded, str):
+        raise DataError(f"prompt {prompt.id}: {encoded}")
+    supervised = list(_runs(encoded.loss_mask))
+    start, end = supervised[-1]
+    tokens = encoded.input_ids[:end].tolist()
+    end = next((place + 1 for place in range(start, end) if tokens[place] in stop_ids), end)
+    tokens = tokens[: min(end, start + max_new_tokens)]
+    return Response(id=prompt.id, category=prompt.category, tokens=tuple(tokens), prompt_length=start)
+
+
+def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yields (start, end) of each run of true entries."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

@@ -1,0 +1,100 @@
+"""A response with what the verifier thinks of it: what replay reads."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from speculators.verifier.weights import VerifierHead
+
+# Verifier logits are formed in pieces of about this many entries (64 MB in float32).
+CHUNK_ENTRIES = 2**24
+
+
+@attrs.frozen(kw_only=True)
+class Response:
+    """A prompt and its response.
+
+    Attributes:
+        id: of the prompt; the turns of one prompt share it.
+        category: of the prompt.
+        tokens: prompt and response.
+        prompt_length: tokens of the prompt; the response follows.
+    """
+
+    id: str
+    category: str
+    tokens: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The prompt's tokens."""
+        return self.tokens[: self.prompt_length]
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The response's tokens."""
+        return self.tokens[self.prompt_length :]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Row:
+    """A response that the verifier itself produces, with the states that drafts are made from.
+
+    Attributes:
+        response: cut, at T = 0, before the first token that is not the verifier's argmax.
+        hidden_states: [n, A*H] of all its tokens.
+        log_p: [m] log-probability that the verifier gives each response token at the temperature; None at T = 0, where
+            it is zero everywhere.
+        cut: response tokens that were cut off.
+    """
+
+    response: Response
+    hidden_states: torch.Tensor
+    log_p: torch.Tensor | None
+    cut: int
+
+
+@torch.no_grad()
+def judge(
+    head: VerifierHead, response: Response, hidden_states: torch.Tensor, last: torch.Tensor, *, temperature: float
+) -> Row:
+    """Makes the row of one response: on-policy check at T = 0, probabilities at T > 0.
+
+    A prefix of a greedy output is a greedy output, so at T = 0 the response is cut before the first place where it is
+    not the verifier's argmax; replay of what is left is exact.
+
+    Args:
+        head: the verifier's final norm and head over its whole vocabulary, in float32.
+        hidden_states: [n, A*H].
+        last: [n, H] the last layer's output before the final norm.
+    """
+    start, end = response.prompt_length, len(response.tokens)
+    answer = torch.tensor(response.answer, dtype=torch.int64, device=last.device)
+    step = max(1, CHUNK_ENTRIES // head.weight.shape[0])
+    log_p = []
+    for first in range(start, end, step):
+        stop = min(first + step, end)
+        # The state at place i - 1 yields the token at place i.
+        logits = head.logits(last[first - 1 : stop - 1].to(head.weight.dtype)).float()
+        wanted = answer[first - start : stop - start]
+        if temperature == 0:
+            wrong = (logits.argmax(dim=-1) != wanted).nonzero()
+            if len(wrong):
+                end = first + int(wrong[0])
+                break
+        else:
+            log_p.append(log_probability(logits / temperature, wanted))
+    kept = attrs.evolve(response, tokens=response.tokens[:end])
+    return Row(
+        response=kept,
+        hidden_states=hidden_states[:end],
+        log_p=torch.cat(log_p) if log_p else None,
+        cut=len(response.tokens) - end,
+    )
+
+
+def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns log softmax(logits)[token], [n] of logits [n, V] and tokens [n], without forming the softmax."""
+    return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)

@@ -1,0 +1,257 @@
+"""The whole benchmark of one speculator: exact by replay, confirmed live, beside training-free baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import torch
+
+from speculators.bench.counts import Counts, count_decoded
+from speculators.bench.live import Contender, LiveSettings, run_live
+from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, agree_over_prompts
+from speculators.bench.replay import Replayed, Replays, replay, replay_deterministic
+from speculators.bench.responses import capture_rows, own_rows, sample_rows
+from speculators.bench.result import (
+    Baseline,
+    BenchResult,
+    Live,
+    Setting,
+    definition,
+    summarize,
+    summarize_categories,
+)
+from speculators.bench.rows import Response, Row
+from speculators.bench.speed import compare
+from speculators.bench.suites import Prompt, load_suite
+from speculators.decoding.loop import Decoded
+from speculators.decoding.ngram import BASELINES
+from speculators.drafter import Drafter
+from speculators.errors import DataError
+from speculators.events import Progress, ignore
+from speculators.recipe.schema import BenchmarkSection
+from speculators.verifier.engine import Engine
+from speculators.verifier.weights import VerifierHead, load_head
+
+# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32): room for more layers.
+NEAR_TIE_LOGITS = 1e-3
+# A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
+FALSE_ALARM = 0.01
+PLAIN = "plain"
+MULTI_TURN = "later turns of a prompt follow the verifier's own answers; the turns of a prompt are resampled together"
+
+
+class Benchable(Replays, Protocol):
+    """A speculator that can be measured: it replays, and it drafts live."""
+
+    def draft(self) -> Drafter:
+        """Returns a drafter that decodes with it."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Bench:
+    """What every setting of one benchmark shares.
+
+    Attributes:
+        head: the verifier's, over its whole vocabulary, in float32.
+        level: of the interval that live must agree within, where agreement is a matter of chance.
+    """
+
+    model: Benchable
+    engine: Engine
+    head: VerifierHead
+    section: BenchmarkSection
+    seed: int
+    level: float
+    progress: Progress
+
+    @property
+    def k_max(self) -> int:
+        """The largest K."""
+        return max(self.section.num_speculative_tokens)
+
+
+def bench(
+    model: Benchable,
+    engine: Engine,
+    section: BenchmarkSection,
+    *,
+    name: str,
+    base: Path = Path(),
+    seed: int = 0,
+    progress: Progress = ignore,
+) -> BenchResult:
+    """Measures a speculator on every suite, temperature and K of the section.
+
+    Args:
+        model: the speculator, in evaluation mode, on the engine's device.
+        engine: its verifier; replay and live compare round for round where it runs in float32.
+        name: of the speculator, for the result.
+        base: the folder that relative paths of suites start from.
+        seed: of sampling and of the bootstrap.
+    """
+    settings = len(section.suites) * len(section.temperature) * len(section.num_speculative_tokens)
+    shared = Bench(
+        model=model,
+        engine=engine,
+        head=load_head(engine.folder, engine.facts).to(engine.device),
+        section=section,
+        seed=seed,
+        level=1 - FALSE_ALARM / max(1, settings),
+        progress=progress,
+    )
+    found: list[Setting] = []
+    for suite in section.suites:
+        prompts = load_suite(suite, base)
+        for temperature in section.temperature:
+            found += _measure(shared, suite.name, prompts, temperature)
+    return BenchResult(
+        speculator=name,
+        verifier=engine.facts.source,
+        device=str(engine.device),
+        threads=torch.get_num_threads(),
+        dtype=str(engine.dtype).removeprefix("torch."),
+        seed=seed,
+        max_new_tokens=section.max_new_tokens,
+        settings=tuple(found),
+    )
+
+
+def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
+    """Returns the settings of one suite at one temperature, one for each K."""
+    section, drafter = shared.section, shared.model.draft()
+    rows = own_rows(
+        shared.engine,
+        shared.head,
+        prompts,
+        drafter.target_layer_ids,
+        temperature=temperature,
+        max_new_tokens=section.max_new_tokens,
+        seed=shared.seed,
+        progress=shared.progress,
+    )
+    replayed = replay(shared.model, rows, k_max=shared.k_max, temperature=temperature, progress=shared.progress)
+    if not any(len(table) for table in replayed.acceptance):
+        raise DataError(
+            f"suite {suite}: no response has two tokens of the verifier's own at T={temperature:g}: nothing to measure",
+            hint="are the suite's answers those of another verifier? Without answers they are generated",
+        )
+    baselines = {
+        each: replay_deterministic(BASELINES.get(each), rows, k_max=shared.k_max) for each in section.baselines
+    }
+    sampled = sample_rows(rows, section.live_prompts)
+    decoded = _decode(shared, [rows[index] for index in sampled], drafter, temperature)
+    lives = _referee(shared, rows, sampled, replayed, decoded, temperature)
+    note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
+    found = []
+    for k in section.num_speculative_tokens:
+        counts = replayed.counts(k)
+        found.append(
+            Setting(
+                suite=suite,
+                num_speculative_tokens=k,
+                temperature=temperature,
+                definition=definition(k, temperature),
+                note=note,
+                exact=summarize(counts, replayed.ids, seed=shared.seed),
+                by_category=summarize_categories(replayed, counts, seed=shared.seed),
+                baselines=tuple(_baseline(shared, each, held, k, decoded) for each, held in baselines.items()),
+                live=lives[k],
+                cut_prompts=replayed.cut_prompts,
+                cut_tokens=replayed.cut_tokens,
+            )
+        )
+    return found
+
+
+def _decode(shared: Bench, rows: Sequence[Row], drafter: Drafter, temperature: float) -> dict[str, list[Decoded]]:
+    """Decodes the sample: plain, with each K, and with each baseline at the largest K."""
+    contenders = [Contender(PLAIN)]
+    contenders += [Contender(_label(k), drafter, k) for k in shared.section.num_speculative_tokens]
+    contenders += [Contender(each, BASELINES.get(each)(), shared.k_max) for each in shared.section.baselines]
+    settings = LiveSettings(
+        temperature=temperature,
+        max_new_tokens=shared.section.max_new_tokens,
+        stop_ids=frozenset(shared.engine.stop_ids),
+        seed=shared.seed,
+    )
+    return run_live(shared.engine.model, contenders, rows, settings, progress=shared.progress)
+
+
+def _referee(
+    shared: Bench,
+    rows: Sequence[Row],
+    sampled: Sequence[int],
+    replayed: Replayed,
+    decoded: Mapping[str, Sequence[Decoded]],
+    temperature: float,
+) -> dict[int, Live]:
+    """Returns, for each K, what live measured on the sampled rows and whether replay predicted it."""
+    sample = [rows[index] for index in sampled]
+    ids = tuple(row.response.id for row in sample)
+    tables = [replayed.acceptance[index] for index in sampled]
+    found = {}
+    for k in shared.section.num_speculative_tokens:
+        responses = decoded[_label(k)]
+        measured = count_decoded(responses, k)
+        predicted = replayed.counts(k).select(sampled)
+        if temperature > 0:
+            agreement = _agree_sampled(shared, sample, responses, measured, temperature)
+        elif shared.engine.dtype == torch.float32:
+            agreement = agree_by_round(
+                sample,
+                responses,
+                tables,
+                predicted=predicted,
+                near_tie=lambda row, place, token: _near_tie(shared, row, place, token),
+            )
+        else:
+            agreement = agree_over_prompts(measured, predicted=predicted, groups=ids, level=shared.level)
+        found[k] = Live(
+            acceptance=summarize(measured, ids, seed=shared.seed),
+            agreement=agreement,
+            speed=compare(decoded[PLAIN], responses, tau=measured.tau),
+        )
+    return found
+
+
+def _agree_sampled(
+    shared: Bench, rows: Sequence[Row], responses: Sequence[Decoded], measured: Counts, temperature: float
+) -> Agreement:
+    """Replays what live itself emitted: given those tokens, only the acceptance of drafts is left to chance."""
+    emitted = [
+        attrs.evolve(row.response, tokens=(*row.response.prompt, *response.tokens))
+        for row, response in zip(rows, responses, strict=True)
+    ]
+    layer_ids = shared.model.draft().target_layer_ids
+    own = capture_rows(shared.engine, shared.head, emitted, layer_ids, temperature=temperature)
+    k = measured.accepted.shape[1]
+    replayed = replay(shared.model, own, k_max=k, temperature=temperature)
+    return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=shared.level)
+
+
+def _near_tie(shared: Bench, row: Row, place: int, token: int) -> bool:
+    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding."""
+    response: Response = row.response
+    seen = torch.tensor(response.tokens[: response.prompt_length + place])
+    _, last = shared.engine.capture([seen], ())[0]
+    logits = shared.head.logits(last[-1:])[0]
+    return abs(float(logits[response.answer[place]] - logits[token])) <= NEAR_TIE_LOGITS
+
+
+def _baseline(
+    shared: Bench, name: str, replayed: Replayed, k: int, decoded: Mapping[str, Sequence[Decoded]]
+) -> Baseline:
+    acceptance = summarize(replayed.counts(k), replayed.ids, seed=shared.seed)
+    if k != shared.k_max:
+        return Baseline(name=name, acceptance=acceptance)
+    tau = count_decoded(decoded[name], k).tau
+    return Baseline(
+        name=name, acceptance=acceptance, live_tau=tau, speed=compare(decoded[PLAIN], decoded[name], tau=tau)
+    )
+
+
+def _label(num_tokens: int) -> str:
+    return f"K={num_tokens}"

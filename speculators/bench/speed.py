@@ -1,0 +1,42 @@
+"""Tokens a second, with and without a speculator, from one interleaved run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from speculators.decoding.loop import Decoded
+
+
+@attrs.frozen(kw_only=True)
+class Speed:
+    """Speeds of one contender and of plain decoding: same device, engine, prompts and sampling; prefill included.
+
+    Attributes:
+        plain: tokens a second without drafting.
+        speculative: tokens a second with it.
+        speed_up: speculative / plain.
+        unmatched_baseline: the speed-up exceeds the acceptance length, which no fair comparison can: a round costs at
+            least one forward of the verifier.
+    """
+
+    plain: float
+    speculative: float
+    speed_up: float
+    unmatched_baseline: bool
+
+
+def tokens_per_second(responses: Sequence[Decoded]) -> float:
+    """Returns emitted tokens over wall-clock seconds."""
+    return sum(len(response.tokens) for response in responses) / sum(response.seconds for response in responses)
+
+
+def compare(plain: Sequence[Decoded], speculative: Sequence[Decoded], *, tau: float) -> Speed:
+    """Compares two runs over the same prompts.
+
+    Args:
+        tau: acceptance length of the speculative run.
+    """
+    before, after = tokens_per_second(plain), tokens_per_second(speculative)
+    return Speed(plain=before, speculative=after, speed_up=after / before, unmatched_baseline=after / before > tau)

@@ -1,0 +1,132 @@
+"""Benchmark prompts: a suite of the catalogue, a JSONL file in either layout, or a data set's hub id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli
+
+from speculators.data.conversations import Message, parse, read_source
+from speculators.errors import DataError
+from speculators.recipe.catalog import recipes_folder, suite_names, suites_folder
+from speculators.recipe.schema import Source, Suite, is_file_path
+from speculators.registry import near_miss
+
+LAYOUTS = (
+    'a row is {"messages": [...]} with roles and contents, the last assistant turn being the answer, '
+    'or {"question_id": .., "category": .., "turns": ["first question", ..]}'
+)
+
+
+@attrs.frozen(kw_only=True)
+class Prompt:
+    """One question of a suite.
+
+    Attributes:
+        id: unique in its suite.
+        category: "" where the suite has none.
+        messages: what the verifier sees before its first answer.
+        answer: an answer that the suite comes with; it counts only as far as it is the verifier's own. None: generate.
+        later: user turns that follow, each after the verifier's own answer to the one before.
+    """
+
+    id: str
+    category: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+    later: tuple[str, ...] = ()
+
+
+def load_suite(suite: Suite, base: Path = Path()) -> list[Prompt]:
+    """Returns a suite's prompts.
+
+    Every row must be usable: a suite that shrinks in silence is another suite.
+
+    Args:
+        suite: a name of the catalogue, or a path or hub id; `split` and `take` override the catalogue's.
+        base: the folder that a relative path starts from.
+
+    Raises:
+        DataError: there is no such suite, or a row cannot be used; names the row.
+    """
+    source = _locate(suite, base)
+    if not source.is_file:
+        conversations, skipped = read_source(source, base)
+        if skipped:
+            raise DataError(f"suite {suite.name}: {skipped.total()} rows cannot be used: {dict(skipped)}", hint=LAYOUTS)
+        found = [Prompt(id=c.id, category=c.category, **_parts(c.messages)) for c in conversations]
+    else:
+        found = [_prompt(row, place) for place, row in _rows(Path(source.path), source.split)][: source.take]
+    if not found:
+        raise DataError(f"suite {suite.name}: no prompt in {source.path}", hint=LAYOUTS)
+    ids = [prompt.id for prompt in found]
+    if len(set(ids)) < len(ids):
+        raise DataError(f"suite {suite.name}: the id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice")
+    return found
+
+
+def _locate(suite: Suite, base: Path) -> Source:
+    if suite.path is not None:
+        path = str(base / Path(suite.path).expanduser()) if is_file_path(suite.path) else suite.path
+        return Source(path=path, split=suite.split, take=suite.take)
+    if suite.name not in suite_names():
+        hint = near_miss(suite.name, suite_names()) or f"there are: {', '.join(suite_names())}; one's own needs a path"
+        raise DataError(f"no suite {suite.name!r}", hint=hint)
+    told = tomli.loads((suites_folder() / f"{suite.name}.toml").read_text(encoding="utf-8"))
+    # The prompts may stand beside the suite, or with the recipe that they are held out from.
+    places = [folder / told["path"] for folder in (suites_folder(), recipes_folder())]
+    path = next((str(place) for place in places if place.is_file()), str(places[0]))
+    split = told["split"] if suite.split is None and "split" in told else suite.split
+    return Source(path=path, split=split, take=suite.take)
+
+
+def _rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (file:line, row) of the rows of the split."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise DataError(f"{path}:{number}: not a line of JSON", hint=LAYOUTS) from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: not a JSON object", hint=LAYOUTS)
+            if split is None or row.get("split") == split:
+                yield f"{path}:{number}", row
+
+
+def _prompt(row: dict[str, Any], place: str) -> Prompt:
+    if "turns" in row:
+        turns = row["turns"]
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
+            raise DataError(f"{place}: turns must be a list of questions", hint=LAYOUTS)
+        first, *later = turns
+        messages = (Message("user", first),)
+        name = str(row.get("question_id", place))
+        return Prompt(id=name, category=str(row.get("category", "")), messages=messages, later=tuple(later))
+    messages = row.get("messages", [])
+    unanswered = isinstance(messages, list) and isinstance(messages[-1:], list) and _is_user(messages[-1:])
+    # What a conversation must be like is checked by the one reader of conversations; it wants an answer.
+    checked = {**row, "messages": [*messages, {"role": "assistant", "content": "-"}]} if unanswered else row
+    conversation = parse(checked, place)
+    if isinstance(conversation, str):
+        raise DataError(f"{place}: {conversation}", hint=LAYOUTS)
+    parts = _parts(conversation.messages)
+    if unanswered:
+        parts["answer"] = None
+    return Prompt(id=conversation.id, category=conversation.category, **parts)
+
+
+def _is_user(last: list[Any]) -> bool:
+    return bool(last) and isinstance(last[0], dict) and last[0].get("role") == "user"
+
+
+def _parts(messages: tuple[Message, ...]) -> dict[str, Any]:
+    return {"messages": messages[:-1], "answer": messages[-1].content}

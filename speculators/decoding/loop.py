@@ -1,0 +1,110 @@
+"""Decoding one sequence, round by round; without a drafter it is plain decoding by the same engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+import attrs
+import torch
+
+from speculators.decoding.target import CachedVerifier
+from speculators.decoding.verify import verify
+from speculators.drafter import Drafter
+
+
+@attrs.frozen
+class Round:
+    """One draft and one verification.
+
+    Attributes:
+        anchor: index in the response of the last token that was known when the round began.
+        drafted: tokens proposed.
+        accepted: of them, those that were emitted. Drafts past the end of the response do not count.
+        emitted: accepted drafts and the verifier's own token, as far as the response goes.
+    """
+
+    anchor: int
+    drafted: int
+    accepted: int
+    emitted: int
+
+
+@attrs.frozen(kw_only=True)
+class Decoded:
+    """A response.
+
+    Attributes:
+        tokens: its tokens; the first comes from the prefill and belongs to no round.
+        rounds: in order; those of plain decoding draft nothing.
+        seconds: wall clock of the whole, prefill included.
+        prefill_seconds: of them, until the first token was known.
+    """
+
+    tokens: tuple[int, ...]
+    rounds: tuple[Round, ...]
+    seconds: float
+    prefill_seconds: float
+
+
+@torch.inference_mode()
+def decode(
+    verifier: CachedVerifier,
+    drafter: Drafter | None,
+    prompt: torch.Tensor,
+    *,
+    max_new_tokens: int,
+    num_tokens: int = 0,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    stop_ids: Collection[int] = (),
+) -> Decoded:
+    """Continues a prompt.
+
+    Args:
+        verifier: records the hidden states that the drafter wants.
+        prompt: [n] int64.
+        num_tokens: drafted a round (K), in the last round too: what is past the end is cut off when it is emitted.
+        stop_ids: the response ends with the first of these, which stays in it.
+    """
+    start = time.perf_counter()
+    logits, states = verifier.prefill(prompt)
+    first = verify(logits[None], None, temperature=temperature, generator=generator).token
+    prefill_seconds = time.perf_counter() - start
+    tokens, rounds = [first], []
+    state = None
+    if drafter is not None:
+        state = drafter.begin(torch.cat([prompt.to(verifier.device), _tensor([first], verifier)]), states)
+    while len(tokens) < max_new_tokens and tokens[-1] not in stop_ids:
+        proposal = None
+        if drafter is not None:
+            proposal = drafter.propose(state, num_tokens=num_tokens, temperature=temperature, generator=generator)
+        logits, states = verifier.score(tokens[-1], proposal)
+        verdict = verify(logits, proposal, temperature=temperature, generator=generator)
+        accepted = [] if proposal is None else proposal.tokens[list(verdict.path)].tolist()
+        verifier.keep(verdict.path)
+        outcome = [*accepted, verdict.token]
+        emitted = _until_end(outcome, max_new_tokens - len(tokens), stop_ids)
+        drafted = 0 if proposal is None else len(proposal.tokens)
+        rounds.append(Round(len(tokens) - 1, drafted, min(len(accepted), len(emitted)), len(emitted)))
+        tokens += emitted
+        if drafter is not None:
+            rows = [0, *(node + 1 for node in verdict.path)]
+            drafter.advance(state, _tensor(outcome, verifier), states[rows])
+    return Decoded(
+        tokens=tuple(tokens),
+        rounds=tuple(rounds),
+        seconds=time.perf_counter() - start,
+        prefill_seconds=prefill_seconds,
+    )
+
+
+def _until_end(tokens: list[int], room: int, stop_ids: Collection[int]) -> list[int]:
+    for index, token in enumerate(tokens[:room]):
+        if token in stop_ids:
+            return tokens[: index + 1]
+    return tokens[:room]
+
+
+def _tensor(tokens: list[int], verifier: CachedVerifier) -> torch.Tensor:
+    return torch.tensor(tokens, dtype=torch.int64, device=verifier.device)

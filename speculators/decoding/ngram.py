@@ -1,0 +1,67 @@
+"""Prompt look-up: drafts what followed the last occurrence of the sequence's longest suffix. Needs no training."""
+
+from __future__ import annotations
+
+import torch
+
+from speculators.drafter import Drafter, Proposal, chain
+from speculators.registry import Registry
+
+
+class NgramState:
+    """One sequence's tokens, and where each n-gram that has a successor was last seen.
+
+    Attributes:
+        tokens: prompt and response so far.
+        after: n-gram -> index of the token that followed its last occurrence.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.tokens: list[int] = []
+        self.after: dict[tuple[int, ...], int] = {}
+        self._longest = longest
+
+    def append(self, token: int) -> None:
+        """Takes in one token: from now on it follows the suffixes of what was there before."""
+        end = len(self.tokens)
+        for length in range(1, min(self._longest, end) + 1):
+            self.after[tuple(self.tokens[end - length :])] = end
+        self.tokens.append(token)
+
+
+class NgramDrafter:
+    """Drafts deterministically (no probabilities) by the longest match; nothing where no suffix occurred before.
+
+    Args:
+        longest: tokens of the longest suffix that is looked up; shorter ones are tried after it, down to 1.
+    """
+
+    target_layer_ids: tuple[int, ...] = ()
+
+    def __init__(self, longest: int = 3) -> None:
+        self.longest = longest
+
+    def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> NgramState:
+        """Starts a sequence; see `Drafter`."""
+        state = NgramState(self.longest)
+        self.advance(state, tokens, hidden_states)
+        return state
+
+    def propose(
+        self, state: NgramState, *, num_tokens: int, temperature: float, generator: torch.Generator | None
+    ) -> Proposal:
+        """Drafts up to `num_tokens` tokens; see `Drafter`."""
+        for length in range(min(self.longest, len(state.tokens)), 0, -1):
+            start = state.after.get(tuple(state.tokens[-length:]))
+            if start is not None:
+                return chain(torch.tensor(state.tokens[start : start + num_tokens]))
+        return chain(torch.empty(0, dtype=torch.int64))
+
+    def advance(self, state: NgramState, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
+        """Takes in what a round emitted; see `Drafter`."""
+        for token in tokens.tolist():
+            state.append(token)
+
+
+BASELINES: Registry[type[Drafter]] = Registry("training-free baseline")
+BASELINES.add("ngram", NgramDrafter)

@@ -1,0 +1,116 @@
+"""Verification: pure functions of logits, draft and generator that leave the verifier's distribution untouched."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from speculators.drafter import Proposal
+
+
+@attrs.frozen
+class Verdict:
+    """The outcome of one round.
+
+    Attributes:
+        path: indices in the proposal of the accepted nodes, from the root down.
+        token: the verifier's own token that follows them.
+    """
+
+    path: tuple[int, ...]
+    token: int
+
+
+def verify(
+    logits: torch.Tensor, proposal: Proposal | None, *, temperature: float, generator: torch.Generator | None
+) -> Verdict:
+    """Judges a proposal at the given temperature; None (nothing drafted) only yields the verifier's own token.
+
+    Args:
+        logits: [N + 1, V]: row 0 follows the last verified token, row i + 1 follows node i.
+        generator: on the device of `logits`; the source of all randomness. Not used at T = 0.
+    """
+    if temperature == 0:
+        return verify_greedy(logits, proposal)
+    return verify_sampling(logits, proposal, temperature=temperature, generator=generator)
+
+
+def verify_greedy(logits: torch.Tensor, proposal: Proposal | None) -> Verdict:
+    """Accepts the path on which every node is the verifier's argmax.
+
+    Args:
+        logits: [N + 1, V] as in `verify`.
+    """
+    wanted = logits.argmax(dim=-1).tolist()
+    children = _children(proposal)
+    tokens = [] if proposal is None else proposal.tokens.tolist()
+    path: list[int] = []
+    node = -1
+    while True:
+        token = wanted[node + 1]
+        node = next((child for child in children.get(node, ()) if tokens[child] == token), -1)
+        if node < 0:
+            return Verdict(tuple(path), token)
+        path.append(node)
+
+
+def verify_sampling(
+    logits: torch.Tensor, proposal: Proposal | None, *, temperature: float, generator: torch.Generator | None
+) -> Verdict:
+    """Accepts nodes by exact rejection sampling, so that every emitted token has the verifier's distribution.
+
+    A node drawn from q is accepted with probability min(1, p/q); after a rejection p becomes norm(max(p - q, 0)) and
+    the next sibling is tried against it. Each node's own q already holds what its earlier siblings took away (drawing
+    without replacement), and the rule is exact for any such q. A node without q was not drawn but chosen: its q is a
+    point mass, accepted with probability p(x), and the residual is p without x.
+
+    Args:
+        logits: [N + 1, V] as in `verify`.
+        temperature: > 0.
+
+    Source: Leviathan et al. 2211.17192, appendix A; several candidates: Miao et al. 2305.09781, algorithm 2.
+    """
+    children = _children(proposal)
+    path: list[int] = []
+    node = -1
+    while True:
+        p = torch.softmax(logits[node + 1].float() / temperature, dim=-1)
+        accepted = -1
+        for child in children.get(node, ()):
+            assert proposal is not None
+            token = int(proposal.tokens[child])
+            q = None if proposal.probs is None else proposal.probs[child]
+            drafted = 1.0 if q is None else float(q[token])
+            if float(torch.rand((), generator=generator, device=p.device)) * drafted < float(p[token]):
+                accepted = child
+                break
+            p = residual(p, q, token)
+        if accepted < 0:
+            return Verdict(tuple(path), int(torch.multinomial(p, 1, generator=generator)))
+        path.append(accepted)
+        node = accepted
+
+
+def residual(p: torch.Tensor, q: torch.Tensor | None, token: int) -> torch.Tensor:
+    """Returns norm(max(p - q, 0)) after `token`, drawn from q, was rejected.
+
+    Args:
+        p: [V] the distribution that the draft was judged by.
+        q: [V] the distribution that it was drawn from; None for a point mass on `token`.
+    """
+    if q is None:
+        rest = p.clone()
+        rest[token] = 0.0
+    else:
+        rest = (p - q).clamp_min(0.0)
+    total = rest.sum()
+    # p = q up to rounding: a rejection has probability zero, and whatever follows it must still be a distribution.
+    return rest / total if float(total) > 0 else p
+
+
+def _children(proposal: Proposal | None) -> dict[int, list[int]]:
+    """Returns each node's children in the order in which they were drafted; -1 is the root."""
+    children: dict[int, list[int]] = {}
+    for child, parent in enumerate([] if proposal is None else proposal.parents.tolist()):
+        children.setdefault(parent, []).append(child)
+    return children

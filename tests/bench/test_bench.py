@@ -1,0 +1,223 @@
+"""The whole benchmark on a tiny verifier: numbers, referee, baselines, definition, JSON."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import pytest
+import torch
+from toys import ToySpeculator
+
+from speculators.bench.counts import Counts, count_decoded
+from speculators.bench.referee import Agreement, agree_over_prompts
+from speculators.bench.replay import replay
+from speculators.bench.run import bench
+from speculators.bench.speed import compare
+from speculators.decoding.loop import Decoded, Round
+from speculators.errors import DataError
+from speculators.events import ProgressEvent
+from speculators.recipe.schema import BenchmarkSection, Suite
+from speculators.verifier.engine import Engine
+
+ROWS = [
+    {"question_id": 1, "category": "one", "turns": ["the other thing", "and then"]},
+    {"question_id": 2, "category": "one", "turns": ["on and on"]},
+    {"question_id": 3, "category": "two", "turns": ["is it"]},
+    {"question_id": 4, "category": "two", "turns": ["reading"]},
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_verifier):
+    """The tiny verifier in float32."""
+    return Engine(tiny_verifier)
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """Four prompts, one of them with two turns, in the field's layout."""
+    path = tmp_path_factory.mktemp("suite") / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return Suite(name="mine", path=str(path))
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A random speculator."""
+    return ToySpeculator(state_size=96, vocab_size=320, target_layer_ids=(1, 2, 4), seed=2)
+
+
+@pytest.fixture(scope="module")
+def measured(engine, suite, toy):
+    """Two temperatures, two K, one live prompt fewer than there are; and the events on the way."""
+    section = BenchmarkSection(
+        suites=(suite,), num_speculative_tokens=(1, 3), temperature=(0.0, 1.0), max_new_tokens=24, live_prompts=4
+    )
+    events: list[ProgressEvent] = []
+    return bench(toy, engine, section, name="toy", seed=1, progress=events.append), events
+
+
+def test_every_suite_temperature_and_k_has_its_setting(measured):
+    """In the order of the section."""
+    result, _ = measured
+    assert [(s.suite, s.temperature, s.num_speculative_tokens) for s in result.settings] == [
+        ("mine", 0.0, 1),
+        ("mine", 0.0, 3),
+        ("mine", 1.0, 1),
+        ("mine", 1.0, 3),
+    ]
+
+
+def test_live_agrees_with_replay_in_every_setting(measured):
+    """Round for round at T = 0, in live's interval at T = 1; so the whole result agrees."""
+    result, _ = measured
+    criteria = [setting.live.agreement.criterion for setting in result.settings]
+    assert criteria[:2] == ["round for round"] * 2
+    assert all("interval of live" in criterion for criterion in criteria[2:])
+    assert [setting.live.agreement.gap for setting in result.settings] == [""] * 4
+    assert result.agrees
+
+
+def test_numbers_are_consistent_with_each_other(measured):
+    """tau is the ratio of its tokens and rounds and lies in its interval; categories add up to the whole; the turns of
+    a prompt count as one prompt; every position has its two rates."""
+    result, _ = measured
+    for setting in result.settings:
+        exact, k = setting.exact, setting.num_speculative_tokens
+        assert exact.tau == pytest.approx(exact.tokens / exact.rounds)
+        assert exact.tau_interval[0] <= exact.tau <= exact.tau_interval[1]
+        assert exact.prompts == 4
+        assert {name: held.prompts for name, held in setting.by_category.items()} == {"one": 2, "two": 2}
+        assert sum(held.rounds for held in setting.by_category.values()) == pytest.approx(exact.rounds)
+        assert len(exact.by_position) == len(exact.by_position_conditional) == k
+        assert list(exact.by_position) == sorted(exact.by_position, reverse=True)
+        assert "verifier's own answers" in setting.note
+
+
+def test_the_definition_stands_beside_every_number(measured):
+    """What tau counts, K, T and how drafts were sampled."""
+    result, _ = measured
+    for setting in result.settings:
+        assert "own (bonus) token counted" in setting.definition
+        assert f"K={setting.num_speculative_tokens}, T={setting.temperature:g}" in setting.definition
+        assert ("greedy" if setting.temperature == 0 else "sampled") in setting.definition
+
+
+def test_the_baseline_has_its_row_and_at_the_largest_k_its_speed(measured):
+    """Acceptance at every K by replay; live only once, since it costs time."""
+    result, _ = measured
+    for setting in result.settings:
+        (ngram,) = setting.baselines
+        assert ngram.name == "ngram"
+        assert ngram.acceptance.tau >= 1.0
+        assert (ngram.speed is not None) == (setting.num_speculative_tokens == 3)
+
+
+def test_json_holds_it_all_and_no_nan(measured):
+    """A reader without this package gets every number, and null where there is none."""
+    result, _ = measured
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert document["format"] == 1
+    assert document["agrees"] is True
+    assert document["dtype"] == "float32"
+    assert document["threads"] == torch.get_num_threads()
+    first = document["settings"][0]
+    assert first["live"]["agreement"]["agrees"] is True
+    assert first["live"]["speed"]["speed_up"] > 0
+    assert first["exact"]["tau"] == result.settings[0].exact.tau
+
+
+def test_progress_is_told_from_every_part(measured):
+    """Generation, capture, replay and live are all seen to move."""
+    _, events = measured
+    assert {event.stage for event in events} == {"regenerate", "bench", "replay", "live"}
+    for stage in ("replay", "live"):
+        last = [event for event in events if event.stage == stage][-1]
+        assert last.done == last.total
+
+
+def test_the_same_seed_gives_the_same_acceptance(engine, suite, toy, measured):
+    """Speeds differ from run to run, nothing else does."""
+    section = BenchmarkSection(
+        suites=(suite,), num_speculative_tokens=(3,), temperature=(1.0,), max_new_tokens=24, live_prompts=4
+    )
+    again = bench(toy, engine, section, name="toy", seed=1).settings[0]
+    assert again.exact == measured[0].settings[3].exact
+
+
+def test_replay_that_predicts_something_else_makes_the_result_disagree(engine, suite, toy, monkeypatch):
+    """A gap is a failure: one wrong table and `agrees` is false, in the value and in the JSON."""
+
+    def shifted(*args, **options):
+        replayed = replay(*args, **options)
+        return attrs.evolve(replayed, acceptance=tuple(1.0 - table for table in replayed.acceptance))
+
+    monkeypatch.setattr("speculators.bench.run.replay", shifted)
+    section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12, live_prompts=1)
+    result = bench(toy, engine, section, name="toy")
+    assert not result.agrees
+    assert result.to_json()["agrees"] is False
+    assert "round 0" in result.settings[0].live.agreement.gap
+
+
+def test_answers_of_another_model_are_an_error_with_a_mend(engine, toy, tmp_path):
+    """If nothing is left after the on-policy check there is no number to print."""
+    path = tmp_path / "foreign.jsonl"
+    messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "!?"}]
+    path.write_text(json.dumps({"messages": messages}), encoding="utf-8")
+    section = BenchmarkSection(suites=(Suite(name="foreign", path=str(path)),), num_speculative_tokens=(2,))
+    with pytest.raises(DataError, match="no response has two tokens of the verifier's own"):
+        bench(toy, engine, section, name="toy")
+
+
+def test_in_16_bits_the_mean_is_compared_over_prompts(tiny_verifier, suite, toy):
+    """There forwards of different shapes pick different tokens, and the result says which criterion was used."""
+    engine = Engine(tiny_verifier, dtype="bfloat16")
+    section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12)
+    result = bench(toy.to(torch.bfloat16), engine, section, name="toy")
+    toy.to(torch.float32)
+    assert "16-bit" in result.settings[0].live.agreement.criterion
+    assert result.dtype == "bfloat16"
+
+
+def _counts(tokens, rounds):
+    zeros = torch.zeros(len(tokens), 1).numpy()
+    return Counts(
+        tokens=torch.tensor(tokens).numpy(), rounds=torch.tensor(rounds).numpy(), reached=zeros, accepted=zeros
+    )
+
+
+def test_over_prompts_a_prediction_outside_the_interval_is_a_gap():
+    """1.5 measured with little spread: 1.5 agrees, 2 does not."""
+    live = _counts([30.0, 31.0, 29.0, 30.0], [20.0, 20.0, 20.0, 20.0])
+    options = {"groups": ["a", "b", "c", "d"], "level": 0.99}
+    assert agree_over_prompts(live, predicted=_counts([30.0], [20.0]), **options).agrees
+    outcome = agree_over_prompts(live, predicted=_counts([40.0], [20.0]), **options)
+    assert not outcome.agrees
+    assert "2.0000" in outcome.gap
+    assert Agreement(criterion="", predicted_tau=1.0, gap="x").agrees is False
+
+
+def test_a_speed_up_above_tau_is_flagged_as_an_unmatched_baseline():
+    """A round costs at least one forward of the verifier, so tau bounds the speed-up."""
+
+    def decoded(seconds):
+        return [Decoded(tokens=tuple(range(21)), rounds=(), seconds=seconds, prefill_seconds=0.1)]
+
+    fair = compare(decoded(2.0), decoded(1.5), tau=1.6)
+    assert (fair.plain, fair.speculative, fair.unmatched_baseline) == (10.5, 14.0, False)
+    assert fair.speed_up == pytest.approx(4 / 3)
+    assert compare(decoded(2.0), decoded(1.0), tau=1.6).unmatched_baseline
+
+
+def test_counting_live_rounds_reaches_positions_up_to_the_first_rejection_and_the_end():
+    """Six tokens: a round that accepts 2 of 3, then one whose drafts run past the end."""
+    rounds = (Round(anchor=0, drafted=3, accepted=2, emitted=3), Round(anchor=3, drafted=3, accepted=1, emitted=2))
+    decoded = Decoded(tokens=(1, 2, 3, 4, 5, 6), rounds=rounds, seconds=1.0, prefill_seconds=0.0)
+    counts = count_decoded([decoded], 3)
+    assert counts.tau == 2.5
+    assert counts.reached.tolist() == [[2.0, 2.0, 1.0]]
+    assert counts.accepted.tolist() == [[2.0, 1.0, 0.0]]
+    assert counts.by_position == (1.0, 0.5, 0.0)
+    assert counts.by_position_conditional == (1.0, 0.5, 0.0)

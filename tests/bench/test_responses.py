@@ -1,0 +1,106 @@
+"""Responses: the suite's answers where they are the verifier's, generated ones otherwise, turn by turn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import greedy_response
+
+from speculators.bench.responses import capture_rows, respond, sample_rows
+from speculators.bench.rows import Response, Row
+from speculators.bench.suites import Prompt
+from speculators.data.conversations import Message
+from speculators.data.template import ChatTemplate
+from speculators.errors import DataError
+from speculators.verifier.engine import Engine
+from speculators.verifier.weights import load_head
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_verifier):
+    """The tiny verifier in float32."""
+    return Engine(tiny_verifier)
+
+
+def _prompt(text="the other", **options):
+    return Prompt(id=text, category="", messages=(Message("user", text),), **options)
+
+
+def _ids(engine, text):
+    return engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_an_answer_of_the_suite_is_tokenized_as_in_training_and_ends_with_its_turn(engine):
+    """The prompt is what the template asks with; the response ends with the end-of-turn token, nothing behind it."""
+    (response,) = respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=160)
+    asked = ChatTemplate.of(engine.tokenizer).prompt_ids((Message("user", "the other"),))
+    assert list(response.prompt) == asked
+    assert list(response.answer) == [*_ids(engine, "on the sea"), 2]
+
+
+def test_a_long_answer_ends_at_the_limit_like_a_decode_does(engine):
+    """Without an end-of-turn token that the verifier never gave."""
+    ids = _ids(engine, "on the sea")
+    (response,) = respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=len(ids))
+    assert list(response.answer) == ids
+
+
+def test_prompts_without_an_answer_get_the_verifiers_own(engine):
+    """Greedy, in the order of the prompts, beside those that have one."""
+    prompts = [_prompt("a"), _prompt("b", answer="x"), _prompt("c")]
+    responses = respond(engine, prompts, temperature=0.0, max_new_tokens=9)
+    assert [each.id for each in responses] == ["a", "b", "c"]
+    for each in (responses[0], responses[2]):
+        wanted = greedy_response(engine.model, each.prompt, length=9, stop_ids=engine.stop_ids)
+        assert list(each.answer) == wanted
+
+
+def test_later_turns_see_the_verifiers_own_answers(engine):
+    """Turn by turn: the history of the second turn holds the answer to the first."""
+    first, second = respond(engine, [_prompt("a", later=("b",))], temperature=0.0, max_new_tokens=6)
+    said = engine.tokenizer.decode(first.answer, skip_special_tokens=True)
+    history = (Message("user", "a"), Message("assistant", said), Message("user", "b"))
+    assert list(second.prompt) == ChatTemplate.of(engine.tokenizer).prompt_ids(history)
+    assert (first.id, second.id) == ("a", "a")
+
+
+def test_above_zero_temperature_answers_are_sampled_anew_with_a_seed(engine):
+    """The suite's greedy answers are no samples; the same seed gives the same ones."""
+    prompts = [_prompt("a", answer="x")]
+    options = {"temperature": 1.5, "max_new_tokens": 12}
+    one, same, other = (respond(engine, prompts, seed=seed, **options)[0].answer for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+    assert list(one) != [*_ids(engine, "x"), 2]
+
+
+def test_an_answer_that_the_template_cannot_hold_is_an_error_that_names_the_prompt(engine, monkeypatch):
+    """Nothing is left out without a word: here the template drops every answer."""
+    template = "{% for m in messages %}{{ m.role }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+    monkeypatch.setattr(engine.tokenizer, "chat_template", template)
+    with pytest.raises(DataError, match="prompt the other"):
+        respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=5)
+
+
+def test_rows_come_in_the_order_of_the_responses(engine):
+    """Capture goes by length; the rows do not."""
+    prompts = [_prompt("a long question about the other thing"), _prompt("b")]
+    responses = respond(engine, prompts, temperature=0.0, max_new_tokens=5)
+    head = load_head(engine.folder, engine.facts)
+    rows = capture_rows(engine, head, responses, (1, 3), temperature=0.0)
+    assert [row.response.id for row in rows] == [prompt.id for prompt in prompts]
+    assert [row.hidden_states.shape for row in rows] == [(len(each.tokens), 64) for each in responses]
+
+
+def _row(length):
+    response = Response(id="", category="", tokens=(1,) * (3 + length), prompt_length=3)
+    return Row(response=response, hidden_states=torch.empty(3 + length, 0), log_p=None, cut=0)
+
+
+def test_the_live_sample_is_spread_over_the_suite_and_skips_what_has_no_round():
+    """A suite in order of category is sampled from all of them; a response of one token has nothing to compare."""
+    rows = [_row(5) for _ in range(9)]
+    assert sample_rows(rows, 3) == [0, 4, 8]
+    assert sample_rows(rows, 1) == [0]
+    assert sample_rows(rows, None) == list(range(9))
+    assert sample_rows([_row(1), _row(2), _row(0), _row(4)], 8) == [1, 3]

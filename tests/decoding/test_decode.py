@@ -1,0 +1,238 @@
+"""Decoding with drafts gives what the verifier alone gives: token for token at T = 0, in distribution at T > 0."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from toys import ToyDrafter, ToySpeculator, fit_p_value, greedy_response, hidden_states_of, train_toy
+from transformers import AutoModelForCausalLM
+
+from speculators.decoding import verify as verify_module
+from speculators.decoding.loop import decode
+from speculators.decoding.ngram import NgramDrafter
+from speculators.decoding.target import CachedVerifier
+from speculators.drafter import Proposal, chain
+from speculators.errors import VerifierError
+from speculators.verifier.tiny import make_tiny_verifier
+
+LENGTH = 40
+PROMPTS = [[1, 20, 45, 77, 31], [1, 9, 250], [1, *range(100, 130)], [1, 63, 62, 61, 60, 59, 58]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_verifier):
+    """The tiny verifier in float32, loaded by transformers."""
+    return AutoModelForCausalLM.from_pretrained(tiny_verifier, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def responses(model):
+    """Greedy continuations by full forwards without a cache."""
+    return [greedy_response(model, prompt, length=LENGTH) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def trained(model, responses):
+    """A toy fitted to just these continuations, with a reduced draft vocabulary."""
+    known = torch.tensor(sorted({token for response in responses for token in response}))
+    toy = ToySpeculator(state_size=96, vocab_size=320, draft_to_target=known)
+    train_toy(toy, model, [prompt + response for prompt, response in zip(PROMPTS, responses, strict=True)], steps=150)
+    return toy
+
+
+def _adversary(trained: ToySpeculator) -> ToySpeculator:
+    """Drafts what the trained one believes in least."""
+    toy = ToySpeculator(state_size=96, vocab_size=320, draft_to_target=trained.draft_to_target)
+    toy.load_state_dict(trained.state_dict())
+    toy.sign = -1.0
+    return toy
+
+
+def _run(model, drafter, prompt, **options):
+    layer_ids = () if drafter is None else drafter.target_layer_ids
+    options = {"max_new_tokens": LENGTH, "num_tokens": 4, **options}
+    return decode(CachedVerifier(model, layer_ids), drafter, torch.tensor(prompt), **options)
+
+
+@pytest.mark.parametrize("kind", ["plain", "trained", "random", "adversarial", "tree", "ngram"])
+def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained, responses):
+    """Whatever drafts, and however well, in float32 the output is that of full forwards without cache or drafts."""
+    drafter = {
+        "plain": lambda: None,
+        "trained": trained.draft,
+        "random": ToySpeculator(state_size=96, vocab_size=320, seed=9).draft,
+        "adversarial": _adversary(trained).draft,
+        "tree": lambda: ToyDrafter(trained, branches=3),
+        "ngram": NgramDrafter,
+    }[kind]()
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        assert list(_run(model, drafter, prompt).tokens) == response
+
+
+def test_a_good_drafter_saves_rounds_and_a_bad_one_does_not(model, trained, responses):
+    """Otherwise the test above could pass without any draft ever being accepted."""
+    good = [_run(model, trained.draft(), prompt) for prompt in PROMPTS]
+    bad = [_run(model, _adversary(trained).draft(), prompt) for prompt in PROMPTS]
+    assert sum(len(each.rounds) for each in good) < len(PROMPTS) * (LENGTH - 1) / 2
+    assert [len(each.rounds) for each in bad] == [LENGTH - 1] * len(PROMPTS)
+
+
+def test_a_tree_accepts_at_least_what_its_main_path_does(model, trained):
+    """Siblings only add chances: no prompt needs more rounds with them, and together they need fewer."""
+    alone = [len(_run(model, ToyDrafter(trained, branches=1), prompt).rounds) for prompt in PROMPTS]
+    tree = [len(_run(model, ToyDrafter(trained, branches=4), prompt).rounds) for prompt in PROMPTS]
+    assert sum(tree) <= sum(alone)
+
+
+class _Oracle:
+    """Drafts a given continuation, with a decoy before each right token: the accepted path is never a prefix."""
+
+    target_layer_ids = (0, 2, 4)
+
+    def __init__(self, response: list[int]) -> None:
+        self.response = response
+        self.seen: list[torch.Tensor] = []
+
+    def begin(self, tokens, hidden_states):
+        self.seen.append(hidden_states)
+        return {"place": 1}
+
+    def propose(self, state, *, num_tokens, temperature, generator):
+        tokens, parents, parent = [], [], -1
+        for token in self.response[state["place"] : state["place"] + num_tokens]:
+            tokens += [(token + 1) % 320, token]
+            parents += [parent, parent]
+            parent = len(tokens) - 1
+        return Proposal(torch.tensor(tokens), torch.tensor(parents))
+
+    def advance(self, state, tokens, hidden_states):
+        self.seen.append(hidden_states)
+        state["place"] += len(tokens)
+
+
+def test_the_cache_keeps_the_accepted_path_of_a_tree_and_hands_on_its_states(model, responses):
+    """With a decoy before every right draft all of a round is still accepted, and the drafter receives, in order, the
+    states of exactly the emitted tokens; 1e-5 of their size allows for float32 sums in another order."""
+    prompt, response = PROMPTS[0], responses[0]
+    oracle = _Oracle(response)
+    decoded = _run(model, oracle, prompt, num_tokens=3)
+    assert list(decoded.tokens) == response
+    assert all(each.accepted == 3 for each in decoded.rounds[:-1])
+    seen = torch.cat(oracle.seen)
+    wanted, _ = hidden_states_of(model, prompt + response, oracle.target_layer_ids)
+    known = min(len(seen), len(wanted))
+    torch.testing.assert_close(seen[:known], wanted[:known], rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_hidden_state_ids_are_those_of_the_residual_stream(model):
+    """Id l enters layer l; id N is the last layer's output before the final norm."""
+    verifier = CachedVerifier(model, (0, 1, 4))
+    _, states = verifier.prefill(torch.tensor(PROMPTS[0]))
+    wanted, last = hidden_states_of(model, PROMPTS[0], (0, 1))
+    torch.testing.assert_close(states, torch.cat([wanted, last], dim=-1))
+
+
+def test_hooks_are_there_only_during_a_forward_that_records(model):
+    """A drafter that wants no states costs no hooks, and one that does leaves none behind."""
+
+    def hooks(*_) -> int:
+        return sum(len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in model.model.layers)
+
+    before, during = hooks(), []
+    probe = model.model.norm.register_forward_pre_hook(lambda *_: during.append(hooks() - before))
+    for layer_ids in ((), (1, 4)):
+        _, states = CachedVerifier(model, layer_ids).prefill(torch.tensor(PROMPTS[0]))
+        assert states.shape == (len(PROMPTS[0]), 32 * len(layer_ids))
+    probe.remove()
+    assert during == [0, 2]
+    assert hooks() == before
+
+
+def test_an_unknown_layer_is_an_error_that_says_what_there_is(model):
+    """The tiny verifier has four layers, so ids go from 0 to 4."""
+    with pytest.raises(VerifierError, match="no layer id 5; there are 0 to 4"):
+        CachedVerifier(model, (1, 5))
+
+
+def test_a_tree_on_a_sliding_window_verifier_is_refused(tmp_path):
+    """One mask for all layers would be wrong there; a chain still works and equals full forwards."""
+    folder = make_tiny_verifier(tmp_path / "v", model_type="gemma2", sliding_window=4)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    response = greedy_response(model, PROMPTS[0], length=12)
+    assert list(_run(model, NgramDrafter(), PROMPTS[0], max_new_tokens=12).tokens) == response
+    verifier = CachedVerifier(model)
+    verifier.prefill(torch.tensor(PROMPTS[0]))
+    with pytest.raises(VerifierError, match="draft a chain"):
+        verifier.score(3, Proposal(torch.tensor([4, 5]), torch.tensor([-1, -1])))
+
+
+def test_a_stop_token_inside_the_accepted_drafts_ends_the_response(model, responses):
+    """Drafts past it do not count as accepted, and nothing is emitted after it."""
+    prompt, response = PROMPTS[0], responses[0]
+    stop = response[7]
+    end = response.index(stop)
+    assert end > 0, "the stop token must not be the prefill's"
+
+    class Chain(_Oracle):
+        def propose(self, state, **options):
+            return chain(torch.tensor(self.response[state["place"] :][:5]))
+
+    decoded = _run(model, Chain(response), prompt, num_tokens=5, stop_ids={stop})
+    assert list(decoded.tokens) == response[: end + 1]
+    assert sum(each.emitted for each in decoded.rounds) == end
+    assert decoded.rounds[-1].accepted == end - decoded.rounds[-1].anchor
+    assert list(_run(model, None, prompt, stop_ids={stop}).tokens) == response[: end + 1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, 7, 8])
+def test_the_response_has_no_more_than_max_new_tokens(length, model, trained, responses):
+    """The drafter always drafts K; emission is cut. One token needs no round at all."""
+    decoded = _run(model, trained.draft(), PROMPTS[1], max_new_tokens=length)
+    assert list(decoded.tokens) == responses[1][:length]
+    assert sum(each.emitted for each in decoded.rounds) == length - 1
+    assert all(each.drafted == 4 for each in decoded.rounds)
+    assert [each.anchor for each in decoded.rounds] == [
+        sum(each.emitted for each in decoded.rounds[:index]) for index in range(len(decoded.rounds))
+    ]
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """A verifier with eight tokens, whose distribution over whole responses can be written down."""
+    folder = make_tiny_verifier(tmp_path_factory.mktemp("v") / "eight", vocab_size=8, num_hidden_layers=2, seed=3)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _fit(eight, branches: int, draws: int = 1200) -> float:
+    """Chi-square of live responses of three tokens against all 512 exact probabilities."""
+    prompt, temperature = [1, 5, 3], 0.8
+    every = torch.tensor([[*prompt, *tail] for tail in itertools.product(range(8), repeat=2)])
+    with torch.no_grad():
+        log_p = torch.log_softmax(eight(every).logits / temperature, dim=-1)
+    first, second = every[:, 3], every[:, 4]
+    rows = torch.arange(64)
+    exact = (log_p[rows, 2, first] + log_p[rows, 3, second])[:, None] + log_p[:, 4]
+    toy = ToySpeculator(state_size=64, vocab_size=8, target_layer_ids=(0, 2), seed=1)
+    toy.sign = 3.0
+    verifier, drafter = CachedVerifier(eight, toy.target_layer_ids), ToyDrafter(toy, branches)
+    generator = torch.Generator().manual_seed(11)
+    seen = torch.zeros(64, 8)
+    options = {"max_new_tokens": 3, "num_tokens": 2, "temperature": temperature, "generator": generator}
+    for _ in range(draws):
+        a, b, c = decode(verifier, drafter, torch.tensor(prompt), **options).tokens
+        seen[8 * a + b, c] += 1
+    return fit_p_value(seen, exact.exp())
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_sampled_responses_have_the_verifiers_exact_distribution(branches, eight):
+    """Live, with caches and a drafter far from the verifier: chain, and tree without replacement."""
+    assert _fit(eight, branches) > 0.01
+
+
+def test_a_wrong_rule_fails_the_live_distribution_test(eight, monkeypatch):
+    """The same draws with the residual left out are rejected."""
+    monkeypatch.setattr(verify_module, "residual", lambda p, q, token: p)
+    assert _fit(eight, 1) < 1e-4

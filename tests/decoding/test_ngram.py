@@ -1,0 +1,54 @@
+"""Prompt look-up."""
+
+from __future__ import annotations
+
+import torch
+
+from speculators.decoding.ngram import BASELINES, NgramDrafter
+
+
+def _propose(tokens: list[int], num_tokens: int = 3, longest: int = 3) -> list[int]:
+    drafter = NgramDrafter(longest)
+    state = drafter.begin(torch.tensor(tokens), torch.empty(len(tokens) - 1, 0))
+    return drafter.propose(state, num_tokens=num_tokens, temperature=0.0, generator=None).tokens.tolist()
+
+
+def test_it_drafts_what_followed_the_longest_suffix():
+    """(1, 2, 3) is matched before (3) although 3 occurred later, too."""
+    assert _propose([1, 2, 3, 4, 5, 3, 9, 1, 2, 3]) == [4, 5, 3]
+
+
+def test_a_shorter_suffix_is_tried_where_no_longer_one_occurred():
+    """The match gets shorter until there is one."""
+    assert _propose([7, 8, 5, 7]) == [8, 5, 7]
+
+
+def test_of_equal_matches_the_last_one_counts():
+    """What was said lately is more likely to be said again."""
+    assert _propose([1, 5, 1, 6, 1], num_tokens=1) == [6]
+
+
+def test_nothing_is_drafted_without_a_match():
+    """An empty proposal makes the round one of plain decoding."""
+    assert _propose([1, 2, 3, 4]) == []
+
+
+def test_a_match_near_the_end_drafts_only_what_there_is():
+    """The last token has no successor, so the draft ends with it."""
+    assert _propose([5, 5], num_tokens=3) == [5]
+
+
+def test_advancing_is_the_same_as_beginning_with_all_tokens():
+    """State depends on the tokens, not on how they were grouped into rounds."""
+    drafter = NgramDrafter()
+    nothing = torch.empty(0, 0)
+    whole = drafter.begin(torch.tensor([1, 2, 3, 1, 2, 4]), nothing)
+    grown = drafter.begin(torch.tensor([1, 2]), nothing)
+    drafter.advance(grown, torch.tensor([3, 1]), nothing)
+    drafter.advance(grown, torch.tensor([2, 4]), nothing)
+    assert (whole.tokens, whole.after) == (grown.tokens, grown.after)
+
+
+def test_it_is_found_by_name():
+    """Recipes name baselines."""
+    assert BASELINES.get("ngram") is NgramDrafter
