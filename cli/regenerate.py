@@ -1,4 +1,4 @@
-"""Answers the prompts of a file with a recipe's verifier: on-policy conversations, with their provenance beside them."""
+"""Answers the prompts of a file with a recipe's verifier: on-policy conversations, with their provenance beside."""
 
 from __future__ import annotations
 

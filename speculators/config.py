@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import importlib.metadata
+import importlib.util
 import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
@@ -35,13 +35,13 @@ def knob(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
     return attrs.field(default=default, metadata={"knob": True}, **kwargs)
 
 
-def positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def positive(_: object, __: attrs.Attribute[Any], value: Any) -> None:
     """attrs validator: None, or a number > 0."""
     if value is not None and value <= 0:
         raise ValueError(f"must be > 0, got {value!r}")
 
 
-def _sorted_layer_ids(instance: object, attribute: attrs.Attribute[Any], value: tuple[int, ...] | None) -> None:
+def _sorted_layer_ids(_: object, __: attrs.Attribute[Any], value: tuple[int, ...] | None) -> None:
     if value is None:
         return
     if not value or min(value) < 0 or sorted(set(value)) != list(value):
@@ -161,7 +161,7 @@ class SpeculatorModelConfig:
         (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def _jsonable(instance: object, attribute: object, value: Any) -> Any:
+def _jsonable(_: object, __: object, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -1,4 +1,7 @@
-"""The decoding protocol: what a drafter is asked for, round by round. A chain is a tree in which each node has one child."""
+"""The decoding protocol: what a drafter is asked for, round by round.
+
+A chain is a tree in which each node has one child.
+"""
 
 from __future__ import annotations
 

@@ -79,14 +79,33 @@ class SpeculatorModel(nn.Module):
 
     @staticmethod
     def align(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Shifts tokens and hidden states of one document before it is packed; by default nothing is shifted."""
+        """Shifts tokens and hidden states of one document before it is packed; by default nothing is shifted.
+
+        Args:
+            sample: what `forward` receives, by name, without the leading 1 and without `document_ids`: [n, ...] each.
+
+        Returns:
+            The same names; lengths may differ from n, the number of supervised tokens may not.
+        """
         return sample
 
-    def replay(self, **row: Any) -> Iterator[torch.Tensor]:
+    def replay(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+        num_speculative_tokens: int,
+    ) -> Iterator[torch.Tensor]:
         """Yields for depth j = 1..K the draft logits [S, D] with the row's own tokens as input, for exact acceptance.
 
-        Row r (verifier states known up to place r, tokens up to r + 1) drafts the token of place r + 1 + j. Called with
-        hidden_states [1, S, A*H], input_ids, position_ids, document_ids [1, S] and num_speculative_tokens.
+        Row r (verifier states known up to place r, tokens up to r + 1) drafts the token of place r + 1 + j. Rows whose
+        inputs leave their document may hold anything.
+
+        Args:
+            hidden_states: [1, S, A*H]; input_ids, position_ids, document_ids: [1, S]; as `forward` receives them.
+            num_speculative_tokens: K.
         """
         raise ContractError(
             _missing(type(self), "replay", "an iterator over K depths of draft logits [S, D], see SpeculatorModel")
@@ -132,7 +151,7 @@ class SpeculatorModel(nn.Module):
         """Loads a saved speculator of any registered algorithm, ready to draft, in the dtype it was saved in.
 
         Raises:
-            ArtifactError: config or weights are missing or damaged, or a tensor is missing, unknown or of another shape.
+            ArtifactError: config or weights are missing or damaged; a tensor is missing, unknown or of another shape.
         """
         folder = Path(folder)
         config = read_config(folder)

@@ -22,12 +22,11 @@ from speculators.events import Progress, ProgressEvent, ignore
 
 
 class Replays(Protocol):
-    """The part of a speculator that replay needs.
+    """The part of a speculator that replay needs."""
 
-    `draft_to_target` is [D] int64, the verifier's id of each draft id.
-    """
-
-    draft_to_target: torch.Tensor
+    @property
+    def draft_to_target(self) -> torch.Tensor:
+        """[D] int64, the verifier's id of each draft id."""
 
     def replay(
         self,

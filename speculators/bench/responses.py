@@ -108,11 +108,15 @@ def own_rows(
     An answer that the suite comes with and that is not this verifier's (another model's, another machine's rounding)
     is replaced by a generated one: only what is still cut after that is left out.
     """
-    made = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "progress": progress}
+
+    def answers(to: Sequence[Prompt]) -> list[Response]:
+        limits = {"max_new_tokens": max_new_tokens, "seed": seed}
+        return respond(engine, to, temperature=temperature, progress=progress, **limits)
+
     rows = capture_rows(
         engine,
         head,
-        respond(engine, prompts, **made),
+        answers(prompts),
         layer_ids,
         temperature=temperature,
         progress=progress,
@@ -120,7 +124,7 @@ def own_rows(
     foreign = {row.response.id for row in rows if row.cut}
     again = [attrs.evolve(prompt, answer=None) for prompt in prompts if prompt.id in foreign and prompt.answer]
     if again:
-        redone = capture_rows(engine, head, respond(engine, again, **made), layer_ids, temperature=temperature)
+        redone = capture_rows(engine, head, answers(again), layer_ids, temperature=temperature)
         by_id = {(row.response.id, row.response.prompt): row for row in redone}
         rows = [by_id.get((row.response.id, row.response.prompt), row) for row in rows]
     return rows

@@ -35,7 +35,7 @@ from speculators.recipe.schema import BenchmarkSection
 from speculators.verifier.engine import Engine
 from speculators.verifier.weights import VerifierHead, load_head
 
-# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32): room for more layers.
+# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32); room for more.
 NEAR_TIE_LOGITS = 1e-3
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
 FALSE_ALARM = 0.01

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import attrs
@@ -13,6 +13,7 @@ from speculators.data.encoded import Conversations, Encoded
 from speculators.errors import DataError
 
 Row = dict[str, torch.Tensor]
+Align = Callable[[Row], Row]
 States = tuple[torch.Tensor, torch.Tensor]
 PADDING_TOKENS = 8
 
@@ -86,25 +87,37 @@ def rows_of_step(
     return own + [()] * (-(-len(chunk) // world_size) - len(own))
 
 
-def build_row(items: Sequence[tuple[Encoded, States]], *, widths: tuple[int, int], dtype: torch.dtype) -> Row:
+def unshifted(sample: Row) -> Row:
+    """The alignment of an algorithm that shifts nothing."""
+    return sample
+
+
+def build_row(
+    items: Sequence[tuple[Encoded, States]], *, widths: tuple[int, int], dtype: torch.dtype, align: Align = unshifted
+) -> Row:
     """Returns what an algorithm's forward receives: documents side by side, no padding but for a row without any.
 
     Args:
         items: each document's tokens and states.
         widths: A*H and H, for a row without documents.
         dtype: compute type of the states.
+        align: shifts a document's tokens and states, the algorithm's own.
     """
     if not items:
         return _padding(widths, dtype)
-    lengths = torch.tensor([len(encoded.input_ids) for encoded, _ in items])
-    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    samples = [align(_sample(encoded, *states, dtype)) for encoded, states in items]
+    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    row = {name: torch.cat([sample[name] for sample in samples])[None] for name in samples[0]}
+    return {**row, "document_ids": torch.repeat_interleave(torch.arange(len(samples)), lengths)[None]}
+
+
+def _sample(encoded: Encoded, hidden_states: torch.Tensor, last: torch.Tensor, dtype: torch.dtype) -> Row:
     return {
-        "hidden_states": torch.cat([states for _, (states, _) in items]).to(dtype)[None],
-        "verifier_last_hidden_states": torch.cat([last for _, (_, last) in items]).to(dtype)[None],
-        "input_ids": torch.from_numpy(np.concatenate([encoded.input_ids for encoded, _ in items])).long()[None],
-        "loss_mask": torch.from_numpy(np.concatenate([encoded.loss_mask for encoded, _ in items]))[None],
-        "position_ids": (torch.arange(len(starts)) - starts)[None],
-        "document_ids": torch.repeat_interleave(torch.arange(len(items)), lengths)[None],
+        "hidden_states": hidden_states.to(dtype),
+        "verifier_last_hidden_states": last.to(dtype),
+        "input_ids": torch.from_numpy(encoded.input_ids).long(),
+        "loss_mask": torch.from_numpy(encoded.loss_mask),
+        "position_ids": torch.arange(len(encoded.input_ids)),
     }
 
 
@@ -132,6 +145,7 @@ class Batches:
         rows_per_step: packed rows of the global batch.
         seed: of the run.
         dtype: compute type of the states.
+        align: the algorithm's.
         rank: of this process.
         world_size: processes.
     """
@@ -143,6 +157,7 @@ class Batches:
     rows_per_step: int
     seed: int
     dtype: torch.dtype
+    align: Align = unshifted
     rank: int = 0
     world_size: int = 1
     _rows: dict[int, list[tuple[int, ...]]] = attrs.field(init=False, factory=dict, repr=False)
@@ -158,7 +173,8 @@ class Batches:
         indices = list(row)
         encoded = [self.conversations.row(index) for index in indices]
         states = self.source.states(indices) if indices else []
-        return build_row(list(zip(encoded, states, strict=True)), widths=self.widths, dtype=self.dtype)
+        items = list(zip(encoded, states, strict=True))
+        return build_row(items, widths=self.widths, dtype=self.dtype, align=self.align)
 
     def packed(self, epoch: int) -> list[tuple[int, ...]]:
         """Returns all packed rows of an epoch."""

@@ -1,4 +1,4 @@
-"""The losses of drafting, each with its closed-form gradient with respect to the draft logits (ALGORITHMS.md section 1).
+"""The losses of drafting, each with its closed-form gradient with respect to the draft logits.
 
 p is the verifier's and q the draft's distribution of a place, both over the draft vocabulary, in float32.
 """

@@ -14,7 +14,7 @@ from speculators.errors import ContractError
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, rotate
 
-# Takes queries [R, heads, d], keys and values [S, kv_heads, d] of this call; gives the attention's output [R, heads, d].
+# Takes queries [R, heads, d], keys and values [S, kv_heads, d] of this call; gives the output [R, heads, d].
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 HEAD_NORMS = {"llama": False, "qwen3": True}

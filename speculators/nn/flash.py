@@ -25,7 +25,7 @@ class _Piece:
     Attributes:
         causal: query q0 + i sees keys k0 .. k0 + i; otherwise all keys that `band` allows.
         merges: an earlier piece holds other keys of the same queries.
-        band: (offset, window): query q0 + i sees key k0 + j if offset + i - window < j <= offset + i; None for no limit.
+        band: (offset, window): query q0 + i sees key k0 + j if offset + i - window < j <= offset + i; None: no limit.
     """
 
     q0: int
@@ -211,6 +211,14 @@ def _cuda_layout(
     return index, k[index], v[index], ends_q, ends_k, max(queries), max(keys)
 
 
+def _cuda_window(window: int | None) -> dict[str, int | None]:
+    """The kernel counts the keys to the left of a query's own; without a window only causality limits them."""
+    return {
+        "window_size_left": None if window is None else window - 1,
+        "window_size_right": None if window is None else 0,
+    }
+
+
 def _cuda_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: tuple[Segment, ...], scale: float, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,7 +226,7 @@ def _cuda_forward(
     # Flash aligns a causal mask to the lower right: the last query sees the last key, which is what a segment means.
     out, lse, *_ = _aten._flash_attention_forward(
         q, keys, values, ends_q, ends_k, longest_q, longest_k, 0.0, True, False,
-        scale=scale, window_size_left=None if window is None else window - 1, window_size_right=None if window is None else 0,
+        scale=scale, **_cuda_window(window),
     )  # fmt: skip
     return out, lse.transpose(0, 1)
 
@@ -239,7 +247,6 @@ def _cuda_backward(
     no_state = torch.zeros(2, dtype=torch.uint64, device=q.device)
     grad_q, dk, dv = _aten._flash_attention_backward(
         grad_out.contiguous(), q, keys, values, out, lse.transpose(0, 1).contiguous(), ends_q, ends_k,
-        longest_q, longest_k, 0.0, True, no_state, no_state[:0], scale=scale,
-        window_size_left=None if window is None else window - 1, window_size_right=None if window is None else 0,
+        longest_q, longest_k, 0.0, True, no_state, no_state[:0], scale=scale, **_cuda_window(window),
     )  # fmt: skip
     return grad_q, torch.zeros_like(k).index_add_(0, index, dk), torch.zeros_like(v).index_add_(0, index, dv)

@@ -15,8 +15,8 @@ CosSin = tuple[torch.Tensor, torch.Tensor]
 class Rotary(nn.Module):
     """Cosines and sines of positions.
 
-    The frequencies (default, linear, dynamic, yarn, llama3, longrope; partial rotary factor) are transformers' own, made
-    from `rope_parameters`, since a draft whose rotary layout differs from its verifier's trains well and serves at 1.0.
+    The frequencies (default, linear, dynamic, yarn, llama3, longrope; partial factor) are transformers' own, made from
+    `rope_parameters`, since a draft whose rotary layout differs from its verifier's trains well and serves at 1.0.
 
     Args:
         decoder: `transformer_layer_config` of the speculator.

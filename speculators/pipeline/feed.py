@@ -8,7 +8,7 @@ from functools import cached_property
 import attrs
 import torch
 
-from speculators.data.batches import Batches, StateSource, rows_of_step
+from speculators.data.batches import Align, Batches, StateSource, rows_of_step
 from speculators.data.encoded import Conversations
 from speculators.data.prefetch import Prefetcher
 from speculators.nn.layout import RowLayout
@@ -23,6 +23,7 @@ class Feed:
     context: Context
     prepared: Conversations
     source: StateSource
+    align: Align
 
     @cached_property
     def batches(self) -> Batches:
@@ -38,6 +39,7 @@ class Feed:
             rows_per_step=plan.rows_per_step,
             seed=plan.recipe.seed,
             dtype=torch.bfloat16 if bf16 else torch.float32,
+            align=self.align,
             rank=world.rank,
             world_size=world.size,
         )

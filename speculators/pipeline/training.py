@@ -52,7 +52,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     model = build_model(name, context.plan.facts, kwargs)
     train_kwargs, _ = trainer_kwargs(model, kwargs)
     model.to(context.world.device)
-    feed = Feed(context, prepared, state_source(context, prepared))
+    feed = Feed(context, prepared, state_source(context, prepared), model.align)
     evaluate = _evaluation(context, model)
     if recipe.data.hidden_states == "cached":
         context.free_engine()

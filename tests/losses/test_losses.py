@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from speculators.errors import RegistryError
-from speculators.losses import LOSSES, Draft, Target, head_loss, mixture
-from speculators.losses import fused
+from speculators.losses import LOSSES, Draft, Target, fused, head_loss, mixture
 
 # float64 against float64; sums of at most a few thousand terms.
 TOLERANCE = 1e-9
@@ -101,7 +100,10 @@ def test_fused_head_equals_plain(loss, chunk, monkeypatch):
     states.requires_grad_()
     head.requires_grad_()
     wanted = torch.stack(
-        [sum(w * (plain(n, s @ head.T, t) * r).sum() for n, w in loss.items()) for s, r in zip(states, weights)]
+        [
+            sum(w * (plain(n, s @ head.T, t) * r).sum() for n, w in loss.items())
+            for s, r in zip(states, weights, strict=True)
+        ]
     )
     wanted_grads = torch.autograd.grad(2.5 * wanted.sum(), (states, head))
     result = head_loss(states, head, weights, lambda rows: t[rows], mixture(loss))

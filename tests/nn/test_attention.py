@@ -73,7 +73,8 @@ def test_bfloat16_is_close_to_dense(window):
         own = list(zip(rest[::2], rest[1::2], strict=True))
         outs.append(unrolled_attention(q, (k, v), own, PACKED, scale=0.3, window=window))
     assert (outs[0].double() - outs[1]).abs().max() < 3e-2
-    for mine, theirs in zip(torch.autograd.grad(outs[0].sum(), half), torch.autograd.grad(outs[1].sum(), full)):
+    grads = [torch.autograd.grad(out.sum(), tensors) for out, tensors in zip(outs, (half, full), strict=True)]
+    for mine, theirs in zip(*grads, strict=True):
         assert (mine.double() - theirs).abs().max() < 6e-2
 
 

@@ -7,7 +7,7 @@ import attrs
 from speculators.config import SpeculatorModelConfig, derived, knob, positive
 
 
-def _losses(instance: object, attribute: attrs.Attribute[dict[str, float]], value: dict[str, float]) -> None:
+def _losses(_: object, __: attrs.Attribute[dict[str, float]], value: dict[str, float]) -> None:
     if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
         raise ValueError(f"must give at least one loss a weight > 0, got {value}")
 

@@ -72,7 +72,7 @@ class Eagle3DraftModel(SpeculatorModel):
 
     @classmethod
     def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> Eagle3DraftModel:
-        """Builds the model with the verifier's embeddings and head rows; without `verifier_name_or_path`, none are read."""
+        """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
         ids = tuple(kwargs["target_layer_ids"])
         model = cls(Eagle3SpeculatorConfig.pick({**kwargs, "eagle_aux_hidden_state_layer_ids": ids}))
         rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
@@ -210,7 +210,6 @@ class Eagle3DraftModel(SpeculatorModel):
         position_ids: torch.Tensor,
         document_ids: torch.Tensor,
         num_speculative_tokens: int,
-        **_: Any,
     ) -> Iterator[torch.Tensor]:
         """Yields for each depth the draft logits [S, D] in float32, teacher-forced on the row's tokens."""
         layout = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
