@@ -106,7 +106,7 @@ def own_rows(
     """Returns the verifier's own responses to a suite, judged, in order of the prompts.
 
     An answer that the suite comes with and that is not this verifier's (another model's, another machine's rounding)
-    is replaced by a generated one: only what is still cut after that is left out.
+    is replaced by a generated one, and its row says so; only what is still cut after that is left out.
     """
 
     def answers(to: Sequence[Prompt]) -> list[Response]:
@@ -125,7 +125,7 @@ def own_rows(
     again = [attrs.evolve(prompt, answer=None) for prompt in prompts if prompt.id in foreign and prompt.answer]
     if again:
         redone = capture_rows(engine, head, answers(again), layer_ids, temperature=temperature)
-        by_id = {(row.response.id, row.response.prompt): row for row in redone}
+        by_id = {(row.response.id, row.response.prompt): attrs.evolve(row, replaced=True) for row in redone}
         rows = [by_id.get((row.response.id, row.response.prompt), row) for row in rows]
     return rows
 

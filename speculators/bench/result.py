@@ -78,6 +78,7 @@ class Setting:
         by_category: acceptance of each category.
         cut_prompts: responses cut because they left the verifier's own greedy output.
         cut_tokens: tokens that were cut off.
+        replaced_prompts: answers of the suite that are not this verifier's; generated ones were measured instead.
     """
 
     suite: str
@@ -91,6 +92,7 @@ class Setting:
     live: Live | None
     cut_prompts: int
     cut_tokens: int
+    replaced_prompts: int
 
 
 @attrs.frozen(kw_only=True)

@@ -48,12 +48,14 @@ class Row:
         log_p: [m] log-probability that the verifier gives each response token at the temperature; None at T = 0, where
             it is zero everywhere.
         cut: response tokens that were cut off.
+        replaced: the suite's own answer was another one, and this one was generated in its place.
     """
 
     response: Response
     hidden_states: torch.Tensor
     log_p: torch.Tensor | None
     cut: int
+    replaced: bool = False
 
 
 @torch.no_grad()

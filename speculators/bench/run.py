@@ -136,7 +136,7 @@ def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: 
     if not any(len(table) for table in replayed.acceptance):
         raise DataError(
             f"suite {suite}: no response has two tokens of the verifier's own at T={temperature:g}: nothing to measure",
-            hint="are the suite's answers those of another verifier? Without answers they are generated",
+            hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
     baselines = {
         each: replay_deterministic(BASELINES.get(each), rows, k_max=shared.k_max) for each in section.baselines
@@ -161,6 +161,7 @@ def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: 
                 live=lives[k],
                 cut_prompts=replayed.cut_prompts,
                 cut_tokens=replayed.cut_tokens,
+                replaced_prompts=sum(row.replaced for row in rows),
             )
         )
     return found

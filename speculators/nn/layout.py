@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import attrs
 import torch
 
@@ -51,6 +53,30 @@ class RowLayout:
             places.append(found)
             starts.append(torch.full_like(found, start))
         return cls(len(ids), documents, tuple(spans), torch.cat(places), torch.cat(starts))
+
+    def without_padding(self, *tensors: torch.Tensor) -> tuple[RowLayout, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Leaves out the places that belong to no document.
+
+        Args:
+            tensors: [S, ...] each.
+
+        Returns:
+            The layout of the kept places, their indices [S'], and the tensors cut to them.
+        """
+        kept = rows_of(self.whole(), tensors[0].device)
+        if len(kept) == self.size:
+            return self, kept, tensors
+        lengths = [stop - start for start, stop in self.documents]
+        ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        moved = {old[0]: old[0] - new for old, new in zip(self.documents, ends, strict=False)}
+        spans = tuple(
+            None if span is None else (span[0] - moved[start], span[1] - moved[start])
+            for (start, _), span in zip(self.documents, self.supervised, strict=True)
+        )
+        shifts = torch.tensor([moved[start] for start in self.place_starts.tolist()], dtype=torch.int64)
+        documents = tuple(pairwise(ends))
+        layout = RowLayout(ends[-1], documents, spans, self.places - shifts, self.place_starts - shifts)
+        return layout, kept, tuple(tensor[kept] for tensor in tensors)
 
     def whole(self) -> tuple[Segment, ...]:
         """Returns every document with all its rows as queries."""

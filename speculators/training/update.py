@@ -135,13 +135,33 @@ def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
             inputs["layout"] = row.layout
         names = accepted_by(model, inputs)
         with precision(world, job.schedule.precision):
-            _, loss, metrics = model(**{name: inputs[name] for name in names}, **worker.train_kwargs)
+            result = model(**{name: inputs[name] for name in names}, **worker.train_kwargs)
+        loss, metrics = _loss_and_metrics(model, result)
         share = row.supervised / batch.supervised
         # FSDP averages gradients over the processes.
         (loss * (share * world.size)).backward()
         sums.add(row, metrics, share)
     assert seen == batch.num_rows, f"a batch of {batch.num_rows} rows gave {seen}"
     return sums
+
+
+def _loss_and_metrics(model: nn.Module, result: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
+    """Returns what a forward gave, or says what of the contract it does not keep."""
+    if not (isinstance(result, tuple) and len(result) == 3):
+        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise ContractError(f"{_place(model)}.forward returned {found}", hint="return output, loss, metrics")
+    _, loss, metrics = result
+    if not (isinstance(metrics, Mapping) and "loss" in metrics):
+        raise ContractError(
+            f'{_place(model)}.forward gave metrics without "loss"', hint='metrics["loss"] = loss.detach()'
+        )
+    if not (isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1):
+        raise ContractError(f"{_place(model)}.forward's loss is not one number that gradients can flow from")
+    return loss, metrics
+
+
+def _place(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _whole(norm: torch.Tensor) -> torch.Tensor:

@@ -113,12 +113,14 @@ class Eagle3DraftModel(SpeculatorModel):
             The draft's normed states [K, N, H] at the N supervised places, the mean loss over those places summed over
             depths with weight ttt_gamma ** k, and accuracies by depth.
         """
-        layout = layout or RowLayout.of(document_ids, loss_mask)
-        device = input_ids.device
+        row = (hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
+        layout, _, row = (layout or RowLayout.of(document_ids, loss_mask)).without_padding(*row)
+        fused, last, tokens, positions = row
+        device = tokens.device
         segments = layout.reaching(2, ttt_steps + 1)
         rows, valid = _prediction_rows(layout, segments, ttt_steps)
         rows, valid = rows.to(device, non_blocking=True), valid.to(device, non_blocking=True)
-        unroll = self._unroll(hidden_states[0], input_ids[0], position_ids[0], layout, segments, ttt_steps)
+        unroll = self._unroll(fused, tokens, positions, layout, segments, ttt_steps)
         states = torch.stack([depth[index] for depth, index in zip(unroll, rows, strict=True)])
         places = layout.places.to(device, non_blocking=True)
         gammas = torch.tensor([ttt_gamma**depth for depth in range(ttt_steps)], device=device)
@@ -126,7 +128,7 @@ class Eagle3DraftModel(SpeculatorModel):
         head = self.target_head
         assert head is not None, "a model that was loaded to draft cannot compute its training target"
         # The state at place t - 1 gives the verifier's distribution of place t.
-        wanted = verifier_last_hidden_states[0][(places - 1).clamp_min(0)]
+        wanted = last[(places - 1).clamp_min(0)]
         result = head_loss(
             states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), mixture(loss)
         )
@@ -212,13 +214,15 @@ class Eagle3DraftModel(SpeculatorModel):
         num_speculative_tokens: int,
     ) -> Iterator[torch.Tensor]:
         """Yields for each depth the draft logits [S, D] in float32, teacher-forced on the row's tokens."""
-        layout = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
+        whole = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
+        layout, kept, (fused, tokens, positions) = whole.without_padding(
+            hidden_states[0], input_ids[0], position_ids[0]
+        )
         segments = layout.whole()
-        rows = rows_of(segments, input_ids.device)
-        unroll = self._unroll(hidden_states[0], input_ids[0], position_ids[0], layout, segments, num_speculative_tokens)
+        unroll = self._unroll(fused, tokens, positions, layout, segments, num_speculative_tokens)
         for normed in unroll:
-            logits = torch.zeros(layout.size, self.draft_vocab_size, device=input_ids.device)
-            logits[rows] = self.lm_head(normed.to(self.lm_head.weight.dtype)).float()
+            logits = torch.zeros(whole.size, self.draft_vocab_size, device=input_ids.device)
+            logits[kept] = self.lm_head(normed.to(self.lm_head.weight.dtype)).float()
             yield logits
 
     def draft(self) -> Eagle3Drafter:

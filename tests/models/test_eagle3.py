@@ -1,0 +1,298 @@
+"""EAGLE-3: what it computes, what it saves, and that training, replay and live decoding are one computation."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from speculators.bench.counts import count_decoded
+from speculators.bench.replay import replay
+from speculators.bench.rows import Response, judge
+from speculators.bench.walk import greedy_rounds
+from speculators.decoding.loop import decode
+from speculators.decoding.target import CachedVerifier
+from speculators.errors import ArtifactError, SpeculatorsError
+from speculators.model import SpeculatorModel
+from speculators.models.eagle3 import Eagle3SpeculatorConfig
+from speculators.verifier.weights import load_head
+
+from .conftest import LAYER_IDS
+
+VARIANTS = {
+    "plain": {},
+    "reduced vocabulary": {"draft_vocab_size": 96},
+    "trainable head": {"lm_head_trainable": True},
+    "norms of 3.1": {"fc_norm": True, "norm_output": True},
+    "norm before fc": {"norm_before_fc": True, "norm_before_residual": False},
+    "two layers": {"num_layers": 2},
+    "qwen3 layers": {"decoder": {"model_type": "qwen3"}},
+    "sliding window": {"decoder": {"sliding_window": 5}},
+}
+
+# float32 sums in another order; losses are of order 10.
+TOLERANCE = 2e-5
+
+
+def config_of(**options) -> Eagle3SpeculatorConfig:
+    options.pop("draft_vocab_size", None)
+    return Eagle3SpeculatorConfig(**options)
+
+
+def build(world, options):
+    return world.build(config_of(**options), options.get("draft_vocab_size"))
+
+
+def fit(world, model, kwargs, row, steps=200, lr=5e-3):
+    """Overfits one row and returns the last loss."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(steps):
+        _, loss, metrics = model(**row, **kwargs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def overfitted(world):
+    """A model that knows the first four conversations by heart."""
+    model, kwargs = world.build(Eagle3SpeculatorConfig(ttt_steps=4, loss={"ce": 1.0}))
+    metrics = fit(world, model, kwargs, world.row(0, 1, 2, 3))
+    return model.eval(), metrics
+
+
+def judged(world, which, temperature=0.0):
+    head = load_head(world.folder, world.engine.facts)
+    rows = []
+    for index in which:
+        tokens = (*world.prompts[index], *world.answers[index])
+        response = Response(id=str(index), category="", tokens=tokens, prompt_length=len(world.prompts[index]))
+        states, last = world.engine.capture([torch.tensor(tokens)], LAYER_IDS)[0]
+        rows.append(judge(head, response, states, last, temperature=temperature))
+    return rows
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_packed_equals_unpacked(world, name):
+    """Documents never see each other: loss and gradients of a packed row are those of its documents one by one."""
+    model, kwargs = build(world, VARIANTS[name])
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    packed = world.row(0, 1, 2)
+    _, loss, _ = model(**packed, **kwargs)
+    grads = torch.autograd.grad(loss, parameters)
+    total, sums = 0.0, [torch.zeros_like(p) for p in parameters]
+    for index in (0, 1, 2):
+        row = world.row(index)
+        _, single, _ = model(**row, **kwargs)
+        share = row["loss_mask"].sum() / packed["loss_mask"].sum()
+        total += float(single.detach() * share)
+        for held, grad in zip(sums, torch.autograd.grad(single * share, parameters), strict=True):
+            held += grad
+    assert abs(float(loss.detach()) - total) < TOLERANCE
+    for mine, theirs in zip(grads, sums, strict=True):
+        assert (mine - theirs).abs().max() < TOLERANCE
+
+
+def test_padding_changes_nothing(world):
+    """Places with document id -1, at the end or in between, leave loss and gradients as they are."""
+    for layers in (1, 2):
+        model, kwargs = build(world, {"num_layers": layers})
+        row = world.row(0, 1)
+        _, loss, _ = model(**row, **kwargs)
+        holes = torch.full((1, 4), -1)
+        first = int((row["document_ids"] == 0).sum())
+        padded = {}
+        for key, tensor in row.items():
+            fill = holes if key == "document_ids" else torch.zeros(1, 4, *tensor.shape[2:], dtype=tensor.dtype)
+            padded[key] = torch.cat([tensor[:, :first], fill, tensor[:, first:], fill], dim=1)
+        _, same, _ = model(**padded, **kwargs)
+        assert abs(float((loss - same).detach())) < TOLERANCE
+
+
+def test_a_row_without_supervised_tokens_is_zero_and_keeps_the_graph(world):
+    """Nothing to learn is a loss of 0 with gradients of 0 for every parameter, never nan."""
+    model, kwargs = build(world, {})
+    row = world.row(0)
+    row["loss_mask"] = torch.zeros_like(row["loss_mask"])
+    _, loss, _ = model(**row, **kwargs)
+    loss.backward()
+    assert float(loss) == 0.0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() == 0, name
+
+
+def test_the_loss_is_the_plain_definition(world):
+    """Depth k of row i reads x_{i+1+k} at position i + k and is scored on p from the state at i + 1 + k."""
+    model, kwargs = build(world, {})
+    row = world.row(0)
+    _, loss, _ = model(**row, **kwargs)
+    logits = list(
+        model.replay(
+            **{key: row[key] for key in ("hidden_states", "input_ids", "position_ids", "document_ids")},
+            num_speculative_tokens=kwargs["ttt_steps"],
+        )
+    )
+    head = load_head(world.folder, world.engine.facts)
+    target = head.logits(row["verifier_last_hidden_states"][0]).log_softmax(-1)
+    places = torch.nonzero(row["loss_mask"][0])[:, 0]
+    expected = 0.0
+    for depth, z in enumerate(logits):
+        log_p, log_q = target[places - 1], z.log_softmax(-1)[places - 2 - depth]
+        expected += float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    assert abs(float(loss.detach()) - expected) < TOLERANCE
+
+
+def test_one_batch_can_be_overfitted(world, overfitted):
+    """Acceptance of more than 0.95 of K on the batch that was trained on: no mask or offset is wrong."""
+    model, _ = overfitted
+    rows = judged(world, range(4))
+    counts = replay(model, rows, k_max=4, temperature=0.0).counts(4)
+    reached = counts.accepted.sum() / counts.reached.sum()
+    assert reached > 0.95
+    assert counts.tau > 0.9 * min(5, min(len(row.response.answer) for row in rows))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_replay_equals_live_round_for_round(world, name):
+    """At T = 0 the walk over the replay and the live decode accept the same drafts each round; lossless output."""
+    model, kwargs = build(world, VARIANTS[name])
+    fit(world, model, kwargs, world.row(0, 1), steps=25)
+    model.eval()
+    rows = judged(world, range(6))
+    tables = replay(model, rows, k_max=3, temperature=0.0).acceptance
+    for row, table in zip(rows, tables, strict=True):
+        live = decode(
+            CachedVerifier(world.engine.model, LAYER_IDS),
+            model.draft(),
+            torch.tensor(row.response.prompt),
+            max_new_tokens=len(row.response.answer),
+            num_tokens=3,
+            temperature=0.0,
+            generator=None,
+            stop_ids=frozenset(world.engine.stop_ids),
+        )
+        assert tuple(live.tokens) == row.response.answer
+        assert [(each.anchor, each.accepted) for each in live.rounds] == greedy_rounds(table, 3)
+
+
+def test_sampled_drafts_come_with_their_distribution(world, overfitted):
+    """At T > 0 each drafted token has a distribution over the verifier's vocabulary that sums to 1 and allows it."""
+    model, _ = overfitted
+    drafter = model.draft()
+    tokens = torch.tensor(world.prompts[0] + world.answers[0][:1])
+    states = world.engine.capture([tokens], LAYER_IDS)[0][0]
+    state = drafter.begin(tokens, states[:-1])
+    proposal = drafter.propose(state, num_tokens=3, temperature=1.0, generator=torch.Generator().manual_seed(0))
+    assert proposal.probs is not None
+    assert torch.allclose(proposal.probs.sum(-1), torch.ones(3), atol=1e-5)
+    assert (proposal.probs.gather(-1, proposal.tokens[:, None]) > 0).all()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_saved_and_loaded_is_the_same(world, name, tmp_path):
+    """A saved speculator loads with equal tensors and drafts the same logits."""
+    model, _ = build(world, VARIANTS[name])
+    model.save_pretrained(tmp_path)
+    loaded = SpeculatorModel.from_pretrained(tmp_path)
+    row = world.row(0)
+    names = ("hidden_states", "input_ids", "position_ids", "document_ids")
+    arguments = {**{key: row[key] for key in names}, "num_speculative_tokens": 2}
+    for mine, theirs in zip(model.replay(**arguments), loaded.replay(**arguments), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_checkpoint_has_the_layout_that_vllm_loads(world, tmp_path):
+    """config.json has the keys, and model.safetensors the names and shapes, of what vLLM was seen to load."""
+    from safetensors.torch import load_file
+
+    model, _ = build(world, {"draft_vocab_size": 96})
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["Eagle3DraftModel"]
+    assert config["speculators_model_type"] == "eagle3"
+    assert config["draft_vocab_size"] == 96
+    assert config["eagle_aux_hidden_state_layer_ids"] == list(LAYER_IDS)
+    assert config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 3
+    assert config["speculators_config"]["verifier"]["name_or_path"] == str(world.folder)
+    layer = config["transformer_layer_config"]
+    assert layer["num_hidden_layers"] == 1
+    assert layer["rope_parameters"] == world.engine.facts.rope_parameters
+    assert layer["max_position_embeddings"] == world.engine.facts.max_position_embeddings
+    assert not {"ttt_steps", "loss", "num_layers"} & set(config)
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    assert shapes == {
+        "fc.weight": [32, 96],
+        "layers.0.hidden_norm.weight": [32],
+        "layers.0.input_layernorm.weight": [32],
+        "layers.0.post_attention_layernorm.weight": [32],
+        "layers.0.self_attn.q_proj.weight": [32, 64],
+        "layers.0.self_attn.k_proj.weight": [16, 64],
+        "layers.0.self_attn.v_proj.weight": [16, 64],
+        "layers.0.self_attn.o_proj.weight": [32, 32],
+        "layers.0.mlp.gate_proj.weight": [64, 32],
+        "layers.0.mlp.up_proj.weight": [64, 32],
+        "layers.0.mlp.down_proj.weight": [32, 64],
+        "norm.weight": [32],
+        "lm_head.weight": [96, 32],
+        "embed_tokens.weight": [world.engine.facts.vocab_size, 32],
+        "d2t": [96],
+        "t2d": [world.engine.facts.vocab_size],
+    }
+
+
+def test_a_missing_or_foreign_tensor_is_named(world, tmp_path):
+    """A checkpoint without lm_head, or with a tensor too many, does not load with random numbers: both are named."""
+    from safetensors.torch import load_file, save_file
+
+    model, _ = build(world, {})
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["stranger"] = tensors.pop("lm_head.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match=r"missing: lm_head.weight; unknown: stranger"):
+        SpeculatorModel.from_pretrained(tmp_path)
+
+
+def test_frozen_pieces_are_the_verifiers(world):
+    """Embeddings and, unless it trains, the head are the verifier's rows and get no gradient."""
+    model, kwargs = build(world, {"draft_vocab_size": 96})
+    verifier = world.engine.model
+    assert torch.equal(model.embed_tokens.weight, verifier.get_input_embeddings().weight)
+    rows = model.draft_to_target
+    assert torch.equal(model.lm_head.weight, verifier.get_output_embeddings().weight[rows])
+    assert model.t2d.nonzero()[:, 0].tolist() == rows.tolist()
+    _, loss, _ = model(**world.row(0), **kwargs)
+    loss.backward()
+    assert model.lm_head.weight.grad is None
+    assert model.embed_tokens.weight.grad is None
+
+
+def test_unknown_decoder_is_refused(world):
+    """A decoder type that no layer here implements is an error that lists those that exist."""
+    with pytest.raises(SpeculatorsError, match="llama, qwen3"):
+        build(world, {"decoder": {"model_type": "mamba"}})
+
+
+def test_live_counts_equal_replay(world, overfitted):
+    """Acceptance length of the live decode equals the replay's, token for token."""
+    model, _ = overfitted
+    rows = judged(world, range(8))
+    live = [
+        decode(
+            CachedVerifier(world.engine.model, LAYER_IDS),
+            model.draft(),
+            torch.tensor(row.response.prompt),
+            max_new_tokens=len(row.response.answer),
+            num_tokens=4,
+            temperature=0.0,
+            generator=None,
+            stop_ids=frozenset(world.engine.stop_ids),
+        )
+        for row in rows
+    ]
+    predicted = replay(model, rows, k_max=4, temperature=0.0).counts(4)
+    assert count_decoded(live, 4).tau == pytest.approx(predicted.tau)
