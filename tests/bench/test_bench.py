@@ -161,12 +161,20 @@ def test_replay_that_predicts_something_else_makes_the_result_disagree(engine, s
     assert "round 0" in result.settings[0].live.agreement.gap
 
 
-def test_answers_of_another_model_are_an_error_with_a_mend(engine, toy, tmp_path):
-    """If nothing is left after the on-policy check there is no number to print."""
+def test_answers_of_another_model_are_replaced_and_the_result_says_so(engine, toy, tmp_path):
+    """The number is about the verifier's own output, and the count of replaced answers stands beside it."""
     path = tmp_path / "foreign.jsonl"
     messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "!?"}]
     path.write_text(json.dumps({"messages": messages}), encoding="utf-8")
-    section = BenchmarkSection(suites=(Suite(name="foreign", path=str(path)),), num_speculative_tokens=(2,))
+    suites = (Suite(name="foreign", path=str(path)),)
+    section = BenchmarkSection(suites=suites, num_speculative_tokens=(2,), max_new_tokens=12)
+    (setting,) = bench(toy, engine, section, name="toy").settings
+    assert (setting.replaced_prompts, setting.cut_prompts, setting.exact.tokens) == (1, 0, 11.0)
+
+
+def test_responses_without_a_round_are_an_error(engine, suite, toy):
+    """One token comes from the prefill; there is no acceptance length to print."""
+    section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=1)
     with pytest.raises(DataError, match="no response has two tokens of the verifier's own"):
         bench(toy, engine, section, name="toy")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import greedy_response
 
-from speculators.bench.responses import capture_rows, respond, sample_rows
+from speculators.bench.responses import capture_rows, own_rows, respond, sample_rows
 from speculators.bench.rows import Response, Row
 from speculators.bench.suites import Prompt
 from speculators.data.conversations import Message
@@ -75,8 +75,8 @@ def test_above_zero_temperature_answers_are_sampled_anew_with_a_seed(engine):
 
 
 def test_an_answer_that_the_template_cannot_hold_is_an_error_that_names_the_prompt(engine, monkeypatch):
-    """Nothing is left out without a word: here the template drops every answer."""
-    template = "{% for m in messages %}{{ m.role }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+    """Nothing is left out without a word: here the template drops a word of it."""
+    template = engine.tokenizer.chat_template.replace("message['content']", "message['content'] | replace('sea', '')")
     monkeypatch.setattr(engine.tokenizer, "chat_template", template)
     with pytest.raises(DataError, match="prompt the other"):
         respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=5)
@@ -90,6 +90,17 @@ def test_rows_come_in_the_order_of_the_responses(engine):
     rows = capture_rows(engine, head, responses, (1, 3), temperature=0.0)
     assert [row.response.id for row in rows] == [prompt.id for prompt in prompts]
     assert [row.hidden_states.shape for row in rows] == [(len(each.tokens), 64) for each in responses]
+
+
+def test_an_answer_of_another_model_is_replaced_by_the_verifiers_own_and_marked(engine):
+    """What is measured is always the verifier's output; an answer that is its own stays, one that is not is counted."""
+    head = load_head(engine.folder, engine.facts)
+    options = {"temperature": 0.0, "max_new_tokens": 7}
+    (own,) = own_rows(engine, head, [_prompt("a")], (1, 3), **options)
+    foreign, generated = own_rows(engine, head, [_prompt("a", answer="on the sea"), _prompt("b")], (1, 3), **options)
+    assert foreign.response == own.response
+    assert [row.replaced for row in (own, foreign, generated)] == [False, True, False]
+    assert [row.cut for row in (own, foreign, generated)] == [0, 0, 0]
 
 
 def _row(length):
