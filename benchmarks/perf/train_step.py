@@ -1,0 +1,269 @@
+"""One EAGLE-3 training step of the SmolLM2-135M shape: ours, or ours and the peer's in turn.
+
+    python -m benchmarks.perf.train_step [--draft-vocab 8192] [--dtype bfloat16] [--profile]
+    python -m benchmarks.perf.train_step --peer PEER/bin/python --peer-script peer_train_step.py [--rounds 3]
+
+One document of `--seq-len` tokens, all supervised, random states; forward, backward, clipping and optimizer, through
+the update of the real training loop. The verifier is a folder of random weights, read as any other.
+benchmarks/README.md defines the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.perf.side_by_side import Column, Side, interleave, report, table
+from speculators.config import SpeculatorModelConfig, VerifierFacts
+from speculators.model import SpeculatorModel, build_model, trainer_kwargs
+from speculators.nn.layout import RowLayout
+from speculators.recipe.decoder import default_layer_ids, draft_decoder_config
+from speculators.recipe.schema import LearningRate, OptimizerSection, ScheduleSection
+from speculators.training.optimizer import Optimizer
+from speculators.training.state import Batch, Job, Row
+from speculators.training.stop import StopRequest
+from speculators.training.update import Worker, update
+from speculators.training.world import World
+
+SHAPE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+CELLS = (("float32", 8192), ("bfloat16", 8192), ("bfloat16", 32000))
+COLUMNS = (
+    Column(key="tokens_per_s", title="tokens/s (mean)"),
+    Column(key="best_tokens_per_s", title="tokens/s (best)"),
+    Column(key="cpu_s_per_step", title="CPU s a step", higher_is_better=False, digits=2),
+    Column(key="peak_rss_mb", title="peak RSS MB", higher_is_better=False),
+)
+
+
+def make_verifier(folder: Path) -> Path:
+    """Writes the only tensors of a verifier that training reads: embeddings (the tied head) and final norm, in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.empty(SHAPE["vocab_size"], SHAPE["hidden_size"], dtype=torch.bfloat16)
+    embeddings.normal_(std=0.02, generator=generator)
+    norm = torch.ones(SHAPE["hidden_size"], dtype=torch.bfloat16)
+    (folder / "config.json").write_text(json.dumps(SHAPE), encoding="utf-8")
+    save_file({"model.embed_tokens.weight": embeddings, "model.norm.weight": norm}, folder / "model.safetensors")
+    return folder
+
+
+def build(folder: Path, draft_vocab: int, options: argparse.Namespace) -> tuple[SpeculatorModel, dict[str, Any]]:
+    """Returns the model and what its forward is given besides the row."""
+    facts = VerifierFacts.read(folder / "config.json")
+    config = SpeculatorModelConfig.get_class("eagle3").pick({"ttt_steps": options.ttt_steps})
+    ids = torch.randperm(facts.vocab_size)[:draft_vocab].sort().values
+    reduced = draft_vocab < facts.vocab_size
+    kwargs = {
+        **{field.name: getattr(config, field.name) for field in type(config).recipe_fields()},
+        "verifier_name_or_path": str(folder),
+        "target_layer_ids": default_layer_ids(facts.num_hidden_layers),
+        "transformer_layer_config": draft_decoder_config(facts, config),
+        "draft_vocab_size": draft_vocab,
+        "t2d": torch.zeros(facts.vocab_size, dtype=torch.bool).index_fill(0, ids, True) if reduced else None,
+        "d2t": ids - torch.arange(draft_vocab) if reduced else None,
+        "dtype": options.dtype,
+    }
+    model = build_model("eagle3", facts, kwargs)
+    return model, trainer_kwargs(model, kwargs)[0]
+
+
+def make_batch(length: int, dtype: torch.dtype) -> Batch:
+    """Returns a batch of one row: one document of random tokens and states, all of it supervised."""
+    generator = torch.Generator().manual_seed(1)
+    width, size = SHAPE["hidden_size"], SHAPE["vocab_size"]
+    tensors = {
+        "hidden_states": torch.randn(1, length, 3 * width, generator=generator).to(dtype),
+        "verifier_last_hidden_states": torch.randn(1, length, width, generator=generator).to(dtype),
+        "input_ids": torch.randint(size, (1, length), generator=generator),
+        "loss_mask": torch.ones(1, length, dtype=torch.bool),
+        "position_ids": torch.arange(length)[None],
+        "document_ids": torch.zeros(1, length, dtype=torch.int64),
+    }
+    layout = RowLayout.of(tensors["document_ids"], tensors["loss_mask"])
+    row = Row(tensors=tensors, supervised=length, index=0, layout=layout)
+    return Batch(epoch=0, rows=(row,), num_rows=1, tokens=length, supervised=length)
+
+
+def step_gflop(length: int, draft_vocab: int, depths: int) -> float:
+    """Returns the multiplications and additions that a step cannot do without, in 10^9.
+
+    Backward counts twice the forward, the frozen head once (no weight gradient), `fc` once (no input gradient), the
+    causal attention half of S x S, the targets once. Own-position keys, norms and softmaxes are left out.
+    """
+    h, inner, heads = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["head_dim"]
+    queries, keys = heads * SHAPE["num_attention_heads"], heads * SHAPE["num_key_value_heads"]
+    layer = 2 * h * (queries + 2 * keys) + queries * h + 3 * h * inner
+    attention = length * queries
+    head = h * draft_vocab
+    each_depth = 3 * (layer + attention) + 2 * head
+    return 2 * length * (depths * each_depth + head + 2 * (3 * h * h)) / 1e9
+
+
+def matmul_gflops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """Returns the rate of a square product on this machine, 10^9 operations a second, best of some."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times) / 1e9
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Times our step and returns the figures."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    dtype = getattr(torch, options.dtype)
+    with tempfile.TemporaryDirectory(prefix="train_step_") as temporary:
+        model, train_kwargs = build(make_verifier(Path(temporary)), options.draft_vocab, options)
+        schedule = ScheduleSection(
+            optimizer=OptimizerSection(name=options.optimizer, lr=1e-4, clip_norm=1.0),
+            learning_rate=LearningRate(shape="constant", warmup=0.0),
+            precision={"float32": "fp32", "bfloat16": "bf16"}[options.dtype],
+        )
+        total = options.warmup + options.steps
+        job = Job(schedule=schedule, total_steps=total, seed=0, folder=Path(temporary), fingerprint="")
+        worker = Worker(
+            model=model,
+            optimizer=Optimizer(model, schedule.optimizer),
+            job=job,
+            world=World(),
+            train_kwargs=train_kwargs,
+        )
+        model.train()
+        batch = make_batch(options.seq_len, dtype)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        losses = _steps(worker, batch, 0, options.warmup)[1]
+        cpu = time.process_time()
+        measured, later = _steps(worker, batch, options.warmup, total)
+        cpu = time.process_time() - cpu
+        if options.profile:
+            _profile(worker, batch)
+    mean = sum(measured) / len(measured)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    gflop = step_gflop(options.seq_len, options.draft_vocab, options.ttt_steps)
+    # After the peak was read: the product's own matrices are no part of a step.
+    rate = matmul_gflops(dtype)
+    return {
+        "side": "ours",
+        "draft_vocab": options.draft_vocab,
+        "dtype": options.dtype,
+        "optimizer": options.optimizer,
+        "seq_len": options.seq_len,
+        "ttt_steps": options.ttt_steps,
+        "threads": options.threads,
+        "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "step_s": round(mean, 3),
+        "tokens_per_s": round(options.seq_len / mean, 1),
+        "cpu_s_per_step": round(cpu / len(measured), 3),
+        "best_step_s": round(min(measured), 3),
+        "best_tokens_per_s": round(options.seq_len / min(measured), 1),
+        "rss_before_mb": before,
+        "peak_rss_mb": peak,
+        "gflop": round(gflop, 1),
+        "matmul_gflops": round(rate, 1),
+        "floor_fraction": round(gflop / rate / min(measured), 3),
+        "loss_first": (losses + later)[0],
+        "loss_last": later[-1],
+        "loadavg": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+    }
+
+
+def _steps(worker: Worker, batch: Batch, first: int, stop: int) -> tuple[list[float], list[float]]:
+    """Makes the updates `first` to `stop`; returns the seconds and the loss of each."""
+    times, losses = [], []
+    # Not entered: a Ctrl-C shall end a benchmark at once.
+    request = StopRequest()
+    for step in range(first, stop):
+        started = time.perf_counter()
+        outcome = update(worker, batch, step=step, request=request)
+        times.append(time.perf_counter() - started)
+        losses.append(outcome.metrics["loss"])
+    return times, losses
+
+
+def _profile(worker: Worker, batch: Batch) -> None:
+    with torch.profiler.profile() as profiler:
+        _steps(worker, batch, 0, 1)
+    rows = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50)
+    print(rows, file=sys.stderr)
+
+
+def sides(dtype: str, draft_vocab: int, options: argparse.Namespace) -> tuple[Side, Side]:
+    """Returns both programs for one cell of the comparison."""
+    shared = ["--draft-vocab", draft_vocab, "--dtype", dtype, "--optimizer", options.optimizer]
+    shared += ["--seq-len", options.seq_len, "--ttt-steps", options.ttt_steps, "--threads", options.threads]
+    shared += ["--steps", options.steps, "--warmup", options.warmup]
+    ours = (sys.executable, "-m", "benchmarks.perf.train_step", *map(str, shared))
+    theirs = (options.peer, options.peer_script, "--algo", "eagle3", "--attn", "sdpa", *map(str, shared))
+    return Side("ours", ours), Side("peer", theirs)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Runs both sides in every cell and prints the table."""
+    found = {}
+    for dtype, draft_vocab in [CELLS[number] for number in options.cells]:
+        cell = f"{dtype}, D = {draft_vocab}"
+        print(cell, file=sys.stderr, flush=True)
+        found[cell] = interleave(sides(dtype, draft_vocab, options), rounds=options.rounds, threads=options.threads)
+    print(f"S = {options.seq_len}, ttt {options.ttt_steps}, {options.optimizer}, {options.threads} threads,")
+    print(f"medians of {options.rounds} processes a side, in turn, {options.steps} steps each\n")
+    print(table(found, COLUMNS))
+    report(found)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draft-vocab", type=int, default=8192)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--seq-len", type=int, default=2048)
+    parser.add_argument("--ttt-steps", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="print where one more step spends its time")
+    parser.add_argument("--peer", help="the peer's Python: run both sides in turn, in all cells")
+    parser.add_argument("--peer-script", help="the peer's side (peer_train_step.py)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side in each cell")
+    numbers = range(len(CELLS))
+    parser.add_argument("--cells", type=int, nargs="+", choices=numbers, default=list(numbers), help=f"of {CELLS}")
+    options = parser.parse_args()
+    if options.peer is None:
+        report(measure(options))
+    elif options.peer_script is None:
+        parser.error("--peer needs --peer-script")
+    else:
+        compare(options)
+
+
+if __name__ == "__main__":
+    main()
