@@ -1,0 +1,86 @@
+"""The real thing, slow: SmolLM2-135M-Instruct from its wheel, a trained, a random and an adversarial speculator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.bench.responses import own_rows
+from speculators.bench.suites import load_suite
+from speculators.decoding.loop import decode
+from speculators.decoding.target import CachedVerifier
+from speculators.events import StepEvent
+from speculators.model import SpeculatorModel
+from speculators.pipeline import Places, run_recipe
+from speculators.recipe.load import load_recipe
+from speculators.recipe.schema import Suite
+from speculators.training.world import World
+from speculators.verifier.engine import Engine
+from speculators.verifier.sources import cache_folder, obtain
+from speculators.verifier.weights import load_head
+
+pytestmark = pytest.mark.slow
+
+SHORT = (
+    "data.sources=[{ path = 'data/quickstart.jsonl', split = 'train', take = 120 }]",
+    "schedule.max_steps=40",
+    "schedule.evaluate_every='50%'",
+    "benchmark.suites=[{ name = 'quickstart', take = 16 }]",
+    "benchmark.temperature=[0.0, 1.0]",
+    "benchmark.num_speculative_tokens=[1, 3]",
+    "benchmark.live_prompts=3",
+    "benchmark.max_new_tokens=48",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run of the quickstart recipe, benchmark included."""
+    recipe = load_recipe("quickstart", SHORT)
+    events = []
+    places = Places(runs=tmp_path_factory.mktemp("runs"), cache=cache_folder())
+    outcome = run_recipe(recipe, places=places, world=World(), listen=events.append)
+    return outcome, events, obtain(recipe.verifier)
+
+
+def test_a_short_run_learns_and_live_agrees_with_replay(run):
+    """The loss falls, more is accepted than by chance, and live agrees at T = 0 round for round and at T = 1."""
+    outcome, events, _ = run
+    losses = [event.loss for event in events if isinstance(event, StepEvent)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert outcome.bench["agrees"]
+    settings = {(s["temperature"], s["num_speculative_tokens"]): s for s in outcome.bench["settings"]}
+    assert settings[0.0, 3]["exact"]["tau"] > 1.1
+    assert settings[0.0, 3]["live"]["agreement"]["criterion"] == "round for round"
+
+
+@pytest.mark.parametrize("kind", ["trained", "random", "adversarial"])
+def test_greedy_output_is_the_verifiers_own(run, kind):
+    """In float32 the speculative output is the verifier's own greedy output, token for token, whatever drafts."""
+    outcome, _, folder = run
+    model = SpeculatorModel.from_pretrained(outcome.folder / "speculator")
+    if kind == "random":
+        torch.manual_seed(0)
+        model.fc.weight.data.normal_(std=0.05)
+    elif kind == "adversarial":
+        # Drafts what the trained one finds least likely.
+        model.lm_head.weight.data.neg_()
+    engine = Engine(folder, dtype="float32")
+    prompts = load_suite(Suite(name="quickstart", take=4))
+    head = load_head(folder, engine.facts)
+    ids = model.draft().target_layer_ids
+    rows = own_rows(engine, head, prompts, ids, temperature=0.0, max_new_tokens=32)
+    for row in rows:
+        live = decode(
+            CachedVerifier(engine.model, ids),
+            model.draft(),
+            torch.tensor(row.response.prompt),
+            max_new_tokens=len(row.response.answer),
+            num_tokens=4,
+            temperature=0.0,
+            generator=None,
+            stop_ids=frozenset(engine.stop_ids),
+        )
+        assert tuple(live.tokens) == row.response.answer
+        if kind == "adversarial":
+            assert sum(each.accepted for each in live.rounds) == 0
