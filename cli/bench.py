@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import attrs
 
 from speculators.errors import ArtifactError, RecipeError
 
-from .common import print_json
+from .common import count, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite", metavar="NAME", action="append", help="a suite's name or a JSONL file; several times"
     )
-    parser.add_argument("--k", metavar="K", type=int, action="append", help="tokens drafted a round; several times")
+    parser.add_argument("--k", metavar="K", type=count, action="append", help="tokens drafted a round; several times")
     parser.add_argument("--temperature", metavar="T", type=float, action="append", help="several times")
-    parser.add_argument("--prompts", metavar="N", type=int, help="the first N prompts of each suite")
-    parser.add_argument("--live", metavar="N", type=int, help="prompts that the live decode confirms")
+    parser.add_argument("--prompts", metavar="N", type=count, help="the first N prompts of each suite")
+    parser.add_argument("--live", metavar="N", type=count, help="prompts that the live decode confirms")
     parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines beside it")
     parser.add_argument("--out", metavar="FILE", type=Path, help="keep the result here as JSON, too")
 
@@ -31,14 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measures and prints."""
     folder = _speculator(options.checkpoint)
-    section = _section(options)
-    from speculators.pipeline.measure import measure_folder
+    recipe = _recipe_of(folder)
+    section = _section(options, recipe)
+    from speculators.pipeline.measure import Subject, measure_folder
     from speculators.report.bench import bench_tables
     from speculators.report.console import console
     from speculators.report.progress import RunView
 
     with RunView(quiet=options.quiet) as view:
-        result = measure_folder(folder, section, verifier=options.verifier, progress=view)
+        subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
+        result = measure_folder(subject, section, progress=view)
     if options.out:
         from speculators.data.files import write_json
 
@@ -57,17 +60,23 @@ def _speculator(folder: Path) -> Path:
     raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
 
 
-def _section(options: argparse.Namespace) -> Any:
+def _recipe_of(speculator: Path) -> dict[str, Any] | None:
+    """Returns the recipe of the run that the speculator is in, None where it is in no run."""
+    plan = speculator.absolute().parent / "plan.json"
+    if speculator.absolute().name != "speculator" or not plan.is_file():
+        return None
+    try:
+        return dict(json.loads(plan.read_text(encoding="utf-8"))["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
+
+
+def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Returns `[benchmark]` of the run's own plan with what the command line replaces."""
     from speculators.recipe.converter import structure
     from speculators.recipe.schema import BenchmarkSection, Suite, is_file_path
 
-    plan = options.checkpoint / "plan.json"
-    values: dict[str, Any] = {"suites": ["quickstart"]}
-    if plan.is_file():
-        import json
-
-        values = json.loads(plan.read_text(encoding="utf-8"))["recipe"]["benchmark"]
+    values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]
     given = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}
     values |= {key: value for key, value in given.items() if value is not None}
     if options.suite:
@@ -75,9 +84,11 @@ def _section(options: argparse.Namespace) -> Any:
         values["suites"] = [paths.get(name, {"name": name}) for name in options.suite]
     if options.against:
         values["baselines"] = options.against.split(",")
-    section, problems = structure(values, BenchmarkSection)
+    section, problems = structure(values, BenchmarkSection, path=("benchmark",))
     if section is None:
         raise RecipeError(problems)
+    if not section.suites:
+        raise RecipeError("the run's recipe names no suite (--suite quickstart measures on one)")
     if options.prompts:
         suites: tuple[Suite, ...] = tuple(attrs.evolve(suite, take=options.prompts) for suite in section.suites)
         section = attrs.evolve(section, suites=suites)

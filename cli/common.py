@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from speculators.errors import Problem
+from speculators.errors import Problem, RecipeError
+from speculators.recipe.checks import check_recipe
+from speculators.recipe.load import load_recipe
+from speculators.recipe.schema import Recipe
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +23,14 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds `--set`, which may be given several times."""
     text = "replace a value of the recipe; the value is TOML (--set schedule.optimizer.lr=3e-4)"
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=text)
+
+
+def load_checked(options: argparse.Namespace) -> Recipe:
+    """Returns the recipe of the command line; raises RecipeError with all that can be known without its verifier."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    if problems := check_recipe(recipe, world_size=options.nproc):
+        raise RecipeError(problems)
+    return recipe
 
 
 def add_verifier_config(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ M = TypeVar("M", bound="type[SpeculatorModel]")
 
 WEIGHTS_FILE = "model.safetensors"
 REBUILD_FILE = "training_args.json"
+REBUILD_TENSORS_FILE = "training_args.safetensors"
 
 # Written by transformers beside our own keys, without meaning for a speculator.
 _FOREIGN_KEYS = {"transformers_version", "dtype", "torch_dtype", "model_type", "auto_map"}
@@ -56,6 +57,7 @@ class SpeculatorModel(nn.Module):
         super().__init__()
         self.config: Any = config
         self.rebuild_args: dict[str, Any] = {}
+        self.rebuild_tensors: dict[str, torch.Tensor] = {}
 
     @staticmethod
     def register(name: str) -> Callable[[M], M]:
@@ -117,10 +119,16 @@ class SpeculatorModel(nn.Module):
             _missing(type(self), "draft", "a Drafter with begin, propose and advance, see speculators/drafter.py")
         )
 
+    @classmethod
+    def missing_hooks(cls) -> tuple[str, ...]:
+        """Returns the hooks that acceptance cannot be measured without and that the algorithm does not have."""
+        return tuple(hook for hook in ("replay", "draft") if getattr(cls, hook) is getattr(SpeculatorModel, hook))
+
     @property
     def draft_to_target(self) -> torch.Tensor:
         """[D] int64, the verifier's id of each draft id."""
-        offsets = self.state_dict().get("d2t")
+        # Not by state_dict(): FSDP2's hook on it would shard a model again that evaluation has gathered.
+        offsets = dict(self.named_buffers()).get("d2t")
         if offsets is None:
             return torch.arange(self.config.draft_vocab_size)
         return torch.arange(len(offsets), device=offsets.device) + offsets
@@ -131,6 +139,9 @@ class SpeculatorModel(nn.Module):
         Args:
             folder: is created.
             state: full tensors by name where the model itself holds shards; None for its own.
+
+        Raises:
+            ArtifactError: the weights cannot be written (a full disk).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +151,8 @@ class SpeculatorModel(nn.Module):
         self.config.save(folder)
         if not _takes_config(type(self)):
             (folder / REBUILD_FILE).write_text(json.dumps(self.rebuild_args, indent=2) + "\n", encoding="utf-8")
-        save_file(owned, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            _write_tensors(self.rebuild_tensors, folder / REBUILD_TENSORS_FILE)
+        _write_tensors(owned, folder / WEIGHTS_FILE)
 
     def saved_names(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the part of a state dict that belongs to the checkpoint."""
@@ -193,6 +205,13 @@ def _takes_config(model_class: type[SpeculatorModel]) -> bool:
     return bool(parameters) and parameters[0].name == "config" and len(required) <= 1
 
 
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error}", hint="is the disk full?") from error
+
+
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
@@ -206,10 +225,12 @@ def _rebuild(model_class: type[SpeculatorModel], config: SpeculatorModelConfig, 
     if _takes_config(model_class):
         return model_class(config)
     path = folder / REBUILD_FILE
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing; {model_class.__qualname__} cannot be built from its config alone")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    kwargs = {**kept["kwargs"], **attrs.asdict(config, recurse=False)}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path}: missing or damaged; {model_class.__qualname__} cannot be built from its config alone"
+        raise ArtifactError(message) from error
+    kwargs = {**kept["kwargs"], **_read_tensors(folder / REBUILD_TENSORS_FILE), **attrs.asdict(config, recurse=False)}
     model = model_class.from_training_args(VerifierFacts(kept["verifier_config"]), **kwargs)
     model.config = config
     return model
@@ -269,6 +290,7 @@ def build_model(name: str, verifier_config: VerifierFacts, kwargs: Mapping[str, 
         model.config = SpeculatorModelConfig.get_class(name).pick(kwargs)
     plain = {key: value for key, value in kwargs.items() if _is_json(value)}
     model.rebuild_args = {"verifier_config": verifier_config.to_dict(), "kwargs": plain}
+    model.rebuild_tensors = {key: value for key, value in kwargs.items() if isinstance(value, torch.Tensor)}
     return model
 
 

@@ -104,7 +104,7 @@ def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator
     if (source.revision if is_file else source.sha256) is not None:
         raise DataError(f"{source.path}: a file is pinned by sha256, a data set by revision; the recipe has it crossed")
     if is_file:
-        rows, stem = _jsonl_rows(source, path), path.stem
+        rows, stem = jsonl_rows(source, path), path.stem
     else:
         rows, stem = _dataset_rows(source, path), Path(source.path).name
     reasons: Counter[str] = Counter()
@@ -136,8 +136,12 @@ def told(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in largest_first)
 
 
-def _jsonl_rows(source: Source, path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (line number, row) of the lines of the split; a line that is not JSON is the row None."""
+def jsonl_rows(source: Source, path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields (line number, row) of the lines of the split; a line that is not JSON is the row None.
+
+    Raises:
+        DataError: the file is missing, binary, not the one of its sha256, or has no row of the split.
+    """
     _check_file(source, path)
     splits: Counter[str] = Counter()
     with path.open("rb") as file:

@@ -11,6 +11,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.vocab import describe_vocabulary, draft_vocabulary
 from speculators.pipeline.context import Context
 from speculators.recipe.plan import Plan
+from speculators.verifier.tokens import folder_stop_ids
 
 PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
 
@@ -60,5 +61,9 @@ def vocabulary_of(context: Context, prepared: Conversations) -> tuple[torch.Tens
     if plan.draft_vocab_size == plan.facts.vocab_size:
         return None, f"the whole vocabulary of {plan.facts.vocab_size} tokens"
     counts = prepared.token_counts()
-    ids = draft_vocabulary(counts, plan.draft_vocab_size, prepared.turn_ends)
-    return torch.from_numpy(ids), describe_vocabulary(ids, counts, prepared.turn_ends)
+    # The ends of text, too: where the data ends every turn with another token, a draft must still be able to stop.
+    trust = context.recipe.verifier.trust_remote_code
+    ends = {*prepared.turn_ends, *folder_stop_ids(context.folder, trust_remote_code=trust)}
+    ends = {token for token in ends if token < plan.facts.vocab_size}
+    ids = draft_vocabulary(counts, plan.draft_vocab_size, ends)
+    return torch.from_numpy(ids), describe_vocabulary(ids, counts, ends)

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from speculators.data.files import disk_errors
 from speculators.events import Event, ProgressEvent, StageEvent, to_json
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
@@ -122,15 +123,14 @@ class EventLog:
         self.then(event)
 
     def open(self, file: Path) -> None:
-        """Names the file."""
+        """Names the file, whose folder exists."""
         self.file = file
-        file.parent.mkdir(parents=True, exist_ok=True)
         self.flush()
 
     def flush(self) -> None:
         """Writes what is kept."""
         if self.file is not None and self._kept:
-            with self.file.open("a", encoding="utf-8") as stream:
+            with disk_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
                 stream.writelines(line + "\n" for line in self._kept)
             self._kept.clear()
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import attrs
 import torch
 
 from speculators.bench.suites import load_suite
-from speculators.data.batches import States, StateSource
-from speculators.data.capture import StateWriter, fill
+from speculators.data.batches import StateSource
+from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.conversations import prompt_key, told
 from speculators.data.encoded import Conversations
 from speculators.data.prepare import prepare
-from speculators.data.store import StateStore, StoreLayout
+from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.events import WarningEvent
 from speculators.pipeline.context import Context
+from speculators.pipeline.ondisk import is_prepared
 from speculators.pipeline.regenerate import regenerated
-from speculators.verifier.engine import Engine
 from speculators.verifier.tokens import load_tokenizer
 
 # Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
@@ -30,7 +28,9 @@ def conversations(context: Context) -> Conversations:
     """Returns the prepared conversations: stage `prepare`."""
     plan, data = context.plan, context.recipe.data
     folder, key = context.places.prepared(plan), plan.stage("prepare").fingerprint
-    if found := _opened(folder, key):
+    # Rank 0 decides: another that looked when the stage was already done would miss its barrier.
+    if context.world.broadcast(context.world.is_main and is_prepared(plan, context.places, verify=True)):
+        found = Conversations.open(folder, key=key)
         context.skip("prepare", f"{len(found)} conversations are in {folder}")
         return found
     with context.stage("prepare") as words:
@@ -61,32 +61,36 @@ def conversations(context: Context) -> Conversations:
     return made
 
 
-def _opened(folder: Path, key: str) -> Conversations | None:
-    if not folder.exists():
-        return None
-    try:
-        return Conversations.open(folder, key=key)
-    except ArtifactError:
-        return None  # prepared anew below, into a folder that replaces it
-
-
 def state_source(context: Context, prepared: Conversations) -> StateSource:
     """Returns where training reads the verifier's states: stage `capture`, or the verifier itself."""
-    dtype = context.recipe.data.states_dtype
+    dtype, world = context.recipe.data.states_dtype, context.world
     if context.recipe.data.hidden_states == "online":
-        return OnlineStates(context.engine(dtype), prepared, context.plan.target_layer_ids)
+        return OnlineStates(prepared, _capture(context), getattr(torch, dtype))
     folder, key = context.places.states(context.plan), context.plan.stage("capture").fingerprint
-    try:
-        store = StateStore.open(folder, key=key)
+    if world.broadcast(world.is_main and _is_captured(context, folder, key)):
         context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
-        return store
-    except ArtifactError as error:
-        if folder.exists() and "damaged" in str(error):
-            context.tell(WarningEvent(message=str(error)))
+        return StateStore.open(folder, key=key)
     with context.stage("capture") as words:
         _fill(context, prepared, folder, key)
         words.append(f"{prepared.lengths.sum():,} tokens, {_gigabytes(folder):.2f} GB in {folder}")
     return StateStore.open(folder, key=key)
+
+
+def _is_captured(context: Context, folder: Path, key: str) -> bool:
+    """Returns whether the store is there, each shard hashed; tells which ones are damaged."""
+    try:
+        StateStore.open(folder, key=key, verify=True)
+    except DamagedShards as error:
+        context.tell(WarningEvent(message=f"{str(error).partition(chr(10))[0]}: captured again"))
+        return False
+    except ArtifactError:
+        return False
+    return True
+
+
+def _capture(context: Context) -> Capture:
+    engine, tokens = context.engine(context.recipe.data.states_dtype), CAPTURE_TOKENS[context.world.device.type]
+    return lambda rows: engine.capture_all(rows, context.plan.target_layer_ids, batch_tokens=tokens)
 
 
 def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> None:
@@ -100,16 +104,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> 
         StateWriter(folder, layout, progress=context.progress)
     world.barrier()
     writer = StateWriter(folder, layout)
-    engine = context.engine(dtype)
-    tokens = CAPTURE_TOKENS[world.device.type]
-    fill(
-        writer,
-        prepared,
-        lambda rows: engine.capture_all(rows, layer_ids, batch_tokens=tokens),
-        rank=world.rank,
-        world_size=world.size,
-        progress=context.progress,
-    )
+    fill(writer, prepared, _capture(context), rank=world.rank, world_size=world.size, progress=context.progress)
     world.barrier()
     if world.is_main:
         writer.finish()
@@ -118,20 +113,3 @@ def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> 
 
 def _gigabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.iterdir()) / 1e9
-
-
-@attrs.frozen(eq=False)
-class OnlineStates:
-    """States computed by the verifier when a batch asks for them."""
-
-    engine: Engine
-    prepared: Conversations
-    layer_ids: tuple[int, ...]
-
-    def states(self, indices: Sequence[int]) -> list[States]:
-        """Returns hidden_states [n, A*H] and last [n, H] of each conversation."""
-        rows = [torch.from_numpy(self.prepared.row(index).input_ids).long() for index in indices]
-        found: dict[int, States] = {}
-        for place, hidden_states, last in self.engine.capture_all(rows, self.layer_ids):
-            found[place] = hidden_states, last
-        return [found[place] for place in range(len(rows))]

@@ -1,34 +1,79 @@
-"""Measuring a speculator that is on disk, with the verifier that its config names."""
+"""Measuring a speculator that is on disk, with the verifier of its run or the one that its config names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 
 from speculators.bench.run import bench
+from speculators.errors import ArtifactError, RecipeError
 from speculators.events import Progress
 from speculators.model import SpeculatorModel
+from speculators.recipe.algorithm import import_plugin
+from speculators.recipe.converter import structure
+from speculators.recipe.faults import Invalid
 from speculators.recipe.schema import BenchmarkSection, VerifierSection
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 
 
-def measure_folder(
-    folder: Path, section: BenchmarkSection, *, verifier: str | None, progress: Progress
-) -> dict[str, Any]:
-    """Returns the benchmark of the speculator in `folder` as JSON values.
+@attrs.frozen(kw_only=True)
+class Subject:
+    """What is measured.
 
-    Args:
+    Attributes:
         folder: holds config.json and model.safetensors.
-        section: suites, K, temperatures.
-        verifier: a folder or hub id instead of the one that config.json names.
+        recipe: `recipe` of the run's plan.json; None where the speculator is not in a run.
+        verifier: replaces the model of the recipe, or the one that config.json names.
+    """
+
+    folder: Path
+    recipe: dict[str, Any] | None
+    verifier: str | None = None
+
+
+def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Progress) -> dict[str, Any]:
+    """Returns the benchmark as JSON values.
+
+    Raises:
+        SpeculatorsError: speculator or verifier cannot be loaded, or the algorithm lacks a hook.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = SpeculatorModel.from_pretrained(folder).to(device)
-    name = verifier or model.config.speculators_config.verifier.name_or_path
-    source = str(Path(name).resolve()) if Path(name).is_dir() else name
-    kept = next(model.parameters()).dtype
-    engine = Engine(obtain(VerifierSection(model=source), progress=progress), dtype=kept, device=device)
-    return bench(model, engine, section, name=str(folder), progress=progress).to_json()
+    if subject.recipe is not None:
+        _import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
+    model = SpeculatorModel.from_pretrained(subject.folder).to(device)
+    verifier = _verifier(subject, model)
+    engine = Engine(
+        obtain(verifier, progress=progress),
+        dtype=verifier.dtype,
+        device=device,
+        trust_remote_code=verifier.trust_remote_code,
+    )
+    return bench(model, engine, section, name=str(subject.folder), progress=progress).to_json()
+
+
+def _import_algorithm(table: dict[str, Any], folder: Path) -> None:
+    if table["module"] is not None:
+        try:
+            import_plugin(table["module"], folder)
+        except Invalid as invalid:
+            raise ArtifactError(f"{folder}: {'; '.join(fault.message for fault in invalid.faults)}") from invalid
+
+
+def _verifier(subject: Subject, model: SpeculatorModel) -> VerifierSection:
+    if subject.recipe is not None and subject.verifier is None:
+        values = {key: value for key, value in subject.recipe["verifier"].items() if value is not None}
+    else:
+        held = model.config.speculators_config
+        name = subject.verifier or (held.verifier.name_or_path if held else None)
+        if name is None:
+            raise ArtifactError(f"{subject.folder}/config.json names no verifier", hint="--verifier MODEL does")
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        values = {"model": str(Path(name).resolve()) if Path(name).is_dir() else name, "dtype": dtype}
+    section, problems = structure(values, VerifierSection, path=("verifier",))
+    if section is None:
+        raise RecipeError(problems)
+    return section

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import attrs
 
-from speculators.data.conversations import Message, read_source
-from speculators.data.files import sha256_of, write_json, write_whole
+from speculators.data.conversations import LAYOUT, Message, jsonl_rows, parse, read_source
+from speculators.data.files import disk_errors, sha256_of, write_json, write_whole
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress
@@ -47,14 +48,8 @@ def read_prompts(source: Source) -> list[dict[str, Any]]:
     if not source.is_file:
         conversations, _ = read_source(source, Path())
         return [_row(c.id, c.category, c.messages) for c in conversations]
-    rows = []
-    with Path(source.path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            row = json.loads(line) if line.strip() else {}
-            if not line.strip() or (source.split is not None and row.get("split") != source.split):
-                continue
-            rows.append(_cut(row, f"{source.path}:{number}"))
-    return rows[: source.take]
+    rows = itertools.islice(jsonl_rows(source, Path(source.path)), source.take)
+    return [_cut(row, f"{source.path}:{number}") for number, row in rows]
 
 
 def _row(name: str, category: str, messages: Iterable[Message]) -> dict[str, Any]:
@@ -62,12 +57,23 @@ def _row(name: str, category: str, messages: Iterable[Message]) -> dict[str, Any
     return _cut(row, name)
 
 
-def _cut(row: dict[str, Any], place: str) -> dict[str, Any]:
-    messages = row.get("messages", [])
-    users = [index for index, message in enumerate(messages) if message.get("role") == "user"]
+def _cut(row: Any, place: str) -> dict[str, Any]:
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list):
+        raise DataError(f"{place}: not a JSON object with messages", hint=LAYOUT)
+    users = [index for index, message in enumerate(messages) if _role(message) == "user"]
     if not users:
-        raise DataError(f"{place}: no user turn to answer")
-    return {**row, "messages": messages[: users[0] + 1]}
+        raise DataError(f"{place}: no user turn to answer", hint=LAYOUT)
+    # What a conversation must be like is checked by the one reader of conversations; it wants an answer.
+    kept = messages[: users[0] + 1]
+    found = parse({"messages": [*kept, {"role": "assistant", "content": "-"}]}, place)
+    if isinstance(found, str):
+        raise DataError(f"{place}: {found}", hint=LAYOUT)
+    return {**row, "messages": kept}
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, dict) else None
 
 
 def write_answers(
@@ -79,11 +85,12 @@ def write_answers(
     """
     part = file.with_name(file.name + ".part")
     template = ChatTemplate.of(engine.tokenizer)
-    ids = [template.prompt_ids(tuple(Message(**message) for message in row["messages"])) for row in prompts]
+    ids = [template.prompt_ids(tuple(_message(message) for message in row["messages"])) for row in prompts]
     facts = provenance(engine, settings, ids)
     answers = _kept(part, facts)
     sampling = Sampling(**attrs.asdict(settings))
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     for indices, outputs in engine.generate_batches(ids, sampling, done=answers, progress=progress):
         answers.update(zip(indices, outputs, strict=True))
         write_whole(part, json.dumps({"facts": facts, "answers": answers}).encode())
@@ -93,10 +100,14 @@ def write_answers(
     part.unlink(missing_ok=True)
 
 
+def _message(values: dict[str, str]) -> Message:
+    return Message(role=values["role"], content=values["content"])
+
+
 def _kept(part: Path, facts: dict[str, Any]) -> dict[int, list[int]]:
     """Returns the answers of an interrupted run, if it was one of the same inputs."""
     held = read_json(part)
-    if held is None or held["facts"] != facts:
+    if not isinstance(held, dict) or held.get("facts") != facts:
         return {}
     return {int(index): answer for index, answer in held["answers"].items()}
 

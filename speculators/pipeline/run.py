@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import resource
-import shutil
 import time
 from importlib import metadata
 from pathlib import Path
@@ -15,17 +14,18 @@ import torch
 
 from speculators.bench.run import bench
 from speculators.config import VerifierFacts
-from speculators.data.files import write_json
+from speculators.data.files import disk_errors, write_json, write_whole
+from speculators.decoding.ngram import BASELINES
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
-from speculators.pipeline.context import Context, EventLog, Listen, Places, read_json
+from speculators.pipeline.context import Context, EventLog, Listen, Places
 from speculators.pipeline.inputs import conversations
-from speculators.pipeline.training import SPECULATOR, speculator_of, train_stage, trained
+from speculators.pipeline.ondisk import SPECULATOR, bench_file, measured, trained
+from speculators.pipeline.training import lacking_hooks, train_stage
 from speculators.recipe.plan import Plan, make_plan
-from speculators.recipe.schema import BenchmarkSection, Recipe
+from speculators.recipe.schema import Recipe
 from speculators.training.world import World
-from speculators.verifier.engine import Engine
-from speculators.verifier.sources import fetch_facts, obtain
+from speculators.verifier.sources import fetch_facts, held_folder, obtain
 
 PACKAGES = ("spec-recipes", "torch", "transformers", "safetensors", "numpy")
 
@@ -66,8 +66,9 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen) 
     if world.is_main:
         _describe(context)
         log.open(context.run_folder / "events.jsonl")
-    if held := trained(context):
-        context.skip("prepare", "not needed: training is done")
+    if held := world.broadcast(trained(context.plan, places) if world.is_main else None):
+        for stage in ("prepare", "capture")[: 2 if recipe.data.hidden_states == "cached" else 1]:
+            context.skip(stage, "not needed: training is done")
         context.skip("train", f"{context.run_folder / SPECULATOR} (update {held['step']} of {held['total_steps']})")
     else:
         train_stage(context, conversations(context))
@@ -88,11 +89,16 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     section = recipe.verifier
     if section.kind in ("hub", "folder"):
         make_plan(recipe, fetch_facts(section), world_size=world.size)
+    for baseline in recipe.benchmark.baselines:
+        BASELINES.get(baseline)
     began = time.monotonic()
     if world.is_main:
-        listen(StageEvent(stage="verifier", status="start", detail=section.model))
+        held = held_folder(section, cache=places.cache)
+        if held is None:
+            listen(StageEvent(stage="verifier", status="start", detail=section.model))
         folder = obtain(section, cache=places.cache, progress=listen)
-        listen(StageEvent(stage="verifier", status="done", detail=str(folder), seconds=time.monotonic() - began))
+        status, seconds = ("done" if held is None else "skip"), time.monotonic() - began
+        listen(StageEvent(stage="verifier", status=status, detail=str(folder), seconds=seconds))
     world.barrier()
     if not world.is_main:
         folder = obtain(section, cache=places.cache)
@@ -103,11 +109,11 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
 def _describe(context: Context) -> None:
     """Writes what was asked for and what it means here into the run folder."""
     folder, recipe = context.run_folder, context.recipe
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if recipe.file is not None:
-        shutil.copyfile(recipe.file, folder / "recipe.toml")
-    plan = context.plan.to_dict()
-    write_json(folder / "plan.json", plan)
+        write_whole(folder / "recipe.toml", recipe.file.read_bytes())
+    write_json(folder / "plan.json", context.plan.to_dict())
     write_json(folder / "lock.json", _lock(context.plan, context.world))
 
 
@@ -129,36 +135,29 @@ def _bench_stage(context: Context) -> dict[str, Any] | None:
     if not section.suites:
         context.skip("bench", "the recipe names no suite")
         return None
-    fingerprint = context.plan.stage("bench").fingerprint
-    file = context.run_folder / "bench" / f"{fingerprint[:8]}.json"
-    held = read_json(file)
-    if held is not None and held["fingerprint"] == fingerprint:
-        context.skip("bench", str(file))
-        return dict(held)
-    lacking = _lacking_hooks(context.recipe.algorithm.name)
-    if lacking:
-        context.tell(WarningEvent(message=f"bench is left out: {context.recipe.algorithm.name} has no {lacking}"))
+    if lacking := lacking_hooks(context):
+        context.tell(WarningEvent(message=f"bench is left out: {lacking}"))
         return None
-    result = None
-    if world.is_main:
-        with context.stage("bench"):
-            model = speculator_of(context.run_folder, world.device)
-            result = measure(context, model, context.engine(context.recipe.verifier.dtype), section)
-            result = {"fingerprint": fingerprint, **result}
-            file.parent.mkdir(parents=True, exist_ok=True)
+    if not world.is_main:
+        world.barrier()
+        return None
+    file = bench_file(context.plan, context.places)
+    if result := measured(context.plan, context.places):
+        context.skip("bench", str(file))
+    else:
+        with context.stage("bench") as words:
+            result = {"fingerprint": context.plan.stage("bench").fingerprint, **_measure(context)}
+            with disk_errors(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, result)
+            words.append(str(file))
     world.barrier()
     return result
 
 
-def _lacking_hooks(name: str) -> str:
-    model_class = SpeculatorModel.get_class(name)
-    hooks = ("replay", "draft")
-    return " and no ".join(h for h in hooks if getattr(model_class, h) is getattr(SpeculatorModel, h))
-
-
-def measure(context: Context, model: SpeculatorModel, engine: Engine, section: BenchmarkSection) -> dict[str, Any]:
-    """Measures a speculator as the section says; returns the result as JSON values."""
+def _measure(context: Context) -> dict[str, Any]:
+    recipe = context.recipe
+    model = SpeculatorModel.from_pretrained(context.run_folder / SPECULATOR).to(context.world.device)
+    engine = context.engine(recipe.verifier.dtype)
     name = context.run_folder.name
-    found = bench(model, engine, section, name=name, seed=context.recipe.seed, progress=context.progress)
-    return found.to_json()
+    return bench(model, engine, recipe.benchmark, name=name, seed=recipe.seed, progress=context.progress).to_json()

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from speculators.bench.replay import replay
 from speculators.bench.responses import own_rows
 from speculators.bench.rows import Row
 from speculators.bench.suites import load_suite
 from speculators.data.encoded import Conversations
-from speculators.data.files import sha256_of, write_json
+from speculators.data.files import sha256_of, whole_folder, write_json
 from speculators.events import WarningEvent
 from speculators.model import SpeculatorModel, build_model, trainer_kwargs
 from speculators.pipeline.build import training_kwargs, vocabulary_of
 from speculators.pipeline.context import Context, read_json
 from speculators.pipeline.feed import Feed
 from speculators.pipeline.inputs import state_source
+from speculators.pipeline.ondisk import SPECULATOR, TRAINED
+from speculators.pipeline.sizes import parameter_counts
 from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
 from speculators.training.snapshot import load_weights
 from speculators.training.state import Evaluate, Job
 from speculators.verifier.weights import load_head
-
-DONE = "train.json"
-SPECULATOR = "speculator"
-
-
-def trained(context: Context) -> dict[str, Any] | None:
-    """Returns what the finished stage left in the run folder, None if it is not there, complete and intact."""
-    held = read_json(context.run_folder / DONE)
-    if held is None or held["fingerprint"] != context.plan.stage("train").fingerprint:
-        return None
-    files = {name: context.run_folder / SPECULATOR / name for name in held["files"]}
-    intact = all(path.is_file() and sha256_of(path) == held["files"][name] for name, path in files.items())
-    return held if intact else None
 
 
 def train_stage(context: Context, prepared: Conversations) -> None:
@@ -65,14 +51,14 @@ def train_stage(context: Context, prepared: Conversations) -> None:
         shard=recipe.distributed.shard,
     )
     with context.stage("train") as words:
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        trainable = parameter_counts(model)["trainable"]
         steps = train(model, job, context.world, batches=feed, train_kwargs=train_kwargs, evaluate=evaluate)
         with feed.ahead:
             for event in steps:
                 context.tell(event)
         if context.world.is_main:
             held = _export(context, build_model(name, context.plan.facts, kwargs), job, time.monotonic() - began)
-            words += [f"{trainable:,} parameters", covers, _best_words(held)]
+            words += [f"{trainable:,} trainable parameters", covers, _best_words(held)]
         context.world.barrier()
 
 
@@ -87,9 +73,9 @@ def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
     section = context.recipe.benchmark
     if not section.suites:
         return None
-    missing = [hook for hook in ("replay", "draft") if getattr(type(model), hook) is getattr(SpeculatorModel, hook)]
-    if missing:
-        context.tell(WarningEvent(message=_no_hook(context, missing)))
+    if lacking := lacking_hooks(context):
+        words = "the last checkpoint is taken as the best (speculators/model.py says what the hooks must return)"
+        context.tell(WarningEvent(message=f"acceptance length cannot be measured: {lacking}; {words}"))
         return None
     k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
     rows = suite_rows(context, model.draft().target_layer_ids) if context.world.is_main else []
@@ -103,11 +89,11 @@ def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
     return evaluate
 
 
-def _no_hook(context: Context, missing: Sequence[str]) -> str:
-    return (
-        f"{context.recipe.algorithm.name} has no {' and no '.join(missing)}: acceptance length cannot be measured, and "
-        "the last checkpoint is taken as the best (speculators/model.py says what the hooks must return)"
-    )
+def lacking_hooks(context: Context) -> str:
+    """Returns in words which hooks the algorithm has not, "" if it can be measured."""
+    name = context.recipe.algorithm.name
+    missing = SpeculatorModel.get_class(name).missing_hooks()
+    return f"{name} has no {' and no '.join(missing)}" if missing else ""
 
 
 def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[Row]:
@@ -135,7 +121,8 @@ def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) 
     assert chosen is not None, "training ended without a checkpoint"
     load_weights(model, chosen)
     folder = context.run_folder / SPECULATOR
-    model.save_pretrained(folder)
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
     held = read_json(chosen / "manifest.json")
     done = {
         "fingerprint": job.fingerprint,
@@ -146,11 +133,5 @@ def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) 
         "seconds": round(seconds, 1),
         "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
-    write_json(context.run_folder / DONE, done)
+    write_json(context.run_folder / TRAINED, done)
     return done
-
-
-def speculator_of(folder: Path, device: torch.device) -> SpeculatorModel:
-    """Loads a run's speculator, or a checkpoint folder itself."""
-    inner = folder / SPECULATOR
-    return SpeculatorModel.from_pretrained(inner if inner.is_dir() else folder).to(device)

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from speculators.errors import ArtifactError
 from speculators.recipe.catalog import resolved_suite
 from speculators.recipe.schema import Source, Suite, VerifierSection
 
@@ -21,11 +22,14 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the sha256 of a file's content."""
+    """Returns the sha256 of a file's content; raises ArtifactError if it cannot be read."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 

@@ -157,8 +157,8 @@ def _stages(plan: Plan) -> tuple[Stage, ...]:
         states_dtype = recipe.data.states_dtype
         layer_ids = list(plan.target_layer_ids)
         add("capture", "verifier", "prepare", layer_ids=layer_ids, dtype=dtype, states_dtype=states_dtype)
-    states = ("capture",) if cached else ("verifier",)
-    add("train", *states, "prepare", dtype=dtype, **_train_inputs(plan, suites))
+    states, how = (("capture",), {}) if cached else (("verifier",), {"states_dtype": recipe.data.states_dtype})
+    add("train", *states, "prepare", dtype=dtype, **how, **_train_inputs(plan, suites))
     if suites:
         bench = section_values(recipe.benchmark, "suites")
         add("bench", "train", "verifier", dtype=dtype, suites=suites, **bench)

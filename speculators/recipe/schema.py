@@ -122,7 +122,7 @@ class DataSection:
     Attributes:
         max_tokens: longer conversations are cut here.
         hidden_states: "online" computes them during training, "cached" captures them to disk first.
-        states_dtype: storage type of cached states.
+        states_dtype: in which the states for training are computed and kept.
     """
 
     sources: tuple[Source, ...] = field(validator=not_empty)

@@ -25,14 +25,18 @@ def bench_tables(result: Values) -> RenderableType:
     for (suite, temperature), settings in groups.items():
         parts += [Text(), _main_table(suite, temperature, settings), _category_table(settings[-1])]
         parts += _notes(settings)
-    parts.append(Text("\n" + groups_definition(result), style="note"))
+    parts.append(Text("\n" + definitions(result), style="note"))
     return Group(*parts)
 
 
-def groups_definition(result: Values) -> str:
-    """Returns the definition line, without what differs between settings."""
-    lines = dict.fromkeys(setting["definition"] for setting in result["settings"])
-    return "\n".join(lines)
+def definitions(result: Values) -> str:
+    """Returns the definition of every number: one line for settings that differ in K alone."""
+    lines: dict[str, list[str]] = {}
+    for setting in result["settings"]:
+        k = f"K={setting['num_speculative_tokens']}"
+        known = lines.setdefault(setting["definition"].replace(k, "K={}"), [])
+        known += [k.removeprefix("K=")] if k.removeprefix("K=") not in known else []
+    return "\n".join(line.replace("K={}", f"K={', '.join(ks)}") for line, ks in lines.items())
 
 
 def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> Table:

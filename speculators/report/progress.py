@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from speculators.events import (
@@ -21,6 +23,9 @@ from speculators.report.console import console
 
 # Between two plain lines of one stage.
 SECONDS_BETWEEN_LINES = 5.0
+# Of recent progress, from which the time left is told; and the least that says anything.
+WINDOW_SECONDS = 10.0
+LEAST_SECONDS = 1.0
 
 
 def duration(seconds: float) -> str:
@@ -29,6 +34,26 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole}s"
     return f"{whole // 60}m {whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+class Pace:
+    """How fast a stage goes, by what was told in the last seconds: what came before the first event is not in it."""
+
+    def __init__(self) -> None:
+        self._told: deque[tuple[float, float]] = deque()
+
+    def left(self, now: float, done: float, total: float) -> float | None:
+        """Takes in one event and returns the seconds that are left; None while that cannot be known."""
+        if self._told and done < self._told[-1][1]:
+            self._told.clear()  # another piece of work of the same stage
+        self._told.append((now, done))
+        # The newest event that is older than the window stays: it is where the window begins.
+        while len(self._told) > 2 and now - self._told[1][0] > WINDOW_SECONDS:
+            self._told.popleft()
+        began, before = self._told[0]
+        if now - began < LEAST_SECONDS or done <= before:
+            return None
+        return (total - done) * (now - began) / (done - before)
 
 
 class RunView:
@@ -44,8 +69,8 @@ class RunView:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
-        self._last_stage = ""
-        self._began = 0.0
+        self._stage_name = ""
+        self._pace = Pace()
         self._tau = ""
 
     def __enter__(self) -> RunView:
@@ -57,7 +82,7 @@ class RunView:
     def __call__(self, event: Event) -> None:
         """Renders one event."""
         if isinstance(event, WarningEvent):
-            self._line(f"[warn]warning:[/] {event.message}")
+            self._line(f"[warn]warning:[/] {escape(event.message)}")
         elif self.quiet:
             return
         elif isinstance(event, StageEvent):
@@ -73,31 +98,32 @@ class RunView:
                 f"  update {event.step}: acceptance length [number]{event.tau:.3f}[/] exact; by position {rates}"
             )
         elif isinstance(event, SaveEvent) and event.best:
-            self._line(f"  [note]best so far, kept in {event.path}[/]")
+            self._line(f"  [note]best so far, kept in {escape(str(event.path))}[/]")
 
     def _stage(self, event: StageEvent) -> None:
+        self._take_down()
+        self._begin(event.stage)
+        detail = escape(event.detail)
         if event.status == "start":
-            self._last_stage = event.stage
-            self._line(f"[title]{event.stage}[/] {event.detail}".rstrip())
+            self._line(f"[title]{event.stage}[/] {detail}".rstrip())
         elif event.status == "skip":
-            self._line(f"[title]{event.stage}[/] [good]already done:[/] {event.detail}")
+            self._line(f"[title]{event.stage}[/] [good]already done:[/] {detail}")
         else:
-            self._take_down()
-            self._line(f"[title]{event.stage}[/] [good]done[/] in {duration(event.seconds)}: {event.detail}")
+            self._line(f"[title]{event.stage}[/] [good]done[/] in {duration(event.seconds)}: {detail}".rstrip(": "))
+
+    def _begin(self, stage: str) -> None:
+        self._stage_name, self._pace = stage, Pace()
 
     def _progress(self, event: ProgressEvent) -> None:
+        if event.stage != self._stage_name:
+            self._begin(event.stage)
         total = event.total
-        if event.stage != self._last_stage or event.done <= 0:
-            self._began = time.monotonic()
-            self._last_stage = event.stage
-        left = ""
-        spent = time.monotonic() - self._began
-        if total and event.done > 0 and spent > 1:
-            left = f"{duration(spent * (total - event.done) / event.done)} left"
+        left = self._pace.left(time.monotonic(), event.done, total) if total else None
         amount = (
             f"{event.done:,.0f}" + (f" of {total:,.0f}" if total else "") + (f" {event.unit}" if event.unit else "")
         )
-        self._show(event.stage, event.done, total, "  ".join(part for part in (amount, event.note, left) if part))
+        parts = (amount, event.note, "" if left is None else f"{duration(left)} left")
+        self._show(event.stage, event.done, total, "  ".join(part for part in parts if part))
 
     def _step(self, event: StepEvent) -> None:
         accuracy = " ".join(
@@ -114,6 +140,7 @@ class RunView:
         self._show("train", event.step, event.total_steps, "  ".join(part for part in parts if part))
 
     def _show(self, stage: str, done: float, total: float | None, text: str) -> None:
+        text = escape(text)
         if self.out.is_terminal:
             if self._bar is None:
                 columns = (TextColumn("  {task.fields[stage]}"), BarColumn(24), TextColumn("{task.fields[text]}"))
@@ -127,7 +154,7 @@ class RunView:
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.out.print(text)
+        self.out.print(text, soft_wrap=True)
 
     def _take_down(self) -> None:
         if self._bar is not None:

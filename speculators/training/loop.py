@@ -107,6 +107,9 @@ def _updates(
                 yield checkpoints.save(worker.model, worker.optimizer, state, tau)
             if outcome.stop:
                 raise KeyboardInterrupt
+        # Asked during the last evaluation: what follows training must not run either.
+        if request.asked:
+            raise KeyboardInterrupt
 
 
 def _update(worker: Worker, batch: Batch, step: int, request: StopRequest) -> Outcome:

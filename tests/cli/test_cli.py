@@ -11,9 +11,9 @@ import types
 from pathlib import Path
 
 import pytest
-from speculators.cli import main
 
 from speculators import cli
+from speculators.cli import main
 from speculators.errors import TrainingError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -62,12 +62,12 @@ def test_light_verbs_import_neither_torch_nor_transformers_nor_rich(arguments: t
     assert imported.isdisjoint({"torch", "transformers", "rich", "numpy", "datasets"})
 
 
-def test_ls_and_plan_import_no_torch() -> None:
-    """They print tables, and need no weights."""
-    for arguments in (("ls",), ("plan", "mine.toml", "--verifier-config", LLAMA)):
-        done = new_process(*arguments)
-        assert done.returncode == 0
-        assert "| torch" not in done.stderr.replace("|  ", "| ")
+def test_ls_imports_no_torch() -> None:
+    """It prints tables, and builds no model."""
+    done = new_process("ls")
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "torch" not in imported
 
 
 def test_help_and_validate_need_less_than_a_third_of_a_second() -> None:

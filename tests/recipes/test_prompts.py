@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from speculators.recipes.data import make_prompts
 from speculators.recipes.data.make_prompts import CATEGORIES, Writer, five_grams, held_out, make, overlap, train_prompts
 

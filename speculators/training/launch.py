@@ -1,0 +1,68 @@
+"""Several processes on this machine, by torchrun's own launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from speculators.errors import TrainingError
+
+# After Ctrl-C the processes finish their update and write a checkpoint before they are killed.
+SHUTDOWN_SECONDS = 600
+INTERRUPTED = 130
+
+
+def launch(arguments: Sequence[str], *, nproc: int) -> int:
+    """Runs `python arguments` as `nproc` processes that form one world and returns their exit code.
+
+    Only rank 0 speaks; the others say the same or nothing, so that their words are told only when rank 0 has none.
+    After Ctrl-C or SIGTERM it waits for them to end; the code is then 130.
+
+    Raises:
+        TrainingError: a process was killed, or one that does not speak failed alone.
+    """
+    # What the launcher logs of its children's deaths is told below, once; its loggers have a level each.
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    with tempfile.TemporaryDirectory(prefix="spec-launch-") as logs:
+        silent = dict.fromkeys(range(1, nproc), Std.ALL)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=silent),
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        try:
+            elastic_launch(config, sys.executable)(*arguments)
+        except SignalException:
+            return INTERRUPTED
+        except ChildFailedError as error:
+            return _exit_code(error.failures, Path(logs))
+    return 0
+
+
+def _exit_code(failures: dict[int, ProcessFailure], logs: Path) -> int:
+    """Returns the code of the process that failed first, if rank 0 has said why."""
+    spoken = failures.get(0)
+    if spoken is not None and spoken.exitcode > 0:
+        return spoken.exitcode
+    rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
+    if first.exitcode < 0:
+        raise TrainingError(f"process {rank} was killed by signal {-first.exitcode}", hint="run again to go on")
+    said = "".join(file.read_text("utf-8", "replace") for file in logs.rglob(f"{rank}/stderr.log")).strip()
+    raise TrainingError(f"process {rank} failed with code {first.exitcode}:\n{said}", hint="run again to go on")

@@ -1,0 +1,63 @@
+"""`spec` in this process, with folders of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from speculators.cli import main
+
+WEIGHTS = Path("speculator/model.safetensors")
+
+
+@attrs.frozen
+class Told:
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Spec:
+    """Calls `main`, as the shell would, with a cache and a runs folder below `home`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.runs, self.cache = home, home / "runs", home / "cache"
+
+    def __call__(self, *arguments: object) -> Told:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setenv("SPECULATORS_CACHE", str(self.cache))
+            code = main([str(argument) for argument in arguments])
+        return Told(code, out.getvalue(), err.getvalue())
+
+    def run(self, *arguments: object) -> Told:
+        return self("run", "smoke", "--runs", self.runs, *arguments)
+
+    def weights(self) -> bytes:
+        """The only run's speculator."""
+        (folder,) = self.runs.glob("*-*")
+        return (folder / WEIGHTS).read_bytes()
+
+    def half_written(self) -> list[str]:
+        """What only an unfinished write leaves."""
+        marks = (".tmp", ".partial")
+        found = [path for path in self.home.rglob("*") if path.name.endswith(marks) or path.name.startswith("writing-")]
+        return [str(path) for path in found]
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The events of one class in a run's log."""
+    lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]

@@ -1,0 +1,155 @@
+"""Somebody else's algorithm, written by section 5 of the architecture and nothing more, in a folder of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command import Spec
+from safetensors.torch import load_file
+
+from speculators.model import SpeculatorModel
+
+INIT = """\
+from {name}.config import Config
+from {name}.core import Model
+
+__all__ = ["Config", "Model"]
+"""
+
+CONFIG = """\
+from speculators.config import SpeculatorModelConfig
+
+
+@SpeculatorModelConfig.register("{name}")
+class Config(SpeculatorModelConfig):
+    speculators_model_type: str = "{name}"
+    block_size: int = 4
+"""
+
+HEAD = """\
+import torch
+from torch import nn
+
+from speculators.model import SpeculatorModel
+from {name}.config import Config
+
+
+@SpeculatorModel.register("{name}")
+class Model(SpeculatorModel):
+"""
+
+# Built from its config alone.
+BY_CONFIG = """\
+    def __init__(self, config):
+        super().__init__(config)
+        size = config.transformer_layer_config["hidden_size"]
+        self.layers = nn.ModuleList([nn.Linear(size, size) for _ in range(config.block_size)])
+        self.head = nn.Linear(size, config.draft_vocab_size)
+
+    @classmethod
+    def from_training_args(cls, verifier_config, **kwargs):
+        return cls(Config.pick(kwargs))
+"""
+
+# Built from arguments of its own, the draft vocabulary's tensors among them.
+BY_ARGUMENTS = """\
+    def __init__(self, size, t2d, *, depth):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(size, size) for _ in range(depth)])
+        self.head = nn.Linear(size, len(t2d.nonzero()))
+        self.register_buffer("t2d", t2d)
+
+    @classmethod
+    def from_training_args(cls, verifier_config, **kwargs):
+        assert len(kwargs["d2t"]) == kwargs["draft_vocab_size"]
+        return cls(verifier_config.hidden_size, kwargs["t2d"], depth=kwargs["block_size"])
+"""
+
+REST = """\
+    @staticmethod
+    def get_trainer_kwargs(**kwargs):
+        return {"scale": 1.0 / kwargs["block_size"]}, {"scale": 1.0}
+
+    def forward(self, hidden_states, input_ids, loss_mask, scale, **kwargs):
+        state = hidden_states[0, :, : self.head.in_features].float()
+        for layer in self.layers:
+            state = state + scale * torch.tanh(layer(state))
+        logits = self.head(state)
+        wanted = input_ids[0] % logits.shape[-1]
+        losses = nn.functional.cross_entropy(logits[:-1], wanted[1:], reduction="none")
+        mask = loss_mask[0, 1:]
+        loss = (losses * mask).sum() / loss_mask.sum().clamp_min(1)
+        return logits, loss, {"loss": loss.detach()}
+"""
+
+RECIPE = """\
+format = 1
+name = "mine"
+version = "1.0.0"
+extends = "smoke"
+[algorithm]
+name = "{name}"
+module = "{name}"
+draft_vocab_size = 128
+block_size = 2
+"""
+
+
+@pytest.fixture(params=[("by_config", BY_CONFIG), ("by_arguments", BY_ARGUMENTS)], ids=lambda param: param[0])
+def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> Path:
+    """A recipe beside a package that the import path does not have."""
+    name, build = f"outside_{request.param[0]}", request.param[1]
+    folder = tmp_path_factory.mktemp(name)
+    (folder / name).mkdir()
+    files = {"__init__.py": INIT, "config.py": CONFIG, "core.py": HEAD}
+    for file, text in files.items():
+        (folder / name / file).write_text(text.format(name=name))
+    with (folder / name / "core.py").open("a") as core:
+        core.write(build + "\n" + REST)
+    (folder / "mine.toml").write_text(RECIPE.format(name=name))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(folder)
+    return folder / "mine.toml"
+
+
+def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object, recipe: Path, tmp_path: Path) -> None:
+    """`spec plan`, `run` and a second `run` work; what needs hooks is left out with a warning that names them."""
+    runs = ("--runs", tmp_path / "runs")
+    plan = spec("plan", recipe, *runs, "--json")
+    assert plan.code == 0, plan.err
+    told = spec("run", recipe, *runs, "--json")
+    assert told.code == 0, told.err
+    assert told.json["bench"] is None
+    name = plan.json["recipe"]["algorithm"]["name"]
+    warnings = [line for line in told.err.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 2
+    assert all(f"{name} has no replay and no draft" in line for line in warnings)
+    assert "bench is left out" in warnings[1]
+    assert "the last of 8 updates is taken" in told.err
+
+    folder = Path(told.json["run"])
+    model = SpeculatorModel.from_pretrained(folder / "speculator")
+    assert model.config.block_size == len(model.layers) == 2
+    saved = load_file(folder / "speculator" / "model.safetensors")
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, saved[key], rtol=0, atol=0)
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{trained:,} trainable parameters" in told.err
+
+    again = spec("run", recipe, *runs)
+    assert again.code == 0, again.err
+    assert "train already done" in again.err
+
+
+def test_bench_says_which_hook_is_missing_and_what_it_must_return(
+    spec: Spec, smoke: object, recipe: Path, tmp_path: Path
+) -> None:
+    """A clear end instead of a number."""
+    told = spec("run", recipe, "--runs", tmp_path / "runs", "--set", "schedule.max_steps=1", "--json")
+    failed = spec("bench", told.json["run"])
+    assert failed.code == 1
+    assert "has no draft; it must give a Drafter" in failed.err
+    assert "Traceback" not in failed.err

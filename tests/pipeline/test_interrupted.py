@@ -1,0 +1,123 @@
+"""`spec run` killed, or stopped with Ctrl-C, anywhere: nothing half-written counts, and the end is the same bytes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import WEIGHTS, Spec
+
+from speculators.events import EvalEvent, Event, ProgressEvent, StageEvent, StepEvent
+from speculators.report.progress import RunView
+
+# The server imports once; what it forks starts at once.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["pytest", "torch._dynamo", "speculators.pipeline", "speculators.report.bench"])
+
+KILLED_AT = ("in capture", "between updates", "in a checkpoint", "in the export")
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly(real: Callable, due: Callable[[], bool]) -> Callable:
+    """Returns `real`, which kills the process where `due`."""
+    return lambda *arguments, **named: die() if due() else real(*arguments, **named)
+
+
+def child(home: Path, threads: int, where: str) -> None:
+    """Runs smoke and dies at `where`."""
+    from speculators import model
+    from speculators.pipeline.context import Context
+
+    torch.set_num_threads(threads)
+    spec = Spec(home)
+    if where == "in capture":
+        os.fsync = deadly(os.fsync, lambda: any(spec.cache.rglob("states-*.safetensors.tmp")))
+    elif where == "between updates":
+        tell = Context.tell
+        Context.tell = lambda self, event: die() if getattr(event, "step", 0) == 6 else tell(self, event)
+    elif where == "in a checkpoint":
+        os.fsync = deadly(os.fsync, lambda: any(spec.runs.rglob("writing-00000008")))
+    elif where == "in the export":
+        model.save_file = deadly(model.save_file, lambda: True)
+    told = spec.run()
+    (home / "said.txt").write_text(told.err)
+    os._exit(told.code)
+
+
+def spawn(home: Path, where: str) -> int | None:
+    process = SERVER.Process(target=child, args=(home, torch.get_num_threads(), where))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def test_killed_in_four_places_it_ends_with_the_same_bytes(run_folder: Path, fresh: Spec) -> None:
+    """kill -9 while states, updates, a checkpoint and the export are under way: each next call goes on from there."""
+    for where in KILLED_AT:
+        assert spawn(fresh.home, where) == -signal.SIGKILL, where
+        assert not list(fresh.runs.rglob("train.json"))
+        assert not list(fresh.runs.rglob("speculator"))
+    assert spawn(fresh.home, "nowhere") == 0
+    said = (fresh.home / "said.txt").read_text()
+    assert "prepare already done" in said
+    assert "capture already done" in said
+    assert "update 4:" not in said
+    assert fresh.weights() == (run_folder / WEIGHTS).read_bytes()
+    assert fresh.half_written() == []
+
+
+def at_stage(name: str) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, StageEvent) and event.stage == name and event.status == "start"
+
+
+def at_progress(name: str) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, ProgressEvent) and event.stage == name
+
+
+CTRL_C_AT: dict[str, Callable[[Event], bool]] = {
+    "verifier": at_stage("verifier"),
+    "prepare": at_stage("prepare"),
+    "end of prepare": at_progress("prepare"),
+    "capture": at_progress("capture"),
+    "suite": at_stage("suite"),
+    "update": lambda event: isinstance(event, StepEvent) and event.step == 2,
+    "evaluation": lambda event: isinstance(event, EvalEvent) and event.step == 4,
+    "last evaluation": lambda event: isinstance(event, EvalEvent) and event.step == 8,
+    "bench": at_stage("bench"),
+    "live": at_progress("bench"),
+}
+
+
+def test_ctrl_c_at_each_stage_is_a_clean_stop_that_goes_on(
+    run_folder: Path, fresh: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 130, one word, no traceback, nothing half-written; the run after the last stop ends as if none was."""
+    render, due = RunView.__call__, iter(CTRL_C_AT.items())
+    for where, matches in due:
+        pressed: list[Event] = []
+
+        def press(self: RunView, event: Event) -> None:
+            if matches(event) and not pressed:  # noqa: B023
+                pressed.append(event)  # noqa: B023
+                os.kill(os.getpid(), signal.SIGINT)
+            render(self, event)
+
+        monkeypatch.setattr(RunView, "__call__", press)
+        told = fresh.run()
+        assert pressed, where
+        assert told.code == 130, (where, told.err)
+        assert told.err.splitlines()[-1] == "interrupted", where
+        assert "Traceback" not in told.err
+        assert fresh.half_written() == [], where
+        assert not list(fresh.runs.rglob("bench/*"))
+    monkeypatch.setattr(RunView, "__call__", render)
+    assert fresh.run().code == 0
+    assert fresh.weights() == (run_folder / WEIGHTS).read_bytes()

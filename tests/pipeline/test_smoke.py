@@ -1,0 +1,237 @@
+"""The main job end to end on the shipped `smoke` recipe: stages, run folder, second run, bench, plan, regenerate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import WEIGHTS, Spec, Told, events
+
+from speculators.config import VerifierFacts
+from speculators.model import SpeculatorModel, build_model
+from speculators.pipeline.build import training_kwargs
+from speculators.pipeline.sizes import parameter_counts, with_parameters
+from speculators.recipe.load import load_recipe
+from speculators.recipe.plan import make_plan
+
+STAGES = ["verifier", "prepare", "capture", "train", "bench"]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def skipped(told: Told) -> list[str]:
+    return [line.split()[0] for line in told.err.splitlines() if "already done:" in line]
+
+
+def test_the_first_run_tells_every_stage_and_ends_in_the_table(smoke: Told) -> None:
+    """Progress goes to stderr, the acceptance table with its definition to stdout."""
+    assert [stage for stage in STAGES if f"{stage} done in" in smoke.err] == STAGES
+    assert "acceptance length" in smoke.err
+    assert "tau = tokens emitted a round" in smoke.out
+    assert "DISAGREES" not in smoke.out
+    assert "peak memory" in smoke.out
+
+
+def test_the_run_folder_holds_recipe_plan_lock_events_checkpoints_speculator_and_bench(run_folder: Path) -> None:
+    """Everything that section 9 of the design names, each readable by itself."""
+    assert (run_folder / "recipe.toml").read_text() == Path(load_recipe("smoke").file).read_text()
+    plan, lock = (json.loads((run_folder / name).read_text()) for name in ("plan.json", "lock.json"))
+    assert [stage["name"] for stage in plan["stages"]] == STAGES
+    assert lock["fingerprints"] == {stage["name"]: stage["fingerprint"] for stage in plan["stages"]}
+    assert lock["packages"].keys() >= {"spec-recipes", "torch", "transformers"}
+    assert plan["run_name"] == run_folder.name
+    assert [path.name for path in sorted((run_folder / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
+    assert {path.name for path in (run_folder / "speculator").iterdir()} == {"config.json", "model.safetensors"}
+    (bench,) = (run_folder / "bench").iterdir()
+    result = json.loads(bench.read_text())
+    assert result["fingerprint"] == lock["fingerprints"]["bench"]
+    assert [setting["num_speculative_tokens"] for setting in result["settings"]] == [1, 3]
+    assert result["agrees"]
+
+
+def test_the_log_holds_every_event_but_progress(run_folder: Path) -> None:
+    """Updates, evaluations, checkpoints and stages, from the first on, each with its time."""
+    assert [event["step"] for event in events(run_folder, "StepEvent")[:8]] == list(range(1, 9))
+    assert [event["step"] for event in events(run_folder, "EvalEvent")[:2]] == [4, 8]
+    assert [event["step"] for event in events(run_folder, "SaveEvent")[:2]] == [4, 8]
+    assert events(run_folder, "StageEvent")[0]["stage"] == "verifier"
+    assert events(run_folder, "ProgressEvent") == []
+
+
+def test_the_speculator_is_the_best_checkpoint_and_names_its_verifier(run_folder: Path) -> None:
+    """It loads without the run, with the verifier that a server needs."""
+    model = SpeculatorModel.from_pretrained(run_folder / "speculator")
+    assert Path(model.config.speculators_config.verifier.name_or_path).is_dir()
+    assert model.config.speculators_config.proposal_methods[0].speculative_tokens == 1
+    done = json.loads((run_folder / "train.json").read_text())
+    assert done["tau"] == max(event["tau"] for event in events(run_folder, "EvalEvent"))
+
+
+def test_the_second_run_skips_every_stage_and_gives_the_same_result(spec: Spec, run_folder: Path) -> None:
+    """Nothing is written anew; `--json` prints the kept benchmark alone."""
+    before = (run_folder / WEIGHTS).stat().st_mtime_ns
+    told = spec.run("--json")
+    assert told.code == 0
+    assert skipped(told) == STAGES
+    assert " done in " not in told.err
+    (bench,) = (run_folder / "bench").iterdir()
+    assert told.json["bench"] == json.loads(bench.read_text())
+    assert told.json["run"] == str(run_folder)
+    assert (run_folder / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_quiet_prints_the_result_alone(spec: Spec, smoke: Told) -> None:
+    """No word of progress."""
+    told = spec.run("--quiet")
+    assert (told.code, told.err) == (0, "")
+    assert "acceptance of smoke-" in told.out
+
+
+def test_a_run_can_be_started_from_its_own_recipe_file(spec: Spec, run_folder: Path) -> None:
+    """The recipe in the run folder is the recipe: all stages are found done, also when it is copied onto itself."""
+    text = (run_folder / "recipe.toml").read_text()
+    told = spec("run", run_folder / "recipe.toml", "--runs", spec.runs)
+    assert told.code == 0, told.err
+    assert skipped(told) == STAGES
+    assert (run_folder / "recipe.toml").read_text() == text
+
+
+def test_another_algorithm_setting_trains_anew_on_the_same_states(spec: Spec, smoke: Told) -> None:
+    """What a change does not reach is taken from the cache, and said so."""
+    told = spec.run("--set", "algorithm.ttt_steps=2", "--set", "schedule.max_steps=1")
+    assert told.code == 0, told.err
+    assert skipped(told) == ["verifier", "prepare", "capture"]
+    assert "train done in" in told.err
+    assert "bench done in" in told.err
+
+
+def test_a_damaged_shard_is_named_and_captured_again(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """One flipped byte in the states is found by its hash; the training that follows gives the same bytes."""
+    (shard,) = (spec.cache / "states").rglob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    told = spec("run", "smoke", "--runs", tmp_path / "runs", "--set", "benchmark.live_prompts=1")
+    assert told.code == 0, told.err
+    assert "warning:" in told.err
+    assert shard.name in told.err
+    assert "capture done in" in told.err
+    (other,) = (tmp_path / "runs").iterdir()
+    assert (other / WEIGHTS).read_bytes() == (run_folder / WEIGHTS).read_bytes()
+
+
+def test_an_altered_speculator_is_exported_again(spec: Spec, run_folder: Path) -> None:
+    """A stage whose output is not what was written is not skipped; training goes on from its last checkpoint."""
+    whole = (run_folder / WEIGHTS).read_bytes()
+    (run_folder / WEIGHTS).write_bytes(whole[:100])
+    told = spec.run()
+    assert told.code == 0, told.err
+    assert "train done in" in told.err
+    assert (run_folder / WEIGHTS).read_bytes() == whole
+
+
+@pytest.mark.parametrize("inside", ["", "speculator"])
+def test_bench_measures_a_run_or_its_speculator(spec: Spec, run_folder: Path, tmp_path: Path, inside: str) -> None:
+    """On the recipe's own suite, verifier and dtype; options replace parts; the result can be kept."""
+    out = tmp_path / "result.json"
+    told = spec("bench", run_folder / inside, "--k", 2, "--prompts", 2, "--live", 1, "--json", "--out", out)
+    assert told.code == 0, told.err
+    (setting,) = told.json["settings"]
+    assert setting["num_speculative_tokens"] == 2
+    assert setting["suite"] == "quickstart"
+    assert setting["exact"]["prompts"] == 2
+    assert told.json["dtype"] == "float32"
+    assert json.loads(out.read_text()) == told.json
+
+
+def test_bench_of_a_speculator_alone_takes_the_verifier_that_its_config_names(
+    spec: Spec, run_folder: Path, tmp_path: Path
+) -> None:
+    """A checkpoint that was copied out of its run is measured like any other."""
+    (tmp_path / "mine").mkdir()
+    for file in (run_folder / "speculator").iterdir():
+        (tmp_path / "mine" / file.name).write_bytes(file.read_bytes())
+    told = spec("bench", tmp_path / "mine", "--k", 1, "--prompts", 1, "--live", 1)
+    assert told.code == 0, told.err
+    assert "quickstart, T=0, 1 prompts" in told.out
+    assert "K=1, T=0" in told.out
+
+
+def test_plan_tells_what_is_on_disk_and_how_large_the_model_will_be(spec: Spec, run_folder: Path) -> None:
+    """Before the run nothing is there, after it everything; the counts are those of the trained model."""
+    done = spec("plan", "smoke", "--runs", spec.runs, "--json").json
+    assert done["on_disk"] == dict.fromkeys(STAGES, True)
+    other = spec("plan", "smoke", "--runs", spec.runs, "--json", "--set", "algorithm.ttt_steps=5").json
+    assert other["on_disk"] == {**dict.fromkeys(STAGES, True), "train": False, "bench": False}
+    told = spec("plan", "smoke", "--runs", spec.runs).out
+    assert f"parameters, trainable  {done['parameters']['trainable']:,}" in told
+    model = SpeculatorModel.from_pretrained(run_folder / "speculator")
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(done["parameters"].values())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ['algorithm.draft_vocab_size="none"'], ["algorithm.lm_head_trainable=true", "algorithm.num_layers=2"]],
+)
+def test_parameters_are_counted_as_the_real_model_has_them(tiny_verifier: Path, overrides: list[str]) -> None:
+    """Built without storage and built with the verifier's weights, the counts are the same."""
+    plan = make_plan(load_recipe("smoke", overrides), VerifierFacts.read(tiny_verifier / "config.json"))
+    reduced = plan.draft_vocab_size < plan.facts.vocab_size
+    kwargs = training_kwargs(plan, str(tiny_verifier), torch.arange(plan.draft_vocab_size) if reduced else None)
+    real = build_model("eagle3", plan.facts, kwargs)
+    assert with_parameters(plan).parameters == parameter_counts(real)
+    assert parameter_counts(real)["trainable"] > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fixture", "rows"),
+    [("eagle3_llama8b", "llama-3.1-8b", 128_256 + 32_000), ("eagle3_qwen3_8b", "qwen3-8b", 151_936 + 32_000)],
+)
+def test_the_large_recipes_are_counted_from_a_config_alone(recipe: str, fixture: str, rows: int) -> None:
+    """No weights, no gigabytes: embeddings and the reduced head are frozen, one decoder layer and fc are trained."""
+    facts = VerifierFacts.read(FIXTURES / fixture / "config.json")
+    plan = make_plan(load_recipe(recipe), facts)
+    hidden, inner = facts.hidden_size, facts.intermediate_size
+    queries, keys = (facts[name] * facts.head_dim for name in ("num_attention_heads", "num_key_value_heads"))
+    layer = 2 * hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * inner
+    trainable = 3 * hidden**2 + layer + 4 * hidden  # the last are norms
+    assert with_parameters(plan).parameters == {"trainable": trainable, "frozen": rows * hidden}
+
+
+def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Told, tmp_path: Path) -> None:
+    """Old answers are dropped, the verifier's are written, and what determines them stands beside; twice the same."""
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(3)]
+    rows[1]["messages"].append({"role": "assistant", "content": "an old answer"})
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "new" / "answers.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("regenerate", "smoke", prompts, "--out", out, "--set", "data.regenerate={max_new_tokens=6}")
+    told = spec(*arguments, "--json")
+    assert told.code == 0, told.err
+    assert told.json["conversations"] == 3
+    assert told.json["sampling"]["max_new_tokens"] == 6
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in answers] == ["0", "1", "2"]
+    assert [[message["role"] for message in row["messages"]] for row in answers] == [["user", "assistant"]] * 3
+    assert "an old answer" not in out.read_text()
+    first = out.read_bytes()
+    assert "3 conversations" in spec(*arguments).out
+    assert out.read_bytes() == first
+    assert {path.name for path in out.parent.iterdir()} == {"answers.jsonl", "answers.jsonl.json"}
+
+
+def test_a_recipe_can_regenerate_its_data_first(fresh: Spec) -> None:
+    """`[data.regenerate]` replaces the answers before they are prepared; the file is kept in the cache."""
+    told = fresh.run("--set", "data.regenerate={max_new_tokens=8}", "--set", "benchmark.suites=[]")
+    assert told.code == 0, told.err
+    (file,) = (fresh.cache / "regenerated").glob("*.jsonl")
+    assert len(file.read_text().splitlines()) == 24
+    assert "no suite to choose by: the last of 8 updates is taken" in told.err
+
+
+def test_the_draft_vocabulary_can_always_end_an_answer(run_folder: Path) -> None:
+    """The verifier's own end tokens are in it, however rare they are in the data."""
+    model = SpeculatorModel.from_pretrained(run_folder / "speculator")
+    folder = Path(model.config.speculators_config.verifier.name_or_path)
+    end = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert end in model.draft_to_target.tolist()
