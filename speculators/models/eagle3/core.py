@@ -113,9 +113,9 @@ class Eagle3DraftModel(SpeculatorModel):
             The draft's normed states [K, N, H] at the N supervised places, the mean loss over those places summed over
             depths with weight ttt_gamma ** k, and accuracies by depth.
         """
-        layout, _, (fused, last, tokens, positions) = (layout or RowLayout.of(document_ids, loss_mask)).without_padding(
-            hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0]
-        )
+        layout, _kept, (fused, last, tokens, positions) = (
+            layout or RowLayout.of(document_ids, loss_mask)
+        ).without_padding(hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
         device = tokens.device
         segments = layout.reaching(2, ttt_steps + 1)
         rows, valid = _prediction_rows(layout, segments, ttt_steps)

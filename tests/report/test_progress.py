@@ -1,0 +1,112 @@
+"""What is shown while a run works, and the definitions under its tables."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.theme import Theme
+
+from speculators.events import ProgressEvent, StageEvent, StepEvent, WarningEvent
+from speculators.report import progress
+from speculators.report.bench import definitions
+from speculators.report.console import STYLES
+from speculators.report.progress import Pace, RunView, duration
+
+
+@pytest.fixture
+def view() -> RunView:
+    """A view that writes plain text of 200 columns into memory."""
+    made = RunView()
+    made.out = Console(file=io.StringIO(), theme=Theme(STYLES), highlight=False, width=200)
+    return made
+
+
+def said(view: RunView) -> str:
+    return view.out.file.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0s"), (59.4, "59s"), (185, "3m 05s"), (7440, "2h 04m")])
+def test_durations_are_told_in_two_units_at_most(seconds: float, words: str) -> None:
+    """Seconds, minutes or hours, rounded."""
+    assert duration(seconds) == words
+
+
+def test_the_time_left_goes_by_the_events_alone() -> None:
+    """A first event that comes late (a model was loaded, a file converted) is no part of the rate."""
+    pace = Pace()
+    assert pace.left(1000.0, 10, 100) is None
+    assert pace.left(1000.5, 15, 100) is None  # half a second says nothing yet
+    assert pace.left(1002.0, 30, 100) == pytest.approx(7.0)
+
+
+def test_the_time_left_follows_the_last_seconds() -> None:
+    """After a slow beginning the estimate forgets it."""
+    pace = Pace()
+    for second in range(60):
+        pace.left(float(second), second, 1000)
+    for second in range(60, 80):
+        left = pace.left(float(second), 60 + 10 * (second - 59), 1000)
+    assert left == pytest.approx((1000 - 260) / 10, rel=0.15)
+
+
+def test_work_that_begins_anew_has_a_rate_of_its_own() -> None:
+    """A stage may do several pieces one after the other; and one that stands still promises nothing."""
+    pace = Pace()
+    pace.left(0.0, 0, 10)
+    assert pace.left(10.0, 10, 10) == 0
+    assert pace.left(11.0, 0, 10) is None
+    assert pace.left(13.0, 4, 10) == pytest.approx(3.0)
+    assert Pace().left(0.0, 0, 10) is None
+
+
+def test_brackets_in_messages_are_text(view: RunView) -> None:
+    """`[data]` is a section of a recipe, not a style of the console; long lines are not broken."""
+    view(WarningEvent(message="[data] has " + "x" * 300 + " [/] end"))
+    view(StageEvent(stage="prepare", status="done", detail="in /tmp/[a]/b", seconds=2))
+    lines = said(view).splitlines()
+    assert lines[0] == "warning: [data] has " + "x" * 300 + " [/] end"
+    assert lines[1] == "prepare done in 2s: in /tmp/[a]/b"
+
+
+def test_a_stage_without_words_ends_without_a_colon(view: RunView) -> None:
+    """Started and done."""
+    view(StageEvent(stage="bench", status="start"))
+    view(StageEvent(stage="bench", status="done", seconds=1))
+    assert said(view) == "bench\nbench done in 1s\n"
+
+
+def test_quiet_shows_warnings_only(view: RunView) -> None:
+    """What has a consequence for the result is told in any case."""
+    view.quiet = True
+    view(StageEvent(stage="bench", status="start"))
+    view(WarningEvent(message="careful"))
+    assert said(view) == "warning: careful\n"
+
+
+def test_piped_progress_is_a_line_every_few_seconds(view: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With amount, unit, note and time left; updates with loss, speed and accuracy."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    view(StageEvent(stage="capture", status="start"))
+    for done in range(13):
+        view(ProgressEvent(stage="capture", done=1000 * done, total=20_000, unit="tokens", note="900 tokens/s"))
+        now[0] += 1
+    assert said(view).splitlines()[1:] == [
+        "  capture: 5,000 of 20,000 tokens  900 tokens/s  15s left",
+        "  capture: 10,000 of 20,000 tokens  900 tokens/s  10s left",
+    ]
+    values = {"epoch": 0, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 9, "seconds_left": 61.0}
+    now[0] += 10
+    view(StepEvent(step=3, total_steps=9, tokens_per_second=1234.0, metrics={"accuracy_1": 0.5}, **values))
+    line = said(view).splitlines()[-1]
+    assert line == "  train: epoch 1, update 3 of 9  loss 2.500  1,234 tokens/s  right 0.50  1m 01s left"
+
+
+def test_settings_that_differ_in_k_share_their_definition() -> None:
+    """One line a temperature, with every K that it speaks of."""
+    settings = [
+        {"num_speculative_tokens": k, "definition": f"tau = ..; K={k}, T={t}; a chain"} for t in (0, 1) for k in (1, 3)
+    ]
+    assert definitions({"settings": settings}) == "tau = ..; K=1, 3, T=0; a chain\ntau = ..; K=1, 3, T=1; a chain"
