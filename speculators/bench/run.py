@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import attrs
@@ -43,6 +44,10 @@ PLAIN = "plain"
 MULTI_TURN = "later turns of a prompt follow the verifier's own answers; the turns of a prompt are resampled together"
 
 
+# The verifier's own responses by (suite, temperature), made by `own_rows` with the same settings.
+Known = Mapping[tuple[str, float], Sequence[Row]]
+
+
 class Benchable(Replays, Protocol):
     """A speculator that can be measured: it replays, and it drafts live."""
 
@@ -57,6 +62,7 @@ class Bench:
     Attributes:
         head: the verifier's, over its whole vocabulary, in float32.
         level: of the interval that live must agree within, where agreement is a matter of chance.
+        known: rows that were made before.
     """
 
     model: Benchable
@@ -66,6 +72,7 @@ class Bench:
     seed: int
     level: float
     progress: Progress
+    known: Known
 
     @property
     def k_max(self) -> int:
@@ -82,6 +89,7 @@ def bench(
     base: Path = Path(),
     seed: int = 0,
     progress: Progress = ignore,
+    known: Known = MappingProxyType({}),
 ) -> BenchResult:
     """Measures a speculator on every suite, temperature and K of the section.
 
@@ -91,6 +99,7 @@ def bench(
         name: of the speculator, for the result.
         base: the folder that relative paths of suites start from.
         seed: of sampling and of the bootstrap.
+        known: rows that the caller has already, so that the verifier need not be run for them again.
     """
     settings = len(section.suites) * len(section.temperature) * len(section.num_speculative_tokens)
     shared = Bench(
@@ -101,6 +110,7 @@ def bench(
         seed=seed,
         level=1 - FALSE_ALARM / max(1, settings),
         progress=progress,
+        known=known,
     )
     found: list[Setting] = []
     for suite in section.suites:
@@ -122,7 +132,7 @@ def bench(
 def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
     """Returns the settings of one suite at one temperature, one for each K."""
     section, drafter = shared.section, shared.model.draft()
-    rows = own_rows(
+    rows = shared.known.get((suite, temperature)) or own_rows(
         shared.engine,
         shared.head,
         prompts,

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from speculators.bench.rows import Row
 from speculators.data.files import disk_errors
 from speculators.events import Event, ProgressEvent, StageEvent, to_json
 from speculators.recipe.plan import Plan
@@ -54,6 +55,7 @@ class Context:
     Attributes:
         folder: of the verifier.
         listen: gets every event, on rank 0 only.
+        rows: the verifier's own responses by (suite, temperature): evaluation and benchmark read the same.
     """
 
     recipe: Recipe
@@ -62,6 +64,7 @@ class Context:
     places: Places
     world: World
     listen: Listen
+    rows: dict[tuple[str, float], list[Row]] = attrs.field(init=False, factory=dict)
     _engines: dict[str, Engine] = attrs.field(init=False, factory=dict)
 
     @property

@@ -159,5 +159,13 @@ def _measure(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     model = SpeculatorModel.from_pretrained(context.run_folder / SPECULATOR).to(context.world.device)
     engine = context.engine(recipe.verifier.dtype)
-    name = context.run_folder.name
-    return bench(model, engine, recipe.benchmark, name=name, seed=recipe.seed, progress=context.progress).to_json()
+    result = bench(
+        model,
+        engine,
+        recipe.benchmark,
+        name=context.run_folder.name,
+        seed=recipe.seed,
+        progress=context.progress,
+        known=context.rows,
+    )
+    return result.to_json()

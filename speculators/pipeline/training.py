@@ -112,6 +112,7 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[Row]:
             progress=context.progress,
         )
         words.append(f"{len(rows)} responses of {section.suites[0].name}")
+    context.rows[section.suites[0].name, section.temperature[0]] = rows
     return rows
 
 
