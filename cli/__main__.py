@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from . import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    if "RANK" in os.environ:
+        from speculators.training.world import leave
+
+        leave(code)
+    raise SystemExit(code)

@@ -14,7 +14,7 @@ from training_toy import ADAMW, MUON, STEPS, batches, build, make_job, make_row,
 from speculators.errors import ArtifactError, TrainingError
 from speculators.events import EvalEvent, StepEvent
 from speculators.training import snapshot
-from speculators.training.world import start, stop
+from speculators.training.world import leave, start, stop
 
 CASES = {
     "adamw": {"optimizer": ADAMW},
@@ -105,3 +105,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
