@@ -79,7 +79,7 @@ def test_bfloat16_is_close_to_dense(window):
 
 
 def test_plain_kernel_equals_flash():
-    """The kernel for devices without flash (tried here on the meta-free CPU path) equals the flash one."""
+    """The scores that devices without flash work from give the output and log-sum-exp of the flash kernel."""
     from speculators.nn import flash
 
     q, k, v = make(PACKED, 64, 0, 6, 2)
