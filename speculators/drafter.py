@@ -5,6 +5,7 @@ A chain is a tree in which each node has one child.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import attrs
@@ -60,4 +61,31 @@ class Drafter(Protocol):
         Args:
             tokens: [m] int64: the tokens emitted by the round, accepted drafts and the verifier's own.
             hidden_states: [m, A*H]: states of the m positions before the last of them.
+        """
+
+
+class Replays(Protocol):
+    """The other side of a `Drafter`: the logits that its live rounds would draw from, for all places at once."""
+
+    @property
+    def draft_to_target(self) -> torch.Tensor:
+        """[D] int64, the verifier's id of each draft id."""
+
+    def replay(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+        num_speculative_tokens: int,
+    ) -> Iterator[torch.Tensor]:
+        """Yields for depth j = 1..K the draft logits [S, D] with the row's own tokens as input.
+
+        Row r (verifier states known up to place r, tokens up to r + 1) drafts the token of place r + 1 + j. Rows whose
+        inputs leave their document may hold anything.
+
+        Args:
+            hidden_states: [1, S, A*H]; input_ids, position_ids, document_ids: [1, S]; as a model's `forward` has them.
+            num_speculative_tokens: K.
         """

@@ -100,15 +100,7 @@ class SpeculatorModel(nn.Module):
         document_ids: torch.Tensor,
         num_speculative_tokens: int,
     ) -> Iterator[torch.Tensor]:
-        """Yields for depth j = 1..K the draft logits [S, D] with the row's own tokens as input, for exact acceptance.
-
-        Row r (verifier states known up to place r, tokens up to r + 1) drafts the token of place r + 1 + j. Rows whose
-        inputs leave their document may hold anything.
-
-        Args:
-            hidden_states: [1, S, A*H]; input_ids, position_ids, document_ids: [1, S]; as `forward` receives them.
-            num_speculative_tokens: K.
-        """
+        """Yields draft logits for exact acceptance; see `speculators.drafter.Replays`."""
         raise ContractError(
             _missing(type(self), "replay", "an iterator over K depths of draft logits [S, D], see SpeculatorModel")
         )

@@ -8,7 +8,6 @@ drafts of the round were accepted they equal y, so the teacher-forced q is the v
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import attrs
 import numpy as np
@@ -17,29 +16,8 @@ import torch
 from speculators.bench.counts import Counts
 from speculators.bench.rows import CHUNK_ENTRIES, Row, log_probability
 from speculators.bench.walk import walk
-from speculators.drafter import Drafter
+from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ProgressEvent, ignore
-
-
-class Replays(Protocol):
-    """The part of a speculator that replay needs."""
-
-    @property
-    def draft_to_target(self) -> torch.Tensor:
-        """[D] int64, the verifier's id of each draft id."""
-
-    def replay(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
-    ) -> Iterator[torch.Tensor]:
-        """Yields, for depth j = 1..K, draft logits [S, D]: row r (verifier states up to r, tokens up to r + 1) drafts
-        token r + 1 + j, teacher-forced. Rows whose inputs leave the document hold anything.
-        """
 
 
 @attrs.frozen(eq=False, kw_only=True)

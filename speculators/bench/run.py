@@ -13,7 +13,7 @@ import torch
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
 from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, agree_over_prompts
-from speculators.bench.replay import Replayed, Replays, replay, replay_deterministic
+from speculators.bench.replay import Replayed, replay, replay_deterministic
 from speculators.bench.responses import capture_rows, own_rows, sample_rows
 from speculators.bench.result import (
     Baseline,
@@ -29,7 +29,7 @@ from speculators.bench.speed import compare
 from speculators.bench.suites import Prompt, load_suite
 from speculators.decoding.loop import Decoded
 from speculators.decoding.ngram import BASELINES
-from speculators.drafter import Drafter
+from speculators.drafter import Drafter, Replays
 from speculators.errors import DataError
 from speculators.events import Progress, ignore
 from speculators.recipe.schema import BenchmarkSection

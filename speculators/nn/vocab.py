@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+
+from speculators.errors import ContractError
 
 
 def register_vocab(module: nn.Module, vocab_size: int, draft_vocab_size: int) -> None:
@@ -21,3 +25,18 @@ def set_vocab(module: nn.Module, t2d: torch.Tensor | None, d2t: torch.Tensor | N
     module.get_buffer("d2t").copy_(d2t)
     module.get_buffer("t2d").copy_(t2d)
     return torch.arange(len(d2t)) + d2t
+
+
+def mask_token(chosen: int | None, decoder: dict[str, Any]) -> int:
+    """Returns the token id that stands for "not known yet" in a block: `chosen`, else the last of the vocabulary.
+
+    Only its (frozen) embedding is used, as one constant vector, so a rare token does as well as one made for it.
+
+    Raises:
+        ContractError: not a token of the verifier.
+    """
+    size: int = decoder["vocab_size"]
+    token = size - 1 if chosen is None else chosen
+    if not 0 <= token < size:
+        raise ContractError(f"mask_token_id {token} is not a token of the verifier", hint=f"it has 0 to {size - 1}")
+    return token
