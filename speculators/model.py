@@ -152,7 +152,7 @@ class SpeculatorModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> SpeculatorModel:
-        """Loads a saved speculator of any registered algorithm, ready to draft, in the dtype it was saved in.
+        """Loads a saved speculator of any registered algorithm, ready to draft, in the widest dtype that is saved.
 
         Raises:
             ArtifactError: config or weights are missing or damaged; a tensor is missing, unknown or of another shape.
@@ -240,6 +240,9 @@ def _load(model: SpeculatorModel, tensors: dict[str, torch.Tensor], folder: Path
     if problems + shapes:
         raise ArtifactError(f"{folder / WEIGHTS_FILE}: {'; '.join(problems + shapes)}")
     model.load_state_dict(tensors, strict=False, assign=True)
+    # Frozen tensors may be narrower than trained ones; a model computes in one dtype.
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    model.to(max(floating, key=lambda dtype: dtype.itemsize, default=torch.float32))
 
 
 def check_contract(model_class: type[SpeculatorModel], name: str) -> None:

@@ -33,7 +33,7 @@ from speculators.training.optimizer import Optimizer
 from speculators.training.state import Batch, Job, Row
 from speculators.training.stop import StopRequest
 from speculators.training.update import Worker, update
-from speculators.training.world import World
+from speculators.training.world import World, keep_freed_memory
 
 SHAPE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -139,6 +139,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Times our step and returns the figures."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    keep_freed_memory()
     dtype = getattr(torch, options.dtype)
     with tempfile.TemporaryDirectory(prefix="train_step_") as temporary:
         model, train_kwargs = build(make_verifier(Path(temporary)), options.draft_vocab, options)

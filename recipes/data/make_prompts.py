@@ -8,7 +8,8 @@ Each category has hand-written prompts, templates, and lists of values for the t
     {a:3..60/5}    a number, here in steps of 5
     {=a*3} {=a+b}  a product or a sum of numbers of the same prompt
 
-The held-out tenth is chosen by hash: some hand-written prompts, and some values of each list, never occur in training.
+The held-out tenth is chosen by hash among all prompts of a category, so that it is of the same kind as the rest; no
+training prompt resembles one of it closely.
 
     python -m speculators.recipes.data.make_prompts quickstart --out quickstart_prompts.jsonl
 """
@@ -22,13 +23,13 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 CATEGORIES = ("chat", "explanation", "code", "arithmetic", "rewriting", "summarising", "lists", "translation")
-TOTAL = {"quickstart": 600, "smollm2": 4400}
-TEST_ROWS = 60
+PER_CATEGORY = {"quickstart": 83, "smollm2": 550}
+HELD_OUT = 8  # of each category's prompts of quickstart
 MAX_OVERLAP = 0.6  # of a held-out prompt's word 5-grams that any one training prompt may share
-MIN_LIST_TO_SPLIT = 12  # shorter lists (languages, lengths of answers, ...) serve both splits whole
 MIN_PASSAGE_WORDS = 45
 SLOT = re.compile(
     r"\{(?:(?P<name>[a-z_]+)(?P<index>\d?)(?P<beginning>~?)|(?P<number>[a-z]+):(?P<range>\d+\.\.\d+(?:/\d+)?))\}"
@@ -39,13 +40,6 @@ EXPRESSION = re.compile(r"\{=(\w+)([*+])(\w+)\}")
 def digest(text: str) -> str:
     """The hash that orders everything that is split: sha256 of the text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def held_out(values: Sequence[str]) -> list[str]:
-    """The eighth of a list (by hash) that only held-out prompts may use; empty for a short list."""
-    if len(values) < MIN_LIST_TO_SPLIT:
-        return []
-    return sorted(values, key=digest)[: max(2, len(values) // 8)]
 
 
 def five_grams(text: str) -> set[tuple[str, ...]]:
@@ -73,21 +67,16 @@ class Deck:
 
 
 class Writer:
-    """Fills the templates of one category for one split.
+    """Fills the templates of one category.
 
     Args:
         slots: lists of values by slot name.
-        test: use the held-out values only; else never use them.
         rng: source of every choice.
     """
 
-    def __init__(self, slots: dict[str, list[str]], *, test: bool, rng: random.Random) -> None:
+    def __init__(self, slots: dict[str, list[str]], *, rng: random.Random) -> None:
         self.rng = rng
-        self.decks = {}
-        for name, values in slots.items():
-            kept = held_out(values)
-            rest = [value for value in values if value not in kept]
-            self.decks[name] = Deck(kept if test and kept else rest, rng)
+        self.decks = {name: Deck(values, rng) for name, values in slots.items()}
 
     def fill(self, template: str) -> str:
         """One prompt from a template; a slot that occurs twice has one value."""
@@ -142,23 +131,8 @@ def read_parts(category: str) -> tuple[list[str], list[str], dict[str, list[str]
     return parts["prompts"], parts["templates"], shared["slots"] | parts["slots"]
 
 
-def held_out_prompts(category: str, count: int, seed: int) -> list[tuple[str, str]]:
-    """The held-out prompts of a category, each with its template ("" for hand-written ones, the smaller half)."""
-    prompts, templates, slots = read_parts(category)
-    rng = random.Random(f"{seed} {category} test")
-    writer = Writer(slots, test=True, rng=rng)
-    rows = [(prompt, "") for prompt in sorted(prompts, key=digest)[: count // 2]]
-    order = sorted(templates, key=digest)
-    return rows + [(writer.fill(template), template) for template in order[: count - len(rows)]]
-
-
-def train_prompts(category: str, held: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    """An endless stream of training prompts of a category: hand-written ones, then every template in turn.
-
-    Args:
-        category: its name.
-        held: the held-out prompts, which no training prompt may resemble.
-        seed: of all choices.
+def prompts_of(category: str, seed: int) -> Iterator[tuple[str, str]]:
+    """An endless stream of prompts of a category: hand-written ones, then every template in turn.
 
     Yields:
         Prompt and template ("" for hand-written ones); no prompt twice.
@@ -167,22 +141,19 @@ def train_prompts(category: str, held: Sequence[str], seed: int) -> Iterator[tup
         RuntimeError: the templates are exhausted.
     """
     prompts, templates, slots = read_parts(category)
-    rng = random.Random(f"{seed} {category} train")
-    writer = Writer(slots, test=False, rng=rng)
-    guarded = [five_grams(prompt) for prompt in held]
-    seen = set(held)
+    rng = random.Random(f"{seed} {category}")
+    writer = Writer(slots, rng=rng)
+    seen: set[str] = set()
     for prompt in rng.sample(prompts, len(prompts)):
-        if prompt not in seen:
-            seen.add(prompt)
-            yield prompt, ""
+        seen.add(prompt)
+        yield prompt, ""
     order = rng.sample(templates, len(templates))
     while True:
         count = len(seen)
         for template in order:
             for _ in range(100):
                 prompt = writer.fill(template)
-                grams = five_grams(prompt)
-                if prompt not in seen and all(overlap(test, grams) <= MAX_OVERLAP for test in guarded):
+                if prompt not in seen:
                     seen.add(prompt)
                     yield prompt, template
                     break
@@ -190,27 +161,40 @@ def train_prompts(category: str, held: Sequence[str], seed: int) -> Iterator[tup
             raise RuntimeError(f"the templates of {category} give no more than {count} different prompts")
 
 
+def held_out(category: str, seed: int) -> list[tuple[str, str]]:
+    """The held-out prompts of a category with their templates: of quickstart's prompts, the first ones by hash."""
+    first = islice(prompts_of(category, seed), PER_CATEGORY["quickstart"])
+    return sorted(first, key=lambda row: digest(row[0]))[:HELD_OUT]
+
+
+def train_prompts(category: str, held: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """An endless stream of training prompts: those of the category that resemble none of `held`, of any category."""
+    guarded = [five_grams(prompt) for prompt in held]
+    for prompt, template in prompts_of(category, seed):
+        grams = five_grams(prompt)
+        if all(overlap(test, grams) <= MAX_OVERLAP for test in guarded):
+            yield prompt, template
+
+
 def make(name: str, seed: int = 0) -> list[dict[str, object]]:
     """The rows of one set.
 
     Args:
-        name: `quickstart` (600 rows, 60 of them held out) or `smollm2` (4400 training rows, which begin with those of
-            quickstart and never contain the 60).
+        name: `quickstart` (664 rows, 64 of them held out) or `smollm2` (4400 training rows, which begin with those of
+            quickstart and never contain the 64).
         seed: of all choices.
 
     Returns:
         Rows with id, category, split, messages, and a hash of the template ("" when hand-written); categories in turn.
     """
-    per_category: list[list[dict[str, object]]] = []
-    for place, category in enumerate(CATEGORIES):
-        # the first four categories have eight held-out rows, the others seven
-        count = TEST_ROWS // len(CATEGORIES) + (place < TEST_ROWS % len(CATEGORIES))
-        held = held_out_prompts(category, count, seed)
-        stream = train_prompts(category, [prompt for prompt, _ in held], seed)
-        split = [("test", *row) for row in held] if name == "quickstart" else []
-        wanted = TOTAL[name] // len(CATEGORIES) - len(split)
-        split += [("train", *next(stream)) for _ in range(wanted)]
-        start = 1 if name == "quickstart" else count + 1
+    small = name == "quickstart"
+    held = {category: held_out(category, seed) for category in CATEGORIES}
+    guarded = [prompt for rows in held.values() for prompt, _ in rows]
+    per_category = []
+    for category, tests in held.items():
+        stream = islice(train_prompts(category, guarded, seed), PER_CATEGORY[name] - HELD_OUT * small)
+        split = [("test", *row) for row in tests if small] + [("train", *row) for row in stream]
+        start = 1 if small else HELD_OUT + 1
         per_category.append([make_row(category, start + i, *row) for i, row in enumerate(split)])
     return [row for together in zip(*per_category, strict=True) for row in together]
 
@@ -230,7 +214,7 @@ def make_row(category: str, number: int, split: str, prompt: str, template: str)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a set to standard output or to a file."""
     parser = argparse.ArgumentParser(description="Write the prompts of a shipped recipe as JSON lines.")
-    parser.add_argument("set", choices=sorted(TOTAL))
+    parser.add_argument("set", choices=sorted(PER_CATEGORY))
     parser.add_argument("--out", type=Path, help="the file to write (default: standard output)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -143,7 +143,7 @@ class DecoderLayer(nn.Module):
             residual = normed if self.norm_before_residual else hidden
         k, v = self.self_attn.keys_values(inputs, cos_sin)
         if rows is not None:
-            inputs, residual = inputs[rows], residual[rows]
+            inputs, residual = inputs.index_select(0, rows), residual.index_select(0, rows)
             cos_sin = (cos_sin[0][rows], cos_sin[1][rows])
         q = self.self_attn.queries(inputs, cos_sin)
         hidden = residual + self.self_attn.o_proj(attend(q, k, v).flatten(1))

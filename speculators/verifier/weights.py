@@ -73,14 +73,14 @@ class TensorReader:
         raise VerifierError(f"{self.folder} has no tensor {' or '.join(map(repr, tried))}")
 
 
-def load_embeddings(folder: Path, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Returns the verifier's input embeddings [V, H]; raises VerifierError if they are not there."""
+def load_embeddings(folder: Path) -> torch.Tensor:
+    """Returns the verifier's input embeddings [V, H] in the dtype of the file; raises VerifierError if they are missing."""
     reader = TensorReader(folder)
-    return reader.read(reader.find("embed_tokens.weight")).to(dtype)
+    return reader.read(reader.find("embed_tokens.weight"))
 
 
 def load_head(
-    folder: Path, facts: VerifierFacts, *, rows: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+    folder: Path, facts: VerifierFacts, *, rows: torch.Tensor | None = None, dtype: torch.dtype | None = torch.float32
 ) -> VerifierHead:
     """Reads the verifier's final norm and head, and nothing else, from its safetensors.
 
@@ -88,7 +88,7 @@ def load_head(
         folder: the verifier's Hugging Face folder.
         facts: its config.json.
         rows: [R] int64, sorted target ids that the head is cut to; None for the whole vocabulary.
-        dtype: of the result.
+        dtype: of the result; None for that of the file.
 
     Raises:
         VerifierError: a tensor is missing (it is named), or the architecture's last step is not known.

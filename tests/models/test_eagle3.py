@@ -6,15 +6,17 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from speculators.bench.counts import count_decoded
 from speculators.bench.replay import replay
 from speculators.bench.rows import Response, judge
 from speculators.bench.walk import greedy_rounds
+from speculators.config import VerifierFacts
 from speculators.decoding.loop import decode
 from speculators.decoding.target import CachedVerifier
 from speculators.errors import ArtifactError, SpeculatorsError
-from speculators.model import SpeculatorModel
+from speculators.model import SpeculatorModel, build_model
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
 from speculators.verifier.weights import load_head
 
@@ -296,3 +298,31 @@ def test_live_counts_equal_replay(world, overfitted):
     ]
     predicted = replay(model, rows, k_max=4, temperature=0.0).counts(4)
     assert count_decoded(live, 4).tau == pytest.approx(predicted.tau)
+
+
+def test_training_the_head_leaves_the_targets_alone(world):
+    """A trained head starts as the verifier's rows and is its own tensor: the target's head stays what it was."""
+    model, _ = world.build(Eagle3SpeculatorConfig(lm_head_trainable=True))
+    before = model.target_head.weight.clone()
+    assert torch.equal(model.lm_head.weight, before)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    assert torch.equal(model.target_head.weight, before)
+
+
+def test_what_is_frozen_keeps_the_dtype_of_the_file(world, tmp_path):
+    """Embeddings and a frozen head of a bf16 verifier are not widened; the loaded speculator computes in float32."""
+    folder = tmp_path / "verifier"
+    folder.mkdir()
+    for file in world.folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, folder / "model.safetensors")
+    config = Eagle3SpeculatorConfig()
+    kwargs = {**world.kwargs(config), "verifier_name_or_path": str(folder)}
+    model = build_model("eagle3", VerifierFacts.read(folder / "config.json"), kwargs)
+    assert model.embed_tokens.weight.dtype == model.lm_head.weight.dtype == torch.bfloat16
+    assert model.fc.weight.dtype == torch.float32
+    model.save_pretrained(tmp_path / "saved")
+    loaded = SpeculatorModel.from_pretrained(tmp_path / "saved")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from speculators.recipes.data import make_prompts
-from speculators.recipes.data.make_prompts import CATEGORIES, Writer, five_grams, held_out, make, overlap, train_prompts
+from speculators.recipes.data.make_prompts import CATEGORIES, Writer, five_grams, make, overlap, prompts_of
 
 SETS = ("quickstart", "smollm2")
 
@@ -38,12 +38,18 @@ def prompts(rows, split):
     return [prompt(row) for row in rows if row["split"] == split]
 
 
-def test_quickstart_has_75_prompts_of_each_category_and_60_held_out(quickstart):
-    """Quickstart: 600 rows, 75 a category, of which seven or eight are held out, 60 in all."""
-    assert Counter(row["category"] for row in quickstart) == dict.fromkeys(CATEGORIES, 75)
-    held = Counter(row["category"] for row in quickstart if row["split"] == "test")
-    assert sum(held.values()) == 60
-    assert set(held.values()) == {7, 8}
+def test_quickstart_has_83_prompts_of_each_category_and_8_of_them_held_out(quickstart):
+    """Quickstart: 664 rows, 83 a category, of which eight are held out: a tenth."""
+    found = Counter((row["category"], row["split"]) for row in quickstart)
+    assert found == {(name, split): count for name in CATEGORIES for split, count in (("train", 75), ("test", 8))}
+
+
+def test_the_held_out_tenth_is_of_the_same_kind_as_the_rest(quickstart):
+    """Hand-written prompts are as frequent among the held-out ones as among the others, within what chance gives."""
+    held = [row for row in quickstart if row["split"] == "test"]
+    written = sum(not row["template"] for row in held) / len(held)
+    overall = sum(not row["template"] for row in quickstart) / len(quickstart)
+    assert abs(written - overall) <= 3 * (overall * (1 - overall) / len(held)) ** 0.5
 
 
 def test_smollm2_extends_the_training_prompts_of_quickstart(quickstart, smollm2):
@@ -120,7 +126,7 @@ def test_the_shipped_smollm2_prompts_are_the_generated_ones(smollm2):
 
 def test_a_template_is_filled_with_consistent_values():
     """A slot that occurs twice has one value, numbered slots differ, numbers and expressions agree, articles fit."""
-    writer = Writer({"city": ["Oslo", "Lima"], "beast": ["owl"]}, test=False, rng=random.Random(0))
+    writer = Writer({"city": ["Oslo", "Lima"], "beast": ["owl"]}, rng=random.Random(0))
     text = writer.fill("{city} {city} {city2} {a:10..30/5} {=a*3} {=a+a} a {beast}").split()
     assert text[0] == text[1] != text[2]
     number = int(text[3])
@@ -131,7 +137,7 @@ def test_a_template_is_filled_with_consistent_values():
 def test_a_beginning_consists_of_whole_sentences_and_enough_words():
     """`{passage~}` gives the first sentences of a passage, 45 words or more."""
     passage = " ".join(f"Sentence number {i} has exactly eight words here." for i in range(10))
-    writer = Writer({"passage": [passage]}, test=False, rng=random.Random(0))
+    writer = Writer({"passage": [passage]}, rng=random.Random(0))
     for _ in range(20):
         text = writer.fill("{passage~}")
         assert passage.startswith(text)
@@ -139,20 +145,12 @@ def test_a_beginning_consists_of_whole_sentences_and_enough_words():
         assert len(text.split()) >= 45
 
 
-def test_held_out_values_are_an_eighth_of_a_long_list_and_none_of_a_short_one():
-    """Lists of fewer than twelve values serve both splits; of others an eighth is held out, whatever their order."""
-    values = [f"value {i}" for i in range(40)]
-    assert held_out(values[:11]) == []
-    assert len(held_out(values)) == 5
-    assert held_out(values[::-1]) == held_out(values)
-
-
 def test_an_exhausted_category_says_so(monkeypatch):
     """Templates that cannot give another prompt raise an error instead of an endless loop."""
     monkeypatch.setattr(
         make_prompts, "read_parts", lambda category: (["Hello."], ["Say {word}."], {"word": ["a", "b"]})
     )
-    stream = train_prompts("chat", [], seed=0)
+    stream = prompts_of("chat", seed=0)
     assert {text for text, _ in (next(stream), next(stream), next(stream))} == {"Hello.", "Say a.", "Say b."}
     with pytest.raises(RuntimeError, match="no more than 3 different prompts"):
         next(stream)

@@ -78,9 +78,11 @@ class Eagle3DraftModel(SpeculatorModel):
         rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
         if kwargs["verifier_name_or_path"] is not None:
             folder = Path(kwargs["verifier_name_or_path"])
-            head = load_head(folder, verifier_config, rows=rows)
+            # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
+            head = load_head(folder, verifier_config, rows=rows, dtype=None)
             model.embed_tokens.weight.data = load_embeddings(folder)
-            model.lm_head.weight.data = head.weight.clone()
+            trained = model.config.lm_head_trainable
+            model.lm_head.weight.data = head.weight.to(torch.float32, copy=True) if trained else head.weight
             # In the compute dtype: the target's logits are as much work as a depth of the draft's.
             model.target_head = head.to(getattr(torch, kwargs["dtype"]))
         return model
@@ -121,7 +123,7 @@ class Eagle3DraftModel(SpeculatorModel):
         rows, valid = _prediction_rows(layout, segments, ttt_steps)
         rows, valid = rows.to(device, non_blocking=True), valid.to(device, non_blocking=True)
         unroll = self._unroll(fused, tokens, positions, layout, segments, ttt_steps)
-        states = torch.stack([depth[index] for depth, index in zip(unroll, rows, strict=True)])
+        states = torch.stack([depth.index_select(0, index) for depth, index in zip(unroll, rows, strict=True)])
         places = layout.places.to(device, non_blocking=True)
         gammas = torch.tensor([ttt_gamma**depth for depth in range(ttt_steps)], device=device)
         weights = gammas[:, None] * valid / max(len(places), 1)
@@ -327,7 +329,7 @@ class Eagle3Drafter:
         position = torch.tensor([last], device=normed.device)
         tokens, probs = [], []
         for depth in range(1, num_tokens + 1):
-            logits = model.lm_head(normed)[0].float()
+            logits = model.lm_head(normed.to(model.lm_head.weight.dtype))[0].float()
             if temperature == 0.0:
                 pick = logits.argmax(-1, keepdim=True)
             else:
