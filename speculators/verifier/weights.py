@@ -74,7 +74,7 @@ class TensorReader:
 
 
 def load_embeddings(folder: Path) -> torch.Tensor:
-    """Returns the verifier's input embeddings [V, H] in the dtype of the file; raises VerifierError if they are missing."""
+    """Returns the verifier's input embeddings [V, H] in the file's dtype; raises VerifierError if they are missing."""
     reader = TensorReader(folder)
     return reader.read(reader.find("embed_tokens.weight"))
 
