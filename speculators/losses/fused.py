@@ -84,7 +84,8 @@ class _FusedHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_totals: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_states, grad_head = ctx.saved_tensors
         if grad_states is not None:
-            grad_states = grad_states * grad_totals[:, None, None].to(grad_states.dtype)
+            # In place: these are ours alone, and as large as the states.
+            grad_states.mul_(grad_totals[:, None, None])
         if grad_head is not None:
             grad_head = (grad_head * grad_totals[0]).to(ctx.weight_dtype)
         return grad_states, grad_head, None, None, None, None

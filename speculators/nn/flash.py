@@ -120,11 +120,16 @@ def _spread(x: torch.Tensor, group: int) -> torch.Tensor:
     return x.permute(1, 0, 2)[:, None].expand(-1, group, -1, -1)
 
 
+def _has_flash(q: torch.Tensor) -> bool:
+    """Tells whether a block has a kernel of its own; on other devices, and CUDA's float32, scores are held in full."""
+    return q.device.type == "cpu"
+
+
 def _block_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, piece: _Piece, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     mask = _band_mask(piece, q)
-    if q.device.type == "cpu":
+    if _has_flash(q):
         return _aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, piece.causal, attn_mask=mask, scale=scale
         )
@@ -185,7 +190,7 @@ def _block_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     mask = _band_mask(piece, q)
-    if q.device.type == "cpu":
+    if _has_flash(q):
         return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, piece.causal, attn_mask=mask, scale=scale
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from speculators.nn import flash
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.layout import RowLayout, Segment, rows_of
 
@@ -47,8 +48,11 @@ PACKED = (Segment(0, 0, 7), Segment(7, 9, 20), Segment(20, 31, 32), Segment(40, 
 @pytest.mark.parametrize("depth", range(8))
 @pytest.mark.parametrize("window", [None, 1, 5, 64])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_unroll_equals_dense(depth, window, heads):
-    """Outputs and all gradients equal one masked softmax: packed documents, partial queries, GQA, window, k = 0..7."""
+@pytest.mark.parametrize("has_flash", [True, False])
+def test_unroll_equals_dense(depth, window, heads, has_flash, monkeypatch):
+    """Outputs and all gradients equal one masked softmax: packed documents, partial queries, GQA, window, k = 0..7;
+    with the CPU's flash kernel, and by the plain one of devices that have none."""
+    monkeypatch.setattr(flash, "_has_flash", lambda q: has_flash)
     tensors = make(PACKED, 64, depth, *heads)
     q, k, v, *rest = tensors
     own = list(zip(rest[::2], rest[1::2], strict=True))
@@ -76,20 +80,6 @@ def test_bfloat16_is_close_to_dense(window):
     grads = [torch.autograd.grad(out.sum(), tensors) for out, tensors in zip(outs, (half, full), strict=True)]
     for mine, theirs in zip(*grads, strict=True):
         assert (mine.double() - theirs).abs().max() < 6e-2
-
-
-def test_plain_kernel_equals_flash():
-    """The scores that devices without flash work from give the output and log-sum-exp of the flash kernel."""
-    from speculators.nn import flash
-
-    q, k, v = make(PACKED, 64, 0, 6, 2)
-    piece = flash._Piece(0, 7, 0, 7, causal=True)
-    queries = flash._heads_first(q[:7], 2)
-    keys, values = flash._spread(k[:7], 3), flash._spread(v[:7], 3)
-    out, lse = flash._block_forward(queries, keys, values, piece, 0.3)
-    scores = flash._scores(queries, keys, piece, 0.3, None)
-    assert (scores.logsumexp(-1) - lse).abs().max() < TOLERANCE
-    assert ((scores - lse[..., None]).exp() @ values - out).abs().max() < TOLERANCE
 
 
 def test_no_queries_gives_nothing_but_keeps_the_graph():
