@@ -35,7 +35,8 @@ def regenerated(context: Context) -> DataSection:
     file = context.places.cache / "regenerated" / f"{key}.jsonl"
     if not file.exists():
         prompts = [prompt for source in data.sources for prompt in read_prompts(source)]
-        write_answers(file, prompts, context.engine(context.recipe.verifier.dtype), settings, progress=context.progress)
+        engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
+        write_answers(file, prompts, engine, settings, progress=context.progress)
     return attrs.evolve(data, sources=(Source(path=str(file)),), regenerate=None)
 
 
@@ -88,7 +89,7 @@ def write_answers(
     ids = [template.prompt_ids(tuple(_message(message) for message in row["messages"])) for row in prompts]
     facts = provenance(engine, settings, ids)
     answers = _kept(part, facts)
-    sampling = Sampling(**attrs.asdict(settings))
+    sampling = Sampling(**attrs.asdict(settings, filter=lambda attribute, _: attribute.name != "dtype"))
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     for indices, outputs in engine.generate_batches(ids, sampling, done=answers, progress=progress):
@@ -141,6 +142,6 @@ def regenerate_file(recipe: Recipe, prompts: Path, out: Path, *, progress: Progr
     rows = read_prompts(Source(path=str(prompts.resolve())))
     section = recipe.verifier
     folder = obtain(section, progress=progress)
-    engine = Engine(folder, dtype=section.dtype, trust_remote_code=section.trust_remote_code)
+    engine = Engine(folder, dtype=settings.dtype or section.dtype, trust_remote_code=section.trust_remote_code)
     write_answers(out, rows, engine, settings, progress=progress)
     return dict(read_json(out.with_name(out.name + ".json")))

@@ -107,12 +107,17 @@ class Source:
 
 @attrs.frozen(kw_only=True)
 class Regenerate:
-    """`[data.regenerate]`: replace the answers by the verifier's own continuations."""
+    """`[data.regenerate]`: replace the answers by the verifier's own continuations.
+
+    Attributes:
+        dtype: in which the verifier answers; None for `verifier.dtype`.
+    """
 
     max_new_tokens: int = field(default=160, validator=positive)
     temperature: float = field(default=0.0, validator=not_negative)
     batch_size: int = field(default=64, validator=positive)
     seed: int = 0
+    dtype: str | None = field(default=None, validator=one_of(*DTYPES))
 
 
 @attrs.frozen(kw_only=True)
