@@ -117,7 +117,7 @@ class Regenerate:
     temperature: float = field(default=0.0, validator=not_negative)
     batch_size: int = field(default=64, validator=positive)
     seed: int = 0
-    dtype: str | None = field(default=None, validator=one_of(*DTYPES))
+    dtype: str | None = field(default=None, validator=attrs.validators.optional(one_of(*DTYPES)))
 
 
 @attrs.frozen(kw_only=True)
