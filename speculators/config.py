@@ -41,6 +41,17 @@ def positive(_: object, __: attrs.Attribute[Any], value: Any) -> None:
         raise ValueError(f"must be > 0, got {value!r}")
 
 
+def default_layer_ids(num_layers: int) -> tuple[int, ...]:
+    """Returns (2, N//2, N-3), and for N < 7 the nearest distinct ids in 0..N.
+
+    Args:
+        num_layers: layers of the verifier (N).
+    """
+    middle = num_layers // 2
+    wanted = {min(2, middle - 1), middle, max(num_layers - 3, middle + 1)}
+    return tuple(sorted({min(max(layer, 0), num_layers) for layer in wanted}))
+
+
 def _sorted_layer_ids(_: object, __: attrs.Attribute[Any], value: tuple[int, ...] | None) -> None:
     if value is None:
         return
@@ -145,6 +156,10 @@ class SpeculatorModelConfig:
         """Returns the fields that are keys of `[algorithm]`."""
         own_type = "speculators_model_type"
         return tuple(f for f in attrs.fields(cls) if not f.metadata.get("derived") and f.name != own_type)
+
+    def layer_ids(self, num_layers: int) -> tuple[int, ...]:
+        """Returns the ids of the states that are read of a verifier of `num_layers`; the hook of an own default."""
+        return self.target_layer_ids or default_layer_ids(num_layers)
 
     @classmethod
     def pick(cls, kwargs: Mapping[str, Any]) -> Any:

@@ -24,10 +24,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.perf.side_by_side import Column, Side, interleave, report, table
-from speculators.config import SpeculatorModelConfig, VerifierFacts
+from speculators.config import SpeculatorModelConfig, VerifierFacts, default_layer_ids
 from speculators.model import SpeculatorModel, build_model, trainer_kwargs
 from speculators.nn.layout import RowLayout
-from speculators.recipe.decoder import default_layer_ids, draft_decoder_config
+from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.schema import LearningRate, OptimizerSection, ScheduleSection
 from speculators.training.optimizer import Optimizer
 from speculators.training.state import Batch, Job, Row

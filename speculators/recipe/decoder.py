@@ -36,17 +36,6 @@ _FIXED = {
 }
 
 
-def default_layer_ids(num_layers: int) -> tuple[int, ...]:
-    """Returns (2, N//2, N-3), and for N < 7 the nearest distinct ids in 0..N.
-
-    Args:
-        num_layers: layers of the verifier (N).
-    """
-    middle = num_layers // 2
-    wanted = {min(2, middle - 1), middle, max(num_layers - 3, middle + 1)}
-    return tuple(sorted({min(max(layer, 0), num_layers) for layer in wanted}))
-
-
 def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) -> dict[str, Any]:
     """Returns `transformer_layer_config`: the verifier's values, then those of `config.decoder` over them.
 
@@ -56,7 +45,7 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     """
     own = dict(config.decoder)
     problems = _wrong_keys(facts, own)
-    ids = config.target_layer_ids or default_layer_ids(facts.num_hidden_layers)
+    ids = config.layer_ids(facts.num_hidden_layers)
     kind = "full_attention" if own.get("sliding_window") is None else "sliding_attention"
     layer_types = own.get("layer_types", [kind] * config.num_layers)
     decoder: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": config.num_layers}

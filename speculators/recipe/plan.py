@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 
-from speculators.config import VerifierFacts
+from speculators.config import VerifierFacts, default_layer_ids
 from speculators.errors import RecipeError
 from speculators.recipe.checks import check_recipe, check_verifier
-from speculators.recipe.decoder import default_layer_ids, draft_decoder_config
+from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (
     file_digest,
     fingerprint,
@@ -120,7 +120,7 @@ def make_plan(recipe: Recipe, facts: VerifierFacts, *, world_size: int = 1) -> P
     plan = Plan(
         recipe=recipe,
         facts=facts,
-        target_layer_ids=config.target_layer_ids or default_layer_ids(facts.num_hidden_layers),
+        target_layer_ids=config.layer_ids(facts.num_hidden_layers),
         draft_vocab_size=config.draft_vocab_size or facts.vocab_size,
         transformer_layer_config=draft_decoder_config(facts, config),
         row_tokens=row_tokens,
