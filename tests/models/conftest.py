@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 
-from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig, VerifierFacts
+from speculators.config import ProposalConfig, SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig, VerifierFacts
 from speculators.data.batches import build_row
 from speculators.data.encoded import Encoded
 from speculators.model import build_model
@@ -27,15 +27,20 @@ class World:
     prompts: list[list[int]]
     answers: list[list[int]]
 
-    def row(self, *which: int, align=None) -> dict[str, torch.Tensor]:
+    def layer_ids(self, config) -> tuple[int, ...]:
+        """The states that an algorithm reads: its own choice if it has one, else three of the four layers."""
+        own = type(config).layer_ids is not SpeculatorModelConfig.layer_ids
+        return config.layer_ids(self.engine.num_layers) if own else LAYER_IDS
+
+    def row(self, *which: int, layer_ids: tuple[int, ...] = LAYER_IDS) -> dict[str, torch.Tensor]:
         """A packed row of some of the conversations, answers supervised."""
         items = []
         for index in which:
             tokens = torch.tensor(self.prompts[index] + self.answers[index])
             mask = torch.arange(len(tokens)) >= len(self.prompts[index])
-            states = self.engine.capture([tokens], LAYER_IDS)[0]
+            states = self.engine.capture([tokens], layer_ids)[0]
             items.append((Encoded(tokens.int().numpy(), mask.numpy()), states))
-        return build_row(items, widths=(96, 32), dtype=torch.float32)
+        return build_row(items, widths=(32 * len(layer_ids), 32), dtype=torch.float32)
 
     def kwargs(self, config, draft_vocab_size: int | None = None) -> dict:
         """Training kwargs of an algorithm's config, as the pipeline builds them."""
@@ -52,7 +57,7 @@ class World:
         return {
             **own,
             "verifier_name_or_path": str(self.folder),
-            "target_layer_ids": LAYER_IDS,
+            "target_layer_ids": self.layer_ids(config),
             "draft_vocab_size": draft_vocab_size or size,
             "transformer_layer_config": draft_decoder_config(facts, config),
             "speculators_config": SpeculatorsConfig(

@@ -22,7 +22,7 @@ def test_every_algorithm_keeps_the_contract(world, name):
     check_contract(model_class, name)
     model, kwargs = world.build(config_class())
     assert isinstance(model.layers, nn.ModuleList)
-    output, loss, metrics = model(**world.row(0, 1), **kwargs)
+    output, loss, metrics = model(**world.row(0, 1, layer_ids=world.layer_ids(config_class())), **kwargs)
     loss.backward()
     assert output is not None
     assert float(metrics["loss"]) == float(loss.detach())

@@ -10,17 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from speculators.bench.counts import count_decoded
 from speculators.bench.replay import replay
-from speculators.bench.rows import Response, judge
 from speculators.bench.walk import greedy_rounds
 from speculators.config import VerifierFacts
-from speculators.decoding.loop import decode
-from speculators.decoding.target import CachedVerifier
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.model import SpeculatorModel, build_model
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
 from speculators.verifier.weights import load_head
 
 from .conftest import LAYER_IDS
+from .proof import fit, judged, live
 
 VARIANTS = {
     "plain": {},
@@ -46,34 +44,12 @@ def build(world, options):
     return world.build(config_of(**options), options.get("draft_vocab_size"))
 
 
-def fit(world, model, kwargs, row, steps=200, lr=5e-3):
-    """Overfits one row and returns the last loss."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-    for _ in range(steps):
-        _, loss, metrics = model(**row, **kwargs)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return metrics
-
-
 @pytest.fixture(scope="module")
 def overfitted(world):
     """A model that knows the first four conversations by heart."""
     model, kwargs = world.build(Eagle3SpeculatorConfig(ttt_steps=4, loss={"ce": 1.0}))
-    metrics = fit(world, model, kwargs, world.row(0, 1, 2, 3))
+    metrics = fit(model, kwargs, world.row(0, 1, 2, 3))
     return model.eval(), metrics
-
-
-def judged(world, which, temperature=0.0):
-    head = load_head(world.folder, world.engine.facts)
-    rows = []
-    for index in which:
-        tokens = (*world.prompts[index], *world.answers[index])
-        response = Response(id=str(index), category="", tokens=tokens, prompt_length=len(world.prompts[index]))
-        states, last = world.engine.capture([torch.tensor(tokens)], LAYER_IDS)[0]
-        rows.append(judge(head, response, states, last, temperature=temperature))
-    return rows
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -148,37 +124,18 @@ def test_the_loss_is_the_plain_definition(world):
     assert abs(float(loss.detach()) - expected) < TOLERANCE
 
 
-def test_one_batch_can_be_overfitted(world, overfitted):
-    """Acceptance of more than 0.95 of K on the batch that was trained on: no mask or offset is wrong."""
-    model, _ = overfitted
-    rows = judged(world, range(4))
-    counts = replay(model, rows, k_max=4, temperature=0.0).counts(4)
-    reached = counts.accepted.sum() / counts.reached.sum()
-    assert reached > 0.95
-    assert counts.tau > 0.9 * min(5, min(len(row.response.answer) for row in rows))
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_replay_equals_live_round_for_round(world, name):
     """At T = 0 the walk over the replay and the live decode accept the same drafts each round; lossless output."""
     model, kwargs = build(world, VARIANTS[name])
-    fit(world, model, kwargs, world.row(0, 1), steps=25)
+    fit(model, kwargs, world.row(0, 1), steps=25)
     model.eval()
     rows = judged(world, range(6))
     tables = replay(model, rows, k_max=3, temperature=0.0).acceptance
     for row, table in zip(rows, tables, strict=True):
-        live = decode(
-            CachedVerifier(world.engine.model, LAYER_IDS),
-            model.draft(),
-            torch.tensor(row.response.prompt),
-            max_new_tokens=len(row.response.answer),
-            num_tokens=3,
-            temperature=0.0,
-            generator=None,
-            stop_ids=frozenset(world.engine.stop_ids),
-        )
-        assert tuple(live.tokens) == row.response.answer
-        assert [(each.anchor, each.accepted) for each in live.rounds] == greedy_rounds(table, 3)
+        decoded = live(world, model, row, num_tokens=3)
+        assert tuple(decoded.tokens) == row.response.answer
+        assert [(each.anchor, each.accepted) for each in decoded.rounds] == greedy_rounds(table, 3)
 
 
 def test_sampled_drafts_come_with_their_distribution(world, overfitted):
@@ -283,21 +240,9 @@ def test_live_counts_equal_replay(world, overfitted):
     """Acceptance length of the live decode equals the replay's, token for token."""
     model, _ = overfitted
     rows = judged(world, range(8))
-    live = [
-        decode(
-            CachedVerifier(world.engine.model, LAYER_IDS),
-            model.draft(),
-            torch.tensor(row.response.prompt),
-            max_new_tokens=len(row.response.answer),
-            num_tokens=4,
-            temperature=0.0,
-            generator=None,
-            stop_ids=frozenset(world.engine.stop_ids),
-        )
-        for row in rows
-    ]
+    decoded = [live(world, model, row, num_tokens=4) for row in rows]
     predicted = replay(model, rows, k_max=4, temperature=0.0).counts(4)
-    assert count_decoded(live, 4).tau == pytest.approx(predicted.tau)
+    assert count_decoded(decoded, 4).tau == pytest.approx(predicted.tau)
 
 
 def test_training_the_head_leaves_the_targets_alone(world):
