@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from speculators.recipe.schema import OptimizerSection
 
 # Rows of these are tokens, so that orthogonalising them means nothing; the names are those of the checkpoint layout.
-VOCABULARY_MODULES = ("embed_tokens", "lm_head")
+VOCABULARY_MODULES = {"embed_tokens", "lm_head", "lm_heads"}
 
 
 class ShardedMuon(torch.optim.Muon):
@@ -87,7 +87,7 @@ class Optimizer:
 
 def _is_matrix(model: nn.Module, name: str, parameter: torch.Tensor) -> bool:
     owner = name.rpartition(".")[0]
-    is_vocabulary = owner.rpartition(".")[2] in VOCABULARY_MODULES
+    is_vocabulary = not VOCABULARY_MODULES.isdisjoint(owner.split("."))
     return parameter.ndim == 2 and not is_vocabulary and not isinstance(model.get_submodule(owner), nn.Embedding)
 
 

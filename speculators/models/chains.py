@@ -1,0 +1,309 @@
+"""What algorithms share that draft a chain: who predicts which place, how it is counted, and the recurrent unroll.
+
+Row r pairs the verifier's state at place r with token r + 1. Depth k (from 0) reads token r + 1 + k at position r + k,
+beside the state that depth k - 1 left, and drafts place r + 2 + k. Training, replay and live drafting are one
+computation: the keys of depth 0 for all verified rows, and one key a depth of the row's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import attrs
+import torch
+from torch import nn
+
+from speculators.drafter import Proposal, chain
+from speculators.errors import ContractError
+from speculators.nn.attention import unrolled_attention
+from speculators.nn.layout import RowLayout, Segment, rows_of
+from speculators.nn.norm import RMSNorm
+from speculators.verifier.weights import VerifierHead
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+# The attention of layer `index` over this call's queries, keys and values, and whatever has been cached.
+AttendAt = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def predicting_rows(layout: RowLayout, depths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns which row predicts each supervised place at each depth, on the host.
+
+    Returns:
+        rows: [K, N] int64, place - 2 - k.
+        valid: [K, N] bool, that row lies in the place's document; the others are set to row 0.
+    """
+    wanted = layout.places[None] - 2 - torch.arange(depths)[:, None]
+    return wanted.clamp_min(0), wanted >= layout.place_starts[None]
+
+
+def chain_metrics(
+    loss: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, size: int
+) -> dict[str, torch.Tensor]:
+    """Accuracy by depth: `accuracy_k` with all earlier depths of the same row right, `conditional_k` given that.
+
+    Args:
+        loss: of the row.
+        right: [K, N] bool, the draft of place n at depth k is the verifier's.
+        rows: [K, N] int64 below `size`, the row it was drafted from.
+        valid: [K, N] bool, there is such a row.
+        size: rows that can be told apart.
+    """
+    metrics = {"loss": loss.detach()}
+    # A slot past the last row takes what is not to be marked: a boolean index would wait for the device.
+    blank = torch.zeros(size + 1, dtype=torch.bool, device=right.device)
+    reached = supervised = None
+    for depth, (hit, row, ok) in enumerate(zip(right & valid, rows, valid, strict=True)):
+        here, good = (blank.index_fill(0, torch.where(mark, row, size), True)[:size] for mark in (ok, hit))
+        supervised = here if supervised is None else here & supervised
+        before = supervised if reached is None else reached & supervised
+        reached = good & before
+        metrics[f"accuracy_{depth + 1}"] = reached.sum() / supervised.sum().clamp_min(1)
+        metrics[f"conditional_{depth + 1}"] = reached.sum() / before.sum().clamp_min(1)
+    return metrics
+
+
+def pick(
+    logits: torch.Tensor, temperature: float, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns a draft id [1], the likeliest at temperature 0 and sampled otherwise, and what it was drawn from [D]."""
+    if temperature == 0.0:
+        return logits.argmax(-1, keepdim=True), None
+    q = torch.softmax(logits.float() / temperature, -1)
+    return torch.multinomial(q, 1, generator=generator), q
+
+
+def proposal_of(
+    picks: list[tuple[torch.Tensor, torch.Tensor | None]], draft_to_target: torch.Tensor, vocab_size: int
+) -> Proposal:
+    """Returns the chain of what `pick` gave, depth by depth, in the verifier's vocabulary of `vocab_size`."""
+    if not picks:
+        return chain(torch.empty(0, dtype=torch.int64, device=draft_to_target.device))
+    tokens = draft_to_target[torch.cat([token for token, _ in picks])]
+    drawn = [q for _, q in picks if q is not None]
+    if not drawn:
+        return chain(tokens)
+    probs = torch.zeros(len(drawn), vocab_size, device=tokens.device)
+    return chain(tokens, probs.index_copy_(1, draft_to_target, torch.stack(drawn)))
+
+
+def copy_norm(norm: RMSNorm, head: VerifierHead) -> None:
+    """Makes `norm` the verifier's final norm.
+
+    Raises:
+        ContractError: the verifier's is of another kind.
+    """
+    if head.centered or head.eps != norm.eps:
+        kind = "LayerNorm" if head.centered else f"RMSNorm with eps {head.eps}"
+        raise ContractError(
+            f"the verifier's final norm is a {kind}, the draft's an RMSNorm with eps {norm.eps}",
+            hint="algorithms that read the normed last state need an RMSNorm; leave out algorithm.decoder.rms_norm_eps",
+        )
+    factor = head.norm_weight.float()
+    norm.weight.data = 1 + factor if head.unit_offset else factor
+
+
+class Recurrent(Protocol):
+    """A draft model whose output state is both what its head reads and its next input."""
+
+    layers: nn.ModuleList
+    verifier_norm: RMSNorm
+    draft_vocab_size: int
+    vocab_size: int
+    scale: float
+    window: int | None
+
+    @property
+    def draft_to_target(self) -> torch.Tensor:
+        """[D] int64."""
+
+    def step(
+        self,
+        state: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attend: AttendAt,
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Runs once: [S, H] states and [S] tokens -> [S, H], or [R, H] where only `rows` are wanted."""
+
+    def logits(self, state: torch.Tensor) -> torch.Tensor:
+        """[R, H] -> [R, D] float32."""
+
+
+def unroll(
+    model: Recurrent,
+    state: torch.Tensor,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    layout: RowLayout,
+    segments: tuple[Segment, ...],
+    depths: int,
+) -> Iterator[torch.Tensor]:
+    """Yields the states [R, H] of the query rows of `segments` at each depth, teacher-forced.
+
+    Args:
+        state: [S, H], the verifier's normed last states.
+        tokens: [S] the row's own.
+        positions: [S].
+    """
+    rows = rows_of(segments, tokens.device)
+    prefix: list[KeysValues] = []
+    own: list[list[KeysValues]] = [[] for _ in model.layers]
+    last = len(tokens) - 1
+    everything = torch.arange(layout.size, device=tokens.device)
+    for depth in range(depths):
+
+        def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, depth: int = depth) -> torch.Tensor:
+            (own[index] if depth > 0 else prefix).append((k, v))
+            # At depth 0 only the last layer may leave rows out: the one above needs all of them for its keys.
+            covered = segments if depth > 0 or index == len(own) - 1 else layout.whole()
+            return unrolled_attention(q, prefix[index], own[index], covered, scale=model.scale, window=model.window)
+
+        source = everything if depth == 0 else rows
+        read = tokens[(source + 1 + depth).clamp_max(last)]
+        state = model.step(state, read, positions[source] + depth, attend, rows if depth == 0 else None)
+        yield state
+
+
+@attrs.frozen(eq=False)
+class Unrolled:
+    """The draft's states where a supervised place is predicted.
+
+    Attributes:
+        states: [K, N, H].
+        rows: [K, N] int64, the row that predicts, and `valid` [K, N] bool, whether there is one; on the device.
+        places: [N] int64, on the device.
+    """
+
+    states: torch.Tensor
+    rows: torch.Tensor
+    valid: torch.Tensor
+    places: torch.Tensor
+
+
+def unroll_to_places(
+    model: Recurrent,
+    state: torch.Tensor,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    layout: RowLayout,
+    depths: int,
+) -> Unrolled:
+    """Unrolls the rows that reach a supervised place; arguments as `unroll`, without padding."""
+    device = tokens.device
+    segments = layout.reaching(2, depths + 1)
+    rows, valid = predicting_rows(layout, depths)
+    queries = rows_of(segments, torch.device("cpu"))
+    lookup = torch.zeros(max(layout.size, 1), dtype=torch.int64)
+    lookup[queries] = torch.arange(len(queries))
+    index = lookup[rows].to(device, non_blocking=True)
+    steps = unroll(model, state, tokens, positions, layout, segments, depths)
+    # Without query rows there are no places either, and the (empty) sums keep every parameter in the graph.
+    states = torch.stack([step.index_select(0, at) for step, at in zip(steps, index, strict=True)])
+    moved = (tensor.to(device, non_blocking=True) for tensor in (rows, valid, layout.places))
+    return Unrolled(states, *moved)
+
+
+@torch.no_grad()
+def replay_unrolled(
+    model: Recurrent,
+    *,
+    hidden_states: torch.Tensor,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    document_ids: torch.Tensor,
+    num_speculative_tokens: int,
+) -> Iterator[torch.Tensor]:
+    """Yields for each depth the draft logits [S, D]; see `speculators.drafter.Replays`."""
+    whole = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
+    layout, kept, (last, tokens, positions) = whole.without_padding(hidden_states[0], input_ids[0], position_ids[0])
+    state = model.verifier_norm(last)
+    for step in unroll(model, state, tokens, positions, layout, layout.whole(), num_speculative_tokens):
+        logits = torch.zeros(whole.size, model.draft_vocab_size, device=input_ids.device)
+        logits[kept] = model.logits(step)
+        yield logits
+
+
+@attrs.define(eq=False)
+class _Sequence:
+    """State of one decoded sequence: the depth-0 keys of all verified rows, and the last row's state [1, H]."""
+
+    length: int
+    prefix: list[KeysValues]
+    state: torch.Tensor
+
+
+class ChainDrafter:
+    """Drafts chains with a recurrent model, round by round; see `Drafter`.
+
+    Args:
+        model: in evaluation mode.
+        target_layer_ids: the id of the verifier's last state.
+    """
+
+    def __init__(self, model: Recurrent, target_layer_ids: tuple[int, ...]) -> None:
+        self.model = model
+        self.target_layer_ids = target_layer_ids
+        self.draft_to_target = model.draft_to_target
+
+    @torch.no_grad()
+    def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
+        """Takes in a prompt: tokens [n + 1], states [n, H]."""
+        sequence = _Sequence(0, [], torch.empty(0))
+        self.advance(sequence, tokens[1:], hidden_states)
+        return sequence
+
+    @torch.no_grad()
+    def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
+        """Takes in what a round emitted: tokens [m], states [m, H] of the places before them."""
+        start, stop = state.length, state.length + len(tokens)
+        model, segments = self.model, (Segment(0, start, stop),)
+
+        def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            if start == 0:
+                state.prefix.append((k, v))
+            else:
+                held = state.prefix[index]
+                state.prefix[index] = (torch.cat((held[0], k)), torch.cat((held[1], v)))
+            return unrolled_attention(q, state.prefix[index], [], segments, scale=model.scale, window=model.window)
+
+        positions = torch.arange(start, stop, device=tokens.device)
+        entered = model.verifier_norm(hidden_states)
+        state.state = model.step(entered, tokens, positions, attend, None)[-1:]
+        state.length = stop
+
+    @torch.no_grad()
+    def propose(
+        self, state: _Sequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
+    ) -> Proposal:
+        """Drafts a chain of `num_tokens`; greedy at temperature 0, sampled from softmax(logits / T) otherwise."""
+        model, last = self.model, state.length - 1
+        own: list[list[KeysValues]] = [[] for _ in model.layers]
+        segments = (Segment(0, last, state.length),)
+
+        def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            own[index].append((k, v))
+            prefix = state.prefix[index]
+            return unrolled_attention(q, prefix, own[index], segments, scale=model.scale, window=model.window)
+
+        hidden = state.state
+        position = torch.tensor([last], device=hidden.device)
+        picks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        for depth in range(1, num_tokens + 1):
+            picks.append(pick(model.logits(hidden)[0], temperature, generator))
+            if depth < num_tokens:
+                token = self.draft_to_target[picks[-1][0]]
+                hidden = model.step(hidden, token, position + depth, attend, None)
+        return proposal_of(picks, self.draft_to_target, model.vocab_size)
+
+
+def depth_weights(weights: list[float], valid: torch.Tensor) -> torch.Tensor:
+    """Returns [K, N]: the depth's weight over the number of supervised places, 0 where no row predicts the place."""
+    by_depth = torch.tensor(weights, device=valid.device)
+    return by_depth[:, None] * valid / max(valid.shape[1], 1)
+
+
+def wanted_states(last: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Returns the verifier's states [N, H] that give its distributions of `places` [N]: those one place before."""
+    return last[(places - 1).clamp_min(0)]

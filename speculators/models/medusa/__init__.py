@@ -1,0 +1,18 @@
+"""Medusa (arXiv 2401.10774)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators.models.medusa.config import MedusaSpeculatorConfig
+
+__all__ = ["MedusaDraftModel", "MedusaSpeculatorConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    # The model drags torch in; `spec validate` only wants the config.
+    if name == "MedusaDraftModel":
+        from speculators.models.medusa.core import MedusaDraftModel
+
+        return MedusaDraftModel
+    raise AttributeError(name)
