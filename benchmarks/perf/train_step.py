@@ -1,6 +1,6 @@
-"""One EAGLE-3 training step of the SmolLM2-135M shape: ours, or ours and the peer's in turn.
+"""One training step of the SmolLM2-135M shape: ours, or ours and the peer's in turn.
 
-    python -m benchmarks.perf.train_step [--draft-vocab 8192] [--dtype bfloat16] [--profile]
+    python -m benchmarks.perf.train_step [--algo eagle3] [--draft-vocab 8192] [--dtype bfloat16] [--profile]
     python -m benchmarks.perf.train_step --peer PEER/bin/python --peer-script peer_train_step.py [--rounds 3]
 
 One document of `--seq-len` tokens, all supervised, random states; forward, backward, clipping and optimizer, through
@@ -17,14 +17,16 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.perf.side_by_side import Column, Side, interleave, report, table
-from speculators.config import SpeculatorModelConfig, VerifierFacts, default_layer_ids
+from speculators.config import SpeculatorModelConfig, VerifierFacts
 from speculators.model import SpeculatorModel, build_model, trainer_kwargs
 from speculators.nn.layout import RowLayout
 from speculators.recipe.decoder import draft_decoder_config
@@ -52,7 +54,34 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
 }
-CELLS = (("float32", 8192), ("bfloat16", 8192), ("bfloat16", 32000))
+
+
+@attrs.frozen
+class Cell:
+    """One comparison.
+
+    Attributes:
+        algo: registered name, the same on both sides.
+        settings: of our config, as they differ from its defaults.
+        peer: the same settings as options of the peer's script.
+    """
+
+    algo: str
+    dtype: str
+    draft_vocab: int
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    peer: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        told = "".join(f", {name} {value}" for name, value in self.settings.items())
+        return f"{self.algo}, {self.dtype}, D = {self.draft_vocab}{told}"
+
+
+CELLS = (
+    Cell("eagle3", "float32", 8192),
+    Cell("eagle3", "bfloat16", 8192),
+    Cell("eagle3", "bfloat16", 32000),
+)
 COLUMNS = (
     Column(key="tokens_per_s", title="tokens/s (mean)"),
     Column(key="best_tokens_per_s", title="tokens/s (best)"),
@@ -72,32 +101,33 @@ def make_verifier(folder: Path) -> Path:
     return folder
 
 
-def build(folder: Path, draft_vocab: int, options: argparse.Namespace) -> tuple[SpeculatorModel, dict[str, Any]]:
-    """Returns the model and what its forward is given besides the row."""
+def build(folder: Path, options: argparse.Namespace) -> tuple[SpeculatorModel, dict[str, Any]]:
+    """Returns the model and the kwargs that it was built from."""
+    draft_vocab = options.draft_vocab
     facts = VerifierFacts.read(folder / "config.json")
-    config = SpeculatorModelConfig.get_class("eagle3").pick({"ttt_steps": options.ttt_steps})
+    config = SpeculatorModelConfig.get_class(options.algo)(**json.loads(options.settings))
     ids = torch.randperm(facts.vocab_size)[:draft_vocab].sort().values
     reduced = draft_vocab < facts.vocab_size
     kwargs = {
         **{field.name: getattr(config, field.name) for field in type(config).recipe_fields()},
         "verifier_name_or_path": str(folder),
-        "target_layer_ids": default_layer_ids(facts.num_hidden_layers),
+        "target_layer_ids": config.layer_ids(facts.num_hidden_layers),
         "transformer_layer_config": draft_decoder_config(facts, config),
         "draft_vocab_size": draft_vocab,
         "t2d": torch.zeros(facts.vocab_size, dtype=torch.bool).index_fill(0, ids, True) if reduced else None,
         "d2t": ids - torch.arange(draft_vocab) if reduced else None,
         "dtype": options.dtype,
     }
-    model = build_model("eagle3", facts, kwargs)
-    return model, trainer_kwargs(model, kwargs)[0]
+    model = build_model(options.algo, facts, kwargs)
+    return model, kwargs
 
 
-def make_batch(length: int, dtype: torch.dtype) -> Batch:
-    """Returns a batch of one row: one document of random tokens and states, all of it supervised."""
+def make_batch(length: int, dtype: torch.dtype, states: int) -> Batch:
+    """Returns a batch of one row: one document of random tokens and `states` states, all of it supervised."""
     generator = torch.Generator().manual_seed(1)
     width, size = SHAPE["hidden_size"], SHAPE["vocab_size"]
     tensors = {
-        "hidden_states": torch.randn(1, length, 3 * width, generator=generator).to(dtype),
+        "hidden_states": torch.randn(1, length, states * width, generator=generator).to(dtype),
         "verifier_last_hidden_states": torch.randn(1, length, width, generator=generator).to(dtype),
         "input_ids": torch.randint(size, (1, length), generator=generator),
         "loss_mask": torch.ones(1, length, dtype=torch.bool),
@@ -142,7 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
     dtype = getattr(torch, options.dtype)
     with tempfile.TemporaryDirectory(prefix="train_step_") as temporary:
-        model, train_kwargs = build(make_verifier(Path(temporary)), options.draft_vocab, options)
+        model, kwargs = build(make_verifier(Path(temporary)), options)
         schedule = ScheduleSection(
             optimizer=OptimizerSection(name=options.optimizer, lr=1e-4, clip_norm=1.0),
             learning_rate=LearningRate(shape="constant", warmup=0.0),
@@ -155,10 +185,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             optimizer=Optimizer(model, schedule.optimizer),
             job=job,
             world=World(),
-            train_kwargs=train_kwargs,
+            train_kwargs=trainer_kwargs(model, kwargs)[0],
         )
         model.train()
-        batch = make_batch(options.seq_len, dtype)
+        batch = make_batch(options.seq_len, dtype, len(kwargs["target_layer_ids"]))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         losses = _steps(worker, batch, 0, options.warmup)[1]
         cpu = time.process_time()
@@ -168,16 +198,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             _profile(worker, batch)
     mean = sum(measured) / len(measured)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    gflop = step_gflop(options.seq_len, options.draft_vocab, options.ttt_steps)
-    # After the peak was read: the product's own matrices are no part of a step.
-    rate = matmul_gflops(dtype)
     return {
         "side": "ours",
+        "algo": options.algo,
+        "settings": json.loads(options.settings),
         "draft_vocab": options.draft_vocab,
         "dtype": options.dtype,
         "optimizer": options.optimizer,
         "seq_len": options.seq_len,
-        "ttt_steps": options.ttt_steps,
         "threads": options.threads,
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "step_s": round(mean, 3),
@@ -187,13 +215,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "best_tokens_per_s": round(options.seq_len / min(measured), 1),
         "rss_before_mb": before,
         "peak_rss_mb": peak,
-        "gflop": round(gflop, 1),
-        "matmul_gflops": round(rate, 1),
-        "floor_fraction": round(gflop / rate / min(measured), 3),
+        **floor(options, model, dtype, min(measured)),
         "loss_first": (losses + later)[0],
         "loss_last": later[-1],
         "loadavg": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
+    }
+
+
+def floor(options: argparse.Namespace, model: SpeculatorModel, dtype: torch.dtype, seconds: float) -> dict[str, float]:
+    """Returns the step's share of its arithmetic floor, for the algorithm whose arithmetic is counted here."""
+    if options.algo != "eagle3":
+        return {}
+    # After the peak was read: the product's own matrices are no part of a step.
+    rate, gflop = matmul_gflops(dtype), step_gflop(options.seq_len, options.draft_vocab, model.config.ttt_steps)
+    return {
+        "gflop": round(gflop, 1),
+        "matmul_gflops": round(rate, 1),
+        "floor_fraction": round(gflop / rate / seconds, 3),
     }
 
 
@@ -217,24 +256,24 @@ def _profile(worker: Worker, batch: Batch) -> None:
     print(rows, file=sys.stderr)
 
 
-def sides(dtype: str, draft_vocab: int, options: argparse.Namespace) -> tuple[Side, Side]:
+def sides(cell: Cell, options: argparse.Namespace) -> tuple[Side, Side]:
     """Returns both programs for one cell of the comparison."""
-    shared = ["--draft-vocab", draft_vocab, "--dtype", dtype, "--optimizer", options.optimizer]
-    shared += ["--seq-len", options.seq_len, "--ttt-steps", options.ttt_steps, "--threads", options.threads]
+    shared = ["--algo", cell.algo, "--draft-vocab", cell.draft_vocab, "--dtype", cell.dtype]
+    shared += ["--optimizer", options.optimizer, "--seq-len", options.seq_len, "--threads", options.threads]
     shared += ["--steps", options.steps, "--warmup", options.warmup]
-    ours = (sys.executable, "-m", "benchmarks.perf.train_step", *map(str, shared))
-    theirs = (options.peer, options.peer_script, "--algo", "eagle3", "--attn", "sdpa", *map(str, shared))
+    own = ("--settings", json.dumps(dict(cell.settings)))
+    ours = (sys.executable, "-m", "benchmarks.perf.train_step", *map(str, shared), *own)
+    theirs = (options.peer, options.peer_script, "--attn", "sdpa", *map(str, shared), *cell.peer)
     return Side("ours", ours), Side("peer", theirs)
 
 
 def compare(options: argparse.Namespace) -> None:
     """Runs both sides in every cell and prints the table."""
     found = {}
-    for dtype, draft_vocab in [CELLS[number] for number in options.cells]:
-        cell = f"{dtype}, D = {draft_vocab}"
+    for cell in (CELLS[number] for number in options.cells):
         print(cell, file=sys.stderr, flush=True)
-        found[cell] = interleave(sides(dtype, draft_vocab, options), rounds=options.rounds, threads=options.threads)
-    print(f"S = {options.seq_len}, ttt {options.ttt_steps}, {options.optimizer}, {options.threads} threads,")
+        found[str(cell)] = interleave(sides(cell, options), rounds=options.rounds, threads=options.threads)
+    print(f"S = {options.seq_len}, {options.optimizer}, {options.threads} threads,")
     print(f"medians of {options.rounds} processes a side, in turn, {options.steps} steps each\n")
     print(table(found, COLUMNS))
     report(found)
@@ -243,11 +282,12 @@ def compare(options: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", default="eagle3")
     parser.add_argument("--draft-vocab", type=int, default=8192)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--seq-len", type=int, default=2048)
-    parser.add_argument("--ttt-steps", type=int, default=3)
+    parser.add_argument("--settings", default="{}", help="fields of the algorithm's config, as JSON")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -256,7 +296,8 @@ def main() -> None:
     parser.add_argument("--peer-script", help="the peer's side (peer_train_step.py)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side in each cell")
     numbers = range(len(CELLS))
-    parser.add_argument("--cells", type=int, nargs="+", choices=numbers, default=list(numbers), help=f"of {CELLS}")
+    cells = "; ".join(f"{number}: {cell}" for number, cell in enumerate(CELLS))
+    parser.add_argument("--cells", type=int, nargs="+", choices=numbers, default=list(numbers), help=cells)
     options = parser.parse_args()
     if options.peer is None:
         report(measure(options))
