@@ -106,12 +106,15 @@ def copy_norm(norm: RMSNorm, head: VerifierHead) -> None:
 class Recurrent(Protocol):
     """A draft model whose output state is both what its head reads and its next input."""
 
-    layers: nn.ModuleList
     verifier_norm: RMSNorm
     draft_vocab_size: int
     vocab_size: int
     scale: float
     window: int | None
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
 
     @property
     def draft_to_target(self) -> torch.Tensor:

@@ -26,7 +26,10 @@ ALGORITHMS = CONFIGS.names()
 K = 3
 
 # What makes training exhaustive on a handful of tokens: nothing left out at random, all depths weighed alike.
-OPTIONS: dict[str, dict] = {"eagle3": {"ttt_steps": 3}}
+OPTIONS: dict[str, dict] = {
+    "eagle3": {"ttt_steps": 3},
+    "eagle1": {"alignment_steps": 3, "noise": 0.0, "loss": {"ce": 1.0}},
+}
 
 # Algorithms that draft from the verifier's whole vocabulary only.
 WHOLE_VOCABULARY = {"mtp"}

@@ -1,0 +1,41 @@
+"""EAGLE's config (arXiv 2401.15077), with the aligned training of HASS (arXiv 2408.15766) as an option."""
+
+from __future__ import annotations
+
+import attrs
+
+from speculators.config import SpeculatorModelConfig, derived, knob, positive
+
+
+def _not_negative(_: object, __: attrs.Attribute[float], value: float) -> None:
+    if value < 0:
+        raise ValueError(f"must be >= 0, got {value!r}")
+
+
+@SpeculatorModelConfig.register("eagle1")
+@attrs.frozen(kw_only=True, slots=False)
+class Eagle1SpeculatorConfig(SpeculatorModelConfig):
+    """What an EAGLE speculator is, and how it is trained.
+
+    A recipe has no `target_layer_ids`: the draft reads the last state.
+
+    Attributes:
+        alignment_steps: depths that training unrolls, each on the state that the draft itself left; 1 is EAGLE, 3 HASS.
+        alignment_decay: weight of step k is alignment_decay ** k.
+        regression: weight of the smooth L1 distance between the draft's state and the verifier's.
+        loss: weight of each loss of the distributions; kl_div is the paper's cross-entropy with p, less p's entropy.
+        noise: training adds U(-noise, noise) to the verifier's states (section 4, "Training").
+    """
+
+    speculators_model_type: str = derived("eagle1")
+    architectures: tuple[str, ...] = derived(("Eagle1DraftModel",))
+    target_layer_ids: tuple[int, ...] | None = derived(None)
+    alignment_steps: int = knob(1, validator=positive)
+    alignment_decay: float = knob(1.0, validator=positive)
+    regression: float = knob(1.0, validator=_not_negative)
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 0.1})
+    noise: float = knob(0.1, validator=_not_negative)
+
+    def layer_ids(self, num_layers: int) -> tuple[int, ...]:
+        """Returns the last layer's output."""
+        return (num_layers,)
