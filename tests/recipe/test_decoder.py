@@ -140,6 +140,9 @@ def test_smollms_default_layer_ids_are_those_that_a_server_takes() -> None:
 @pytest.mark.parametrize("ids", [(), (3, 3), (5, 2), (-1, 2)])
 def test_layer_ids_are_sorted_distinct_and_not_negative(ids: tuple[int, ...]) -> None:
     """The order of concatenation is the order of ids: another order is a mistake, not a choice."""
-    for name in CONFIGS.names():
+    configs = [CONFIGS.get(name) for name in CONFIGS.names()]
+    chosen = [config for config in configs if "target_layer_ids" in {f.name for f in config.recipe_fields()}]
+    assert chosen
+    for config in chosen:
         with pytest.raises(ValueError, match="sorted, distinct layer ids"):
-            CONFIGS.get(name)(target_layer_ids=ids)
+            config(target_layer_ids=ids)
