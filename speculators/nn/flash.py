@@ -19,13 +19,14 @@ _aten = torch.ops.aten
 
 
 @attrs.frozen
-class _Piece:
+class Piece:
     """One dense block of the attention: queries [q0, q1) over keys [k0, k1).
 
     Attributes:
         causal: query q0 + i sees keys k0 .. k0 + i; otherwise all keys that `band` allows.
         merges: an earlier piece holds other keys of the same queries.
         band: (offset, window): query q0 + i sees key k0 + j if offset + i - window < j <= offset + i; None: no limit.
+        ends: [q1 - q0] int64 on the host: query q0 + i sees keys k0 .. ends[i] - 1, the last `window` of them.
     """
 
     q0: int
@@ -35,9 +36,11 @@ class _Piece:
     causal: bool
     merges: bool = False
     band: tuple[int, int] | None = None
+    ends: torch.Tensor | None = None
+    window: int | None = None
 
 
-def _pieces(segments: tuple[Segment, ...], window: int | None) -> Iterator[_Piece]:
+def _pieces(segments: tuple[Segment, ...], window: int | None) -> Iterator[Piece]:
     offset = 0
     for segment in segments:
         length = segment.stop - segment.first
@@ -46,18 +49,18 @@ def _pieces(segments: tuple[Segment, ...], window: int | None) -> Iterator[_Piec
         else:
             past = segment.first > segment.start
             if past:
-                yield _Piece(offset, offset + length, segment.start, segment.first, causal=False)
-            yield _Piece(offset, offset + length, segment.first, segment.stop, causal=True, merges=past)
+                yield Piece(offset, offset + length, segment.start, segment.first, causal=False)
+            yield Piece(offset, offset + length, segment.first, segment.stop, causal=True, merges=past)
         offset += length
 
 
-def _banded(segment: Segment, offset: int, window: int) -> Iterator[_Piece]:
+def _banded(segment: Segment, offset: int, window: int) -> Iterator[Piece]:
     """Blocks of `window` queries see at most 2 * window keys each: cost S * window, never S * S."""
     for first in range(segment.first, segment.stop, window):
         stop = min(first + window, segment.stop)
         k0 = max(segment.start, first - window + 1)
         q0 = offset + first - segment.first
-        yield _Piece(q0, q0 + stop - first, k0, stop, causal=False, band=(first - k0, window))
+        yield Piece(q0, q0 + stop - first, k0, stop, causal=False, band=(first - k0, window))
 
 
 def _heads_first(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -65,13 +68,17 @@ def _heads_first(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
     return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
 
 
-def _band_mask(piece: _Piece, like: torch.Tensor) -> torch.Tensor | None:
-    if piece.band is None:
-        return None
-    offset, window = piece.band
-    query = torch.arange(piece.q1 - piece.q0, device=like.device)[:, None] + offset
+def _band_mask(piece: Piece, like: torch.Tensor) -> torch.Tensor | None:
     key = torch.arange(piece.k1 - piece.k0, device=like.device)[None, :]
-    seen = (key <= query) & (key > query - window)
+    if piece.ends is not None:
+        end = piece.ends.to(like.device, non_blocking=True)[:, None] - piece.k0
+        seen = key < end if piece.window is None else (key < end) & (key >= end - piece.window)
+    elif piece.band is not None:
+        offset, window = piece.band
+        query = torch.arange(piece.q1 - piece.q0, device=like.device)[:, None] + offset
+        seen = (key <= query) & (key > query - window)
+    else:
+        return None
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
 
 
@@ -90,11 +97,18 @@ def causal_attention(
     """
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _cuda_forward(q, k, v, segments, scale, window)
+    return piecewise(q, k, v, tuple(_pieces(segments, window)), scale)
+
+
+def piecewise(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: tuple[Piece, ...], scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attends block by block; the shapes of `causal_attention`. Queries of no piece get 0 and -inf."""
     kv_heads = k.shape[1]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out = torch.empty_like(q)
-    lse = torch.empty(q.shape[:2], dtype=wide, device=q.device)
-    for piece in _pieces(segments, window):
+    out = torch.zeros_like(q)
+    lse = torch.full(q.shape[:2], float("-inf"), dtype=wide, device=q.device)
+    for piece in pieces:
         queries = _heads_first(q[piece.q0 : piece.q1], kv_heads)
         keys, values = (_spread(x[piece.k0 : piece.k1], queries.shape[1]) for x in (k, v))
         part, part_lse = _block_forward(queries, keys, values, piece, scale)
@@ -126,7 +140,7 @@ def _has_flash(q: torch.Tensor) -> bool:
 
 
 def _block_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, piece: _Piece, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, piece: Piece, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     mask = _band_mask(piece, q)
     if _has_flash(q):
@@ -138,7 +152,7 @@ def _block_forward(
     return ((scores - lse[..., None]).exp() @ v.to(scores.dtype)).to(q.dtype), lse
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, piece: _Piece, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+def _scores(q: torch.Tensor, k: torch.Tensor, piece: Piece, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
     """Scores of one block in float32: for devices and dtypes that have no flash kernel."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
@@ -165,9 +179,23 @@ def causal_attention_backward(
     """
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _cuda_backward(grad_out, q, k, v, out, lse, segments, scale, window)
+    return piecewise_backward(grad_out, q, k, v, out, lse, tuple(_pieces(segments, window)), scale)
+
+
+def piecewise_backward(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    pieces: tuple[Piece, ...],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients as `causal_attention_backward`, block by block."""
     kv_heads = k.shape[1]
     grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v))
-    for piece in _pieces(segments, window):
+    for piece in pieces:
         rows, cols = slice(piece.q0, piece.q1), slice(piece.k0, piece.k1)
         queries, output, grad = (_heads_first(x[rows], kv_heads) for x in (q, out, grad_out))
         keys, values = (_spread(x[cols], queries.shape[1]) for x in (k, v))
@@ -186,7 +214,7 @@ def _block_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    piece: _Piece,
+    piece: Piece,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     mask = _band_mask(piece, q)
