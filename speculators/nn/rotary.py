@@ -25,9 +25,11 @@ class Rotary(nn.Module):
     def __init__(self, decoder: dict[str, Any]) -> None:
         super().__init__()
         known = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
-        config = LlamaConfig(
-            rope_parameters=dict(decoder["rope_parameters"]), **{name: decoder[name] for name in known}
-        )
+        rope, sizes = dict(decoder["rope_parameters"]), {name: decoder[name] for name in known}
+        if rope.get("rope_type", "default") == "default":
+            # Llama's default kind, unlike the others, does not read the partial factor.
+            sizes["head_dim"] = int(sizes["head_dim"] * rope.get("partial_rotary_factor", 1.0))
+        config = LlamaConfig(rope_parameters=rope, **sizes)
         self.embedding = LlamaRotaryEmbedding(config)
 
     @torch.no_grad()
