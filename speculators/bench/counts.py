@@ -17,12 +17,14 @@ class Counts:
     Attributes:
         tokens: [n] tokens that rounds emitted.
         rounds: [n] rounds, expected ones where they come from the walk.
+        drafted: [n] drafted tokens, those past the end of the response too.
         reached: [n, K] rounds in which depth j was judged: all earlier drafts were accepted and the response goes on.
         accepted: [n, K] rounds in which depth j was accepted.
     """
 
     tokens: np.ndarray
     rounds: np.ndarray
+    drafted: np.ndarray
     reached: np.ndarray
     accepted: np.ndarray
 
@@ -30,6 +32,11 @@ class Counts:
     def tau(self) -> float:
         """Tokens emitted a round, the verifier's own included; a ratio of sums, NaN without rounds."""
         return _ratio(self.tokens.sum(), self.rounds.sum())
+
+    @property
+    def drafted_per_round(self) -> float:
+        """Tokens drafted a round; a ratio of sums, NaN without rounds."""
+        return _ratio(self.drafted.sum(), self.rounds.sum())
 
     @property
     def by_position(self) -> tuple[float, ...]:
@@ -47,6 +54,7 @@ class Counts:
         return Counts(
             tokens=self.tokens[index],
             rounds=self.rounds[index],
+            drafted=self.drafted[index],
             reached=self.reached[index],
             accepted=self.accepted[index],
         )
@@ -68,6 +76,7 @@ def count_decoded(responses: Sequence[Decoded], num_tokens: int) -> Counts:
     return Counts(
         tokens=np.array([len(response.tokens) - 1 for response in responses], dtype=np.float64),
         rounds=np.array([len(response.rounds) for response in responses], dtype=np.float64),
+        drafted=np.array([sum(each.drafted for each in response.rounds) for response in responses], dtype=np.float64),
         reached=reached,
         accepted=accepted,
     )

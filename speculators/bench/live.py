@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -23,12 +23,12 @@ class Contender:
 
     Attributes:
         name: for results.
-        drafter: None for plain decoding.
+        draft: returns a drafter that has seen nothing yet; None for plain decoding.
         num_tokens: drafted a round (K); 0 for plain decoding.
     """
 
     name: str
-    drafter: Drafter | None = None
+    draft: Callable[[], Drafter] | None = None
     num_tokens: int = 0
 
 
@@ -66,19 +66,18 @@ def run_live(
         model: the verifier, a transformers causal language model.
         rows: at least one; prompts, with the response that the verifier gives at T = 0.
     """
-    engines = [
-        CachedVerifier(model, () if each.drafter is None else each.drafter.target_layer_ids) for each in contenders
-    ]
     warm_up = attrs.evolve(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
-    for engine, contender in zip(engines, contenders, strict=True):
-        _decode(engine, contender, rows[0], warm_up, seed=settings.seed)
+    for contender in contenders:
+        _Decoder.of(model, contender).decode(rows[0], warm_up, seed=settings.seed)
+    # New drafters: some remember responses, and one that was decoded to warm up was not.
+    decoders = [_Decoder.of(model, contender) for contender in contenders]
     responses: dict[str, list[Decoded]] = {each.name: [] for each in contenders}
     total = len(rows) * len(contenders)
     for index, row in enumerate(rows):
         for turn in range(len(contenders)):
             which = (index + turn) % len(contenders)
             seed = (settings.seed * len(rows) + index) * len(contenders) + which
-            decoded = _decode(engines[which], contenders[which], row, settings, seed=seed)
+            decoded = decoders[which].decode(row, settings, seed=seed)
             responses[contenders[which].name].append(decoded)
             done = index * len(contenders) + turn + 1
             note = f"{contenders[which].name}: {len(decoded.tokens) / decoded.seconds:.1f} tokens/s"
@@ -86,17 +85,31 @@ def run_live(
     return responses
 
 
-def _decode(engine: CachedVerifier, contender: Contender, row: Row, settings: LiveSettings, *, seed: int) -> Decoded:
-    length = settings.max_new_tokens
-    if settings.temperature == 0:
-        length = min(length, len(row.response.answer))
-    return decode(
-        engine,
-        contender.drafter,
-        torch.tensor(row.response.prompt, device=engine.device),
-        max_new_tokens=length,
-        num_tokens=contender.num_tokens,
-        temperature=settings.temperature,
-        generator=torch.Generator(engine.device).manual_seed(seed),
-        stop_ids=settings.stop_ids,
-    )
+@attrs.frozen(eq=False)
+class _Decoder:
+    """A contender at work."""
+
+    engine: CachedVerifier
+    drafter: Drafter | None
+    num_tokens: int
+
+    @classmethod
+    def of(cls, model: Any, contender: Contender) -> _Decoder:
+        drafter = None if contender.draft is None else contender.draft()
+        engine = CachedVerifier(model, () if drafter is None else drafter.target_layer_ids)
+        return cls(engine, drafter, contender.num_tokens)
+
+    def decode(self, row: Row, settings: LiveSettings, *, seed: int) -> Decoded:
+        length = settings.max_new_tokens
+        if settings.temperature == 0:
+            length = min(length, len(row.response.answer))
+        return decode(
+            self.engine,
+            self.drafter,
+            torch.tensor(row.response.prompt, device=self.engine.device),
+            max_new_tokens=length,
+            num_tokens=self.num_tokens,
+            temperature=settings.temperature,
+            generator=torch.Generator(self.engine.device).manual_seed(seed),
+            stop_ids=settings.stop_ids,
+        )

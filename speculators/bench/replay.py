@@ -7,7 +7,8 @@ drafts of the round were accepted they equal y, so the teacher-forced q is the v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -20,12 +21,29 @@ from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ProgressEvent, ignore
 
 
+@runtime_checkable
+class CutsDrafts(Protocol):
+    """A `Replays` whose drafter may draft fewer tokens than it is asked for."""
+
+    def replay_lengths(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+        num_speculative_tokens: int,
+    ) -> torch.Tensor:
+        """Returns [S] int64, how many tokens a live round drafts from each row; arguments as of `Replays.replay`."""
+
+
 @attrs.frozen(eq=False, kw_only=True)
 class Replayed:
     """Acceptance probabilities of a set of responses, from which every K up to K_max follows.
 
     Attributes:
         acceptance: a response each, [L, K_max] as in `walk`.
+        lengths: a response each, [L] tokens that a live round drafts; None where that is always K.
         ids: the prompt of each response.
         categories: of each response.
         cut_prompts: responses that were cut because they left the verifier's own output.
@@ -37,10 +55,14 @@ class Replayed:
     categories: tuple[str, ...]
     cut_prompts: int
     cut_tokens: int
+    lengths: tuple[np.ndarray, ...] | None = None
 
     def counts(self, num_tokens: int) -> Counts:
-        """Returns the expected counts at K = `num_tokens` (at most K_max)."""
-        return walk(self.acceptance, num_tokens)
+        """Returns the expected counts at K = `num_tokens` (at most K_max).
+
+        With `lengths` only K_max itself is exact: a drafter that may stop early may stop elsewhere at another K.
+        """
+        return walk(self.acceptance, num_tokens, self.lengths)
 
 
 def replay(
@@ -61,40 +83,64 @@ def replay(
         row_tokens: responses are packed, separated, into rows of up to this many tokens; a longer one has its own.
     """
     tables: list[np.ndarray] = []
-    for pack in _packs(rows, row_tokens):
-        tables += _replay_pack(model, pack, k_max=k_max, temperature=temperature)
+    lengths: list[np.ndarray] = []
+    cuts = model if isinstance(model, CutsDrafts) else None
+    for pack in map(_Pack.of, _packs(rows, row_tokens)):
+        accepted = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
+        if cuts is not None:
+            drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
+            accepted *= torch.arange(k_max) < drafted[:, None]
+            lengths += [part.numpy() for part in drafted.split(pack.rounds)]
+        tables += [table.numpy() for table in accepted.split(pack.rounds)]
         progress(ProgressEvent(stage="replay", done=len(tables), total=len(rows), unit="responses"))
-    return _replayed(tables, rows)
+    return _replayed(tables, rows, lengths if cuts is not None else None)
 
 
-def replay_deterministic(make: type[Drafter], rows: Sequence[Row], *, k_max: int) -> Replayed:
+def replay_each(
+    model: Replays, rows: Sequence[Row], ks: Sequence[int], *, temperature: float, progress: Progress = ignore
+) -> dict[int, Replayed]:
+    """Replays for several K: all from one pass, or a pass each where the drafter may draft fewer tokens.
+
+    Args:
+        ks: the K.
+    """
+    if isinstance(model, CutsDrafts):
+        return {k: replay(model, rows, k_max=k, temperature=temperature, progress=progress) for k in ks}
+    return dict.fromkeys(ks, replay(model, rows, k_max=max(ks), temperature=temperature, progress=progress))
+
+
+def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[Row], *, k_max: int) -> Replayed:
     """Replays a drafter that reads tokens only and proposes chains without probabilities; the verifier is not needed.
 
     Its q is a point mass on what it drafts, so min(1, q(y) / p(y)) is 1 if that is y, else 0, at every temperature.
 
     Args:
-        make: builds the drafter.
+        make: builds the drafter, which sees the responses in their order.
     """
     drafter = make()
     nothing = torch.empty(0, 0)
-    tables = []
+    tables, lengths = [], []
     for row in rows:
         answer = torch.tensor(row.response.answer, dtype=torch.int64)
         table = np.zeros((max(0, len(answer) - 1), k_max), dtype=np.float32)
+        drafted = np.zeros(len(table), dtype=np.int64)
         if len(table):
             state = drafter.begin(torch.tensor(row.response.tokens[: row.response.prompt_length + 1]), nothing)
         for anchor in range(len(table)):
             drafts = drafter.propose(state, num_tokens=k_max, temperature=0.0, generator=None).tokens
+            drafted[anchor] = len(drafts)
             wanted = answer[anchor + 1 : anchor + 1 + len(drafts)]
             table[anchor, : len(wanted)] = (drafts[: len(wanted)] == wanted).numpy()
             drafter.advance(state, answer[anchor + 1 : anchor + 2], nothing)
         tables.append(table)
-    return _replayed(tables, rows)
+        lengths.append(drafted)
+    return _replayed(tables, rows, lengths)
 
 
-def _replayed(tables: Sequence[np.ndarray], rows: Sequence[Row]) -> Replayed:
+def _replayed(tables: Sequence[np.ndarray], rows: Sequence[Row], lengths: Sequence[np.ndarray] | None) -> Replayed:
     return Replayed(
         acceptance=tuple(tables),
+        lengths=None if lengths is None else tuple(lengths),
         ids=tuple(row.response.id for row in rows),
         categories=tuple(row.response.category for row in rows),
         cut_prompts=sum(row.cut > 0 for row in rows),
@@ -132,6 +178,11 @@ class _Pack:
     anchors: tuple[torch.Tensor, ...]
     end: torch.Tensor
 
+    @property
+    def rounds(self) -> list[int]:
+        """Rounds that could begin in each response."""
+        return [len(places) for places in self.anchors]
+
     @classmethod
     def of(cls, rows: Sequence[Row]) -> _Pack:
         lengths = torch.tensor([len(row.response.tokens) for row in rows])
@@ -159,12 +210,11 @@ class _Pack:
 
 
 @torch.no_grad()
-def _replay_pack(model: Replays, rows: Sequence[Row], *, k_max: int, temperature: float) -> list[np.ndarray]:
+def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float) -> torch.Tensor:
+    """Returns [rounds of all responses, K] the probability that each depth is accepted."""
     device = model.draft_to_target.device
-    pack = _Pack.of(rows)
     place = torch.cat(pack.anchors)
-    rounds = [len(places) for places in pack.anchors]
-    end = torch.repeat_interleave(pack.end, torch.tensor(rounds))
+    end = torch.repeat_interleave(pack.end, torch.tensor(pack.rounds))
     accepted = torch.zeros(len(place), k_max)
     depths = model.replay(**pack.batch(device), num_speculative_tokens=k_max)
     for depth, logits in enumerate(depths, start=1):
@@ -178,7 +228,14 @@ def _replay_pack(model: Replays, rows: Sequence[Row], *, k_max: int, temperature
                 draft_to_target=model.draft_to_target,
                 temperature=temperature,
             ).cpu()
-    return [table.numpy() for table in accepted.split(rounds)]
+    return accepted
+
+
+@torch.no_grad()
+def _lengths(model: CutsDrafts, pack: _Pack, device: torch.device, *, k_max: int) -> torch.Tensor:
+    """Returns [rounds of all responses] the tokens that are drafted."""
+    lengths = model.replay_lengths(**pack.batch(device), num_speculative_tokens=k_max)
+    return lengths.cpu()[torch.cat(pack.anchors)]
 
 
 def _accept(

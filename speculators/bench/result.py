@@ -13,7 +13,8 @@ from speculators.bench.replay import Replayed
 from speculators.bench.speed import Speed
 from speculators.bench.statistics import bootstrap_ratio
 
-FORMAT = 1
+# Raised when what a result holds changes, so that results of older code are measured again.
+FORMAT = 2
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +27,7 @@ class Acceptance:
         rounds: expected ones where the numbers are exact.
         tau: tokens / rounds.
         tau_interval: 95%, bootstrap over prompts.
+        drafted: mean tokens drafted a round; below K where the drafter may stop early.
         by_position: probability that a round accepts its j-th draft, j = 1..K.
         by_position_conditional: the same, given that the round reached position j.
     """
@@ -35,6 +37,7 @@ class Acceptance:
     rounds: float
     tau: float
     tau_interval: tuple[float, float]
+    drafted: float
     by_position: tuple[float, ...]
     by_position_conditional: tuple[float, ...]
 
@@ -54,10 +57,11 @@ class Live:
 
 
 @attrs.frozen(kw_only=True)
-class Baseline:
-    """A training-free drafter on the same responses.
+class BaselineRow:
+    """A drafter without training on the same responses.
 
     Attributes:
+        name: as `--against` takes it.
         live_tau: acceptance length of the decode that the speed is from; None, like `speed`, where it was not decoded.
     """
 
@@ -72,6 +76,7 @@ class Setting:
     """The numbers of one (suite, K, T).
 
     Attributes:
+        prompts_digest: of the suite's prompts; equal digests are the same questions.
         definition: what tau counts, K, T and how drafts were sampled, in one line.
         note: what else a reader must know about the suite's prompts; "" if nothing.
         exact: by replay, over all prompts of the suite.
@@ -82,13 +87,14 @@ class Setting:
     """
 
     suite: str
+    prompts_digest: str
     num_speculative_tokens: int
     temperature: float
     definition: str
     note: str
     exact: Acceptance
     by_category: dict[str, Acceptance]
-    baselines: tuple[Baseline, ...]
+    baselines: tuple[BaselineRow, ...]
     live: Live | None
     cut_prompts: int
     cut_tokens: int
@@ -154,6 +160,7 @@ def summarize(counts: Counts, ids: tuple[str, ...], *, seed: int) -> Acceptance:
         rounds=float(counts.rounds.sum()),
         tau=counts.tau,
         tau_interval=bootstrap_ratio(counts.tokens, counts.rounds, groups=ids, seed=seed),
+        drafted=counts.drafted_per_round,
         by_position=counts.by_position,
         by_position_conditional=counts.by_position_conditional,
     )

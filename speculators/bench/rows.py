@@ -97,6 +97,19 @@ def judge(
     )
 
 
+def shortened(row: Row, length: int | None) -> Row:
+    """Returns the row with the first `length` tokens of its response, which are the verifier's own, too; None: all."""
+    if length is None or length >= len(row.response.answer):
+        return row
+    end = row.response.prompt_length + length
+    return attrs.evolve(
+        row,
+        response=attrs.evolve(row.response, tokens=row.response.tokens[:end]),
+        hidden_states=row.hidden_states[:end],
+        log_p=None if row.log_p is None else row.log_p[:length],
+    )
+
+
 def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Returns log softmax(logits)[token], [n] of logits [n, V] and tokens [n], without forming the softmax."""
     return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)

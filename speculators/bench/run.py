@@ -1,4 +1,4 @@
-"""The whole benchmark of one speculator: exact by replay, confirmed live, beside training-free baselines."""
+"""The whole benchmark of one speculator: exact by replay, confirmed live, beside baselines without training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
 from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, agree_over_prompts
-from speculators.bench.replay import Replayed, replay, replay_deterministic
+from speculators.bench.replay import Replayed, replay, replay_deterministic, replay_each
 from speculators.bench.responses import capture_rows, own_rows, sample_rows
 from speculators.bench.result import (
-    Baseline,
+    BaselineRow,
     BenchResult,
     Live,
     Setting,
@@ -24,11 +24,11 @@ from speculators.bench.result import (
     summarize,
     summarize_categories,
 )
-from speculators.bench.rows import Response, Row
+from speculators.bench.rows import Response, Row, shortened
 from speculators.bench.speed import compare
-from speculators.bench.suites import Prompt, load_suite
+from speculators.bench.suites import Prompt, load_suite, prompts_digest
+from speculators.decoding.baselines import Baseline, check_baseline, make_baseline
 from speculators.decoding.loop import Decoded
-from speculators.decoding.ngram import BASELINES
 from speculators.drafter import Drafter, Replays
 from speculators.errors import DataError
 from speculators.events import Progress, ignore
@@ -63,6 +63,7 @@ class Bench:
         head: the verifier's, over its whole vocabulary, in float32.
         level: of the interval that live must agree within, where agreement is a matter of chance.
         known: rows that were made before.
+        baselines: to measure beside it.
     """
 
     model: Benchable
@@ -73,6 +74,7 @@ class Bench:
     level: float
     progress: Progress
     known: Known
+    baselines: tuple[Baseline, ...]
 
     @property
     def k_max(self) -> int:
@@ -101,6 +103,8 @@ def bench(
         seed: of sampling and of the bootstrap.
         known: rows that the caller has already, so that the verifier need not be run for them again.
     """
+    for each in section.baselines:
+        check_baseline(each)
     settings = len(section.suites) * len(section.temperature) * len(section.num_speculative_tokens)
     shared = Bench(
         model=model,
@@ -111,6 +115,7 @@ def bench(
         level=1 - FALSE_ALARM / max(1, settings),
         progress=progress,
         known=known,
+        baselines=tuple(make_baseline(each, engine, base=base, progress=progress) for each in section.baselines),
     )
     found: list[Setting] = []
     for suite in section.suites:
@@ -142,90 +147,102 @@ def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: 
         seed=shared.seed,
         progress=shared.progress,
     )
-    replayed = replay(shared.model, rows, k_max=shared.k_max, temperature=temperature, progress=shared.progress)
-    if not any(len(table) for table in replayed.acceptance):
+    ks = section.num_speculative_tokens
+    replayed = replay_each(shared.model, rows, ks, temperature=temperature, progress=shared.progress)
+    if not any(len(table) for table in replayed[shared.k_max].acceptance):
         raise DataError(
             f"suite {suite}: no response has two tokens of the verifier's own at T={temperature:g}: nothing to measure",
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
-    baselines = {
-        each: replay_deterministic(BASELINES.get(each), rows, k_max=shared.k_max) for each in section.baselines
-    }
-    sampled = sample_rows(rows, section.live_prompts)
-    decoded = _decode(shared, [rows[index] for index in sampled], drafter, temperature)
-    lives = _referee(shared, rows, sampled, replayed, decoded, temperature)
+    baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in shared.baselines}
+    sample = [shortened(rows[index], section.live_tokens) for index in sample_rows(rows, section.live_prompts)]
+    decoded = _decode(shared, sample, temperature)
+    lives = _referee(shared, sample, decoded, temperature)
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
+    digest = prompts_digest(prompts)
     found = []
-    for k in section.num_speculative_tokens:
-        counts = replayed.counts(k)
+    for k in ks:
+        counts = replayed[k].counts(k)
         found.append(
             Setting(
                 suite=suite,
+                prompts_digest=digest,
                 num_speculative_tokens=k,
                 temperature=temperature,
                 definition=definition(k, temperature),
                 note=note,
-                exact=summarize(counts, replayed.ids, seed=shared.seed),
-                by_category=summarize_categories(replayed, counts, seed=shared.seed),
-                baselines=tuple(_baseline(shared, each, held, k, decoded) for each, held in baselines.items()),
+                exact=summarize(counts, replayed[k].ids, seed=shared.seed),
+                by_category=summarize_categories(replayed[k], counts, seed=shared.seed),
+                baselines=tuple(_baseline(shared, name, held[k], k, decoded) for name, held in baselines.items()),
                 live=lives[k],
-                cut_prompts=replayed.cut_prompts,
-                cut_tokens=replayed.cut_tokens,
+                cut_prompts=replayed[k].cut_prompts,
+                cut_tokens=replayed[k].cut_tokens,
                 replaced_prompts=sum(row.replaced for row in rows),
             )
         )
     return found
 
 
-def _decode(shared: Bench, rows: Sequence[Row], drafter: Drafter, temperature: float) -> dict[str, list[Decoded]]:
+def _replay_baseline(
+    baseline: Baseline, rows: Sequence[Row], ks: Sequence[int], temperature: float
+) -> dict[int, Replayed]:
+    if baseline.replays is not None:
+        return replay_each(baseline.replays, rows, ks, temperature=temperature)
+    # A pass each: what is drafted may depend on how much may be drafted.
+    return {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in ks}
+
+
+def _decode(shared: Bench, sample: Sequence[Row], temperature: float) -> dict[str, list[Decoded]]:
     """Decodes the sample: plain, with each K, and with each baseline at the largest K."""
     contenders = [Contender(PLAIN)]
-    contenders += [Contender(_label(k), drafter, k) for k in shared.section.num_speculative_tokens]
-    contenders += [Contender(each, BASELINES.get(each)(), shared.k_max) for each in shared.section.baselines]
+    contenders += [Contender(_label(k), shared.model.draft, k) for k in shared.section.num_speculative_tokens]
+    contenders += [Contender(each.name, each.draft, shared.k_max) for each in shared.baselines]
     settings = LiveSettings(
         temperature=temperature,
-        max_new_tokens=shared.section.max_new_tokens,
+        max_new_tokens=shared.section.live_tokens or shared.section.max_new_tokens,
         stop_ids=frozenset(shared.engine.stop_ids),
         seed=shared.seed,
     )
-    return run_live(shared.engine.model, contenders, rows, settings, progress=shared.progress)
+    return run_live(shared.engine.model, contenders, sample, settings, progress=shared.progress)
 
 
 def _referee(
-    shared: Bench,
-    rows: Sequence[Row],
-    sampled: Sequence[int],
-    replayed: Replayed,
-    decoded: Mapping[str, Sequence[Decoded]],
-    temperature: float,
+    shared: Bench, sample: Sequence[Row], decoded: Mapping[str, Sequence[Decoded]], temperature: float
 ) -> dict[int, Live]:
-    """Returns, for each K, what live measured on the sampled rows and whether replay predicted it."""
-    sample = [rows[index] for index in sampled]
+    """Returns, for each K, what live measured on the sampled rows and whether replay predicts it."""
     ids = tuple(row.response.id for row in sample)
-    tables = [replayed.acceptance[index] for index in sampled]
+    ks = shared.section.num_speculative_tokens
+    replayed = {} if temperature > 0 else replay_each(shared.model, sample, ks, temperature=temperature)
     found = {}
-    for k in shared.section.num_speculative_tokens:
+    for k in ks:
         responses = decoded[_label(k)]
         measured = count_decoded(responses, k)
-        predicted = replayed.counts(k).select(sampled)
         if temperature > 0:
             agreement = _agree_sampled(shared, sample, responses, measured, temperature)
-        elif shared.engine.dtype == torch.float32:
-            agreement = agree_by_round(
-                sample,
-                responses,
-                tables,
-                predicted=predicted,
-                near_tie=lambda row, place, token: _near_tie(shared, row, place, token),
-            )
         else:
-            agreement = agree_over_prompts(measured, predicted=predicted, groups=ids, level=shared.level)
+            agreement = _agree_greedy(shared, sample, responses, measured, replayed[k])
         found[k] = Live(
             acceptance=summarize(measured, ids, seed=shared.seed),
             agreement=agreement,
             speed=compare(decoded[PLAIN], responses, tau=measured.tau),
         )
     return found
+
+
+def _agree_greedy(
+    shared: Bench, rows: Sequence[Row], responses: Sequence[Decoded], measured: Counts, replayed: Replayed
+) -> Agreement:
+    """Compares with what replay says of the verifier's own responses, which live must have given."""
+    predicted = replayed.counts(measured.accepted.shape[1])
+    if shared.engine.dtype == torch.float32:
+        return agree_by_round(
+            rows,
+            responses,
+            replayed.acceptance,
+            predicted=predicted,
+            near_tie=lambda row, place, token: _near_tie(shared, row, place, token),
+        )
+    return agree_over_prompts(measured, predicted=predicted, groups=replayed.ids, level=shared.level)
 
 
 def _agree_sampled(
@@ -254,12 +271,12 @@ def _near_tie(shared: Bench, row: Row, place: int, token: int) -> bool:
 
 def _baseline(
     shared: Bench, name: str, replayed: Replayed, k: int, decoded: Mapping[str, Sequence[Decoded]]
-) -> Baseline:
+) -> BaselineRow:
     acceptance = summarize(replayed.counts(k), replayed.ids, seed=shared.seed)
     if k != shared.k_max:
-        return Baseline(name=name, acceptance=acceptance)
+        return BaselineRow(name=name, acceptance=acceptance)
     tau = count_decoded(decoded[name], k).tau
-    return Baseline(
+    return BaselineRow(
         name=name, acceptance=acceptance, live_tau=tau, speed=compare(decoded[PLAIN], decoded[name], tau=tau)
     )
 

@@ -17,6 +17,8 @@ class Speed:
         plain: tokens a second without drafting.
         speculative: tokens a second with it.
         speed_up: speculative / plain.
+        draft_seconds: of the drafter, a round.
+        verify_seconds: of the verifier, a round.
         unmatched_baseline: the speed-up exceeds the acceptance length, which no fair comparison can: a round costs at
             least one forward of the verifier.
     """
@@ -24,6 +26,8 @@ class Speed:
     plain: float
     speculative: float
     speed_up: float
+    draft_seconds: float
+    verify_seconds: float
     unmatched_baseline: bool
 
 
@@ -39,4 +43,13 @@ def compare(plain: Sequence[Decoded], speculative: Sequence[Decoded], *, tau: fl
         tau: acceptance length of the speculative run.
     """
     before, after = tokens_per_second(plain), tokens_per_second(speculative)
-    return Speed(plain=before, speculative=after, speed_up=after / before, unmatched_baseline=after / before > tau)
+    # Responses of one token have no round; then nothing was drafted either.
+    rounds = max(1, sum(len(response.rounds) for response in speculative))
+    return Speed(
+        plain=before,
+        speculative=after,
+        speed_up=after / before,
+        draft_seconds=sum(response.draft_seconds for response in speculative) / rounds,
+        verify_seconds=sum(response.verify_seconds for response in speculative) / rounds,
+        unmatched_baseline=after / before > tau,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import tomli
 from speculators.data.conversations import Message, parse, read_source
 from speculators.errors import DataError
 from speculators.recipe.catalog import recipes_folder, suite_names, suites_folder
+from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.schema import Source, Suite, is_file_path
 from speculators.registry import near_miss
 
@@ -67,6 +68,11 @@ def load_suite(suite: Suite, base: Path = Path()) -> list[Prompt]:
     if len(set(ids)) < len(ids):
         raise DataError(f"suite {suite.name}: the id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice")
     return found
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Returns 64 hex digits that tell these prompts from others."""
+    return fingerprint({"prompts": [attrs.asdict(prompt) for prompt in prompts]})
 
 
 def _locate(suite: Suite, base: Path) -> Source:

@@ -14,13 +14,15 @@ import numpy as np
 from speculators.bench.counts import Counts
 
 
-def walk(acceptance: Sequence[np.ndarray], num_tokens: int) -> Counts:
+def walk(acceptance: Sequence[np.ndarray], num_tokens: int, lengths: Sequence[np.ndarray] | None = None) -> Counts:
     """Returns expected rounds and acceptance by position, each anchor weighted by the probability of a visit.
 
     Args:
         acceptance: a response each, [L, >= K] in 0..1: entry [i, j - 1] is the probability that the draft at depth j of
             anchor i is accepted, given that the shallower ones were. Depths past the end of the response hold 0.
         num_tokens: K; drafts deeper than this are not made.
+        lengths: a response each, [L] how many tokens its anchors draft, where that may be fewer than K; the tables hold
+            0 at the depths that are not drafted.
     """
     left, survive, exact = _tables(acceptance, num_tokens)
     longest = exact.shape[1]
@@ -30,10 +32,15 @@ def walk(acceptance: Sequence[np.ndarray], num_tokens: int) -> Counts:
     for i in anchors:
         visits[:, i + 1 : i + num_tokens + 2] += np.where(i < left, visits[:, i], 0.0)[:, None] * exact[:, i]
     visited = np.where(anchors < left[:, None], visits[:, :longest], 0.0)
-    exists = anchors[None, :, None] + np.arange(num_tokens) < left[:, None, None]
+    drafted = np.full((len(acceptance), longest), num_tokens)
+    for row, length in enumerate(lengths or ()):
+        drafted[row, : len(length)] = np.minimum(length, num_tokens)
+    depths = np.arange(num_tokens)
+    exists = (anchors[:, None] + depths < left[:, None, None]) & (depths < drafted[..., None])
     return Counts(
         tokens=left.astype(np.float64),
         rounds=visited.sum(axis=1),
+        drafted=(visited * drafted).sum(axis=1),
         reached=np.einsum("ni,nij->nj", visited, survive[..., :-1] * exists),
         accepted=np.einsum("ni,nij->nj", visited, survive[..., 1:]),
     )

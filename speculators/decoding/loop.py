@@ -39,12 +39,34 @@ class Decoded:
         rounds: in order; those of plain decoding draft nothing.
         seconds: wall clock of the whole, prefill included.
         prefill_seconds: of them, until the first token was known.
+        draft_seconds: of them, drafting in the rounds: `propose` and `advance`.
+        verify_seconds: of them, the verifier in the rounds: scoring, and judging the drafts.
     """
 
     tokens: tuple[int, ...]
     rounds: tuple[Round, ...]
     seconds: float
     prefill_seconds: float
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+
+
+@attrs.define
+class _Clock:
+    """Seconds since its making, by what they were spent on."""
+
+    device: torch.device
+    spent: dict[str, float] = attrs.field(init=False, factory=lambda: {"draft": 0.0, "verify": 0.0, "other": 0.0})
+    _mark: float = attrs.field(init=False, factory=time.perf_counter)
+
+    def lap(self, what: str) -> None:
+        """Books the time since the last call."""
+        if self.device.type == "cuda":
+            # A drafter's kernels may still run when it returns; they would be booked on the verifier.
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.spent[what] += now - self._mark
+        self._mark = now
 
 
 @torch.inference_mode()
@@ -67,22 +89,26 @@ def decode(
         num_tokens: drafted a round (K), in the last round too: what is past the end is cut off when it is emitted.
         stop_ids: the response ends with the first of these, which stays in it.
     """
-    start = time.perf_counter()
+    clock = _Clock(verifier.device)
     logits, states = verifier.prefill(prompt)
     first = verify(logits[None], None, temperature=temperature, generator=generator).token
-    prefill_seconds = time.perf_counter() - start
+    clock.lap("other")
+    prefill_seconds = clock.spent["other"]
     tokens, rounds = [first], []
     state = None
     if drafter is not None:
         state = drafter.begin(torch.cat([prompt.to(verifier.device), _tensor([first], verifier)]), states)
     while len(tokens) < max_new_tokens and tokens[-1] not in stop_ids:
         proposal = None
+        clock.lap("other")
         if drafter is not None:
             proposal = drafter.propose(state, num_tokens=num_tokens, temperature=temperature, generator=generator)
+            clock.lap("draft")
         logits, states = verifier.score(tokens[-1], proposal)
         verdict = verify(logits, proposal, temperature=temperature, generator=generator)
         accepted = [] if proposal is None else proposal.tokens[list(verdict.path)].tolist()
         verifier.keep(verdict.path)
+        clock.lap("verify")
         outcome = [*accepted, verdict.token]
         emitted = _until_end(outcome, max_new_tokens - len(tokens), stop_ids)
         drafted = 0 if proposal is None else len(proposal.tokens)
@@ -91,11 +117,15 @@ def decode(
         if drafter is not None:
             rows = [0, *(node + 1 for node in verdict.path)]
             drafter.advance(state, _tensor(outcome, verifier), states[rows])
+            clock.lap("draft")
+    clock.lap("other")
     return Decoded(
         tokens=tuple(tokens),
         rounds=tuple(rounds),
-        seconds=time.perf_counter() - start,
+        seconds=sum(clock.spent.values()),
         prefill_seconds=prefill_seconds,
+        draft_seconds=clock.spent["draft"],
+        verify_seconds=clock.spent["verify"],
     )
 
 

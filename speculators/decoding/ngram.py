@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from speculators.drafter import Drafter, Proposal, chain
-from speculators.registry import Registry
+from speculators.drafter import Proposal, chain
 
 
 class NgramState:
@@ -61,7 +60,3 @@ class NgramDrafter:
         """Takes in what a round emitted; see `Drafter`."""
         for token in tokens.tolist():
             state.append(token)
-
-
-BASELINES: Registry[type[Drafter]] = Registry("training-free baseline")
-BASELINES.add("ngram", NgramDrafter)

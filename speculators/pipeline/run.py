@@ -15,7 +15,7 @@ import torch
 from speculators.bench.run import bench
 from speculators.config import VerifierFacts
 from speculators.data.files import disk_errors, write_json, write_whole
-from speculators.decoding.ngram import BASELINES
+from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
 from speculators.pipeline.context import Context, EventLog, Listen, Places
@@ -90,7 +90,7 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     if section.kind in ("hub", "folder"):
         make_plan(recipe, fetch_facts(section), world_size=world.size)
     for baseline in recipe.benchmark.baselines:
-        BASELINES.get(baseline)
+        check_baseline(baseline)
     began = time.monotonic()
     if world.is_main:
         held = held_folder(section, cache=places.cache)

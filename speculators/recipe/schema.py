@@ -254,7 +254,8 @@ class BenchmarkSection:
         suites: the first one also chooses the best checkpoint.
         num_speculative_tokens: the K that are reported.
         live_prompts: prompts that the live decode re-measures in each setting; None for all.
-        baselines: training-free drafters to measure beside.
+        live_tokens: of each of them, the first so many tokens of the response; None for all.
+        baselines: drafters without training to measure beside: "ngram", "suffix", "draft_model:SOURCE".
     """
 
     suites: tuple[Suite, ...] = field(default=())
@@ -262,6 +263,7 @@ class BenchmarkSection:
     temperature: tuple[float, ...] = field(default=(0.0,), validator=each(not_negative))
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)
+    live_tokens: int | None = field(default=64, validator=positive)
     baselines: tuple[str, ...] = ("ngram",)
 
     @suites.validator

@@ -48,7 +48,9 @@ def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> T
         "tau (95%)",
         "accepted by position",
         "given reached",
+        "drafted",
         "live tau",
+        "draft + verify ms",
         "tokens/s",
         "speed-up",
     ):
@@ -66,14 +68,15 @@ def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> T
         table.add_row(escape(baseline["name"]), *cells, live_cell, *_speed(baseline["speed"]))
     live = settings[-1]["live"]
     if live:
-        table.add_row("plain", "", "1.000", "", "", "", f"{live['speed']['plain']:.1f}", "1.00x")
+        table.add_row("plain", "", "1.000", "", "", "", "", "", f"{live['speed']['plain']:.1f}", "1.00x")
     return table
 
 
 def _row(k: int, acceptance: Values) -> tuple[str, ...]:
     low, high = acceptance["tau_interval"]
     tau = f"{_number(acceptance['tau'], 3)} ({_number(low, 2)} to {_number(high, 2)})"
-    return str(k), tau, _rates(acceptance["by_position"]), _rates(acceptance["by_position_conditional"])
+    drafted = _number(acceptance["drafted"], 2)
+    return str(k), tau, _rates(acceptance["by_position"]), _rates(acceptance["by_position_conditional"]), drafted
 
 
 def _live(live: Values | None) -> tuple[str]:
@@ -84,11 +87,12 @@ def _live(live: Values | None) -> tuple[str]:
     return (f"{_number(live['acceptance']['tau'], 3)} {mark}",)
 
 
-def _speed(speed: Values | None) -> tuple[str, str]:
+def _speed(speed: Values | None) -> tuple[str, str, str]:
     if speed is None:
-        return "", ""
+        return "", "", ""
+    cost = f"{1e3 * speed['draft_seconds']:.1f} + {1e3 * speed['verify_seconds']:.1f}"
     flag = " [bad]unmatched baseline[/]" if speed["unmatched_baseline"] else ""
-    return f"{speed['speculative']:.1f}", f"{speed['speed_up']:.2f}x{flag}"
+    return cost, f"{speed['speculative']:.1f}", f"{speed['speed_up']:.2f}x{flag}"
 
 
 def _category_table(setting: Values) -> Table:
@@ -97,7 +101,7 @@ def _category_table(setting: Values) -> Table:
     for name in ("category", "prompts", "tau (95%)", "accepted by position"):
         table.add_column(name, justify="left" if name == "category" else "right", header_style="title")
     for category, acceptance in setting["by_category"].items():
-        _, tau, rates, _ = _row(k, acceptance)
+        _, tau, rates, *_ = _row(k, acceptance)
         table.add_row(escape(category) or "-", str(acceptance["prompts"]), tau, rates)
     return table
 

@@ -11,7 +11,8 @@ from toys import ToySpeculator
 
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.referee import Agreement, agree_over_prompts
-from speculators.bench.replay import replay
+from speculators.bench.replay import replay_each
+from speculators.bench.result import FORMAT
 from speculators.bench.run import bench
 from speculators.bench.speed import compare
 from speculators.decoding.loop import Decoded, Round
@@ -118,7 +119,7 @@ def test_json_holds_it_all_and_no_nan(measured):
     """A reader without this package gets every number, and null where there is none."""
     result, _ = measured
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert document["format"] == 1
+    assert document["format"] == FORMAT
     assert document["agrees"] is True
     assert document["dtype"] == "float32"
     assert document["threads"] == torch.get_num_threads()
@@ -150,10 +151,13 @@ def test_replay_that_predicts_something_else_makes_the_result_disagree(engine, s
     """A gap is a failure: one wrong table and `agrees` is false, in the value and in the JSON."""
 
     def shifted(*args, **options):
-        replayed = replay(*args, **options)
-        return attrs.evolve(replayed, acceptance=tuple(1.0 - table for table in replayed.acceptance))
+        held = replay_each(*args, **options)
+        return {
+            k: attrs.evolve(each, acceptance=tuple(1.0 - table for table in each.acceptance))
+            for k, each in held.items()
+        }
 
-    monkeypatch.setattr("speculators.bench.run.replay", shifted)
+    monkeypatch.setattr("speculators.bench.run.replay_each", shifted)
     section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12, live_prompts=1)
     result = bench(toy, engine, section, name="toy")
     assert not result.agrees
@@ -192,7 +196,11 @@ def test_in_16_bits_the_mean_is_compared_over_prompts(tiny_verifier, suite, toy)
 def _counts(tokens, rounds):
     zeros = torch.zeros(len(tokens), 1).numpy()
     return Counts(
-        tokens=torch.tensor(tokens).numpy(), rounds=torch.tensor(rounds).numpy(), reached=zeros, accepted=zeros
+        tokens=torch.tensor(tokens).numpy(),
+        rounds=torch.tensor(rounds).numpy(),
+        drafted=torch.tensor(rounds).numpy(),
+        reached=zeros,
+        accepted=zeros,
     )
 
 

@@ -84,7 +84,7 @@ def test_at_zero_temperature_replay_and_live_agree_round_for_round(kind, engine,
     """For every K from 1 to 5, out of one replay: the same anchors, the same drafts accepted, the same tau."""
     model = _speculator(kind, trained)
     replayed = replay(model, rows, k_max=K_MAX, temperature=0.0)
-    contenders = [Contender(f"K={k}", model.draft(), k) for k in range(1, K_MAX + 1)]
+    contenders = [Contender(f"K={k}", model.draft, k) for k in range(1, K_MAX + 1)]
     settings = LiveSettings(temperature=0.0, max_new_tokens=LENGTH, stop_ids=frozenset(engine.stop_ids))
     live = run_live(engine.model, contenders, rows, settings)
     for k in range(1, K_MAX + 1):
@@ -102,7 +102,7 @@ def test_at_zero_temperature_replay_and_live_agree_round_for_round(kind, engine,
 def test_an_off_by_one_in_replay_is_a_gap(engine, rows, trained):
     """The referee must be able to fail: shift the tables by one anchor and it names prompt and round."""
     settings = LiveSettings(temperature=0.0, max_new_tokens=LENGTH, stop_ids=frozenset(engine.stop_ids))
-    live = run_live(engine.model, [Contender("K=3", trained.draft(), 3)], rows, settings)["K=3"]
+    live = run_live(engine.model, [Contender("K=3", trained.draft, 3)], rows, settings)["K=3"]
     replayed = replay(trained, rows, k_max=3, temperature=0.0)
     shifted = [np.roll(table, 1, axis=0) for table in replayed.acceptance]
     outcome = agree_by_round(rows, live, shifted, predicted=walk(shifted, 3), near_tie=_never)
@@ -113,7 +113,7 @@ def test_an_off_by_one_in_replay_is_a_gap(engine, rows, trained):
 def test_live_output_that_is_not_the_verifiers_is_a_gap_unless_rounding_explains_it(engine, rows, trained):
     """One other token is reported as lost losslessness; at a near tie what comes before is compared and counted."""
     settings = LiveSettings(temperature=0.0, max_new_tokens=LENGTH, stop_ids=frozenset(engine.stop_ids))
-    live = run_live(engine.model, [Contender("K=3", trained.draft(), 3)], rows, settings)["K=3"]
+    live = run_live(engine.model, [Contender("K=3", trained.draft, 3)], rows, settings)["K=3"]
     wrong = list(live[0].tokens)
     wrong[20] = (wrong[20] + 1) % 320
     changed = [attrs.evolve(live[0], tokens=tuple(wrong)), *live[1:]]
@@ -176,7 +176,7 @@ def test_sampled_acceptance_is_the_ratio_of_the_two_probabilities(engine, head, 
 def sampled(engine, rows, trained):
     """Live responses at T = 1, several for each prompt."""
     settings = LiveSettings(temperature=1.0, max_new_tokens=32, stop_ids=frozenset(engine.stop_ids), seed=3)
-    contenders = [Contender(f"K={k}", trained.draft(), k) for k in (1, 4)]
+    contenders = [Contender(f"K={k}", trained.draft, k) for k in (1, 4)]
     return run_live(engine.model, contenders, rows * 3, settings)
 
 
@@ -215,7 +215,7 @@ def test_a_greedy_replay_of_a_sampled_decode_is_a_gap(engine, head, rows, traine
 def test_a_deterministic_drafter_is_replayed_without_the_verifier(temperature, engine, rows):
     """n-gram acceptance read off the tokens equals the live decode's: exactly at T = 0, in the interval at T = 1."""
     settings = LiveSettings(temperature=temperature, max_new_tokens=LENGTH, stop_ids=frozenset(engine.stop_ids))
-    decoded = run_live(engine.model, [Contender("ngram", NgramDrafter(), 3)], rows, settings)["ngram"]
+    decoded = run_live(engine.model, [Contender("ngram", NgramDrafter, 3)], rows, settings)["ngram"]
     emitted = [
         attrs.evolve(row, response=attrs.evolve(row.response, tokens=(*row.response.prompt, *each.tokens)))
         for row, each in zip(rows, decoded, strict=True)

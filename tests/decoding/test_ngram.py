@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from speculators.decoding.ngram import BASELINES, NgramDrafter
+from speculators.decoding.ngram import NgramDrafter
 
 
 def _propose(tokens: list[int], num_tokens: int = 3, longest: int = 3) -> list[int]:
@@ -47,8 +47,3 @@ def test_advancing_is_the_same_as_beginning_with_all_tokens():
     drafter.advance(grown, torch.tensor([3, 1]), nothing)
     drafter.advance(grown, torch.tensor([2, 4]), nothing)
     assert (whole.tokens, whole.after) == (grown.tokens, grown.after)
-
-
-def test_it_is_found_by_name():
-    """Recipes name baselines."""
-    assert BASELINES.get("ngram") is NgramDrafter
