@@ -182,5 +182,7 @@ class DraftModelDrafter:
         common = min(len(tokens), len(state.drafted))
         same = (tokens[:common] == state.drafted[:common]).cumprod(0).sum()
         # Without it the cache would say that it holds keys of tokens that were never verified.
-        state.cache.crop(len(state.tokens) + int(same))
+        surplus = state.cache.get_seq_length() - len(state.tokens) - int(same)
+        if surplus > 0:
+            state.cache.crop(-surplus)
         state.tokens = torch.cat([state.tokens, tokens])

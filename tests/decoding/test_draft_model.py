@@ -1,0 +1,127 @@
+"""A smaller model as a drafter: the same tokens as its own decoding, replayed exactly, refused with another tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from toys import greedy_response
+from transformers import AutoModelForCausalLM
+
+from speculators.bench.replay import replay
+from speculators.bench.rows import Response, Row, judge
+from speculators.bench.walk import greedy_rounds
+from speculators.decoding.baselines import check_baseline, make_baseline
+from speculators.decoding.loop import decode
+from speculators.decoding.target import CachedVerifier
+from speculators.errors import RegistryError, SpeculatorsError, VerifierError
+from speculators.verifier.engine import Engine
+from speculators.verifier.tiny import make_tiny_verifier
+from speculators.verifier.weights import load_head
+
+PROMPTS = [[1, 20, 45, 77, 31], [1, 9, 250], [1, *range(100, 130)]]
+K = 4
+
+
+@pytest.fixture(scope="module")
+def verifier(tiny_verifier):
+    """The tiny verifier in float32."""
+    return Engine(tiny_verifier, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory):
+    """Another random model with the same tokenizer, and the verifier's embeddings so that it is right now and then."""
+    return make_tiny_verifier(tmp_path_factory.mktemp("draft") / "small", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module", params=["smaller", "itself"])
+def baseline(request, verifier, smaller, tiny_verifier):
+    """A draft model that is often wrong, and the verifier itself, which never is."""
+    source = smaller if request.param == "smaller" else tiny_verifier
+    return make_baseline(f"draft_model:{source}", verifier)
+
+
+def rows_of(verifier, temperature=0.0) -> list[Row]:
+    head = load_head(verifier.folder, verifier.facts)
+    rows = []
+    for index, prompt in enumerate(PROMPTS):
+        tokens = (*prompt, *greedy_response(verifier.model, prompt, length=24))
+        response = Response(id=str(index), category="", tokens=tokens, prompt_length=len(prompt))
+        states, last = verifier.capture([torch.tensor(tokens)], (1,))[0]
+        rows.append(judge(head, response, states, last, temperature=temperature))
+    return rows
+
+
+def test_replay_equals_live_round_for_round(baseline, verifier):
+    """And the output is the verifier's own, token for token."""
+    rows = rows_of(verifier)
+    tables = replay(baseline.replays, rows, k_max=K, temperature=0.0).acceptance
+    for row, table in zip(rows, tables, strict=True):
+        decoded = decode(
+            CachedVerifier(verifier.model, ()),
+            baseline.draft(),
+            torch.tensor(row.response.prompt),
+            max_new_tokens=len(row.response.answer),
+            num_tokens=K,
+            temperature=0.0,
+            generator=None,
+        )
+        assert tuple(decoded.tokens) == row.response.answer
+        assert [(each.anchor, each.accepted) for each in decoded.rounds] == greedy_rounds(table, K)
+
+
+def test_the_verifier_accepts_all_of_its_own(verifier, tiny_verifier):
+    """At any temperature p / q is 1."""
+    model = make_baseline(f"draft_model:{tiny_verifier}", verifier).replays
+    for temperature in (0.0, 0.7):
+        counts = replay(model, rows_of(verifier, temperature), k_max=K, temperature=temperature).counts(K)
+        assert counts.accepted.sum() / counts.reached.sum() > 0.999
+
+
+def test_sampled_drafts_come_with_their_distribution(verifier, smaller):
+    """Over the verifier's vocabulary, as the rejection rule wants them."""
+    drafter = make_baseline(f"draft_model:{smaller}", verifier).draft()
+    tokens = torch.tensor(PROMPTS[2])
+    state = drafter.begin(tokens, torch.empty(0, 0))
+    generator = torch.Generator().manual_seed(0)
+    proposal = drafter.propose(state, num_tokens=K, temperature=1.0, generator=generator)
+    model = AutoModelForCausalLM.from_pretrained(smaller, dtype=torch.float32)
+    whole = torch.cat((tokens, proposal.tokens))
+    with torch.no_grad():
+        wanted = torch.softmax(model(whole[None]).logits[0, len(tokens) - 1 : -1], -1)
+    assert proposal.probs is not None
+    # float32 with and without a cache.
+    assert torch.allclose(proposal.probs, wanted, atol=1e-5)
+
+
+def test_another_tokenizer_is_refused(verifier, smaller, tmp_path):
+    """The first id that means something else is named, with both meanings."""
+    folder = tmp_path / "other"
+    shutil.copytree(smaller, folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    first, second = [token for token, index in sorted(vocab.items(), key=lambda item: item[1])][-2:]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(VerifierError, match="another tokenizer than the verifier: .*; id .* is .*, the verifier's is"):
+        make_baseline(f"draft_model:{folder}", verifier)
+
+
+def test_a_missing_draft_model_is_one_error(verifier, tmp_path):
+    """It names the folder."""
+    with pytest.raises(SpeculatorsError, match="nowhere"):
+        make_baseline(f"draft_model:{tmp_path}/nowhere", verifier)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("sufix", "suffix"), ("ngram:3", "nothing behind a colon"), ("draft_model", "needs a model")]
+)
+def test_a_wrong_name_gets_a_hint(name, hint):
+    """Before anything is loaded."""
+    with pytest.raises(RegistryError) as caught:
+        check_baseline(name)
+    assert hint in str(caught.value)
