@@ -111,6 +111,9 @@ class SpeculatorModel(nn.Module):
             _missing(type(self), "draft", "a Drafter with begin, propose and advance, see speculators/drafter.py")
         )
 
+    def share_verifier(self, folder: Path) -> None:
+        """Takes from the verifier what a checkpoint of this algorithm leaves out; by default it leaves out nothing."""
+
     @classmethod
     def missing_hooks(cls) -> tuple[str, ...]:
         """Returns the hooks that acceptance cannot be measured without and that the algorithm does not have."""
@@ -151,11 +154,16 @@ class SpeculatorModel(nn.Module):
         return {name: tensor for name, tensor in state.items() if not name.startswith(self.not_saved or ("\0",))}
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> SpeculatorModel:
+    def from_pretrained(cls, folder: Path | str, *, verifier: Path | None = None) -> SpeculatorModel:
         """Loads a saved speculator of any registered algorithm, ready to draft, in the widest dtype that is saved.
+
+        Args:
+            verifier: its verifier's folder, for algorithms that share weights with it; None takes the one that
+                config.json names.
 
         Raises:
             ArtifactError: config or weights are missing or damaged; a tensor is missing, unknown or of another shape.
+            VerifierError: the verifier's tensors are wanted and are not there.
         """
         folder = Path(folder)
         config = read_config(folder)
@@ -163,6 +171,8 @@ class SpeculatorModel(nn.Module):
         tensors = _read_tensors(folder / WEIGHTS_FILE)
         model = _rebuild(model_class, config, folder)
         _load(model, tensors, folder)
+        if type(model).share_verifier is not SpeculatorModel.share_verifier:
+            model.share_verifier(verifier or _verifier_folder(config, folder))
         model.eval().requires_grad_(False)
         return model
 
@@ -183,6 +193,17 @@ def read_config(folder: Path) -> SpeculatorModelConfig:
     if config is None:
         raise ArtifactError("\n".join(f"{path}: {problem}" for problem in problems))
     return config
+
+
+def _verifier_folder(config: SpeculatorModelConfig, folder: Path) -> Path:
+    named = config.speculators_config.verifier.name_or_path if config.speculators_config else ""
+    found = Path(named)
+    if not (named and found.is_dir()):
+        raise ArtifactError(
+            f"{folder}: its checkpoint leaves out what the verifier has, and the verifier {named!r} is no folder here",
+            hint="download the verifier, and give its folder: from_pretrained(folder, verifier=...)",
+        )
+    return found
 
 
 def _missing(model_class: type, part: str, gives: str) -> str:
@@ -206,7 +227,8 @@ def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        # Copies: the file's own memory is not aligned, and products over it differ in the last bit.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there are no weights here") from None
     except SafetensorError as error:

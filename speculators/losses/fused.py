@@ -50,11 +50,13 @@ class _FusedHeadLoss(torch.autograd.Function):
         target_logits: Callable[[slice], torch.Tensor],
         loss: Loss,
         compute_dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
         depths, places, _ = states.shape
         head = weight.detach().to(compute_dtype)
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         totals = torch.zeros(depths, dtype=wide, device=states.device)
+        values = torch.zeros(depths, places, dtype=wide, device=states.device)
         right = torch.zeros(depths, places, dtype=torch.bool, device=states.device)
         grad_states = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
         # One gradient of the head for all depths: depth k's share of the incoming gradient is not known yet, so it is
@@ -69,6 +71,7 @@ class _FusedHeadLoss(torch.autograd.Function):
                 value, grad = loss(draft, target)
                 scale = place_weights[depth, chunk]
                 totals[depth] += torch.dot(value, scale)
+                values[depth, chunk] = value
                 right[depth, chunk] = draft.is_right(target)
                 grad = grad.to(compute_dtype)
                 if grad_states is not None:
@@ -78,15 +81,22 @@ class _FusedHeadLoss(torch.autograd.Function):
         ctx.save_for_backward(grad_states, grad_head)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(right)
-        return totals, right
+        return totals, values, right
 
     @staticmethod
-    def backward(ctx: Any, grad_totals: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_totals: torch.Tensor | None, grad_values: torch.Tensor | None, _: None
+    ) -> tuple[torch.Tensor | None, ...]:
         grad_states, grad_head = ctx.saved_tensors
         if grad_states is not None:
-            # In place: these are ours alone, and as large as the states.
-            grad_states.mul_(grad_totals[:, None, None])
-        if grad_head is not None:
+            # In place: these are ours alone, and as large as the states. One of the two is there: `head_loss` gives
+            # out the totals, `place_loss` the values.
+            factor = grad_values if grad_totals is None else grad_totals[:, None]
+            if factor is None:
+                grad_states = None
+            else:
+                grad_states.mul_(factor[..., None])
+        if grad_head is not None and grad_totals is not None:
             grad_head = (grad_head * grad_totals[0]).to(ctx.weight_dtype)
         return grad_states, grad_head, None, None, None, None
 
@@ -111,9 +121,41 @@ def head_loss(
     Returns:
         HeadLoss; matrix products run in the autocast dtype where autocast is on, softmax and loss in float32.
     """
+    per_depth, _, right = _apply(states, weight, place_weights, target_logits, loss)
+    return HeadLoss(per_depth, right)
+
+
+def place_loss(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    target_logits: Callable[[slice], torch.Tensor],
+    loss: Loss,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the loss of each of N places, for weights that depend on it.
+
+    Args:
+        states: [N, H].
+        weight: [D, H], a frozen head: its gradient could not be formed before the weights are known.
+        target_logits: as of `head_loss`; and `loss`.
+
+    Returns:
+        [N] losses, differentiable in states, and [N] bool, the draft is right.
+    """
+    assert not weight.requires_grad, "the head of place_loss is frozen"
+    ones = torch.ones(1, len(states), device=states.device)
+    _, values, right = _apply(states[None], weight, ones, target_logits, loss)
+    return values[0], right[0]
+
+
+def _apply(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    place_weights: torch.Tensor,
+    target_logits: Callable[[slice], torch.Tensor],
+    loss: Loss,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     device_type = states.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else states.dtype
     with torch.autocast(device_type, enabled=False):
-        per_depth, right = _FusedHeadLoss.apply(states, weight, place_weights, target_logits, loss, dtype)
-    return HeadLoss(per_depth, right)
+        return _FusedHeadLoss.apply(states, weight, place_weights, target_logits, loss, dtype)

@@ -63,6 +63,47 @@ def chain_metrics(
     return metrics
 
 
+def drafted_places(layout: RowLayout, rows: torch.Tensor, depths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns which of some drafts are of a supervised place in the document of their row; all on the host.
+
+    Args:
+        rows: [E] int64 that drafts are made from.
+        depths: [E] int64 from 0; place row + 2 + depth is drafted.
+
+    Returns:
+        drafts: [M] int64, indices of those.
+        place: [M] int64, which of the supervised places each drafts.
+    """
+    document = torch.full((layout.size + 1,), -1)
+    for index, (start, stop) in enumerate(layout.documents):
+        document[start:stop] = index
+    supervised = torch.full((layout.size + 1,), -1)
+    supervised[layout.places] = torch.arange(len(layout.places))
+    target = (rows + 2 + depths).clamp_max(layout.size)
+    drafts = torch.nonzero((supervised[target] >= 0) & (document[target] == document[rows]))[:, 0]
+    return drafts, supervised[target[drafts]]
+
+
+def drawn_metrics(
+    loss: torch.Tensor, right: torch.Tensor, layout: RowLayout, depths: int, depth: torch.Tensor, place: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Accuracies as of `chain_metrics` over drafts that were drawn.
+
+    Args:
+        right: [M] bool, on the device.
+        depths: K.
+        depth: [M] int64 below K of each draft, on the host; `place` [M], which supervised place it drafts.
+    """
+    rows, _ = predicting_rows(layout, depths)
+    valid = torch.zeros(depths, len(layout.places), dtype=torch.bool)
+    valid[depth, place] = True
+    device = right.device
+    flat = (depth * len(layout.places) + place).to(device, non_blocking=True)
+    hit = torch.zeros(valid.numel(), dtype=torch.bool, device=device).index_copy_(0, flat, right).view(valid.shape)
+    rows, valid = rows.to(device, non_blocking=True), valid.to(device, non_blocking=True)
+    return chain_metrics(loss, hit, rows, valid, layout.size)
+
+
 def pick(
     logits: torch.Tensor, temperature: float, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -11,7 +11,7 @@ import torch
 from speculators.bench.run import bench
 from speculators.errors import ArtifactError, RecipeError
 from speculators.events import Progress
-from speculators.model import SpeculatorModel
+from speculators.model import SpeculatorModel, read_config
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.converter import structure
 from speculators.recipe.faults import Invalid
@@ -44,11 +44,13 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if subject.recipe is not None:
         _import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
-    model = SpeculatorModel.from_pretrained(subject.folder).to(device)
-    verifier = _verifier(subject, model)
+    verifier = _verifier(subject)
+    folder = obtain(verifier, progress=progress)
+    model = SpeculatorModel.from_pretrained(subject.folder, verifier=folder).to(device)
+    told = subject.recipe is not None and subject.verifier is None
     engine = Engine(
-        obtain(verifier, progress=progress),
-        dtype=verifier.dtype,
+        folder,
+        dtype=verifier.dtype if told else str(next(model.parameters()).dtype).removeprefix("torch."),
         device=device,
         trust_remote_code=verifier.trust_remote_code,
     )
@@ -63,16 +65,15 @@ def _import_algorithm(table: dict[str, Any], folder: Path) -> None:
             raise ArtifactError(f"{folder}: {'; '.join(fault.message for fault in invalid.faults)}") from invalid
 
 
-def _verifier(subject: Subject, model: SpeculatorModel) -> VerifierSection:
+def _verifier(subject: Subject) -> VerifierSection:
     if subject.recipe is not None and subject.verifier is None:
         values = {key: value for key, value in subject.recipe["verifier"].items() if value is not None}
     else:
-        held = model.config.speculators_config
+        held = read_config(subject.folder).speculators_config
         name = subject.verifier or (held.verifier.name_or_path if held else None)
         if name is None:
             raise ArtifactError(f"{subject.folder}/config.json names no verifier", hint="--verifier MODEL does")
-        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        values = {"model": str(Path(name).resolve()) if Path(name).is_dir() else name, "dtype": dtype}
+        values = {"model": str(Path(name).resolve()) if Path(name).is_dir() else name}
     section, problems = structure(values, VerifierSection, path=("verifier",))
     if section is None:
         raise RecipeError(problems)

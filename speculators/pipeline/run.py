@@ -157,7 +157,8 @@ def _bench_stage(context: Context) -> dict[str, Any] | None:
 
 def _measure(context: Context) -> dict[str, Any]:
     recipe = context.recipe
-    model = SpeculatorModel.from_pretrained(context.run_folder / SPECULATOR).to(context.world.device)
+    speculator = SpeculatorModel.from_pretrained(context.run_folder / SPECULATOR, verifier=context.folder)
+    model = speculator.to(context.world.device)
     engine = context.engine(recipe.verifier.dtype)
     result = bench(
         model,

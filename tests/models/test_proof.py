@@ -29,6 +29,9 @@ K = 3
 OPTIONS: dict[str, dict] = {
     "eagle3": {"ttt_steps": 3},
     "eagle1": {"alignment_steps": 3, "noise": 0.0, "loss": {"ce": 1.0}},
+    "peagle": {"num_depths": 4, "keep": 1.0},
+    "dflash": {"num_layers": 2, "block_size": 5, "weights": "exponential", "gamma": 1e6},
+    "dspark": {"num_layers": 2, "block_size": 4, "markov_rank": 16, "gamma": 1e6, "loss": {"ce": 1.0}},
 }
 
 # Algorithms that draft from the verifier's whole vocabulary only.

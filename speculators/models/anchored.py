@@ -1,0 +1,325 @@
+"""What block drafters share (DFlash, arXiv 2602.06036): slots at an anchor, and the verifier's states in every layer.
+
+The anchor is a known token whose verifier state is not: place r + 1, where the states are known up to row r. Slot 0
+reads it, the other slots read the mask token; slot s stands at position r + 1 + s. All slots see the context (the
+verifier's fused states up to row r, as keys and values of every layer) and their own block. Depth k (from 0) drafts
+place r + 2 + k: slot k + 1, or slot k where a slot drafts the token after its own (`sample_from_anchor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from speculators.config import VerifierFacts
+from speculators.model import SpeculatorModel
+from speculators.models.base_components import DecoderLayer, Shape
+from speculators.models.chains import drafted_places, wanted_states
+from speculators.nn.block import Blocks, block_attention
+from speculators.nn.layout import RowLayout, rows_of
+from speculators.nn.norm import RMSNorm
+from speculators.nn.rotary import CosSin, Rotary
+from speculators.nn.vocab import mask_token, register_vocab, set_vocab
+from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+ContextOf = Callable[[int], KeysValues]
+
+# Blocks that replay runs at once: with 16 slots each, some 4,000 queries.
+REPLAY_BLOCKS = 256
+
+
+@attrs.frozen(eq=False)
+class Drawn:
+    """The drafts of a training row that a loss is computed for.
+
+    Attributes:
+        layout: of the row without padding.
+        anchors: [G] int64 on the host, the rows r of the blocks; a block's anchor token is at place r + 1.
+        block: [M] int64 on the host, the block of each draft.
+        depth: [M] int64 on the host, from 0.
+        place: [M] int64 on the host, which supervised place each drafts.
+        scale: by which the blocks stand for all that could have been drawn, over the supervised places.
+        states: [G, K, H] normed, of all slots that draft.
+        drafts: [M] int64, which of the G * K slots the drafts are.
+        wanted: [M, H] the verifier's states that give its distributions of the drafted places.
+        previous: [G, K] int64, the token before the one that each slot drafts.
+    """
+
+    layout: RowLayout
+    anchors: torch.Tensor
+    block: torch.Tensor
+    depth: torch.Tensor
+    place: torch.Tensor
+    scale: float
+    states: torch.Tensor
+    drafts: torch.Tensor
+    wanted: torch.Tensor
+    previous: torch.Tensor
+
+    def of_drafts(self, values: torch.Tensor) -> torch.Tensor:
+        """[G, K, ...] -> [M, ...]."""
+        return values.flatten(0, 1).index_select(0, self.drafts)
+
+
+class BlockDraftModel(SpeculatorModel):
+    """The backbone of a block drafter.
+
+    Args:
+        config: complete, as in config.json; has `block_size`, `mask_token_id`, `sample_from_anchor`,
+            `sliding_window_non_causal` and `aux_hidden_state_layer_ids`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        decoder = config.transformer_layer_config
+        config = attrs.evolve(config, mask_token_id=mask_token(config.mask_token_id, decoder))
+        super().__init__(config)
+        shape = Shape.of(decoder)
+        size, eps = shape.hidden_size, shape.rms_norm_eps
+        self.vocab_size: int = decoder["vocab_size"]
+        self.draft_vocab_size = config.draft_vocab_size or self.vocab_size
+        self.embed_tokens = nn.Embedding(self.vocab_size, size).requires_grad_(False)
+        self.fc = nn.Linear(len(config.aux_hidden_state_layer_ids) * size, size, bias=False)
+        self.hidden_norm = RMSNorm(size, eps)
+        self.layers = nn.ModuleList([DecoderLayer(shape) for _ in range(decoder["num_hidden_layers"])])
+        self.norm = RMSNorm(size, eps)
+        self.lm_head = nn.Linear(size, self.draft_vocab_size, bias=False).requires_grad_(False)
+        register_vocab(self, self.vocab_size, self.draft_vocab_size)
+        self.rotary = Rotary(decoder)
+        self.target_head: VerifierHead | None = None
+        self.scale = shape.head_dim**-0.5
+        window = decoder.get("sliding_window")
+        # The anchor is the newest of the window's W places; the context holds the others.
+        self.window = None if window is None else max(1, window - 1)
+        # A server takes embeddings from the verifier, and the head, too, unless it is cut to a draft vocabulary.
+        shared = ("lm_head.",) if self.draft_vocab_size == self.vocab_size else ()
+        self.not_saved = ("embed_tokens.", "target_head.", "rotary.", *shared)
+
+    @property
+    def depths(self) -> int:
+        """Tokens that a block drafts."""
+        return self.config.block_size - self.first_slot
+
+    @property
+    def first_slot(self) -> int:
+        """The slot that drafts at depth 0."""
+        return 0 if self.config.sample_from_anchor else 1
+
+    def take_over(self, verifier_config: VerifierFacts, kwargs: dict[str, Any]) -> None:
+        """Takes draft vocabulary, embeddings, head and training target from the verifier that kwargs name."""
+        rows = set_vocab(self, kwargs["t2d"], kwargs["d2t"])
+        if kwargs["verifier_name_or_path"] is not None:
+            folder = Path(kwargs["verifier_name_or_path"])
+            # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
+            head = load_head(folder, verifier_config, rows=rows, dtype=None)
+            self.embed_tokens.weight.data = load_embeddings(folder)
+            self.lm_head.weight.data = head.weight
+            self.target_head = head.to(getattr(torch, kwargs["dtype"]))
+
+    def share_verifier(self, folder: Path) -> None:
+        """Takes the embeddings, and a head of the whole vocabulary, from the verifier's folder."""
+        dtype = self.fc.weight.dtype
+        self.embed_tokens.weight.data = load_embeddings(folder).to(dtype)
+        if "lm_head." in self.not_saved:
+            head = load_head(folder, VerifierFacts.read(folder / "config.json"), dtype=dtype)
+            self.lm_head.weight.data = head.weight
+
+    def draw(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        verifier_last_hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        loss_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+        max_anchors: int,
+        layout: RowLayout | None = None,
+    ) -> Drawn:
+        """Draws anchors of a packed row, runs their blocks, and picks the slots that draft a supervised place.
+
+        Uses torch's global generator, which training seeds for each row of each step.
+        """
+        layout, _kept, (fused, last, tokens, positions) = (
+            layout or RowLayout.of(document_ids, loss_mask)
+        ).without_padding(hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
+        device = tokens.device
+        candidates = rows_of(layout.reaching(2, self.depths + 1), torch.device("cpu"))
+        anchors = candidates[torch.randperm(len(candidates))[:max_anchors].sort().values]
+        normed = self.run(fused, tokens, positions, anchors + 1, layout.documents)
+        rows, depths = (x.flatten() for x in torch.meshgrid(anchors, torch.arange(self.depths), indexing="ij"))
+        drafts, place = drafted_places(layout, rows, depths)
+        targets = layout.places[place].to(device, non_blocking=True)
+        following = (anchors[:, None] + 1 + torch.arange(self.depths)).clamp_max(max(0, layout.size - 1))
+        return Drawn(
+            layout=layout,
+            anchors=anchors,
+            block=drafts // self.depths,
+            depth=depths[drafts],
+            place=place,
+            scale=len(candidates) / max(1, len(anchors)) / max(1, len(layout.places)),
+            states=normed[:, self.first_slot :],
+            drafts=drafts.to(device, non_blocking=True),
+            wanted=wanted_states(last, targets),
+            previous=tokens[following.to(device, non_blocking=True)],
+        )
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        places: torch.Tensor,
+        documents: tuple[tuple[int, int], ...],
+    ) -> torch.Tensor:
+        """Returns the normed states [G, B, H] of the blocks at `places`.
+
+        Args:
+            hidden_states: [S, A*H].
+            tokens: [S]; positions: [S].
+            places: [G] int64 on the host, of the anchor tokens, ascending; none is the first of its document.
+            documents: (start, stop) of each.
+        """
+        context, cos_sin = self.fuse(hidden_states), self.rotary(positions)
+        sizes = torch.full_like(places, self.config.block_size)
+        blocks = Blocks.of(places, sizes, places, documents)
+        places = places.to(tokens.device, non_blocking=True)
+        return self.decode_blocks(
+            tokens[places],
+            positions[places],
+            blocks,
+            lambda index: self.layers[index].self_attn.keys_values(context, cos_sin),  # type: ignore[union-attr,operator]
+        )
+
+    def fuse(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[S, A*H] auxiliary states -> the context [S, H]."""
+        return self.hidden_norm(self.fc(hidden_states.to(self.fc.weight.dtype)))
+
+    def decode_blocks(
+        self, anchors: torch.Tensor, positions: torch.Tensor, blocks: Blocks, context_of: ContextOf
+    ) -> torch.Tensor:
+        """Runs the layers over blocks.
+
+        Args:
+            anchors: [G] int64, anchor tokens; positions: [G] of them.
+            context_of: gives layer `index`'s context keys and values; called inside the layer, where it is gathered.
+
+        Returns:
+            [G, B, H] normed.
+        """
+        slots = torch.arange(self.config.block_size, device=anchors.device)
+        tokens = torch.where(slots == 0, anchors[:, None], self.config.mask_token_id)
+        cos_sin: CosSin = self.rotary((positions[:, None] + slots).flatten())
+        state = self.embed_tokens(tokens.flatten()).to(self.fc.weight.dtype)
+        causal = not self.config.sliding_window_non_causal
+        for index, layer in enumerate(self.layers):
+
+            def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, index: int = index) -> torch.Tensor:
+                return block_attention(
+                    q, context_of(index), (k, v), blocks, scale=self.scale, window=self.window, causal=causal
+                )
+
+            state = layer(state, cos_sin, attend)
+        return self.norm(state).unflatten(0, (-1, self.config.block_size))
+
+    def logits(self, normed: torch.Tensor) -> torch.Tensor:
+        """[R, H] -> [R, D] float32."""
+        return self.lm_head(normed.to(self.lm_head.weight.dtype)).float()
+
+    @torch.no_grad()
+    def replay_states(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns the normed states [S, K, H] of all rows' drafts, for all K of a block; 0 without an anchor."""
+        whole = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
+        layout, kept, (fused, tokens, positions) = whole.without_padding(
+            hidden_states[0], input_ids[0], position_ids[0]
+        )
+        rows = [torch.arange(start, stop - 1) for start, stop in layout.documents]
+        anchors = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+        states = torch.zeros(whole.size, self.depths, fused.shape[1] // self.num_states, device=tokens.device)
+        for part in anchors.split(REPLAY_BLOCKS):
+            normed = self.run(fused, tokens, positions, part + 1, layout.documents)
+            states[kept[part.to(kept.device)]] = normed[:, self.first_slot :].float()
+        return states
+
+    @property
+    def num_states(self) -> int:
+        """The verifier's states that are fused (A)."""
+        return len(self.config.aux_hidden_state_layer_ids)
+
+
+def decay_weights(drawn: Drawn, depths: int, gamma: float | None) -> torch.Tensor:
+    """Returns [M] weights exp(-depth / gamma) of the drafts, over their sum in a whole block.
+
+    Args:
+        depths: that a block drafts.
+        gamma: None takes the paper's 7 at 16 slots, in proportion.
+    """
+    decay = torch.exp(-torch.arange(depths) / (gamma or 7 * (depths + 1) / 16))
+    return (decay / decay.sum())[drawn.depth].to(drawn.states.device, non_blocking=True)
+
+
+@attrs.define(eq=False)
+class BlockSequence:
+    """State of one decoded sequence: the context's keys of each layer, and the anchor token [1]."""
+
+    length: int
+    context: list[KeysValues]
+    anchor: torch.Tensor
+
+
+class BlockDrafter:
+    """What the drafters of block models share: the context's cache, and the states of a round's block."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.target_layer_ids = tuple(model.config.aux_hidden_state_layer_ids)
+        self.draft_to_target = model.draft_to_target
+
+    @torch.no_grad()
+    def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> BlockSequence:
+        """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
+        sequence = BlockSequence(0, [], tokens[-1:])
+        self.advance(sequence, tokens[1:], hidden_states)
+        return sequence
+
+    @torch.no_grad()
+    def advance(self, state: BlockSequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
+        """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
+        model, start = self.model, state.length
+        state.length, state.anchor = start + len(tokens), tokens[-1:]
+        cos_sin = model.rotary(torch.arange(start, state.length, device=tokens.device))
+        context = model.fuse(hidden_states)
+        for index, layer in enumerate(model.layers):
+            fresh = layer.self_attn.keys_values(context, cos_sin)
+            if start == 0:
+                state.context.append(fresh)
+            else:
+                held = state.context[index]
+                state.context[index] = (torch.cat((held[0], fresh[0])), torch.cat((held[1], fresh[1])))
+
+    def block(self, state: BlockSequence) -> torch.Tensor:
+        """Returns the normed states [K, H] of the drafts after the last token, for all K that a block drafts."""
+        model, place = self.model, torch.tensor([state.length])
+        sizes = torch.full_like(place, model.config.block_size)
+        blocks = Blocks.of(place, sizes, place, ((0, state.length + 1),))
+        position = place.to(state.anchor.device)
+        normed = model.decode_blocks(state.anchor, position, blocks, lambda index: state.context[index])
+        return normed[0, model.first_slot :]
+
+
+def depth_logits(model: Any, states: torch.Tensor, num_speculative_tokens: int) -> Iterator[torch.Tensor]:
+    """Yields the draft logits [S, D] of each depth from states [S, K, H], at most as many as a block drafts."""
+    for depth in range(min(num_speculative_tokens, states.shape[1])):
+        yield model.logits(states[:, depth].to(model.fc.weight.dtype))

@@ -1,0 +1,18 @@
+"""DFlash (arXiv 2602.06036): a block of tokens from one forward, with the verifier's states in every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators.models.dflash.config import DFlashSpeculatorConfig
+
+__all__ = ["DFlashDraftModel", "DFlashSpeculatorConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    # The model drags torch in; `spec validate` only wants the config.
+    if name == "DFlashDraftModel":
+        from speculators.models.dflash.core import DFlashDraftModel
+
+        return DFlashDraftModel
+    raise AttributeError(name)

@@ -1,0 +1,62 @@
+"""DFlash's config (arXiv 2602.06036), in the layout that vLLM reads."""
+
+from __future__ import annotations
+
+import attrs
+
+from speculators.config import SpeculatorModelConfig, derived, knob, positive
+
+WEIGHTS = ("d-pace", "exponential")
+
+
+def _weights(_: object, __: attrs.Attribute[str], value: str) -> None:
+    if value not in WEIGHTS:
+        raise ValueError(f"must be one of {', '.join(WEIGHTS)}, got {value!r}")
+
+
+def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"must be at least 0 and below 1, got {value!r}")
+
+
+def _block(_: object, __: attrs.Attribute[int], value: int) -> None:
+    if value < 2:
+        raise ValueError(f"must be at least 2: the anchor and one token, got {value!r}")
+
+
+@SpeculatorModelConfig.register("dflash")
+@attrs.frozen(kw_only=True, slots=False)
+class DFlashSpeculatorConfig(SpeculatorModelConfig):
+    """What a DFlash speculator is, and how it is trained.
+
+    Attributes:
+        block_size: slots of a block (B), the anchor's among them; so many less one tokens are drafted.
+        mask_token_id: stands for a token that is not known yet; None takes the vocabulary's last.
+        sample_from_anchor: every slot drafts the token after its own, the anchor's too: B tokens are drafted.
+        sliding_window_non_causal: a block's slots all see each other; false: each sees those before it. Servers derive
+            the causality of all layers from it, with and without a sliding window.
+        max_anchors: blocks drawn of a row in training (M).
+        weights: of the slots: "d-pace" by how likely the slots before are accepted, "exponential" by distance.
+        pace: floor of an acceptance in D-PACE (its alpha).
+        gamma: of the exponential decay exp(-depth / gamma); None takes 7 at a block of 16, in proportion.
+        loss: weight of each loss in the mixture; D-PACE is made of "ce" alone.
+    """
+
+    speculators_model_type: str = derived("dflash")
+    architectures: tuple[str, ...] = derived(("DFlashSpeculator",))
+    aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
+    target_hidden_size: int | None = derived(None)
+    num_layers: int = knob(5, validator=positive)
+    block_size: int = attrs.field(default=16, validator=_block)
+    mask_token_id: int | None = None
+    sample_from_anchor: bool = False
+    sliding_window_non_causal: bool = True
+    max_anchors: int = knob(512, validator=positive)
+    weights: str = knob("d-pace", validator=_weights)
+    pace: float = knob(0.5, validator=_share)
+    gamma: float | None = knob(None, validator=positive)
+    loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0})
+
+    def __attrs_post_init__(self) -> None:
+        if self.weights == "d-pace" and set(self.loss) != {"ce"}:
+            raise ValueError(f'weights = "d-pace" needs loss = {{ ce = 1.0 }}, got {self.loss}; or "exponential"')
