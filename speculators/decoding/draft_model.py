@@ -15,6 +15,7 @@ from speculators.errors import RecipeError, VerifierError
 from speculators.events import Progress, ignore
 from speculators.recipe.converter import structure
 from speculators.recipe.schema import VerifierSection
+from speculators.verifier.capture import cache_name
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 
@@ -97,9 +98,9 @@ class DraftModel:
         output = self.model(
             input_ids=tokens.clamp_max(self.rows - 1)[None],
             position_ids=torch.arange(held, held + len(tokens), device=tokens.device)[None],
-            past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=0 if cache is None else 1,
+            **{cache_name(self.model): cache},
         )
         return output.logits[0, :, : len(self.draft_to_target)].float()
 

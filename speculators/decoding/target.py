@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from speculators.drafter import Proposal
 from speculators.errors import VerifierError
-from speculators.verifier.capture import decoder_layers
+from speculators.verifier.capture import cache_name, decoder_layers
 
 
 class CachedVerifier:
@@ -98,9 +98,9 @@ class CachedVerifier:
                 input_ids=tokens[None],
                 attention_mask=mask,
                 position_ids=positions[None],
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=logits_to_keep,
+                **{cache_name(self.model): self._cache},
             )
         finally:
             for hook in hooks:

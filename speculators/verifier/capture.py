@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,11 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise VerifierError(f"{type(model).__name__} has no list of decoder layers to capture from")
     return layers
+
+
+def cache_name(model: Any) -> str:
+    """Returns what the model's forward calls its KV cache: transformers 5.24 renamed it, models of others did not."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, ...]]:

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from speculators.config import positive
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.verifier.capture import cache_name
 
 Batch = tuple[tuple[int, ...], list[list[int]]]
 
@@ -86,12 +87,14 @@ def _continue(
     live = torch.arange(len(prompts), device=device)
     open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
 
+    cache_is = cache_name(model)
+
     def inputs(first: int, stop: int) -> dict[str, Any]:
         """What the model is told of columns [first, stop), the tokens apart."""
         return {
             "attention_mask": (columns[:stop] >= starts[live, None]).long(),
             "position_ids": (columns[first:stop] - starts[live, None]).clamp_min(0),
-            "past_key_values": cache,
+            cache_is: cache,
             "use_cache": True,
         }
 
