@@ -1,4 +1,4 @@
-"""A smaller model as a drafter: the same tokens as its own decoding, replayed exactly, refused with another tokenizer."""
+"""A smaller model as a drafter: replayed exactly, lossless, and refused with another tokenizer."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_another_tokenizer_is_refused(verifier, smaller, tmp_path):
     first, second = [token for token, index in sorted(vocab.items(), key=lambda item: item[1])][-2:]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(VerifierError, match="another tokenizer than the verifier: .*; id .* is .*, the verifier's is"):
+    with pytest.raises(VerifierError, match=r"another tokenizer than the verifier: .*; id .* is .*, the verifier's is"):
         make_baseline(f"draft_model:{folder}", verifier)
 
 

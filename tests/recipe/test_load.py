@@ -228,7 +228,7 @@ def test_a_plug_in_that_fails_is_one_problem(write: Write, registry: None) -> No
 
 def test_an_unknown_algorithm_lists_those_there_are(write: Write) -> None:
     """The name is refused with the registered names and the near miss."""
-    (problem,) = problems_of(write(('name = "eagle3"', 'name = "eagle"')))
+    (problem,) = problems_of(write(('name = "eagle3"', 'name = "eagel3"')))
     assert problem.path == "algorithm.name"
     assert "eagle3" in problem.message
     assert problem.hint == "did you mean 'eagle3'?"
