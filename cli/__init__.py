@@ -20,6 +20,7 @@ VERBS = {
     "plan": "tell what would run, and what is done already",
     "run": "run a recipe, ending in the acceptance table",
     "bench": "measure a speculator's acceptance length and speed-up",
+    "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",
 }
 

@@ -1,29 +1,44 @@
-"""Tells what a recipe would run: stages with their fingerprints, derived values, sizes."""
+"""Tells what a recipe would run: stages with their fingerprints, derived values, sizes, and what it would cost."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from speculators.config import VerifierFacts
-from speculators.errors import VerifierError
+from speculators.errors import Problem, RecipeError, VerifierError
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 
 from .common import add_recipe, add_verifier_config, count, load_checked, print_json
+
+NODES = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
     add_verifier_config(parser)
-    parser.add_argument("--nproc", metavar="N", type=count, default=1, help="processes that would train (1)")
+    parser.add_argument("--nproc", metavar="N", type=count, help="processes that would train (1, or those of --gpus)")
     parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are (./runs)")
+    parser.add_argument("--gpus", metavar="LIST", help="tell costs for these, such as 8xH100-80GB,1xL40S")
+    parser.add_argument(
+        "--efficiency", metavar="SHARE", type=_share, help="of the peak that GPUs reach (0.35, a guess)"
+    )
+    parser.add_argument("--conversations", metavar="N", type=count, help="how many, where the data is not prepared")
+    parser.add_argument("--mean-tokens", metavar="N", type=count, help="of one, where the data is not prepared")
+    parser.add_argument("--simulate", action="store_true", help="how an update grows with the nodes of --gpus")
+    parser.add_argument("--nodes", metavar="N", type=count, help=f"with --simulate: up to so many ({NODES})")
+    bandwidths = "with --simulate: GB/s a GPU in a node, a GPU between nodes, of the storage (400,50,20)"
+    parser.add_argument("--bandwidths", metavar="LINK,NETWORK,STORAGE", help=bandwidths)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the plan."""
+    devices = _devices(options)
+    options.nproc = options.nproc or (devices[0].count if devices else 1)
     recipe = load_checked(options)
     if options.verifier_config:
         facts = VerifierFacts.read(options.verifier_config)
@@ -33,15 +48,48 @@ def run(options: argparse.Namespace) -> int:
     from speculators.pipeline.context import Places
     from speculators.pipeline.ondisk import on_disk
 
-    plan, done = _counted(plan), on_disk(plan, Places(runs=options.runs))
+    places = Places(runs=options.runs)
+    plan, done = _counted(plan), on_disk(plan, places)
+    costs = _costs(plan, places, options, devices)
     if options.json:
-        print_json({**plan.to_dict(), "on_disk": done})
+        print_json({**plan.to_dict(), "on_disk": done, "costs": costs})
         return 0
     from speculators.report.console import console
-    from speculators.report.recipe import plan_tables
+    from speculators.report.plan import plan_tables
 
-    console().print(plan_tables(plan, done))
+    console().print(plan_tables(plan, done, costs))
     return 0
+
+
+def _share(text: str) -> float:
+    """argparse type: a number above 0, at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text!r}")
+    return value
+
+
+def _devices(options: argparse.Namespace) -> list[Any]:
+    from speculators.recipe.cluster import parse_bandwidths, parse_devices
+
+    lacking = [
+        Problem(name, f"goes with {other}")
+        for name, given, other, there in (
+            ("--simulate", options.simulate, "--gpus", options.gpus),
+            ("--efficiency", options.efficiency, "--gpus", options.gpus),
+            ("--nodes", options.nodes, "--simulate", options.simulate),
+            ("--bandwidths", options.bandwidths, "--simulate", options.simulate),
+        )
+        if given and not there
+    ]
+    if lacking:
+        raise RecipeError(lacking)
+    if options.bandwidths:
+        options.bandwidths = parse_bandwidths(options.bandwidths)
+    return parse_devices(options.gpus) if options.gpus else []
 
 
 def _counted(plan: Plan) -> Plan:
@@ -54,6 +102,28 @@ def _counted(plan: Plan) -> Plan:
     except Exception as error:
         print(f"warning: parameters cannot be counted: {type(error).__name__}: {error}", file=sys.stderr)
         return plan
+
+
+def _costs(plan: Plan, places: Any, options: argparse.Namespace, devices: list[Any]) -> dict[str, Any] | None:
+    """Returns what the plan costs, or None where the algorithm or the verifier cannot be run without values."""
+    from speculators.pipeline.estimate import Wanted, estimate
+
+    wanted = Wanted(
+        devices=devices,
+        processes=options.nproc,
+        efficiency=options.efficiency,
+        conversations=options.conversations,
+        mean_tokens=options.mean_tokens,
+        nodes=(options.nodes or NODES) if options.simulate else None,
+        bandwidths=options.bandwidths,
+    )
+    if not plan.parameters:
+        return None
+    try:
+        return estimate(plan, places, wanted)
+    except Exception as error:
+        print(f"warning: costs cannot be told: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 def _fetch_facts(recipe: Recipe, *, quiet: bool) -> VerifierFacts:

@@ -21,6 +21,7 @@ from speculators.model import SpeculatorModel
 from speculators.pipeline.context import Context, EventLog, Listen, Places
 from speculators.pipeline.inputs import conversations
 from speculators.pipeline.ondisk import SPECULATOR, bench_file, measured, trained
+from speculators.pipeline.rehearsal import is_plugin, rehearse
 from speculators.pipeline.training import lacking_hooks, train_stage
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
@@ -63,6 +64,8 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen) 
     began = time.monotonic()
     log = EventLog(listen)
     context = make_context(recipe, places, world, log)
+    if is_plugin(recipe.algorithm.name):
+        rehearse(context.plan, context.tell)
     if world.is_main:
         _describe(context)
         log.open(context.run_folder / "events.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,20 @@ def suite_identity(suite: Suite) -> dict[str, Any]:
     """Returns what determines the prompts of a suite."""
     whole = resolved_suite(suite)
     return source_identity(Source(path=str(whole.path), split=whole.split, take=whole.take))
+
+
+def code_identity(config_class: type) -> str | None:
+    """Returns a digest of a plug-in's own code; None for an algorithm of this package, which has a version instead."""
+    module = config_class.__module__
+    if module.startswith("speculators.models."):
+        return None
+    try:
+        file = Path(inspect.getfile(config_class))
+    except (OSError, TypeError):  # typed into an interpreter: it has no file
+        return None
+    # A package is all its files: config.py says little of what core.py computes.
+    files = sorted(file.parent.rglob("*.py")) if "." in module or file.name == "__init__.py" else [file]
+    return fingerprint({str(path.relative_to(file.parent)): file_digest(path) for path in files})
 
 
 def section_values(section: Any, *leave_out: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from speculators.errors import RecipeError
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (
+    code_identity,
     file_digest,
     fingerprint,
     section_values,
@@ -171,7 +172,9 @@ def _train_inputs(plan: Plan, suites: list[dict[str, Any]]) -> dict[str, Any]:
     knobs = as_tables(recipe)["algorithm"]
     # The best checkpoint is chosen on the first suite, at the largest K and the first temperature.
     chosen_on = [suites[0], max(bench.num_speculative_tokens), bench.temperature[0]] if suites else None
+    code = code_identity(type(recipe.algorithm.config))
     return {
+        **({"code": code} if code else {}),
         "seed": recipe.seed,
         "algorithm": {key: value for key, value in knobs.items() if key not in (*derived, "module")},
         "target_layer_ids": list(plan.target_layer_ids),

@@ -136,7 +136,7 @@ def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
         names = accepted_by(model, inputs)
         with precision(world, job.schedule.precision):
             result = model(**{name: inputs[name] for name in names}, **worker.train_kwargs)
-        loss, metrics = _loss_and_metrics(model, result)
+        loss, metrics = loss_and_metrics(model, result)
         share = row.supervised / batch.supervised
         # FSDP averages gradients over the processes.
         (loss * (share * world.size)).backward()
@@ -145,7 +145,7 @@ def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
     return sums
 
 
-def _loss_and_metrics(model: nn.Module, result: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
+def loss_and_metrics(model: nn.Module, result: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
     """Returns what a forward gave, or says what of the contract it does not keep."""
     if not (isinstance(result, tuple) and len(result) == 3):
         found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__

@@ -1,0 +1,163 @@
+"""What an outsider's algorithm gets: found by entry point, validated like built-in ones, told what it lacks at once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command import Spec
+
+from speculators.cli.new_algorithm import skeleton
+from speculators.config import CONFIGS
+
+_NAMES = (f"plugin_{number}" for number in itertools.count())
+
+
+class Plugin:
+    """A skeleton in a folder of its own, under a name that no other test has imported."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = next(_NAMES)
+        self.folder = folder
+        for file, text in skeleton(self.name).items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(text, encoding="utf-8")
+        self.recipe = folder / f"{self.name}.toml"
+
+    def change(self, file: str, *pairs: tuple[str, str]) -> None:
+        """Replaces text that must be there in a file of the package."""
+        path = self.folder / self.name / file
+        text = path.read_text(encoding="utf-8")
+        for old, new in pairs:
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
+    """A working plug-in, beside its recipe."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine").mkdir()
+    return Plugin(tmp_path / "mine")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Spec:
+    """The command, at home in a folder of this test."""
+    return Spec(tmp_path)
+
+
+RETURNED = (
+    "return unrolled.states, total, chain_metrics(total, result.right, unrolled.rows, unrolled.valid, layout.size)"
+)
+BROKEN = {
+    "no layers": (
+        [("self.layers = ", "self.blocks = "), ("in self.layers", "in self.blocks")],
+        "has no attribute layers",
+    ),
+    "two values": ([(RETURNED, "return unrolled.states, total")], "forward returned a tuple of 2"),
+    "no loss in the metrics": ([(RETURNED, "return unrolled.states, total, {}")], 'gave metrics without "loss"'),
+    "a loss without gradient": (
+        [("total = result.per_depth.sum()", "total = result.per_depth.sum().detach()")],
+        "gradients",
+    ),
+    "kwargs that forward does not take": (
+        [("        **_,\n", ""), ('"loss": kwargs["loss"]}', '"loss": kwargs["loss"], "heat": 1}')],
+        "forward does not take heat",
+    ),
+    "an argument that nobody gives": (
+        [("        depths,\n        loss,", "        depths,\n        loss,\n        heat,")],
+        "wants heat",
+    ),
+    "a config field without default": ([], "no default for breadth"),
+    "a name registered twice": ([], "registered twice"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_contract_is_one_error_before_any_data(name: str, plugin: Plugin, spec: Spec) -> None:
+    """It names the class, the part and the mend; no stage after the verifier has begun."""
+    pairs, words = BROKEN[name]
+    title = "".join(part.capitalize() for part in plugin.name.split("_"))
+    if name == "a config field without default":
+        plugin.change("config.py", ("    width: int = attrs", "    breadth: int\n    width: int = attrs"))
+    elif name == "a name registered twice":
+        core = plugin.folder / plugin.name / "core.py"
+        core.write_text(
+            core.read_text()
+            + f'\n\n@SpeculatorModel.register("{plugin.name}")\nclass Other(SpeculatorModel):\n    pass\n'
+        )
+    else:
+        plugin.change("core.py", *pairs)
+    told = spec("run", plugin.recipe, "--runs", spec.runs)
+    assert told.code in (1, 2), told.out
+    errors = [line for line in told.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, told.err
+    assert words in errors[0]
+    assert title in errors[0]
+    assert "Traceback" not in told.err
+    assert "prepare" not in told.err
+
+
+def test_a_failure_of_another_kind_is_a_warning(plugin: Plugin, spec: Spec) -> None:
+    """What only happens at small sizes must not stop a run; it is told, and training meets it or does not."""
+    plugin.change(
+        "core.py",
+        (
+            "        unrolled = unroll_to_places",
+            "        assert len(tokens) > 40, 'short'\n        unrolled = unroll_to_places",
+        ),
+    )
+    told = spec("run", plugin.recipe, "--runs", spec.runs, "--set", "schedule.max_steps=1")
+    assert "failed on a tiny verifier, and may fail on this one: AssertionError: short" in told.err
+    assert told.code == 0, told.err
+
+
+def test_keys_of_a_plugin_are_checked_like_built_in_ones(plugin: Plugin, spec: Spec) -> None:
+    """A near miss, a value of the wrong type and one that a validator refuses, in one report."""
+    text = (
+        plugin.recipe.read_text()
+        .replace("width            = 2", 'widht = 2\ndepths = "3"')
+        .replace("depths           = 3", "")
+    )
+    plugin.recipe.write_text(text)
+    told = spec("validate", plugin.recipe)
+    assert told.code == 2
+    assert "did you mean 'width'?" in told.err
+    assert "algorithm.depths" in told.err
+
+
+def test_changed_code_is_trained_again(plugin: Plugin, spec: Spec) -> None:
+    """An edit of core.py is another training; the data and states stay."""
+    before = spec("plan", plugin.recipe, "--json").json
+    plugin.change("core.py", ("nn.functional.silu", "nn.functional.gelu"))
+    after = spec("plan", plugin.recipe, "--json").json
+    changed = {
+        one["name"]
+        for one, other in zip(before["stages"], after["stages"], strict=True)
+        if one["fingerprint"] != other["fingerprint"]
+    }
+    assert changed == {"train", "bench"}
+
+
+def test_an_installed_plugin_is_found_by_its_entry_point(
+    plugin: Plugin, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No `module` in the recipe: a distribution's metadata names the package."""
+    info = plugin.folder / f"{plugin.name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin.name.replace('_', '-')}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[speculators.models]\n{plugin.name} = {plugin.name}\n")
+    monkeypatch.syspath_prepend(str(plugin.folder))
+    plugin.recipe.write_text(
+        "\n".join(line for line in plugin.recipe.read_text().splitlines() if not line.startswith("module"))
+    )
+    assert plugin.name in CONFIGS.names()
+    told = spec("run", plugin.recipe, "--runs", spec.runs, "--json")
+    assert told.code == 0, told.err
+    settings = json.loads(told.out)["bench"]["settings"]
+    assert [setting["live"]["agreement"]["gap"] for setting in settings] == [""] * len(settings)
