@@ -106,7 +106,7 @@ RECIPE_MISTAKES: dict[str, tuple[Callable[[], tuple[str, ...]], str]] = {
         lambda: ("--set", "algorithm.draft_vocab_size=999"),
         "at most the verifier's vocabulary of 320",
     ),
-    "an unknown algorithm": (lambda: ("--set", 'algorithm.name="eagle4"'), "did you mean 'eagle3'?"),
+    "an unknown algorithm": (lambda: ("--set", 'algorithm.name="eagel3"'), "did you mean 'eagle3'?"),
     "a missing verifier": (lambda: verifier("./nowhere"), "verifier.model: no such folder"),
     "a missing GGUF file": (lambda: verifier("./nowhere.gguf"), "verifier.model: no such file"),
     "a wheel member outside": (lambda: verifier("wheel:a==1#../b.gguf", SHA256), "inside the wheel"),

@@ -1,0 +1,170 @@
+"""What runs on this machine measured: the seconds of a stage that ran before, and how fast products were made."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from speculators.config import VerifierFacts
+from speculators.errors import SpeculatorsError
+from speculators.pipeline.context import Places, read_json
+from speculators.pipeline.sizes import costs_of
+from speculators.recipe.costs import Costs
+from speculators.recipe.load import load_recipe
+from speculators.recipe.plan import Plan, make_plan
+from speculators.verifier.sources import held_folder
+
+_TOKENS = re.compile(r"([\d,]+) tokens")
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """What one run measured.
+
+    Attributes:
+        run: the name of its folder.
+        fingerprints: of its stages.
+        device: "cpu" or "cuda".
+        seconds: of each stage that ran from start to end.
+        tokens_per_second: while capturing and training, over the whole launch.
+    """
+
+    run: str
+    folder: Path
+    fingerprints: Mapping[str, str]
+    device: str
+    seconds: Mapping[str, float]
+    tokens_per_second: Mapping[str, float]
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """A time that rests on a run.
+
+    Attributes:
+        how: "measured" for the same work, or by the speed of other work.
+        run: which one.
+    """
+
+    seconds: float
+    how: str
+    run: str
+
+
+def records(runs: Path, device: str) -> list[Record]:
+    """Returns what the runs on such a device measured, the newest first; folders that are no runs are passed over."""
+    found = [_record(file.parent) for file in sorted(runs.glob("*/events.jsonl"), key=_written, reverse=True)]
+    return [record for record in found if record is not None and record.device == device]
+
+
+def _written(file: Path) -> float:
+    return file.stat().st_mtime
+
+
+def _record(folder: Path) -> Record | None:
+    lock = read_json(folder / "lock.json")
+    if not isinstance(lock, dict) or not {"fingerprints", "device"} <= lock.keys():
+        return None
+    seconds: dict[str, float] = {}
+    speeds: dict[str, float] = {}
+    steps: list[float] = []
+    for event in _events(folder / "events.jsonl"):
+        if event.get("event") == "StepEvent":
+            steps.append(event["tokens_per_second"])
+        elif event.get("event") == "StageEvent" and event["status"] == "done":
+            seconds[event["stage"]] = event["seconds"]
+            if event["stage"] == "capture" and (told := _TOKENS.search(event["detail"])) and event["seconds"] > 0:
+                speeds["capture"] = int(told.group(1).replace(",", "")) / event["seconds"]
+    if steps:
+        speeds["train"] = statistics.median(steps)
+    return Record(
+        run=folder.name,
+        folder=folder,
+        fingerprints=lock["fingerprints"],
+        device=lock["device"],
+        seconds=seconds,
+        tokens_per_second=speeds,
+    )
+
+
+def _events(file: Path) -> list[dict[str, Any]]:
+    """Returns the whole lines of a log; a run that was killed may have left a part of one."""
+    events = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def measured(costs: Costs, places: Places) -> dict[str, Measured]:
+    """Returns the time of each stage on this machine, as far as runs tell.
+
+    A stage of the same fingerprint takes what it took. Capture and training of other sizes make their products at the
+    speed that the newest run of the same precision reached.
+    """
+    known = records(places.runs, "cuda" if torch.cuda.is_available() else "cpu")
+    told: dict[str, Measured] = {}
+    for stage in costs.plan.stages:
+        for record in known:
+            if record.fingerprints.get(stage.name) == stage.fingerprint and stage.name in record.seconds:
+                told[stage.name] = Measured(seconds=record.seconds[stage.name], how="measured", run=record.run)
+                break
+    work = {stage: flops for stage, flops in costs.flops().items() if flops is not None and stage not in told}
+    return {**told, **_by_speed(costs, places, known, work)}
+
+
+def _by_speed(costs: Costs, places: Places, known: list[Record], work: Mapping[str, float]) -> dict[str, Measured]:
+    for record in known:
+        stages = work.keys() & record.tokens_per_second.keys()
+        other = _costs_of_run(record, costs.plan, places) if stages else None
+        if other is None or _precision(other.plan) != _precision(costs.plan):
+            continue
+        a_token = {"capture": other.verifier.flops(other.mean_tokens), "train": _train_flops_a_token(other)}
+        return {
+            stage: Measured(
+                seconds=work[stage] / (record.tokens_per_second[stage] * a_token[stage]),
+                how="by the speed of",
+                run=record.run,
+            )
+            for stage in sorted(stages)
+            if a_token[stage]
+        }
+    return {}
+
+
+def _train_flops_a_token(costs: Costs) -> float:
+    """Returns the operations a token that is trained on, updates of the optimizer included."""
+    whole = costs.flops()["train"]
+    return whole / costs.amount.trained if whole and costs.amount.trained else 0.0
+
+
+def _precision(plan: Plan) -> tuple[str, str]:
+    return plan.recipe.schedule.precision, plan.recipe.data.states_dtype
+
+
+def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
+    """Returns what a run cost in products; None where its recipe, verifier or algorithm are not at hand any more.
+
+    `--set` is not in the recipe that a run keeps: only one that still gives the run's own fingerprint is taken.
+    """
+    try:
+        recipe = load_recipe(str(record.folder / "recipe.toml"))
+        folder = held_folder(recipe.verifier, cache=places.cache)
+        same = recipe.verifier == plan.recipe.verifier
+        facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None
+        if facts is None:
+            return None
+        found = make_plan(recipe, facts)
+        own = found.stage("train").fingerprint == record.fingerprints.get("train")
+        return costs_of(found, places) if own else None
+    except SpeculatorsError:
+        return None

@@ -1,0 +1,230 @@
+"""What a plan costs: memory a rank, disk, products, communication. Arithmetic on counts that others have made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from speculators.recipe.plan import Plan
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+COMPUTE_BYTES = {"fp32": 4, "bf16": 2}
+# From here on cached states are worth a word.
+MUCH_DISK = 100e9
+
+
+@attrs.frozen(kw_only=True)
+class RowCost:
+    """What one update on one packed row needs, in bytes and floating-point operations.
+
+    Attributes:
+        trainable, frozen: parameters.
+        trainable_bytes, frozen_bytes: of the model's own; frozen tensors keep the dtype of the verifier's file.
+        head_bytes: the verifier's final norm and head rows that targets are computed with; 0 if they are not used.
+        optimizer_bytes: its state, all of it.
+        momentum_bytes: the part of it that every process keeps whole, sharded or not: muon's.
+        activation_bytes: the most that lives at once, gradients of parameters and chunk buffers left out.
+        chunk_bytes: logits and what is computed from them, for one chunk of places.
+        row_flops: products of forward and backward, attention included.
+        update_flops: products of the optimizer, made by every process.
+    """
+
+    trainable: int
+    frozen: int
+    trainable_bytes: int
+    frozen_bytes: int
+    head_bytes: int
+    optimizer_bytes: int
+    momentum_bytes: int
+    activation_bytes: int
+    chunk_bytes: int
+    row_flops: int
+    update_flops: int
+
+
+@attrs.frozen(kw_only=True)
+class VerifierCost:
+    """What the verifier needs.
+
+    Attributes:
+        parameters: all of them.
+        products: elements of the layers' matrices that one token meets; of experts, the share that is routed to.
+        attention: floating-point operations a token and a key.
+    """
+
+    parameters: int
+    products: int
+    attention: int
+
+    def flops(self, mean_tokens: float) -> float:
+        """Returns the operations a token in documents of so many; without the head, which capture leaves out."""
+        return 2 * self.products + self.attention * mean_tokens / 2
+
+
+@attrs.frozen(kw_only=True)
+class Amount:
+    """How much data there is.
+
+    Attributes:
+        conversations, tokens: of one epoch; None where nobody knows yet.
+        supervised: share of the tokens that a loss is computed on.
+        updates, trained: optimizer updates and tokens of the whole run; None where nobody knows yet.
+        counted: on the prepared data; otherwise the figures are upper bounds.
+    """
+
+    conversations: int | None
+    tokens: int | None
+    supervised: float
+    updates: int | None
+    trained: int | None
+    counted: bool
+
+
+@attrs.frozen(kw_only=True)
+class Costs:
+    """A plan with what its parts need.
+
+    Attributes:
+        mean_tokens: of a conversation.
+        state_bytes: on disk, of one token's cached states.
+    """
+
+    plan: Plan
+    row: RowCost
+    verifier: VerifierCost
+    amount: Amount
+    mean_tokens: int
+    state_bytes: int
+
+    @property
+    def cached(self) -> bool:
+        """Returns whether states are captured to disk first."""
+        return self.plan.recipe.data.hidden_states == "cached"
+
+    @property
+    def row_bytes(self) -> int:
+        """Returns the bytes of one packed row's states, as a forward takes them."""
+        widths = (len(self.plan.target_layer_ids) + 1) * self.plan.facts.hidden_size
+        return self.plan.row_tokens * widths * COMPUTE_BYTES[self.plan.recipe.schedule.precision]
+
+    def memory(self, world_size: int, *, capture_tokens: int, rows_on_host: bool) -> dict[str, int]:
+        """Returns the bytes of one process while it trains, by part.
+
+        Sharded weights are gathered once an update and gradients reduced once (training/shard.py), so that for most of
+        an update both are there whole, beside the shards.
+
+        Args:
+            world_size: processes.
+            capture_tokens: of one forward of the verifier, where it runs beside training.
+            rows_on_host: cached rows wait in the host's memory, and two of them are on the device.
+        """
+        row, recipe = self.row, self.plan.recipe
+        shards = world_size if world_size > 1 and recipe.distributed.shard else 1
+        shard = row.trainable_bytes // shards if shards > 1 else 0
+        waiting = 2 if rows_on_host and self.cached else 2 * -(-self.plan.rows_per_step // world_size)
+        beside = 0 if self.cached else self.verifier_memory(recipe.data.states_dtype, capture_tokens)
+        return {
+            "weights": row.trainable_bytes + row.frozen_bytes + shard,
+            "gradients": row.trainable_bytes + shard,
+            "optimizer": row.momentum_bytes + (row.optimizer_bytes - row.momentum_bytes) // shards,
+            "activations": row.activation_bytes,
+            "chunk buffers": row.chunk_bytes,
+            "verifier": row.head_bytes + beside,
+            "rows": waiting * self.row_bytes,
+        }
+
+    def verifier_memory(self, dtype: str, tokens: int) -> int:
+        """Returns the bytes of the verifier and of one forward of it; the latter is a formula, never measured on a GPU.
+
+        At once there are the states that are kept, twice while they are joined, the residual stream, its norm, queries,
+        keys and values (about four more), and three buffers of the feed-forward.
+        """
+        facts = self.plan.facts
+        kept, inner = len(self.plan.target_layer_ids), facts.get("intermediate_size") or 4 * facts.hidden_size
+        forward = tokens * ((2 * kept + 5) * facts.hidden_size + 3 * inner)
+        return (self.verifier.parameters + forward) * ITEM_BYTES[dtype]
+
+    def disk(self) -> dict[str, int | None]:
+        """Returns the bytes on disk by what is kept: at most, for checkpoints; None where the data is not known."""
+        row, facts = self.row, self.plan.facts
+        kept = str(facts.get("dtype") or facts.get("torch_dtype") or "float32")
+        states = 0 if not self.cached else self.states_bytes
+        return {
+            "verifier": self.verifier.parameters * ITEM_BYTES.get(kept, 4),
+            "hidden states": states,
+            "checkpoints": (self.plan.recipe.schedule.keep_checkpoints + 1)
+            * (row.trainable_bytes + row.optimizer_bytes),
+            "speculator": row.trainable_bytes + row.frozen_bytes,
+        }
+
+    @property
+    def states_bytes(self) -> int | None:
+        """Returns the bytes that cached states take, or would."""
+        return None if self.amount.tokens is None else self.amount.tokens * self.state_bytes
+
+    def flops(self, world_size: int = 1) -> dict[str, float | None]:
+        """Returns the operations of one process by stage; None where the data is not known.
+
+        Answers are written by one process, whatever the launch; updates of the optimizer are made by every one.
+        """
+        amount, recipe = self.amount, self.plan.recipe
+        read = self.verifier.flops(self.mean_tokens)
+        stages: dict[str, float | None] = {}
+        if recipe.data.regenerate is not None:
+            head = 2 * self.plan.facts.vocab_size * self.plan.facts.hidden_size
+            stages["prepare"] = None if amount.tokens is None else amount.tokens * (read + head)
+        if self.cached:
+            stages["capture"] = None if amount.tokens is None else amount.tokens * read / world_size
+        if amount.trained is None or amount.updates is None:
+            stages["train"] = None
+        else:
+            online = 0 if self.cached else read
+            a_token = self.row.row_flops / self.plan.row_tokens + online
+            stages["train"] = amount.trained * a_token / world_size + amount.updates * self.row.update_flops
+        return stages
+
+    def tokens(self) -> dict[str, int | None]:
+        """Returns the tokens that each stage works on."""
+        stages = {"prepare": self.amount.tokens}
+        if self.cached:
+            stages["capture"] = self.amount.tokens
+        return {**stages, "train": self.amount.trained}
+
+    def communication(self, world_size: int) -> dict[str, int]:
+        """Returns the bytes that one process receives in one update, by ring algorithms.
+
+        Sharded: float32 weights are gathered, gradients reduced and scattered; muon gathers its matrices' gradients.
+        Otherwise gradients are reduced on all, which is both halves of it.
+        """
+        if world_size == 1:
+            return {}
+        others, whole = (world_size - 1) / world_size, self.row.trainable_bytes
+        if not self.plan.recipe.distributed.shard:
+            return {"gradients": round(2 * whole * others)}
+        moved = {"weights": whole, "gradients": whole, "optimizer": self.row.momentum_bytes}
+        return {name: round(size * others) for name, size in moved.items() if size}
+
+    def reading(self, tokens: int) -> int:
+        """Returns the bytes that so many tokens are read with from the cached states; 0 online."""
+        return tokens * self.state_bytes if self.cached else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what does not depend on a device, as JSON values."""
+        return {
+            "amount": attrs.asdict(self.amount),
+            "row": attrs.asdict(self.row),
+            "verifier": attrs.asdict(self.verifier),
+            "mean_tokens": self.mean_tokens,
+            "disk": self.disk(),
+            "tokens": self.tokens(),
+            "flops": self.flops(),
+        }
+
+
+def size_text(size: float) -> str:
+    """Returns bytes in words: "1.2 TB", "340 MB"."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}" if size < 100 * unit else f"{size / unit:.0f} {name}"
+    return f"{size:.0f} bytes"
