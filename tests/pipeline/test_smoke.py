@@ -186,7 +186,13 @@ def test_parameters_are_counted_as_the_real_model_has_them(tiny_verifier: Path, 
 
 @pytest.mark.parametrize(
     ("recipe", "fixture", "rows"),
-    [("eagle3_llama8b", "llama-3.1-8b", 128_256 + 32_000), ("eagle3_qwen3_8b", "qwen3-8b", 151_936 + 32_000)],
+    [
+        ("eagle3_llama8b", "llama-3.1-8b", 128_256 + 32_000),
+        ("eagle3_qwen3_8b", "qwen3-8b", 151_936 + 32_000),
+        ("eagle3_llama70b", "llama-3.3-70b", 128_256 + 32_000),
+        ("eagle3_qwen3_30b_a3b", "qwen3-30b-a3b", 151_936 + 32_000),
+        ("eagle3_gpt_oss_20b", "gpt-oss-20b", 201_088 + 32_000),
+    ],
 )
 def test_the_large_recipes_are_counted_from_a_config_alone(recipe: str, fixture: str, rows: int) -> None:
     """No weights, no gigabytes: embeddings and the reduced head are frozen, one decoder layer and fc are trained."""
@@ -197,6 +203,26 @@ def test_the_large_recipes_are_counted_from_a_config_alone(recipe: str, fixture:
     layer = 2 * hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * inner
     trainable = 3 * hidden**2 + layer + 4 * hidden  # the last are norms
     assert with_parameters(plan).parameters == {"trainable": trainable, "frozen": rows * hidden}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fixture", "frozen"),
+    [
+        ("medusa_llama8b", "llama-3.1-8b", 4096),
+        ("peagle_qwen3_8b", "qwen3-8b", (151_936 + 32_000) * 4096),
+        ("dflash_qwen3_8b", "qwen3-8b", 32_000 * 4096),
+        ("dspark_qwen3_8b", "qwen3-8b", 32_000 * 4096),
+        ("mtp_qwen3_next", "qwen3-next-80b-a3b", None),
+    ],
+)
+def test_the_other_algorithms_recipes_are_planned_from_a_config_alone(
+    recipe: str, fixture: str, frozen: int | None
+) -> None:
+    """They validate, and what is frozen is what the draft takes from the verifier and a server does not share."""
+    plan = make_plan(load_recipe(recipe), VerifierFacts.read(FIXTURES / fixture / "config.json"))
+    counts = with_parameters(plan).parameters
+    assert counts["trainable"] > 10**8
+    assert frozen is None or counts["frozen"] == frozen
 
 
 def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Told, tmp_path: Path) -> None:
