@@ -77,10 +77,16 @@ class Cell:
         return f"{self.algo}, {self.dtype}, D = {self.draft_vocab}{told}"
 
 
+ANCHORS = ("--max-anchors", "128")
 CELLS = (
     Cell("eagle3", "float32", 8192),
     Cell("eagle3", "bfloat16", 8192),
     Cell("eagle3", "bfloat16", 32000),
+    Cell("peagle", "bfloat16", 8192, peer=("--num-depths", "8", "--max-anchors", "512")),
+    Cell("dflash", "bfloat16", 8192, {"max_anchors": 128}, ("--num-layers", "5", "--block-size", "16", *ANCHORS)),
+    Cell("dflash", "bfloat16", 8192, peer=("--num-layers", "5", "--block-size", "16", "--max-anchors", "512")),
+    Cell("dspark", "bfloat16", 8192, {"max_anchors": 128}, ("--block-size", "8", *ANCHORS)),
+    Cell("mtp", "bfloat16", 49152),
 )
 COLUMNS = (
     Column(key="tokens_per_s", title="tokens/s (mean)"),
