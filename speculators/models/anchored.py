@@ -21,7 +21,7 @@ from speculators.model import SpeculatorModel
 from speculators.models.base_components import DecoderLayer, Shape
 from speculators.models.chains import drafted_places, wanted_states
 from speculators.nn.block import Blocks, block_attention
-from speculators.nn.layout import RowLayout, rows_of
+from speculators.nn.layout import RowLayout, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, Rotary
 from speculators.nn.vocab import mask_token, register_vocab, set_vocab
@@ -149,24 +149,19 @@ class BlockDraftModel(SpeculatorModel):
             layout or RowLayout.of(document_ids, loss_mask)
         ).without_padding(hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
         device = tokens.device
-        candidates = rows_of(layout.reaching(2, self.depths + 1), torch.device("cpu"))
-        anchors = candidates[torch.randperm(len(candidates))[:max_anchors].sort().values]
-        normed = self.run(fused, tokens, positions, anchors + 1, layout.documents)
-        rows, depths = (x.flatten() for x in torch.meshgrid(anchors, torch.arange(self.depths), indexing="ij"))
-        drafts, place = drafted_places(layout, rows, depths)
-        targets = layout.places[place].to(device, non_blocking=True)
-        following = (anchors[:, None] + 1 + torch.arange(self.depths)).clamp_max(max(0, layout.size - 1))
+        chosen = _choose(layout, self.depths, max_anchors)
+        normed = self.run(fused, tokens, positions, chosen.anchors, layout.documents)
         return Drawn(
             layout=layout,
-            anchors=anchors,
-            block=drafts // self.depths,
-            depth=depths[drafts],
-            place=place,
-            scale=len(candidates) / max(1, len(anchors)) / max(1, len(layout.places)),
+            anchors=chosen.anchors,
+            block=chosen.block,
+            depth=chosen.depth,
+            place=chosen.place,
+            scale=chosen.scale,
             states=normed[:, self.first_slot :],
-            drafts=drafts.to(device, non_blocking=True),
-            wanted=wanted_states(last, targets),
-            previous=tokens[following.to(device, non_blocking=True)],
+            drafts=chosen.drafts.to(device, non_blocking=True),
+            wanted=wanted_states(last, chosen.targets.to(device, non_blocking=True)),
+            previous=tokens[chosen.following.to(device, non_blocking=True)],
         )
 
     def run(
@@ -174,21 +169,20 @@ class BlockDraftModel(SpeculatorModel):
         hidden_states: torch.Tensor,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        places: torch.Tensor,
+        anchors: torch.Tensor,
         documents: tuple[tuple[int, int], ...],
     ) -> torch.Tensor:
-        """Returns the normed states [G, B, H] of the blocks at `places`.
+        """Returns the normed states [G, B, H] of the blocks of `anchors`.
 
         Args:
             hidden_states: [S, A*H].
             tokens: [S]; positions: [S].
-            places: [G] int64 on the host, of the anchor tokens, ascending; none is the first of its document.
+            anchors: [G] int64 on the host, ascending rows, none the last of its document.
             documents: (start, stop) of each.
         """
         context, cos_sin = self.fuse(hidden_states), self.rotary(positions)
-        sizes = torch.full_like(places, self.config.block_size)
-        blocks = Blocks.of(places, sizes, places, documents)
-        places = places.to(tokens.device, non_blocking=True)
+        blocks = blocks_at(anchors, self.config.block_size, documents)
+        places = anchors.to(tokens.device, non_blocking=True) + 1
         return self.decode_blocks(
             tokens[places],
             positions[places],
@@ -249,7 +243,7 @@ class BlockDraftModel(SpeculatorModel):
         anchors = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
         states = torch.zeros(whole.size, self.depths, fused.shape[1] // self.num_states, device=tokens.device)
         for part in anchors.split(REPLAY_BLOCKS):
-            normed = self.run(fused, tokens, positions, part + 1, layout.documents)
+            normed = self.run(fused, tokens, positions, part, layout.documents)
             states[kept[part.to(kept.device)]] = normed[:, self.first_slot :].float()
         return states
 
@@ -257,6 +251,45 @@ class BlockDraftModel(SpeculatorModel):
     def num_states(self) -> int:
         """The verifier's states that are fused (A)."""
         return len(self.config.aux_hidden_state_layer_ids)
+
+
+@attrs.frozen(eq=False)
+class _Chosen:
+    """The host's part of `Drawn`; besides, the drafted places [M] and the places [G, K] before each slot's token."""
+
+    anchors: torch.Tensor
+    drafts: torch.Tensor
+    block: torch.Tensor
+    depth: torch.Tensor
+    place: torch.Tensor
+    targets: torch.Tensor
+    following: torch.Tensor
+    scale: float
+
+
+@on_host()
+def _choose(layout: RowLayout, depths: int, max_anchors: int) -> _Chosen:
+    candidates = rows_of(layout.reaching(2, depths + 1), torch.device("cpu"))
+    anchors = candidates[torch.randperm(len(candidates))[:max_anchors].sort().values]
+    rows, depth = (x.flatten() for x in torch.meshgrid(anchors, torch.arange(depths), indexing="ij"))
+    drafts, place = drafted_places(layout, rows, depth)
+    return _Chosen(
+        anchors=anchors,
+        drafts=drafts,
+        block=drafts // depths,
+        depth=depth[drafts],
+        place=place,
+        targets=layout.places[place],
+        following=(anchors[:, None] + 1 + torch.arange(depths)).clamp_max(max(0, layout.size - 1)),
+        scale=len(candidates) / max(1, len(anchors)) / max(1, len(layout.places)),
+    )
+
+
+@on_host()
+def blocks_at(anchors: torch.Tensor, block_size: int, documents: tuple[tuple[int, int], ...]) -> Blocks:
+    """Returns the attention of the blocks of `anchors` [G]: their token, one place on, ends their context."""
+    places = anchors + 1
+    return Blocks.of(places, torch.full_like(places, block_size), places, documents)
 
 
 def decay_weights(drawn: Drawn, depths: int, gamma: float | None) -> torch.Tensor:
@@ -311,10 +344,9 @@ class BlockDrafter:
 
     def block(self, state: BlockSequence) -> torch.Tensor:
         """Returns the normed states [K, H] of the drafts after the last token, for all K that a block drafts."""
-        model, place = self.model, torch.tensor([state.length])
-        sizes = torch.full_like(place, model.config.block_size)
-        blocks = Blocks.of(place, sizes, place, ((0, state.length + 1),))
-        position = place.to(state.anchor.device)
+        model, last = self.model, torch.tensor([state.length - 1])
+        blocks = blocks_at(last, model.config.block_size, ((0, state.length + 1),))
+        position = last.to(state.anchor.device) + 1
         normed = model.decode_blocks(state.anchor, position, blocks, lambda index: state.context[index])
         return normed[0, model.first_slot :]
 

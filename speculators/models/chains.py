@@ -17,7 +17,7 @@ from torch import nn
 from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
 from speculators.nn.attention import unrolled_attention
-from speculators.nn.layout import RowLayout, Segment, rows_of
+from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.verifier.weights import VerifierHead
 
@@ -63,6 +63,7 @@ def chain_metrics(
     return metrics
 
 
+@on_host()
 def drafted_places(layout: RowLayout, rows: torch.Tensor, depths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns which of some drafts are of a supervised place in the document of their row; all on the host.
 
@@ -94,14 +95,23 @@ def drawn_metrics(
         depths: K.
         depth: [M] int64 below K of each draft, on the host; `place` [M], which supervised place it drafts.
     """
-    rows, _ = predicting_rows(layout, depths)
-    valid = torch.zeros(depths, len(layout.places), dtype=torch.bool)
-    valid[depth, place] = True
+    rows, valid, flat = _drawn_grid(layout, depths, depth, place)
     device = right.device
-    flat = (depth * len(layout.places) + place).to(device, non_blocking=True)
+    flat = flat.to(device, non_blocking=True)
     hit = torch.zeros(valid.numel(), dtype=torch.bool, device=device).index_copy_(0, flat, right).view(valid.shape)
     rows, valid = rows.to(device, non_blocking=True), valid.to(device, non_blocking=True)
     return chain_metrics(loss, hit, rows, valid, layout.size)
+
+
+@on_host()
+def _drawn_grid(
+    layout: RowLayout, depths: int, depth: torch.Tensor, place: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns rows and which are drawn, [K, N] each, and where in them the drafts stand, [M]; on the host."""
+    rows, _ = predicting_rows(layout, depths)
+    valid = torch.zeros(depths, len(layout.places), dtype=torch.bool)
+    valid[depth, place] = True
+    return rows, valid, depth * len(layout.places) + place
 
 
 def pick(

@@ -13,6 +13,7 @@ import attrs
 import torch
 
 from speculators.nn.flash import Piece, piecewise, piecewise_backward
+from speculators.nn.layout import on_host
 
 # Queries of one piece: a mask of this many rows is small beside the scores that a kernel keeps in cache.
 PIECE_QUERIES = 512
@@ -34,6 +35,7 @@ class Blocks:
     documents: tuple[tuple[int, int, int], ...]
 
     @classmethod
+    @on_host()
     def of(cls, anchors: torch.Tensor, sizes: torch.Tensor, ends: torch.Tensor, documents: Documents) -> Blocks:
         """Lays out one block a given place, in order.
 
@@ -54,6 +56,7 @@ class Blocks:
                 spans.append((int(first[low]), int(first[high] + sizes[high]), start))
         return cls(groups, ends.repeat_interleave(sizes), tuple(spans))
 
+    @on_host()
     def pieces(self, window: int | None) -> tuple[Piece, ...]:
         """Cuts the context's attention into dense blocks; queries without context are in none."""
         found = []
@@ -82,6 +85,7 @@ class _Own:
     causal: bool
 
     @classmethod
+    @on_host()
     def of(cls, blocks: Blocks, causal: bool, device: torch.device) -> _Own:
         flat = torch.nonzero(blocks.groups.flatten() >= 0)[:, 0]
         return cls(

@@ -6,6 +6,10 @@ from itertools import pairwise
 
 import attrs
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+# Decorates what works on indices that the host knows: it has values, too, while a model is traced without any.
+on_host = unset_fake_temporarily
 
 
 @attrs.frozen
@@ -95,6 +99,7 @@ class RowLayout:
         return tuple(segments)
 
 
+@on_host()
 def rows_of(segments: tuple[Segment, ...], device: torch.device) -> torch.Tensor:
     """Returns the query rows of `segments` in order, [R] int64."""
     rows = [torch.arange(segment.first, segment.stop) for segment in segments]

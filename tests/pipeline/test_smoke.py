@@ -13,6 +13,7 @@ from speculators.config import VerifierFacts
 from speculators.model import SpeculatorModel, build_model
 from speculators.pipeline.build import training_kwargs
 from speculators.pipeline.sizes import parameter_counts, with_parameters
+from speculators.pipeline.trace import trace
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 
@@ -223,6 +224,7 @@ def test_the_other_algorithms_recipes_are_planned_from_a_config_alone(
     counts = with_parameters(plan).parameters
     assert counts["trainable"] > 10**8
     assert frozen is None or counts["frozen"] == frozen
+    assert trace(plan, [96, 160], supervised=0.5).row_flops > 0
 
 
 def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Told, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from speculators.models.chains import drafted_places, drawn_metrics, pick, propo
 from speculators.models.peagle.config import PEagleSpeculatorConfig
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.block import Blocks, block_attention
-from speculators.nn.layout import RowLayout, Segment, rows_of
+from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
 from speculators.nn.vocab import mask_token, register_vocab, set_vocab
@@ -47,6 +47,7 @@ class Elements:
     counts: torch.Tensor
 
     @classmethod
+    @on_host()
     def draw(cls, rows: torch.Tensor, depths: int, *, keep: float, keep_min: float, at_most: int) -> Elements:
         """Draws anchors from `rows` [n], and how many depths each has: those of a deeper depth are among a shallower's.
 
@@ -63,16 +64,19 @@ class Elements:
         return cls(rows[seeds[order]], counts[order])
 
     @property
+    @on_host()
     def rows(self) -> torch.Tensor:
         """[E] the row of each element, in order."""
         return self.anchors.repeat_interleave(self.counts)
 
     @property
+    @on_host()
     def depths(self) -> torch.Tensor:
         """[E] the depth of each element, from 1."""
         first = self.counts.cumsum(0) - self.counts
         return torch.arange(int(self.counts.sum())) - first.repeat_interleave(self.counts) + 1
 
+    @on_host()
     def blocks(self, documents: tuple[tuple[int, int], ...]) -> Blocks:
         """The attention of the elements: a row is its own context's end, and it is seen."""
         return Blocks.of(self.anchors, self.counts, self.anchors + 1, documents)
@@ -160,19 +164,14 @@ class PEagleDraftModel(SpeculatorModel):
             layout or RowLayout.of(document_ids, loss_mask)
         ).without_padding(hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
         device = tokens.device
-        host = torch.device("cpu")
         segments = layout.reaching(2, 2)
-        candidates = rows_of(layout.reaching(3, num_depths + 1), host)
+        candidates = rows_of(layout.reaching(3, num_depths + 1), torch.device("cpu"))
         drawn = Elements.draw(candidates, num_depths, keep=keep, keep_min=keep_min, at_most=max_anchors)
-        first = rows_of(segments, host)
-        rows = torch.cat((first, drawn.rows))
-        depths = torch.cat((torch.zeros_like(first), drawn.depths))
-        drafts, place = drafted_places(layout, rows, depths)
-        normed = self._run(fused, tokens, positions, layout, segments, drawn)
-        states = normed.index_select(0, drafts.to(device, non_blocking=True))
         # As if all rows that could be anchors had been drawn from.
         scale = len(candidates) / max(1, min(len(candidates), max_anchors))
-        weights = torch.where(depths[drafts] > 0, scale, 1.0) / max(1, len(layout.places))
+        drafts, depth, place, weights = _drafts(layout, segments, drawn, scale)
+        normed = self._run(fused, tokens, positions, layout, segments, drawn)
+        states = normed.index_select(0, drafts.to(device, non_blocking=True))
         places = layout.places.to(device, non_blocking=True)
         wanted = wanted_states(last, places[place.to(device, non_blocking=True)])
         head = self.target_head
@@ -185,7 +184,7 @@ class PEagleDraftModel(SpeculatorModel):
             mixture(loss),
         )
         total = result.per_depth.sum()
-        return states, total, drawn_metrics(total, result.right[0], layout, num_depths, depths[drafts], place)
+        return states, total, drawn_metrics(total, result.right[0], layout, num_depths, depth, place)
 
     def _run(
         self,
@@ -276,6 +275,22 @@ class PEagleDraftModel(SpeculatorModel):
     def draft(self) -> PEagleDrafter:
         """Returns a drafter that decodes with this model."""
         return PEagleDrafter(self)
+
+
+@on_host()
+def _drafts(
+    layout: RowLayout, segments: tuple[Segment, ...], drawn: Elements, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns which of the R + E outputs draft a supervised place, their depth, the place, and their weight; [M] each.
+
+    Args:
+        scale: of the weights of depths beyond the first.
+    """
+    first = rows_of(segments, torch.device("cpu"))
+    depths = torch.cat((torch.zeros_like(first), drawn.depths))
+    drafts, place = drafted_places(layout, torch.cat((first, drawn.rows)), depths)
+    depth = depths[drafts]
+    return drafts, depth, place, torch.where(depth > 0, scale, 1.0) / max(1, len(layout.places))
 
 
 @attrs.define(eq=False)
