@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 
@@ -107,6 +107,8 @@ class SpeculatorModelConfig:
             (`model_type`, `intermediate_size`, `sliding_window`, ...).
     """
 
+    # The kind of the draft's layers where a recipe does not say one in `decoder`.
+    decoder_type: ClassVar[str] = "llama"
     speculators_model_type: str = derived("")
     architectures: tuple[str, ...] = derived(())
     speculators_version: str = derived(LAYOUT_VERSION)

@@ -48,7 +48,7 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     ids = config.layer_ids(facts.num_hidden_layers)
     kind = "full_attention" if own.get("sliding_window") is None else "sliding_attention"
     layer_types = own.get("layer_types", [kind] * config.num_layers)
-    decoder: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": config.num_layers}
+    decoder: dict[str, Any] = {"model_type": config.decoder_type, "num_hidden_layers": config.num_layers}
     decoder |= {key: facts[key] for key in _INHERITED if facts.get(key) is not None}
     # Gemma's files say hidden_activation.
     decoder["hidden_act"] = facts.get("hidden_act") or facts.get("hidden_activation")

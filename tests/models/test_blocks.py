@@ -34,7 +34,7 @@ VARIANTS = {
     "dflash causal with a window": DFlashSpeculatorConfig(
         **SMALL, sliding_window_non_causal=False, decoder={"sliding_window": 6}
     ),
-    "dflash with qwen3 layers": DFlashSpeculatorConfig(**SMALL, decoder={"model_type": "qwen3"}),
+    "dflash with llama layers": DFlashSpeculatorConfig(**SMALL, decoder={"model_type": "llama"}),
     "dspark gated": DSparkSpeculatorConfig(**SMALL, markov_rank=8, markov_head_type="gated"),
     "dspark rnn": DSparkSpeculatorConfig(**SMALL, markov_rank=8, markov_head_type="rnn"),
     "dspark with a threshold": DSparkSpeculatorConfig(**SMALL, markov_rank=8, cut="threshold", threshold=0.6),
@@ -170,7 +170,7 @@ def test_the_logits_of_all_slots_never_exist(world, name, monkeypatch):
 @pytest.mark.parametrize("reduced", [True, False])
 def test_the_checkpoint_leaves_out_what_the_verifier_has(world, reduced, tmp_path):
     """Embeddings always, the head where it is the verifier's whole one; the rest under the served names."""
-    model, _ = world.build(DFlashSpeculatorConfig(**SMALL, decoder={"model_type": "qwen3"}), 256 if reduced else None)
+    model, _ = world.build(DFlashSpeculatorConfig(**SMALL), 256 if reduced else None)
     model.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
     assert {"fc.weight", "hidden_norm.weight", "norm.weight", "layers.1.self_attn.q_norm.weight"} <= names
@@ -178,6 +178,7 @@ def test_the_checkpoint_leaves_out_what_the_verifier_has(world, reduced, tmp_pat
     assert not any(name.startswith(("embed_tokens", "target_head", "rotary")) for name in names)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["DFlashSpeculator"]
+    assert config["transformer_layer_config"]["model_type"] == "qwen3"
     assert config["aux_hidden_state_layer_ids"] == list(LAYER_IDS)
     assert (config["block_size"], config["sliding_window_non_causal"]) == (4, True)
     assert config["mask_token_id"] == world.engine.facts.vocab_size - 1

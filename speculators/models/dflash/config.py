@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, knob, positive
@@ -42,6 +44,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
         loss: weight of each loss in the mixture; D-PACE is made of "ce" alone.
     """
 
+    decoder_type: ClassVar[str] = "qwen3"
     speculators_model_type: str = derived("dflash")
     architectures: tuple[str, ...] = derived(("DFlashSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())

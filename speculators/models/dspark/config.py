@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, knob, positive
@@ -48,6 +50,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
         loss: weight of each loss in the mixture.
     """
 
+    decoder_type: ClassVar[str] = "qwen3"
     speculators_model_type: str = derived("dspark")
     architectures: tuple[str, ...] = derived(("DSparkSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
@@ -59,6 +62,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     sliding_window_non_causal: bool = True
     markov_rank: int = attrs.field(default=256, validator=positive)
     markov_head_type: str = attrs.field(default="vanilla", validator=_markov)
+    enable_confidence_head: bool = derived(True)
     confidence_head_with_markov: bool = False
     cut: str | None = attrs.field(default=None, validator=_cut)
     threshold: float = attrs.field(default=0.1, validator=_share)
