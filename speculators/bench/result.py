@@ -14,7 +14,7 @@ from speculators.bench.speed import Speed
 from speculators.bench.statistics import bootstrap_ratio
 
 # Raised when what a result holds changes, so that results of older code are measured again.
-FORMAT = 2
+FORMAT = 3
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +81,7 @@ class Setting:
         note: what else a reader must know about the suite's prompts; "" if nothing.
         exact: by replay, over all prompts of the suite.
         by_category: acceptance of each category.
+        by_prompt: tokens and rounds of each prompt, of which tau is the ratio of sums.
         cut_prompts: responses cut because they left the verifier's own greedy output.
         cut_tokens: tokens that were cut off.
         replaced_prompts: answers of the suite that are not this verifier's; generated ones were measured instead.
@@ -94,6 +95,7 @@ class Setting:
     note: str
     exact: Acceptance
     by_category: dict[str, Acceptance]
+    by_prompt: dict[str, tuple[float, float]]
     baselines: tuple[BaselineRow, ...]
     live: Live | None
     cut_prompts: int
@@ -172,6 +174,15 @@ def summarize_categories(replayed: Replayed, counts: Counts, *, seed: int) -> di
     for category in dict.fromkeys(replayed.categories):
         rows = [row for row, held in enumerate(replayed.categories) if held == category]
         found[category] = summarize(counts.select(rows), tuple(replayed.ids[row] for row in rows), seed=seed)
+    return found
+
+
+def sums_by_prompt(counts: Counts, ids: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Returns tokens and rounds of each prompt, its turns added up."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, tokens, rounds in zip(ids, counts.tokens.tolist(), counts.rounds.tolist(), strict=True):
+        held = found.get(name, (0.0, 0.0))
+        found[name] = (held[0] + tokens, held[1] + rounds)
     return found
 
 

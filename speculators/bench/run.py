@@ -23,6 +23,7 @@ from speculators.bench.result import (
     definition,
     summarize,
     summarize_categories,
+    sums_by_prompt,
 )
 from speculators.bench.rows import Response, Row, shortened
 from speculators.bench.speed import compare
@@ -173,6 +174,7 @@ def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: 
                 note=note,
                 exact=summarize(counts, replayed[k].ids, seed=shared.seed),
                 by_category=summarize_categories(replayed[k], counts, seed=shared.seed),
+                by_prompt=sums_by_prompt(counts, replayed[k].ids),
                 baselines=tuple(_baseline(shared, name, held[k], k, decoded) for name, held in baselines.items()),
                 live=lives[k],
                 cut_prompts=replayed[k].cut_prompts,

@@ -43,3 +43,21 @@ def bootstrap_ratio(
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(ratios, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def bootstrap_difference(
+    before: np.ndarray, after: np.ndarray, *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Returns the percentile interval of the difference of two ratios of sums over the same resampled prompts.
+
+    Args:
+        before: [n, 2], numerator and denominator of each prompt; `after` likewise, prompt by prompt.
+        level: of the interval.
+        seed: of the draws.
+    """
+    size = len(before)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
+    ratios = [(drawn @ side[:, 0]) / np.maximum(drawn @ side[:, 1], 1e-12) for side in (after, before)]
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(ratios[0] - ratios[1], [tail, 1.0 - tail])
+    return float(low), float(high)

@@ -168,3 +168,33 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
         return costs_of(found, places) if own else None
     except SpeculatorsError:
         return None
+
+
+def newest_bench(folder: Path) -> dict[str, Any] | None:
+    """Returns a run's last benchmark as JSON values, None without one."""
+    files = sorted((folder / "bench").glob("*.json"), key=_written)
+    return read_json(files[-1]) if files else None
+
+
+def curve(folder: Path) -> dict[str, list[float]]:
+    """Returns a run's training loss, and its exact acceptance length at each evaluation, in order."""
+    events = _events(folder / "events.jsonl") if (folder / "events.jsonl").is_file() else []
+    return {
+        "loss": [event["loss"] for event in events if event.get("event") == "StepEvent"],
+        "tau": [event["tau"] for event in events if event.get("event") == "EvalEvent"],
+    }
+
+
+def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
+    """Returns what differs in where two runs ran: packages, device, threads, processes, platform."""
+    one, other = (_flat(read_json(folder / "lock.json") or {}) for folder in (a, b))
+    keys = [key for key in dict.fromkeys([*one, *other]) if not key.startswith(("fingerprints.", "format"))]
+    pairs = {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return found
