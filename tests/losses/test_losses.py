@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speculators.errors import RegistryError
-from speculators.losses import LOSSES, Draft, Target, fused, head_loss, mixture
+from speculators.losses import LOSSES, Draft, Target, fused, head_loss, mixture, place_loss
 
 # float64 against float64; sums of at most a few thousand terms.
 TOLERANCE = 1e-9
@@ -125,3 +125,25 @@ def test_frozen_head_gets_no_gradient():
     ).per_depth.sum().backward()
     assert states.grad is not None
     assert head.grad is None
+
+
+def test_losses_place_by_place_can_be_weighted_by_themselves():
+    """Weights that follow from the losses (D-PACE): the gradient of the states is that of holding all logits."""
+    generator = torch.Generator().manual_seed(4)
+    states = torch.randn(20, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(40, 16, generator=generator, dtype=torch.float64)
+    t = torch.randn(20, 40, generator=generator, dtype=torch.float64)
+    wanted = plain("ce", states @ head.T, t)
+    (wanted_grad,) = torch.autograd.grad((wanted * wanted.detach().exp()).sum(), states)
+    values, right = place_loss(states, head, lambda rows: t[rows], mixture({"ce": 1.0}))
+    (grad,) = torch.autograd.grad((values * values.detach().exp()).sum(), states)
+    assert (values - wanted).abs().max() < TOLERANCE
+    assert (grad - wanted_grad).abs().max() < TOLERANCE * wanted_grad.abs().max()
+    assert torch.equal(right, (states @ head.T).argmax(-1) == t.argmax(-1))
+
+
+def test_a_trained_head_cannot_be_weighted_after_the_fact():
+    """Its gradient would be formed before the weights are known: refused, not wrong."""
+    head = torch.randn(10, 8, requires_grad=True)
+    with pytest.raises(AssertionError, match="frozen"):
+        place_loss(torch.randn(4, 8), head, lambda rows: torch.randn(4, 10)[rows], mixture({"ce": 1.0}))
