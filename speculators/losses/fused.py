@@ -142,7 +142,8 @@ def place_loss(
         [N] losses, differentiable in states, and [N] bool, the draft is right.
     """
     assert not weight.requires_grad, "the head of place_loss is frozen"
-    ones = torch.ones(1, len(states), device=states.device)
+    wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+    ones = torch.ones(1, len(states), device=states.device, dtype=wide)
     _, values, right = _apply(states[None], weight, ones, target_logits, loss)
     return values[0], right[0]
 
