@@ -1,0 +1,45 @@
+"""What a recipe is known to reach, held against what a run measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from speculators.recipe.schema import Expect
+
+
+def held_against(expect: Mapping[str, Expect], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns each band with the acceptance length that was measured and where it lies.
+
+    Args:
+        expect: bands by setting, "SUITE/K=5/T=0".
+        settings: of a benchmark, as JSON values.
+
+    Returns:
+        A row for each band; `place` is "inside", "below", "above", or "not measured" where the benchmark lacks it.
+    """
+    measured = {
+        f"{each['suite']}/K={each['num_speculative_tokens']}/T={each['temperature']:g}": each["exact"]["tau"]
+        for each in settings
+    }
+    rows = []
+    for name, band in expect.items():
+        tau, (low, high) = measured.get(name), band.tau
+        if tau is None:
+            place = "not measured"
+        else:
+            place = "below" if tau < low else "above" if tau > high else "inside"
+        rows.append({"setting": name, "tau": tau, "band": [low, high], "place": place, "source": band.source})
+    return rows
+
+
+def expect_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns one line a band in words."""
+    lines = []
+    for row in rows:
+        band = f"{row['band'][0]:g} to {row['band'][1]:g} ({row['source']})"
+        if row["tau"] is None:
+            lines.append(f"{row['setting']}: expected {band}; not measured")
+        else:
+            lines.append(f"{row['setting']}: tau {row['tau']:.3f} is {row['place']} what is expected, {band}")
+    return lines

@@ -1,0 +1,33 @@
+"""Bands of `[expect]` beside what was measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from speculators.recipe.expect import expect_lines, held_against
+from speculators.recipe.schema import Expect
+
+BAND = {"quickstart/K=5/T=0": Expect(tau=(1.6, 1.8), source="measured: somewhere")}
+
+
+def setting(tau: float, k: int = 5) -> dict:
+    return {"suite": "quickstart", "num_speculative_tokens": k, "temperature": 0.0, "exact": {"tau": tau}}
+
+
+@pytest.mark.parametrize(
+    ("tau", "place"), [(1.59, "below"), (1.6, "inside"), (1.7, "inside"), (1.8, "inside"), (1.81, "above")]
+)
+def test_a_figure_is_inside_below_or_above_its_band(tau: float, place: str) -> None:
+    """The ends belong to the band."""
+    (row,) = held_against(BAND, [setting(2.0, k=3), setting(tau)])
+    assert (row["tau"], row["place"]) == (tau, place)
+    assert expect_lines([row]) == [
+        f"quickstart/K=5/T=0: tau {tau:.3f} is {place} what is expected, 1.6 to 1.8 (measured: somewhere)"
+    ]
+
+
+def test_a_band_that_was_not_measured_says_so() -> None:
+    """A benchmark of another K does not pass in silence."""
+    (row,) = held_against(BAND, [setting(1.7, k=3)])
+    assert row["place"] == "not measured"
+    assert "not measured" in expect_lines([row])[0]
