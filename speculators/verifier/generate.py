@@ -1,7 +1,7 @@
 """The verifier's own continuations, in batches: transformers' model, and a cache that is written in place.
 
-Three times as fast as transformers' generate here (benchmarks/RESULTS.md, "Generation"): no copy of all keys at each
-token, and rows that have ended leave the batch.
+Unlike transformers' generate it copies no keys at each token, and rows that have ended leave the batch
+(benchmarks/perf/generate.py times both).
 """
 
 from __future__ import annotations
