@@ -233,7 +233,9 @@ class VerifierFacts(Mapping[str, Any]):
             return cls(json.loads(path.read_text(encoding="utf-8")), str(path))
         except FileNotFoundError:
             raise ArtifactError(f"{path}: there is no config.json here") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        except IsADirectoryError:
+            raise ArtifactError(f"{path}: is a folder", hint="give the config.json in it") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path}: not JSON: {error}") from None
 
     def __getattr__(self, name: str) -> Any:

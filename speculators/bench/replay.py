@@ -25,6 +25,10 @@ from speculators.events import Progress, ProgressEvent, ignore
 class CutsDrafts(Protocol):
     """A `Replays` whose drafter may draft fewer tokens than it is asked for."""
 
+    @property
+    def cuts(self) -> bool:
+        """Whether it does, as it is configured; if not, all K follow from one pass."""
+
     def replay_lengths(
         self,
         *,
@@ -84,7 +88,7 @@ def replay(
     """
     tables: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
-    cuts = model if isinstance(model, CutsDrafts) else None
+    cuts = model if isinstance(model, CutsDrafts) and model.cuts else None
     for pack in map(_Pack.of, _packs(rows, row_tokens)):
         accepted = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
         if cuts is not None:
@@ -104,7 +108,7 @@ def replay_each(
     Args:
         ks: the K.
     """
-    if isinstance(model, CutsDrafts):
+    if isinstance(model, CutsDrafts) and model.cuts:
         return {k: replay(model, rows, k_max=k, temperature=temperature, progress=progress) for k in ks}
     return dict.fromkeys(ks, replay(model, rows, k_max=max(ks), temperature=temperature, progress=progress))
 

@@ -37,6 +37,14 @@ def predicting_rows(layout: RowLayout, depths: int) -> tuple[torch.Tensor, torch
     return wanted.clamp_min(0), wanted >= layout.place_starts[None]
 
 
+def query_index(layout: RowLayout, segments: tuple[Segment, ...]) -> torch.Tensor:
+    """Returns [S] int64 on the host: which of the query rows of `segments` each row is; 0 for a row that is none."""
+    queries = rows_of(segments, torch.device("cpu"))
+    index = torch.zeros(max(layout.size, 1), dtype=torch.int64)
+    index[queries] = torch.arange(len(queries))
+    return index
+
+
 def chain_metrics(
     loss: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, size: int
 ) -> dict[str, torch.Tensor]:
@@ -248,10 +256,7 @@ def unroll_to_places(
     device = tokens.device
     segments = layout.reaching(2, depths + 1)
     rows, valid = predicting_rows(layout, depths)
-    queries = rows_of(segments, torch.device("cpu"))
-    lookup = torch.zeros(max(layout.size, 1), dtype=torch.int64)
-    lookup[queries] = torch.arange(len(queries))
-    index = lookup[rows].to(device, non_blocking=True)
+    index = query_index(layout, segments)[rows].to(device, non_blocking=True)
     steps = unroll(model, state, tokens, positions, layout, segments, depths)
     # Without query rows there are no places either, and the (empty) sums keep every parameter in the graph.
     states = torch.stack([step.index_select(0, at) for step, at in zip(steps, index, strict=True)])

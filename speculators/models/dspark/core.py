@@ -196,6 +196,11 @@ class DSparkDraftModel(BlockDraftModel):
             states = torch.cat((states, embedded.to(states.dtype)), -1)
         return self.confidence_head(states)
 
+    @property
+    def cuts(self) -> bool:
+        """Whether the confidence cuts blocks."""
+        return self.config.cut is not None
+
     def lengths(self, confidence: torch.Tensor) -> torch.Tensor:
         """Returns [...] int64, how many of K slots are drafted, from their confidence logits [..., K]."""
         reached = torch.sigmoid(confidence).cumprod(-1)

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from speculators.config import VerifierFacts
-from speculators.drafter import Proposal, chain
+from speculators.drafter import Proposal
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import DecoderLayer, Shape
+from speculators.models.chains import chain_metrics, pick, predicting_rows, proposal_of, query_index
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.layout import RowLayout, Segment, rows_of
@@ -120,10 +121,11 @@ class Eagle3DraftModel(SpeculatorModel):
         ).without_padding(hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
         device = tokens.device
         segments = layout.reaching(2, ttt_steps + 1)
-        rows, valid = _prediction_rows(layout, segments, ttt_steps)
+        rows, valid = predicting_rows(layout, ttt_steps)
+        index = query_index(layout, segments)[rows].to(device, non_blocking=True)
         rows, valid = rows.to(device, non_blocking=True), valid.to(device, non_blocking=True)
         unroll = self._unroll(fused, tokens, positions, layout, segments, ttt_steps)
-        states = torch.stack([depth.index_select(0, index) for depth, index in zip(unroll, rows, strict=True)])
+        states = torch.stack([depth.index_select(0, at) for depth, at in zip(unroll, index, strict=True)])
         places = layout.places.to(device, non_blocking=True)
         gammas = torch.tensor([ttt_gamma**depth for depth in range(ttt_steps)], device=device)
         weights = gammas[:, None] * valid / max(len(places), 1)
@@ -135,7 +137,7 @@ class Eagle3DraftModel(SpeculatorModel):
             states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), mixture(loss)
         )
         total = result.per_depth.sum()
-        return states, total, _metrics(total, result.right & valid, rows, valid)
+        return states, total, chain_metrics(total, result.right, rows, valid, layout.size)
 
     def _unroll(
         self,
@@ -232,41 +234,6 @@ class Eagle3DraftModel(SpeculatorModel):
         return Eagle3Drafter(self)
 
 
-def _prediction_rows(
-    layout: RowLayout, segments: tuple[Segment, ...], depths: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which query row predicts each supervised place at each depth, on the host.
-
-    Returns:
-        rows: [K, N] int64, index among the query rows of row place - 2 - k.
-        valid: [K, N] bool, that row lies in the place's document.
-    """
-    lookup = torch.zeros(layout.size, dtype=torch.int64)
-    queries = rows_of(segments, torch.device("cpu"))
-    lookup[queries] = torch.arange(len(queries))
-    wanted = layout.places[None] - 2 - torch.arange(depths)[:, None]
-    return lookup[wanted.clamp_min(0)], wanted >= layout.place_starts[None]
-
-
-def _metrics(
-    loss: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Accuracy by depth: `accuracy_k` with all earlier depths of the same row right, `conditional_k` given that."""
-    metrics = {"loss": loss.detach()}
-    # A slot past the last row takes what is not to be marked: a boolean index would wait for the device.
-    spare = rows.numel()
-    blank = torch.zeros(spare + 1, dtype=torch.bool, device=right.device)
-    reached = supervised = None
-    for depth, (hit, row, ok) in enumerate(zip(right, rows, valid, strict=True)):
-        here, good = (blank.index_fill(0, torch.where(mark, row, spare), True)[:spare] for mark in (ok, hit))
-        supervised = here if supervised is None else here & supervised
-        before = supervised if reached is None else reached & supervised
-        reached = good & before
-        metrics[f"accuracy_{depth + 1}"] = reached.sum() / supervised.sum().clamp_min(1)
-        metrics[f"conditional_{depth + 1}"] = reached.sum() / before.sum().clamp_min(1)
-    return metrics
-
-
 @attrs.define(eq=False)
 class _Sequence:
     """State of one decoded sequence: the depth-0 cache, and the last row's state and normed state."""
@@ -327,19 +294,14 @@ class Eagle3Drafter:
         segments = (Segment(0, last, state.length),)
         hidden, normed = state.state, state.normed
         position = torch.tensor([last], device=normed.device)
-        tokens, probs = [], []
+        picks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for depth in range(1, num_tokens + 1):
             logits = model.lm_head(normed.to(model.lm_head.weight.dtype))[0].float()
-            if temperature == 0.0:
-                pick = logits.argmax(-1, keepdim=True)
-            else:
-                q = torch.softmax(logits / temperature, -1)
-                pick = torch.multinomial(q, 1, generator=generator)
-                probs.append(torch.zeros(model.embed_tokens.num_embeddings).index_copy_(0, self.draft_to_target, q))
-            tokens.append(self.draft_to_target[pick])
+            picks.append(pick(logits, temperature, generator))
             if depth < num_tokens:
+                token = self.draft_to_target[picks[-1][0]]
                 attend = model._attend(cache, segments, segments, depth)
-                out = model._step(hidden, tokens[-1], position + depth, attend, None)
+                out = model._step(hidden, token, position + depth, attend, None)
                 normed = model.norm(out)
                 hidden = normed if model.config.norm_output else out
-        return chain(torch.cat(tokens), torch.stack(probs) if probs else None)
+        return proposal_of(picks, self.draft_to_target, model.embed_tokens.num_embeddings)
