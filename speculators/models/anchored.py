@@ -24,7 +24,7 @@ from speculators.nn.block import Blocks, block_attention
 from speculators.nn.layout import RowLayout, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, Rotary
-from speculators.nn.vocab import mask_token, register_vocab, set_vocab
+from speculators.nn.vocab import mask_token, register_vocab
 from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
@@ -109,17 +109,6 @@ class BlockDraftModel(SpeculatorModel):
     def first_slot(self) -> int:
         """The slot that drafts at depth 0."""
         return 0 if self.config.sample_from_anchor else 1
-
-    def take_over(self, verifier_config: VerifierFacts, kwargs: dict[str, Any]) -> None:
-        """Takes draft vocabulary, embeddings, head and training target from the verifier that kwargs name."""
-        rows = set_vocab(self, kwargs["t2d"], kwargs["d2t"])
-        if kwargs["verifier_name_or_path"] is not None:
-            folder = Path(kwargs["verifier_name_or_path"])
-            # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
-            head = load_head(folder, verifier_config, rows=rows, dtype=None)
-            self.embed_tokens.weight.data = load_embeddings(folder)
-            self.lm_head.weight.data = head.weight
-            self.target_head = head.to(getattr(torch, kwargs["dtype"]))
 
     def share_verifier(self, folder: Path) -> None:
         """Takes the embeddings, and a head of the whole vocabulary, from the verifier's folder."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,12 +11,42 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from speculators.config import VerifierFacts
 from speculators.errors import ContractError
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, rotate
+from speculators.nn.vocab import set_vocab
+from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
 
 # Takes queries [R, heads, d], keys and values [S, kv_heads, d] of this call; gives the output [R, heads, d].
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def take_over(
+    model: Any, verifier_config: VerifierFacts, kwargs: Mapping[str, Any], *, head_trainable: bool = False
+) -> VerifierHead | None:
+    """Gives a draft model its vocabulary and the verifier's embeddings, head rows and training target.
+
+    Args:
+        model: has `embed_tokens`, `lm_head` and `target_head`.
+        kwargs: training kwargs; without weights where their `verifier_name_or_path` is None.
+        head_trainable: the head is trained, and so a float32 copy.
+
+    Returns:
+        The verifier's head in the file's dtype, None without weights.
+    """
+    rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
+    if kwargs["verifier_name_or_path"] is None:
+        return None
+    folder = Path(kwargs["verifier_name_or_path"])
+    # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
+    head = load_head(folder, verifier_config, rows=rows, dtype=None)
+    model.embed_tokens.weight.data = load_embeddings(folder)
+    model.lm_head.weight.data = head.weight.to(torch.float32, copy=True) if head_trainable else head.weight
+    # In the compute dtype: the target's logits are as much work as a depth of the draft's.
+    model.target_head = head.to(getattr(torch, kwargs["dtype"]))
+    return head
+
 
 HEAD_NORMS = {"llama": False, "qwen3": True}
 

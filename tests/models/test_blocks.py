@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speculators.bench.counts import count_decoded
-from speculators.bench.replay import replay
+from speculators.bench.replay import replay, replay_each
 from speculators.bench.walk import greedy_rounds
 from speculators.config import SpeculatorModelConfig
 from speculators.errors import ArtifactError
@@ -224,3 +224,14 @@ def test_dspark_starts_from_a_dflash_checkpoint(world, tmp_path):
     assert torch.equal(warm.fc.weight, source.fc.weight)
     with pytest.raises(ArtifactError, match=r"layers\.2\..* is missing"):
         world.build(DSparkSpeculatorConfig(num_layers=3, block_size=4, warm_start=str(tmp_path)), 256)
+
+
+@pytest.mark.parametrize(("cut", "passes"), [(None, 1), ("threshold", 4)])
+def test_only_a_drafter_that_cuts_is_replayed_for_each_k(world, monkeypatch, cut, passes):
+    """Uncut, two K follow from one pass of the backbone; cut, each K takes one for drafts and one for lengths."""
+    model, _ = world.build(DSparkSpeculatorConfig(**SMALL, markov_rank=8, cut=cut), 256)
+    seen = []
+    states = model.replay_states
+    monkeypatch.setattr(model, "replay_states", lambda **batch: seen.append(1) or states(**batch))
+    replay_each(model, judged(world, range(2)), (1, 3), temperature=0.0)
+    assert len(seen) == passes

@@ -96,7 +96,7 @@ def test_a_row_without_supervised_tokens_is_zero_and_keeps_the_graph(world):
     row["loss_mask"] = torch.zeros_like(row["loss_mask"])
     _, loss, _ = model(**row, **kwargs)
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name

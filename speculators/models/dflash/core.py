@@ -12,6 +12,7 @@ from speculators.drafter import Proposal
 from speculators.losses import head_loss, mixture, place_loss
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, Drawn, decay_weights, depth_logits
+from speculators.models.base_components import take_over
 from speculators.models.chains import drawn_metrics, pick, proposal_of
 from speculators.models.dflash.config import DFlashSpeculatorConfig
 from speculators.nn.layout import RowLayout
@@ -33,7 +34,7 @@ class DFlashDraftModel(BlockDraftModel):
         """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
         ids = tuple(kwargs["target_layer_ids"])
         model = cls(DFlashSpeculatorConfig.pick({**kwargs, "aux_hidden_state_layer_ids": ids}))
-        model.take_over(verifier_config, kwargs)
+        take_over(model, verifier_config, kwargs)
         return model
 
     @staticmethod

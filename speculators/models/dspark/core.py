@@ -21,6 +21,7 @@ from speculators.errors import ArtifactError
 from speculators.losses import Draft, Target, acceptance, head_loss, mixture
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, decay_weights
+from speculators.models.base_components import take_over
 from speculators.models.chains import drawn_metrics, pick, proposal_of
 from speculators.models.dspark.config import DSparkSpeculatorConfig
 from speculators.nn.layout import RowLayout
@@ -107,7 +108,7 @@ class DSparkDraftModel(BlockDraftModel):
         """
         ids = tuple(kwargs["target_layer_ids"])
         model = cls(DSparkSpeculatorConfig.pick({**kwargs, "aux_hidden_state_layer_ids": ids}))
-        model.take_over(verifier_config, kwargs)
+        take_over(model, verifier_config, kwargs)
         if kwargs["warm_start"] is not None and kwargs["verifier_name_or_path"] is not None:
             model._start_from(Path(kwargs["warm_start"]).expanduser())
         return model

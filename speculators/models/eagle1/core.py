@@ -8,7 +8,6 @@ trains those depths, too: queries and keys of later steps come from the draft's 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 from speculators.config import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape
+from speculators.models.base_components import DecoderLayer, Shape, take_over
 from speculators.models.chains import (
     AttendAt,
     ChainDrafter,
@@ -32,8 +31,8 @@ from speculators.models.eagle1.config import Eagle1SpeculatorConfig
 from speculators.nn.layout import RowLayout
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
-from speculators.nn.vocab import register_vocab, set_vocab
-from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
+from speculators.nn.vocab import register_vocab
+from speculators.verifier.weights import VerifierHead
 
 
 @SpeculatorModel.register("eagle1")
@@ -71,15 +70,8 @@ class Eagle1DraftModel(SpeculatorModel):
         """Builds the model with the verifier's embeddings, norm and head; none if `verifier_name_or_path` is None."""
         ids = (verifier_config.num_hidden_layers,)
         model = cls(Eagle1SpeculatorConfig.pick({**kwargs, "target_layer_ids": ids}))
-        rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
-        if kwargs["verifier_name_or_path"] is not None:
-            folder = Path(kwargs["verifier_name_or_path"])
-            # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
-            head = load_head(folder, verifier_config, rows=rows, dtype=None)
+        if (head := take_over(model, verifier_config, kwargs)) is not None:
             copy_norm(model.verifier_norm, head)
-            model.embed_tokens.weight.data = load_embeddings(folder)
-            model.lm_head.weight.data = head.weight
-            model.target_head = head.to(getattr(torch, kwargs["dtype"]))
         return model
 
     @staticmethod

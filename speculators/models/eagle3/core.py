@@ -8,7 +8,6 @@ drafts x_{i+2+k}. Live decoding is the same computation, one row at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,15 +18,15 @@ from speculators.config import VerifierFacts
 from speculators.drafter import Proposal
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape
+from speculators.models.base_components import DecoderLayer, Shape, take_over
 from speculators.models.chains import chain_metrics, pick, predicting_rows, proposal_of, query_index
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.layout import RowLayout, Segment, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
-from speculators.nn.vocab import register_vocab, set_vocab
-from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
+from speculators.nn.vocab import register_vocab
+from speculators.verifier.weights import VerifierHead
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -76,16 +75,7 @@ class Eagle3DraftModel(SpeculatorModel):
         """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
         ids = tuple(kwargs["target_layer_ids"])
         model = cls(Eagle3SpeculatorConfig.pick({**kwargs, "eagle_aux_hidden_state_layer_ids": ids}))
-        rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
-        if kwargs["verifier_name_or_path"] is not None:
-            folder = Path(kwargs["verifier_name_or_path"])
-            # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
-            head = load_head(folder, verifier_config, rows=rows, dtype=None)
-            model.embed_tokens.weight.data = load_embeddings(folder)
-            trained = model.config.lm_head_trainable
-            model.lm_head.weight.data = head.weight.to(torch.float32, copy=True) if trained else head.weight
-            # In the compute dtype: the target's logits are as much work as a depth of the draft's.
-            model.target_head = head.to(getattr(torch, kwargs["dtype"]))
+        take_over(model, verifier_config, kwargs, head_trainable=model.config.lm_head_trainable)
         return model
 
     @staticmethod

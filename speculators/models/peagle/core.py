@@ -9,7 +9,6 @@ rows have how many depths; replay and live decoding have all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,7 +19,7 @@ from speculators.config import VerifierFacts
 from speculators.drafter import Proposal
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape
+from speculators.models.base_components import DecoderLayer, Shape, take_over
 from speculators.models.chains import drafted_places, drawn_metrics, pick, proposal_of, wanted_states
 from speculators.models.peagle.config import PEagleSpeculatorConfig
 from speculators.nn.attention import unrolled_attention
@@ -28,8 +27,8 @@ from speculators.nn.block import Blocks, block_attention
 from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
-from speculators.nn.vocab import mask_token, register_vocab, set_vocab
-from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
+from speculators.nn.vocab import mask_token, register_vocab
+from speculators.verifier.weights import VerifierHead
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -119,15 +118,7 @@ class PEagleDraftModel(SpeculatorModel):
         """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
         ids = tuple(kwargs["target_layer_ids"])
         model = cls(PEagleSpeculatorConfig.pick({**kwargs, "eagle_aux_hidden_state_layer_ids": ids}))
-        rows = set_vocab(model, kwargs["t2d"], kwargs["d2t"])
-        if kwargs["verifier_name_or_path"] is not None:
-            folder = Path(kwargs["verifier_name_or_path"])
-            # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
-            head = load_head(folder, verifier_config, rows=rows, dtype=None)
-            model.embed_tokens.weight.data = load_embeddings(folder)
-            trained = model.config.lm_head_trainable
-            model.lm_head.weight.data = head.weight.to(torch.float32, copy=True) if trained else head.weight
-            model.target_head = head.to(getattr(torch, kwargs["dtype"]))
+        take_over(model, verifier_config, kwargs, head_trainable=model.config.lm_head_trainable)
         return model
 
     @staticmethod
