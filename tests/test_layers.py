@@ -28,6 +28,7 @@ LAYERS = {
     "decoding": 3,
     "training": 4,
     "bench": 4,
+    "tracking": 4,
     "pipeline": 5,
     "report": 5,
     "cli": 6,

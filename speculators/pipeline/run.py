@@ -18,13 +18,16 @@ from speculators.data.files import disk_errors, write_json, write_whole
 from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
-from speculators.pipeline.context import Context, EventLog, Listen, Places
+from speculators.pipeline.context import Context, EventLog, Listen, Places, read_json
 from speculators.pipeline.inputs import conversations
-from speculators.pipeline.ondisk import SPECULATOR, bench_file, measured, trained
+from speculators.pipeline.ondisk import SPECULATOR, TRAINED, bench_file, measured, trained
 from speculators.pipeline.rehearsal import is_plugin, rehearse
 from speculators.pipeline.training import lacking_hooks, train_stage
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
+from speculators.recipe.values import flatten
+from speculators.tracking.sinks import OPEN, Subject, check_installed
+from speculators.tracking.tracker import Tracker
 from speculators.training.world import World
 from speculators.verifier.sources import fetch_facts, held_folder, obtain
 
@@ -63,19 +66,22 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen) 
     """
     began = time.monotonic()
     log = EventLog(listen)
-    context = make_context(recipe, places, world, log)
-    if is_plugin(recipe.algorithm.name):
-        rehearse(context.plan, context.tell)
-    if world.is_main:
-        _describe(context)
-        log.open(context.run_folder / "events.jsonl")
-    if held := world.broadcast(trained(context.plan, places) if world.is_main else None):
-        for stage in ("prepare", "capture")[: 2 if recipe.data.hidden_states == "cached" else 1]:
-            context.skip(stage, "not needed: training is done")
-        context.skip("train", f"{context.run_folder / SPECULATOR} (update {held['step']} of {held['total_steps']})")
-    else:
-        train_stage(context, conversations(context))
-    result = _bench_stage(context)
+    tracker = _tracker(recipe, log, world)
+    finished = False
+    try:
+        context = make_context(recipe, places, world, tracker)
+        if is_plugin(recipe.algorithm.name):
+            rehearse(context.plan, context.tell)
+        if world.is_main:
+            _describe(context)
+            log.open(context.run_folder / "events.jsonl")
+            name, folder = context.run_folder.name, context.run_folder
+            tracker.open(Subject(name=name, folder=folder, values=flatten(recipe)))
+        _train_stages(context)
+        result = _bench_stage(context, tracker)
+        finished = True
+    finally:
+        tracker.close(finished=finished)
     return Outcome(
         folder=context.run_folder,
         bench=result,
@@ -85,6 +91,25 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen) 
         * (1 if platform.system() == "Darwin" else 1024)
         / 1e9,
     )
+
+
+def _tracker(recipe: Recipe, log: EventLog, world: World) -> Tracker:
+    """Returns what gives the recipe's sinks their numbers, on rank 0; raises RecipeError where one is not installed."""
+    if not world.is_main:
+        return Tracker(then=log, sinks={})
+    check_installed(recipe)
+    return Tracker(then=log, sinks={name: OPEN[name] for name in recipe.tracking.sinks})
+
+
+def _train_stages(context: Context) -> None:
+    """Runs the stages up to the speculator, or tells that it is there."""
+    plan, places, world = context.plan, context.places, context.world
+    if held := world.broadcast(trained(plan, places) if world.is_main else None):
+        for stage in ("prepare", "capture")[: 2 if context.recipe.data.hidden_states == "cached" else 1]:
+            context.skip(stage, "not needed: training is done")
+        context.skip("train", f"{context.run_folder / SPECULATOR} (update {held['step']} of {held['total_steps']})")
+    else:
+        train_stage(context, conversations(context))
 
 
 def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -> Context:
@@ -133,7 +158,7 @@ def _lock(plan: Plan, world: World) -> dict[str, Any]:
     }
 
 
-def _bench_stage(context: Context) -> dict[str, Any] | None:
+def _bench_stage(context: Context, tracker: Tracker) -> dict[str, Any] | None:
     section, world = context.recipe.benchmark, context.world
     if not section.suites:
         context.skip("bench", "the recipe names no suite")
@@ -153,6 +178,7 @@ def _bench_stage(context: Context) -> dict[str, Any] | None:
             with disk_errors(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, result)
+            tracker.bench(result, step=read_json(context.run_folder / TRAINED)["step"])
             words.append(str(file))
     world.barrier()
     return result

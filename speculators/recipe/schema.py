@@ -13,6 +13,7 @@ from speculators.config import SpeculatorModelConfig, positive
 from speculators.errors import Problem
 from speculators.recipe.converter import CONVERTER, build
 from speculators.recipe.origin import Origin
+from speculators.recipe.tracking import TrackingSection
 from speculators.recipe.validators import between, cadence, each, matches, not_empty, not_negative, one_of
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -297,6 +298,7 @@ class Recipe:
     schedule: ScheduleSection = ScheduleSection()
     distributed: DistributedSection = DistributedSection()
     benchmark: BenchmarkSection = BenchmarkSection()
+    tracking: TrackingSection = TrackingSection()
     expect: dict[str, Expect] = field(factory=dict)
     file: Path | None = field(default=None, eq=False)
     origins: Mapping[str, Origin] = field(factory=dict, eq=False, repr=False)

@@ -1,0 +1,154 @@
+"""The sinks, one small class each. Their libraries are imported when a sink is opened, on its own thread."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from speculators.errors import Problem, RecipeError
+from speculators.recipe.schema import Recipe
+
+
+@attrs.frozen(kw_only=True)
+class Subject:
+    """The run that a sink is opened for.
+
+    Attributes:
+        name: of the run folder; a run that goes on after an interruption has the same one.
+        folder: the run folder.
+        values: the recipe's values by TOML path.
+    """
+
+    name: str
+    folder: Path
+    values: Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Takes numbers in; may block or raise, since it lives on a thread of its own."""
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Takes in what was measured after `step` updates; a resumed run may repeat some."""
+
+    def close(self, *, finished: bool) -> None:
+        """Hands over what is left; `finished` tells whether the run came to its end."""
+
+
+class TensorBoard:
+    """Event files in `RUN/tensorboard`, for `tensorboard --logdir runs`."""
+
+    def __init__(self, subject: Subject) -> None:
+        from tensorboard.summary import Writer
+
+        self._writer = Writer(str(subject.folder / "tensorboard"))
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Appends scalars."""
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+        self._writer.flush()  # by itself it waits for two minutes
+
+    def close(self, *, finished: bool) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run of W&B for each run folder; WANDB_PROJECT, WANDB_MODE and the rest of its environment are its own."""
+
+    def __init__(self, subject: Subject) -> None:
+        import wandb
+
+        # Nobody is there to answer a question, and the live view owns the terminal. The patience is in seconds: its own
+        # exit hook waits for what is under way, by default for ever.
+        quiet = {"console": "off", "silent": True, "login_timeout": 1}
+        wandb.setup(settings=wandb.Settings(**quiet, init_timeout=20, finish_timeout=8))
+        self._run = wandb.init(
+            id=subject.name,
+            name=subject.name,
+            resume="allow",
+            dir=subject.folder,
+            config=dict(subject.values),
+        )
+        # Its own step may only grow, and a resumed run repeats some.
+        self._run.define_metric("*", step_metric="update")
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Logs one row."""
+        self._run.log({"update": step, **numbers})
+
+    def close(self, *, finished: bool) -> None:
+        """Waits for what is under way."""
+        self._run.finish(exit_code=0 if finished else 1)
+
+
+class MLflow:
+    """One run of MLflow for each run folder, where MLFLOW_TRACKING_URI says, in MLFLOW_EXPERIMENT_NAME."""
+
+    LONGEST = 500  # characters of a parameter
+
+    def __init__(self, subject: Subject) -> None:
+        from mlflow import MlflowClient
+        from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
+
+        self._client = MlflowClient()
+        name = MLFLOW_EXPERIMENT_NAME.get() or "speculators"
+        held = self._client.get_experiment_by_name(name)
+        experiment = held.experiment_id if held else self._client.create_experiment(name)
+        known = self._client.search_runs([experiment], f"attributes.run_name = '{subject.name}'", max_results=1)
+        run = known[0] if known else self._client.create_run(experiment, run_name=subject.name)
+        self._run_id = run.info.run_id
+        for path, value in subject.values.items():
+            if path not in run.data.params:
+                self._client.log_param(self._run_id, self._name(path), str(value)[: self.LONGEST])
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Sends one batch."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(self._name(name), number, now, step) for name, number in numbers.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def close(self, *, finished: bool) -> None:
+        """Marks the run as ended."""
+        self._client.set_terminated(self._run_id, status="FINISHED" if finished else "KILLED")
+
+    @staticmethod
+    def _name(text: str) -> str:
+        """Returns a name with the characters that MLflow takes."""
+        return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in text)
+
+
+OPEN: Mapping[str, Callable[[Subject], Sink]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Raises RecipeError for sinks that are asked for and not installed: before anything runs, not after the training.
+
+    The package of a sink has its name, as has the extra that installs it.
+    """
+    problems = [
+        Problem(
+            "tracking.sinks",
+            f'asks for "{sink}", which is not installed',
+            f"pip install 'spec-recipes[{sink}]', or leave it out: events.jsonl is written in any case",
+        )
+        for sink in recipe.tracking.sinks
+        if not _is_installed(sink)
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

@@ -1,0 +1,82 @@
+"""`[tracking]`: curves go elsewhere, too, and the run is the same to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import WEIGHTS, Spec
+
+from speculators.config import VerifierFacts
+from speculators.recipe.diff import Side, changes
+from speculators.recipe.load import load_recipe
+from speculators.recipe.plan import make_plan
+from speculators.tracking import sinks
+from speculators.tracking.sinks import Subject
+
+TENSORBOARD = ("--set", 'tracking.sinks=["tensorboard"]')
+
+
+def test_tracking_is_no_part_of_what_a_recipe_does(tiny_verifier: Path) -> None:
+    """No fingerprint contains it, and no comparison tells it."""
+    facts = VerifierFacts.read(tiny_verifier / "config.json")
+    plain, tracked = (load_recipe("smoke", sets) for sets in ([], ['tracking.sinks=["wandb"]']))
+    assert make_plan(plain, facts).stages == make_plan(tracked, facts).stages
+    assert changes(Side.of_recipe("a", plain), Side.of_recipe("b", tracked)) == []
+
+
+def test_an_unknown_sink_is_a_bad_recipe(spec: Spec) -> None:
+    """With the near miss."""
+    told = spec("validate", "smoke", "--set", 'tracking.sinks=["tensorbord"]')
+    assert told.code == 2
+    assert 'tracking.sinks: must be one of "tensorboard", "wandb", "mlflow", got "tensorbord"' in told.err
+    assert "did you mean 'tensorboard'?" in told.err
+
+
+def test_a_sink_that_is_not_installed_stops_the_run_before_it_begins(
+    fresh: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 2, which extra to install, and no folder yet."""
+    monkeypatch.setattr(sinks, "_is_installed", lambda package: False)
+    told = fresh.run(*TENSORBOARD)
+    assert told.code == 2
+    assert "pip install 'spec-recipes[tensorboard]'" in told.err
+    assert not fresh.runs.exists()
+
+
+def test_a_tracked_run_is_the_same_run(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """The same name and weights, every curve in TensorBoard's file; called again it opens no sink."""
+    pytest.importorskip("tensorboard", reason="pip install 'spec-recipes[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = ("run", "smoke", "--runs", tmp_path, *TENSORBOARD)
+    told = spec(*arguments)
+    assert told.code == 0, told.err
+    assert "warning" not in told.err
+    folder = tmp_path / run_folder.name
+    assert (folder / WEIGHTS).read_bytes() == (run_folder / WEIGHTS).read_bytes()
+    held = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
+    held.Reload()
+    assert [event.step for event in held.Tensors("train/loss")] == list(range(1, 9))
+    assert [event.step for event in held.Tensors("eval/tau")] == [4, 8]
+    assert "bench/quickstart/K=3/T=0/tau" in held.Tags()["tensors"]
+    files = list((folder / "tensorboard").iterdir())
+    assert spec(*arguments).code == 0
+    assert list((folder / "tensorboard").iterdir()) == files
+
+
+def test_a_sink_that_fails_does_not_fail_the_run(
+    spec: Spec, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning, in the log, too."""
+
+    def fail(subject: Subject) -> sinks.Sink:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("speculators.pipeline.run.OPEN", {"tensorboard": fail})
+    told = spec("run", "smoke", "--runs", tmp_path, *TENSORBOARD, "--set", "benchmark.suites=[]")
+    assert told.code == 0, told.err
+    (words,) = [line for line in told.err.splitlines() if line.startswith("warning: tensorboard")]
+    assert "failed and gets nothing more: ConnectionError: no route to host; the run goes on" in words
+    (log,) = tmp_path.glob("*/events.jsonl")
+    assert log.read_text().count("no route to host") == 1
