@@ -21,6 +21,7 @@ VERBS = {
     "diff": "tell what two recipes or runs differ in, and what follows",
     "run": "run a recipe, ending in the acceptance table",
     "bench": "measure a speculator's acceptance length and speed-up",
+    "report": "write one HTML page about runs: curves, acceptance, plan, lock, differences",
     "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",
 }

@@ -7,7 +7,6 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -38,7 +37,9 @@ def run(options: argparse.Namespace) -> int:
     a, b = (_side(name, facts) for name in (options.a, options.b))
     result = as_values(a, b)
     if a.run and b.run:
-        result |= _results(a.run, b.run)
+        from speculators.pipeline.records import results
+
+        result |= results(a.run, b.run)
     if options.json:
         print_json(result)
     elif options.md:
@@ -115,16 +116,3 @@ def _git(*arguments: str) -> str:
     except subprocess.CalledProcessError as error:
         raise RecipeError(f"git {' '.join(arguments)}: {error.stderr.strip()}") from None
     return done.stdout
-
-
-def _results(a: Path, b: Path) -> dict[str, Any]:
-    """Returns what only runs have: metrics, curves, environments."""
-    from speculators.bench.compare import differences
-    from speculators.pipeline.records import curve, environment, newest_bench
-
-    one, other = newest_bench(a), newest_bench(b)
-    return {
-        "metrics": differences(one, other) if one and other else [],
-        "curves": {"a": curve(a), "b": curve(b)},
-        "environment": environment(a, b),
-    }

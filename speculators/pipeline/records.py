@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import torch
 
+from speculators.bench.compare import differences
 from speculators.config import VerifierFacts
 from speculators.errors import SpeculatorsError
 from speculators.pipeline.context import Places, read_json
@@ -75,7 +76,7 @@ def _record(folder: Path) -> Record | None:
     seconds: dict[str, float] = {}
     speeds: dict[str, float] = {}
     steps: list[float] = []
-    for event in _events(folder / "events.jsonl"):
+    for event in events_of(folder / "events.jsonl"):
         if event.get("event") == "StepEvent":
             steps.append(event["tokens_per_second"])
         elif event.get("event") == "StageEvent" and event["status"] == "done":
@@ -94,14 +95,15 @@ def _record(folder: Path) -> Record | None:
     )
 
 
-def _events(file: Path) -> list[dict[str, Any]]:
+def events_of(file: Path) -> list[dict[str, Any]]:
     """Returns the whole lines of a log; a run that was killed may have left a part of one."""
     events = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        events += [event] if isinstance(event, dict) else []
     return events
 
 
@@ -178,23 +180,34 @@ def newest_bench(folder: Path) -> dict[str, Any] | None:
 
 def curve(folder: Path) -> dict[str, list[float]]:
     """Returns a run's training loss, and its exact acceptance length at each evaluation, in order."""
-    events = _events(folder / "events.jsonl") if (folder / "events.jsonl").is_file() else []
+    events = events_of(folder / "events.jsonl") if (folder / "events.jsonl").is_file() else []
     return {
         "loss": [event["loss"] for event in events if event.get("event") == "StepEvent"],
         "tau": [event["tau"] for event in events if event.get("event") == "EvalEvent"],
     }
 
 
+def results(a: Path, b: Path) -> dict[str, Any]:
+    """Returns what a comparison of two runs has beside that of their recipes: metrics, curves, environments."""
+    one, other = newest_bench(a), newest_bench(b)
+    return {
+        "metrics": differences(one, other) if one and other else [],
+        "curves": {"a": curve(a), "b": curve(b)},
+        "environment": environment(a, b),
+    }
+
+
 def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
     """Returns what differs in where two runs ran: packages, device, threads, processes, platform."""
-    one, other = (_flat(read_json(folder / "lock.json") or {}) for folder in (a, b))
+    one, other = (flat(read_json(folder / "lock.json") or {}) for folder in (a, b))
     keys = [key for key in dict.fromkeys([*one, *other]) if not key.startswith(("fingerprints.", "format"))]
     pairs = {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Returns the values of nested tables as text, by dotted path."""
     found: dict[str, str] = {}
     for key, value in table.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
     return found

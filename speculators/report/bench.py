@@ -24,7 +24,7 @@ def bench_tables(result: Values) -> RenderableType:
         groups.setdefault((setting["suite"], setting["temperature"]), []).append(setting)
     for (suite, temperature), settings in groups.items():
         parts += [Text(), _main_table(suite, temperature, settings), _category_table(settings[-1])]
-        parts += _notes(settings)
+        parts += [Text(words, style=style) for style, words in notes(settings)]
     parts.append(Text("\n" + definitions(result), style="note"))
     return Group(*parts)
 
@@ -59,12 +59,15 @@ def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> T
         live = setting["live"]
         speed = live["speed"] if live else None
         table.add_row(
-            "speculator", *_row(setting["num_speculative_tokens"], setting["exact"]), *_live(live), *_speed(speed)
+            "speculator",
+            *acceptance_cells(setting["num_speculative_tokens"], setting["exact"]),
+            *_live(live),
+            *_speed(speed),
         )
     for baseline in settings[-1]["baselines"]:
         tau = baseline["live_tau"]
         live_cell = "" if tau is None else f"{tau:.3f}"
-        cells = _row(settings[-1]["num_speculative_tokens"], baseline["acceptance"])
+        cells = acceptance_cells(settings[-1]["num_speculative_tokens"], baseline["acceptance"])
         table.add_row(escape(baseline["name"]), *cells, live_cell, *_speed(baseline["speed"]))
     live = settings[-1]["live"]
     if live:
@@ -72,11 +75,18 @@ def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> T
     return table
 
 
-def _row(k: int, acceptance: Values) -> tuple[str, ...]:
+def acceptance_cells(k: int, acceptance: Values) -> tuple[str, ...]:
+    """Returns K, tau with its interval, both rates by position, and the tokens drafted a round."""
     low, high = acceptance["tau_interval"]
-    tau = f"{_number(acceptance['tau'], 3)} ({_number(low, 2)} to {_number(high, 2)})"
-    drafted = _number(acceptance["drafted"], 2)
-    return str(k), tau, _rates(acceptance["by_position"]), _rates(acceptance["by_position_conditional"]), drafted
+    tau = f"{number_text(acceptance['tau'], 3)} ({number_text(low, 2)} to {number_text(high, 2)})"
+    drafted = number_text(acceptance["drafted"], 2)
+    return (
+        str(k),
+        tau,
+        rates_text(acceptance["by_position"]),
+        rates_text(acceptance["by_position_conditional"]),
+        drafted,
+    )
 
 
 def _live(live: Values | None) -> tuple[str]:
@@ -84,7 +94,7 @@ def _live(live: Values | None) -> tuple[str]:
         return ("not asked",)
     agreement = live["agreement"]
     mark = "[good]agrees[/]" if agreement["agrees"] else "[bad]DISAGREES[/]"
-    return (f"{_number(live['acceptance']['tau'], 3)} {mark}",)
+    return (f"{number_text(live['acceptance']['tau'], 3)} {mark}",)
 
 
 def _speed(speed: Values | None) -> tuple[str, str, str]:
@@ -101,18 +111,19 @@ def _category_table(setting: Values) -> Table:
     for name in ("category", "prompts", "tau (95%)", "accepted by position"):
         table.add_column(name, justify="left" if name == "category" else "right", header_style="title")
     for category, acceptance in setting["by_category"].items():
-        _, tau, rates, *_ = _row(k, acceptance)
+        _, tau, rates, *_ = acceptance_cells(k, acceptance)
         table.add_row(escape(category) or "-", str(acceptance["prompts"]), tau, rates)
     return table
 
 
-def _notes(settings: Sequence[Values]) -> list[RenderableType]:
-    notes: list[RenderableType] = []
+def notes(settings: Sequence[Values]) -> list[tuple[str, str]]:
+    """Returns (style, words) of what a reader must know beside the numbers of one suite and temperature."""
+    found: list[tuple[str, str]] = []
     if settings[0]["cut_prompts"]:
         told = f"{settings[0]['cut_prompts']} responses leave the verifier's own output: cut there, "
-        notes.append(Text(told + f"{settings[0]['cut_tokens']} tokens left out", style="note"))
+        found.append(("note", told + f"{settings[0]['cut_tokens']} tokens left out"))
     if settings[0]["note"]:
-        notes.append(Text(settings[0]["note"], style="note"))
+        found.append(("note", settings[0]["note"]))
     for setting in settings:
         live = setting["live"]
         if not live:
@@ -122,15 +133,17 @@ def _notes(settings: Sequence[Values]) -> list[RenderableType]:
         words += f"live measures {live['acceptance']['tau']:.4f} ({agreement['criterion']})"
         if agreement["near_ties"]:
             words += f"; {agreement['near_ties']} responses compared up to a near-tie of the verifier's logits"
-        notes.append(Text(words, style="note"))
+        found.append(("note", words))
         if not agreement["agrees"]:
-            notes.append(Text(f"K={k}: {agreement['gap']}", style="bad"))
-    return notes
+            found.append(("bad", f"K={k}: {agreement['gap']}"))
+    return found
 
 
-def _rates(rates: Sequence[float | None]) -> str:
+def rates_text(rates: Sequence[float | None]) -> str:
+    """Returns rates by position; "-" where a position was never reached."""
     return " ".join("-" if rate is None else f"{rate:.2f}" for rate in rates)
 
 
-def _number(value: float | None, digits: int) -> str:
+def number_text(value: float | None, digits: int) -> str:
+    """Returns a number with so many digits, "-" for none."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,197 @@
+"""What run folders hold, gathered as JSON values for a report; what is not there is told, never an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speculators.bench.result import FORMAT
+from speculators.errors import ArtifactError
+from speculators.pipeline.context import read_json
+from speculators.pipeline.ondisk import TRAINED
+from speculators.pipeline.records import events_of, flat, results
+from speculators.recipe.diff import Side, as_values
+from speculators.recipe.expect import expect_lines, held_against
+from speculators.recipe.origin import path_text
+from speculators.recipe.schema import Expect
+from speculators.recipe.values import leaves
+
+# Points of a curve; a longer one is told by the means of so many equal parts.
+POINTS = 400
+# By what a folder is known as a run.
+MARKS = ("plan.json", "events.jsonl")
+_STATUS = {"none": "not begun", "start": "begun, not ended", "done": "done", "skip": "was done before"}
+Values = dict[str, Any]
+
+
+def gather(folders: Sequence[Path]) -> Values:
+    """Returns everything that a report of these runs tells.
+
+    Args:
+        folders: of the runs; the others are compared with the first.
+
+    Raises:
+        ArtifactError: a folder is no run.
+    """
+    for folder in folders:
+        if not any((folder / mark).is_file() for mark in MARKS):
+            found = "no run: it has neither plan.json nor events.jsonl" if folder.is_dir() else "no such folder"
+            raise ArtifactError(f"{folder}: {found}", hint="spec ls lists the runs")
+    first, *others = folders
+    return {"runs": [gather_run(folder) for folder in folders], "diffs": [_diff(first, other) for other in others]}
+
+
+def gather_run(folder: Path) -> Values:
+    """Returns what one run tells; `missing` says in words what is not there, and why where that can be known."""
+    plan, lock, trained = (_table(folder / name) for name in ("plan.json", "lock.json", TRAINED))
+    recipe = _recipe(plan)
+    events = events_of(folder / "events.jsonl") if (folder / "events.jsonl").is_file() else []
+    settings, benches, unread = _bench(folder)
+    state, unfinished = _state(trained, events)
+    text = folder / "recipe.toml"
+    return {
+        "name": folder.absolute().name,
+        "summary": recipe["summary"] if recipe else "",
+        "state": state,
+        "missing": [
+            *([] if recipe else ["plan.json is missing or damaged: there is no plan, no recipe and no diff to tell"]),
+            *([] if lock else ["lock.json is missing or damaged: where this ran is not known"]),
+            *([] if events else ["events.jsonl is missing or empty: there are no curves and no times"]),
+            *unfinished,
+            *_lacking(recipe, settings, trained is not None),
+            *unread,
+        ],
+        "loss": _curve(events, "StepEvent", "loss"),
+        "tau": _curve(events, "EvalEvent", "tau"),
+        "tau_of": _tau_of(recipe),
+        "stages": _stages(plan, events),
+        "plan": _derived(plan) if recipe else {},
+        "recipe": {path_text(path): value for path, value in leaves((), recipe)} if recipe else {},
+        "recipe_text": text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
+        "lock": flat(lock or {}),
+        "settings": settings,
+        "benches": benches,
+        "expect": _expect(recipe, settings),
+    }
+
+
+def _table(file: Path) -> Values | None:
+    held = read_json(file)
+    return held if isinstance(held, dict) else None
+
+
+def _recipe(plan: Values | None) -> Values | None:
+    """Returns the recipe of a plan, None where the plan is not one."""
+    recipe = (plan or {}).get("recipe")
+    return recipe if isinstance(recipe, dict) and {"summary", "benchmark", "expect"} <= recipe.keys() else None
+
+
+def _state(trained: Values | None, events: Sequence[Values]) -> tuple[str, list[str]]:
+    """Returns in words how far training came, and what that means if it is not at its end."""
+    if trained is not None:
+        best = "" if trained["tau"] is None else f"; tau there {trained['tau']:.3f}"
+        return f"trained, {trained['total_steps']} updates; exported from update {trained['step']}{best}", []
+    steps = [event for event in events if event.get("event") == "StepEvent"]
+    if not steps:
+        return "not trained", ["training has not begun"]
+    words = f"training stopped after update {steps[-1]['step']} of {steps[-1]['total_steps']}"
+    return words, [f"{words}: spec run of its recipe goes on from the last checkpoint"]
+
+
+def _lacking(recipe: Values | None, settings: Sequence[Values], trained: bool) -> list[str]:
+    """Returns what is missing of the benchmark."""
+    if settings:
+        silent = sorted({setting["num_speculative_tokens"] for setting in settings if setting["live"] is None})
+        told = f"no live decode, and so no speed-up, at K={', '.join(map(str, silent))}"
+        return [told] if silent else []
+    if recipe and not recipe["benchmark"]["suites"]:
+        return ["the recipe names no suite: acceptance was not measured (spec bench RUN --suite NAME)"]
+    return ["there is no benchmark" + (": spec run of its recipe goes on with it" if trained else "")]
+
+
+def _curve(events: Sequence[Values], kind: str, key: str) -> list[list[float]]:
+    """Returns [update, value] in order; a resumed run has told some updates twice, and the last word counts."""
+    held = {event["step"]: event[key] for event in events if event.get("event") == kind}
+    return thinned(sorted(held.items()), POINTS)
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int) -> list[list[float]]:
+    """Returns the means of `most` equal parts, or the points themselves where they are no more."""
+    if len(points) <= most:
+        return [list(point) for point in points]
+    cuts = [round(index * len(points) / most) for index in range(most + 1)]
+    parts = [points[cuts[index] : cuts[index + 1]] for index in range(most)]
+    return [[sum(values) / len(part) for values in zip(*part, strict=True)] for part in parts]
+
+
+def _tau_of(recipe: Values | None) -> str:
+    """Returns which setting the evaluations during training measure."""
+    if not recipe or not recipe["benchmark"]["suites"]:
+        return ""
+    bench = recipe["benchmark"]
+    k, temperature = max(bench["num_speculative_tokens"]), bench["temperature"][0]
+    return f"{bench['suites'][0]['name']}, K={k}, T={temperature:g}"
+
+
+def _stages(plan: Values | None, events: Sequence[Values]) -> list[Values]:
+    """Returns the stages with what was told of each last: a stage that was skipped later keeps its time."""
+    told: dict[str, Values] = {}
+    for event in events:
+        if event.get("event") == "StageEvent" and (event["status"] != "skip" or event["stage"] not in told):
+            told[event["stage"]] = event
+    prints = {stage["name"]: stage["fingerprint"] for stage in plan["stages"]} if plan else {}
+    none: Values = {"status": "none", "detail": "", "seconds": 0.0}
+    return [
+        {
+            "name": name,
+            "fingerprint": prints.get(name),
+            "status": _STATUS[event["status"]],
+            "seconds": event["seconds"] if event["status"] == "done" else None,
+            "detail": event["detail"],
+        }
+        for name, event in (dict.fromkeys(prints, none) | told).items()
+    ]
+
+
+def _derived(plan: Values | None) -> dict[str, str]:
+    """Returns what the plan says beyond the recipe and the stages."""
+    return flat({key: value for key, value in (plan or {}).items() if key not in ("recipe", "stages", "run_name")})
+
+
+def _bench(folder: Path) -> tuple[list[Values], list[Values], list[str]]:
+    """Returns the settings of all benchmarks of a run, what was measured on, and what cannot be read.
+
+    The same setting on the same prompts is told once, by the newest file.
+    """
+    settings: dict[tuple[Any, ...], Values] = {}
+    benches, unread = [], []
+    for file in sorted((folder / "bench").glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name)):
+        held = _table(file)
+        if held is None or held.get("format") != FORMAT:
+            why = "damaged" if held is None else f"of format {held.get('format')}, this version reads {FORMAT}"
+            unread.append(f"bench/{file.name} is left out: it is {why}; spec run of its recipe measures again")
+            continue
+        where = ("speculator", "verifier", "device", "threads", "dtype", "seed", "max_new_tokens")
+        benches.append({"file": file.name, **{key: held[key] for key in where}})
+        for setting in held["settings"]:
+            key = ("suite", "prompts_digest", "temperature", "num_speculative_tokens")
+            told = {name: value for name, value in setting.items() if name != "by_prompt"}
+            settings[tuple(setting[name] for name in key)] = {**told, "file": file.name}
+    return [settings[key] for key in sorted(settings)], benches, unread
+
+
+def _expect(recipe: Values | None, settings: Sequence[Values]) -> list[str]:
+    bands: Mapping[str, Values] = recipe["expect"] if recipe else {}
+    expect = {name: Expect(tau=tuple(band["tau"]), source=band["source"]) for name, band in bands.items()}
+    return expect_lines(held_against(expect, settings))
+
+
+def _diff(a: Path, b: Path) -> Values:
+    """Returns the comparison of two runs, or why there is none."""
+    names = {"a": a.absolute().name, "b": b.absolute().name}
+    try:
+        sides = Side.of_run(names["a"], a), Side.of_run(names["b"], b)
+    except ArtifactError as error:
+        return {**names, "error": str(error)}
+    return {**as_values(*sides), **results(a, b), "error": ""}

@@ -1,0 +1,168 @@
+"""Plots as inline SVG: text is text, and colours are the page's, so that light and dark need no second plot."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+
+from speculators.errors import SpeculatorsError
+
+# Colours that stand for the page's own: matplotlib takes none but real ones, and writes these as they are.
+COLOURS = 8
+_SERIES = [f"#c0de{index:02d}" for index in range(COLOURS)]
+_INK, _MUTED, _GRID = "#c0deff", "#c0deee", "#c0dedd"
+_VARIABLES = {
+    **{code: f"var(--s{index})" for index, code in enumerate(_SERIES)},
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--grid)",
+}
+# Inches of 72 points: about what a phone shows, so that text is neither shrunk there nor blown up elsewhere.
+WIDTH, HEIGHT = 4.6, 2.9
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same widths on every machine
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Series:
+    """One line of a plot, or one column of dots.
+
+    Attributes:
+        y: a value for each x; None where there is none.
+        intervals: (low, high) around each y; () for none.
+        colour: of the page's series colours; more than there are begin again.
+        dashed: drawn with dashes.
+        marks: a dot at each point.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    intervals: Sequence[Sequence[float | None]] = ()
+    colour: int = 0
+    dashed: bool = False
+    marks: bool = False
+
+
+def check_matplotlib() -> None:
+    """Raises SpeculatorsError if the plotting library is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        hint = "pip install 'spec-recipes[report]' (spec diff and spec bench print their numbers without it)"
+        raise SpeculatorsError("the report's plots need matplotlib, which is not installed", hint=hint)
+
+
+def lines(
+    name: str, series: Sequence[Series], *, x: str, y: str, whole_x: bool = False, level: float | None = None
+) -> str:
+    """Returns a plot of lines as SVG.
+
+    Args:
+        name: of the plot, unique on its page.
+        x, y: what the axes tell.
+        whole_x: the places on the x axis are those of the series, as for K.
+        level: a line across, such as a speed-up of 1.
+    """
+    with _style(name):
+        figure, axes = _figure(HEIGHT)
+        for one in series:
+            colour = _SERIES[one.colour % COLOURS]
+            known = [(at, value) for at, value in zip(one.x, one.y, strict=True) if value is not None]
+            style = {"color": colour, "linestyle": (0, (4, 2)) if one.dashed else "-"}
+            axes.plot(*(zip(*known, strict=True) if known else ((), ())), marker="o" if one.marks else None, **style)
+            for at, value, (low, high) in zip(one.x, one.y, one.intervals, strict=False):
+                if value is not None and low is not None and high is not None:
+                    axes.errorbar(
+                        at, value, [[value - low], [high - value]], color=colour, capsize=3, elinewidth=1, fmt="none"
+                    )
+        if level is not None:
+            axes.axhline(level, color=_MUTED, linewidth=0.8, linestyle=":")
+        if whole_x:
+            places = sorted({place for one in series for place in one.x})
+            axes.set_xticks(places)
+            axes.set_xlim(places[0] - 0.3, places[-1] + 0.3)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        return _svg(figure)
+
+
+def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str) -> str:
+    """Returns a plot of dots with intervals, a row for each label, as SVG; `x` of the series are rows, `y` values."""
+    with _style(name):
+        figure, axes = _figure(0.75 + len(labels) * max(0.24, 0.11 * (1 + len(series))))
+        for index, one in enumerate(series):
+            shift = (index - (len(series) - 1) / 2) * 0.7 / max(1, len(series))
+            for row, value, (low, high) in zip(one.x, one.y, one.intervals, strict=True):
+                if value is None:
+                    continue
+                errors = None if low is None or high is None else [[value - low], [high - value]]
+                colour = _SERIES[one.colour % COLOURS]
+                axes.errorbar(value, row + shift, xerr=errors, fmt="o", color=colour, capsize=2.5, elinewidth=1)
+        axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_xlabel(x)
+        return _svg(figure)
+
+
+@contextmanager
+def _style(name: str) -> Iterator[None]:
+    """Draws in our style alone, whatever the user's own is; saving lays texts out and belongs inside."""
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": name})
+        yield
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _short(text: str, most: int = 22) -> str:
+    # A dollar sign would begin a formula.
+    short = text if len(text) <= most else text[: most - 1] + "…"
+    return short.replace("$", r"\$")
+
+
+def _svg(figure: Any) -> str:
+    """Returns the figure as an element for a page: no prologue, no metadata, no date, the page's colours."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = out.getvalue()
+    text = text[text.index("<svg") :].strip()
+    # Its style would be that of the whole page.
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    # Groups have names that every plot of a page would repeat; only what is referred to keeps its id.
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = text.replace("xlink:href", "href")
+    for code, variable in _VARIABLES.items():
+        text = text.replace(code, variable)
+    return text
