@@ -178,7 +178,7 @@ def _bench(folder: Path) -> tuple[list[Values], list[Values], list[str]]:
             key = ("suite", "prompts_digest", "temperature", "num_speculative_tokens")
             told = {name: value for name, value in setting.items() if name != "by_prompt"}
             settings[tuple(setting[name] for name in key)] = {**told, "file": file.name}
-    return [settings[key] for key in sorted(settings)], benches, unread
+    return list(settings.values()), benches, unread
 
 
 def _expect(recipe: Values | None, settings: Sequence[Values]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -32,33 +32,52 @@ def training_figures(runs: Sequence[Values]) -> list[str]:
 
 
 def acceptance_figures(runs: Sequence[Values]) -> list[str]:
-    """Returns acceptance by position, tau and speed-up by K, and tau by category, as far as they were measured."""
-    groups = list(_groups(runs))
-    if not groups:
-        return []
-    figures = [
-        _by_position(groups, "by_position", "Accepted by position", "share of rounds that accept the draft there"),
-        _by_position(groups, "by_position_conditional", "Accepted, given reached", "of the rounds that get there"),
-        _tau_by_k(groups),
-    ]
-    figures += [speed] if (speed := _speed_by_k(groups)) else []
-    return figures + _by_category(runs)
+    """Returns acceptance by position, tau and speed-up by K, and tau by category, as far as they were measured.
+
+    The settings of one run share their plots; of several runs each suite and temperature has its own.
+    """
+    places = settings_by_place(runs)
+    several = len(runs) > 1
+    figures = []
+    for group in [[place] for place in places] if several else [list(places)]:
+        lines_of = [
+            (name if several else _place(place), settings)
+            for place in group
+            for name, settings in places[place].items()
+        ]
+        if lines_of:
+            of = f": {_place(group[0])}" if several and len(places) > 1 else ""
+            figures += _acceptance(lines_of, of)
+    return figures + [figure for place, held in places.items() for figure in _by_category(_place(place), held, runs)]
 
 
+Place = tuple[str, float]
 Group = tuple[str, Sequence[Values]]
 
 
-def _groups(runs: Sequence[Values]) -> Iterable[Group]:
-    """Yields the settings of each (run, suite, T), K rising, under a name that says what tells them apart."""
-    found: dict[tuple[str, str, float], list[Values]] = {}
+def settings_by_place(runs: Sequence[Values]) -> dict[Place, dict[str, list[Values]]]:
+    """Returns the settings of each (suite, T) by run, K rising; only runs that have some."""
+    found: dict[Place, dict[str, list[Values]]] = {}
     for run in runs:
-        for setting in run["settings"]:
-            found.setdefault((run["name"], setting["suite"], setting["temperature"]), []).append(setting)
-    several = len({key[1:] for key in found}) > 1
-    for (run_name, suite, temperature), settings in found.items():
-        place = f"{suite}, T={temperature:g}"
-        name = (f"{run_name}: {place}" if several else run_name) if len(runs) > 1 else place
-        yield name, sorted(settings, key=lambda setting: int(setting["num_speculative_tokens"]))
+        for setting in sorted(run["settings"], key=lambda setting: int(setting["num_speculative_tokens"])):
+            place = (setting["suite"], setting["temperature"])
+            found.setdefault(place, {}).setdefault(run["name"], []).append(setting)
+    return found
+
+
+def _place(place: Place) -> str:
+    return f"{place[0]}, T={place[1]:g}"
+
+
+def _acceptance(groups: Sequence[Group], of: str) -> list[str]:
+    told = "share of rounds that accept the draft there"
+    speed = _speed_by_k(groups, of)
+    return [
+        _by_position(groups, "by_position", f"Accepted by position{of}", told),
+        _by_position(groups, "by_position_conditional", f"Accepted, given reached{of}", "of the rounds that get there"),
+        _tau_by_k(groups, of),
+        *([speed] if speed else []),
+    ]
 
 
 def _by_position(groups: Sequence[Group], key: str, title: str, note: str) -> str:
@@ -67,7 +86,7 @@ def _by_position(groups: Sequence[Group], key: str, title: str, note: str) -> st
         rates = settings[-1]["exact"][key]
         label = f"{name}, K={settings[-1]['num_speculative_tokens']}"
         series.append(Series(name=label, x=range(1, len(rates) + 1), y=rates, colour=index, marks=True))
-    return _figure(title, note, series, lines(key, series, x="position in the draft", y="probability", whole_x=True))
+    return _figure(title, note, series, lines(title, series, x="position in the draft", y="probability", whole_x=True))
 
 
 @attrs.frozen(kw_only=True)
@@ -75,14 +94,15 @@ class Drafter:
     """The speculator or a baseline in one group; each row is (K, acceptance, speed or None)."""
 
     name: str
-    dashed: bool
+    colour: int
+    line: str
     rows: Sequence[tuple[int, Values, Values | None]]
 
 
 def _drafters(groups: Sequence[Group]) -> list[Drafter]:
-    """Returns the speculators, then the baselines, which are drawn dashed."""
+    """Returns the speculators, then the baselines in the colours of their groups and other lines."""
     own, others = [], []
-    for name, settings in groups:
+    for colour, (name, settings) in enumerate(groups):
         rows: list[tuple[int, Values, Values | None]] = []
         baselines: dict[str, list[tuple[int, Values, Values | None]]] = {}
         for setting in settings:
@@ -90,70 +110,65 @@ def _drafters(groups: Sequence[Group]) -> list[Drafter]:
             rows.append((k, setting["exact"], live["speed"] if live else None))
             for one in setting["baselines"]:
                 baselines.setdefault(one["name"], []).append((k, one["acceptance"], one["speed"]))
-        own.append(Drafter(name=name, dashed=False, rows=rows))
-        of = "" if len(groups) == 1 else f", {name}"
-        others += [Drafter(name=baseline + of, dashed=True, rows=held) for baseline, held in baselines.items()]
+        own.append(Drafter(name=name, colour=colour, line="solid", rows=rows))
+        for index, (baseline, held) in enumerate(baselines.items()):
+            label = baseline if len(groups) == 1 else f"{baseline}, {name}"
+            shift = index if len(groups) == 1 else 0
+            line = "dotted" if index % 2 else "dashed"
+            others.append(Drafter(name=label, colour=colour + shift, line=line, rows=held))
     return [*own, *others]
 
 
-def _tau_by_k(groups: Sequence[Group]) -> str:
+def _tau_by_k(groups: Sequence[Group], of: str) -> str:
     series = [
         Series(
             name=drafter.name,
             x=[k for k, _, _ in drafter.rows],
             y=[acceptance["tau"] for _, acceptance, _ in drafter.rows],
             intervals=[acceptance["tau_interval"] for _, acceptance, _ in drafter.rows],
-            colour=index,
-            dashed=drafter.dashed,
+            colour=drafter.colour,
+            line=drafter.line,
             marks=True,
         )
-        for index, drafter in enumerate(_drafters(groups))
+        for drafter in _drafters(groups)
     ]
-    plot = lines("tau-k", series, x="K, tokens drafted a round", y="tau", whole_x=True)
-    return _figure("Tau by K", "exact, by replay; bars are 95% intervals over prompts", series, plot)
+    plot = lines(f"tau{of}", series, x="K, tokens drafted a round", y="tau", whole_x=True)
+    return _figure(f"Tau by K{of}", "exact, by replay; bars are 95% intervals over prompts", series, plot)
 
 
-def _speed_by_k(groups: Sequence[Group]) -> str:
+def _speed_by_k(groups: Sequence[Group], of: str) -> str:
     """Returns the figure, "" where no speed was measured."""
     series = []
-    for index, drafter in enumerate(_drafters(groups)):
+    for drafter in _drafters(groups):
         if known := [(k, speed["speed_up"]) for k, _, speed in drafter.rows if speed]:
             ks, values = zip(*known, strict=True)
-            series.append(Series(name=drafter.name, x=ks, y=values, colour=index, dashed=drafter.dashed, marks=True))
+            series.append(
+                Series(name=drafter.name, x=ks, y=values, colour=drafter.colour, line=drafter.line, marks=True)
+            )
     if not series:
         return ""
     note = "tokens a second against plain decoding: same device, engine, prompts, sampling"
-    plot = lines("speed-k", series, x="K, tokens drafted a round", y="speed-up", whole_x=True, level=1.0)
-    return _figure("Speed-up by K", note, series, plot)
+    plot = lines(f"speed{of}", series, x="K, tokens drafted a round", y="speed-up", whole_x=True, level=1.0)
+    return _figure(f"Speed-up by K{of}", note, series, plot)
 
 
-def _by_category(runs: Sequence[Values]) -> list[str]:
-    """Returns a figure for each suite and temperature that has categories, at its largest K."""
-    places = dict.fromkeys((s["suite"], s["temperature"]) for run in runs for s in run["settings"])
-    figures = []
-    for suite, temperature in places:
-        chosen = [(index, run["name"], _largest(run, suite, temperature)) for index, run in enumerate(runs)]
-        held = [(index, name, setting) for index, name, setting in chosen if setting]
-        labels = list(dict.fromkeys(label for _, _, setting in held for label in setting["by_category"]))
-        if len(labels) < 2:
+def _by_category(place: str, held: Mapping[str, Sequence[Values]], runs: Sequence[Values]) -> list[str]:
+    """Returns the figure of one suite and temperature at each run's largest K; none where there are no categories."""
+    largest = {name: settings[-1] for name, settings in held.items()}
+    labels = list(dict.fromkeys(label for setting in largest.values() for label in setting["by_category"]))
+    if len(labels) < 2:
+        return []
+    series = []
+    for index, name in enumerate(run["name"] for run in runs):
+        if name not in largest:
             continue
-        series = []
-        for index, name, setting in held:
-            rows = setting["by_category"]
-            at = [row for row, label in enumerate(labels) if label in rows]
-            taus, intervals = ([rows[labels[row]][key] for row in at] for key in ("tau", "tau_interval"))
-            label = f"{name}, K={setting['num_speculative_tokens']}"
-            series.append(Series(name=label, x=at, y=taus, intervals=intervals, colour=index))
-        title = f"Tau by category: {suite}, T={temperature:g}"
-        plot = dots(f"category-{suite}-{temperature:g}", labels, series, x="tau")
-        k = held[0][2]["num_speculative_tokens"]
-        figures.append(_figure(title, f"K={k}; bars are 95% intervals over prompts", series, plot))
-    return figures
-
-
-def _largest(run: Values, suite: str, temperature: float) -> Values | None:
-    own = [s for s in run["settings"] if (s["suite"], s["temperature"]) == (suite, temperature)]
-    return max(own, key=lambda setting: int(setting["num_speculative_tokens"])) if own else None
+        rows = largest[name]["by_category"]
+        at = [row for row, label in enumerate(labels) if label in rows]
+        taus, intervals = ([rows[labels[row]][key] for row in at] for key in ("tau", "tau_interval"))
+        label = f"{name}, K={largest[name]['num_speculative_tokens']}"
+        series.append(Series(name=label, x=at, y=taus, intervals=intervals, colour=index))
+    plot = dots(f"category: {place}", labels, series, x="tau")
+    return [_figure(f"Tau by category: {place}", "exact; bars are 95% intervals over prompts", series, plot)]
 
 
 def _column(points: Sequence[Sequence[float]]) -> list[float]:
@@ -163,8 +178,7 @@ def _column(points: Sequence[Sequence[float]]) -> list[float]:
 def _figure(title: str, note: str, series: Sequence[Series], plot: str) -> str:
     caption = f'<figcaption>{escape(title)}<span class="note">{escape(note)}</span></figcaption>'
     keys = "".join(
-        f'<span style="color: var(--s{one.colour % COLOURS})"><i{" class=dashed" if one.dashed else ""}></i>'
-        f"{escape(one.name)}</span>"
+        f'<span style="color: var(--s{one.colour % COLOURS})"><i class={one.line}></i>{escape(one.name)}</span>'
         for one in series
     )
     named = plot.replace('role="img"', f'role="img" aria-label="{escape(title)}"', 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from speculators.recipe.diff import headline, metric_line, text
 from speculators.report.bench import acceptance_cells, definitions, notes
-from speculators.report.figures import acceptance_figures, training_figures
+from speculators.report.figures import acceptance_figures, settings_by_place, training_figures
 from speculators.report.plots import check_matplotlib
 from speculators.report.progress import duration
 from speculators.report.sheet import SHEET
@@ -94,38 +94,55 @@ def _acceptance(runs: Sequence[Values]) -> str:
     if not any(run["settings"] for run in runs):
         return ""
     parts = [_plots(acceptance_figures(runs)), _settings_table(runs)]
-    for run in runs:
-        groups: dict[tuple[str, float], list[Values]] = {}
-        for setting in run["settings"]:
-            groups.setdefault((setting["suite"], setting["temperature"]), []).append(setting)
-        of = f"{run['name']}, " if len(runs) > 1 else ""
-        for (suite, temperature), settings in groups.items():
-            words = f"{of}{suite}, T={temperature:g}: "
-            parts += [f'<p class="{style}">{escape(words + told)}</p>' for style, told in notes(settings)]
-        parts += [f"<p>{escape(of + line)}</p>" for line in run["expect"]]
+    told = _told(runs)
+    parts += [f'<p class="bad">{escape(words)}</p>' for style, words in told if style == "bad"]
+    parts += [f"<p>{escape(line)}</p>" for run in runs for line in run["expect"]]
     every = [setting for run in runs for setting in run["settings"]]
     parts += [f'<p class="note">{escape(line)}</p>' for line in definitions({"settings": every}).splitlines()]
+    quiet = "".join(f'<p class="note">{escape(words)}</p>' for style, words in told if style != "bad")
+    parts += [f"<details><summary>Replay beside live</summary>{quiet}</details>"] if quiet else []
     parts.append(f"<details><summary>By category</summary>{_category_table(runs)}</details>")
     parts.append(f"<details><summary>Where it was measured</summary>{_measured_on(runs)}</details>")
     return "".join(parts)
 
 
+def _told(runs: Sequence[Values]) -> list[tuple[str, str]]:
+    """Returns (style, words) of what must be known beside the numbers."""
+    found = []
+    for (suite, temperature), held in settings_by_place(runs).items():
+        for name, settings in held.items():
+            place = f"{f'{name}, ' if len(runs) > 1 else ''}{suite}, T={temperature:g}: "
+            found += [(style, place + words) for style, words in notes(settings)]
+    return found
+
+
 def _settings_table(runs: Sequence[Values]) -> str:
-    columns = ["run", "suite", "T", "prompts", "drafts", "K", "tau (95%)", "accepted by position", "given reached"]
-    columns += ["drafted", "live tau", "draft + verify ms", "tokens/s", "speed-up"]
+    """Returns all settings, those of several runs under each other wherever they measured the same."""
+    columns = ["run", "suite", "T", "K", "drafts", "tau (95%)", "live tau", "speed-up", "accepted by position"]
+    columns += ["given reached", "drafted", "draft + verify ms", "tokens/s", "prompts"]
     rows = []
-    for run in runs:
-        for setting in run["settings"]:
-            k, live = setting["num_speculative_tokens"], setting["live"]
-            place = [run["name"], setting["suite"], f"{setting['temperature']:g}", str(setting["exact"]["prompts"])]
-            cells = [*place, "speculator", *acceptance_cells(k, setting["exact"])]
-            rows.append([*map(escape, cells), _live(live), *_speed(live["speed"] if live else None)])
-            for one in setting["baselines"]:
-                tau = "" if one["live_tau"] is None else f"{one['live_tau']:.3f}"
-                cells = [*place, one["name"], *acceptance_cells(k, one["acceptance"]), tau]
-                rows.append([*map(escape, cells), *_speed(one["speed"])])
+    for (suite, temperature), held in settings_by_place(runs).items():
+        found = [(setting, name) for name, settings in held.items() for setting in settings]
+        for setting, name in sorted(found, key=lambda one: int(one[0]["num_speculative_tokens"])):
+            rows += _setting_rows([name, suite, f"{temperature:g}"], setting)
     skip = 0 if len(runs) > 1 else 1
     return table(columns[skip:], [row[skip:] for row in rows], narrow=True)
+
+
+def _setting_rows(place: list[str], setting: Values) -> list[list[str]]:
+    """Returns the row of the speculator and those of the baselines."""
+    k, live = setting["num_speculative_tokens"], setting["live"]
+    drafters = [("speculator", setting["exact"], _live(live), live["speed"] if live else None)]
+    for one in setting["baselines"]:
+        tau = "" if one["live_tau"] is None else f"{one['live_tau']:.3f}"
+        drafters.append((one["name"], one["acceptance"], tau, one["speed"]))
+    rows = []
+    for name, acceptance, live_tau, speed in drafters:
+        k_text, tau, *rates = (escape(cell) for cell in acceptance_cells(k, acceptance))
+        speed_up, *cost = _speed(speed)
+        head = [*map(escape, place), k_text, escape(name), tau, live_tau, speed_up]
+        rows.append([*head, *rates, *cost, str(acceptance["prompts"])])
+    return rows
 
 
 def _live(live: Values | None) -> str:
@@ -137,11 +154,12 @@ def _live(live: Values | None) -> str:
 
 
 def _speed(speed: Values | None) -> list[str]:
+    """Returns speed-up, the cost of a round, and tokens a second."""
     if speed is None:
         return ["", "", ""]
     cost = f"{1e3 * speed['draft_seconds']:.1f} + {1e3 * speed['verify_seconds']:.1f}"
     flag = ' <span class="bad">unmatched baseline</span>' if speed["unmatched_baseline"] else ""
-    return [cost, f"{speed['speculative']:.1f}", f"{speed['speed_up']:.2f}x{flag}"]
+    return [f"{speed['speed_up']:.2f}x{flag}", cost, f"{speed['speculative']:.1f}"]
 
 
 def _category_table(runs: Sequence[Values]) -> str:

@@ -23,13 +23,14 @@ _VARIABLES = {
     _MUTED: "var(--muted)",
     _GRID: "var(--grid)",
 }
+_LINES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}
 # Inches of 72 points: about what a phone shows, so that text is neither shrunk there nor blown up elsewhere.
-WIDTH, HEIGHT = 4.6, 2.9
+WIDTH, HEIGHT = 4.2, 2.75
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same widths on every machine
-    "font.size": 9,
+    "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _MUTED,
     "axes.edgecolor": _MUTED,
@@ -55,7 +56,7 @@ class Series:
         y: a value for each x; None where there is none.
         intervals: (low, high) around each y; () for none.
         colour: of the page's series colours; more than there are begin again.
-        dashed: drawn with dashes.
+        line: "solid", "dashed" or "dotted".
         marks: a dot at each point.
     """
 
@@ -64,7 +65,7 @@ class Series:
     y: Sequence[float | None]
     intervals: Sequence[Sequence[float | None]] = ()
     colour: int = 0
-    dashed: bool = False
+    line: str = "solid"
     marks: bool = False
 
 
@@ -90,14 +91,10 @@ def lines(
         figure, axes = _figure(HEIGHT)
         for one in series:
             colour = _SERIES[one.colour % COLOURS]
-            known = [(at, value) for at, value in zip(one.x, one.y, strict=True) if value is not None]
-            style = {"color": colour, "linestyle": (0, (4, 2)) if one.dashed else "-"}
-            axes.plot(*(zip(*known, strict=True) if known else ((), ())), marker="o" if one.marks else None, **style)
-            for at, value, (low, high) in zip(one.x, one.y, one.intervals, strict=False):
-                if value is not None and low is not None and high is not None:
-                    axes.errorbar(
-                        at, value, [[value - low], [high - value]], color=colour, capsize=3, elinewidth=1, fmt="none"
-                    )
+            at, values, errors = _known(one)
+            axes.plot(at, values, color=colour, linestyle=_LINES[one.line], marker="o" if one.marks else None)
+            if one.intervals:
+                axes.errorbar(at, values, errors, color=colour, capsize=3, elinewidth=1, fmt="none")
         if level is not None:
             axes.axhline(level, color=_MUTED, linewidth=0.8, linestyle=":")
         if whole_x:
@@ -115,16 +112,25 @@ def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str) 
         figure, axes = _figure(0.75 + len(labels) * max(0.24, 0.11 * (1 + len(series))))
         for index, one in enumerate(series):
             shift = (index - (len(series) - 1) / 2) * 0.7 / max(1, len(series))
-            for row, value, (low, high) in zip(one.x, one.y, one.intervals, strict=True):
-                if value is None:
-                    continue
-                errors = None if low is None or high is None else [[value - low], [high - value]]
-                colour = _SERIES[one.colour % COLOURS]
-                axes.errorbar(value, row + shift, xerr=errors, fmt="o", color=colour, capsize=2.5, elinewidth=1)
+            rows, values, errors = _known(one)
+            style = {"color": _SERIES[one.colour % COLOURS], "capsize": 2.5, "elinewidth": 1}
+            axes.errorbar(values, [row + shift for row in rows], xerr=errors, fmt="o", **style)
         axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlabel(x)
         return _svg(figure)
+
+
+def _known(one: Series) -> tuple[list[float], list[float], list[list[float]]]:
+    """Returns x, y and how far the intervals reach below and above, of the points that have a value."""
+    points = []
+    for at, value, interval in zip(one.x, one.y, one.intervals or [(None, None)] * len(one.x), strict=True):
+        low, high = (value if bound is None else bound for bound in interval)
+        if value is not None and low is not None and high is not None:
+            # An interval without width may miss its value by a rounding.
+            points.append((at, value, max(0.0, value - low), max(0.0, high - value)))
+    x, y, below, above = (list(column) for column in zip(*points, strict=True)) if points else ([], [], [], [])
+    return x, y, [below, above]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p, ul { margin: .4rem 0; }
 ul { padding-left: 1.2rem; }
-nav a { margin-right: 1rem; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 a { color: var(--s0); }
 .note { color: var(--muted); font-size: .88rem; }
 .good { color: var(--good); }
@@ -43,11 +43,12 @@ figure svg text { font-family: inherit !important; }
 .keys span { display: inline-flex; align-items: center; gap: .4rem; min-width: 0; }
 .keys i { flex: none; width: 1.5rem; border-top: 2px solid; }
 .keys i.dashed { border-top-style: dashed; }
+.keys i.dotted { border-top-style: dotted; }
 .scroll { overflow-x: auto; max-width: 100%; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 600; white-space: nowrap; }
-td { max-width: 26rem; overflow-wrap: anywhere; }
+td { max-width: 26rem; overflow-wrap: break-word; }
 table.narrow td { white-space: nowrap; max-width: none; }
 tr.differs td { background: var(--mark); }
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }

@@ -15,6 +15,9 @@ from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 
 UPDATES = 900
+# Suite, temperature, and how much lower the acceptance rate is there.
+Place = tuple[str, float, float]
+PLACES: tuple[Place, ...] = (("talk", 0.0, 0.0), ("talk", 1.0, 0.06), ("code", 0.0, -0.1))
 CATEGORIES = ("chat", "code", "arithmetic", "explanation", "summarising", "translation")
 
 
@@ -65,7 +68,9 @@ def setting(suite: str, k: int, temperature: float, rate: float) -> Setting:
     )
 
 
-def fake_run(folder: Path, facts: VerifierFacts, *sets: str, rate: float = 0.6) -> Path:
+def fake_run(
+    folder: Path, facts: VerifierFacts, *sets: str, rate: float = 0.6, places: tuple[Place, ...] = PLACES
+) -> Path:
     """Writes a run of the smoke recipe with these overrides as if it had trained for long; returns its folder."""
     plan = make_plan(load_recipe("smoke", sets), facts)
     run = folder / plan.run_name
@@ -97,9 +102,7 @@ def fake_run(folder: Path, facts: VerifierFacts, *sets: str, rate: float = 0.6) 
         seed=0,
         max_new_tokens=160,
         settings=tuple(
-            setting(suite, k, temperature, rate - cost)
-            for suite, temperature, cost in (("talk", 0.0, 0.0), ("talk", 1.0, 0.06), ("code", 0.0, -0.1))
-            for k in (3, 5, 7)
+            setting(suite, k, temperature, rate - cost) for suite, temperature, cost in places for k in (3, 5, 7)
         ),
     )
     (run / "bench" / "0.json").write_text(json.dumps({"fingerprint": "0", **result.to_json()}))

@@ -1,0 +1,48 @@
+"""`spec report` on the run that the pipeline made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import Spec
+
+pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
+
+
+def test_a_real_run_becomes_a_page(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """Nothing is missing; the file is where it was asked for, whole, and the run is left as it was."""
+    out, before = tmp_path / "page.html", sorted(run_folder.iterdir())
+    told = spec("report", run_folder, "--out", out)
+    assert (told.code, told.out) == (0, f"{out}\n"), told.err
+    text = out.read_text(encoding="utf-8")
+    assert text.endswith("</html>\n")
+    assert f"<title>{run_folder.name}</title>" in text
+    for words in ("Exact tau during training", "Tau by category", "quickstart, K=3, T=0"):
+        assert words in text
+    assert sorted(run_folder.iterdir()) == before
+
+
+def test_against_a_parent_the_page_has_both_and_stands_in_the_run(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """The default place is the run's own folder; the parent is what the difference is told from."""
+    told = spec(
+        "run", "smoke", "--runs", tmp_path, "--set", "schedule.max_steps=1", "--set", "benchmark.suites=[]", "--json"
+    )
+    child = Path(told.json["run"])
+    told = spec("report", child, "--against", run_folder, "--json")
+    assert told.code == 0, told.err
+    assert told.json["report"] == str(child / "report.html")
+    assert told.json["missing"][run_folder.name] == []
+    assert told.json["missing"][child.name][0].startswith("the recipe names no suite")
+    text = (child / "report.html").read_text(encoding="utf-8")
+    assert f"<h3>{run_folder.name} → {child.name}</h3>" in text
+    assert "0.125 times the updates" in text
+    assert "<b>not comparable</b>" in text
+
+
+def test_what_is_no_run_is_an_error_without_a_traceback(spec: Spec, tmp_path: Path) -> None:
+    """Exit 1, and what lists runs."""
+    told = spec("report", tmp_path)
+    assert told.code == 1
+    assert "no run: it has neither plan.json nor events.jsonl" in told.err
+    assert "Traceback" not in told.err

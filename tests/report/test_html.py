@@ -1,0 +1,224 @@
+"""The HTML report: complete, self-contained, honest about what is missing, the same for the same runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+import attrs
+import pytest
+from fake_run import PLACES, UPDATES, fake_run
+
+pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
+
+from speculators.config import VerifierFacts
+from speculators.errors import ArtifactError, SpeculatorsError
+from speculators.pipeline.gather import POINTS, gather, thinned
+from speculators.report import plots
+from speculators.report.html import page
+from speculators.report.sheet import SHEET
+
+PLOTS = ["Accepted by position", "Accepted, given reached", "Tau by K", "Speed-up by K", "Loss", "Exact tau during"]
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_verifier: Path) -> VerifierFacts:
+    return VerifierFacts.read(tiny_verifier / "config.json")
+
+
+@pytest.fixture
+def run(tmp_path: Path, facts: VerifierFacts) -> Path:
+    """A run with one suite and temperature."""
+    return fake_run(tmp_path, facts, places=PLACES[:1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, facts: VerifierFacts) -> list[Path]:
+    """Two runs that differ in the learning rate; read only."""
+    home = tmp_path_factory.mktemp("runs")
+    plain = fake_run(home, facts, places=PLACES[:2])
+    return [plain, fake_run(home, facts, "schedule.optimizer.lr=5e-3", rate=0.64, places=PLACES[:2])]
+
+
+@pytest.fixture(scope="module")
+def both(runs: list[Path]) -> str:
+    return page(gather(runs))
+
+
+def missing(folder: Path) -> list[str]:
+    """What the report of a run says is missing; the page is made all the same, and says so."""
+    report = gather([folder])
+    text = page(report)
+    told = list(report["runs"][0]["missing"])
+    assert all(escape(words) in text for words in told)
+    return told
+
+
+def test_a_whole_run_lacks_nothing(tmp_path: Path, facts: VerifierFacts) -> None:
+    """Every plot, the numbers with their definition, stages with times, plan, lock and recipe."""
+    report = gather([fake_run(tmp_path, facts)])
+    assert report["runs"][0]["missing"] == []
+    text = page(report)
+    captions = re.findall(r"<figcaption>([^<]*)", text)
+    assert [title for title in PLOTS if not any(caption.startswith(title) for caption in captions)] == []
+    assert sum(caption.startswith("Tau by category") for caption in captions) == 3
+    assert "2.458 (2.36 to 2.56)" in text
+    assert "tau = tokens emitted a round" in text
+    assert f"trained, {UPDATES} updates; exported from update 810; tau there 2.100" in text
+    for words in ("1h 20m", "target_layer_ids", "packages.torch", "schedule.optimizer.lr", "[schedule]"):
+        assert words in text
+
+
+def test_the_page_needs_nothing_from_elsewhere(both: str) -> None:
+    """No script, no address to fetch, and a policy under which a browser would refuse both."""
+    assert "<script" not in both
+    assert "default-src 'none'" in both
+    assert re.findall(r"""(?:src|href|action)=["']?(?!#|data:,)[^"'> ]+|url\((?!#)|@import""", both) == []
+
+
+def test_text_of_plots_is_text_and_colours_are_the_pages(both: str) -> None:
+    """Light and dark define the same colours, and no plot has one of its own."""
+    drawn = "".join(re.findall(r"<svg.*?</svg>", both, flags=re.DOTALL))
+    assert ">update</text>" in drawn
+    assert re.findall(r"#[0-9a-f]{6}", drawn) == []
+    light, dark = SHEET.split("prefers-color-scheme: dark")
+    names = set(re.findall(r"var\((--\w+)\)", both))
+    assert {"--ink", "--s0", "--s1", "--grid"} <= names
+    for sheet in (light, dark):
+        assert names <= set(re.findall(r"(--\w+):", sheet))
+
+
+def test_nothing_on_the_page_has_the_same_id_twice(both: str) -> None:
+    """Plots on one page would otherwise be clipped by each other's frames; what is referred to is there."""
+    ids = Counter(re.findall(r' id="([^"]+)"', both))
+    assert [name for name, count in ids.items() if count > 1] == []
+    assert set(re.findall(r'(?:href="|url\()#([\w-]+)', both)) <= set(ids)
+
+
+def test_the_same_runs_give_the_same_bytes(runs: list[Path], both: str) -> None:
+    """No date, no random name."""
+    assert page(gather(runs)) == both
+
+
+def test_several_runs_stand_side_by_side_with_their_differences(runs: list[Path], both: str) -> None:
+    """Curves over each other, values in columns with what differs marked, the first as what others differ from."""
+    assert re.search(r"<tr class=differs><td>schedule.optimizer.lr</td><td>0.001</td><td>0.005</td>", both)
+    assert f"<h3>{runs[0].name} → {runs[1].name}</h3>" in both
+    assert "train runs again" in both
+    assert "<b>results compare</b>" in both
+    assert "talk, K=7, T=0: tau 2.458 -&gt; 2.700" in both
+    (loss,) = re.findall(r"<figcaption>Loss.*?</figure>", both, flags=re.DOTALL)
+    assert all(run.name in loss for run in runs)
+
+
+def test_what_files_say_is_text(tmp_path: Path, facts: VerifierFacts) -> None:
+    """A category, an event or a recipe cannot add elements to the page."""
+    run = fake_run(tmp_path, facts, places=PLACES[:1])
+    evil = "<script>alert(1)</script>"
+    for file in (run / "plan.json", run / "lock.json", run / "bench" / "0.json", run / "events.jsonl"):
+        content = file.read_text().replace("is done", evil).replace('"chat"', json.dumps(evil)).replace("2.13", evil)
+        file.write_text(content.replace("Every stage in", evil).replace('"ngram"', json.dumps(evil)))
+    (run / "recipe.toml").write_text(evil)
+    text = page(gather([run]))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") > 8
+
+
+def test_a_run_that_was_interrupted_is_told_as_such(run: Path) -> None:
+    """How far it came, what goes on, and the curve up to there; a torn last line is passed over."""
+    (run / "train.json").unlink()
+    (run / "bench" / "0.json").unlink()
+    lines = (run / "events.jsonl").read_text().splitlines()
+    (run / "events.jsonl").write_text("\n".join(lines[:100]) + '\n{"event": "StepEv')
+    assert missing(run) == [
+        "training stopped after update 95 of 900: spec run of its recipe goes on from the last checkpoint",
+        "there is no benchmark",
+    ]
+
+
+def test_a_resumed_run_counts_each_update_once(run: Path) -> None:
+    """The last word about an update holds, in the order of updates."""
+    file = run / "events.jsonl"
+    again = [{"event": "EvalEvent", "step": 90, "tau": 1.25}, {"event": "EvalEvent", "step": 30, "tau": 1.0}]
+    file.write_text(file.read_text() + "".join(json.dumps(event) + "\n" for event in again))
+    (told,) = gather([run])["runs"]
+    assert told["tau"][:2] == [[30, 1.0], [90, 1.25]]
+    assert len(told["tau"]) == 11
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("plan.json", "{", "plan.json is missing or damaged"),
+        ("lock.json", None, "lock.json is missing or damaged"),
+        ("events.jsonl", None, "events.jsonl is missing or empty"),
+        ("bench/0.json", "[1", "bench/0.json is left out: it is damaged"),
+        ("bench/0.json", '{"format": 1}', "bench/0.json is left out: it is of format 1"),
+    ],
+)
+def test_a_file_that_is_missing_or_damaged_is_told(run: Path, file: str, content: str | None, words: str) -> None:
+    """The rest of the page is made all the same."""
+    if content is None:
+        (run / file).unlink()
+    else:
+        (run / file).write_text(content)
+    assert any(line.startswith(words) for line in missing(run))
+
+
+def test_a_damaged_plan_leaves_out_the_difference(run: Path, runs: list[Path]) -> None:
+    """And says why."""
+    (run / "plan.json").write_text("{}")
+    assert "cannot be told: " in page(gather([runs[0], run]))
+
+
+def test_the_newest_of_several_benchmarks_tells_a_setting(run: Path) -> None:
+    """Others add theirs; a result without live decode says that it has no speed-up."""
+    first = run / "bench" / "0.json"
+    held = json.loads(first.read_text())
+    kept = [setting for setting in held["settings"] if setting["num_speculative_tokens"] == 3][:1]
+    kept[0]["exact"]["tau"], kept[0]["live"] = 1.234, None
+    newer = run / "bench" / "1.json"
+    newer.write_text(json.dumps({**held, "settings": kept}))
+    report = gather([run])
+    (told,) = report["runs"]
+    assert len(told["settings"]) == len(held["settings"])
+    assert told["settings"][0]["exact"]["tau"] == 1.234
+    assert told["missing"] == ["no live decode, and so no speed-up, at K=3"]
+    assert "not asked" in page(report)
+
+
+def test_a_long_curve_is_told_by_means_of_equal_parts() -> None:
+    """Its ends are near the ends, its mean is the mean."""
+    points = [(float(step), float(step % 7)) for step in range(1, 10_001)]
+    short = thinned(points, POINTS)
+    assert len(short) == POINTS
+    assert sum(y for _, y in short) / POINTS == pytest.approx(sum(y for _, y in points) / len(points))
+    assert (short[0][0], short[-1][0]) == (13.0, 9988.0)
+
+
+def test_a_folder_that_is_no_run_is_one_error(tmp_path: Path) -> None:
+    """Which one, and what lists runs."""
+    with pytest.raises(ArtifactError, match="no run: it has neither plan"):
+        gather([tmp_path])
+    with pytest.raises(ArtifactError, match="no such folder"):
+        gather([tmp_path / "nowhere"])
+
+
+def test_without_matplotlib_the_error_names_the_extra(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any work."""
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SpeculatorsError, match=r"pip install 'spec-recipes\[report\]'"):
+        page({"runs": [], "diffs": []})
+
+
+def test_a_series_of_every_kind_is_drawn() -> None:
+    """Values that are not there leave a gap, and more series than colours begin the colours again."""
+    one = plots.Series(name="one", x=[1, 3, 5], y=[1.5, None, 1.7], intervals=[(1.4, 1.6), (None, None), (None, None)])
+    many = [attrs.evolve(one, colour=colour, line="dotted", marks=True) for colour in range(plots.COLOURS + 1)]
+    drawn = plots.lines("many", many, x="K", y="tau", whole_x=True, level=1.0)
+    assert drawn.startswith("<svg viewBox=")
+    assert "var(--s7)" in drawn
+    assert "a$b" in plots.dots("rows", ["a$b"], [plots.Series(name="one", x=[0], y=[1.5], intervals=[(1, 2)])], x="tau")
