@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from speculators.events import (
     EvalEvent,
@@ -122,35 +124,47 @@ class RunView:
         amount = (
             f"{event.done:,.0f}" + (f" of {total:,.0f}" if total else "") + (f" {event.unit}" if event.unit else "")
         )
-        parts = (amount, event.note, "" if left is None else f"{duration(left)} left")
-        self._show(event.stage, event.done, total, "  ".join(part for part in parts if part))
+        self._show(event, amount, [event.note], "" if left is None else f"{duration(left)} left")
 
     def _step(self, event: StepEvent) -> None:
         accuracy = " ".join(
             f"{value:.2f}" for name, value in sorted(event.metrics.items()) if name.startswith("accuracy_")
         )
-        parts = [
-            f"epoch {event.epoch + 1}, update {event.step} of {event.total_steps}",
+        # On a narrow terminal the last of these is cut first.
+        rest = [
             f"loss {event.loss:.3f}",
+            self._tau,
             f"{event.tokens_per_second:,.0f} tokens/s",
             f"right {accuracy}" if accuracy else "",
-            self._tau,
-            f"{duration(event.seconds_left)} left",
         ]
-        self._show("train", event.step, event.total_steps, "  ".join(part for part in parts if part))
+        amount = f"epoch {event.epoch + 1}, update {event.step:,} of {event.total_steps:,}"
+        place = ProgressEvent(stage="train", done=event.step, total=event.total_steps)
+        self._show(place, amount, rest, f"{duration(event.seconds_left)} left")
 
-    def _show(self, stage: str, done: float, total: float | None, text: str) -> None:
-        text = escape(text)
+    def _show(self, place: ProgressEvent, amount: str, rest: Sequence[str], left: str) -> None:
+        """Shows where a stage stands: two lines beside the bar on a terminal, else one now and then."""
         if self.out.is_terminal:
-            if self._bar is None:
-                columns = (TextColumn("  {task.fields[stage]}"), BarColumn(24), TextColumn("{task.fields[text]}"))
-                self._bar = Progress(*columns, TimeElapsedColumn(), console=self.out, transient=True)
-                self._bar.start()
-                self._task = self._bar.add_task("", total=total, stage=stage, text=text)
-            assert self._task is not None
-            self._bar.update(self._task, completed=done, total=total, stage=stage, text=text)
+            lines = ["  ".join(filter(None, parts)) for parts in ((amount, left), rest)]
+            bar, task = self._live()
+            text = escape("\n".join(filter(None, lines)))
+            bar.update(task, completed=place.done, total=place.total, stage=place.stage, text=text)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._line(f"  {stage}: {text}")
+            self._line(f"  {place.stage}: {escape('  '.join(filter(None, (amount, *rest, left))))}")
+
+    def _live(self) -> tuple[Progress, TaskID]:
+        """Returns the live view, put up if there is none."""
+        if self._bar is None or self._task is None:
+            columns = (
+                TextColumn("  {task.fields[stage]}"),
+                BarColumn(16),
+                # Takes what the others leave, so that a narrow terminal cuts its end and not their whole.
+                TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=self.out, transient=True, expand=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None, stage="", text="")
+        return self._bar, self._task
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()

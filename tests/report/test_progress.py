@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 from rich.theme import Theme
 
-from speculators.events import ProgressEvent, StageEvent, StepEvent, WarningEvent
+from speculators.events import EvalEvent, ProgressEvent, StageEvent, StepEvent, WarningEvent
 from speculators.report import progress
 from speculators.report.bench import definitions
 from speculators.report.console import STYLES
@@ -102,6 +103,28 @@ def test_piped_progress_is_a_line_every_few_seconds(view: RunView, monkeypatch: 
     view(StepEvent(step=3, total_steps=9, tokens_per_second=1234.0, metrics={"accuracy_1": 0.5}, **values))
     line = said(view).splitlines()[-1]
     assert line == "  train: epoch 1, update 3 of 9  loss 2.500  1,234 tokens/s  right 0.50  1m 01s left"
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_live_view_tells_all_that_matters_at_any_width(width: int) -> None:
+    """Stage, progress, loss, tau so far, rate and time left, without one that is cut, at 80 columns, too."""
+    view = RunView()
+    screen = io.StringIO()
+    view.out = Console(file=screen, theme=Theme(STYLES), highlight=False, width=width, force_terminal=True)
+    with view:
+        view(StageEvent(stage="train", status="start"))
+        view(EvalEvent(step=20_000, tau=2.345, metrics={"accept_1": 0.6}))
+        rate = {"tokens": 65_536, "tokens_per_second": 123_456.0, "seconds_left": 10_000.0}
+        accuracy = {f"accuracy_{place}": 0.5 for place in range(1, 8)}
+        values = {"epoch": 34, "loss": 3.25, "learning_rate": 1e-3, "grad_norm": 1.0, "metrics": accuracy}
+        view(StepEvent(step=20_208, total_steps=30_000, **values, **rate))
+        view._bar.refresh()
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    for words in ("  train ", "epoch 35, update 20,208 of 30,000", "2h 46m left"):
+        assert words in shown
+    for words in ("loss 3.250", "tau 2.345", "123,456 tokens/s"):
+        assert words in shown
+    assert max(map(len, shown.split("\n")[-3:])) <= width
 
 
 def test_settings_that_differ_in_k_share_their_definition() -> None:
