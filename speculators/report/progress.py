@@ -145,13 +145,13 @@ class RunView:
         """Shows where a stage stands: two lines beside the bar on a terminal, else one now and then."""
         if self.out.is_terminal:
             lines = ["  ".join(filter(None, parts)) for parts in ((amount, left), rest)]
-            bar, task = self._live()
+            bar, task = self._live(place.stage)
             text = escape("\n".join(filter(None, lines)))
             bar.update(task, completed=place.done, total=place.total, stage=place.stage, text=text)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._line(f"  {place.stage}: {escape('  '.join(filter(None, (amount, *rest, left))))}")
 
-    def _live(self) -> tuple[Progress, TaskID]:
+    def _live(self, stage: str) -> tuple[Progress, TaskID]:
         """Returns the live view, put up if there is none."""
         if self._bar is None or self._task is None:
             columns = (
@@ -162,8 +162,8 @@ class RunView:
                 TimeElapsedColumn(),
             )
             self._bar = Progress(*columns, console=self.out, transient=True, expand=True)
+            self._task = self._bar.add_task("", total=None, stage=stage, text="")
             self._bar.start()
-            self._task = self._bar.add_task("", total=None, stage="", text="")
         return self._bar, self._task
 
     def _line(self, text: str) -> None:
