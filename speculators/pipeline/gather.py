@@ -38,11 +38,22 @@ def gather(folders: Sequence[Path]) -> Values:
         if not any((folder / mark).is_file() for mark in MARKS):
             found = "no run: it has neither plan.json nor events.jsonl" if folder.is_dir() else "no such folder"
             raise ArtifactError(f"{folder}: {found}", hint="spec ls lists the runs")
-    first, *others = folders
-    return {"runs": [gather_run(folder) for folder in folders], "diffs": [_diff(first, other) for other in others]}
+    names = _names(folders)
+    first, *others = names
+    return {
+        "runs": [gather_run(folder, name) for folder, name in names.items()],
+        "diffs": [_diff(first, other, {"a": names[first], "b": names[other]}) for other in others],
+    }
 
 
-def gather_run(folder: Path) -> Values:
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Returns each run once, under the name of its folder, or where two share one under its path."""
+    runs = {folder.resolve(): str(folder) for folder in folders}
+    held = [folder.name for folder in runs]
+    return {folder: folder.name if held.count(folder.name) == 1 else path for folder, path in runs.items()}
+
+
+def gather_run(folder: Path, name: str) -> Values:
     """Returns what one run tells; `missing` says in words what is not there, and why where that can be known."""
     plan, lock, trained = (_table(folder / name) for name in ("plan.json", "lock.json", TRAINED))
     recipe = _recipe(plan)
@@ -51,7 +62,7 @@ def gather_run(folder: Path) -> Values:
     state, unfinished = _state(trained, events)
     text = folder / "recipe.toml"
     return {
-        "name": folder.absolute().name,
+        "name": name,
         "summary": recipe["summary"] if recipe else "",
         "state": state,
         "missing": [
@@ -187,9 +198,8 @@ def _expect(recipe: Values | None, settings: Sequence[Values]) -> list[str]:
     return expect_lines(held_against(expect, settings))
 
 
-def _diff(a: Path, b: Path) -> Values:
+def _diff(a: Path, b: Path, names: Mapping[str, str]) -> Values:
     """Returns the comparison of two runs, or why there is none."""
-    names = {"a": a.absolute().name, "b": b.absolute().name}
     try:
         sides = Side.of_run(names["a"], a), Side.of_run(names["b"], b)
     except ArtifactError as error:

@@ -38,21 +38,30 @@ def acceptance_figures(runs: Sequence[Values]) -> list[str]:
     """
     places = settings_by_place(runs)
     several = len(runs) > 1
-    figures = []
-    for group in [[place] for place in places] if several else [list(places)]:
-        lines_of = [
-            (name if several else _place(place), settings)
-            for place in group
-            for name, settings in places[place].items()
-        ]
-        if lines_of:
-            of = f": {_place(group[0])}" if several and len(places) > 1 else ""
-            figures += _acceptance(lines_of, of)
+    # A run has one colour on all of the page, also where another one was not measured.
+    colours = {run["name"]: index for index, run in enumerate(runs)}
+    figures: list[str] = []
+    if several:
+        for place, held in places.items():
+            groups = [Group(name=name, colour=colours[name], settings=settings) for name, settings in held.items()]
+            figures += _acceptance(groups, f": {_place(place)}" if len(places) > 1 else "")
+    elif places:
+        alone = [(place, settings) for place, held in places.items() for settings in held.values()]
+        groups = [Group(name=_place(at), colour=index, settings=held) for index, (at, held) in enumerate(alone)]
+        figures += _acceptance(groups, "")
     return figures + [figure for place, held in places.items() for figure in _by_category(_place(place), held, runs)]
 
 
 Place = tuple[str, float]
-Group = tuple[str, Sequence[Values]]
+
+
+@attrs.frozen(kw_only=True)
+class Group:
+    """The settings of one run, suite and temperature, K rising; what one line of a plot is drawn from."""
+
+    name: str
+    colour: int
+    settings: Sequence[Values]
 
 
 def settings_by_place(runs: Sequence[Values]) -> dict[Place, dict[str, list[Values]]]:
@@ -82,10 +91,10 @@ def _acceptance(groups: Sequence[Group], of: str) -> list[str]:
 
 def _by_position(groups: Sequence[Group], key: str, title: str, note: str) -> str:
     series = []
-    for index, (name, settings) in enumerate(groups):
-        rates = settings[-1]["exact"][key]
-        label = f"{name}, K={settings[-1]['num_speculative_tokens']}"
-        series.append(Series(name=label, x=range(1, len(rates) + 1), y=rates, colour=index, marks=True))
+    for group in groups:
+        rates = group.settings[-1]["exact"][key]
+        label = f"{group.name}, K={group.settings[-1]['num_speculative_tokens']}"
+        series.append(Series(name=label, x=range(1, len(rates) + 1), y=rates, colour=group.colour, marks=True))
     return _figure(title, note, series, lines(title, series, x="position in the draft", y="probability", whole_x=True))
 
 
@@ -102,20 +111,19 @@ class Drafter:
 def _drafters(groups: Sequence[Group]) -> list[Drafter]:
     """Returns the speculators, then the baselines in the colours of their groups and other lines."""
     own, others = [], []
-    for colour, (name, settings) in enumerate(groups):
+    for group in groups:
         rows: list[tuple[int, Values, Values | None]] = []
         baselines: dict[str, list[tuple[int, Values, Values | None]]] = {}
-        for setting in settings:
+        for setting in group.settings:
             k, live = setting["num_speculative_tokens"], setting["live"]
             rows.append((k, setting["exact"], live["speed"] if live else None))
             for one in setting["baselines"]:
                 baselines.setdefault(one["name"], []).append((k, one["acceptance"], one["speed"]))
-        own.append(Drafter(name=name, colour=colour, line="solid", rows=rows))
+        own.append(Drafter(name=group.name, colour=group.colour, line="solid", rows=rows))
         for index, (baseline, held) in enumerate(baselines.items()):
-            label = baseline if len(groups) == 1 else f"{baseline}, {name}"
-            shift = index if len(groups) == 1 else 0
+            label = baseline if len(groups) == 1 else f"{baseline}, {group.name}"
             line = "dotted" if index % 2 else "dashed"
-            others.append(Drafter(name=label, colour=colour + shift, line=line, rows=held))
+            others.append(Drafter(name=label, colour=group.colour, line=line, rows=held))
     return [*own, *others]
 
 

@@ -57,7 +57,7 @@ class Series:
         intervals: (low, high) around each y; () for none.
         colour: of the page's series colours; more than there are begin again.
         line: "solid", "dashed" or "dotted".
-        marks: a dot at each point.
+        marks: a dot at each point, hollow unless the line is solid.
     """
 
     name: str
@@ -92,7 +92,8 @@ def lines(
         for one in series:
             colour = _SERIES[one.colour % COLOURS]
             at, values, errors = _known(one)
-            axes.plot(at, values, color=colour, linestyle=_LINES[one.line], marker="o" if one.marks else None)
+            mark = {"marker": "o" if one.marks else None, "fillstyle": "full" if one.line == "solid" else "none"}
+            axes.plot(at, values, color=colour, linestyle=_LINES[one.line], **mark)
             if one.intervals:
                 axes.errorbar(at, values, errors, color=colour, capsize=3, elinewidth=1, fmt="none")
         if level is not None:

@@ -190,6 +190,23 @@ def test_the_newest_of_several_benchmarks_tells_a_setting(run: Path) -> None:
     assert "not asked" in page(report)
 
 
+def test_runs_of_one_recipe_in_two_places_are_told_apart(tmp_path: Path, facts: VerifierFacts) -> None:
+    """Their folders have the same name; one that is asked for twice is told once."""
+    here, there = (fake_run(tmp_path / place, facts, places=PLACES[:1]) for place in ("here", "there"))
+    report = gather([here, there, here])
+    assert [run["name"] for run in report["runs"]] == [str(here), str(there)]
+    assert [(diff["a"], diff["b"], diff["changes"]) for diff in report["diffs"]] == [(str(here), str(there), [])]
+
+
+def test_a_run_has_one_colour_on_the_page(tmp_path: Path, facts: VerifierFacts) -> None:
+    """Also in the plots of what the run before it did not measure."""
+    first = fake_run(tmp_path, facts, places=PLACES[:1])
+    second = fake_run(tmp_path, facts, "schedule.optimizer.lr=5e-3", places=PLACES[2:])
+    text = page(gather([first, second]))
+    keys = set(re.findall(rf'<span style="color: (var\(--s\d\))"><i class=solid></i>{second.name}', text))
+    assert keys == {"var(--s1)"}
+
+
 def test_a_long_curve_is_told_by_means_of_equal_parts() -> None:
     """Its ends are near the ends, its mean is the mean."""
     points = [(float(step), float(step % 7)) for step in range(1, 10_001)]
