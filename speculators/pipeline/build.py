@@ -39,7 +39,7 @@ def training_kwargs(plan: Plan, folder: str | None, vocabulary: torch.Tensor | N
         "speculators_config": speculators_config(plan, folder),
         "t2d": t2d,
         "d2t": d2t,
-        "dtype": PRECISIONS[recipe.schedule.precision],
+        "dtype": PRECISIONS[plan.precision],
         "seed": recipe.seed,
     }
 

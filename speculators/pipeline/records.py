@@ -148,7 +148,7 @@ def _train_flops_a_token(costs: Costs) -> float:
 
 
 def _precision(plan: Plan) -> tuple[str, str]:
-    return plan.recipe.schedule.precision, plan.recipe.data.states_dtype
+    return plan.precision, plan.recipe.data.states_dtype
 
 
 def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:

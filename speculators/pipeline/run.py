@@ -18,6 +18,7 @@ from speculators.data.files import disk_errors, write_json, write_whole
 from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
+from speculators.nn.precision import has_bf16_products
 from speculators.pipeline.context import Context, EventLog, Listen, Places
 from speculators.pipeline.inputs import conversations
 from speculators.pipeline.ondisk import SPECULATOR, bench_file, measured, trained
@@ -105,8 +106,30 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     world.barrier()
     if not world.is_main:
         folder = obtain(section, cache=places.cache)
-    plan = make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=world.size)
+    plan = settled(make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=world.size), world.device)
+    if world.is_main and (asked := bf16_asked(recipe)) and not has_bf16_products(world.device.type):
+        words = "same recipe, other last digits than on a machine that has them, twice the memory of what they hold"
+        listen(WarningEvent(message=f"this CPU has no bf16 products: {asked} compute in float32 ({words})"))
     return Context(recipe=recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)
+
+
+def settled(plan: Plan, device: torch.device) -> Plan:
+    """Returns the plan with the precision that the device has; the fingerprints are the same on every machine."""
+    if plan.precision == "bf16" and not has_bf16_products(device.type):
+        return attrs.evolve(plan, precision="fp32")
+    return plan
+
+
+def bf16_asked(recipe: Recipe) -> str:
+    """Returns which parts of a recipe ask for bf16, in words."""
+    data = recipe.data
+    asked = {
+        "verifier": recipe.verifier.dtype == "bfloat16",
+        "answers": data.regenerate is not None and data.regenerate.dtype == "bfloat16",
+        "states": data.states_dtype == "bfloat16",
+        "training": recipe.schedule.precision == "bf16",
+    }
+    return ", ".join(name for name, wanted in asked.items() if wanted)
 
 
 def _describe(context: Context) -> None:
@@ -128,6 +151,7 @@ def _lock(plan: Plan, world: World) -> dict[str, Any]:
         "packages": {package: metadata.version(package) for package in PACKAGES},
         "platform": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},
         "device": world.device.type,
+        "bf16_products": has_bf16_products(world.device.type),
         "threads": torch.get_num_threads(),
         "world_size": world.size,
     }

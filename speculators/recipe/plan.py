@@ -53,6 +53,7 @@ class Plan:
         transformer_layer_config: the draft's decoder.
         row_tokens: tokens of a packed row.
         rows_per_step: rows of the global batch, shared by `world_size` processes.
+        precision: what training computes in: the recipe's, or "fp32" where the device of a run has no bf16 products.
         stages: in order; "capture" only for cached states, "bench" only with suites.
         parameters: parameter counts by part, filled by whoever builds the model.
     """
@@ -64,6 +65,7 @@ class Plan:
     transformer_layer_config: dict[str, Any]
     row_tokens: int
     rows_per_step: int
+    precision: str
     world_size: int
     stages: tuple[Stage, ...]
     parameters: dict[str, int] = attrs.field(factory=dict)
@@ -92,6 +94,7 @@ class Plan:
             "transformer_layer_config": self.transformer_layer_config,
             "row_tokens": self.row_tokens,
             "rows_per_step": self.rows_per_step,
+            "precision": self.precision,
             "world_size": self.world_size,
             "steps": self.steps,
             "parameters": self.parameters,
@@ -126,6 +129,7 @@ def make_plan(recipe: Recipe, facts: VerifierFacts, *, world_size: int = 1) -> P
         transformer_layer_config=draft_decoder_config(facts, config),
         row_tokens=row_tokens,
         rows_per_step=recipe.schedule.tokens_per_step // row_tokens,
+        precision=recipe.schedule.precision,
         world_size=world_size,
         stages=(),
     )
@@ -149,7 +153,7 @@ def _stages(plan: Plan) -> tuple[Stage, ...]:
         "verifier",
         sources=[source_identity(source) for source in recipe.data.sources],
         max_tokens=recipe.data.max_tokens,
-        regenerate={**section_values(regenerate), "dtype": dtype} if regenerate else None,
+        regenerate={**section_values(regenerate), "dtype": regenerate.dtype or dtype} if regenerate else None,
         # Their prompts are kept out of the training data.
         held_out=suites,
     )
