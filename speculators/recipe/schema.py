@@ -75,6 +75,12 @@ class VerifierSection:
             return "gguf"
         return "folder" if is_file_path(self.model) else "hub"
 
+    @property
+    def short_name(self) -> str:
+        """Returns what people call the verifier: the last part of its id or path, without a file's ending."""
+        last = self.model.rsplit("/", 1)[-1]
+        return last.removesuffix(".gguf") if self.kind in ("wheel", "gguf") else last
+
     def __attrs_post_init__(self) -> None:
         if self.kind == "wheel" and self.sha256 is None:
             raise ValueError("a wheel: model needs sha256, that of the GGUF file inside: it is checked before use")
@@ -283,12 +289,17 @@ class Expect:
 
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """What the author wrote, with the defaults; `file` and `origins` say where and are no part of its meaning."""
+    """What the author wrote, with the defaults; `file` and `origins` say where and are no part of its meaning.
+
+    Attributes:
+        hardware: what it ran on, or was planned for; for people, who choose by it.
+    """
 
     format: int
     name: str = field(validator=matches(r"[A-Za-z0-9][\w.-]*", "letters, digits, _, - and ."))
     version: str = field(validator=matches(r"\d+\.\d+\.\d+", 'three numbers such as "1.0.0"'))
     summary: str = ""
+    hardware: str = ""
     seed: int = field(default=0, validator=not_negative)
     extends: str | None = None
     verifier: VerifierSection

@@ -26,12 +26,15 @@ def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
 def listing(
     recipes: Sequence[Mapping[str, Any]], algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]
 ) -> RenderableType:
-    """Returns the recipes with what they reach, the algorithms and the runs."""
-    table = plain_table("recipe", "algorithm", "version", "summary", "reaches")
-    for recipe in recipes:
-        bands = "\n".join(f"{name}: {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items())
-        cells = (recipe["name"], recipe["algorithm"], recipe["version"], recipe["summary"], bands or "not measured yet")
-        table.add_row(*map(escape, cells))
+    """Returns the recipes by verifier with what they need and reach, the algorithms and the runs."""
+    table = plain_table("recipe", "algorithm", "hardware", "summary", "known to reach")
+    for family in sorted({recipe["family"] for recipe in recipes}):
+        table.add_row(Text(family, style="title"))
+        for recipe in (recipe for recipe in recipes if recipe["family"] == family):
+            bands = "\n".join(f"{name}: {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items())
+            name = f"  {recipe['name']}"
+            cells = (name, recipe["algorithm"], recipe["hardware"], recipe["summary"], bands or "not measured yet")
+            table.add_row(*map(escape, cells))
     parts: list[RenderableType] = [table, Text.assemble(("\nalgorithms ", "title"), ", ".join(algorithms) or "none")]
     if runs:
         done = plain_table("run", "trained", "measured")

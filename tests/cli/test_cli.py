@@ -246,7 +246,9 @@ def test_ls_lists_recipes_algorithms_and_runs(capsys: pytest.CaptureFixture[str]
     assert all(word in out for word in ("quickstart", "eagle3_llama8b", "eagle3", "mine-12345678"))
     listed = json.loads(spec(capsys, "ls", "--json")[1])
     assert listed["runs"] == [{"name": "mine-12345678", "trained": True, "measured": False}]
-    assert {"name", "summary", "version", "verifier", "algorithm", "expect"} == listed["recipes"][0].keys()
+    keys = {"name", "summary", "version", "verifier", "family", "hardware", "algorithm", "expect"}
+    assert all(keys == recipe.keys() for recipe in listed["recipes"])
+    assert all(recipe["hardware"] for recipe in listed["recipes"])
 
 
 def test_cp_copies_once_and_never_over_a_file(capsys: pytest.CaptureFixture[str]) -> None:
