@@ -18,6 +18,7 @@ VERBS = {
     "cp": "copy a recipe to edit",
     "validate": "check a recipe, without weights",
     "plan": "tell what would run, and what is done already",
+    "data": "look at what a run would train on: mask, lengths, coverage, how on-policy",
     "diff": "tell what two recipes or runs differ in, and what follows",
     "run": "run a recipe, ending in the acceptance table",
     "bench": "measure a speculator's acceptance length and speed-up",

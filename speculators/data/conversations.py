@@ -99,17 +99,10 @@ def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator
     Raises:
         DataError: the source is missing, empty, binary, not the file its sha256 names, or has no usable row.
     """
-    path = base / Path(source.path).expanduser()
-    is_file = path.is_file() or (source.is_file and not path.is_dir())
-    if (source.revision if is_file else source.sha256) is not None:
-        raise DataError(f"{source.path}: a file is pinned by sha256, a data set by revision; the recipe has it crossed")
-    if is_file:
-        rows, stem = jsonl_rows(source, path), path.stem
-    else:
-        rows, stem = _dataset_rows(source, path), Path(source.path).name
+    stem = source_stem(source, base)
     reasons: Counter[str] = Counter()
     usable = 0
-    for number, row in itertools.islice(rows, source.take):
+    for number, row in source_rows(source, base):
         found = parse(row, f"{stem}:{number}")
         if isinstance(found, str):
             reasons[found] += 1
@@ -119,6 +112,25 @@ def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator
             yield found
     if not usable:
         raise DataError(f"{source.path}: none of its {reasons.total()} rows can be used: {told(reasons)}", hint=LAYOUT)
+
+
+def source_rows(source: Source, base: Path) -> Iterator[tuple[int, Any]]:
+    """Returns (line or row number, row) of the first `source.take` rows of the split. Raises as `stream_source` does."""
+    path = base / Path(source.path).expanduser()
+    is_file = _reads_file(source, path)
+    if (source.revision if is_file else source.sha256) is not None:
+        raise DataError(f"{source.path}: a file is pinned by sha256, a data set by revision; the recipe has it crossed")
+    return itertools.islice(jsonl_rows(source, path) if is_file else _dataset_rows(source, path), source.take)
+
+
+def source_stem(source: Source, base: Path) -> str:
+    """Returns what a source's rows without an id are called after: `source_stem:number`."""
+    path = base / Path(source.path).expanduser()
+    return path.stem if _reads_file(source, path) else path.name
+
+
+def _reads_file(source: Source, path: Path) -> bool:
+    return path.is_file() or (source.is_file and not path.is_dir())
 
 
 LAYOUT = 'a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'

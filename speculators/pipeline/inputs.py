@@ -11,6 +11,7 @@ from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.conversations import prompt_key, told
 from speculators.data.encoded import Conversations
+from speculators.data.leakage import HeldOut
 from speculators.data.prepare import prepare
 from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
@@ -18,6 +19,7 @@ from speculators.events import WarningEvent
 from speculators.pipeline.context import Context
 from speculators.pipeline.ondisk import is_prepared
 from speculators.pipeline.regenerate import regenerated
+from speculators.recipe.schema import Recipe
 from speculators.verifier.tokens import load_tokenizer
 
 # Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
@@ -35,19 +37,13 @@ def conversations(context: Context) -> Conversations:
         return found
     with context.stage("prepare") as words:
         if context.world.is_main:
-            held_out = {
-                prompt_key(message.content)
-                for suite in context.recipe.benchmark.suites
-                for prompt in load_suite(suite)
-                for message in prompt.messages[:1]
-            }
             prepare(
                 regenerated(context) if data.regenerate else data,
                 folder=folder,
                 tokenizer=load_tokenizer(context.folder, trust_remote_code=context.recipe.verifier.trust_remote_code),
                 vocab_size=plan.facts.vocab_size,
                 base=Path(),
-                held_out=held_out,
+                held_out={prompt_key(held.prompt) for held in held_out(context.recipe)},
                 key=key,
                 progress=context.progress,
             )
@@ -59,6 +55,15 @@ def conversations(context: Context) -> Conversations:
         if made.truncated:
             words.append(f"{made.truncated} cut at {data.max_tokens} tokens")
     return made
+
+
+def held_out(recipe: Recipe) -> list[HeldOut]:
+    """Returns the prompts of the recipe's suites, by their first user turn: none of them may be trained on."""
+    return [
+        HeldOut(suite.name, prompt.id, next(message.content for message in prompt.messages if message.role == "user"))
+        for suite in recipe.benchmark.suites
+        for prompt in load_suite(suite)
+    ]
 
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:

@@ -1,0 +1,85 @@
+"""Prepared conversations in numbers, and single ones as text with the mask on it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from speculators.data.encoded import Conversations, Encoded
+from speculators.data.template import ChatTemplate
+from speculators.data.view import Bin, Piece, Rows, Shown, Vocabulary
+
+BINS = 10
+
+
+def count_rows(prepared: Conversations) -> Rows:
+    """Returns the numbers of prepared conversations."""
+    skipped = prepared.skipped
+    return Rows(
+        folder=str(prepared.folder),
+        read=len(prepared) + sum(skipped.values()),
+        conversations=len(prepared),
+        tokens=int(prepared.lengths.sum()),
+        supervised=int(prepared.supervised.sum()),
+        max_tokens=prepared.manifest["max_tokens"],
+        truncated=prepared.truncated,
+        skipped=skipped,
+        quartiles=tuple(
+            int(length) for length in np.quantile(prepared.lengths, np.linspace(0, 1, 5), method="nearest")
+        ),
+        histogram=histogram(prepared.lengths),
+    )
+
+
+def histogram(lengths: np.ndarray) -> tuple[Bin, ...]:
+    """Returns how many of the lengths are in each of at most `BINS` equal ranges from 1 to the longest."""
+    width = -(-int(lengths.max()) // BINS)
+    counts = np.bincount((lengths - 1) // width)
+    return tuple(Bin(place * width + 1, (place + 1) * width, int(count)) for place, count in enumerate(counts))
+
+
+def describe(
+    ids: np.ndarray, counts: np.ndarray, ends: Collection[int], *, template: ChatTemplate, depths: Sequence[int]
+) -> Vocabulary:
+    """Returns what a draft vocabulary covers.
+
+    Args:
+        ids: [D] target ids.
+        counts: [V] how often each token is supervised.
+        ends: tokens that end a turn or a text.
+        template: knows the special tokens.
+        depths: the K to tell the largest acceptance length for.
+    """
+    coverage = float(counts[ids].sum() / counts.sum())
+    special = [int(token) for token in template.special_ids if token < len(counts)]
+    missing = [token for token in special if counts[token] and token not in set(ids.tolist())]
+    return Vocabulary(
+        size=len(ids),
+        of=len(counts),
+        coverage=coverage,
+        ends={_name(template, token): int(counts[token]) for token in sorted(ends)},
+        missing={_name(template, token): int(counts[token]) for token in missing},
+        # K drafts of which each is possible with probability c, and the verifier's own token: 1 + c + ... + c^K.
+        most={k: sum(coverage**depth for depth in range(k + 1)) for k in depths},
+    )
+
+
+def show(name: str, row: Encoded, template: ChatTemplate, *, max_tokens: int) -> Shown:
+    """Returns one conversation in pieces."""
+    ids, mask = row.input_ids, row.loss_mask
+    special = np.isin(ids, template.special_ids)
+    # A piece ends where the mask changes, and before and after a special token.
+    new = np.ones(len(ids), np.bool_)
+    new[1:] = (mask[1:] != mask[:-1]) | special[1:] | special[:-1]
+    starts = np.flatnonzero(new)
+    pieces = [
+        Piece(template.tokenizer.decode(ids[start:end].tolist()), bool(mask[start]), bool(special[start]))
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
+    ]
+    cut = len(ids) >= max_tokens
+    return Shown(id=name, tokens=len(ids), supervised=int(mask.sum()), cut=cut, pieces=tuple(pieces))
+
+
+def _name(template: ChatTemplate, token: int) -> str:
+    return str(template.tokenizer.convert_ids_to_tokens(token))
