@@ -17,6 +17,9 @@ from speculators.data.files import sha256_of
 from speculators.errors import DataError
 from speculators.recipe.schema import Source
 
+NO_MESSAGES = "no messages"
+NO_ANSWER = "no assistant turn"
+NOT_ALTERNATING = "turns do not alternate between user and assistant"
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -59,7 +62,7 @@ def parse(row: Any, name: str) -> Conversation | str:
         return "not a JSON object"
     turns = row.get("messages") or row.get("conversations")
     if not isinstance(turns, list):
-        return "no messages"
+        return NO_MESSAGES
     messages = []
     for turn in turns:
         message = _message(turn)
@@ -69,10 +72,10 @@ def parse(row: Any, name: str) -> Conversation | str:
     while messages and messages[-1].role == "user":
         messages.pop()  # a question without an answer supervises nothing
     if not any(message.role == "assistant" for message in messages):
-        return "no assistant turn"
+        return NO_ANSWER
     spoken = messages[1:] if messages[0].role == "system" else messages
     if any(message.role != ("user", "assistant")[place % 2] for place, message in enumerate(spoken)):
-        return "turns do not alternate between user and assistant"
+        return NOT_ALTERNATING
     return Conversation(str(row.get("id", name)), str(row.get("category", "")), tuple(messages))
 
 
@@ -115,7 +118,7 @@ def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator
 
 
 def source_rows(source: Source, base: Path) -> Iterator[tuple[int, Any]]:
-    """Returns (line or row number, row) of the first `source.take` rows of the split. Raises as `stream_source` does."""
+    """Returns (line or row number, row) of the first `take` rows of the split. Raises as `stream_source` does."""
     path = base / Path(source.path).expanduser()
     is_file = _reads_file(source, path)
     if (source.revision if is_file else source.sha256) is not None:

@@ -1,4 +1,4 @@
-"""What is wrong with the data, or may be: each finding with its level, an example and what to do (LESSONS of the field).
+"""What is wrong with the data, or may be: each finding with its level, an example and what to do.
 
 An "error" is a run that would be refused, or whose number could not be trusted; a "warning" costs acceptance length; a
 "note" is something to know.
@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
+from speculators.data.conversations import LAYOUT, NO_ANSWER, NO_MESSAGES, NOT_ALTERNATING
 from speculators.data.prepare import MENDS
 from speculators.data.survey import Survey
-from speculators.data.view import ERROR, NOTE, WARNING, Finding, Leakage, OnPolicy, Rows, Vocabulary
 from speculators.data.template import REWRITES_HISTORY
+from speculators.data.view import ERROR, NOTE, WARNING, Finding, Leakage, OnPolicy, Rows, Vocabulary
 
-# Of all rows: a reason that costs more is a warning; and if all reasons together cost more, the run is not the recipe's.
+# Of all rows: a reason that costs more is a warning; if all reasons together cost more, the run is not the recipe's.
 FEW, MOST = 0.01, 0.5
 # A draft that errs nowhere else loses a token of acceptance length at K = 5 where it can say 93% of the tokens.
 LEAST_COVERAGE = 0.93
@@ -29,12 +30,11 @@ FOREIGN_EXCESS = 0.1
 # Of the turns' ends. An answer that the length limit cut ends where the verifier would have gone on.
 LEAST_ENDS = 0.8
 
-ROLES = "mend or drop the rows: turns go user, assistant, user, assistant, ..., perhaps after one system message"
 TODO = {
     **MENDS,
-    "turns do not alternate between user and assistant": ROLES,
-    "no assistant turn": "add answers: [data.regenerate] lets the verifier write them",
-    "no messages": 'a row holds its turns under "messages" (role, content) or "conversations" (from, value)',
+    NOT_ALTERNATING: "turns go user, assistant, user, assistant, ... after at most one system message: mend the rows",
+    NO_ANSWER: "add answers: [data.regenerate] lets the verifier write them",
+    NO_MESSAGES: LAYOUT,
     REWRITES_HISTORY: "train on one turn a row, or regenerate: earlier turns are served without their reasoning",
 }
 
@@ -108,7 +108,7 @@ def _rows(looked: Looked) -> Iterator[Finding]:
         yield Finding(
             rule="rows left out",
             level=ERROR,
-            found=f"{sum(reasons.values())} of {read} rows are left out: what is trained on is not what the recipe says",
+            found=f"{sum(reasons.values())} of {read} rows are left out: the data is not what the recipe says",
             todo="see the reasons",
         )
     for reason, count in reasons.items():
@@ -173,14 +173,17 @@ def _vocabulary(looked: Looked) -> Iterator[Finding]:
             found=f"supervised, and not in the draft vocabulary: {told}: each ends a round",
             todo="raise algorithm.draft_vocab_size",
         )
-    if vocabulary.coverage < LEAST_COVERAGE:
+    if vocabulary.unseen < LEAST_COVERAGE:
         k, most = max(vocabulary.most.items())
         yield Finding(
             rule="coverage",
             level=WARNING,
-            found=f"{1 - vocabulary.coverage:.1%} of the supervised tokens cannot be drafted: without any other error "
-            f"tau would end at about {most:.2f} for K = {k}, not {k + 1}",
-            todo="raise algorithm.draft_vocab_size",
+            found=f"about {1 - vocabulary.unseen:.1%} of new text cannot be drafted: without any other error tau would "
+            f"end at about {most:.2f} for K = {k}, not {k + 1}",
+            # A vocabulary that has all that was seen is filled up with tokens that nobody chose.
+            todo="raise algorithm.draft_vocab_size"
+            if vocabulary.coverage < 1
+            else "train on more conversations: the vocabulary has every token that occurs in these",
         )
     if never := [token for token, count in vocabulary.ends.items() if not count]:
         found = f"{', '.join(never)} ends a text for the verifier, and no conversation here"
@@ -232,6 +235,6 @@ def policy_verdict(*, agreement: float, excess: float) -> tuple[str, str]:
         )
     return "foreign", (
         f"not the verifier's own text: it would say something else at {missed} of the places, and a token surprises it "
-        f"by {excess:.2f} nats more than its own would; the draft learns contexts and tokens that the verifier does not "
-        "produce, and tau over the verifier's own answers will be lower than the training's accuracy promises"
+        f"by {excess:.2f} nats more than its own would; the draft learns tokens that the verifier does not say, and "
+        "tau over the verifier's own answers will be lower than the training's accuracy promises"
     )

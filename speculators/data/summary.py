@@ -9,8 +9,11 @@ import numpy as np
 from speculators.data.encoded import Conversations, Encoded
 from speculators.data.template import ChatTemplate
 from speculators.data.view import Bin, Piece, Rows, Shown, Vocabulary
+from speculators.data.vocab import draft_vocabulary
 
 BINS = 10
+# Conversations that are read to tell what the draft vocabulary covers of unseen text: enough for a percent.
+LEFT_OUT = 2000
 
 
 def count_rows(prepared: Conversations) -> Rows:
@@ -40,29 +43,47 @@ def histogram(lengths: np.ndarray) -> tuple[Bin, ...]:
 
 
 def describe(
-    ids: np.ndarray, counts: np.ndarray, ends: Collection[int], *, template: ChatTemplate, depths: Sequence[int]
+    prepared: Conversations, ids: np.ndarray, ends: Collection[int], *, template: ChatTemplate, depths: Sequence[int]
 ) -> Vocabulary:
     """Returns what a draft vocabulary covers.
 
     Args:
+        prepared: the conversations.
         ids: [D] target ids.
-        counts: [V] how often each token is supervised.
         ends: tokens that end a turn or a text.
         template: knows the special tokens.
         depths: the K to tell the largest acceptance length for.
     """
-    coverage = float(counts[ids].sum() / counts.sum())
+    counts = prepared.token_counts()
+    unseen = unseen_coverage(prepared, len(ids), ends)
     special = [int(token) for token in template.special_ids if token < len(counts)]
     missing = [token for token in special if counts[token] and token not in set(ids.tolist())]
     return Vocabulary(
         size=len(ids),
         of=len(counts),
-        coverage=coverage,
+        coverage=float(counts[ids].sum() / counts.sum()),
+        unseen=unseen,
         ends={_name(template, token): int(counts[token]) for token in sorted(ends)},
         missing={_name(template, token): int(counts[token]) for token in missing},
         # K drafts of which each is possible with probability c, and the verifier's own token: 1 + c + ... + c^K.
-        most={k: sum(coverage**depth for depth in range(k + 1)) for k in depths},
+        most={k: sum(unseen**depth for depth in range(k + 1)) for k in depths},
     )
+
+
+def unseen_coverage(prepared: Conversations, size: int, ends: Collection[int]) -> float:
+    """Returns the share of supervised tokens of text like this that a draft vocabulary of `size` would have.
+
+    A vocabulary chosen by counting looks complete on what was counted. So some conversations (a tenth, if these are
+    not too many to read) are taken out of the counts, and the vocabulary of the rest is held against them.
+    """
+    counts = prepared.token_counts()
+    step = max(10, -(-len(prepared) // LEFT_OUT))
+    left_out = np.zeros_like(counts)
+    for index in range(0, len(prepared), step):
+        row = prepared.row(index)
+        left_out += np.bincount(row.input_ids[row.loss_mask], minlength=len(counts))
+    ids = draft_vocabulary(counts - left_out, size, ends)
+    return float(left_out[ids].sum() / left_out.sum())
 
 
 def show(name: str, row: Encoded, template: ChatTemplate, *, max_tokens: int) -> Shown:

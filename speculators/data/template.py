@@ -88,7 +88,7 @@ class ChatTemplate:
     def thinks_by_default(self) -> bool | None:
         """Returns whether a prompt asks for reasoning when nobody says so; None where the template has no such switch.
 
-        The switch is `enable_thinking` in most templates, `thinking` in some; one that a template does not know is idle.
+        The switch is `enable_thinking` in most templates, `thinking` in some; a template ignores what it does not know.
         """
         question = [{"role": "user", "content": "question"}]
         switches: tuple[dict[str, bool], ...] = ({}, *({"enable_thinking": on, "thinking": on} for on in (True, False)))

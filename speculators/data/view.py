@@ -101,14 +101,16 @@ class Vocabulary:
         size: of the draft vocabulary.
         of: of the verifier's.
         coverage: share of the supervised tokens that are in it.
+        unseen: the same of conversations that were not counted: what to expect of new text.
         ends: tokens that end a turn or a text, all of them in it, with how often each is supervised.
         missing: special tokens that are supervised and not in it, likewise.
-        most: the acceptance length that a draft that errs nowhere else would reach, by K.
+        most: the acceptance length on new text of a draft that errs nowhere else, by K.
     """
 
     size: int
     of: int
     coverage: float
+    unseen: float
     ends: Mapping[str, int]
     missing: Mapping[str, int]
     most: Mapping[int, float]

@@ -65,7 +65,7 @@ def vocabulary_of(context: Context, prepared: Conversations) -> tuple[torch.Tens
 
 
 def draft_tokens(context: Context, prepared: Conversations) -> tuple[np.ndarray | None, set[int]]:
-    """Returns the draft vocabulary of the prepared data, [D] target ids (None for all), and the ends of turn and text."""
+    """Returns the draft vocabulary of the prepared data, [D] target ids (None for all), and the ends of turns."""
     plan = context.plan
     # The ends of text, too: where the data ends every turn with another token, a draft must still be able to stop.
     trust = context.recipe.verifier.trust_remote_code

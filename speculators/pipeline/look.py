@@ -182,9 +182,8 @@ def _prompts(context: Context, wish: Wish, template: ChatTemplate, waiting: bool
 
 def _vocabulary(context: Context, prepared: Conversations, template: ChatTemplate) -> Vocabulary:
     ids, ends = draft_tokens(context, prepared)
-    counts = prepared.token_counts()
-    depths = context.recipe.benchmark.num_speculative_tokens
-    return describe(np.arange(len(counts)) if ids is None else ids, counts, ends, template=template, depths=depths)
+    ids = np.arange(context.plan.facts.vocab_size) if ids is None else ids
+    return describe(prepared, ids, ends, template=template, depths=context.recipe.benchmark.num_speculative_tokens)
 
 
 def _policy(context: Context, prepared: Conversations, sample: int) -> OnPolicy:

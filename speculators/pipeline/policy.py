@@ -1,4 +1,4 @@
-"""How on-policy the answers are: the verifier reads them, and tells what it would have said at each supervised place."""
+"""How on-policy the answers are: the verifier reads them and tells what it would have said at supervised places."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 @attrs.frozen(eq=False)
 class Opinion:
-    """The verifier on one conversation's supervised tokens, each [n]: log-probability, entropy, agreement, is an end."""
+    """The verifier on a conversation's supervised tokens, each [n]; `ends` tells which of them end a turn."""
 
     log_probability: torch.Tensor
     entropy: torch.Tensor

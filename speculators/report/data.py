@@ -110,11 +110,11 @@ def _vocabulary_lines(vocabulary: Vocabulary) -> dict[str, str]:
     whole = vocabulary.size == vocabulary.of
     size = "the whole vocabulary" if whole else f"{vocabulary.size:,} of {vocabulary.of:,} tokens"
     most = ", ".join(f"{tau:.2f} for K = {k}" for k, tau in vocabulary.most.items())
-    ceiling = "" if whole else f"; without any other error tau would end at about {most}"
+    new = f", about {vocabulary.unseen:.1%} of new text; without any other error tau would end at about {most}"
     ends = ", ".join(f"{token} {count:,} times" for token, count in vocabulary.ends.items())
     missing = ", ".join(f"{token} {count:,} times" for token, count in vocabulary.missing.items())
     return {
-        "can be drafted": f"{size}: {vocabulary.coverage:.2%} of what is supervised{ceiling}",
+        "can be drafted": f"{size}: {vocabulary.coverage:.1%} of what is supervised{'' if whole else new}",
         "ends": f"{ends}; all can be drafted",
         "special tokens": f"supervised and not to be drafted: {missing}" if missing else "none is missing",
     }
@@ -135,24 +135,23 @@ def _policy(policy: OnPolicy) -> str:
     ends = "" if policy.ends_agreement is None else f", at {policy.ends_agreement:.0%} of {policy.ends} ends of turns"
     return (
         f"the verifier's greedy token is the data's at {policy.agreement:.1%} of {policy.tokens:,} places{ends}\n"
-        f"mean log-probability {policy.log_probability:.3f} (perplexity {policy.perplexity:.2f}); its own samples would "
-        f"have {-policy.entropy:.3f}\nin {policy.dtype}, {len(policy.conversations)} conversations, teacher-forced"
+        f"mean log-probability {policy.log_probability:.3f} (perplexity {policy.perplexity:.2f}), "
+        f"of its own samples {-policy.entropy:.3f}\n"
+        f"in {policy.dtype}, {len(policy.conversations)} conversations, teacher-forced"
     )
 
 
-def _lengths(rows: Rows) -> Table:
+def _lengths(rows: Rows) -> RenderableType:
     shortest, low, median, high, longest = rows.quartiles
-    table = plain_table("tokens", "")
-    table.columns[0].justify = "right"
-    table.title = Text(
-        f"{shortest:,} to {longest:,} tokens a conversation, half of them {low:,} to {high:,}, median {median:,}"
-    )
-    table.title_style, table.title_justify = "", "left"
+    title = f"{shortest:,} to {longest:,} tokens a conversation, half of them {low:,} to {high:,}, median {median:,}"
+    table = plain_table()
+    table.add_column(justify="right")
+    table.add_column()
     largest = max(part.count for part in rows.histogram)
     for part in rows.histogram:
         bar = "█" * -(-BAR * part.count // largest)
-        table.add_row(f"{part.low:,} to {part.high:,}", Text(f"{bar} {part.count:,}".strip()))
-    return table
+        table.add_row(f"{part.low:,} to {part.high:,}", f"{bar} {part.count:,}".strip())
+    return Group(Text(title), table)
 
 
 def _findings(findings: Sequence[Finding]) -> RenderableType:
