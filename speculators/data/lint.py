@@ -12,7 +12,7 @@ import attrs
 
 from speculators.data.conversations import LAYOUT, NO_ANSWER, NO_MESSAGES, NOT_ALTERNATING
 from speculators.data.prepare import MENDS
-from speculators.data.survey import Survey
+from speculators.data.survey import Survey, short_path
 from speculators.data.template import REWRITES_HISTORY
 from speculators.data.view import ERROR, NOTE, WARNING, Finding, Leakage, OnPolicy, Rows, Vocabulary
 
@@ -118,7 +118,7 @@ def _rows(looked: Looked) -> Iterator[Finding]:
         yield Finding(rule="rows left out", level=level, found=found, examples=example, todo=TODO.get(reason, ""))
     for source, take in looked.takes.items():
         if survey.rows[source] == take:
-            found = f"{source}: the recipe takes the first {take} rows, and no more"
+            found = f"{short_path(source)}: the recipe takes the first {take} rows, and no more"
             yield Finding(rule="take", level=NOTE, found=found)
     if rows and rows.truncated > MANY_TRUNCATED * rows.conversations:
         yield Finding(

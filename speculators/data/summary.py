@@ -36,10 +36,14 @@ def count_rows(prepared: Conversations) -> Rows:
 
 
 def histogram(lengths: np.ndarray) -> tuple[Bin, ...]:
-    """Returns how many of the lengths are in each of at most `BINS` equal ranges from 1 to the longest."""
-    width = -(-int(lengths.max()) // BINS)
-    counts = np.bincount((lengths - 1) // width)
-    return tuple(Bin(place * width + 1, (place + 1) * width, int(count)) for place, count in enumerate(counts))
+    """Returns how many of the lengths are in each of at most `BINS` equal ranges from the shortest to the longest."""
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    width = -(-(longest - shortest + 1) // BINS)
+    counts = np.bincount((lengths - shortest) // width)
+    starts = range(shortest, longest + 1, width)
+    return tuple(
+        Bin(start, min(start + width - 1, longest), int(count)) for start, count in zip(starts, counts, strict=True)
+    )
 
 
 def describe(

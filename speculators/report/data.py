@@ -78,7 +78,8 @@ def _numbers(view: DataView) -> Table:
     lines["held out"] = _leakage(view.leakage)
     if view.on_policy is not None:
         lines["on-policy"] = _policy(view.on_policy)
-        lines["which means"] = view.on_policy.words
+        # Of foreign answers the finding below tells.
+        lines |= {} if view.on_policy.verdict == "foreign" else {"which means": view.on_policy.words}
     for name, words in lines.items():
         table.add_row(name, Text(visible(words)))
     return table
@@ -166,4 +167,4 @@ def _finding(finding: Finding) -> Iterator[RenderableType]:
     lines = [f"e.g. {visible(example)}" for example in finding.examples]
     lines += [f"do: {finding.todo}"] if finding.todo else []
     for line in lines:
-        yield Padding(Text(line), (0, 0, 0, 4))
+        yield Padding(Text(line), (0, 0, 0, 4), expand=False)
