@@ -8,8 +8,11 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from speculators.recipe.explain import Why
 
 
 def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -21,6 +24,28 @@ def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     for path, row in rows.items():
         table.add_row(escape(path), escape(_toml(row["value"])), escape(str(row["origin"])))
     return table
+
+
+def why_lines(found: Sequence[Why]) -> RenderableType:
+    """Returns each value with where it comes from, what it means and which stages it decides."""
+    parts: list[RenderableType] = []
+    for why in found:
+        parts.append(Text.assemble((why.path, "name"), " = ", _toml(why.value)))
+        table = plain_table()
+        table.add_column(style="note", no_wrap=True)
+        table.add_column(overflow="fold")
+        then = f", and through that {', '.join(why.reruns)}" if why.reruns else ""
+        lines = {
+            "from": why.origin,
+            "beside": why.comment,
+            "means": why.means or "its class does not say",
+            "enters": f"{', '.join(why.enters)}{then}" if why.enters else "no stage's fingerprint: nothing runs again",
+        }
+        for name, words in lines.items():
+            if words:
+                table.add_row(name, Text(words))
+        parts.append(Padding(table, (0, 0, 0, 4), expand=False))
+    return Group(*parts)
 
 
 def listing(
