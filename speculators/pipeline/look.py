@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 import torch
 
-from speculators.data.conversations import Message, parse
+from speculators.data.conversations import parse
 from speculators.data.encoded import Conversations, Encoded
 from speculators.data.leakage import MAX_OVERLAP, HeldOut
 from speculators.data.lint import Looked, lint
@@ -133,7 +133,8 @@ def _raw(context: Context, waiting: bool) -> Iterator[RawRow]:
         for source in sources:
             for place, row in stream_prompts(source):
                 value = {**row, "messages": [*row["messages"], ANSWER]}
-                yield RawRow(short_path(place), source.path, value, parse(value, place))
+                here = short_path(place)
+                yield RawRow(here, source.path, value, parse(value, here))
 
 
 def _prepared(context: Context, found: Survey) -> tuple[Conversations | None, str]:
@@ -164,17 +165,13 @@ def _prompts(context: Context, wish: Wish, template: ChatTemplate, waiting: bool
     """Returns prompts as the verifier will read them: nothing of them is supervised."""
     if not waiting:
         return ()
-    rows = {
-        str(row.get("id", place)): row
-        for source in context.recipe.data.sources
-        for place, row in stream_prompts(source)
-    }
-    names = list(rows)
+    rows = (row.conversation for row in _raw(context, waiting))
+    prompts = {row.id: row.messages[:-1] for row in rows if not isinstance(row, str)}
+    names = list(prompts)
     chosen = [names[_index(name, names)] for name in wish.ids] or names[: wish.show]
     shown = []
     for name in chosen:
-        messages = [Message(role=turn["role"], content=turn["content"]) for turn in rows[name]["messages"]]
-        ids = np.array(template.prompt_ids(messages), np.int32)
+        ids = np.array(template.prompt_ids(prompts[name]), np.int32)
         encoded = Encoded(ids, np.zeros(len(ids), np.bool_))
         shown.append(show(name, encoded, template, max_tokens=context.recipe.data.max_tokens))
     return tuple(shown)

@@ -52,9 +52,10 @@ def context(tmp_path_factory: pytest.TempPathFactory, events: list) -> Context:
     return make_context(load_recipe("smoke"), Places(runs=home / "runs", cache=home / "cache"), World(), events.append)
 
 
-def answers(context: Context, *, temperature: float) -> list[list[int]]:
-    engine = context.engine("float32")
-    return engine.generate(PROMPTS, max_new_tokens=48, temperature=temperature, seed=1)
+@pytest.fixture(scope="module")
+def greedy(context: Context) -> list[list[int]]:
+    """What the verifier answers at temperature 0."""
+    return context.engine("float32").generate(PROMPTS, max_new_tokens=48)
 
 
 def test_numbers_are_those_of_the_models_own_logits(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,16 +76,17 @@ def test_numbers_are_those_of_the_models_own_logits(context: Context, monkeypatc
     assert got.ends.tolist() == [int(ids[place]) in (21, 30) for place in places]
 
 
-def test_the_verifiers_greedy_answers_are_on_policy(context: Context) -> None:
+def test_the_verifiers_greedy_answers_are_on_policy(context: Context, greedy: list[list[int]]) -> None:
     """It would say every token of them again."""
-    found = on_policy(context, Answered(answers(context, temperature=0.0)), 24)
+    found = on_policy(context, Answered(greedy), 24)
     assert (found.agreement, found.verdict) == (1.0, "greedy")
     assert found.excess < 0
 
 
 def test_the_verifiers_samples_are_on_policy_at_their_temperature(context: Context) -> None:
     """They surprise it by its entropy, within chance, though the greedy token is often another."""
-    found = on_policy(context, Answered(answers(context, temperature=1.0)), 24)
+    sampled = context.engine("float32").generate(PROMPTS, max_new_tokens=48, temperature=1.0, seed=1)
+    found = on_policy(context, Answered(sampled), 24)
     assert found.verdict == "sampled"
     assert found.agreement < 0.8
     assert abs(found.excess) < 0.15
@@ -98,18 +100,20 @@ def test_text_of_another_is_off_policy(context: Context) -> None:
     assert "not the verifier's own text" in found.words
 
 
-def test_an_answer_that_was_cut_shows_at_its_end(context: Context) -> None:
+def test_an_answer_that_was_cut_shows_at_its_end(context: Context, greedy: list[list[int]]) -> None:
     """Greedy answers with an end of turn put behind them: the verifier would have gone on."""
-    cut = [[*answer[:20], 2] for answer in answers(context, temperature=0.0) if len(answer) > 24]
+    cut = [[*answer[:20], 2] for answer in greedy if len(answer) > 24]
     found = on_policy(context, Answered(cut), len(cut))
     assert found.ends >= len(cut)
     assert found.ends_agreement is not None
     assert found.ends_agreement < 0.5
 
 
-def test_the_sample_is_spread_evenly_and_told_as_it_goes(context: Context, events: list) -> None:
+def test_the_sample_is_spread_evenly_and_told_as_it_goes(
+    context: Context, events: list, greedy: list[list[int]]
+) -> None:
     """From the first conversation to the last; progress by conversation; never more than there are."""
-    told = Answered(answers(context, temperature=0.0))
+    told = Answered(greedy)
     before = len(events)
     found = on_policy(context, told, 3)
     assert [one.id for one in found.conversations] in (["row0", "row12", "row23"], ["row0", "row11", "row23"])
