@@ -221,3 +221,12 @@ def test_bad_usage_exits_with_2(spec: Spec, arguments: tuple[str, str]) -> None:
     """Before anything is made."""
     assert look(spec, *arguments).code == 2
     assert not spec.cache.exists()
+
+
+def test_a_suites_question_is_held_out_though_a_system_message_stands_before_it(spec: Spec) -> None:
+    """What is kept out of training is the user's first turn, not whatever the row begins with."""
+    asked = [{"role": "system", "content": "Be brief."}, *TALK]
+    Path("suite.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    suite = "--set", 'benchmark.suites=[{name="own", path="./suite.jsonl"}]'
+    told = look(spec, *data(TALK), *suite, "--json")
+    assert (told.code, told.json["leakage"]["same"]) == (1, 1)
