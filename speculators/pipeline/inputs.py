@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,13 +12,14 @@ from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.conversations import prompt_key, told
 from speculators.data.encoded import Conversations
+from speculators.data.files import read_manifest
 from speculators.data.leakage import HeldOut
 from speculators.data.prepare import prepare
 from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.events import WarningEvent
 from speculators.pipeline.context import Context
-from speculators.pipeline.ondisk import is_prepared
+from speculators.pipeline.ondisk import is_prepared, note_made
 from speculators.pipeline.regenerate import regenerated
 from speculators.recipe.schema import Recipe
 from speculators.verifier.tokens import load_tokenizer
@@ -34,6 +36,7 @@ def conversations(context: Context) -> Conversations:
     if context.world.broadcast(context.world.is_main and is_prepared(plan, context.places, verify=True)):
         found = Conversations.open(folder, key=key)
         context.skip("prepare", f"{len(found)} conversations are in {folder}")
+        _note(context, "prepare", {name: held["sha256"] for name, held in found.manifest["files"].items()})
         return found
     with context.stage("prepare") as words:
         if context.world.is_main:
@@ -54,6 +57,7 @@ def conversations(context: Context) -> Conversations:
             words.append(f"left out: {told(made.skipped)}")
         if made.truncated:
             words.append(f"{made.truncated} cut at {data.max_tokens} tokens")
+    _note(context, "prepare", {name: held["sha256"] for name, held in made.manifest["files"].items()})
     return made
 
 
@@ -74,11 +78,18 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     folder, key = context.places.states(context.plan), context.plan.stage("capture").fingerprint
     if world.broadcast(world.is_main and _is_captured(context, folder, key)):
         context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
-        return StateStore.open(folder, key=key)
-    with context.stage("capture") as words:
-        _fill(context, prepared, folder, key)
-        words.append(f"{prepared.lengths.sum():,} tokens, {_gigabytes(folder):.2f} GB in {folder}")
-    return StateStore.open(folder, key=key)
+    else:
+        with context.stage("capture") as words:
+            _fill(context, prepared, folder, key)
+            words.append(f"{prepared.lengths.sum():,} tokens, {_gigabytes(folder):.2f} GB in {folder}")
+    store = StateStore.open(folder, key=key)
+    _note(context, "capture", {held["file"]: held["sha256"] for held in read_manifest(folder)["shards"]})
+    return store
+
+
+def _note(context: Context, stage: str, files: Mapping[str, str]) -> None:
+    if context.world.is_main:
+        note_made(context.run_folder, context.plan.stage(stage), files)
 
 
 def _is_captured(context: Context, folder: Path, key: str) -> bool:

@@ -70,7 +70,8 @@ def _written(file: Path) -> float:
 
 def _record(folder: Path) -> Record | None:
     lock = read_json(folder / "lock.json")
-    if not isinstance(lock, dict) or not {"fingerprints", "device"} <= lock.keys():
+    where = _environment(lock)
+    if not isinstance(lock, dict) or "fingerprints" not in lock or "device" not in where:
         return None
     seconds: dict[str, float] = {}
     speeds: dict[str, float] = {}
@@ -88,7 +89,7 @@ def _record(folder: Path) -> Record | None:
         run=folder.name,
         folder=folder,
         fingerprints=lock["fingerprints"],
-        device=lock["device"],
+        device=where["device"],
         seconds=seconds,
         tokens_per_second=speeds,
     )
@@ -158,7 +159,7 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
     """
     try:
         recipe = load_recipe(str(record.folder / "recipe.toml"))
-        folder = held_folder(recipe.verifier, cache=places.cache)
+        folder = held_folder(recipe.verifier, cache=places.verifiers)
         same = recipe.verifier == plan.recipe.verifier
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None
         if facts is None:
@@ -187,10 +188,17 @@ def curve(folder: Path) -> dict[str, list[float]]:
 
 def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
     """Returns what differs in where two runs ran: packages, device, threads, processes, platform."""
-    one, other = (_flat(read_json(folder / "lock.json") or {}) for folder in (a, b))
+    one, other = (_flat(_environment(read_json(folder / "lock.json"))) for folder in (a, b))
     keys = [key for key in dict.fromkeys([*one, *other]) if not key.startswith(("fingerprints.", "format"))]
     pairs = {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _environment(lock: Any) -> Mapping[str, Any]:
+    """Returns where a run began; locks of format 1 have it at their top."""
+    if not isinstance(lock, dict):
+        return {}
+    return lock["environment"] if "environment" in lock else lock
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -17,8 +17,8 @@ from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten, leaves
 
-# What a recipe is called and what it is known to reach: no part of what it does.
-_NAMES = ("format", "name", "version", "summary", "extends", "expect")
+# What a recipe is called, how it is held to its word and what it is known to reach: no part of what it does.
+_NAMES = ("format", "name", "version", "summary", "extends", "reproduce", "expect")
 # Values that name content by a path; the same content under another path is no difference.
 _CONTENT = ("path", "model")
 ABSENT = "not there"

@@ -324,6 +324,18 @@ class Expect:
 
 
 @attrs.frozen(kw_only=True)
+class ReproduceSection:
+    """`[reproduce]`: what `spec reproduce` holds a re-run to.
+
+    Attributes:
+        tolerance: on another platform, of each value relative to it (or to 1, if it is smaller), and of each weight
+            tensor relative to its norm. On the same platform the bits must be the same.
+    """
+
+    tolerance: float = field(default=0.02, validator=between(0, 1))
+
+
+@attrs.frozen(kw_only=True)
 class Recipe:
     """What the author wrote, with the defaults; `file` and `origins` say where and are no part of its meaning.
 
@@ -357,6 +369,7 @@ class Recipe:
     schedule: ScheduleSection = ScheduleSection()
     distributed: DistributedSection = DistributedSection()
     benchmark: BenchmarkSection = BenchmarkSection()
+    reproduce: ReproduceSection = ReproduceSection()
     expect: dict[str, Expect] = field(factory=dict)
     file: Path | None = field(default=None, eq=False)
     origins: Mapping[str, Origin] = field(factory=dict, eq=False, repr=False)
