@@ -21,6 +21,7 @@ VERBS = {
     "data": "look at what a run would train on: mask, lengths, coverage, how on-policy",
     "diff": "tell what two recipes or runs differ in, and what follows",
     "run": "run a recipe, ending in the acceptance table",
+    "reproduce": "make a run again from its lock, and tell what differs first",
     "bench": "measure a speculator's acceptance length and speed-up",
     "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",

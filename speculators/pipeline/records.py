@@ -76,7 +76,7 @@ def _record(folder: Path) -> Record | None:
     seconds: dict[str, float] = {}
     speeds: dict[str, float] = {}
     steps: list[float] = []
-    for event in _events(folder / "events.jsonl"):
+    for event in read_events(folder / "events.jsonl"):
         if event.get("event") == "StepEvent":
             steps.append(event["tokens_per_second"])
         elif event.get("event") == "StageEvent" and event["status"] == "done":
@@ -95,14 +95,17 @@ def _record(folder: Path) -> Record | None:
     )
 
 
-def _events(file: Path) -> list[dict[str, Any]]:
-    """Returns the whole lines of a log; a run that was killed may have left a part of one."""
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """Returns the events of a log, none where there is no log; a run that was killed may have left a part of a line."""
     events = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for line in lines:
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             continue
+        if isinstance(event, dict):
+            events.append(event)
     return events
 
 
@@ -179,7 +182,7 @@ def newest_bench(folder: Path) -> dict[str, Any] | None:
 
 def curve(folder: Path) -> dict[str, list[float]]:
     """Returns a run's training loss, and its exact acceptance length at each evaluation, in order."""
-    events = _events(folder / "events.jsonl") if (folder / "events.jsonl").is_file() else []
+    events = read_events(folder / "events.jsonl")
     return {
         "loss": [event["loss"] for event in events if event.get("event") == "StepEvent"],
         "tau": [event["tau"] for event in events if event.get("event") == "EvalEvent"],

@@ -133,8 +133,10 @@ class Lock:
         """
         try:
             tables = migrate(self.recipe, file=str(folder / NAME))
-            if module := tables["algorithm"]["module"]:
-                import_plugin(module, folder)
+            algorithm = {key: value for key, value in tables["algorithm"].items() if (key, value) != ("module", None)}
+            if "module" in algorithm:
+                import_plugin(algorithm["module"], folder)
+            tables = {**tables, "algorithm": algorithm}
             recipe, problems = structure(tables, Recipe, path=("recipe",), file=str(folder / NAME))
             told = [str(problem) for problem in problems]
         except Invalid as invalid:
