@@ -22,6 +22,7 @@ VERBS = {
     "diff": "tell what two recipes or runs differ in, and what follows",
     "run": "run a recipe, ending in the acceptance table",
     "reproduce": "make a run again from its lock, and tell what differs first",
+    "lock": "check that the locks of recipes and runs still resolve",
     "bench": "measure a speculator's acceptance length and speed-up",
     "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",

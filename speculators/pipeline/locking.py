@@ -14,7 +14,6 @@ from typing import Any
 import attrs
 import torch
 
-from speculators.data.files import sha256_of
 from speculators.data.template import ChatTemplate
 from speculators.errors import LockError, SpeculatorsError
 from speculators.pipeline.context import Context
@@ -22,7 +21,7 @@ from speculators.recipe.lock import Code, Environment, Lock, VerifierLock
 from speculators.recipe.plan import Plan
 from speculators.recipe.values import as_tables
 from speculators.training.world import World
-from speculators.verifier.cache import MANIFEST
+from speculators.verifier.sources import verifier_files
 from speculators.verifier.tokens import load_tokenizer
 
 # The packages whose code has a part in the numbers; those that are not installed had none.
@@ -48,8 +47,6 @@ VARIABLES = (
     "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
 )
-# What of a verifier's folder is read.
-_READ = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 _PACKAGE = Path(__file__).parents[1]
 # They print what others computed, or hold data, which is hashed where it is used. In a wheel all are in the package.
 _NO_PART = ("report/", "cli/", "recipes/", "benchmarks/")
@@ -139,12 +136,6 @@ def verifier_lock(folder: Path, config: dict[str, Any], *, trust_remote_code: bo
     )
 
 
-def verifier_files(folder: Path) -> dict[str, str]:
-    """Returns the sha256 of each file that is read from a verifier's folder."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in _READ and path.name != MANIFEST)
-    return {path.name: sha256_of(path) for path in files}
-
-
 def _template(folder: Path, *, trust_remote_code: bool) -> str | None:
     try:
         source = ChatTemplate.of(load_tokenizer(folder, trust_remote_code=trust_remote_code)).source
@@ -187,7 +178,7 @@ def _lock(plan: Plan, verifier: VerifierLock, environment: Environment) -> Lock:
         recipe=json.loads(json.dumps(as_tables(recipe))),
         verifier=verifier,
         fingerprints={stage.name: stage.fingerprint for stage in plan.stages},
-        inputs={stage.name: json.loads(json.dumps(stage.inputs)) for stage in plan.stages},
+        inputs=plan.inputs(),
         seed=recipe.seed,
         dtypes={
             "verifier": recipe.verifier.dtype,

@@ -15,7 +15,7 @@ from speculators.data.files import disk_errors, write_json
 from speculators.errors import LockError, RecipeError
 from speculators.pipeline.context import Listen, Places, read_json
 from speculators.pipeline.evidence import DIFFERS, SAME, Finding
-from speculators.pipeline.locking import environment_here, verifier_files
+from speculators.pipeline.locking import environment_here
 from speculators.pipeline.outputs import Sides, compare
 from speculators.pipeline.run import run_recipe
 from speculators.recipe.lock import Difference, Environment, Lock, differences
@@ -23,7 +23,7 @@ from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.relocate import Lost, differing_inputs, relocate
 from speculators.recipe.schema import Recipe
 from speculators.training.world import World
-from speculators.verifier.sources import cache_folder, obtain
+from speculators.verifier.sources import cache_folder, obtain, verifier_files
 
 MARK = "reproduces.json"
 RESULT = "reproduction.json"
@@ -192,8 +192,7 @@ def _plan(recipe: Recipe, lock: Lock, run: Path) -> Plan:
 
 def _stage_inputs(lock: Lock, plan: Plan, stage: str) -> Iterator[Finding]:
     """Yields what this code makes of the lock's recipe, where that is not what the lock says."""
-    found = {each.name: json.loads(json.dumps(each.inputs)) for each in plan.stages}
-    told = differing_inputs(lock, found, stage) if stage in found else [("stage", stage, None)]
+    told = differing_inputs(lock.inputs, plan.inputs(), stage)
     if stage == "train" and lock.seed != plan.recipe.seed and not any(path == "seed" for path, _, _ in told):
         told.append(("seed", lock.seed, plan.recipe.seed))
     for path, locked, here in told:

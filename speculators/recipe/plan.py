@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,10 @@ class Plan:
     def stage(self, name: str) -> Stage:
         """Returns the stage of that name; raises KeyError if the plan has none."""
         return {stage.name: stage for stage in self.stages}[name]
+
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Returns the inputs of each stage as JSON values."""
+        return {stage.name: dict(json.loads(json.dumps(stage.inputs))) for stage in self.stages}
 
     @property
     def run_name(self) -> str:

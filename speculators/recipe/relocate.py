@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from speculators.recipe.catalog import recipes_folder, resolved_suite, suites_fo
 from speculators.recipe.fingerprint import file_digest
 from speculators.recipe.lock import Lock
 from speculators.recipe.schema import Recipe, is_file_path
+
+Stages = Mapping[str, Mapping[str, Any]]
 
 
 @attrs.frozen(kw_only=True)
@@ -80,17 +82,22 @@ def _pairs(values: Sequence[Any], identities: Sequence[Mapping[str, Any]]) -> li
     return [(value, identities[index] if index < len(identities) else {}) for index, value in enumerate(values)]
 
 
-def differing_inputs(lock: Lock, stages: Mapping[str, Mapping[str, Any]], stage: str) -> list[tuple[str, Any, Any]]:
-    """Returns (path, of the lock, here) of what differs in a stage's own inputs.
+def differing_inputs(locked: Stages, here: Stages, stage: str) -> list[tuple[str, Any, Any]]:
+    """Returns (path, of the lock, here) of what differs in a stage's own inputs; those of earlier stages are theirs.
 
     Args:
-        stages: inputs of each stage here.
+        locked, here: inputs of each stage, as JSON values.
     """
-    one, other = ({k: v for k, v in side.items() if k not in stages} for side in (lock.inputs[stage], stages[stage]))
+    if stage not in locked or stage not in here:
+        there = ["there" if stage in side else None for side in (locked, here)]
+        return [(f"the stage {stage}", *there)]
+    one, other = (
+        {key: value for key, value in side[stage].items() if key not in side} for side in (locked, here)
+    )
     return list(_differences("", one, other))
 
 
-def _differences(path: str, one: Any, other: Any) -> Any:
+def _differences(path: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
             yield from _differences(f"{path}.{key}" if path else key, one.get(key), other.get(key))

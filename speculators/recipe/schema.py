@@ -332,7 +332,7 @@ class ReproduceSection:
             tensor relative to its norm. On the same platform the bits must be the same.
     """
 
-    tolerance: float = field(default=0.02, validator=between(0, 1))
+    tolerance: float = field(default=0.01, validator=between(0, 1))
 
 
 @attrs.frozen(kw_only=True)
