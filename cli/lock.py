@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a recipe of the package by name, or a run folder (all recipes of the package)"
     parser.add_argument("names", metavar="WHAT", nargs="*", help=text)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--check", action="store_true", help="tell what does not resolve any more; 1 if something does not")
+    what.add_argument(
+        "--check", action="store_true", help="tell what does not resolve any more; 1 if something does not"
+    )
     what.add_argument("--write", action="store_true", help="lock recipes of the package anew, after a wanted change")
     add_verifier_config(parser)
 

@@ -32,7 +32,9 @@ def run(options: argparse.Namespace) -> int:
         raise LockError(f"{to}: the re-run of {folder} must be kept apart from it", hint="give another folder (--to)")
     until = options.until or list(lock.fingerprints)[-1]
     if until not in lock.fingerprints:
-        raise LockError(f"--until {until}: the run has no such stage", hint=f"there are: {', '.join(lock.fingerprints)}")
+        raise LockError(
+            f"--until {until}: the run has no such stage", hint=f"there are: {', '.join(lock.fingerprints)}"
+        )
     if lock.environment.world_size > 1 and "RANK" not in os.environ:
         return _launch(options, lock.environment.world_size)
     from speculators.pipeline.reproduce import reproduce

@@ -39,9 +39,7 @@ def _values(event: Mapping[str, Any]) -> dict[str, Any]:
 def gaps_of(recorded: Mapping[str, Any], again: Mapping[str, Any], tolerance: float | None) -> list[Gap]:
     """Returns the values that two records differ in."""
     names = dict.fromkeys([*again, *recorded])
-    return [
-        found for name in names if (found := gap(name, recorded.get(name), again.get(name), tolerance)) is not None
-    ]
+    return [found for name in names if (found := gap(name, recorded.get(name), again.get(name), tolerance)) is not None]
 
 
 def compare_logs(run: Path, again: Path, *, tolerance: float | None, whole: bool) -> list[Finding]:
@@ -101,5 +99,3 @@ def _repeats(noun: str, recorded: Records, tolerance: float | None) -> Finding |
         return None
     words = f"{len(twice)} {noun}s were made again after an interruption, to the same values"
     return Finding(stage="train", check=f"repeated {noun}s", result=SAME, evidence=words)
-
-

@@ -110,7 +110,9 @@ def _first_state(sides: Sides) -> Gap | None:
     except ArtifactError:
         return None
     if ours.layout.lengths != theirs.layout.lengths:
-        return Gap(what="tokens", recorded=sum(ours.layout.lengths), again=sum(theirs.layout.lengths), by=None, within=False)
+        return Gap(
+            what="tokens", recorded=sum(ours.layout.lengths), again=sum(theirs.layout.lengths), by=None, within=False
+        )
     found = None
     for index in range(len(ours.layout.lengths)):
         for name, one, other in zip((STATES, LAST), ours.read(index), theirs.read(index), strict=True):
@@ -196,4 +198,3 @@ _COMPARES: dict[str, Callable[[Sides], list[Finding]]] = {
     "train": _train,
     "bench": _bench,
 }
-

@@ -201,7 +201,7 @@ def _environment(lock: Any) -> Mapping[str, Any]:
     """Returns where a run began; locks of format 1 have it at their top."""
     if not isinstance(lock, dict):
         return {}
-    return lock["environment"] if "environment" in lock else lock
+    return lock.get("environment", lock)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

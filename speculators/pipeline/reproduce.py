@@ -133,9 +133,7 @@ def _told(lock: Lock, here: Environment) -> tuple[Difference, ...]:
 
 
 def _can_matter(lock: Lock, here: Environment) -> bool:
-    return any(
-        each.matters for other in (*lock.resumed_in, here) for each in differences(lock.environment, other)
-    )
+    return any(each.matters for other in (*lock.resumed_in, here) for each in differences(lock.environment, other))
 
 
 def _inputs(run: Path, lock: Lock, tolerance: float | None) -> tuple[Recipe, list[Finding]]:

@@ -47,9 +47,7 @@ class Outcome:
     peak_memory_gb: float
 
 
-def run_recipe(
-    recipe: Recipe, *, places: Places, world: World, listen: Listen, until: str | None = None
-) -> Outcome:
+def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, until: str | None = None) -> Outcome:
     """Runs every stage that is not done yet.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -73,16 +74,12 @@ def compare_checkpoints(run: Path, again: Path, *, tolerance: float | None) -> l
         except ArtifactError as error:
             words = f"altered since it was written: {error}"
             return [Finding(stage="train", check="checkpoints", result=DIFFERS, evidence=words, step=step)]
-        names = [
+        names, others = (
             [name for name in snapshot.names(side) if tolerance is None or name.startswith("model.")]
             for side in (ours, theirs)
-        ]
-        gaps = tensor_gaps(
-            *names,
-            lambda name, folder=ours: snapshot.read_tensor(folder, name),  # type: ignore[misc]
-            lambda name, folder=theirs: snapshot.read_tensor(folder, name),  # type: ignore[misc]
-            tolerance,
         )
+        read, reread = (partial(snapshot.read_tensor, side) for side in (ours, theirs))
+        gaps = tensor_gaps(names, others, read, reread, tolerance)
         if gaps:
             return [finding("train", "checkpoints", gaps, same="", step=step)]
     told = ", ".join(str(int(ours.name.removeprefix("step-"))) for ours, _ in both)

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from speculators.errors import LockError, RecipeError
+from speculators.errors import LockError, Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.converter import structure
 from speculators.recipe.faults import Invalid
@@ -114,7 +114,7 @@ class Lock:
         held = _document(folder, file)
         lock, problems = structure(held, cls, file=str(file))
         if lock is None:
-            told = "\n".join(str(problem) for problem in problems)
+            told = "\n".join(map(str, problems))
             raise LockError(f"{file}: damaged:\n{told}", hint="spec run of its recipe writes it again")
         return lock
 
@@ -131,32 +131,37 @@ class Lock:
         Raises:
             LockError: this version cannot read it, or the plug-in is missing.
         """
+        file = folder / NAME
         try:
-            tables = migrate(self.recipe, file=str(folder / NAME))
-            algorithm = {key: value for key, value in tables["algorithm"].items() if (key, value) != ("module", None)}
-            if "module" in algorithm:
-                import_plugin(algorithm["module"], folder)
-            tables = {**tables, "algorithm": algorithm}
-            recipe, problems = structure(tables, Recipe, path=("recipe",), file=str(folder / NAME))
+            recipe, problems = self._structured(folder)
             told = [str(problem) for problem in problems]
         except Invalid as invalid:
             recipe, told = None, [fault.message for fault in invalid.faults]
         except RecipeError as error:
             recipe, told = None, [str(problem) for problem in error.problems]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             recipe, told = None, [f"recipe: damaged: {error!r}"]
         if recipe is None:
             hint = "use the version that made the run: environment.code in the lock names it"
-            raise LockError(f"{folder / NAME}: its recipe cannot be used:\n" + "\n".join(told), hint=hint)
+            raise LockError(f"{file}: its recipe cannot be used:\n" + "\n".join(told), hint=hint)
         return recipe
+
+    def _structured(self, folder: Path) -> tuple[Recipe | None, list[Problem]]:
+        file = str(folder / NAME)
+        tables = migrate(self.recipe, file=file)
+        # None is how tables say that there is no plug-in; a recipe says nothing.
+        algorithm = {key: value for key, value in tables["algorithm"].items() if (key, value) != ("module", None)}
+        if "module" in algorithm:
+            import_plugin(algorithm["module"], folder)
+        return structure({**tables, "algorithm": algorithm}, Recipe, path=("recipe",), file=file)
 
 
 def _document(folder: Path, file: Path) -> dict[str, Any]:
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        found = "no run: there is no lock.json" if folder.is_dir() else "no such run folder"
-        raise LockError(f"{folder}: {found}", hint="spec ls lists the runs") from None
+        lacks = "no run: there is no lock.json" if folder.is_dir() else "no such run folder"
+        raise LockError(f"{folder}: {lacks}", hint="spec ls lists the runs") from None
     except (OSError, ValueError) as error:
         raise LockError(f"{file}: damaged: {error}", hint="spec run of its recipe writes it again") from None
     found = held.get("format") if isinstance(held, dict) else None

@@ -52,8 +52,8 @@ def relocate(recipe: Recipe, lock: Lock, run: Path) -> tuple[Recipe, list[Lost]]
         for place, found in digests.items():
             if found == digest:
                 return str(place.resolve())
-        found = next(iter(digests.values()), None)
-        lost.append(Lost(stage=stage, key=key, file=path, locked=digest, found=found))
+        there = next(iter(digests.values()), None)
+        lost.append(Lost(stage=stage, key=key, file=path, locked=digest, found=there))
         return path
 
     inputs = lock.inputs["prepare"]
@@ -89,11 +89,9 @@ def differing_inputs(locked: Stages, here: Stages, stage: str) -> list[tuple[str
         locked, here: inputs of each stage, as JSON values.
     """
     if stage not in locked or stage not in here:
-        there = ["there" if stage in side else None for side in (locked, here)]
-        return [(f"the stage {stage}", *there)]
-    one, other = (
-        {key: value for key, value in side[stage].items() if key not in side} for side in (locked, here)
-    )
+        before, after = ("there" if stage in side else None for side in (locked, here))
+        return [(f"the stage {stage}", before, after)]
+    one, other = ({key: value for key, value in side[stage].items() if key not in side} for side in (locked, here))
     return list(_differences("", one, other))
 
 
