@@ -13,6 +13,7 @@ from speculators.errors import LockError, Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.converter import structure
 from speculators.recipe.faults import Invalid
+from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.migrate import migrate
 from speculators.recipe.origin import path_text
 from speculators.recipe.schema import Recipe
@@ -20,6 +21,8 @@ from speculators.recipe.values import leaves
 
 FORMAT = 2
 NAME = "lock.json"
+# Stages that every run has.
+_ALWAYS = ("verifier", "prepare", "train")
 
 
 @attrs.frozen(kw_only=True)
@@ -116,7 +119,14 @@ class Lock:
         if lock is None:
             told = "\n".join(map(str, problems))
             raise LockError(f"{file}: damaged:\n{told}", hint="spec run of its recipe writes it again")
+        if wrong := [name for name in {*_ALWAYS, *lock.fingerprints, *lock.inputs} if not lock._holds(name)]:
+            told = f"{', '.join(sorted(wrong))}: the fingerprint is not that of the inputs"
+            raise LockError(f"{file}: damaged: {told}", hint="spec run of its recipe writes it again")
         return lock
+
+    def _holds(self, stage: str) -> bool:
+        known = stage in self.inputs and stage in self.fingerprints
+        return known and fingerprint(self.inputs[stage]) == self.fingerprints[stage]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the lock as JSON values."""

@@ -173,6 +173,10 @@ def without_fingerprints(run: Path) -> None:
     edited(run / "lock.json", lambda held: held.pop("fingerprints"))
 
 
+def other_inputs(run: Path) -> None:
+    edited(run / "lock.json", lambda held: held["inputs"]["prepare"].pop("sources"))
+
+
 def newer(run: Path) -> None:
     edited(run / "lock.json", lambda held: held.update(format=99))
 
@@ -192,6 +196,7 @@ def another_algorithm(run: Path) -> None:
         (cut, "damaged"),
         (lambda run: (run / "lock.json").write_text("[]"), "damaged"),
         (without_fingerprints, "fingerprints: is missing"),
+        (other_inputs, "prepare: the fingerprint is not that of the inputs"),
         (newer, "format 99 is newer"),
         (older, "says too little"),
         (another_algorithm, "no algorithm 'nope'"),

@@ -11,6 +11,7 @@ import pytest
 
 from speculators.config import VerifierFacts
 from speculators.recipe.catalog import recipe_names
+from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Code, Environment, Lock, VerifierLock, differences
 from speculators.recipe.plan import make_plan
@@ -35,8 +36,8 @@ def lock_of(recipe: Any) -> Lock:
     return Lock(
         recipe=as_tables(recipe),
         verifier=VerifierLock(files={}, config={}),
-        fingerprints={},
-        inputs={},
+        fingerprints=dict.fromkeys(("verifier", "prepare", "train"), fingerprint({})),
+        inputs={"verifier": {}, "prepare": {}, "train": {}},
         seed=0,
         dtypes={},
         environment=HERE,
