@@ -88,7 +88,8 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
 
 
 def _note(context: Context, stage: str, files: Mapping[str, str]) -> None:
-    if context.world.is_main:
+    # `spec data` looks at a run's data where there is no run yet.
+    if context.world.is_main and context.run_folder.is_dir():
         note_made(context.run_folder, context.plan.stage(stage), files)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from speculators.data.template import ChatTemplate
 from speculators.errors import LockError, SpeculatorsError
+from speculators.nn.precision import has_bf16_products
 from speculators.pipeline.context import Context
 from speculators.recipe.lock import Code, Environment, Lock, VerifierLock
 from speculators.recipe.plan import Plan
@@ -63,6 +64,7 @@ def environment_here(world: World) -> Environment:
         device=world.device.type,
         device_name=_device_name(world),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        bf16_products=has_bf16_products(world.device.type),
         threads=torch.get_num_threads(),
         world_size=world.size,
         variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -183,7 +185,7 @@ def _lock(plan: Plan, verifier: VerifierLock, environment: Environment) -> Lock:
         dtypes={
             "verifier": recipe.verifier.dtype,
             "states": recipe.data.states_dtype,
-            "training": recipe.schedule.precision,
+            "training": plan.precision,
         },
         environment=environment,
     )

@@ -52,6 +52,7 @@ class Environment:
         device: "cpu" or "cuda".
         device_name: the processor, and the GPU where there is one.
         cpu_capability: the instructions that torch's own kernels use.
+        bf16_products: the device multiplies bf16; otherwise what asks for it computes in float32.
         variables: environment variables that choose kernels, those that are set.
     """
 
@@ -63,6 +64,7 @@ class Environment:
     device: str
     device_name: str
     cpu_capability: str
+    bf16_products: bool
     threads: int
     world_size: int
     variables: dict[str, str]
@@ -212,6 +214,7 @@ _MATTERS = {
     "device": "other kernels compute",
     "device_name": "kernels and the parts in which they add up are chosen by it",
     "cpu_capability": "other kernels compute",
+    "bf16_products": "bf16 and float32 round otherwise",
     "threads": "sums are added up in other parts",
     "world_size": "gradients are added up in other parts",
     "variables": "it chooses kernels",

@@ -58,7 +58,7 @@ def test_changed_data_is_named_by_its_hash(spec: Spec, recipes: Path) -> None:
 def test_a_wanted_change_is_locked_anew(spec: Spec, recipes: Path) -> None:
     """`--write` from the config.json that is in the locks already: nothing is fetched."""
     file = recipes / "quickstart.toml"
-    file.write_text(file.read_text().replace("seed    = 0", "seed    = 7"))
+    file.write_text(file.read_text().replace("seed     = 0", "seed     = 7"))
     assert spec("lock", "--check", "quickstart").code == 1
     assert spec("lock", "--write", "quickstart").code == 0
     assert spec("lock", "--check", "quickstart").code == 0
