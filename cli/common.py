@@ -46,6 +46,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """argparse type: an integer from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer from 0, got {text!r}")
+    return int(text)
+
+
 def print_json(value: Any) -> None:
     """Prints a result as JSON."""
     print(json.dumps(value, indent=2, default=str))

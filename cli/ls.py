@@ -41,6 +41,8 @@ def _recipe(name: str) -> dict[str, Any]:
         "version": recipe.version,
         "summary": recipe.summary,
         "verifier": recipe.verifier.model,
+        "family": recipe.verifier.short_name,
+        "hardware": recipe.hardware,
         "algorithm": recipe.algorithm.name,
         "expect": expect,
     }

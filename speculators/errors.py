@@ -60,6 +60,12 @@ class ContractError(SpeculatorsError):
     """An algorithm that lacks a part of the contract; names the class, the part and the mend."""
 
 
+class LockError(SpeculatorsError):
+    """A lock that cannot be used: missing, damaged, of another format, or of something else than what was asked."""
+
+    exit_code = 2
+
+
 class ArtifactError(SpeculatorsError):
     """A file or folder that is missing, damaged, or not what its manifest says."""
 

@@ -17,9 +17,9 @@ from speculators.verifier.tiny import make_tiny_verifier
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
+def _few_threads():
     """Tiny tensors gain nothing from more threads, and oversubscribed machines lose much."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")

@@ -26,10 +26,11 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from speculators.data.leakage import MAX_OVERLAP, five_grams, overlap
+
 CATEGORIES = ("chat", "explanation", "code", "arithmetic", "rewriting", "summarising", "lists", "translation")
 PER_CATEGORY = {"quickstart": 83, "smollm2": 550}
 HELD_OUT = 8  # of each category's prompts of quickstart
-MAX_OVERLAP = 0.6  # of a held-out prompt's word 5-grams that any one training prompt may share
 MIN_PASSAGE_WORDS = 45
 SLOT = re.compile(
     r"\{(?:(?P<name>[a-z_]+)(?P<index>\d?)(?P<beginning>~?)|(?P<number>[a-z]+):(?P<range>\d+\.\.\d+(?:/\d+)?))\}"
@@ -40,17 +41,6 @@ EXPRESSION = re.compile(r"\{=(\w+)([*+])(\w+)\}")
 def digest(text: str) -> str:
     """The hash that orders everything that is split: sha256 of the text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def five_grams(text: str) -> set[tuple[str, ...]]:
-    """The distinct word 5-grams of a text (the whole text, when it is shorter), in lower case, without punctuation."""
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
-
-
-def overlap(prompt: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
-    """The share of the first prompt's 5-grams that the other has too."""
-    return len(prompt & other) / len(prompt)
 
 
 class Deck:

@@ -17,6 +17,9 @@ from speculators.data.files import sha256_of
 from speculators.errors import DataError
 from speculators.recipe.schema import Source
 
+NO_MESSAGES = "no messages"
+NO_ANSWER = "no assistant turn"
+NOT_ALTERNATING = "turns do not alternate between user and assistant"
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -59,7 +62,7 @@ def parse(row: Any, name: str) -> Conversation | str:
         return "not a JSON object"
     turns = row.get("messages") or row.get("conversations")
     if not isinstance(turns, list):
-        return "no messages"
+        return NO_MESSAGES
     messages = []
     for turn in turns:
         message = _message(turn)
@@ -69,10 +72,10 @@ def parse(row: Any, name: str) -> Conversation | str:
     while messages and messages[-1].role == "user":
         messages.pop()  # a question without an answer supervises nothing
     if not any(message.role == "assistant" for message in messages):
-        return "no assistant turn"
+        return NO_ANSWER
     spoken = messages[1:] if messages[0].role == "system" else messages
     if any(message.role != ("user", "assistant")[place % 2] for place, message in enumerate(spoken)):
-        return "turns do not alternate between user and assistant"
+        return NOT_ALTERNATING
     return Conversation(str(row.get("id", name)), str(row.get("category", "")), tuple(messages))
 
 
@@ -99,17 +102,10 @@ def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator
     Raises:
         DataError: the source is missing, empty, binary, not the file its sha256 names, or has no usable row.
     """
-    path = base / Path(source.path).expanduser()
-    is_file = path.is_file() or (source.is_file and not path.is_dir())
-    if (source.revision if is_file else source.sha256) is not None:
-        raise DataError(f"{source.path}: a file is pinned by sha256, a data set by revision; the recipe has it crossed")
-    if is_file:
-        rows, stem = jsonl_rows(source, path), path.stem
-    else:
-        rows, stem = _dataset_rows(source, path), Path(source.path).name
+    stem = source_stem(source, base)
     reasons: Counter[str] = Counter()
     usable = 0
-    for number, row in itertools.islice(rows, source.take):
+    for number, row in source_rows(source, base):
         found = parse(row, f"{stem}:{number}")
         if isinstance(found, str):
             reasons[found] += 1
@@ -119,6 +115,25 @@ def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator
             yield found
     if not usable:
         raise DataError(f"{source.path}: none of its {reasons.total()} rows can be used: {told(reasons)}", hint=LAYOUT)
+
+
+def source_rows(source: Source, base: Path) -> Iterator[tuple[int, Any]]:
+    """Returns (line or row number, row) of the first `take` rows of the split. Raises as `stream_source` does."""
+    path = base / Path(source.path).expanduser()
+    is_file = _reads_file(source, path)
+    if (source.revision if is_file else source.sha256) is not None:
+        raise DataError(f"{source.path}: a file is pinned by sha256, a data set by revision; the recipe has it crossed")
+    return itertools.islice(jsonl_rows(source, path) if is_file else _dataset_rows(source, path), source.take)
+
+
+def source_stem(source: Source, base: Path) -> str:
+    """Returns what a source's rows without an id are called after: `source_stem:number`."""
+    path = base / Path(source.path).expanduser()
+    return path.stem if _reads_file(source, path) else path.name
+
+
+def _reads_file(source: Source, path: Path) -> bool:
+    return path.is_file() or (source.is_file and not path.is_dir())
 
 
 LAYOUT = 'a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'

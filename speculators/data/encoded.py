@@ -106,6 +106,12 @@ class Conversations:
         return dict(self.manifest["skipped"])
 
     @property
+    def skipped_examples(self) -> dict[str, str]:
+        """Returns the id of the first conversation that the template could not encode, by reason."""
+        # Folders that were made before examples were kept have none.
+        return dict(self.manifest["skipped_examples"]) if "skipped_examples" in self.manifest else {}
+
+    @property
     def truncated(self) -> int:
         """Returns the number of conversations that were cut at `max_tokens`."""
         return self.manifest["truncated"]

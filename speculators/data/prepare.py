@@ -63,7 +63,7 @@ def prepare(
                     tally.leaked.append(conversation.id)
                 row = template.encode(conversation, section.max_tokens)
                 if isinstance(row, str):
-                    tally.skipped[row] += 1
+                    tally.skip(conversation, row)
                 else:
                     tally.add(conversation, row)
                     _write(row, tokens, mask)
@@ -85,6 +85,7 @@ class _Tally:
         self.ids: list[str] = []
         self.leaked: list[str] = []
         self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self.sources: list[dict[str, Any]] = []
         self.read = 0
         self.truncated = 0
@@ -100,8 +101,12 @@ class _Tally:
         np.add.at(self.counts, supervised, 1)
         self.lengths.append(len(row.input_ids))
         self.supervised.append(len(supervised))
-        self.ids.append(" ".join(conversation.id.split()))
+        self.ids.append(_one_line(conversation.id))
         self.truncated += row.truncated
+
+    def skip(self, conversation: Conversation, reason: str) -> None:
+        self.skipped[reason] += 1
+        self.examples.setdefault(reason, _one_line(conversation.id))
 
     def check(self) -> None:
         if self.leaked:
@@ -146,11 +151,16 @@ def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTe
         "supervised": sum(tally.supervised),
         "truncated": tally.truncated,
         "skipped": dict(tally.skipped.most_common()),
+        "skipped_examples": tally.examples,
         "turn_ends": [int(number) for number in template.special_ids if _counted(tally.counts, number)],
         "chat_template_sha256": hashlib.sha256(template.source.encode()).hexdigest(),
         "files": files,
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _counted(counts: np.ndarray, token: int) -> bool:

@@ -85,6 +85,24 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template refuses a prompt: {error}") from None
 
+    def thinks_by_default(self) -> bool | None:
+        """Returns whether a prompt asks for reasoning when nobody says so; None where the template has no such switch.
+
+        The switch is `enable_thinking` in most templates, `thinking` in some; a template ignores what it does not know.
+        """
+        question = [{"role": "user", "content": "question"}]
+        switches: tuple[dict[str, bool], ...] = ({}, *({"enable_thinking": on, "thinking": on} for on in (True, False)))
+        try:
+            plain, on, off = (
+                self.tokenizer.apply_chat_template(
+                    question, tokenize=False, add_generation_prompt=True, date_string=FIXED_DATE, **switch
+                )
+                for switch in switches
+            )
+        except jinja2.TemplateError:
+            return None
+        return None if on == off else bool(plain == on)
+
     def encode(self, conversation: Conversation, max_tokens: int) -> Encoded | str:
         """Returns the conversation as one row of at most `max_tokens`, or the reason why it cannot be used.
 

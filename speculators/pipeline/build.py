@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig
@@ -39,7 +40,7 @@ def training_kwargs(plan: Plan, folder: str | None, vocabulary: torch.Tensor | N
         "speculators_config": speculators_config(plan, folder),
         "t2d": t2d,
         "d2t": d2t,
-        "dtype": PRECISIONS[recipe.schedule.precision],
+        "dtype": PRECISIONS[plan.precision],
         "seed": recipe.seed,
     }
 
@@ -57,13 +58,19 @@ def speculators_config(plan: Plan, folder: str | None) -> SpeculatorsConfig:
 
 def vocabulary_of(context: Context, prepared: Conversations) -> tuple[torch.Tensor | None, str]:
     """Returns the draft vocabulary of the prepared data, [D] target ids, and what it covers in words."""
+    ids, ends = draft_tokens(context, prepared)
+    if ids is None:
+        return None, f"the whole vocabulary of {context.plan.facts.vocab_size} tokens"
+    return torch.from_numpy(ids), describe_vocabulary(ids, prepared.token_counts(), ends)
+
+
+def draft_tokens(context: Context, prepared: Conversations) -> tuple[np.ndarray | None, set[int]]:
+    """Returns the draft vocabulary of the prepared data, [D] target ids (None for all), and the ends of turns."""
     plan = context.plan
-    if plan.draft_vocab_size == plan.facts.vocab_size:
-        return None, f"the whole vocabulary of {plan.facts.vocab_size} tokens"
-    counts = prepared.token_counts()
     # The ends of text, too: where the data ends every turn with another token, a draft must still be able to stop.
     trust = context.recipe.verifier.trust_remote_code
     ends = {*prepared.turn_ends, *folder_stop_ids(context.folder, trust_remote_code=trust)}
     ends = {token for token in ends if token < plan.facts.vocab_size}
-    ids = draft_vocabulary(counts, plan.draft_vocab_size, ends)
-    return torch.from_numpy(ids), describe_vocabulary(ids, counts, ends)
+    if plan.draft_vocab_size == plan.facts.vocab_size:
+        return None, ends
+    return draft_vocabulary(prepared.token_counts(), plan.draft_vocab_size, ends), ends

@@ -29,11 +29,17 @@ class Places:
 
     Attributes:
         runs: holds one folder a run.
-        cache: holds what runs share: converted verifiers, prepared conversations, hidden states.
+        cache: holds what runs share: prepared conversations, hidden states.
+        verifiers: cache of converted verifiers; the same unless it is told, for they are input and not output.
     """
 
     runs: Path = Path("runs")
     cache: Path = attrs.field(factory=cache_folder)
+    verifiers: Path = attrs.field()
+
+    @verifiers.default
+    def _beside(self) -> Path:
+        return self.cache
 
     def prepared(self, plan: Plan) -> Path:
         """Returns the folder of the prepared conversations."""

@@ -30,7 +30,7 @@ class Feed:
         """The rows by epoch and step."""
         plan, world = self.context.plan, self.context.world
         width = plan.facts.hidden_size
-        bf16 = plan.recipe.schedule.precision == "bf16"
+        bf16 = plan.precision == "bf16"
         return Batches(
             conversations=self.prepared,
             source=self.source,

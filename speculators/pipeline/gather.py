@@ -10,7 +10,7 @@ from speculators.bench.result import FORMAT
 from speculators.errors import ArtifactError
 from speculators.pipeline.context import read_json
 from speculators.pipeline.ondisk import TRAINED
-from speculators.pipeline.records import events_of, flat, results
+from speculators.pipeline.records import flat, read_events, results
 from speculators.recipe.diff import Side, as_values
 from speculators.recipe.expect import expect_lines, held_against
 from speculators.recipe.origin import path_text
@@ -57,7 +57,7 @@ def gather_run(folder: Path, name: str) -> Values:
     """Returns what one run tells; `missing` says in words what is not there, and why where that can be known."""
     plan, lock, trained = (_table(folder / name) for name in ("plan.json", "lock.json", TRAINED))
     recipe = _recipe(plan)
-    events = events_of(folder / "events.jsonl") if (folder / "events.jsonl").is_file() else []
+    events = read_events(folder / "events.jsonl")
     settings, benches, unread = _bench(folder)
     state, unfinished = _state(trained, events)
     text = folder / "recipe.toml"
@@ -80,11 +80,18 @@ def gather_run(folder: Path, name: str) -> Values:
         "plan": _derived(plan) if recipe else {},
         "recipe": {path_text(path): value for path, value in leaves((), recipe)} if recipe else {},
         "recipe_text": text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
-        "lock": flat(lock or {}),
+        "lock": _lock_values(lock or {}),
         "settings": settings,
         "benches": benches,
         "expect": _expect(recipe, settings),
     }
+
+
+def _lock_values(lock: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what of a lock is for people: its recipe, and the inputs that its fingerprints hash, have places of their own."""
+    verifier = {"verifier": lock["verifier"]["files"]} if "files" in lock.get("verifier", {}) else {}
+    told = {key: value for key, value in lock.items() if key not in ("recipe", "inputs", "verifier", "resumed_in")}
+    return flat({**told, **verifier})
 
 
 def _table(file: Path) -> Values | None:

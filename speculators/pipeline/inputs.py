@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,13 +12,16 @@ from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.conversations import prompt_key, told
 from speculators.data.encoded import Conversations
+from speculators.data.files import read_manifest
+from speculators.data.leakage import HeldOut
 from speculators.data.prepare import prepare
 from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.events import WarningEvent
 from speculators.pipeline.context import Context
-from speculators.pipeline.ondisk import is_prepared
+from speculators.pipeline.ondisk import is_prepared, note_made
 from speculators.pipeline.regenerate import regenerated
+from speculators.recipe.schema import Recipe
 from speculators.verifier.tokens import load_tokenizer
 
 # Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
@@ -32,22 +36,17 @@ def conversations(context: Context) -> Conversations:
     if context.world.broadcast(context.world.is_main and is_prepared(plan, context.places, verify=True)):
         found = Conversations.open(folder, key=key)
         context.skip("prepare", f"{len(found)} conversations are in {folder}")
+        _note(context, "prepare", {name: held["sha256"] for name, held in found.manifest["files"].items()})
         return found
     with context.stage("prepare") as words:
         if context.world.is_main:
-            held_out = {
-                prompt_key(message.content)
-                for suite in context.recipe.benchmark.suites
-                for prompt in load_suite(suite)
-                for message in prompt.messages[:1]
-            }
             prepare(
                 regenerated(context) if data.regenerate else data,
                 folder=folder,
                 tokenizer=load_tokenizer(context.folder, trust_remote_code=context.recipe.verifier.trust_remote_code),
                 vocab_size=plan.facts.vocab_size,
                 base=Path(),
-                held_out=held_out,
+                held_out={prompt_key(held.prompt) for held in held_out(context.recipe)},
                 key=key,
                 progress=context.progress,
             )
@@ -58,7 +57,17 @@ def conversations(context: Context) -> Conversations:
             words.append(f"left out: {told(made.skipped)}")
         if made.truncated:
             words.append(f"{made.truncated} cut at {data.max_tokens} tokens")
+    _note(context, "prepare", {name: held["sha256"] for name, held in made.manifest["files"].items()})
     return made
+
+
+def held_out(recipe: Recipe) -> list[HeldOut]:
+    """Returns the prompts of the recipe's suites, by their first user turn: none of them may be trained on."""
+    return [
+        HeldOut(suite.name, prompt.id, next(message.content for message in prompt.messages if message.role == "user"))
+        for suite in recipe.benchmark.suites
+        for prompt in load_suite(suite)
+    ]
 
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:
@@ -69,11 +78,19 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     folder, key = context.places.states(context.plan), context.plan.stage("capture").fingerprint
     if world.broadcast(world.is_main and _is_captured(context, folder, key)):
         context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
-        return StateStore.open(folder, key=key)
-    with context.stage("capture") as words:
-        _fill(context, prepared, folder, key)
-        words.append(f"{prepared.lengths.sum():,} tokens, {_gigabytes(folder):.2f} GB in {folder}")
-    return StateStore.open(folder, key=key)
+    else:
+        with context.stage("capture") as words:
+            _fill(context, prepared, folder, key)
+            words.append(f"{prepared.lengths.sum():,} tokens, {_gigabytes(folder):.2f} GB in {folder}")
+    store = StateStore.open(folder, key=key)
+    _note(context, "capture", {held["file"]: held["sha256"] for held in read_manifest(folder)["shards"]})
+    return store
+
+
+def _note(context: Context, stage: str, files: Mapping[str, str]) -> None:
+    # `spec data` looks at a run's data where there is no run yet.
+    if context.world.is_main and context.run_folder.is_dir():
+        note_made(context.run_folder, context.plan.stage(stage), files)
 
 
 def _is_captured(context: Context, folder: Path, key: str) -> bool:

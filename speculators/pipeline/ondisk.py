@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from speculators.data.encoded import Conversations
-from speculators.data.files import sha256_of
+from speculators.data.files import sha256_of, write_json
 from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
 from speculators.pipeline.context import Places, read_json
-from speculators.recipe.plan import Plan
+from speculators.recipe.plan import Plan, Stage
 from speculators.verifier.sources import held_folder
 
 TRAINED = "train.json"
+MADE = "made.json"
 SPECULATOR = "speculator"
 
 
 def on_disk(plan: Plan, places: Places) -> dict[str, bool]:
     """Returns for each stage whether its output is there; of a hub's model its own client knows, so it is left out."""
     verifier = plan.recipe.verifier
-    known = {} if verifier.kind == "hub" else {"verifier": held_folder(verifier, cache=places.cache) is not None}
+    known = {} if verifier.kind == "hub" else {"verifier": held_folder(verifier, cache=places.verifiers) is not None}
     known["prepare"] = is_prepared(plan, places)
     if plan.recipe.data.hidden_states == "cached":
         known["capture"] = is_captured(plan, places)
@@ -56,6 +58,18 @@ def trained(plan: Plan, places: Places) -> dict[str, Any] | None:
         return None
     files = {folder / SPECULATOR / name: digest for name, digest in held["files"].items()}
     return held if all(path.is_file() and sha256_of(path) == digest for path, digest in files.items()) else None
+
+
+def note_made(folder: Path, stage: Stage, files: Mapping[str, str]) -> None:
+    """Keeps in the run folder the sha256 of what a stage made in the cache, which may be gone when it is asked for."""
+    held = made(folder)
+    write_json(folder / MADE, {**held, stage.name: {"fingerprint": stage.fingerprint, "files": dict(files)}})
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """Returns what `note_made` kept in a run folder: fingerprint and files of each stage."""
+    held = read_json(folder / MADE)
+    return held if isinstance(held, dict) else {}
 
 
 def bench_file(plan: Plan, places: Places) -> Path:

@@ -71,12 +71,13 @@ def _written(file: Path) -> float:
 
 def _record(folder: Path) -> Record | None:
     lock = read_json(folder / "lock.json")
-    if not isinstance(lock, dict) or not {"fingerprints", "device"} <= lock.keys():
+    where = _environment(lock)
+    if not isinstance(lock, dict) or "fingerprints" not in lock or "device" not in where:
         return None
     seconds: dict[str, float] = {}
     speeds: dict[str, float] = {}
     steps: list[float] = []
-    for event in events_of(folder / "events.jsonl"):
+    for event in read_events(folder / "events.jsonl"):
         if event.get("event") == "StepEvent":
             steps.append(event["tokens_per_second"])
         elif event.get("event") == "StageEvent" and event["status"] == "done":
@@ -89,21 +90,23 @@ def _record(folder: Path) -> Record | None:
         run=folder.name,
         folder=folder,
         fingerprints=lock["fingerprints"],
-        device=lock["device"],
+        device=where["device"],
         seconds=seconds,
         tokens_per_second=speeds,
     )
 
 
-def events_of(file: Path) -> list[dict[str, Any]]:
-    """Returns the whole lines of a log; a run that was killed may have left a part of one."""
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """Returns the events of a log, none where there is no log; a run that was killed may have left a part of a line."""
     events = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
             continue
-        events += [event] if isinstance(event, dict) else []
+        if isinstance(event, dict):
+            events.append(event)
     return events
 
 
@@ -150,7 +153,7 @@ def _train_flops_a_token(costs: Costs) -> float:
 
 
 def _precision(plan: Plan) -> tuple[str, str]:
-    return plan.recipe.schedule.precision, plan.recipe.data.states_dtype
+    return plan.precision, plan.recipe.data.states_dtype
 
 
 def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
@@ -160,7 +163,7 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
     """
     try:
         recipe = load_recipe(str(record.folder / "recipe.toml"))
-        folder = held_folder(recipe.verifier, cache=places.cache)
+        folder = held_folder(recipe.verifier, cache=places.verifiers)
         same = recipe.verifier == plan.recipe.verifier
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None
         if facts is None:
@@ -180,7 +183,7 @@ def newest_bench(folder: Path) -> dict[str, Any] | None:
 
 def curve(folder: Path) -> dict[str, list[float]]:
     """Returns a run's training loss, and its exact acceptance length at each evaluation, in order."""
-    events = events_of(folder / "events.jsonl") if (folder / "events.jsonl").is_file() else []
+    events = read_events(folder / "events.jsonl")
     return {
         "loss": [event["loss"] for event in events if event.get("event") == "StepEvent"],
         "tau": [event["tau"] for event in events if event.get("event") == "EvalEvent"],
@@ -199,10 +202,17 @@ def results(a: Path, b: Path) -> dict[str, Any]:
 
 def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
     """Returns what differs in where two runs ran: packages, device, threads, processes, platform."""
-    one, other = (flat(read_json(folder / "lock.json") or {}) for folder in (a, b))
+    one, other = (flat(_environment(read_json(folder / "lock.json"))) for folder in (a, b))
     keys = [key for key in dict.fromkeys([*one, *other]) if not key.startswith(("fingerprints.", "format"))]
     pairs = {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _environment(lock: Any) -> Mapping[str, Any]:
+    """Returns where a run began; locks of format 1 have it at their top."""
+    if not isinstance(lock, dict):
+        return {}
+    return lock.get("environment", lock)
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

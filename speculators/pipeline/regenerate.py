@@ -31,8 +31,7 @@ def regenerated(context: Context) -> DataSection:
     data = context.recipe.data
     settings = data.regenerate
     assert settings is not None
-    key = context.plan.stage("prepare").fingerprint[:16]
-    file = context.places.cache / "regenerated" / f"{key}.jsonl"
+    file = answers_file(context)
     if not file.exists():
         prompts = [prompt for source in data.sources for prompt in read_prompts(source)]
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
@@ -40,17 +39,30 @@ def regenerated(context: Context) -> DataSection:
     return attrs.evolve(data, sources=(Source(path=str(file)),), regenerate=None)
 
 
+def answers_file(context: Context) -> Path:
+    """Returns where the verifier's own answers to the recipe's prompts are, or will be."""
+    key = context.plan.stage("prepare").fingerprint[:16]
+    return context.places.cache / "regenerated" / f"{key}.jsonl"
+
+
 def read_prompts(source: Source) -> list[dict[str, Any]]:
-    """Returns a source's rows with messages up to the first user turn's end; answers that are there are dropped.
+    """Returns the rows of `stream_prompts`."""
+    return [row for _, row in stream_prompts(source)]
+
+
+def stream_prompts(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, row) with messages up to the first user turn's end; answers that are there are dropped.
 
     Raises:
         DataError: a row has no user turn.
     """
     if not source.is_file:
         conversations, _ = read_source(source, Path())
-        return [_row(c.id, c.category, c.messages) for c in conversations]
-    rows = itertools.islice(jsonl_rows(source, Path(source.path)), source.take)
-    return [_cut(row, f"{source.path}:{number}") for number, row in rows]
+        yield from ((c.id, _row(c.id, c.category, c.messages)) for c in conversations)
+        return
+    for number, row in itertools.islice(jsonl_rows(source, Path(source.path)), source.take):
+        place = f"{source.path}:{number}"
+        yield place, _cut(row, place)
 
 
 def _row(name: str, category: str, messages: Iterable[Message]) -> dict[str, Any]:

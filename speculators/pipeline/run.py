@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 
 from speculators.bench.run import bench
 from speculators.config import VerifierFacts
@@ -19,19 +18,20 @@ from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
 from speculators.pipeline.context import Context, EventLog, Listen, Places, read_json
-from speculators.pipeline.inputs import conversations
+from speculators.pipeline.inputs import conversations, state_source
+from speculators.pipeline.locking import lock_of
 from speculators.pipeline.ondisk import SPECULATOR, TRAINED, bench_file, measured, trained
 from speculators.pipeline.rehearsal import is_plugin, rehearse
+from speculators.pipeline.settled import settled, told_of
 from speculators.pipeline.training import lacking_hooks, train_stage
-from speculators.recipe.plan import Plan, make_plan
+from speculators.recipe import lock
+from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
 from speculators.tracking.sinks import OPEN, Subject, check_installed
 from speculators.tracking.tracker import Tracker
 from speculators.training.world import World
 from speculators.verifier.sources import fetch_facts, held_folder, obtain
-
-PACKAGES = ("spec-recipes", "torch", "transformers", "safetensors", "numpy")
 
 
 @attrs.frozen(kw_only=True)
@@ -51,7 +51,7 @@ class Outcome:
     peak_memory_gb: float
 
 
-def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen) -> Outcome:
+def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, until: str | None = None) -> Outcome:
     """Runs every stage that is not done yet.
 
     Args:
@@ -59,6 +59,7 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen) 
         places: where things are kept.
         world: the launch; every process calls this.
         listen: gets the events, on rank 0.
+        until: the last stage that is run; None for all.
 
     Raises:
         SpeculatorsError: something is the user's to mend; what was finished stays, and the next call goes on from it.
@@ -72,13 +73,12 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen) 
         context = make_context(recipe, places, world, tracker)
         if is_plugin(recipe.algorithm.name):
             rehearse(context.plan, context.tell)
-        if world.is_main:
-            _describe(context)
-            log.open(context.run_folder / "events.jsonl")
-            name, folder = context.run_folder.name, context.run_folder
-            tracker.open(Subject(name=name, folder=folder, values=flatten(recipe)))
-        _train_stages(context)
-        result = _bench_stage(context, tracker)
+        held = _begin(context, log, tracker)
+        if until in ("verifier", "prepare", "capture"):
+            _prepare_only(context, until)
+        else:
+            _train_stages(context, held)
+        result = _bench_stage(context, tracker) if until in ("bench", None) else None
         finished = True
     finally:
         tracker.close(finished=finished)
@@ -101,15 +101,25 @@ def _tracker(recipe: Recipe, log: EventLog, world: World) -> Tracker:
     return Tracker(then=log, sinks={name: OPEN[name] for name in recipe.tracking.sinks})
 
 
-def _train_stages(context: Context) -> None:
+def _begin(context: Context, log: EventLog, tracker: Tracker) -> dict[str, Any] | None:
+    """Opens the run folder and who is told of the run; returns the note of a training that is done."""
+    world, folder, held = context.world, context.run_folder, None
+    if world.is_main:
+        held = trained(context.plan, context.places)
+        _describe(context, idle=held is not None and _is_measured(context))
+        log.open(folder / "events.jsonl")
+        tracker.open(Subject(name=folder.name, folder=folder, values=flatten(context.recipe)))
+    return world.broadcast(held)
+
+
+def _train_stages(context: Context, held: Mapping[str, Any] | None) -> None:
     """Runs the stages up to the speculator, or tells that it is there."""
-    plan, places, world = context.plan, context.places, context.world
-    if held := world.broadcast(trained(plan, places) if world.is_main else None):
-        for stage in ("prepare", "capture")[: 2 if context.recipe.data.hidden_states == "cached" else 1]:
-            context.skip(stage, "not needed: training is done")
-        context.skip("train", f"{context.run_folder / SPECULATOR} (update {held['step']} of {held['total_steps']})")
-    else:
+    if held is None:
         train_stage(context, conversations(context))
+        return
+    for stage in ("prepare", "capture")[: 2 if context.recipe.data.hidden_states == "cached" else 1]:
+        context.skip(stage, "not needed: training is done")
+    context.skip("train", f"{context.run_folder / SPECULATOR} (update {held['step']} of {held['total_steps']})")
 
 
 def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -> Context:
@@ -121,41 +131,42 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
         check_baseline(baseline)
     began = time.monotonic()
     if world.is_main:
-        held = held_folder(section, cache=places.cache)
+        held = held_folder(section, cache=places.verifiers)
         if held is None:
             listen(StageEvent(stage="verifier", status="start", detail=section.model))
-        folder = obtain(section, cache=places.cache, progress=listen)
+        folder = obtain(section, cache=places.verifiers, progress=listen)
         status, seconds = ("done" if held is None else "skip"), time.monotonic() - began
         listen(StageEvent(stage="verifier", status=status, detail=str(folder), seconds=seconds))
     world.barrier()
     if not world.is_main:
-        folder = obtain(section, cache=places.cache)
-    plan = make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=world.size)
+        folder = obtain(section, cache=places.verifiers)
+    plan = settled(make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=world.size), world.device)
+    if world.is_main and (words := told_of(plan, world.device)):
+        listen(WarningEvent(message=words))
     return Context(recipe=recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)
 
 
-def _describe(context: Context) -> None:
-    """Writes what was asked for and what it means here into the run folder."""
+def _prepare_only(context: Context, until: str) -> None:
+    if until == "verifier":
+        return
+    prepared = conversations(context)
+    if until == "capture":
+        state_source(context, prepared)
+
+
+def _is_measured(context: Context) -> bool:
+    return not context.recipe.benchmark.suites or measured(context.plan, context.places) is not None
+
+
+def _describe(context: Context, *, idle: bool) -> None:
+    """Writes what was asked for, what it means here and what determines its result into the run folder."""
     folder, recipe = context.run_folder, context.recipe
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if recipe.file is not None:
         write_whole(folder / "recipe.toml", recipe.file.read_bytes())
     write_json(folder / "plan.json", context.plan.to_dict())
-    write_json(folder / "lock.json", _lock(context.plan, context.world))
-
-
-def _lock(plan: Plan, world: World) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "seed": plan.recipe.seed,
-        "fingerprints": {stage.name: stage.fingerprint for stage in plan.stages},
-        "packages": {package: metadata.version(package) for package in PACKAGES},
-        "platform": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},
-        "device": world.device.type,
-        "threads": torch.get_num_threads(),
-        "world_size": world.size,
-    }
+    write_json(folder / lock.NAME, lock_of(context, idle=idle).to_json())
 
 
 def _bench_stage(context: Context, tracker: Tracker) -> dict[str, Any] | None:

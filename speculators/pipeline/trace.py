@@ -142,7 +142,7 @@ def _row(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.Ten
 
 def _states(plan: Plan, tokens: int) -> dict[str, torch.Tensor]:
     width = plan.facts.hidden_size
-    dtype = torch.bfloat16 if plan.recipe.schedule.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
     return {
         "hidden_states": torch.empty(1, tokens, len(plan.target_layer_ids) * width, dtype=dtype),
         "verifier_last_hidden_states": torch.empty(1, tokens, width, dtype=dtype),
@@ -158,7 +158,7 @@ def _with_verifier(model: SpeculatorModel, plan: Plan, rules: HeadRules) -> int:
     # The name under which every algorithm keeps it, None in a model that was built without a verifier.
     if not hasattr(model, "target_head"):
         return 0
-    dtype = torch.bfloat16 if plan.recipe.schedule.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
     width = plan.facts.hidden_size
     weight, norm = torch.empty(plan.draft_vocab_size, width, dtype=dtype), torch.empty(width, dtype=dtype)
     model.target_head = VerifierHead(weight, norm, rules)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
+
 from speculators.bench.replay import replay
 from speculators.bench.responses import own_rows
 from speculators.bench.rows import Row
@@ -43,7 +45,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     if recipe.data.hidden_states == "cached":
         context.free_engine()
     job = Job(
-        schedule=recipe.schedule,
+        schedule=attrs.evolve(recipe.schedule, precision=context.plan.precision),
         total_steps=feed.total_steps,
         seed=recipe.seed,
         folder=context.run_folder / "checkpoints",

@@ -108,7 +108,7 @@ def memory(costs: Costs, device: Device) -> dict[str, int]:
 
 def seconds(costs: Costs, device: Device, efficiency: float) -> dict[str, float | None]:
     """Returns the time of each stage whose operations are known, at a share of the peak."""
-    speed = device.peaks[costs.plan.recipe.schedule.precision] * efficiency
+    speed = device.peaks[costs.plan.precision] * efficiency
     return {stage: None if flops is None else flops / speed for stage, flops in costs.flops(device.count).items()}
 
 
@@ -143,7 +143,7 @@ def _at(costs: Costs, device: Device, nodes: int, bandwidths: Bandwidths, effici
     rows = -(-plan.rows_per_step // world)
     tokens = rows * world * plan.row_tokens
     online = 0 if costs.cached else plan.row_tokens * costs.verifier.flops(costs.mean_tokens)
-    speed = device.peaks[plan.recipe.schedule.precision] * efficiency
+    speed = device.peaks[plan.precision] * efficiency
     compute = (rows * (costs.row.row_flops + online) + costs.row.update_flops) / speed
     moved = sum(costs.communication(world).values())
     communication = moved / (bandwidths.link if nodes == 1 else bandwidths.network)

@@ -106,7 +106,7 @@ class Costs:
     def row_bytes(self) -> int:
         """Returns the bytes of one packed row's states, as a forward takes them."""
         widths = (len(self.plan.target_layer_ids) + 1) * self.plan.facts.hidden_size
-        return self.plan.row_tokens * widths * COMPUTE_BYTES[self.plan.recipe.schedule.precision]
+        return self.plan.row_tokens * widths * COMPUTE_BYTES[self.plan.precision]
 
     def memory(self, world_size: int, *, capture_tokens: int, rows_on_host: bool) -> dict[str, int]:
         """Returns the bytes of one process while it trains, by part.

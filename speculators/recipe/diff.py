@@ -17,8 +17,8 @@ from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten, leaves
 
-# What a recipe is called, what it is known to reach and who is told of it: no part of what it does.
-_NAMES = ("format", "name", "version", "summary", "extends", "tracking", "expect")
+# What a recipe is called, what it is for, how it is held to its word and who is told: no part of what it does.
+_NAMES = ("format", "name", "version", "summary", "hardware", "extends", "tracking", "reproduce", "expect")
 # Values that name content by a path; the same content under another path is no difference.
 _CONTENT = ("path", "model")
 ABSENT = "not there"

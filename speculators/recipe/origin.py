@@ -74,6 +74,13 @@ def nearest_line(lines: Mapping[tuple[Part, ...], int], parts: tuple[Part, ...])
     return None
 
 
+def comment_at(text: str, line: int) -> str:
+    """Returns the comment at the end of a line of a TOML text, "" where it has none; a `#` in a text is no comment."""
+    lines = text.splitlines()
+    tokens = _TOKEN.finditer(lines[line - 1]) if line <= len(lines) else ()
+    return next((found.group()[1:].strip() for found in tokens if found.group().startswith("#")), "")
+
+
 def _keys(dotted: str) -> tuple[str, ...]:
     found: list[str] = []
     value: Any = tomli.loads(f"{dotted} = 0")

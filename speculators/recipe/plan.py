@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,7 @@ class Plan:
         transformer_layer_config: the draft's decoder.
         row_tokens: tokens of a packed row.
         rows_per_step: rows of the global batch, shared by `world_size` processes.
+        precision: what training computes in: the recipe's, or "fp32" where the device of a run has no bf16 products.
         stages: in order; "capture" only for cached states, "bench" only with suites.
         parameters: parameter counts by part, filled by whoever builds the model.
     """
@@ -64,6 +66,7 @@ class Plan:
     transformer_layer_config: dict[str, Any]
     row_tokens: int
     rows_per_step: int
+    precision: str
     world_size: int
     stages: tuple[Stage, ...]
     parameters: dict[str, int] = attrs.field(factory=dict)
@@ -71,6 +74,10 @@ class Plan:
     def stage(self, name: str) -> Stage:
         """Returns the stage of that name; raises KeyError if the plan has none."""
         return {stage.name: stage for stage in self.stages}[name]
+
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Returns the inputs of each stage as JSON values."""
+        return {stage.name: dict(json.loads(json.dumps(stage.inputs))) for stage in self.stages}
 
     @property
     def run_name(self) -> str:
@@ -92,6 +99,7 @@ class Plan:
             "transformer_layer_config": self.transformer_layer_config,
             "row_tokens": self.row_tokens,
             "rows_per_step": self.rows_per_step,
+            "precision": self.precision,
             "world_size": self.world_size,
             "steps": self.steps,
             "parameters": self.parameters,
@@ -126,6 +134,7 @@ def make_plan(recipe: Recipe, facts: VerifierFacts, *, world_size: int = 1) -> P
         transformer_layer_config=draft_decoder_config(facts, config),
         row_tokens=row_tokens,
         rows_per_step=recipe.schedule.tokens_per_step // row_tokens,
+        precision=recipe.schedule.precision,
         world_size=world_size,
         stages=(),
     )
@@ -149,7 +158,7 @@ def _stages(plan: Plan) -> tuple[Stage, ...]:
         "verifier",
         sources=[source_identity(source) for source in recipe.data.sources],
         max_tokens=recipe.data.max_tokens,
-        regenerate={**section_values(regenerate), "dtype": dtype} if regenerate else None,
+        regenerate={**section_values(regenerate), "dtype": regenerate.dtype or dtype} if regenerate else None,
         # Their prompts are kept out of the training data.
         held_out=suites,
     )

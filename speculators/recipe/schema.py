@@ -76,6 +76,12 @@ class VerifierSection:
             return "gguf"
         return "folder" if is_file_path(self.model) else "hub"
 
+    @property
+    def short_name(self) -> str:
+        """Returns what people call the verifier: the last part of its id or path, without a file's ending."""
+        last = self.model.rsplit("/", 1)[-1]
+        return last.removesuffix(".gguf") if self.kind in ("wheel", "gguf") else last
+
     def __attrs_post_init__(self) -> None:
         if self.kind == "wheel" and self.sha256 is None:
             raise ValueError("a wheel: model needs sha256, that of the GGUF file inside: it is checked before use")
@@ -90,7 +96,10 @@ class Source:
     """One source of conversations: a JSONL file (path relative to the recipe's folder) or a data set's hub id.
 
     Attributes:
+        path: a JSONL file, relative to the file that says it, or the hub id of a data set.
+        split: of a data set, "train" if none is said; of a file, the rows whose field `split` it is.
         take: the first so many conversations; None for all.
+        revision: commit of a data set.
         sha256: of the file.
     """
 
@@ -111,6 +120,10 @@ class Regenerate:
     """`[data.regenerate]`: replace the answers by the verifier's own continuations.
 
     Attributes:
+        max_new_tokens: longer answers are cut there.
+        temperature: 0 is greedy; above, samples of the whole distribution.
+        batch_size: prompts that are answered at once.
+        seed: of the samples.
         dtype: in which the verifier answers; None for `verifier.dtype`.
     """
 
@@ -126,9 +139,11 @@ class DataSection:
     """`[data]`: conversations and how the verifier's states for them travel.
 
     Attributes:
+        sources: files and data sets, read one after the other.
         max_tokens: longer conversations are cut here.
         hidden_states: "online" computes them during training, "cached" captures them to disk first.
         states_dtype: in which the states for training are computed and kept.
+        regenerate: how the verifier rewrites the answers; None keeps those of the sources.
     """
 
     sources: tuple[Source, ...] = field(validator=not_empty)
@@ -143,6 +158,7 @@ class AlgorithmSection:
     """`[algorithm]`: a registered name, and the fields of the config registered under it as the other keys.
 
     Attributes:
+        name: of the algorithm, as `spec ls` lists them or the plug-in registers it.
         module: a plug-in that registers the algorithm when imported.
     """
 
@@ -156,7 +172,9 @@ class OptimizerSection:
     """`schedule.optimizer`.
 
     Attributes:
+        name: "adamw", or "muon" for the matrices of the layers with adamw for the rest.
         lr: peak learning rate; with muon, that of the matrices.
+        weight_decay: decoupled; a share of the weight, times the learning rate, goes in each update.
         betas: of adamw, and of the part of the parameters that muon leaves to adamw.
         clip_norm: largest norm of the gradient; None for no clipping.
         momentum: of muon.
@@ -186,6 +204,7 @@ class LearningRate:
     """`schedule.learning_rate`: the factor on the peak rate over the run.
 
     Attributes:
+        shape: of the fall after the warm-up: "linear", "cosine", "wsd" (constant, then a decay) or "constant".
         warmup: share of the steps in which the rate rises from 0.
         decay: share of the steps in which "wsd" decays.
         floor: where the decay ends, as a share of the peak rate.
@@ -206,10 +225,15 @@ class ScheduleSection:
     """`[schedule]`: how long, in which steps, at which rate.
 
     Attributes:
+        epochs: passes over the conversations.
         max_steps: stop after so many optimizer updates; None for `epochs` passes.
         tokens_per_step: tokens of the global batch, whatever the number of processes.
         row_tokens: tokens of one packed row; None for `data.max_tokens`.
+        optimizer: its kind and numbers.
+        learning_rate: the factor on the peak rate over the run.
+        precision: "bf16" computes in bfloat16 over float32 weights, "fp32" in float32.
         evaluate_every: steps, or a share of the run.
+        checkpoint_every: steps, or a share of the run.
         keep_checkpoints: how many of the latest stay on disk, besides the best.
     """
 
@@ -227,14 +251,25 @@ class ScheduleSection:
 
 @attrs.frozen(kw_only=True)
 class DistributedSection:
-    """`[distributed]`: shard the model over all processes of the launch (FSDP2), or keep a copy in each."""
+    """`[distributed]`: how the processes of a launch share the model.
+
+    Attributes:
+        shard: over all processes (FSDP2); false keeps a copy in each.
+    """
 
     shard: bool = True
 
 
 @attrs.frozen(kw_only=True)
 class Suite:
-    """Prompts to measure on: a name of the catalogue, or a name of one's own with a path or hub id."""
+    """Prompts to measure on: a name of the catalogue, or a name of one's own with a path or hub id.
+
+    Attributes:
+        name: of the catalogue, or one's own where a path follows.
+        path: a JSONL file or the hub id of a data set; None for the catalogue's.
+        split: which rows; None for the catalogue's, or all.
+        take: the first so many prompts; None for all.
+    """
 
     name: str = field(validator=matches(r"[\w.-]+", "letters, digits, _, - and ."))
     path: str | None = None
@@ -254,6 +289,8 @@ class BenchmarkSection:
     Attributes:
         suites: the first one also chooses the best checkpoint.
         num_speculative_tokens: the K that are reported.
+        temperature: each one is measured; 0 is greedy.
+        max_new_tokens: of each of the verifier's responses.
         live_prompts: prompts that the live decode re-measures in each setting; None for all.
         live_tokens: of each of them, the first so many tokens of the response; None for all.
         baselines: drafters without training to measure beside: "ngram", "suffix", "draft_model:SOURCE".
@@ -276,20 +313,55 @@ class BenchmarkSection:
 
 @attrs.frozen(kw_only=True)
 class Expect:
-    """One band of `[expect]`: the acceptance length that was measured, and by what."""
+    """One band of `[expect]`: the acceptance length that was measured, and by what.
+
+    Attributes:
+        tau: lowest and highest acceptance length that a run of this recipe should reach.
+        source: the measurement that it was written from.
+    """
 
     tau: tuple[float, float] = field(validator=_band)
     source: str = field(validator=not_empty)
 
 
 @attrs.frozen(kw_only=True)
+class ReproduceSection:
+    """`[reproduce]`: what `spec reproduce` holds a re-run to.
+
+    Attributes:
+        tolerance: on another platform, of each value relative to it (or to 1, if it is smaller), and of each weight
+            tensor relative to its norm. On the same platform the bits must be the same.
+    """
+
+    tolerance: float = field(default=0.01, validator=between(0, 1))
+
+
+@attrs.frozen(kw_only=True)
 class Recipe:
-    """What the author wrote, with the defaults; `file` and `origins` say where and are no part of its meaning."""
+    """What the author wrote, with the defaults; `file` and `origins` say where and are no part of its meaning.
+
+    Attributes:
+        format: of the file; older ones are migrated on load.
+        name: of the recipe; run folders begin with it.
+        version: of the recipe; changes when its meaning changes.
+        summary: one line for `spec ls`.
+        hardware: what it ran on, or was planned for; for people, who choose by it.
+        seed: of initialisation, order of the conversations and everything drawn in training.
+        extends: the recipe that everything is taken from that this one does not say.
+        verifier: the model that is drafted for.
+        data: conversations and the verifier's states for them.
+        algorithm: the kind of draft model, and its parameters.
+        schedule: how long, in which steps, at which rate.
+        distributed: how the processes of a launch share the model.
+        benchmark: what acceptance is measured on.
+        expect: by setting, the acceptance length that this recipe is known to reach.
+    """
 
     format: int
     name: str = field(validator=matches(r"[A-Za-z0-9][\w.-]*", "letters, digits, _, - and ."))
     version: str = field(validator=matches(r"\d+\.\d+\.\d+", 'three numbers such as "1.0.0"'))
     summary: str = ""
+    hardware: str = ""
     seed: int = field(default=0, validator=not_negative)
     extends: str | None = None
     verifier: VerifierSection
@@ -299,6 +371,7 @@ class Recipe:
     distributed: DistributedSection = DistributedSection()
     benchmark: BenchmarkSection = BenchmarkSection()
     tracking: TrackingSection = TrackingSection()
+    reproduce: ReproduceSection = ReproduceSection()
     expect: dict[str, Expect] = field(factory=dict)
     file: Path | None = field(default=None, eq=False)
     origins: Mapping[str, Origin] = field(factory=dict, eq=False, repr=False)

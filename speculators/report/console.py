@@ -15,6 +15,10 @@ STYLES = {
     "good": "green",
     "warn": "yellow",
     "bad": "bold red",
+    "mask": "bold green",
+    "supervised": "green underline",
+    "special": "magenta",
+    "supervised special": "bold magenta underline",
 }
 
 # Piped output is searched line by line: it is not wrapped at the 80 columns that Rich assumes.

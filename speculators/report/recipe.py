@@ -8,8 +8,11 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from speculators.recipe.explain import Why
 
 
 def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -23,15 +26,40 @@ def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def why_lines(found: Sequence[Why]) -> RenderableType:
+    """Returns each value with where it comes from, what it means and which stages it decides."""
+    parts: list[RenderableType] = []
+    for why in found:
+        parts.append(Text.assemble((why.path, "name"), " = ", _toml(why.value)))
+        table = plain_table()
+        table.add_column(style="note", no_wrap=True)
+        table.add_column(overflow="fold")
+        then = f", and through that {', '.join(why.reruns)}" if why.reruns else ""
+        lines = {
+            "from": why.origin,
+            "beside": why.comment,
+            "means": why.means or "its class does not say",
+            "enters": f"{', '.join(why.enters)}{then}" if why.enters else "no stage's fingerprint: nothing runs again",
+        }
+        for name, words in lines.items():
+            if words:
+                table.add_row(name, Text(words))
+        parts.append(Padding(table, (0, 0, 0, 4), expand=False))
+    return Group(*parts)
+
+
 def listing(
     recipes: Sequence[Mapping[str, Any]], algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]
 ) -> RenderableType:
-    """Returns the recipes with what they reach, the algorithms and the runs."""
-    table = plain_table("recipe", "algorithm", "version", "summary", "reaches")
-    for recipe in recipes:
-        bands = "\n".join(f"{name}: {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items())
-        cells = (recipe["name"], recipe["algorithm"], recipe["version"], recipe["summary"], bands or "not measured yet")
-        table.add_row(*map(escape, cells))
+    """Returns the recipes by verifier with what they need and reach, the algorithms and the runs."""
+    table = plain_table("recipe", "algorithm", "hardware", "summary", "known to reach")
+    for family in sorted({recipe["family"] for recipe in recipes}):
+        table.add_row(Text(family, style="title"))
+        for recipe in (recipe for recipe in recipes if recipe["family"] == family):
+            bands = "\n".join(f"{name}: {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items())
+            name = f"  {recipe['name']}"
+            cells = (name, recipe["algorithm"], recipe["hardware"], recipe["summary"], bands or "not measured yet")
+            table.add_row(*map(escape, cells))
     parts: list[RenderableType] = [table, Text.assemble(("\nalgorithms ", "title"), ", ".join(algorithms) or "none")]
     if runs:
         done = plain_table("run", "trained", "measured")

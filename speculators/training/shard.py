@@ -84,5 +84,9 @@ def _check_same(model: nn.Module, world: World) -> None:
 
 
 def precision(world: World, name: str) -> torch.autocast:
-    """Returns the context of a forward: bf16 where autocast says so, over float32 parameters; or float32 throughout."""
+    """Returns the context of a forward: bf16 where autocast says so, over float32 parameters; or float32 throughout.
+
+    Args:
+        name: "bf16" or "fp32"; the plan has settled what this device computes in.
+    """
     return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=name == "bf16")

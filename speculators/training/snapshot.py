@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from speculators.training import rng
 from speculators.training.optimizer import Optimizer
@@ -46,6 +47,21 @@ def read_rng(folder: Path, world: World) -> None:
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Reads only the weights of a checkpoint into a model that is not sharded, in one process, for export."""
     _load(folder, _model_tensors(model), World())
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names of a checkpoint's tensors, in their order."""
+    held = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    return [name for name, facts in held.items() if isinstance(facts, TensorStorageMetadata)]
+
+
+def read_tensor(folder: Path, name: str) -> torch.Tensor:
+    """Reads one tensor of a checkpoint, whole, without the model that it is of."""
+    facts = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata[name]
+    assert isinstance(facts, TensorStorageMetadata)
+    tensor = torch.empty(facts.size, dtype=facts.properties.dtype)
+    _load(folder, {name: tensor}, World())
+    return tensor
 
 
 def _load(folder: Path, tensors: dict[str, torch.Tensor], world: World) -> None:

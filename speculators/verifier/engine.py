@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from speculators.config import VerifierFacts
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
+from speculators.nn.precision import compute_dtype
 from speculators.verifier.capture import Capture, batches_by_length, decoder_layers
 from speculators.verifier.generate import Sampling, generate_batches
 from speculators.verifier.head import VerifierHead
@@ -25,7 +26,8 @@ class Engine:
 
     Args:
         folder: a Hugging Face folder, as `obtain` returns.
-        dtype: of weights and states, or its name ("float32", "bfloat16", "float16").
+        dtype: of weights and states, or its name ("float32", "bfloat16", "float16"); float32 for bfloat16 where the
+            device has no bf16 products.
         device: where the model is.
         trust_remote_code: let transformers run code that comes with the model.
 
@@ -44,8 +46,8 @@ class Engine:
         check_folder(folder)
         self.folder = folder
         self.facts = VerifierFacts.read(folder / "config.json")
-        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.device = torch.device(device)
+        self.dtype = compute_dtype(getattr(torch, dtype) if isinstance(dtype, str) else dtype, self.device)
         self.model = _load(folder, self.dtype, trust_remote_code).to(self.device)
         self._layers = decoder_layers(self.model)
         self._trust = trust_remote_code

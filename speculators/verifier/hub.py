@@ -7,7 +7,8 @@ from pathlib import Path
 from speculators.errors import VerifierError
 
 # Never pickles (*.bin, *.pt): reading one runs what its author wrote into it.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+_WEIGHTS = "*.safetensors"
+_WANTED = [_WEIGHTS, "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 
 
 def fetch_folder(repo: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
@@ -17,6 +18,12 @@ def fetch_folder(repo: str, revision: str | None, *, trust_remote_code: bool = F
         VerifierError: no network, no such model or revision, or no access to it.
     """
     return _snapshot(repo, revision, [*_WANTED, "*.py"] if trust_remote_code else _WANTED)
+
+
+def fetch_tokenizer(repo: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
+    """Returns the same snapshot with config and tokenizer, without fetching weights. Raises as `fetch_folder` does."""
+    wanted = [pattern for pattern in _WANTED if pattern != _WEIGHTS]
+    return _snapshot(repo, revision, [*wanted, "*.py"] if trust_remote_code else wanted)
 
 
 def fetch_config(repo: str, revision: str | None) -> Path:

@@ -11,13 +11,15 @@ from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
 from speculators.recipe.schema import VerifierSection
 from speculators.verifier import gguf, hub
-from speculators.verifier.cache import cache_folder, file_sha256, is_intact, make_once
+from speculators.verifier.cache import MANIFEST, cache_folder, file_sha256, is_intact, make_once
 from speculators.verifier.wheel import WheelSource, fetch
 
-__all__ = ["cache_folder", "check_folder", "fetch_facts", "held_folder", "obtain", "shard_index"]
+__all__ = ["cache_folder", "check_folder", "fetch_facts", "held_folder", "obtain", "shard_index", "verifier_files"]
 
 # Part of a converted folder's name: raise it when the conversion changes, and older folders are left alone.
 CONVERSION = 1
+# What of a folder is read: weights, tokenizer, template, configs, and code where that is allowed.
+_READ = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 
 
 def obtain(
@@ -84,6 +86,12 @@ def fetch_facts(
     if section.kind == "folder":
         return VerifierFacts.read(base / Path(section.model).expanduser() / "config.json")
     return VerifierFacts.read(obtain(section, cache=cache, base=base, progress=progress) / "config.json")
+
+
+def verifier_files(folder: Path) -> dict[str, str]:
+    """Returns the sha256 of each file that is read from a verifier's folder."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in _READ and path.name != MANIFEST)
+    return {path.name: file_sha256(path) for path in files}
 
 
 def check_folder(folder: Path) -> None:

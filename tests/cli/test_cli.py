@@ -196,8 +196,24 @@ def test_show_prints_the_file_or_every_value_with_its_origin(capsys: pytest.Capt
     assert lines["schedule.optimizer.lr"] == ["schedule.optimizer.lr", "0.0001", "default"]
     assert lines["verifier.model"] == ["verifier.model", '"owner/model"', "mine.toml:5"]
     why = json.loads(spec(capsys, "show", "mine.toml", "--why", "verifier.model", "--json")[1])
-    assert why == {"verifier.model": {"value": "owner/model", "origin": "mine.toml:5"}}
-    assert len(spec(capsys, "show", "mine.toml", "--why", "schedule.optimizer")[1].splitlines()) == 7
+    assert why.keys() == {"verifier.model"}
+    told = why["verifier.model"]
+    assert (told["value"], told["origin"]) == ("owner/model", "mine.toml:5")
+    assert (told["enters"], told["reruns"]) == (["verifier"], ["prepare", "train"])
+    assert "hub id, local folder" in told["means"]
+
+
+def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it is from, what stands beside it, what it means and what it decides, on a line each."""
+    Path("mine.toml").write_text(RECIPE + "[schedule]\noptimizer = { lr = 1e-3 }  # tried 3e-3\n")
+    lines = spec(capsys, "show", "mine.toml", "--why", "schedule.optimizer")[1].splitlines()
+    assert sum(" = " in line for line in lines) == 7
+    start = lines.index("schedule.optimizer.lr = 0.001")
+    told = [line.split(maxsplit=1) for line in lines[start + 1 : start + 5]]
+    assert [name for name, _ in told] == ["from", "beside", "means", "enters"]
+    assert [words.strip() for _, words in told][:2] == ["mine.toml:12", "tried 3e-3"]
+    assert told[3][1].strip() == "train"
+    assert "no stage's fingerprint" in spec(capsys, "show", "mine.toml", "--why", "summary")[1]
 
 
 def test_plan_prints_stages_and_derived_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +262,9 @@ def test_ls_lists_recipes_algorithms_and_runs(capsys: pytest.CaptureFixture[str]
     assert all(word in out for word in ("quickstart", "eagle3_llama8b", "eagle3", "mine-12345678"))
     listed = json.loads(spec(capsys, "ls", "--json")[1])
     assert listed["runs"] == [{"name": "mine-12345678", "trained": True, "measured": False}]
-    assert {"name", "summary", "version", "verifier", "algorithm", "expect"} == listed["recipes"][0].keys()
+    keys = {"name", "summary", "version", "verifier", "family", "hardware", "algorithm", "expect"}
+    assert all(keys == recipe.keys() for recipe in listed["recipes"])
+    assert all(recipe["hardware"] for recipe in listed["recipes"])
 
 
 def test_cp_copies_once_and_never_over_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def test_the_run_folder_holds_recipe_plan_lock_events_checkpoints_speculator_and
     plan, lock = (json.loads((run_folder / name).read_text()) for name in ("plan.json", "lock.json"))
     assert [stage["name"] for stage in plan["stages"]] == STAGES
     assert lock["fingerprints"] == {stage["name"]: stage["fingerprint"] for stage in plan["stages"]}
-    assert lock["packages"].keys() >= {"spec-recipes", "torch", "transformers"}
+    assert lock["environment"]["packages"].keys() >= {"spec-recipes", "torch", "transformers"}
     assert plan["run_name"] == run_folder.name
     assert [path.name for path in sorted((run_folder / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
     assert {path.name for path in (run_folder / "speculator").iterdir()} == {"config.json", "model.safetensors"}

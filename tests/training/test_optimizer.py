@@ -7,7 +7,7 @@ import torch
 from training_toy import ADAMW, MUON, build, weights
 
 from speculators.recipe.schema import OptimizerSection
-from speculators.training.optimizer import Optimizer
+from speculators.training.optimizer import Optimizer, WholeMuon, orthogonal
 
 
 def give_gradients(model):
@@ -53,6 +53,37 @@ def test_muon_updates_have_the_size_of_adamw_ones():
         size = (model.get_parameter(name) - before[name]).square().mean().sqrt().item()
         # Five Newton-Schulz iterations leave singular values between 0.7 and 1.2.
         assert 0.7 * 0.2e-2 < size < 1.2 * 0.2e-2
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_a_muon_update_is_torchs_to_the_bit_where_there_are_bf16_products(shape, monkeypatch):
+    """Two updates with momentum and decay, of a wide and a tall matrix."""
+    monkeypatch.setattr("speculators.nn.precision.has_bf16_products", lambda device_type: True)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    found, wanted = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    ours, theirs = WholeMuon([found], **settings), torch.optim.Muon([wanted], **settings)
+    for _ in range(2):
+        found.grad = torch.randn(shape, generator=generator)
+        wanted.grad = found.grad.clone()
+        ours.step()
+        theirs.step()
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, start)
+
+
+def test_without_bf16_products_muon_orthogonalises_in_float32(monkeypatch):
+    """The direction is float32, and within bf16's rounding (2^-8 in each of fifteen products) of the bf16 one."""
+    matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    rule = {"coefficients": (3.4445, -4.775, 2.0315), "steps": 5, "eps": 1e-7}
+    found = {}
+    for has in (True, False):
+        monkeypatch.setattr("speculators.nn.precision.has_bf16_products", lambda device_type, has=has: has)
+        found[has] = orthogonal(matrix, **rule)
+    assert [found[has].dtype for has in (True, False)] == [torch.bfloat16, torch.float32]
+    difference = (found[True].float() - found[False]).norm() / found[False].norm()
+    assert 0 < difference < 15 * 2**-8
 
 
 def test_weight_decay_spares_what_is_not_a_matrix():

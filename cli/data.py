@@ -1,0 +1,36 @@
+"""Looks at what a run would train on: the mask, lengths, what is left out, coverage, leaks, how on-policy it is."""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import add_recipe, load_checked, natural, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    add_recipe(parser)
+    parser.add_argument("--show", metavar="N", type=natural, default=1, help="print the first N conversations (1)")
+    parser.add_argument("--id", metavar="ID", action="append", default=[], help="print this one instead; several times")
+    text = "let the verifier read N conversations, to tell how on-policy they are (8); 0 needs none of its weights"
+    parser.add_argument("--sample", metavar="N", type=natural, default=8, help=text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints what was found; 1 if an error is among it."""
+    options.nproc = 1
+    recipe = load_checked(options)
+    from speculators.pipeline.context import Places
+    from speculators.pipeline.look import Wish, look
+    from speculators.report.console import console
+    from speculators.report.data import data_tables
+    from speculators.report.progress import RunView
+
+    wish = Wish(show=options.show, ids=tuple(options.id), sample=options.sample)
+    with RunView(quiet=options.quiet) as view:
+        found = look(recipe, wish, places=Places(), listen=view)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        console().print(data_tables(found))
+    return 1 if found.failed else 0

@@ -1,0 +1,126 @@
+"""The locks of the recipes that come with the package, and whether what a lock names can still be resolved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from speculators.config import VerifierFacts
+from speculators.errors import ArtifactError, LockError, RecipeError
+from speculators.recipe.catalog import recipes_folder
+from speculators.recipe.checks import check_recipe
+from speculators.recipe.load import load_recipe
+from speculators.recipe.lock import Lock
+from speculators.recipe.plan import Plan, make_plan
+from speculators.recipe.relocate import differing_inputs, relocate
+from speculators.recipe.schema import Recipe
+
+FORMAT = 1
+NAME = "locks.json"
+
+
+@attrs.frozen(kw_only=True)
+class Checked:
+    """What checking one lock showed.
+
+    Attributes:
+        name: of the recipe, or the run folder.
+        problems: why it does not resolve; none if it does.
+        notes: what could not be checked, or is not pinned.
+    """
+
+    name: str
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_locks() -> dict[str, Any]:
+    """Returns the locks that come with the package: config.json of each verifier, inputs of each recipe's stages."""
+    file = recipes_folder() / NAME
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+        if held["format"] != FORMAT:
+            raise LockError(f"{file}: format {held['format']}, this version reads {FORMAT}")
+        return {"format": FORMAT, "verifiers": dict(held["verifiers"]), "recipes": dict(held["recipes"])}
+    except FileNotFoundError:
+        return {"format": FORMAT, "verifiers": {}, "recipes": {}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LockError(f"{file}: damaged: {error!r}", hint="git checkout restores it") from error
+
+
+def write_locks(held: Mapping[str, Any]) -> Path:
+    """Writes the locks of the recipes into their folder, which is that of a checkout."""
+    file = recipes_folder() / NAME
+    told = {key: held[key] if key == "format" else dict(sorted(held[key].items())) for key in held}
+    try:
+        file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"{file}: cannot be written: {error.strerror}") from error
+    return file
+
+
+def locked(name: str, facts: VerifierFacts) -> dict[str, Any]:
+    """Returns the lock of a recipe of the catalogue."""
+    plan = make_plan(load_recipe(name), facts)
+    return {"version": plan.recipe.version, "fingerprints": _fingerprints(plan), "inputs": plan.inputs()}
+
+
+def check_shipped(name: str, held: Mapping[str, Any]) -> Checked:
+    """Returns whether a recipe of the catalogue still is what its lock says, offline."""
+    recipe = load_recipe(name)
+    mend = f"spec lock --write {name}"
+    if name not in held["recipes"]:
+        return Checked(name=name, problems=(f"has no lock ({mend} makes it)",))
+    if recipe.verifier.model not in held["verifiers"]:
+        return Checked(name=name, problems=(f"the lock has no config.json of {recipe.verifier.model} ({mend})",))
+    lock, facts = held["recipes"][name], VerifierFacts(held["verifiers"][recipe.verifier.model])
+    problems = _compared(recipe, facts, lock["inputs"], lock["fingerprints"])
+    if problems and recipe.version == lock["version"]:
+        problems += (f"its meaning changed and its version {recipe.version} did not: raise it, then {mend}",)
+    return Checked(name=name, problems=problems, notes=_unpinned(recipe))
+
+
+def check_run(folder: Path) -> Checked:
+    """Returns whether what a run's lock names can still be resolved; the verifier's files are left to the caller."""
+    lock = Lock.read(folder)
+    recipe, lost = relocate(lock.resolved(folder), lock, folder)
+    if lost:
+        return Checked(name=str(folder), problems=tuple(str(each) for each in lost))
+    facts = VerifierFacts(lock.verifier.config)
+    problems = _compared(recipe, facts, lock.inputs, lock.fingerprints)
+    return Checked(name=str(folder), problems=problems, notes=_unpinned(recipe))
+
+
+def _fingerprints(plan: Plan) -> dict[str, str]:
+    return {stage.name: stage.fingerprint for stage in plan.stages}
+
+
+def _compared(
+    recipe: Recipe, facts: VerifierFacts, inputs: Mapping[str, Any], fingerprints: Mapping[str, str]
+) -> tuple[str, ...]:
+    if problems := check_recipe(recipe):
+        return tuple(str(problem) for problem in problems)
+    try:
+        plan = make_plan(recipe, facts)
+    except RecipeError as error:
+        return tuple(str(problem) for problem in error.problems)
+    here, found = plan.inputs(), _fingerprints(plan)
+    told = [
+        f"{stage}: {path} is {before!r} in the lock, and {after!r} here"
+        for stage in dict.fromkeys([*inputs, *here])
+        for path, before, after in differing_inputs(inputs, here, stage)
+    ]
+    if not told and dict(fingerprints) != found:
+        told = ["the inputs are the same and the fingerprints are not: the lock was edited"]
+    return tuple(told)
+
+
+def _unpinned(recipe: Recipe) -> tuple[str, ...]:
+    """Returns what a hub may replace by something else under the same name."""
+    named = [("verifier", recipe.verifier.model, recipe.verifier.revision)] if recipe.verifier.kind == "hub" else []
+    named += [("data", source.path, source.revision) for source in recipe.data.sources if not source.is_file]
+    return tuple(f"{kind} {name} has no revision: what it is may change" for kind, name, rev in named if rev is None)

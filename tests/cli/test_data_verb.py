@@ -1,0 +1,232 @@
+"""`spec data` through the command line: what is printed, what is kept, and what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from command import Spec, Told
+
+from speculators.events import ignore
+from speculators.pipeline.context import Context, Places
+from speculators.pipeline.inputs import conversations
+from speculators.pipeline.ondisk import is_prepared
+from speculators.pipeline.run import make_context
+from speculators.recipe.load import load_recipe
+from speculators.training.world import World
+from speculators.verifier import hub
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+TALK = [{"role": "user", "content": "What is a tree?"}, {"role": "assistant", "content": "A plant that became tall."}]
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
+    """The command line in an empty folder, which holds its cache."""
+    monkeypatch.chdir(tmp_path)
+    return Spec(tmp_path)
+
+
+@pytest.fixture
+def local(tiny_verifier: Path, spec: Spec) -> Path:
+    """A copy of the tiny verifier, which a test may change."""
+    return Path(shutil.copytree(tiny_verifier, "tiny"))
+
+
+def context_of(spec: Spec, *overrides: str) -> Context:
+    """What `spec run smoke` would work with."""
+    places = Places(runs=spec.runs, cache=spec.cache)
+    return make_context(load_recipe("smoke", overrides), places, World(), ignore)
+
+
+def look(spec: Spec, *arguments: object) -> Told:
+    return spec("data", "smoke", "--sample", 0, *arguments)
+
+
+def data(*conversations: object) -> tuple[str, str]:
+    lines = "".join(json.dumps(row if isinstance(row, dict) else {"messages": row}) + "\n" for row in conversations)
+    Path("rows.jsonl").write_text(lines)
+    return "--set", 'data.sources=[{path="./rows.jsonl"}]'
+
+
+def template(folder: Path, text: str) -> tuple[str, str]:
+    (folder / "chat_template.jinja").write_text(text)
+    return "--set", 'verifier.model="./tiny"'
+
+
+def findings(told: Told) -> dict[str, dict]:
+    return {finding["rule"]: finding for finding in told.json["findings"]}
+
+
+def test_a_conversation_the_numbers_and_the_findings_are_printed(spec: Spec) -> None:
+    """The mask in brackets, special tokens by name, on-policy in words; what goes on meanwhile is on stderr."""
+    told = spec("data", "smoke", "--sample", 2)
+    assert told.code == 0, told.err
+    assert re.search(r"<\|im_start\|>assistant\n⟦[^⟧]+⟧", told.out)
+    for words in ("24 conversations", "of new text", "4 prompts of quickstart: none is trained on", "off-policy"):
+        assert words in told.out
+    assert "prepare done" in told.err
+    assert "on-policy done" in told.err
+    assert "\x1b" not in told.out
+
+
+def test_looking_prepares_for_the_run_once(spec: Spec) -> None:
+    """A second look, and a run, find the stage done; nothing else is made."""
+    look(spec, "--quiet")
+    again = look(spec)
+    assert "prepare already done" in again.err
+    context = context_of(spec)
+    assert is_prepared(context.plan, context.places)
+    assert not spec.runs.exists()
+    assert {folder.name for folder in spec.cache.iterdir()} == {"verifiers", "conversations"}
+
+
+def test_json_has_everything_and_nothing_else_is_on_stdout(spec: Spec) -> None:
+    """The same values as the tables, the shown conversations with their mask."""
+    told = look(spec, "--show", 2, "--json")
+    values = told.json
+    assert values["rows"]["conversations"] == 24
+    assert 0 < values["rows"]["supervised_share"] < 1
+    assert sum(part["count"] for part in values["rows"]["histogram"]) == 24
+    assert values["leakage"]["held_out"] == {"quickstart": 4}
+    assert values["on_policy"] is None
+    assert len(values["shown"]) == 2
+    assert {piece["supervised"] for piece in values["shown"][0]["pieces"]} == {True, False}
+
+
+def test_conversations_are_chosen_by_id_or_by_number(spec: Spec) -> None:
+    """`--id` shows these; `--show 0` shows none; an id that is not there is bad usage with the near miss."""
+    ids = [shown["id"] for shown in look(spec, "--show", 3, "--json").json["shown"]]
+    assert [shown["id"] for shown in look(spec, "--id", ids[2], "--json").json["shown"]] == [ids[2]]
+    assert look(spec, "--show", 0, "--json").json["shown"] == []
+    told = look(spec, "--id", ids[2] + "x")
+    assert (told.code, told.out) == (2, "")
+    assert f"did you mean '{ids[2]}'?" in told.err
+
+
+def test_a_leaked_prompt_fails_with_its_line(spec: Spec) -> None:
+    """A training prompt that the suite has is an error of the data; the run would refuse it, too."""
+    leaked = "--set", 'data.sources=[{path="data/quickstart.jsonl", split="test", take=4}]'
+    told = look(spec, *leaked, "--json")
+    assert told.code == 1
+    finding = findings(told)["leakage"]
+    assert finding["level"] == "error"
+    assert re.match(r".*quickstart\.jsonl:1 chat-\d+ is quickstart's chat-\d+", finding["examples"][0])
+    assert told.json["leakage"]["same"] == 4
+    assert spec("run", "smoke", *leaked, "--runs", spec.runs).code == 1
+
+
+def test_rows_that_are_left_out_are_told_with_file_and_line(spec: Spec) -> None:
+    """By what the reader found, and by what the template found; the rest is prepared."""
+    long = [{"role": "user", "content": "q" * 300}, TALK[1]]
+    mixed = data(TALK, TALK[:1], [TALK[0], *TALK], long, TALK)
+    told = look(spec, *mixed, "--json")
+    assert told.code == 1
+    examples = {f["found"].partition(": ")[2]: f["examples"] for f in told.json["findings"] if f["examples"]}
+    assert examples["no assistant turn"] == ["rows.jsonl:2"]
+    assert examples["turns do not alternate between user and assistant"] == ["rows.jsonl:3"]
+    assert examples["no supervised token within max_tokens"] == ["rows.jsonl:4 rows:4"]
+    assert told.json["rows"]["conversations"] == 2
+
+
+def test_a_mask_of_ones_fails_in_words(spec: Spec, local: Path) -> None:
+    """Markers around everything: nothing is trained on, and it is said why and how to mend it."""
+    told = look(spec, *template(local, "{% generation %}{{ messages[1].content }}{% endgeneration %}"), *data(TALK))
+    assert told.code == 1
+    assert "error nothing to train on" in told.out
+    assert "every token is supervised" in told.out
+    assert "mend the template's {% generation %} markers" in told.out
+
+
+def test_a_thinking_flag_that_differs_from_the_data_is_told(spec: Spec, local: Path) -> None:
+    """The template asks for reasoning by default, the answers have none."""
+    told = look(spec, *template(local, THINKING), *data(TALK), "--json")
+    finding = findings(told)["thinking flag"]
+    assert (told.code, finding["level"]) == (0, "warning")
+    assert "enable_thinking=false" in finding["todo"]
+
+
+def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
+    """The prompts are shown, and nothing is generated; once the answers are there they are looked at."""
+    regenerate = (*data(TALK), "--set", "data.regenerate={max_new_tokens=4}")
+    told = spec("data", "smoke", *regenerate)
+    assert told.code == 0, told.err
+    assert "of 1 prompts none is generated yet" in told.out
+    assert told.out.startswith("prompt rows.jsonl:1")
+    assert "⟦" not in told.out
+    assert not (spec.cache / "regenerated").exists()
+    conversations(context_of(spec, *regenerate[1::2]))
+    after = spec("data", "smoke", *regenerate, "--json").json
+    assert (after["waiting"], after["rows"]["conversations"]) == (None, 1)
+    assert after["on_policy"]["tokens"] == after["rows"]["supervised"]
+
+
+def test_a_hub_model_is_looked_at_without_its_weights(
+    spec: Spec, tiny_verifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Config and tokenizer are fetched; the weights only for the on-policy measure."""
+    asked: list[list[str]] = []
+    here = Path(shutil.copytree(tiny_verifier, "snapshot"))
+    weights = (here / "model.safetensors").rename("weights")
+
+    def snapshot(repo: str, revision: str | None, wanted: list[str]) -> Path:
+        asked.append(wanted)
+        if "*.safetensors" in wanted:
+            shutil.copyfile(weights, here / "model.safetensors")
+        return here
+
+    monkeypatch.setattr(hub, "_snapshot", snapshot)
+    model = "--set", 'verifier.model="owner/model"'
+    assert look(spec, *model).code == 0
+    assert not any("*.safetensors" in wanted for wanted in asked)
+    assert spec("data", "smoke", *model, "--sample", 1, "--json").json["on_policy"]["tokens"] > 0
+
+
+BAD = {
+    "an empty file": ("", 1, "empty"),
+    "a broken line": ("{\n", 1, "no row of the sources can be used"),
+    "only questions": (json.dumps({"messages": TALK[:1]}) + "\n", 1, "no assistant turn"),
+    "binary": ("\0" * 9, 1, "binary, not JSONL"),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_data_that_cannot_be_used_is_told_without_a_traceback(spec: Spec, mistake: str) -> None:
+    """The code is 1, and the words name the fault."""
+    content, code, words = BAD[mistake]
+    Path("rows.jsonl").write_text(content)
+    told = look(spec, "--set", 'data.sources=[{path="./rows.jsonl"}]')
+    assert told.code == code
+    assert words in told.out + told.err
+    assert "Traceback" not in told.err
+
+
+def test_a_verifier_without_a_template_is_one_error(spec: Spec, local: Path) -> None:
+    """There is no mask without it."""
+    (local / "chat_template.jinja").unlink()
+    told = look(spec, "--set", 'verifier.model="./tiny"')
+    assert (told.code, told.out) == (1, "")
+    assert "has no chat template" in told.err
+
+
+@pytest.mark.parametrize("arguments", [("--show", "-1"), ("--sample", "x"), ("--set", "data.max_tokens=0")])
+def test_bad_usage_exits_with_2(spec: Spec, arguments: tuple[str, str]) -> None:
+    """Before anything is made."""
+    assert look(spec, *arguments).code == 2
+    assert not spec.cache.exists()
+
+
+def test_a_suites_question_is_held_out_though_a_system_message_stands_before_it(spec: Spec) -> None:
+    """What is kept out of training is the user's first turn, not whatever the row begins with."""
+    asked = [{"role": "system", "content": "Be brief."}, *TALK]
+    Path("suite.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    suite = "--set", 'benchmark.suites=[{name="own", path="./suite.jsonl"}]'
+    told = look(spec, *data(TALK), *suite, "--json")
+    assert (told.code, told.json["leakage"]["same"]) == (1, 1)

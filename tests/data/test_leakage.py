@@ -1,0 +1,58 @@
+"""Benchmark prompts in the training data are found, word for word and nearly."""
+
+from __future__ import annotations
+
+from data_toys import row
+
+from speculators.data.conversations import parse
+from speculators.data.leakage import Guard, HeldOut, five_grams, overlap
+from speculators.data.survey import RawRow, Survey, places_of, survey
+
+LONG = "Explain in three short sentences why the sky over the sea is blue in the morning and red in the evening."
+HELD = [HeldOut("suite", "one", LONG), HeldOut("suite", "two", "Why?")]
+
+
+def rows(*raws):
+    return [RawRow(f"f.jsonl:{n}", "f.jsonl", raw, parse(raw, f"f:{n}")) for n, raw in enumerate(raws, start=1)]
+
+
+def test_nearest_is_the_largest_overlap_with_any_held_out_prompt():
+    """One look-up a 5-gram gives what comparing with every held-out prompt would."""
+    texts = [LONG, LONG.replace("morning", "winter"), LONG.split(" why ")[0], "why", "something else entirely, friend"]
+    guard = Guard(HELD)
+    for text in texts:
+        want = max(overlap(five_grams(held.prompt), five_grams(text)) for held in HELD)
+        assert guard.nearest(text)[0] == want
+    assert guard.nearest(texts[1])[1] == HELD[0]
+    assert guard.nearest(texts[4]) == (0.0, None)
+
+
+def test_same_and_near_prompts_are_told_apart_with_their_places():
+    """Case and spacing make no other prompt; a changed word makes a near one; what is near is not counted as same."""
+    found = survey(rows(row(LONG.upper() + " ", "a"), row(LONG.replace("morning", "winter"), "b"), row("x", "c")), HELD)
+    assert (found.counts[Survey.SAME], found.counts[Survey.NEAR], found.usable) == (1, 1, 3)
+    assert found.examples[Survey.SAME] == ["f.jsonl:1 f:1 is suite's one"]
+    assert found.examples[Survey.NEAR][0].startswith("f.jsonl:2 f:2 has ")
+    assert 0.6 < found.largest < 1
+
+
+def test_rows_that_cannot_be_used_are_counted_by_reason_with_file_and_line():
+    """As many examples as a person reads, and the first ones."""
+    found = survey(rows(*[{"messages": [{"role": "user", "content": "q"}]}] * 5, row("q", "a"), {"x": 1}), [])
+    assert dict(found.reasons) == {"no assistant turn": 5, "no messages": 1}
+    assert found.examples["no assistant turn"] == ["f.jsonl:1", "f.jsonl:2", "f.jsonl:3"]
+    assert found.rows == {"f.jsonl": 7}
+
+
+def test_repeats_reasoning_and_thinking_are_counted():
+    """A prompt that was there before, a <think> block, and reasoning in a field that is not read."""
+    apart = row("q", "a")
+    apart["messages"][1]["reasoning_content"] = "because"
+    found = survey(rows(row("q", "<think>so</think>a"), apart), [])
+    assert (found.counts[Survey.REPEATED], found.counts[Survey.THINKING], found.counts[Survey.REASONING]) == (1, 1, 1)
+
+
+def test_places_are_looked_up_by_id():
+    """A conversation that prepare names by its id has a file and a line."""
+    raws = rows(row("q", "a", id="one"), row("r", "a", id="two"))
+    assert places_of(raws, ["two", "never"]) == {"two": "f.jsonl:2"}

@@ -1,0 +1,29 @@
+"""bf16 where the device has it, float32 where bf16 would be fifty times slower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speculators.nn.precision import compute_dtype, has_bf16_products
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[True, False])
+def has(request, monkeypatch):
+    """Whether the CPU is one with bf16 products."""
+    monkeypatch.setattr("speculators.nn.precision.has_bf16_products", lambda device_type: request.param)
+    return request.param
+
+
+def test_only_bf16_gives_way(has):
+    """Without bf16 products bfloat16 becomes float32; every other dtype, and bfloat16 with them, stays."""
+    assert compute_dtype(torch.bfloat16, CPU) == (torch.bfloat16 if has else torch.float32)
+    assert compute_dtype(torch.float16, CPU) == torch.float16
+    assert compute_dtype(torch.float32, CPU) == torch.float32
+
+
+def test_other_devices_are_taken_at_their_word():
+    """Every GPU that torch supports multiplies bf16."""
+    assert has_bf16_products("cuda")

@@ -1,0 +1,28 @@
+"""Editing what a run kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from command import Told
+
+
+def edited(file: Path, edit: Callable[[Any], None]) -> None:
+    """Rewrites a JSON file."""
+    held = json.loads(file.read_text())
+    edit(held)
+    file.write_text(json.dumps(held))
+
+
+def edited_event(run: Path, kind: str, step: int, edit: Callable[[dict], None]) -> None:
+    """Rewrites the last record of one update or evaluation in a log."""
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    edit([line for line in lines if line["event"] == kind and line["step"] == step][-1])
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def differing(told: Told) -> list[tuple[str, str]]:
+    return [(found["stage"], found["check"]) for found in told.json["findings"] if found["result"] == "differs"]

@@ -1,0 +1,63 @@
+"""The mask is readable in colour, without colour and in a file; data cannot command the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.theme import Theme
+
+from speculators.data.view import Piece, Shown
+from speculators.report.console import STYLES
+from speculators.report.data import conversation_text
+
+SHOWN = Shown(
+    id="c",
+    tokens=6,
+    supervised=3,
+    cut=False,
+    pieces=(
+        Piece("<|user|>", False, True),
+        Piece("Wh[bold]y?\n", False, False),
+        Piece("Because\nof that", True, False),
+        Piece("<|end|>", True, True),
+        Piece("\n", False, False),
+        Piece("So", True, False),
+    ),
+)
+
+
+def printed(*, terminal: bool, width: int = 80) -> str:
+    out = io.StringIO()
+    colours = "standard" if terminal else None
+    Console(
+        file=out, theme=Theme(STYLES), force_terminal=terminal, color_system=colours, width=width, highlight=False
+    ).print(conversation_text(SHOWN))
+    return out.getvalue()
+
+
+def test_without_colour_the_supervised_text_stands_in_brackets():
+    """Ends of turns inside, whatever looks like markup or brackets left as it is."""
+    assert printed(terminal=False) == "<|user|>Wh[bold]y?\n⟦Because\nof that<|end|>⟧\n⟦So⟧\n"
+
+
+def test_on_a_terminal_it_is_underlined_and_coloured_too():
+    """Special tokens have a colour of their own, and keep the underline where they are supervised."""
+    told = printed(terminal=True)
+    assert "\x1b[4;32mBecause" in told
+    assert "\x1b[35m<|user|>" in told
+    assert "\x1b[1;4;35m<|end|>" in told
+    assert "Wh[bold]y?" in told
+
+
+@pytest.mark.parametrize("width", [20, 80, 140])
+def test_any_width_shows_all_of_it(width):
+    """Wrapping loses no word."""
+    assert printed(terminal=False, width=width).split() == printed(terminal=False, width=200).split()
+
+
+def test_control_characters_are_shown_not_obeyed():
+    """An escape sequence in a conversation is printed as its picture."""
+    shown = Shown(id="c", tokens=1, supervised=0, cut=False, pieces=(Piece("a\x1b[31mb\x9bc\x07\td", False, False),))
+    assert conversation_text(shown).plain == "a␛[31mb�c␇\td"
