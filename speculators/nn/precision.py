@@ -8,8 +8,12 @@ float32, which rounds less and takes twice the memory. Whoever starts a run says
 from __future__ import annotations
 
 from functools import cache
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @cache
@@ -25,3 +29,11 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == torch.bfloat16 and not has_bf16_products(device.type):
         return torch.float32
     return dtype
+
+
+def place(model: Model, device: torch.device) -> Model:
+    """Moves a model to a device, in place; bfloat16 becomes float32 where the device has no bf16 products."""
+    model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.to(compute_dtype(tensor.dtype, device))
+    return model

@@ -88,7 +88,7 @@ def gather_run(folder: Path, name: str) -> Values:
 
 
 def _lock_values(lock: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what of a lock is for people: its recipe, and the inputs that its fingerprints hash, have places of their own."""
+    """Returns what of a lock is for people; its recipe and the fingerprints' inputs have places of their own."""
     verifier = {"verifier": lock["verifier"]["files"]} if "files" in lock.get("verifier", {}) else {}
     told = {key: value for key, value in lock.items() if key not in ("recipe", "inputs", "verifier", "resumed_in")}
     return flat({**told, **verifier})

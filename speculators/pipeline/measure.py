@@ -12,6 +12,7 @@ from speculators.bench.run import bench
 from speculators.errors import ArtifactError, RecipeError
 from speculators.events import Progress
 from speculators.model import SpeculatorModel, read_config
+from speculators.nn.precision import place
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.converter import structure
 from speculators.recipe.faults import Invalid
@@ -46,7 +47,7 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
         _import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
     verifier = _verifier(subject)
     folder = obtain(verifier, progress=progress)
-    model = SpeculatorModel.from_pretrained(subject.folder, verifier=folder).to(device)
+    model = place(SpeculatorModel.from_pretrained(subject.folder, verifier=folder), device)
     told = subject.recipe is not None and subject.verifier is None
     engine = Engine(
         folder,

@@ -17,6 +17,7 @@ from speculators.data.files import disk_errors, write_json, write_whole
 from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
+from speculators.nn.precision import place
 from speculators.pipeline.context import Context, EventLog, Listen, Places, read_json
 from speculators.pipeline.inputs import conversations, state_source
 from speculators.pipeline.locking import lock_of
@@ -198,7 +199,7 @@ def _bench_stage(context: Context, tracker: Tracker) -> dict[str, Any] | None:
 def _measure(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     speculator = SpeculatorModel.from_pretrained(context.run_folder / SPECULATOR, verifier=context.folder)
-    model = speculator.to(context.world.device)
+    model = place(speculator, context.world.device)
     engine = context.engine(recipe.verifier.dtype)
     result = bench(
         model,

@@ -16,6 +16,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.files import sha256_of, whole_folder, write_json
 from speculators.events import WarningEvent
 from speculators.model import SpeculatorModel, build_model, trainer_kwargs
+from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs, vocabulary_of
 from speculators.pipeline.context import Context, read_json
 from speculators.pipeline.feed import Feed
@@ -39,7 +40,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     deterministic(recipe.seed)
     model = build_model(name, context.plan.facts, kwargs)
     train_kwargs, _ = trainer_kwargs(model, kwargs)
-    model.to(context.world.device)
+    place(model, context.world.device)
     feed = Feed(context, prepared, state_source(context, prepared), model.align)
     evaluate = _evaluation(context, model)
     if recipe.data.hidden_states == "cached":

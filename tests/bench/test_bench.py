@@ -183,8 +183,9 @@ def test_responses_without_a_round_are_an_error(engine, suite, toy):
         bench(toy, engine, section, name="toy")
 
 
-def test_in_16_bits_the_mean_is_compared_over_prompts(tiny_verifier, suite, toy):
+def test_in_16_bits_the_mean_is_compared_over_prompts(tiny_verifier, suite, toy, monkeypatch):
     """There forwards of different shapes pick different tokens, and the result says which criterion was used."""
+    monkeypatch.setattr("speculators.nn.precision.has_bf16_products", lambda device_type: True)
     engine = Engine(tiny_verifier, dtype="bfloat16")
     section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12)
     result = bench(toy.to(torch.bfloat16), engine, section, name="toy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speculators.nn.precision import compute_dtype, has_bf16_products
+from speculators.nn.precision import compute_dtype, has_bf16_products, place
 
 CPU = torch.device("cpu")
 
@@ -27,3 +27,12 @@ def test_only_bf16_gives_way(has):
 def test_other_devices_are_taken_at_their_word():
     """Every GPU that torch supports multiplies bf16."""
     assert has_bf16_products("cuda")
+
+
+def test_a_model_is_placed_in_what_its_device_computes_in(has):
+    """Its frozen bf16 tensors, too: products with them would take most of a draft's time."""
+    model = torch.nn.Linear(4, 3).to(torch.bfloat16)
+    values = model.weight.detach().float().clone()
+    assert place(model, CPU) is model
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16 if has else torch.float32}
+    assert torch.equal(model.weight.float(), values)
