@@ -74,7 +74,8 @@ def _recipe_of(speculator: Path) -> dict[str, Any] | None:
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Returns `[benchmark]` of the run's own plan with what the command line replaces."""
     from speculators.recipe.converter import structure
-    from speculators.recipe.schema import BenchmarkSection, Suite, is_file_path
+    from speculators.recipe.schema import BenchmarkSection, Suite
+    from speculators.recipe.sources import is_file_path
 
     values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]
     given = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}

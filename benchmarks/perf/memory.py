@@ -24,7 +24,7 @@ from speculators.data.capture import StateWriter, fill
 from speculators.data.prefetch import Prefetcher
 from speculators.data.prepare import prepare
 from speculators.data.store import StoreLayout
-from speculators.recipe.schema import DataSection, Source
+from speculators.recipe.sources import DataSection, Source
 from speculators.verifier.tiny import make_byte_tokenizer
 
 VOCAB, AUX_WIDTH, WIDTH = 320, 384, 128

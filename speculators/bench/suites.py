@@ -14,7 +14,8 @@ from speculators.data.conversations import Message, parse, read_source
 from speculators.errors import DataError
 from speculators.recipe.catalog import recipes_folder, suite_names, suites_folder
 from speculators.recipe.fingerprint import fingerprint
-from speculators.recipe.schema import Source, Suite, is_file_path
+from speculators.recipe.schema import Suite
+from speculators.recipe.sources import Source, is_file_path
 from speculators.registry import near_miss
 
 LAYOUTS = (

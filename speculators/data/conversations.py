@@ -15,7 +15,7 @@ import attrs
 
 from speculators.data.files import sha256_of
 from speculators.errors import DataError
-from speculators.recipe.schema import Source
+from speculators.recipe.sources import Source
 
 NO_MESSAGES = "no messages"
 NO_ANSWER = "no assistant turn"

@@ -17,7 +17,7 @@ from speculators.data.files import FORMAT, MANIFEST, sha256_of, whole_folder, wr
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.recipe.schema import DataSection
+from speculators.recipe.sources import DataSection
 
 ROWS_PER_REPORT = 100
 MENDS = {

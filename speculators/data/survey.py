@@ -12,7 +12,7 @@ import attrs
 from speculators.data.conversations import Conversation, parse, prompt_key, source_rows, source_stem
 from speculators.data.leakage import MAX_OVERLAP, Guard, HeldOut
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.recipe.schema import Source
+from speculators.recipe.sources import Source
 
 EXAMPLES = 3
 ROWS_PER_REPORT = 1000

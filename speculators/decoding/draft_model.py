@@ -14,7 +14,7 @@ from speculators.drafter import Proposal, chain
 from speculators.errors import RecipeError, VerifierError
 from speculators.events import Progress, ignore
 from speculators.recipe.converter import structure
-from speculators.recipe.schema import VerifierSection
+from speculators.recipe.sources import VerifierSection
 from speculators.verifier.capture import cache_name
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain

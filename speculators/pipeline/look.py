@@ -27,7 +27,8 @@ from speculators.pipeline.policy import on_policy
 from speculators.pipeline.regenerate import answers_file, stream_prompts
 from speculators.pipeline.run import make_context
 from speculators.recipe.plan import make_plan
-from speculators.recipe.schema import Recipe, Source
+from speculators.recipe.schema import Recipe
+from speculators.recipe.sources import Source
 from speculators.registry import near_miss
 from speculators.training.world import World
 from speculators.verifier.hub import fetch_tokenizer

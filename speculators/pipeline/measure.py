@@ -16,7 +16,8 @@ from speculators.nn.precision import place
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.converter import structure
 from speculators.recipe.faults import Invalid
-from speculators.recipe.schema import BenchmarkSection, VerifierSection
+from speculators.recipe.schema import BenchmarkSection
+from speculators.recipe.sources import VerifierSection
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 

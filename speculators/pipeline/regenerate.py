@@ -18,7 +18,8 @@ from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress
 from speculators.pipeline.context import Context, read_json
-from speculators.recipe.schema import DataSection, Recipe, Regenerate, Source
+from speculators.recipe.schema import Recipe
+from speculators.recipe.sources import DataSection, Regenerate, Source
 from speculators.verifier.engine import Engine
 from speculators.verifier.generate import Sampling
 from speculators.verifier.sources import obtain

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from speculators.bench.run import bench
-from speculators.config import VerifierFacts
+from speculators.config import CONFIGS, VerifierFacts
 from speculators.data.files import disk_errors, write_json, write_whole
 from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
@@ -68,6 +68,8 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
     """
     began = time.monotonic()
     log = EventLog(listen)
+    # A plug-in that is called as one of our algorithms is told, not taken for it.
+    CONFIGS.names()
     tracker = _tracker(recipe, log, world)
     finished = False
     try:

@@ -9,7 +9,8 @@ from speculators.config import VerifierFacts
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config
-from speculators.recipe.schema import Recipe, is_file_path
+from speculators.recipe.schema import Recipe
+from speculators.recipe.sources import is_file_path
 from speculators.registry import near_miss
 
 

@@ -13,7 +13,8 @@ import attrs
 
 from speculators.errors import ArtifactError
 from speculators.recipe.catalog import resolved_suite
-from speculators.recipe.schema import Source, Suite, VerifierSection
+from speculators.recipe.schema import Suite
+from speculators.recipe.sources import Source, VerifierSection
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:

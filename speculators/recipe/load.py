@@ -18,7 +18,8 @@ from speculators.recipe.document import Layer, holds, locate, merge, read_layers
 from speculators.recipe.faults import Invalid
 from speculators.recipe.migrate import MIGRATIONS, migrate
 from speculators.recipe.origin import Origin, path_text
-from speculators.recipe.schema import Recipe, is_file_path
+from speculators.recipe.schema import Recipe
+from speculators.recipe.sources import is_file_path
 from speculators.recipe.values import PLACES, as_tables, known_paths, leaves
 
 __all__ = ["MIGRATIONS", "load_recipe", "migrate", "origins"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 from speculators.errors import Problem, RecipeError
@@ -26,6 +25,8 @@ def migrate(document: dict[str, Any], to: int = FORMAT, *, file: str | None = No
     elif isinstance(found, bool) or not isinstance(found, int):
         problem = Problem("format", f"must be an integer, got {found!r}", f"write format = {to}", file)
     elif found > to:
+        from importlib import metadata
+
         version = metadata.version("spec-recipes")
         message = f"{found} is newer than this program: spec-recipes {version} reads formats up to {to}"
         problem = Problem("format", message, f"install a version of spec-recipes that reads format {found}", file)

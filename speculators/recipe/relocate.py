@@ -11,7 +11,8 @@ import attrs
 from speculators.recipe.catalog import recipes_folder, resolved_suite, suites_folder
 from speculators.recipe.fingerprint import file_digest
 from speculators.recipe.lock import Lock
-from speculators.recipe.schema import Recipe, is_file_path
+from speculators.recipe.schema import Recipe
+from speculators.recipe.sources import is_file_path
 
 Stages = Mapping[str, Mapping[str, Any]]
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from speculators.config import VerifierFacts
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
-from speculators.recipe.schema import VerifierSection
+from speculators.recipe.sources import VerifierSection
 from speculators.verifier import gguf, hub
 from speculators.verifier.cache import MANIFEST, cache_folder, file_sha256, is_intact, make_once
 from speculators.verifier.wheel import WheelSource, fetch

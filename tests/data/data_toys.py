@@ -8,7 +8,7 @@ import attrs
 import torch
 
 from speculators.data.conversations import Conversation, Message
-from speculators.recipe.schema import DataSection, Source
+from speculators.recipe.sources import DataSection, Source
 
 VOCAB = 320
 WORDS = ["the", "rain", "in", "spain", "stays", "on", "a", "plain", "and", "then", "it", "goes", "to", "town", "again"]

@@ -11,7 +11,7 @@ from data_toys import row, talk
 
 from speculators.data.conversations import parse, prompt_key, read_source, stream_source
 from speculators.errors import DataError
-from speculators.recipe.schema import Source
+from speculators.recipe.sources import Source
 
 
 def read(path, base, **keys):

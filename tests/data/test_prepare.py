@@ -14,7 +14,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.prepare import prepare
 from speculators.data.template import ChatTemplate
 from speculators.errors import ArtifactError, DataError
-from speculators.recipe.schema import DataSection, Source
+from speculators.recipe.sources import DataSection, Source
 
 
 @pytest.fixture

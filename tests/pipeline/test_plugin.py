@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from command import Spec
 
 from speculators.cli.new_algorithm import skeleton
 from speculators.config import CONFIGS
+from speculators.errors import RegistryError
 
 _NAMES = (f"plugin_{number}" for number in itertools.count())
 
@@ -161,3 +163,11 @@ def test_an_installed_plugin_is_found_by_its_entry_point(
     assert told.code == 0, told.err
     settings = json.loads(told.out)["bench"]["settings"]
     assert [setting["live"]["agreement"]["gap"] for setting in settings] == [""] * len(settings)
+
+
+def test_an_installed_plugin_with_the_name_of_one_of_ours_is_told(monkeypatch):
+    """Which of the two a recipe means must not depend on the order of a search."""
+    point = metadata.EntryPoint("medusa", "somebody.medusa", "speculators.models")
+    monkeypatch.setattr("speculators.config._entry_points", lambda: {"medusa": point})
+    with pytest.raises(RegistryError, match=r"'medusa' \(somebody\.medusa\)"):
+        CONFIGS.names()

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from speculators.errors import RecipeError
-from speculators.recipe import schema
+from speculators.recipe import schema, sources, tracking
 from speculators.recipe.catalog import recipe_names, recipe_path, recipes_folder
 
 
@@ -49,7 +49,9 @@ def test_a_path_needs_a_slash_or_the_suffix(tmp_path: Path, monkeypatch: pytest.
 def test_the_guide_names_every_recipe_and_every_key() -> None:
     """A key that is added to the schema, or a recipe to the folder, is added to recipes/README.md."""
     guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")
-    sections = [value for value in vars(schema).values() if isinstance(value, type) and attrs.has(value)]
-    keys = {field.name for cls in sections if cls.__module__ == schema.__name__ for field in attrs.fields(cls)}
+    names = {module.__name__ for module in (schema, sources, tracking)}
+    values = [value for module in (schema, sources, tracking) for value in vars(module).values()]
+    sections = [value for value in values if isinstance(value, type) and attrs.has(value) and value.__module__ in names]
+    keys = {field.name for section in sections for field in attrs.fields(section)}
     keys -= {"config", "file", "origins"}
     assert [word for word in [*sorted(keys), *recipe_names()] if word not in guide] == []

@@ -8,7 +8,8 @@ import attrs
 import pytest
 
 from speculators.recipe.converter import structure
-from speculators.recipe.schema import BenchmarkSection, Regenerate, ScheduleSection, Suite
+from speculators.recipe.schema import BenchmarkSection, ScheduleSection, Suite
+from speculators.recipe.sources import Regenerate
 
 
 @attrs.frozen
