@@ -47,8 +47,11 @@ def run(options: argparse.Namespace) -> int:
     plan = make_plan(recipe, facts, world_size=options.nproc)
     from speculators.pipeline.context import Places
     from speculators.pipeline.ondisk import on_disk
+    from speculators.pipeline.settled import settled_here
 
     places = Places(runs=options.runs)
+    # --gpus are other machines than this one, and compute in what the recipe says.
+    plan = plan if devices else settled_here(plan)
     plan, done = _counted(plan), on_disk(plan, places)
     costs = _costs(plan, places, options, devices)
     if options.json:

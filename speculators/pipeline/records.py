@@ -168,7 +168,9 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None
         if facts is None:
             return None
-        found = make_plan(recipe, facts)
+        found, held = make_plan(recipe, facts), read_json(record.folder / "plan.json")
+        if isinstance(held, dict) and "precision" in held:  # what it computed in there; older runs do not tell
+            found = attrs.evolve(found, precision=held["precision"])
         own = found.stage("train").fingerprint == record.fingerprints.get("train")
         return costs_of(found, places) if own else None
     except SpeculatorsError:

@@ -17,6 +17,11 @@ def settled(plan: Plan, device: torch.device) -> Plan:
     return plan
 
 
+def settled_here(plan: Plan) -> Plan:
+    """Returns the plan on this machine: its GPU, or its CPU where it has none."""
+    return settled(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def told_of(plan: Plan, device: torch.device) -> str:
     """Returns what computes in float32 instead of bf16, and the consequence, in words; "" where nothing does."""
     asked = bf16_asked(plan.recipe)
