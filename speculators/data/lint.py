@@ -30,7 +30,7 @@ FOREIGN_EXCESS = 0.1
 # Of the turns' ends. An answer that the length limit cut ends where the verifier would have gone on.
 LEAST_ENDS = 0.8
 
-TODO = {
+CURES = {
     **MENDS,
     NOT_ALTERNATING: "turns go user, assistant, user, assistant, ... after at most one system message: mend the rows",
     NO_ANSWER: "add answers: [data.regenerate] lets the verifier write them",
@@ -115,7 +115,7 @@ def _rows(looked: Looked) -> Iterator[Finding]:
         example = (looked.examples[reason],) if reason in looked.examples else tuple(survey.examples[reason])
         level = WARNING if count > FEW * read else NOTE
         found = f"{count} of {read} rows are left out: {reason}"
-        yield Finding(rule="rows left out", level=level, found=found, examples=example, todo=TODO.get(reason, ""))
+        yield Finding(rule="rows left out", level=level, found=found, examples=example, todo=CURES.get(reason, ""))
     for source, take in looked.takes.items():
         if survey.rows[source] == take:
             found = f"{short_path(source)}: the recipe takes the first {take} rows, and no more"

@@ -16,8 +16,8 @@ import torch
 
 from speculators.losses.functions import Draft, Loss, Target
 
-# Places x draft vocabulary of one chunk: 4 MiB of float32, which stays in a core's share of cache on the CPUs we
-# measured and is small beside everything else on a GPU (benchmarks/RESULTS.md, "Chunk size").
+# Places x draft vocabulary of one chunk: 4 MiB of float32. Twice as much makes the head a tenth faster on a CPU, and
+# the process 30 to 60 MiB larger (benchmarks/RESULTS.md, "Chunk size").
 CHUNK_ELEMENTS = 2**20
 SMALLEST_CHUNK = 64
 
