@@ -1,6 +1,6 @@
 """Which precision a device computes in: "bfloat16" allows rounding, it does not demand it.
 
-A CPU without instructions for bf16 products (AVX512-BF16 or AMX; most laptops) makes them at 0.5 to 17 GFLOPS where
+A CPU without instructions for bf16 products (AVX512-BF16 or AMX; most laptops) makes them at 17 GFLOPS at most, where
 float32 makes 70 to 180 (benchmarks/RESULTS.md, "Two kinds of CPU"): there what may be computed in bf16 is computed in
 float32, which rounds less and takes twice the memory. Whoever starts a run says so (pipeline/run.py).
 """
