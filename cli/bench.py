@@ -1,14 +1,13 @@
 """Measures acceptance of a run's speculator, or of a checkpoint: exact by replay, confirmed live, beside baselines.
 
-With --engine and --endpoint it is measured as a running server has it, and filed in the run; --ledger puts what a run
-predicted, measured and served side by side.
+With --engine and --endpoint it is measured as a running server has it, and filed in the run ($SPECULATORS_API_KEY is
+sent where it is set); --ledger puts what a run predicted, measured and served side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--baseline-endpoint", metavar="URL", help="of one with the verifier alone, for the speed-up")
     served.add_argument("--model", metavar="NAME", help="where the server offers several")
     served.add_argument("--concurrency", metavar="N", type=count, default=1, help="prompts under way at once")
-    served.add_argument("--key-variable", metavar="NAME", help="environment variable with the servers' API key")
     parser.add_argument("--ledger", action="store_true", help="print what the run predicted, measured and served")
 
 
@@ -79,11 +77,10 @@ def _serve(options: argparse.Namespace) -> int:
     from speculators.report.served import served_tables
     from speculators.verifier.endpoint import Endpoint
 
-    key = os.environ.get(options.key_variable) if options.key_variable else None
     service = Service(
         engine=options.engine,
-        endpoint=Endpoint(url=options.endpoint, key=key),
-        baseline=Endpoint(url=options.baseline_endpoint, key=key) if options.baseline_endpoint else None,
+        endpoint=Endpoint(url=options.endpoint),
+        baseline=Endpoint(url=options.baseline_endpoint) if options.baseline_endpoint else None,
         model=options.model,
         concurrency=options.concurrency,
         num_speculative_tokens=options.k[0] if options.k else None,
@@ -112,8 +109,6 @@ def _check_serving(options: argparse.Namespace) -> None:
         wrong.append("--k: a server drafts with one K, the one that it was started with")
     if options.against or options.live:
         wrong.append("--against and --live are measured in process: leave them out with --endpoint")
-    if options.key_variable and options.key_variable not in os.environ:
-        wrong.append(f"--key-variable: there is no environment variable {options.key_variable}")
     if wrong:
         raise RecipeError([Problem("", words) for words in wrong])
 

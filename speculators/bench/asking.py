@@ -62,11 +62,13 @@ class Spread:
         """Returns the spread of values, each of which counts `weights` times; None without values."""
         if not len(values):
             return None
+        seconds = np.asarray(values, dtype=np.float64)
         counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
-        order = np.argsort(values)
-        held, share = np.asarray(values)[order], counts[order].cumsum() / counts.sum()
-        p50, p95 = (float(held[min(np.searchsorted(share, level), len(held) - 1)]) for level in (0.5, 0.95))
-        return cls(mean=float(np.average(values, weights=counts)), p50=p50, p95=p95)
+        order = np.argsort(seconds)
+        share = counts[order].cumsum() / counts.sum()
+        # Where the level falls on a step, rounding of the sum must not lead to the next value.
+        p50, p95 = (float(seconds[order][int((share < level - 1e-9).sum())]) for level in (0.5, 0.95))
+        return cls(mean=float(np.average(seconds, weights=counts)), p50=p50, p95=p95)
 
 
 @attrs.frozen(kw_only=True)
@@ -153,7 +155,8 @@ def pace(answers: Sequence[Answer], seconds: float) -> Pace:
 
 def _converse(endpoint: Endpoint, template: ChatTemplate, prompt: Prompt, asking: Asking, number: int) -> list[Answer]:
     """Returns the answers to a prompt's turns; a later one sees the server's own answers to those before it."""
-    messages, answers = prompt.messages, []
+    messages = prompt.messages
+    answers: list[Answer] = []
     for turn in range(1 + len(prompt.later)):
         if turn:
             told = (Message("assistant", answers[-1].text), Message("user", prompt.later[turn - 1]))

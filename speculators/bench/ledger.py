@@ -102,7 +102,8 @@ def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Trained
     engines: dict[tuple[Any, ...], tuple[Values, Values]] = {}
     for result in served:
         for setting in result["settings"]:
-            engines[(*_key(setting), result["engine"], result["version"])] = (result, setting)
+            where = (*_key(setting), result["engine"], result["version"])
+            engines[where] = (result, setting)
     keys = dict.fromkeys([*predicted, *(key[:3] for key in engines)])
     if trained is not None:
         keys.setdefault((trained.suite, trained.num_speculative_tokens, trained.temperature))
@@ -115,7 +116,7 @@ def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Trained
         if bench is not None and setting is not None:
             entries.append(_predicted(bench, setting))
             entries += [_live(bench, setting)] if setting["live"] else []
-        entries += [_served(*pair, bench, setting) for held, pair in engines.items() if held[:3] == key]
+        entries += [_served(pair, bench, setting) for held, pair in engines.items() if held[:3] == key]
         lines.append(
             Line(suite=key[0], num_speculative_tokens=key[1], temperature=key[2], entries=tuple(entries)),
         )
@@ -168,7 +169,8 @@ def _live(bench: Values, setting: Values) -> Entry:
     )
 
 
-def _served(result: Values, served: Values, bench: Values | None, setting: Values | None) -> Entry:
+def _served(pair: tuple[Values, Values], bench: Values | None, setting: Values | None) -> Entry:
+    result, served = pair
     acceptance = served["acceptance"]
     entry = Entry(
         kind=SERVED,

@@ -58,18 +58,15 @@ def complete(endpoint: Endpoint, prompt: Sequence[int], request: dict[str, Any])
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         "return_token_ids": True,
     }
-    failures = 0
-    while True:
-        try:
-            sent = time.perf_counter()
-            answer = read_stream(endpoint.stream(PATH, body), sent, endpoint.url)
-            return attrs.evolve(answer, tries=1 + failures)
-        except ServerError as error:
-            failures += 1
-            if not error.passes or failures > endpoint.retry.times:
-                raise error.after(failures) from error.__cause__
-            if endpoint.stop.wait(endpoint.retry.seconds(failures)):
-                raise
+    tries = 0
+
+    def attempt() -> Answer:
+        nonlocal tries
+        tries += 1
+        sent = time.perf_counter()
+        return read_stream(endpoint.stream(PATH, body), sent, endpoint.url)
+
+    return attrs.evolve(endpoint.patiently(attempt), tries=tries)
 
 
 def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Answer:

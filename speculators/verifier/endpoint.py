@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import queue
 import threading
 import urllib.parse
@@ -16,8 +17,11 @@ from attrs import field
 
 from speculators.errors import ServerError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
+# A bearer token for servers that want one; no recipe and no command line is a place for it.
+KEY = "SPECULATORS_API_KEY"
 # What a restart, a full queue or a proxy without its server answers; the rest of 4xx will be the same next time.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Of a page of HTML that a proxy answers with, the beginning tells enough.
@@ -62,23 +66,23 @@ class Endpoint:
         url: with scheme; a path is kept, `/v1` at its end is not.
         timeout: seconds in which the server must say something: an answer can be long in the making.
         retry: what is done about failures that pass.
-        key: sent as bearer token, where the server wants one.
+        key: sent as bearer token; $SPECULATORS_API_KEY, if that is set.
         stop: once set, nobody waits any longer to try again (`in_flight` sets it when a request has failed for good).
     """
 
     url: str = field(converter=_root, validator=_is_url)
     timeout: float = 600.0
     retry: Retry = Retry()
-    key: str | None = field(default=None, repr=False)
+    key: str | None = field(factory=lambda: os.environ.get(KEY) or None, repr=False)
     stop: threading.Event = field(factory=threading.Event, repr=False, eq=False)
 
     def get(self, path: str) -> Any:
         """Returns the JSON value at a path such as "/v1/models". Raises as `post` does."""
-        return _json(self._patiently("GET", path, None), self.url + path)
+        return self.patiently(lambda: self.send("GET", path))
 
     def get_text(self, path: str) -> str:
         """Returns the text at a path such as "/metrics". Raises as `post` does."""
-        return self._patiently("GET", path, None).decode("utf-8", errors="replace")
+        return self.patiently(lambda: self._read("GET", path, None)).decode("utf-8", errors="replace")
 
     def post(self, path: str, body: Any) -> Any:
         """Sends a JSON value and returns the one that is answered.
@@ -86,7 +90,7 @@ class Endpoint:
         Raises:
             ServerError: it refused, with its own words; or it failed in a passing way more often than `retry` allows.
         """
-        return _json(self._patiently("POST", path, body), self.url + path)
+        return self.patiently(lambda: self.send("POST", path, body))
 
     def stream(self, path: str, body: Any) -> Iterator[bytes]:
         """Sends a JSON value and yields the lines of the answer as they come; never repeated, for half is told by then.
@@ -98,18 +102,34 @@ class Endpoint:
             while line := response.readline():
                 yield line.rstrip(b"\r\n")
 
-    def _patiently(self, method: str, path: str, body: Any) -> bytes:
+    def send(self, method: str, path: str, body: Any = None) -> Any:
+        """Makes one attempt and returns the JSON value that is answered; for those who are patient with more than it.
+
+        Raises:
+            ServerError: whatever went wrong; its `passes` says whether another attempt makes sense.
+        """
+        return _json(self._read(method, path, body), self.url + path)
+
+    def patiently(self, attempt: Callable[[], Result]) -> Result:
+        """Returns what `attempt` does, which is called again, ever later, after failures that pass.
+
+        Raises:
+            ServerError: the attempt's, if it does not pass, or there were more than `retry` allows.
+        """
         failures = 0
         while True:
             try:
-                with self._answer(method, path, body) as response:
-                    return response.read()
+                return attempt()
             except ServerError as error:
                 failures += 1
                 if not error.passes or failures > self.retry.times:
                     raise error.after(failures) from error.__cause__
                 if self.stop.wait(self.retry.seconds(failures)):
                     raise
+
+    def _read(self, method: str, path: str, body: Any) -> bytes:
+        with self._answer(method, path, body) as response:
+            return response.read()
 
     @contextmanager
     def _answer(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
@@ -177,8 +197,9 @@ def in_flight(
         work: called from several threads.
         items: read as they are needed, by one thread at a time.
         concurrency: items at once; at most as many finished ones wait for the consumer.
-        stop: set at the end, and by whoever wants to end this early.
+        stop: set where this ends early, and not to be used again.
     """
+    assert not stop.is_set(), "the circuit is open: work goes on with an endpoint of its own"
     source, turn = iter(items), threading.Lock()
     found: queue.Queue[tuple[Item, Result] | BaseException | None] = queue.Queue(concurrency)
 
@@ -209,15 +230,16 @@ def in_flight(
     threads = [threading.Thread(target=worker, daemon=True) for _ in range(concurrency)]
     for thread in threads:
         thread.start()
+    running = len(threads)
     try:
-        ended = 0
-        while ended < len(threads):
+        while running:
             value = found.get()
             if isinstance(value, BaseException):
                 raise value
             if value is None:
-                ended += 1
+                running -= 1
             else:
                 yield value
     finally:
-        stop.set()
+        if running:
+            stop.set()

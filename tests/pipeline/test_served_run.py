@@ -46,7 +46,6 @@ def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
         (("--endpoint", "http://here"), "--engine and --endpoint go together"),
         (("--engine", "vllm", "--endpoint", "http://here", "--k", "1", "--k", "2"), "drafts with one K"),
         (("--engine", "vllm", "--endpoint", "http://here", "--live", "1"), "measured in process"),
-        (("--engine", "vllm", "--endpoint", "http://here", "--key-variable", "NONE"), "no environment variable NONE"),
     ],
 )
 def test_options_that_do_not_fit_are_told_before_anything_is_loaded(spec, run, options, words):
