@@ -71,11 +71,14 @@ def main() -> None:
     watch(core, found)
     place(core, kind, request["places"])
     losses = importlib.import_module("speculators.losses")
+    # Its confidence head is judged by another loss, which it takes apart from the others.
+    more = {"tv_loss_fn": losses.resolve_loss_config("tv", "eager")["tv"][0]} if kind == "dspark" else {}
     with torch.no_grad():
         _, loss, _ = model(
             **load_file(request["batch"]),
             loss_config=losses.resolve_loss_config(request["loss"], "eager"),
             **request["arguments"],
+            **more,
         )
     save_file({str(depth): logits[0].contiguous() for depth, logits in enumerate(found)}, request["logits"])
     if request["save"]:
