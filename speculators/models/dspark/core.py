@@ -53,7 +53,7 @@ class MarkovHead(nn.Module):
     def forward(
         self, states: torch.Tensor, previous: torch.Tensor, carried: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns the features that W2 multiplies and the embeddings of the tokens before, [..., K, r], and what is carried.
+        """Returns features that W2 multiplies and embeddings of the tokens before, [..., K, r], and what is carried on.
 
         Args:
             states: [..., K, H] of slots in order.
