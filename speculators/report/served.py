@@ -40,7 +40,7 @@ def served_tables(result: Values) -> RenderableType:
 
 def ledger_table(values: Values) -> RenderableType:
     """Returns the ledger of a run, its alarms, and the definition of every number."""
-    table = _table("ledger", ("suite", "K", "T", "is", "from", "prompts", "tau", "95%", "expected", "within", ""))
+    table = _table("", ("suite", "K", "T", "is", "from", "prompts", "tau", "95%", "expected", "within", ""))
     for line in values["lines"]:
         for index, entry in enumerate(line["entries"]):
             place = (line["suite"], str(line["num_speculative_tokens"]), f"{line['temperature']:g}")
