@@ -1,4 +1,8 @@
-"""Measures acceptance of a run's speculator, or of a checkpoint: exact by replay, confirmed live, beside baselines."""
+"""Measures acceptance of a run's speculator, or of a checkpoint: exact by replay, confirmed live, beside baselines.
+
+With --engine and --endpoint it is measured as a running server has it, and filed in the run ($SPECULATORS_API_KEY is
+sent where it is set); --ledger puts what a run predicted, measured and served side by side.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from speculators.errors import ArtifactError, RecipeError
+from speculators.errors import ArtifactError, Problem, RecipeError
 
 from .common import count, print_json
 
@@ -27,10 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", metavar="N", type=count, help="prompts that the live decode confirms")
     parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines beside it")
     parser.add_argument("--out", metavar="FILE", type=Path, help="keep the result here as JSON, too")
+    served = parser.add_argument_group("a running server")
+    served.add_argument("--engine", choices=("vllm", "sglang"), help="its kind")
+    served.add_argument("--endpoint", metavar="URL", help="of the server with the speculator")
+    served.add_argument("--baseline-endpoint", metavar="URL", help="of one with the verifier alone, for the speed-up")
+    served.add_argument("--model", metavar="NAME", help="where the server offers several")
+    served.add_argument("--concurrency", metavar="N", type=count, default=1, help="prompts under way at once")
+    parser.add_argument("--ledger", action="store_true", help="print what the run predicted, measured and served")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures and prints."""
+    if options.ledger:
+        return _ledger(options)
+    if options.engine or options.endpoint or options.baseline_endpoint:
+        return _serve(options)
     folder = _speculator(options.checkpoint)
     recipe = _recipe_of(folder)
     section = _section(options, recipe)
@@ -42,15 +57,82 @@ def run(options: argparse.Namespace) -> int:
     with RunView(quiet=options.quiet) as view:
         subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
         result = measure_folder(subject, section, progress=view)
-    if options.out:
-        from speculators.data.files import write_json
-
-        write_json(options.out, result)
+    _keep(options, result)
     if options.json:
         print_json(result)
     else:
         console().print(bench_tables(result))
     return 0 if result["agrees"] else 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Measures on a running server, files the result in the run, and prints it."""
+    _check_serving(options)
+    folder = _speculator(options.checkpoint)
+    recipe = _recipe_of(folder)
+    from speculators.pipeline.measure import Subject
+    from speculators.pipeline.serving import Service, file_served, measure_endpoint
+    from speculators.report.console import console
+    from speculators.report.progress import RunView
+    from speculators.report.served import served_tables
+    from speculators.verifier.endpoint import Endpoint
+
+    service = Service(
+        engine=options.engine,
+        endpoint=Endpoint(url=options.endpoint),
+        baseline=Endpoint(url=options.baseline_endpoint) if options.baseline_endpoint else None,
+        model=options.model,
+        concurrency=options.concurrency,
+        num_speculative_tokens=options.k[0] if options.k else None,
+        take=options.prompts,
+    )
+    options.prompts = None  # the suite stays whole: the server is asked a part of it
+    subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
+    with RunView(quiet=options.quiet) as view:
+        result = measure_endpoint(subject, _section(options, recipe), service, progress=view)
+    filed = None if subject.run is None else file_served(subject.run, result)
+    _keep(options, result)
+    if options.json:
+        print_json({**result, "file": filed})
+        return 0
+    console().print(served_tables(result))
+    if filed and not options.quiet:
+        print(f"{filed}: spec bench {subject.run} --ledger puts it beside what was predicted")
+    return 0
+
+
+def _check_serving(options: argparse.Namespace) -> None:
+    wrong = []
+    if not (options.engine and options.endpoint):
+        wrong.append("--engine and --endpoint go together")
+    if options.k and len(options.k) > 1:
+        wrong.append("--k: a server drafts with one K, the one that it was started with")
+    if options.against or options.live:
+        wrong.append("--against and --live are measured in process: leave them out with --endpoint")
+    if wrong:
+        raise RecipeError([Problem("", words) for words in wrong])
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    """Prints the ledger; 1 where two numbers part."""
+    from speculators.pipeline.ledger import ledger_of
+    from speculators.report.console import console
+    from speculators.report.served import ledger_table
+
+    values = ledger_of(options.checkpoint)
+    _keep(options, values)
+    if options.json:
+        print_json(values)
+    else:
+        console().print(ledger_table(values))
+    return 0 if values["agrees"] else 1
+
+
+def _keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    if options.out:
+        from speculators.data.files import write_json
+
+        write_json(options.out, result)
 
 
 def _speculator(folder: Path) -> Path:

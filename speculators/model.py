@@ -198,7 +198,10 @@ def read_config(folder: Path) -> SpeculatorModelConfig:
     if "speculators_model_type" not in raw:
         raise ArtifactError(f"{path}: no 'speculators_model_type': this is not a speculator")
     config_class = SpeculatorModelConfig.get_class(raw["speculators_model_type"])
-    plain = {key: value for key, value in raw.items() if key not in _FOREIGN_KEYS}
+    known = {field.name for field in attrs.fields(config_class)}
+    # Other trainers write every option of a family: one that is off changes nothing, whether or not it is known here.
+    off = {key for key, value in raw.items() if key not in known and (value is None or value is False)}
+    plain = {key: value for key, value in raw.items() if key not in _FOREIGN_KEYS | off}
     config, problems = structure(plain, config_class)
     if config is None:
         raise ArtifactError("\n".join(f"{path}: {problem}" for problem in problems))

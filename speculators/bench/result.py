@@ -131,7 +131,7 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values; what is not a number (a position never reached) is null."""
-        document: dict[str, Any] = _jsonable(attrs.asdict(self))
+        document: dict[str, Any] = jsonable(attrs.asdict(self))
         for each, setting in zip(document["settings"], self.settings, strict=True):
             if setting.live is not None:
                 each["live"]["agreement"]["agrees"] = setting.live.agreement.agrees
@@ -186,9 +186,10 @@ def sums_by_prompt(counts: Counts, ids: tuple[str, ...]) -> dict[str, tuple[floa
     return found
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Returns the value with lists for tuples and None for what is not a number."""
     if isinstance(value, dict):
-        return {key: _jsonable(held) for key, held in value.items()}
+        return {key: jsonable(held) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(held) for held in value]
+        return [jsonable(held) for held in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

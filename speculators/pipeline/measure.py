@@ -36,6 +36,16 @@ class Subject:
     recipe: dict[str, Any] | None
     verifier: str | None = None
 
+    @property
+    def run(self) -> Path | None:
+        """The run folder that the speculator is in."""
+        return None if self.recipe is None else self.folder.absolute().parent
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return str(self.folder) if self.run is None else self.run.name
+
 
 def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Progress) -> dict[str, Any]:
     """Returns the benchmark as JSON values.
@@ -46,7 +56,7 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if subject.recipe is not None:
         _import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
-    verifier = _verifier(subject)
+    verifier = verifier_of(subject)
     folder = obtain(verifier, progress=progress)
     model = place(SpeculatorModel.from_pretrained(subject.folder, verifier=folder), device)
     told = subject.recipe is not None and subject.verifier is None
@@ -67,7 +77,8 @@ def _import_algorithm(table: dict[str, Any], folder: Path) -> None:
             raise ArtifactError(f"{folder}: {'; '.join(fault.message for fault in invalid.faults)}") from invalid
 
 
-def _verifier(subject: Subject) -> VerifierSection:
+def verifier_of(subject: Subject) -> VerifierSection:
+    """Returns the verifier of the run, or the one that replaces it, or the one that config.json names."""
     if subject.recipe is not None and subject.verifier is None:
         values = {key: value for key, value in subject.recipe["verifier"].items() if value is not None}
     else:

@@ -77,6 +77,11 @@ def bench_file(plan: Plan, places: Places) -> Path:
     return places.run(plan) / "bench" / f"{plan.stage('bench').fingerprint[:8]}.json"
 
 
+def served_folder(run: Path) -> Path:
+    """Returns where the benchmarks of servers are kept of a run."""
+    return run / "bench" / "served"
+
+
 def measured(plan: Plan, places: Places) -> dict[str, Any] | None:
     """Returns the benchmark as JSON values, None if it was not made."""
     return _of(bench_file(plan, places), plan, "bench")

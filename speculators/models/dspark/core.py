@@ -39,33 +39,36 @@ class MarkovHead(nn.Module):
         if kind == "gated":
             self.gate_proj = nn.Linear(size + rank, rank)
         if kind == "rnn":
-            self.joint_proj = nn.Linear(size + 2 * rank, rank)
+            # Gate, candidate and output side by side, of [carried; embedding; state]: the layout that others read.
+            self.joint_proj = nn.Linear(size + 2 * rank, 3 * rank)
         # It starts without effect, and the block as the backbone drafts it.
         nn.init.normal_(self.markov_w1.weight, std=0.02)
         nn.init.zeros_(self.markov_w2.weight)
 
     def forward(
         self, states: torch.Tensor, previous: torch.Tensor, carried: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the features that W2 multiplies, [..., K, r], and the embeddings of the tokens before.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Returns features that W2 multiplies and embeddings of the tokens before, [..., K, r], and what is carried on.
 
         Args:
             states: [..., K, H] of slots in order.
             previous: [..., K] int64, the token before each.
-            carried: [..., r], the features of the slot before the first, for the recurrence; None at a block's start.
+            carried: [..., r], what the recurrence carried out of the slot before the first; None at a block's start.
         """
         embedded = self.markov_w1(previous)
         if self.kind == "vanilla":
-            return embedded, embedded
+            return embedded, embedded, None
         states = states.to(embedded.dtype)
         if self.kind == "gated":
-            return torch.sigmoid(self.gate_proj(torch.cat((states, embedded), -1))) * embedded, embedded
+            return torch.sigmoid(self.gate_proj(torch.cat((states, embedded), -1))) * embedded, embedded, None
         held = torch.zeros_like(embedded[..., 0, :]) if carried is None else carried
         found = []
         for state, token in zip(states.unbind(-2), embedded.unbind(-2), strict=True):
-            held = torch.tanh(self.joint_proj(torch.cat((held, token, state), -1)))
-            found.append(held)
-        return torch.stack(found, -2), embedded
+            gate, candidate, out = self.joint_proj(torch.cat((held, token, state), -1)).chunk(3, -1)
+            keep = torch.sigmoid(gate)
+            held = keep * held + (1 - keep) * torch.tanh(candidate)
+            found.append(torch.tanh(out))
+        return torch.stack(found, -2), embedded, held
 
 
 class ConfidenceHead(nn.Module):
@@ -144,7 +147,7 @@ class DSparkDraftModel(BlockDraftModel):
             max_anchors=max_anchors,
             layout=layout,
         )
-        features, embedded = self.markov_head(drawn.states, drawn.previous)
+        features, embedded, _ = self.markov_head(drawn.states, drawn.previous)
         states, head = drawn.of_drafts(drawn.states), self.target_head
         assert head is not None, "a model that was loaded to draft cannot compute its training target"
         weights = decay_weights(drawn, self.depths, gamma) * drawn.scale
@@ -236,7 +239,8 @@ class DSparkDraftModel(BlockDraftModel):
         tokens = batch["input_ids"][0]
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
         following = (rows + 1 + torch.arange(self.depths, device=tokens.device)).clamp_max(len(tokens) - 1)
-        return states, *self.markov_head(states, tokens[following])
+        features, embedded, _ = self.markov_head(states, tokens[following])
+        return states, features, embedded
 
     def biased(self, states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Returns the draft logits [R, D] in float32 of states [R, H] and the Markov head's features [R, r]."""
@@ -257,11 +261,11 @@ class DSparkDrafter(BlockDrafter):
         """Drafts a chain of up to `num_tokens`, at most as many as a block drafts."""
         model = self.model
         states = self.block(state)[:num_tokens]
-        token, carried = state.anchor, None
+        token = state.anchor
+        carried: torch.Tensor | None = None
         picks, told = [], []
         for slot in states:
-            features, embedded = model.markov_head(slot[None], token, carried)
-            carried = features[0]
+            features, embedded, carried = model.markov_head(slot[None], token, carried)
             picks.append(pick(model.biased(slot[None], features)[0], temperature, generator))
             told.append(model.confidence(slot[None], embedded))
             token = self.draft_to_target[picks[-1][0]]

@@ -1,0 +1,61 @@
+"""`spec bench RUN --endpoint` files in the run what a server measured; `--ledger` puts it beside what was predicted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fake_server import FakeServer, served
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr("speculators.bench.counters.SETTLE_SECONDS", 0.01)
+
+
+def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
+    """A server that accepts everything is not the one that this speculator predicts: exit 1, causes, and the way on;
+    before it, the run's own numbers agree. Reports and comparisons of the in-process benchmark are left alone."""
+    told = spec("bench", run, "--ledger", "--json")
+    assert told.code == 0, told.err
+    kinds = [[entry["kind"] for entry in line["entries"]] for line in told.json["lines"]]
+    assert kinds == [["predicted", "measured live"], ["predicted in training", "predicted", "measured live"]]
+    with served(FakeServer(pattern=(3,))) as fake:
+        asked = ("bench", run, "--engine", "vllm", "--endpoint", fake.url)
+        told = spec(*asked, "--prompts", "2", "--concurrency", "2")
+        assert told.code == 0, told.err
+        assert "served acceptance of smoke-" in told.out
+        told = spec(*asked, "--baseline-endpoint", fake.url)
+        assert (told.code, "it is no baseline" in told.err) == (1, True)
+        told = spec(*asked, "--k", "1")
+        assert (told.code, "--k says 1" in told.err) == (1, True)
+    (file,) = (run / "bench" / "served").glob("vllm-1.2.3-*.json")
+    held = json.loads(file.read_text())
+    assert len(held["settings"][0]["prompt_ids"]) == 2
+    told = spec("bench", run, "--ledger")
+    assert told.code == 1
+    assert "ALARM quickstart, K=3, T=0: served (vllm 1.2.3): 3.8" in told.out
+    assert f"spec doctor {run / 'speculator'}" in told.out
+    assert spec("diff", run, run).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--engine", "vllm"), "--engine and --endpoint go together"),
+        (("--endpoint", "http://here"), "--engine and --endpoint go together"),
+        (("--engine", "vllm", "--endpoint", "http://here", "--k", "1", "--k", "2"), "drafts with one K"),
+        (("--engine", "vllm", "--endpoint", "http://here", "--live", "1"), "measured in process"),
+    ],
+)
+def test_options_that_do_not_fit_are_told_before_anything_is_loaded(spec, run, options, words):
+    """Exit code 2, as for every mistake in usage."""
+    told = spec("bench", run, *options)
+    assert (told.code, words in told.err) == (2, True)
+
+
+def test_no_run_has_no_ledger(spec, tmp_path):
+    """And says which command lists runs."""
+    told = spec("bench", tmp_path, "--ledger")
+    assert told.code == 1
+    assert "no plan.json" in told.err
