@@ -80,3 +80,24 @@ class DataError(SpeculatorsError):
 
 class TrainingError(SpeculatorsError):
     """Training that cannot go on: a non-finite loss, processes that disagree."""
+
+
+class ServerError(SpeculatorsError):
+    """A server that cannot be reached, refuses, or answers what cannot be; tells it in the server's own words.
+
+    Args:
+        message: where, and what it said.
+        hint: what to do.
+        status: of the HTTP answer; None where there was none.
+        passes: whether the same request may succeed later.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", status: int | None = None, passes: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.message, self.hint, self.status, self.passes = message, hint, status, passes
+
+    def after(self, attempts: int) -> ServerError:
+        """Returns the error that says how often it was tried."""
+        if attempts == 1:
+            return self
+        return ServerError(f"{self.message} (tried {attempts} times)", hint=self.hint, status=self.status)

@@ -1,0 +1,223 @@
+"""A small HTTP client for inference servers: JSON both ways, patience with what passes, the server's own words."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import attrs
+from attrs import field
+
+from speculators.errors import ServerError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+# What a restart, a full queue or a proxy without its server answers; the rest of 4xx will be the same next time.
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Of a page of HTML that a proxy answers with, the beginning tells enough.
+_WORDS = 400
+
+
+@attrs.frozen(kw_only=True)
+class Retry:
+    """How often and how soon a request that failed in a passing way is sent again.
+
+    Attributes:
+        times: after the first attempt; 0 for none.
+        first_seconds: before the first repetition; each further wait is twice as long.
+        longest_seconds: of one wait.
+    """
+
+    times: int = 5
+    first_seconds: float = 0.5
+    longest_seconds: float = 30.0
+
+    def seconds(self, failures: int) -> float:
+        """Returns how long to wait after so many failures in a row, 1 being the first."""
+        return min(self.first_seconds * 2.0 ** (failures - 1), self.longest_seconds)
+
+
+def _root(url: str) -> str:
+    """People paste the URL that OpenAI clients want, which ends in /v1; here paths begin with it."""
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _is_url(_: object, __: attrs.Attribute[str], value: str) -> None:
+    parts = urllib.parse.urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ServerError(f"{value!r} is not the URL of a server", hint="write http://HOST:PORT")
+
+
+@attrs.frozen(kw_only=True)
+class Endpoint:
+    """A server that speaks HTTP and JSON. Safe to share between threads: each request has its own connection.
+
+    Attributes:
+        url: with scheme; a path is kept, `/v1` at its end is not.
+        timeout: seconds in which the server must say something: an answer can be long in the making.
+        retry: what is done about failures that pass.
+        key: sent as bearer token, where the server wants one.
+        stop: once set, nobody waits any longer to try again (`in_flight` sets it when a request has failed for good).
+    """
+
+    url: str = field(converter=_root, validator=_is_url)
+    timeout: float = 600.0
+    retry: Retry = Retry()
+    key: str | None = field(default=None, repr=False)
+    stop: threading.Event = field(factory=threading.Event, repr=False, eq=False)
+
+    def get(self, path: str) -> Any:
+        """Returns the JSON value at a path such as "/v1/models". Raises as `post` does."""
+        return _json(self._patiently("GET", path, None), self.url + path)
+
+    def get_text(self, path: str) -> str:
+        """Returns the text at a path such as "/metrics". Raises as `post` does."""
+        return self._patiently("GET", path, None).decode("utf-8", errors="replace")
+
+    def post(self, path: str, body: Any) -> Any:
+        """Sends a JSON value and returns the one that is answered.
+
+        Raises:
+            ServerError: it refused, with its own words; or it failed in a passing way more often than `retry` allows.
+        """
+        return _json(self._patiently("POST", path, body), self.url + path)
+
+    def stream(self, path: str, body: Any) -> Iterator[bytes]:
+        """Sends a JSON value and yields the lines of the answer as they come; never repeated, for half is told by then.
+
+        Raises:
+            ServerError: it refused, or the answer broke off.
+        """
+        with self._answer("POST", path, body) as response:
+            while line := response.readline():
+                yield line.rstrip(b"\r\n")
+
+    def _patiently(self, method: str, path: str, body: Any) -> bytes:
+        failures = 0
+        while True:
+            try:
+                with self._answer(method, path, body) as response:
+                    return response.read()
+            except ServerError as error:
+                failures += 1
+                if not error.passes or failures > self.retry.times:
+                    raise error.after(failures) from error.__cause__
+                if self.stop.wait(self.retry.seconds(failures)):
+                    raise
+
+    @contextmanager
+    def _answer(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
+        """One attempt."""
+        parts = urllib.parse.urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=self.timeout)
+        headers = {"Content-Type": "application/json", "Accept": "*/*"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        content = None if body is None else json.dumps(body).encode()
+        where = self.url + path
+        try:
+            connection.request(method, parts.path + path, content, headers)
+            response = connection.getresponse()
+            if not 200 <= response.status < 300:
+                raise _refused(where, response.status, response.read().decode("utf-8", errors="replace"))
+            yield response
+        except TimeoutError as error:
+            raise ServerError(f"{where}: no answer in {self.timeout:g} s", passes=True) from error
+        except ConnectionRefusedError as error:
+            hint = "is the server running, and is this its address?"
+            raise ServerError(f"{where}: connection refused", hint=hint, passes=True) from error
+        except (OSError, http.client.HTTPException) as error:
+            words = str(error) or type(error).__name__
+            raise ServerError(f"{where}: the connection broke: {words}", passes=True) from error
+        finally:
+            connection.close()
+
+
+def _refused(where: str, status: int, text: str) -> ServerError:
+    return ServerError(f"{where}: {status}: {_words(text)}", status=status, passes=status in PASSING)
+
+
+def _words(text: str) -> str:
+    """Returns what the server says is wrong: of JSON its message, else the beginning of the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    for key in ("error", "message", "detail"):
+        if isinstance(value, dict) and value.get(key):
+            value = value[key]
+    told = value if isinstance(value, str) else text
+    return " ".join(told.split())[:_WORDS] or "no words"
+
+
+def _json(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        told = " ".join(content.decode("utf-8", errors="replace").split())[:_WORDS]
+        raise ServerError(f"{where}: answered something else than JSON: {told!r}") from None
+
+
+def in_flight(
+    work: Callable[[Item], Result], items: Iterable[Item], *, concurrency: int, stop: threading.Event
+) -> Iterator[tuple[Item, Result]]:
+    """Works on several items at once, in threads, and yields each with its result as soon as it is there.
+
+    The first failure opens the circuit: `stop` is set, no further item is begun, what was finished before it is
+    yielded, then it is raised. Nor does anything run on when the consumer leaves.
+
+    Args:
+        work: called from several threads.
+        items: read as they are needed, by one thread at a time.
+        concurrency: items at once; at most as many finished ones wait for the consumer.
+        stop: set at the end, and by whoever wants to end this early.
+    """
+    source, turn = iter(items), threading.Lock()
+    found: queue.Queue[tuple[Item, Result] | BaseException | None] = queue.Queue(concurrency)
+
+    def offer(value: tuple[Item, Result] | BaseException | None) -> None:
+        while True:
+            try:
+                return found.put(value, timeout=0.1)
+            except queue.Full:
+                if stop.is_set() and not isinstance(value, BaseException):
+                    return None
+
+    def worker() -> None:
+        try:
+            while not stop.is_set():
+                with turn:
+                    item = next(source)
+                offer((item, work(item)))
+        except StopIteration:
+            pass
+        except BaseException as error:
+            first = not stop.is_set()
+            stop.set()
+            if first:
+                offer(error)
+        offer(None)
+
+    # Daemons: one that waits for a server's answer must not keep a process that has failed from ending.
+    threads = [threading.Thread(target=worker, daemon=True) for _ in range(concurrency)]
+    for thread in threads:
+        thread.start()
+    try:
+        ended = 0
+        while ended < len(threads):
+            value = found.get()
+            if isinstance(value, BaseException):
+                raise value
+            if value is None:
+                ended += 1
+            else:
+                yield value
+    finally:
+        stop.set()
