@@ -27,6 +27,7 @@ VERBS = {
     "report": "write one HTML page about runs: curves, acceptance, plan, lock, differences",
     "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",
+    "serve-states": "start a vLLM server that gives a recipe's hidden states",
 }
 
 

@@ -74,11 +74,11 @@ class Endpoint:
 
     def get(self, path: str) -> Any:
         """Returns the JSON value at a path such as "/v1/models". Raises as `post` does."""
-        return _json(self._patiently("GET", path, None), self.url + path)
+        return self.patiently(lambda: self.send("GET", path))
 
     def get_text(self, path: str) -> str:
         """Returns the text at a path such as "/metrics". Raises as `post` does."""
-        return self._patiently("GET", path, None).decode("utf-8", errors="replace")
+        return self.patiently(lambda: self._read("GET", path, None)).decode("utf-8", errors="replace")
 
     def post(self, path: str, body: Any) -> Any:
         """Sends a JSON value and returns the one that is answered.
@@ -86,7 +86,7 @@ class Endpoint:
         Raises:
             ServerError: it refused, with its own words; or it failed in a passing way more often than `retry` allows.
         """
-        return _json(self._patiently("POST", path, body), self.url + path)
+        return self.patiently(lambda: self.send("POST", path, body))
 
     def stream(self, path: str, body: Any) -> Iterator[bytes]:
         """Sends a JSON value and yields the lines of the answer as they come; never repeated, for half is told by then.
@@ -98,18 +98,34 @@ class Endpoint:
             while line := response.readline():
                 yield line.rstrip(b"\r\n")
 
-    def _patiently(self, method: str, path: str, body: Any) -> bytes:
+    def send(self, method: str, path: str, body: Any = None) -> Any:
+        """Makes one attempt and returns the JSON value that is answered; for those who are patient with more than it.
+
+        Raises:
+            ServerError: whatever went wrong; its `passes` says whether another attempt makes sense.
+        """
+        return _json(self._read(method, path, body), self.url + path)
+
+    def patiently(self, attempt: Callable[[], Result]) -> Result:
+        """Returns what `attempt` does, which is called again, ever later, after failures that pass.
+
+        Raises:
+            ServerError: the attempt's, if it does not pass, or there were more than `retry` allows.
+        """
         failures = 0
         while True:
             try:
-                with self._answer(method, path, body) as response:
-                    return response.read()
+                return attempt()
             except ServerError as error:
                 failures += 1
                 if not error.passes or failures > self.retry.times:
                     raise error.after(failures) from error.__cause__
                 if self.stop.wait(self.retry.seconds(failures)):
                     raise
+
+    def _read(self, method: str, path: str, body: Any) -> bytes:
+        with self._answer(method, path, body) as response:
+            return response.read()
 
     @contextmanager
     def _answer(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
