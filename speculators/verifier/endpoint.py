@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import queue
 import threading
 import urllib.parse
@@ -18,6 +19,8 @@ from speculators.errors import ServerError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
+# A bearer token for servers that want one; no recipe and no command line is a place for it.
+KEY = "SPECULATORS_API_KEY"
 # What a restart, a full queue or a proxy without its server answers; the rest of 4xx will be the same next time.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Of a page of HTML that a proxy answers with, the beginning tells enough.
@@ -62,14 +65,14 @@ class Endpoint:
         url: with scheme; a path is kept, `/v1` at its end is not.
         timeout: seconds in which the server must say something: an answer can be long in the making.
         retry: what is done about failures that pass.
-        key: sent as bearer token, where the server wants one.
+        key: sent as bearer token; $SPECULATORS_API_KEY, if that is set.
         stop: once set, nobody waits any longer to try again (`in_flight` sets it when a request has failed for good).
     """
 
     url: str = field(converter=_root, validator=_is_url)
     timeout: float = 600.0
     retry: Retry = Retry()
-    key: str | None = field(default=None, repr=False)
+    key: str | None = field(factory=lambda: os.environ.get(KEY) or None, repr=False)
     stop: threading.Event = field(factory=threading.Event, repr=False, eq=False)
 
     def get(self, path: str) -> Any:
@@ -193,8 +196,9 @@ def in_flight(
         work: called from several threads.
         items: read as they are needed, by one thread at a time.
         concurrency: items at once; at most as many finished ones wait for the consumer.
-        stop: set at the end, and by whoever wants to end this early.
+        stop: set where this ends early, and not to be used again.
     """
+    assert not stop.is_set(), "the circuit is open: work goes on with an endpoint of its own"
     source, turn = iter(items), threading.Lock()
     found: queue.Queue[tuple[Item, Result] | BaseException | None] = queue.Queue(concurrency)
 
@@ -225,15 +229,16 @@ def in_flight(
     threads = [threading.Thread(target=worker, daemon=True) for _ in range(concurrency)]
     for thread in threads:
         thread.start()
+    running = len(threads)
     try:
-        ended = 0
-        while ended < len(threads):
+        while running:
             value = found.get()
             if isinstance(value, BaseException):
                 raise value
             if value is None:
-                ended += 1
+                running -= 1
             else:
                 yield value
     finally:
-        stop.set()
+        if running:
+            stop.set()
