@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", metavar="ID", action="append", default=[], help="print this one instead; several times")
     text = "let the verifier read N conversations, to tell how on-policy they are (8); 0 needs none of its weights"
     parser.add_argument("--sample", metavar="N", type=natural, default=8, help=text)
-    text = "instead of all that: compare the captured states of N conversations (--sample) with the verifier's, by layer"
+    text = (
+        "instead of all that: compare the captured states of N conversations (--sample) with the verifier's, by layer"
+    )
     parser.add_argument("--check-states", action="store_true", help=text)
 
 

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="where it listens (127.0.0.1)")
     parser.add_argument("--port", metavar="PORT", type=count, default=8000, help="and on which port (8000)")
-    parser.add_argument("--vllm", metavar="PROGRAM", default="vllm", help="vLLM's program, in its own environment (vllm)")
+    parser.add_argument(
+        "--vllm", metavar="PROGRAM", default="vllm", help="vLLM's program, in its own environment (vllm)"
+    )
     parser.add_argument("--print", action="store_true", help="print the command (as JSON with --json), start nothing")
     parser.add_argument("extra", metavar="-- ...", nargs="*", help="further arguments of vllm serve, after --")
 

@@ -80,7 +80,9 @@ class FakeServer:
         answer: dict[str, Any] = {"choices": [{"prompt_token_ids": body["prompt"], **choice}]}
         if self.states is not None and fault != "no name":
             path = self.folder / f"cmpl-{len(self.requests)}-{threading.get_ident()}.safetensors"
-            told = {"outside": self.folder.parent / path.name, "link": self.folder / "link" / path.name}.get(fault, path)
+            told = {"outside": self.folder.parent / path.name, "link": self.folder / "link" / path.name}.get(
+                fault, path
+            )
             if fault != "no file":
                 self._write(path, body["prompt"], fault)
             answer["kv_transfer_params"] = {"hidden_states_path": str(told)}

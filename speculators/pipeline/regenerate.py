@@ -142,7 +142,9 @@ def write_answers(
         write_whole(part, json.dumps({"facts": whence, "answers": answers}).encode())
     rows = _answered(prompts, answers, answerer.tokenizer)
     write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_json(file.with_name(file.name + ".json"), {**whence, "sha256": sha256_of(file), "conversations": len(prompts)})
+    write_json(
+        file.with_name(file.name + ".json"), {**whence, "sha256": sha256_of(file), "conversations": len(prompts)}
+    )
     part.unlink(missing_ok=True)
 
 

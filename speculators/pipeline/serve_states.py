@@ -43,9 +43,7 @@ class Where:
     extra: tuple[str, ...] = ()
 
 
-def planned(
-    recipe: Recipe, where: Where, *, places: Places, progress: Progress
-) -> tuple[ServeStates, dict[str, Any]]:
+def planned(recipe: Recipe, where: Where, *, places: Places, progress: Progress) -> tuple[ServeStates, dict[str, Any]]:
     """Returns what a recipe's server is started with, and the note of it that capture looks for.
 
     Of a hub's model only config.json is fetched here.

@@ -61,7 +61,9 @@ def states_client(context: Context) -> tuple[StatesClient, Served]:
         raise DataError(f"{folder}: no such folder: no server of these states writes here", hint=hint)
     wanted, noted = serving_note(plan), read_json(folder / NOTE)
     if isinstance(noted, dict) and noted != wanted:
-        told = ", ".join(f"{key} {noted.get(key)} instead of {wanted[key]}" for key in wanted if noted.get(key) != wanted[key])
+        told = ", ".join(
+            f"{key} {noted.get(key)} instead of {wanted[key]}" for key in wanted if noted.get(key) != wanted[key]
+        )
         raise DataError(f"{folder}: the server there was started for other states: {told}", hint=START)
     client = StatesClient(
         endpoint=endpoint,
@@ -86,7 +88,9 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
     longest = int(prepared.lengths.max())
     if served.max_model_len is not None and longest >= served.max_model_len:
         words = f"{client.endpoint.url}: takes {served.max_model_len} tokens, one of them to answer"
-        raise DataError(f"{words}; the longest conversation has {longest}", hint="start it with a larger --max-model-len")
+        raise DataError(
+            f"{words}; the longest conversation has {longest}", hint="start it with a larger --max-model-len"
+        )
     if world.is_main:
         _keep_provenance(context, writer, served)
         _clear(context, client.folder)

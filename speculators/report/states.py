@@ -16,9 +16,7 @@ def states_table(found: StatesCheck) -> RenderableType:
     for layer in found.layers:
         words = layer.words(found.tolerance)
         verdict = f"[bad]{escape(words)}[/]" if words else "[good]the verifier's own[/]"
-        table.add_row(
-            str(layer.layer), f"{layer.error:.2e}", str(layer.nearest), f"{layer.nearest_error:.2e}", verdict
-        )
+        table.add_row(str(layer.layer), f"{layer.error:.2e}", str(layer.nearest), f"{layer.nearest_error:.2e}", verdict)
     title = f"states of {found.conversations} conversations, {found.tokens:,} tokens, from {found.source}"
     meaning = (
         f"error: mean over tokens of |captured - in process| / |in process|, captured in {found.states_dtype}, "

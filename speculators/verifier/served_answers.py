@@ -17,8 +17,8 @@ from speculators.verifier.states_client import COMPLETIONS
 # New tokens, or their text where the server tells no ids.
 Answer = list[int] | str
 
-# A server takes what it is not told from the model's generation_config.json: a cut distribution or a penalty there would
-# make other answers than the verifier's own.
+# A server takes what it is not told from the model's generation_config.json: a cut distribution or a penalty there
+# would make other answers than the verifier's own.
 PURE = {
     "top_p": 1.0,
     "top_k": -1,

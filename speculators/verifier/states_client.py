@@ -102,9 +102,7 @@ class StatesClient:
         Raises:
             ServerError: a request failed for good; what came before it was yielded.
         """
-        work = in_flight(
-            lambda item: self.capture(item[1]), rows, concurrency=concurrency, stop=self.endpoint.stop
-        )
+        work = in_flight(lambda item: self.capture(item[1]), rows, concurrency=concurrency, stop=self.endpoint.stop)
         try:
             for (index, _), (chosen, last) in work:
                 yield index, chosen, last
@@ -113,7 +111,7 @@ class StatesClient:
                 _remove(path)
 
     def capture(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the chosen states [n, A*H] of one sequence [n], in the order of `layer_ids`, and the last ones [n, H].
+        """Returns the states of one sequence [n]: the chosen [n, A*H] in the order of `layer_ids`, the last [n, H].
 
         Raises:
             ServerError: it cannot be had, is not finite, or is not what was asked for.
@@ -142,7 +140,9 @@ class StatesClient:
         """Returns the path that the server told, if it is one that it may tell: we read and remove what is there."""
         path, folder = Path(name).resolve(), self.folder.resolve()
         if path == folder or not path.is_relative_to(folder):
-            hint = f"it was started with another folder than this recipe's: set data.server.folder, or restart it; {START}"
+            hint = (
+                f"it was started with another folder than this recipe's: set data.server.folder, or restart it; {START}"
+            )
             raise ServerError(f"{self.endpoint.url}: names {name}, which is not in {folder}", hint=hint)
         return path
 
@@ -193,7 +193,7 @@ class StatesClient:
 
 
 def sorted_ids(layer_ids: Sequence[int], num_layers: int) -> list[int]:
-    """Returns the ids that a server is asked for, in the order in which it gives them: the last layer's state always."""
+    """Returns the ids that a server is started with, in the order in which it gives them: the last one always."""
     return sorted({*layer_ids, num_layers})
 
 

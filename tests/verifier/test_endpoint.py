@@ -162,9 +162,9 @@ def test_the_first_failure_stops_everybody() -> None:
         return item
 
     found = []
+    working = in_flight(work, iter(range(1000)), concurrency=2, stop=stop)
     with pytest.raises(ServerError, match="the engine is dead"):
-        for item, _ in in_flight(work, iter(range(1000)), concurrency=2, stop=stop):
-            found.append(item)
+        found.extend(item for item, _ in working)
     assert sorted(found) == [0, 1, 2, 3, 4]
     assert len(begun) <= 8
 

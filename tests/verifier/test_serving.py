@@ -89,8 +89,12 @@ def test_the_connector_needs_nothing_of_this_package() -> None:
     """It runs in vLLM's environment, alone on its path: no import of ours, no other module beside it."""
     file = CONNECTOR_FOLDER / f"{CONNECTOR_MODULE}.py"
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    told = {node.module.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    told |= {name.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    told = {
+        node.module.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    }
+    told |= {
+        name.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
     assert told <= {"__future__", "fcntl", "os", "pathlib", "typing", "torch", "vllm"}
     assert {path.name for path in CONNECTOR_FOLDER.glob("*.py")} == {file.name, "__init__.py"}
     assert CONNECTOR in {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,7 +133,9 @@ def test_a_file_that_never_comes_is_told_with_both_places(server: FakeServer) ->
     """After all attempts; a file that came late is removed at the end."""
     server.faults.extend(["no file"] * 3)
     asked = client(server)
-    with pytest.raises(ServerError, match=r"after 0\.05 s nothing is there \(tried 3 times\)\ndo both sides see the same"):
+    with pytest.raises(
+        ServerError, match=r"after 0\.05 s nothing is there \(tried 3 times\)\ndo both sides see the same"
+    ):
         list(asked.capture_all([(0, IDS)], concurrency=1))
     assert list(server.folder.iterdir()) == []
 
@@ -155,9 +156,9 @@ def test_a_server_that_dies_stops_the_capture_in_its_own_words(server: FakeServe
     """What came before is yielded; the rest is not asked for."""
     server.faults.extend([""] * 10 + ["500"] * 1000)
     found = []
+    work = client(server).capture_all(((index, IDS) for index in range(1000)), concurrency=3)
     with pytest.raises(ServerError, match=r"EngineCore encountered an issue \(tried 3 times\)"):
-        for index, *_ in client(server).capture_all(((index, IDS) for index in range(1000)), concurrency=3):
-            found.append(index)
+        found.extend(index for index, *_ in work)
     assert sorted(found) == list(range(10))
     assert len(server.requests) < 10 + 3 * 3 + 3
 
@@ -177,5 +178,5 @@ def test_something_else_than_a_model_server_is_told(server: FakeServer) -> None:
 
 def test_the_shared_folder_may_be_told_relative_to_a_link(server: FakeServer, tmp_path: Path) -> None:
     """A folder is the same by any of its names."""
-    os.symlink(server.folder, tmp_path / "other-name")
+    (tmp_path / "other-name").symlink_to(server.folder)
     assert len(client(server, folder=tmp_path / "other-name").capture(IDS)[0]) == len(IDS)

@@ -40,9 +40,7 @@ class PageableHiddenStatesConnector(shipped.ExampleHiddenStatesConnector):
         tensors = {"hidden_states": states.contiguous(), "token_ids": pending.token_ids.clone()}
         Path(pending.filename).parent.mkdir(parents=True, exist_ok=True)
         copied = _Copied()
-        future = self._executor.submit(
-            self._write_tensors, tensors, copied, pending.filename, self._lock_of(pending)
-        )
+        future = self._executor.submit(self._write_tensors, tensors, copied, pending.filename, self._lock_of(pending))
         self._req_copy_events[pending.req_id] = copied
         self._req_futures[pending.req_id] = future
         future.add_done_callback(lambda done: self._on_write_done(pending.req_id, done))
