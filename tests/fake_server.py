@@ -50,6 +50,8 @@ class FakeServer:
         self.keys: list[str | None] = []
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
+        # What computes in tests is one model, whose hooks and caches are not for several threads.
+        self._model = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -76,7 +78,8 @@ class FakeServer:
 
     def completion(self, body: dict[str, Any], fault: str) -> dict[str, Any]:
         """Returns the answer, after it has begun to write the states."""
-        choice = self.answers(body) if self.answers else {"text": "a", "token_ids": [97]}
+        with self._model:
+            choice = self.answers(body) if self.answers else {"text": "a", "token_ids": [97]}
         answer: dict[str, Any] = {"choices": [{"prompt_token_ids": body["prompt"], **choice}]}
         if self.states is not None and fault != "no name":
             path = self.folder / f"cmpl-{len(self.requests)}-{threading.get_ident()}.safetensors"
@@ -89,7 +92,8 @@ class FakeServer:
         return answer
 
     def _write(self, path: Path, ids: list[int], fault: str) -> None:
-        states = self.states(ids)
+        with self._model:
+            states = self.states(ids)
         tokens = torch.tensor(ids)
         if fault == "nan":
             states[1, 0, 0] = float("nan")

@@ -156,6 +156,7 @@ def test_the_first_failure_stops_everybody() -> None:
     def work(item: int) -> int:
         begun.append(item)
         if item == 5:
+            time.sleep(0.05)
             raise ServerError("the engine is dead")
         if item > 5 and stop.wait(10):
             raise ServerError("stopped while it waited")

@@ -159,7 +159,7 @@ def test_a_server_that_dies_stops_the_capture_in_its_own_words(server: FakeServe
     work = client(server).capture_all(((index, IDS) for index in range(1000)), concurrency=3)
     with pytest.raises(ServerError, match=r"EngineCore encountered an issue \(tried 3 times\)"):
         found.extend(index for index, *_ in work)
-    assert sorted(found) == list(range(10))
+    assert len({*found}) == 10
     assert len(server.requests) < 10 + 3 * 3 + 3
 
 
