@@ -30,6 +30,9 @@ VERBS = {
     "serve-states": "start a vLLM server that gives a recipe's hidden states",
 }
 
+# What follows `--` is for a program that the verb starts; argparse would take it for its own.
+PASS_ON = ("serve-states",)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit code: 0 ok, 1 failed, 2 bad recipe or usage, 130 interrupted."""
@@ -70,7 +73,12 @@ def _dispatch(arguments: list[str]) -> int:
         raise RecipeError(f"no command {verb!r} ({hint})")
     module = importlib.import_module(f"{__name__}.{verb.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"spec {verb}", description=module.__doc__, allow_abbrev=False)
+    own = arguments[1:]
+    if verb in PASS_ON:
+        cut = own.index("--") if "--" in own else len(own)
+        own, extra = own[:cut], own[cut + 1 :]
+        parser.set_defaults(extra=extra)
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="print the result and errors only")
-    return int(module.run(parser.parse_args(arguments[1:])))
+    return int(module.run(parser.parse_args(own)))

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vllm", metavar="PROGRAM", default="vllm", help="vLLM's program, in its own environment (vllm)"
     )
     parser.add_argument("--print", action="store_true", help="print the command (as JSON with --json), start nothing")
-    parser.add_argument("extra", metavar="-- ...", nargs="*", help="further arguments of vllm serve, after --")
+    parser.epilog = "What follows -- is passed on to vllm serve: -- --tensor-parallel-size 8"
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import attrs
@@ -20,11 +16,9 @@ from speculators.pipeline.context import Places
 from speculators.pipeline.served import prepare_folder, serving_note, shared_folder
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
+from speculators.verifier.command import run_until_stopped
 from speculators.verifier.serving import ServeStates
 from speculators.verifier.sources import fetch_facts, obtain
-
-# For the server to finish what it has and to free its devices, once it was asked to stop.
-GRACE_SECONDS = 30.0
 
 
 @attrs.frozen(kw_only=True)
@@ -86,28 +80,3 @@ def serve_states(settings: ServeStates, note: dict[str, Any]) -> int:
     prepare_folder(settings.folder, note)
     command = attrs.evolve(settings, vllm=program).command()
     return run_until_stopped(command, {**os.environ, **settings.environment(os.environ)})
-
-
-def run_until_stopped(command: Sequence[str], environment: dict[str, str], *, grace: float = GRACE_SECONDS) -> int:
-    """Runs a program without a shell, passing on what stops us; returns its exit code.
-
-    It has a process group of its own: of a terminal's Ctrl-C it hears once, from us, and if it does not end by then its
-    whole group is killed.
-    """
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return child.wait()
-    finally:
-        if child.poll() is None:
-            child.send_signal(signal.SIGINT)
-            try:
-                child.wait(timeout=grace)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt

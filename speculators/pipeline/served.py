@@ -124,8 +124,8 @@ def _clear(context: Context, folder: Path) -> None:
 def _compare_first(context: Context, client: StatesClient, prepared: Conversations) -> None:
     """Compares a few conversations where the verifier is loaded anyway, to evaluate; else tells how it can be done."""
     if not context.recipe.benchmark.suites:
-        words = "the server's states are not compared with the verifier's, which this recipe never loads"
-        context.tell(WarningEvent(message=f"{words}: spec data RECIPE --check-states does, where it fits"))
+        untold = "the server's states are not compared with the verifier's, which this recipe never loads"
+        context.tell(WarningEvent(message=f"{untold}: spec data RECIPE --check-states does, where it fits"))
         return
     by_length = sorted(range(len(prepared)), key=lambda index: int(prepared.lengths[index]))
     enough = [index for index in by_length if prepared.lengths[index] >= SAMPLE_TOKENS] or by_length

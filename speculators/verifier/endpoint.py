@@ -17,7 +17,8 @@ from attrs import field
 
 from speculators.errors import ServerError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # A bearer token for servers that want one; no recipe and no command line is a place for it.
 KEY = "SPECULATORS_API_KEY"

@@ -75,13 +75,12 @@ def test_the_servers_exit_code_is_ours(tmp_path: Path) -> None:
     assert str(folder) in told.err
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("deaf", [False, True])
+@pytest.mark.parametrize(("how", "deaf"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_it_stops_when_we_are_stopped(tmp_path: Path, how: signal.Signals, deaf: bool) -> None:
     """The server is asked once; one that does not hear is killed after its grace; nothing of it is left."""
     code = (
         "import os, sys\n"
-        "from speculators.pipeline.serve_states import run_until_stopped\n"
+        "from speculators.verifier.command import run_until_stopped\n"
         "try:\n"
         "    run_until_stopped([sys.argv[1]], {**os.environ, 'PYTHONPATH': ''}, grace=0.3)\n"
         "except KeyboardInterrupt:\n"
