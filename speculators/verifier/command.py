@@ -15,7 +15,7 @@ from speculators.events import Progress, ProgressEvent
 
 _TICK_SECONDS = 0.5
 # For a server to finish what it has and to free its devices, once it was asked to stop.
-GRACE_SECONDS = 30.0
+GRACE_SECONDS = 15.0
 
 
 def run_python(

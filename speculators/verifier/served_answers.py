@@ -103,6 +103,9 @@ class ServedAnswers:
         where = f"{self.endpoint.url}{COMPLETIONS}"
         if not isinstance(choice, dict) or not isinstance(choice.get("text"), str):
             raise ServerError(f"{where}: the answer has no choices[0].text", hint="is it an OpenAI-compatible server?")
+        if told.get("kv_transfer_params"):
+            # It would write a file for every answer, and nobody would read and remove it.
+            raise ServerError(f"{where}: gives hidden states with its answers", hint="ask one of plain vllm serve")
         if choice.get("prompt_token_ids") not in (None, prompt):
             raise ServerError(f"{where}: answered another prompt than the one that was sent")
         ids = choice.get("token_ids")

@@ -22,6 +22,7 @@ from foreign import vllm
 from speculators.cli import main
 from speculators.errors import ServerError
 from speculators.verifier.endpoint import Endpoint, Retry
+from speculators.verifier.engine import Engine
 
 pytestmark = pytest.mark.interop
 
@@ -55,29 +56,50 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Started as a user would, and stopped by Ctrl-C."""
     work = tmp_path_factory.mktemp("states")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment, folder, log = vllm(), work / "shared", work / "vllm.log"
+    port = free_port()
+    folder = work / "shared"
     told = ('data.hidden_states="server"', f'data.server.endpoint="http://127.0.0.1:{port}"')
     used = (*SHORT, *told, f'data.server.folder="{folder}"', "data.server.concurrency=4")
     command = [sys.executable, "-m", "speculators.cli", "serve-states", "quickstart", *flags(used)]
-    command += ["--port", str(port), "--vllm", str(environment.folder / "bin" / "vllm")]
-    variables = {**environment.variables(), "SPECULATORS_CACHE": os.environ.get("SPECULATORS_CACHE", "")}
+    command += ["--port", str(port), "--vllm", str(vllm().folder / "bin" / "vllm")]
+    with running(command, port, work) as process:
+        yield Server(folder, used)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, work: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a program that serves, in vLLM's environment, until the block ends."""
+    log = work / "server.log"
+    variables = {**vllm().variables(), "SPECULATORS_CACHE": os.environ.get("SPECULATORS_CACHE", "")}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env=variables, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=work
+        )
     try:
         wait_for(process, Endpoint(url=f"http://127.0.0.1:{port}", retry=Retry(times=0)), log)
-        yield Server(folder, used)
+        yield process
     finally:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-    assert code == 130, log.read_text()[-6000:]
+        # vLLM starts others of its own: asked once, then all of the session are ended.
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def wait_for(process: subprocess.Popen[bytes], endpoint: Endpoint, log: Path) -> None:
     for _ in range(START_SECONDS):
-        assert process.poll() is None, f"spec serve-states ended:\n{log.read_text()[-6000:]}"
+        assert process.poll() is None, f"the server ended:\n{log.read_text()[-6000:]}"
         try:
             endpoint.get_text("/health")
         except ServerError:
@@ -145,3 +167,30 @@ def test_training_cannot_tell_them(server: Server, tmp_path: Path) -> None:
     for ours, theirs in zip(losses["cached"], losses["server"], strict=True):
         assert theirs == pytest.approx(ours, rel=LOSS_TOLERANCE)
     assert {path.name for path in server.folder.iterdir()} == {"serving.json"}
+
+
+def test_answers_of_a_server_are_the_verifiers_own(engine: Engine, tmp_path: Path) -> None:
+    """Greedy in float32: the text that the verifier writes in process; sampled: the same for the same seed."""
+    questions = ["Name three colours.", "What is a tree?", "How do I boil an egg?", "Write a line about rain."]
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": text}]} for n, text in enumerate(questions)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    port = free_port()
+    command = [str(vllm().folder / "bin" / "vllm"), "serve", str(engine.folder), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "512", "--host", "127.0.0.1", "--port", str(port)]
+
+    def answered(name: str, settings: str, *by: object) -> str:
+        made = "--set", f'data.regenerate={{max_new_tokens=48, dtype="float32", {settings}}}'
+        code, _, err = spec("regenerate", "quickstart", prompts, "--out", tmp_path / name, *made, *by)
+        assert code == 0, err
+        return (tmp_path / name).read_text()
+
+    with running(command, port, tmp_path):
+        by = "--endpoint", f"http://127.0.0.1:{port}/v1"
+        greedy = answered("greedy.jsonl", "temperature=0.0", *by)
+        sampled = [answered(f"{n}.jsonl", "temperature=1.0, seed=5", *by, "--concurrency", n) for n in (1, 4)]
+        assert sampled[0] != answered("other.jsonl", "temperature=1.0, seed=6", *by)
+    assert greedy == answered("own.jsonl", "temperature=0.0")
+    assert sampled[0] == sampled[1] != greedy
+    facts = json.loads((tmp_path / "greedy.jsonl.json").read_text())
+    assert (facts["engine"]["engine"], facts["engine"]["version"][:6]) == ("vllm", "0.32.0")

@@ -155,7 +155,7 @@ def test_answers_come_from_a_server(fresh: Spec, served: FakeServer, engine: Eng
         (ids,) = engine.generate([body["prompt"]], max_new_tokens=body["max_tokens"])
         return {"text": "unused", "token_ids": ids}
 
-    served.answers = answer
+    served.answers, served.states = answer, None
     served.faults.extend(["", "", "400"])
     by = "--endpoint", f"{served.url}/v1", "--concurrency", "1"
     told = fresh("regenerate", "smoke", prompts, "--out", tmp_path / "served.jsonl", *made, *by)

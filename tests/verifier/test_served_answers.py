@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_server import FakeServer
 
 from speculators.errors import ServerError
@@ -94,11 +95,18 @@ def test_a_failure_leaves_what_came_before_it(server: FakeServer) -> None:
     assert len(found) == 3
 
 
+def test_a_server_of_states_is_not_for_answers(server: FakeServer) -> None:
+    """Each answer would leave a file of states that nobody removes."""
+    server.states = lambda ids: torch.zeros(len(ids), 1, 2)
+    with pytest.raises(ServerError, match="gives hidden states with its answers\nask one of plain vllm serve"):
+        asked(server)
+
+
 def test_an_answer_to_something_else_is_refused(server: FakeServer) -> None:
     """A server that changes the prompt (adds a token in front, say) answers another question."""
     server.answers = lambda body: {"text": "a", "prompt_token_ids": [1, *body["prompt"]]}
     with pytest.raises(ServerError, match="answered another prompt"):
         asked(server)
-    server.answers = lambda body: {"message": {}}
+    server.answers = lambda body: {"text": None}
     with pytest.raises(ServerError, match=r"no choices\[0\]\.text"):
         asked(server)
