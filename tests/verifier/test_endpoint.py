@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_server import FakeServer
+from fake_vllm import FakeServer
 
 from speculators.errors import ServerError
 from speculators.verifier.endpoint import Endpoint, Retry, in_flight

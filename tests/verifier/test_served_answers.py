@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_server import FakeServer
+from fake_vllm import FakeServer
 
 from speculators.errors import ServerError
 from speculators.events import ProgressEvent

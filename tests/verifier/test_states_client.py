@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_server import FakeServer
+from fake_vllm import FakeServer
 
 from speculators.errors import ServerError
 from speculators.verifier.endpoint import Endpoint, Retry

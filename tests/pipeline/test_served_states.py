@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Spec, Told, events
-from fake_server import FakeServer
+from fake_vllm import FakeServer
 
 from speculators.verifier.engine import Engine
 
