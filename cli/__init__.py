@@ -30,7 +30,11 @@ VERBS = {
     "report": "write one HTML page about runs: curves, acceptance, plan, lock, differences",
     "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",
+    "serve-states": "start a vLLM server that gives a recipe's hidden states",
 }
+
+# What follows `--` is for a program that the verb starts; argparse would take it for its own.
+PASS_ON = ("serve-states",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +78,12 @@ def _dispatch(arguments: list[str]) -> int:
     file = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
     module = importlib.import_module(f"{__name__}.{file}")
     parser = argparse.ArgumentParser(prog=f"spec {verb}", description=module.__doc__, allow_abbrev=False)
+    own = arguments[1:]
+    if verb in PASS_ON:
+        cut = own.index("--") if "--" in own else len(own)
+        own, extra = own[:cut], own[cut + 1 :]
+        parser.set_defaults(extra=extra)
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="print the result and errors only")
-    return int(module.run(parser.parse_args(arguments[1:])))
+    return int(module.run(parser.parse_args(own)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from speculators.recipe.schema import Recipe
+
 from .common import add_recipe, load_checked, natural, print_json
 
 
@@ -14,12 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", metavar="ID", action="append", default=[], help="print this one instead; several times")
     text = "let the verifier read N conversations, to tell how on-policy they are (8); 0 needs none of its weights"
     parser.add_argument("--sample", metavar="N", type=natural, default=8, help=text)
+    text = (
+        "instead of all that: compare the captured states of N conversations (--sample) with the verifier's, by layer"
+    )
+    parser.add_argument("--check-states", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints what was found; 1 if an error is among it."""
     options.nproc = 1
     recipe = load_checked(options)
+    if options.check_states:
+        return _check_states(recipe, options)
     from speculators.pipeline.context import Places
     from speculators.pipeline.look import Wish, look
     from speculators.report.console import console
@@ -34,3 +42,20 @@ def run(options: argparse.Namespace) -> int:
     else:
         console().print(data_tables(found))
     return 1 if found.failed else 0
+
+
+def _check_states(recipe: Recipe, options: argparse.Namespace) -> int:
+    """Prints the comparison; 1 where captured states are not the verifier's."""
+    from speculators.pipeline.check_states import check_states
+    from speculators.pipeline.context import Places
+    from speculators.report.console import console
+    from speculators.report.progress import RunView
+    from speculators.report.states import states_table
+
+    with RunView(quiet=options.quiet) as view:
+        found = check_states(recipe, max(options.sample, 1), places=Places(), listen=view)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        console().print(states_table(found))
+    return 1 if found.problems else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import add_recipe, print_json
+from .common import add_recipe, count, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("prompts", metavar="PROMPTS", type=Path, help="JSONL with messages; answers there are dropped")
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSONL to write")
+    text = "URL of an OpenAI-compatible server of the same verifier (vLLM, SGLang) that answers instead of this process"
+    parser.add_argument("--endpoint", metavar="URL", help=text)
+    parser.add_argument("--concurrency", metavar="N", type=count, default=32, help="prompts that it has at once (32)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -20,13 +23,16 @@ def run(options: argparse.Namespace) -> int:
     from speculators.recipe.load import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    from speculators.pipeline.regenerate import regenerate_file
+    from speculators.pipeline.regenerate import Elsewhere, regenerate_file
     from speculators.report.progress import RunView
 
     with RunView(quiet=options.quiet) as view:
-        facts = regenerate_file(recipe, options.prompts, options.out, progress=view)
+        by = Elsewhere(url=options.endpoint, concurrency=options.concurrency) if options.endpoint else None
+        facts = regenerate_file(recipe, options.prompts, options.out, by=by, progress=view)
     if options.json:
         print_json(facts)
     else:
-        print(f"{options.out}: {facts['conversations']} conversations")
+        engine = facts.get("engine")
+        by = f", by {engine['engine']} {engine['version']} with {engine['root'] or engine['model']}" if engine else ""
+        print(f"{options.out}: {facts['conversations']} conversations{by}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -20,6 +20,8 @@ from speculators.events import Progress, ProgressEvent, ignore
 
 # Takes token rows ([n] int64 each), yields (place in the list, hidden_states [n, A*H], last [n, H]) in any order.
 Capture = Callable[[list[torch.Tensor]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
+# Takes (index, token row) as it has room for them, yields (index, hidden_states, last) in any order.
+Stream = Callable[[Iterator[tuple[int, torch.Tensor]]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
 
 
 class StateWriter:
@@ -170,16 +172,56 @@ def fill(
         progress: told after each conversation.
     """
     missing = writer.missing(rank=rank, world_size=world_size)
-    total = sum(map(writer.layout.rows, missing))
-    done, start = 0, time.monotonic()
+    meter = _Meter(sum(map(writer.layout.rows, missing)), progress)
     for number in missing:
         members = writer.layout.shards[number]
-        rows = [torch.from_numpy(conversations.row(index).input_ids).long() for index in members]
+        rows = [_tokens(conversations, index) for index in members]
         for place, hidden_states, last in capture(rows):
             writer.append(members[place], hidden_states, last)
-            done += len(last)
-            note = f"{done / max(time.monotonic() - start, 1e-9):,.0f} tokens/s"
-            progress(ProgressEvent(stage="capture", done=done, total=total, unit="tokens", note=note))
+            meter.add(len(last))
+
+
+def fill_stream(
+    writer: StateWriter,
+    conversations: Conversations,
+    stream: Stream,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Progress = ignore,
+) -> None:
+    """Captures the shards that a store lacks by someone who works on many conversations at once.
+
+    Shards are not waited for one by one: at their ends the many would become few. Memory holds those that are begun.
+
+    Args:
+        writer, conversations, rank, world_size, progress: as for `fill`.
+        stream: takes the conversations in the order of the shards.
+    """
+    missing = writer.missing(rank=rank, world_size=world_size)
+    meter = _Meter(sum(map(writer.layout.rows, missing)), progress)
+    members = (index for number in missing for index in writer.layout.shards[number])
+    for index, hidden_states, last in stream((index, _tokens(conversations, index)) for index in members):
+        writer.append(index, hidden_states, last)
+        meter.add(len(last))
+
+
+def _tokens(conversations: Conversations, index: int) -> torch.Tensor:
+    return torch.from_numpy(conversations.row(index).input_ids).long()
+
+
+class _Meter:
+    """Tells tokens done of all, and their speed."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._total, self._progress = total, progress
+        self._done, self._start = 0, time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        self._done += tokens
+        note = f"{self._done / max(time.monotonic() - self._start, 1e-9):,.0f} tokens/s"
+        event = ProgressEvent(stage="capture", done=self._done, total=self._total, unit="tokens", note=note)
+        self._progress(event)
 
 
 @attrs.frozen(eq=False)
@@ -192,6 +234,6 @@ class OnlineStates:
 
     def states(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns hidden_states [n, A*H] and last [n, H] of each conversation."""
-        rows = [torch.from_numpy(self.conversations.row(index).input_ids).long() for index in indices]
+        rows = [_tokens(self.conversations, index) for index in indices]
         found = {place: (states, last) for place, states, last in self.capture(rows)}
         return [(found[place][0].to(self.dtype), found[place][1].to(self.dtype)) for place in range(len(rows))]

@@ -21,6 +21,7 @@ from speculators.events import WarningEvent
 from speculators.pipeline.context import Context
 from speculators.pipeline.ondisk import is_prepared, note_made
 from speculators.pipeline.regenerate import regenerated
+from speculators.pipeline.served import fill_from_server
 from speculators.recipe.schema import Recipe
 from speculators.verifier.tokens import load_tokenizer
 
@@ -80,8 +81,8 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
         context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
     else:
         with context.stage("capture") as words:
-            _fill(context, prepared, folder, key)
-            words.append(f"{prepared.lengths.sum():,} tokens, {_gigabytes(folder):.2f} GB in {folder}")
+            how = _fill(context, prepared, folder, key)
+            words.append(f"{prepared.lengths.sum():,} tokens{how}, {_gigabytes(folder):.2f} GB in {folder}")
     store = StateStore.open(folder, key=key)
     _note(context, "capture", {held["file"]: held["sha256"] for held in read_manifest(folder)["shards"]})
     return store
@@ -110,7 +111,8 @@ def _capture(context: Context) -> Capture:
     return lambda rows: engine.capture_all(rows, context.plan.target_layer_ids, batch_tokens=tokens)
 
 
-def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> None:
+def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> str:
+    """Fills the store; returns by whom, in words."""
     width, world = context.plan.facts.hidden_size, context.world
     layer_ids, dtype = context.plan.target_layer_ids, context.recipe.data.states_dtype
     layout = StoreLayout(
@@ -120,12 +122,16 @@ def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> 
         # Before the verifier is loaded: a disk without room is told at once.
         StateWriter(folder, layout, progress=context.progress)
     world.barrier()
-    writer = StateWriter(folder, layout)
-    fill(writer, prepared, _capture(context), rank=world.rank, world_size=world.size, progress=context.progress)
+    writer, how = StateWriter(folder, layout), ""
+    if context.recipe.data.served:
+        how = f" {fill_from_server(context, writer, prepared)}"
+    else:
+        fill(writer, prepared, _capture(context), rank=world.rank, world_size=world.size, progress=context.progress)
     world.barrier()
     if world.is_main:
         writer.finish()
     world.barrier()
+    return how
 
 
 def _gigabytes(folder: Path) -> float:

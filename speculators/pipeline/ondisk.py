@@ -24,7 +24,7 @@ def on_disk(plan: Plan, places: Places) -> dict[str, bool]:
     verifier = plan.recipe.verifier
     known = {} if verifier.kind == "hub" else {"verifier": held_folder(verifier, cache=places.verifiers) is not None}
     known["prepare"] = is_prepared(plan, places)
-    if plan.recipe.data.hidden_states == "cached":
+    if plan.recipe.data.stored:
         known["capture"] = is_captured(plan, places)
     known["train"] = trained(plan, places) is not None
     if plan.recipe.benchmark.suites:

@@ -6,9 +6,9 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -20,11 +20,29 @@ from speculators.events import Progress
 from speculators.pipeline.context import Context, read_json
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import DataSection, Regenerate, Source
+from speculators.verifier.endpoint import Endpoint
 from speculators.verifier.engine import Engine
 from speculators.verifier.generate import Sampling
+from speculators.verifier.hub import fetch_tokenizer
+from speculators.verifier.served_answers import Answer, ServedAnswers
 from speculators.verifier.sources import obtain
+from speculators.verifier.states_client import Served
+from speculators.verifier.tokens import folder_stop_ids, load_tokenizer
 
 PACKAGES = ("spec-recipes", "torch", "transformers")
+
+
+class Answerer(Protocol):
+    """Who answers: the verifier in this process, or a server."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The verifier's."""
+
+    def generate_batches(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, done: Container[int], progress: Progress
+    ) -> Iterator[tuple[tuple[int, ...], Sequence[Answer]]]:
+        """As `Engine.generate_batches`; an answer may be its text."""
 
 
 def regenerated(context: Context) -> DataSection:
@@ -36,7 +54,7 @@ def regenerated(context: Context) -> DataSection:
     if not file.exists():
         prompts = [prompt for source in data.sources for prompt in read_prompts(source)]
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
-        write_answers(file, prompts, engine, settings, progress=context.progress)
+        write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.progress)
     return attrs.evolve(data, sources=(Source(path=str(file)),), regenerate=None)
 
 
@@ -91,26 +109,42 @@ def _role(message: Any) -> Any:
 
 
 def write_answers(
-    file: Path, prompts: list[dict[str, Any]], engine: Engine, settings: Regenerate, *, progress: Progress
+    file: Path,
+    prompts: list[dict[str, Any]],
+    answerer: Answerer,
+    settings: Regenerate,
+    *,
+    facts: Callable[[], dict[str, Any]],
+    progress: Progress,
 ) -> None:
     """Answers every prompt with the verifier and writes `file` and its provenance `file` + ".json".
 
     Batches that are done are kept in `file` + ".part", so that a killed run goes on where it was.
+
+    Args:
+        file: JSONL to write.
+        prompts: rows with messages, the last one the user's.
+        answerer: the verifier.
+        settings: how it answers.
+        facts: returns what determines the answers besides prompts, settings and our own versions.
+        progress: told while answers are made.
     """
     part = file.with_name(file.name + ".part")
-    template = ChatTemplate.of(engine.tokenizer)
+    template = ChatTemplate.of(answerer.tokenizer)
     ids = [template.prompt_ids(tuple(_message(message) for message in row["messages"])) for row in prompts]
-    facts = provenance(engine, settings, ids)
-    answers = _kept(part, facts)
+    whence = {**facts(), **provenance(settings, ids)}
+    answers = _kept(part, whence)
     sampling = Sampling(**attrs.asdict(settings, filter=lambda attribute, _: attribute.name != "dtype"))
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    for indices, outputs in engine.generate_batches(ids, sampling, done=answers, progress=progress):
+    for indices, outputs in answerer.generate_batches(ids, sampling, done=answers, progress=progress):
         answers.update(zip(indices, outputs, strict=True))
-        write_whole(part, json.dumps({"facts": facts, "answers": answers}).encode())
-    rows = _answered(prompts, answers, engine)
+        write_whole(part, json.dumps({"facts": whence, "answers": answers}).encode())
+    rows = _answered(prompts, answers, answerer.tokenizer)
     write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_json(file.with_name(file.name + ".json"), {**facts, "sha256": sha256_of(file), "conversations": len(prompts)})
+    write_json(
+        file.with_name(file.name + ".json"), {**whence, "sha256": sha256_of(file), "conversations": len(prompts)}
+    )
     part.unlink(missing_ok=True)
 
 
@@ -118,7 +152,7 @@ def _message(values: dict[str, str]) -> Message:
     return Message(role=values["role"], content=values["content"])
 
 
-def _kept(part: Path, facts: dict[str, Any]) -> dict[int, list[int]]:
+def _kept(part: Path, facts: dict[str, Any]) -> dict[int, Answer]:
     """Returns the answers of an interrupted run, if it was one of the same inputs."""
     held = read_json(part)
     if not isinstance(held, dict) or held.get("facts") != facts:
@@ -126,35 +160,89 @@ def _kept(part: Path, facts: dict[str, Any]) -> dict[int, list[int]]:
     return {int(index): answer for index, answer in held["answers"].items()}
 
 
-def _answered(prompts: list[dict[str, Any]], answers: dict[int, list[int]], engine: Engine) -> Iterator[dict[str, Any]]:
+def _answered(prompts: list[dict[str, Any]], answers: dict[int, Answer], tokenizer: Any) -> Iterator[dict[str, Any]]:
     for index, row in enumerate(prompts):
-        text = engine.tokenizer.decode(answers[index], skip_special_tokens=True)
+        answer = answers[index]
+        text = answer if isinstance(answer, str) else tokenizer.decode(answer, skip_special_tokens=True)
         yield {**row, "messages": [*row["messages"], {"role": "assistant", "content": text}]}
 
 
-def provenance(engine: Engine, settings: Regenerate, ids: list[list[int]]) -> dict[str, Any]:
-    """Returns what determines the answers: verifier, prompts, sampling, versions."""
-    weights = sorted(engine.folder.glob("*.safetensors"))
+def provenance(settings: Regenerate, ids: list[list[int]]) -> dict[str, Any]:
+    """Returns what determines the answers besides who gives them: prompts, sampling, versions."""
     return {
-        "verifier": (read_json(engine.folder / "manifest.json") or {}).get("source", str(engine.folder)),
-        "verifier_weights_sha256": {path.name: sha256_of(path) for path in weights},
         "prompts_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
         "sampling": attrs.asdict(settings),
-        "dtype": str(engine.dtype).removeprefix("torch."),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
 
 
-def regenerate_file(recipe: Recipe, prompts: Path, out: Path, *, progress: Progress) -> dict[str, Any]:
+def engine_facts(engine: Engine) -> dict[str, Any]:
+    """Returns which verifier answers in this process, and in which dtype."""
+    weights = sorted(engine.folder.glob("*.safetensors"))
+    return {
+        "verifier": (read_json(engine.folder / "manifest.json") or {}).get("source", str(engine.folder)),
+        "verifier_weights_sha256": {path.name: sha256_of(path) for path in weights},
+        "dtype": str(engine.dtype).removeprefix("torch."),
+    }
+
+
+@attrs.frozen(kw_only=True)
+class Elsewhere:
+    """A server that answers instead of this process.
+
+    Attributes:
+        url: of the server.
+        concurrency: prompts that it has at once.
+    """
+
+    url: str
+    concurrency: int
+
+
+def regenerate_file(
+    recipe: Recipe, prompts: Path, out: Path, *, by: Elsewhere | None = None, progress: Progress
+) -> dict[str, Any]:
     """Answers the prompts of a JSONL file with a recipe's verifier; returns the provenance, which is written, too.
+
+    Args:
+        recipe: names the verifier, and how it answers.
+        prompts: JSONL with messages.
+        out: JSONL to write.
+        by: a server of the same verifier; None to load it here.
+        progress: told while answers are made.
 
     Raises:
         DataError: a row has no user turn, or the file cannot be read.
+        ServerError: the server cannot be reached, or gives no answers.
     """
     settings = recipe.data.regenerate or Regenerate()
     rows = read_prompts(Source(path=str(prompts.resolve())))
     section = recipe.verifier
-    folder = obtain(section, progress=progress)
-    engine = Engine(folder, dtype=settings.dtype or section.dtype, trust_remote_code=section.trust_remote_code)
-    write_answers(out, rows, engine, settings, progress=progress)
+    if by is None:
+        folder = obtain(section, progress=progress)
+        engine = Engine(folder, dtype=settings.dtype or section.dtype, trust_remote_code=section.trust_remote_code)
+        write_answers(out, rows, engine, settings, facts=lambda: engine_facts(engine), progress=progress)
+    else:
+        server, facts = _server(recipe, by, progress)
+        write_answers(out, rows, server, settings, facts=lambda: facts, progress=progress)
     return dict(read_json(out.with_name(out.name + ".json")))
+
+
+def _server(recipe: Recipe, by: Elsewhere, progress: Progress) -> tuple[ServedAnswers, dict[str, Any]]:
+    """Returns who answers, and what it says of itself; of a hub's model only the tokenizer is fetched here."""
+    section = recipe.verifier
+    endpoint = Endpoint(url=by.url)
+    served = Served.at(endpoint)
+    if section.kind == "hub":
+        folder = fetch_tokenizer(section.model, section.revision, trust_remote_code=section.trust_remote_code)
+    else:
+        folder = obtain(section, progress=progress)
+    answers = ServedAnswers(
+        endpoint=endpoint,
+        model=served.model,
+        tokenizer=load_tokenizer(folder, trust_remote_code=section.trust_remote_code),
+        stop_ids=folder_stop_ids(folder, trust_remote_code=section.trust_remote_code),
+        concurrency=by.concurrency,
+    )
+    # Which weights a server has it does not tell: its name for them stands beside the recipe's.
+    return answers, {"verifier": section.model, "revision": section.revision, "engine": attrs.asdict(served)}

@@ -60,7 +60,8 @@ class Reproduction:
         """What was held against the run, in words."""
         if self.tolerance is None:
             return "the same bits: nothing that can matter differs from the lock"
-        return f"within {self.tolerance:g} (reproduce.tolerance): something that can matter differs from the lock"
+        why = "something that can matter differs from the lock, or a server computed the states"
+        return f"within {self.tolerance:g} (reproduce.tolerance): {why}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values."""
@@ -97,7 +98,9 @@ def reproduce(run: Path, lock: Lock, *, to: Path, until: str, world: World, list
     # It can be given, so that it need not cost the promise.
     torch.set_num_threads(lock.environment.threads)
     here = environment_here(world)
-    tolerance = lock.resolved(run).reproduce.tolerance if _can_matter(lock, here) else None
+    locked = lock.resolved(run)
+    # A server's states are other bits each time: they depend on what else it was asked at that moment.
+    tolerance = locked.reproduce.tolerance if locked.data.served or _can_matter(lock, here) else None
     recipe, findings = world.broadcast(_inputs(run, lock, tolerance) if world.is_main else None)
     stages = list(lock.fingerprints)
     wanted = stages[: stages.index(until) + 1]

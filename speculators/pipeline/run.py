@@ -120,7 +120,7 @@ def _train_stages(context: Context, held: Mapping[str, Any] | None) -> None:
     if held is None:
         train_stage(context, conversations(context))
         return
-    for stage in ("prepare", "capture")[: 2 if context.recipe.data.hidden_states == "cached" else 1]:
+    for stage in ("prepare", "capture")[: 2 if context.recipe.data.stored else 1]:
         context.skip(stage, "not needed: training is done")
     context.skip("train", f"{context.run_folder / SPECULATOR} (update {held['step']} of {held['total_steps']})")
 

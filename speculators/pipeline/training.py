@@ -44,7 +44,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     place(model, context.world.device)
     feed = Feed(context, prepared, state_source(context, prepared), model.align)
     evaluate = _evaluation(context, model)
-    if recipe.data.hidden_states == "cached":
+    if recipe.data.stored:
         context.free_engine()
     job = Job(
         schedule=attrs.evolve(recipe.schedule, precision=context.plan.precision),

@@ -210,8 +210,10 @@ def _memory_warnings(costs: Costs, device: Device) -> list[str]:
         }.get(largest, "take more processes, or a smaller draft model")
         need = f"training needs {size_text(total)} a process of {room}"
         found.append(f"{device.name}: {need}; most of it is {largest}: {cure}")
-    alone = costs.verifier_memory(costs.plan.recipe.verifier.dtype, CAPTURE_TOKENS[device.kind])
-    if alone > device.memory_bytes:
+    recipe = costs.plan.recipe
+    alone = costs.verifier_memory(recipe.verifier.dtype, CAPTURE_TOKENS[device.kind])
+    held = "measured" if recipe.data.served else "captured or measured"
+    if alone > device.memory_bytes and (recipe.benchmark.suites or not recipe.data.served):
         need = f"the verifier alone needs {size_text(alone)} a process of {room}"
-        found.append(f"{device.name}: {need}, and one process holds it whole: it cannot be captured or measured here")
+        found.append(f"{device.name}: {need}, and one process holds it whole: it cannot be {held} here")
     return found

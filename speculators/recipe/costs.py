@@ -99,8 +99,8 @@ class Costs:
 
     @property
     def cached(self) -> bool:
-        """Returns whether states are captured to disk first."""
-        return self.plan.recipe.data.hidden_states == "cached"
+        """Returns whether states are captured to disk first, here or by a server."""
+        return self.plan.recipe.data.stored
 
     @property
     def row_bytes(self) -> int:
@@ -174,7 +174,8 @@ class Costs:
         if recipe.data.regenerate is not None:
             head = 2 * self.plan.facts.vocab_size * self.plan.facts.hidden_size
             stages["prepare"] = None if amount.tokens is None else amount.tokens * (read + head)
-        if self.cached:
+        # A server captures on devices of which nothing is known here.
+        if self.cached and not recipe.data.served:
             stages["capture"] = None if amount.tokens is None else amount.tokens * read / world_size
         if amount.trained is None or amount.updates is None:
             stages["train"] = None

@@ -235,7 +235,8 @@ _COUNTED = {
 # From the most particular path to the least.
 _WORDS = {
     "verifier": "another verifier: nothing is reused, and results do not compare",
-    "data.hidden_states": "where the states come from; they are the same",
+    "data.hidden_states": "where the states come from; they are the same, by a server but for rounding",
+    "data.server": "where the server is, and how hard it is worked; the same states",
     "data": "other training data",
     "algorithm.target_layer_ids": "other hidden states: they are captured anew",
     "algorithm.name": "another algorithm: its other keys are its own",

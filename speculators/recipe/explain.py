@@ -21,6 +21,7 @@ _ENTERS: dict[str, tuple[str, ...]] = {
     "verifier": ("verifier",),
     "data": ("prepare",),
     "data.hidden_states": ("train",),
+    "data.server": (),
     "algorithm": ("train",),
     "algorithm.module": (),
     "schedule": ("train",),
@@ -85,13 +86,15 @@ def explain(recipe: Recipe, key: str) -> list[Why]:
 
 def enters(recipe: Recipe, path: str) -> tuple[str, ...]:
     """Returns the stages whose fingerprints have a value among their own inputs."""
-    cached = recipe.data.hidden_states == "cached"
+    cached = recipe.data.stored
     prefix = max(
         (key for key in _ENTERS if path == key or path.startswith((f"{key}.", f"{key}["))), default="", key=len
     )
     found = _ENTERS[prefix] if prefix else ()
     if path == "verifier.dtype":
         found = (*(("prepare",) if recipe.data.regenerate else ()), *(("capture",) if cached else ()), "train", "bench")
+    elif path == "data.hidden_states" and recipe.data.served:
+        found = ("capture", "train")
     elif path == "data.states_dtype":
         found = ("capture",) if cached else ("train",)
     elif path.startswith("algorithm.target_layer_ids") and cached:
@@ -136,7 +139,7 @@ def _comment(origin: Origin) -> str:
 
 
 def _stages(recipe: Recipe) -> tuple[str, ...]:
-    capture = ("capture",) if recipe.data.hidden_states == "cached" else ()
+    capture = ("capture",) if recipe.data.stored else ()
     return ("verifier", "prepare", *capture, "train", *(("bench",) if recipe.benchmark.suites else ()))
 
 

@@ -94,6 +94,9 @@ def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
         return str((beside if beside.exists() or not shipped.exists() else shipped).resolve())
 
     sources, suites, verifier = list(recipe.data.sources), list(recipe.benchmark.suites), recipe.verifier
+    server = recipe.data.server
+    if server.folder is not None:
+        server = attrs.evolve(server, folder=absolute(server.folder, "data.server.folder"))
     for index, source in enumerate(sources):
         if source.is_file:
             sources[index] = attrs.evolve(source, path=absolute(source.path, f"data.sources[{index}].path"))
@@ -110,7 +113,7 @@ def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
         recipe,
         verifier=verifier,
         algorithm=algorithm,
-        data=attrs.evolve(recipe.data, sources=tuple(sources)),
+        data=attrs.evolve(recipe.data, sources=tuple(sources), server=server),
         benchmark=attrs.evolve(recipe.benchmark, suites=tuple(suites)),
         origins=written,
     )

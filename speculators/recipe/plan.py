@@ -57,7 +57,7 @@ class Plan:
         row_tokens: tokens of a packed row.
         rows_per_step: rows of the global batch, shared by `world_size` processes.
         precision: what training computes in: the recipe's, or "fp32" where the device of a run has no bf16 products.
-        stages: in order; "capture" only for cached states, "bench" only with suites.
+        stages: in order; "capture" only for states that are stored, "bench" only with suites.
         parameters: parameter counts by part, filled by whoever builds the model.
     """
 
@@ -164,12 +164,15 @@ def _stages(plan: Plan) -> tuple[Stage, ...]:
         # Their prompts are kept out of the training data.
         held_out=suites,
     )
-    cached = recipe.data.hidden_states == "cached"
-    if cached:
+    stored = recipe.data.stored
+    if stored:
         states_dtype = recipe.data.states_dtype
         layer_ids = list(plan.target_layer_ids)
-        add("capture", "verifier", "prepare", layer_ids=layer_ids, dtype=dtype, states_dtype=states_dtype)
-    states, how = (("capture",), {}) if cached else (("verifier",), {"states_dtype": recipe.data.states_dtype})
+        # A server multiplies in other kernels and other batches: the same states, but not the same bits, so its store
+        # is never taken for one captured in process. Where it is and how many requests it has at once is no input.
+        by = {"by": "server"} if recipe.data.served else {}
+        add("capture", "verifier", "prepare", layer_ids=layer_ids, dtype=dtype, states_dtype=states_dtype, **by)
+    states, how = (("capture",), {}) if stored else (("verifier",), {"states_dtype": recipe.data.states_dtype})
     add("train", *states, "prepare", dtype=dtype, **how, **_train_inputs(plan, suites))
     if suites:
         bench = section_values(recipe.benchmark, "suites")

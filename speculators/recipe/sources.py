@@ -32,12 +32,6 @@ def _model(_: object, __: attrs.Attribute[Any], value: str) -> None:
         matches(r"[\w.-]+(/[\w.-]+)?", known)(_, __, value)
 
 
-def _hidden_states(_: object, __: attrs.Attribute[Any], value: str) -> None:
-    if value == "server":
-        raise ValueError('"server" is not available yet: must be "online" or "cached"')
-    one_of("online", "cached")(_, __, value)
-
-
 @attrs.frozen(kw_only=True)
 class VerifierSection:
     """`[verifier]`: the model that is drafted for.
@@ -124,19 +118,55 @@ class Regenerate:
 
 
 @attrs.frozen(kw_only=True)
+class StatesServer:
+    """`[data.server]`: the vLLM server that computes the states where `hidden_states = "server"`.
+
+    Where it is and how hard it is worked changes no state's meaning, so nothing of this is in a fingerprint.
+
+    Attributes:
+        endpoint: its URL.
+        folder: where it writes states and we read them; None for one in the cache that only these states have.
+        concurrency: conversations that it has at once, whatever the number of our processes.
+        retries: of a request that failed in a way that may pass; each waits twice as long as the one before.
+        timeout: seconds that one conversation may take.
+    """
+
+    endpoint: str = field(
+        default="http://127.0.0.1:8000", validator=matches(r"https?://[^/\s?#]+(/[^\s?#]*)?", '"http://HOST:PORT"')
+    )
+    folder: str | None = field(default=None, validator=attrs.validators.optional(not_empty))
+    concurrency: int = field(default=8, validator=positive)
+    retries: int = field(default=6, validator=not_negative)
+    timeout: float = field(default=600.0, validator=positive)
+
+
+@attrs.frozen(kw_only=True)
 class DataSection:
     """`[data]`: conversations and how the verifier's states for them travel.
 
     Attributes:
         sources: files and data sets, read one after the other.
         max_tokens: longer conversations are cut here.
-        hidden_states: "online" computes them during training, "cached" captures them to disk first.
+        hidden_states: "online" computes them during training, "cached" captures them to disk first, "server" has a
+            vLLM server do that.
         states_dtype: in which the states for training are computed and kept.
         regenerate: how the verifier rewrites the answers; None keeps those of the sources.
+        server: where the states come from if a server computes them.
     """
 
     sources: tuple[Source, ...] = field(validator=not_empty)
     max_tokens: int = field(default=2048, validator=positive)
-    hidden_states: str = field(default="online", validator=_hidden_states)
+    hidden_states: str = field(default="online", validator=one_of("online", "cached", "server"))
     states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
     regenerate: Regenerate | None = None
+    server: StatesServer = StatesServer()
+
+    @property
+    def stored(self) -> bool:
+        """Returns whether the states are on disk before training begins."""
+        return self.hidden_states != "online"
+
+    @property
+    def served(self) -> bool:
+        """Returns whether a server computes the states."""
+        return self.hidden_states == "server"

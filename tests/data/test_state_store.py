@@ -20,7 +20,7 @@ import torch
 from data_toys import fake_capture
 
 from speculators.data.batches import Batches
-from speculators.data.capture import OnlineStates, StateWriter, fill
+from speculators.data.capture import OnlineStates, StateWriter, fill, fill_stream
 from speculators.data.store import DamagedShards, StateStore, StoreLayout, plan_shards, shard_name, store_bytes
 from speculators.errors import ArtifactError, DataError
 from speculators.verifier.engine import Engine
@@ -319,6 +319,34 @@ def test_shards_can_be_shared_out(folder, layout, conversations):
         fill(writer, conversations, fake_capture, rank=rank, world_size=2)
     store = writers[0].finish()
     assert torch.equal(store.read(11)[1], captured(conversations, 11)[1])
+
+
+def test_someone_who_works_on_many_at_once_fills_the_same_store(folder, layout, conversations, store, tmp_path):
+    """Conversations are taken as there is room, across shards, and come back in any order: the same bytes."""
+    most = 0
+
+    def stream(rows):
+        nonlocal most
+        waiting = []
+        for index, ids in rows:
+            waiting.append((index, ids))
+            most = max(most, len({int(layout.places[one][0]) for one, _ in waiting}))
+            if len(waiting) == 12:
+                yield from answered(waiting.pop(5))
+        while waiting:
+            yield from answered(waiting.pop())
+
+    def answered(one):
+        ((_, states, last),) = fake_capture([one[1]])
+        yield one[0], states, last
+
+    writer, events = StateWriter(tmp_path / "streamed", layout), []
+    fill_stream(writer, conversations, stream, progress=events.append)
+    writer.finish()
+    assert most > 1
+    for number in range(len(layout.shards)):
+        assert (tmp_path / "streamed" / shard_name(number)).read_bytes() == (folder / shard_name(number)).read_bytes()
+    assert events[-1].done == events[-1].total == conversations.lengths.sum()
 
 
 def test_progress_counts_tokens(folder, layout, conversations):

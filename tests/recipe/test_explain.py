@@ -26,6 +26,11 @@ OTHER = {
     "data.sources[0].take": "data.sources=[{path='rows.jsonl', take=1}]",
     "data.max_tokens": "data.max_tokens=128",
     "data.states_dtype": 'data.states_dtype="float16"',
+    "data.server.endpoint": 'data.server.endpoint="https://elsewhere:1/v1"',
+    "data.server.folder": 'data.server.folder="/shared"',
+    "data.server.concurrency": "data.server.concurrency=64",
+    "data.server.retries": "data.server.retries=0",
+    "data.server.timeout": "data.server.timeout=5.0",
     "data.regenerate.max_new_tokens": "data.regenerate.max_new_tokens=4",
     "data.regenerate.dtype": 'data.regenerate.dtype="float16"',
     "algorithm.ttt_steps": "algorithm.ttt_steps=5",
@@ -47,6 +52,7 @@ OTHER = {
 KINDS = {
     "cached": ('data.hidden_states="cached"',),
     "online": ('data.hidden_states="online"',),
+    "served": ('data.hidden_states="server"',),
     "regenerated": ('data.hidden_states="cached"', "data.regenerate={max_new_tokens=8}"),
 }
 

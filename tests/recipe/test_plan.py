@@ -65,6 +65,16 @@ def test_online_states_need_no_capture_and_no_suites_no_bench(plan_of: Callable[
     assert [stage.name for stage in plan.stages] == ["verifier", "prepare", "train"]
 
 
+def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan]) -> None:
+    """Not the same bits as in process, so never the same store; where the server is changes nothing."""
+    cached, served = plan_of(), plan_of('data.hidden_states="server"')
+    assert [stage.name for stage in served.stages] == STAGES
+    assert changed(cached, served) == ["capture", "train", "bench"]
+    elsewhere = 'data.server={endpoint="https://host:9/v1", folder="/shared", concurrency=64, retries=1, timeout=9.0}'
+    assert changed(served, plan_of('data.hidden_states="server"', elsewhere)) == []
+    assert changed(cached, plan_of(elsewhere)) == []
+
+
 @pytest.mark.parametrize(
     ("override", "stages"),
     [

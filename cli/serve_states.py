@@ -1,0 +1,48 @@
+"""Starts a vLLM server that gives a recipe's hidden states, for `data.hidden_states = "server"`; Ctrl-C stops it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .common import add_recipe, count, load_checked, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    add_recipe(parser)
+    parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="where it listens (127.0.0.1)")
+    parser.add_argument("--port", metavar="PORT", type=count, default=8000, help="and on which port (8000)")
+    parser.add_argument(
+        "--vllm", metavar="PROGRAM", default="vllm", help="vLLM's program, in its own environment (vllm)"
+    )
+    parser.add_argument("--print", action="store_true", help="print the command (as JSON with --json), start nothing")
+    parser.epilog = "What follows -- is passed on to vllm serve: -- --tensor-parallel-size 8"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serves; returns vLLM's exit code."""
+    options.nproc = 1
+    recipe = load_checked(options)
+    from speculators.pipeline.context import Places
+    from speculators.pipeline.serve_states import Where, planned, serve_states
+    from speculators.report.progress import RunView
+    from speculators.verifier.serving import shell_line
+
+    vllm = str(Path(options.vllm).absolute()) if os.sep in options.vllm else options.vllm
+    where = Where(host=options.host, port=options.port, vllm=vllm, extra=tuple(options.extra))
+    with RunView(quiet=options.quiet) as view:
+        settings, note = planned(recipe, where, places=Places(), progress=view)
+    command, environment = settings.command(), settings.environment(os.environ)
+    if options.json:
+        print_json({"command": command, "environment": environment, "folder": settings.folder})
+        return 0
+    if options.print:
+        print(shell_line(command, environment))
+        return 0
+    if not options.quiet:
+        layers = ", ".join(map(str, settings.layer_ids))
+        print(f"the states of layers {layers} and of the last go to {settings.folder}", file=sys.stderr)
+    return serve_states(settings, note)

@@ -1,0 +1,100 @@
+"""`spec serve-states`: the command it prints, the program it starts, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import Spec
+
+# Stands for vLLM: writes down how it was called, then serves until it is asked to stop.
+PROGRAM = """#!{python}
+import json, os, signal, sys, time
+from pathlib import Path
+home = Path({home!r})
+def stop(*_):
+    (home / "stopped").write_text("once") if not (home / "stopped").exists() else (home / "stopped").write_text("twice")
+    if not {deaf}:
+        sys.exit(0)
+signal.signal(signal.SIGINT, stop)
+told = {{"arguments": sys.argv[1:], "path": os.environ["PYTHONPATH"], "group": os.getpgrp(), "pid": os.getpid()}}
+(home / "called.tmp").write_text(json.dumps(told))
+(home / "called.tmp").rename(home / "called")
+time.sleep({seconds})
+sys.exit(7)
+"""
+
+
+def program(home: Path, *, seconds: float = 60.0, deaf: bool = False) -> Path:
+    file = home / "fake-vllm"
+    file.write_text(PROGRAM.format(python=sys.executable, home=str(home), seconds=seconds, deaf=deaf))
+    file.chmod(0o755)
+    return file
+
+
+def test_the_command_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
+    """With what the recipe's verifier and layers need; arguments after -- are passed on."""
+    spec = Spec(tmp_path)
+    told = spec("serve-states", "smoke", "--print", "--port", "9001", "--", "--tensor-parallel-size", "2")
+    assert told.code == 0, told.err
+    words = shlex.split(told.out)
+    command = words[words.index("vllm") :]
+    assert command[:2] == ["vllm", "serve"]
+    assert Path(command[2]).is_dir()
+    assert command[command.index("--port") + 1] == "9001"
+    assert command[-2:] == ["--tensor-parallel-size", "2"]
+    assert not (spec.cache / "served").exists()
+    same = spec("serve-states", "smoke", "--json", "--port", "9001", "--", "--tensor-parallel-size", "2").json
+    assert same["command"] == command
+
+
+def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """vLLM lives in an environment of its own."""
+    told = Spec(tmp_path)("serve-states", "smoke", "--vllm", "no-such-vllm")
+    assert (told.code, told.out) == (1, "")
+    assert "no-such-vllm: no such program\nvLLM has an environment of its own" in told.err
+
+
+def test_the_servers_exit_code_is_ours(tmp_path: Path) -> None:
+    """It is started with the connector on its path, and the folder says what it was started for."""
+    spec = Spec(tmp_path)
+    told = spec("serve-states", "smoke", "--vllm", program(tmp_path, seconds=0.0))
+    assert told.code == 7
+    called = json.loads((tmp_path / "called").read_text())
+    assert called["arguments"][0] == "serve"
+    assert called["path"].partition(":")[0].endswith("speculators/verifier/connector")
+    (folder,) = (spec.cache / "served").iterdir()
+    assert json.loads((folder / "serving.json").read_text())["layer_ids"]
+    assert str(folder) in told.err
+
+
+@pytest.mark.parametrize(("how", "deaf"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_it_stops_when_we_are_stopped(tmp_path: Path, how: signal.Signals, deaf: bool) -> None:
+    """The server is asked once; one that does not hear is killed after its grace; nothing of it is left."""
+    code = (
+        "import os, sys\n"
+        "from speculators.verifier.command import run_until_stopped\n"
+        "try:\n"
+        "    run_until_stopped([sys.argv[1]], {**os.environ, 'PYTHONPATH': ''}, grace=0.3)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(program(tmp_path, deaf=deaf))])
+    until = time.monotonic() + 60
+    while not (tmp_path / "called").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    called = json.loads((tmp_path / "called").read_text())
+    assert called["group"] == called["pid"]
+    child.send_signal(how)
+    assert child.wait(timeout=30) == 130
+    assert (tmp_path / "stopped").read_text() == "once"
+    with pytest.raises(ProcessLookupError):
+        os.kill(called["pid"], 0)

@@ -1,0 +1,196 @@
+"""Hidden states of the real SmolLM2 out of a real vLLM server: the verifier's own, and training cannot tell them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from foreign import vllm
+
+from speculators.cli import main
+from speculators.errors import ServerError
+from speculators.verifier.endpoint import Endpoint, Retry
+from speculators.verifier.engine import Engine
+
+pytestmark = pytest.mark.interop
+
+START_SECONDS = 300
+STATES_TOLERANCE = 1e-2
+LOSS_TOLERANCE = 1e-2
+# Float32 on both sides, a few dozen conversations, a few updates; nothing is evaluated.
+SHORT = (
+    'data.states_dtype="float32"',
+    "data.sources=[{ path = 'data/quickstart.jsonl', split = 'train', take = 48 }]",
+    "schedule.max_steps=6",
+    "schedule.evaluate_every=100",
+    "benchmark.suites=[]",
+)
+
+
+@attrs.frozen
+class Server:
+    """A server of states that `spec serve-states quickstart` runs.
+
+    Attributes:
+        folder: shared with it.
+        settings: of the command line, by which it is used.
+    """
+
+    folder: Path
+    settings: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Started as a user would, and stopped by Ctrl-C."""
+    work = tmp_path_factory.mktemp("states")
+    port = free_port()
+    folder = work / "shared"
+    told = ('data.hidden_states="server"', f'data.server.endpoint="http://127.0.0.1:{port}"')
+    used = (*SHORT, *told, f'data.server.folder="{folder}"', "data.server.concurrency=4")
+    command = [sys.executable, "-m", "speculators.cli", "serve-states", "quickstart", *flags(used)]
+    command += ["--port", str(port), "--vllm", str(vllm().folder / "bin" / "vllm")]
+    with running(command, port, work) as process:
+        yield Server(folder, used)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, work: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a program that serves, in vLLM's environment, until the block ends."""
+    log = work / "server.log"
+    variables = {**vllm().variables(), "SPECULATORS_CACHE": os.environ.get("SPECULATORS_CACHE", "")}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=work
+        )
+    try:
+        wait_for(process, Endpoint(url=f"http://127.0.0.1:{port}", retry=Retry(times=0)), log)
+        yield process
+    finally:
+        # vLLM starts others of its own: asked once, then all of the session are ended.
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_for(process: subprocess.Popen[bytes], endpoint: Endpoint, log: Path) -> None:
+    for _ in range(START_SECONDS):
+        assert process.poll() is None, f"the server ended:\n{log.read_text()[-6000:]}"
+        try:
+            endpoint.get_text("/health")
+        except ServerError:
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError(f"no server in {START_SECONDS} s:\n{log.read_text()[-6000:]}")
+
+
+def flags(settings: tuple[str, ...]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def spec(*arguments: object) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def checked(*settings: str) -> tuple[int, dict[str, Any]]:
+    code, out, err = spec("data", "quickstart", "--check-states", "--sample", 8, "--json", *flags(settings))
+    assert out, err
+    return code, json.loads(out)
+
+
+def test_the_servers_states_are_the_verifiers_own(server: Server) -> None:
+    """Each layer's within 1e-2, and nearer to no other layer; on conversations from the shortest to the longest."""
+    code, found = checked(*server.settings)
+    assert (code, found["problems"]) == (0, [])
+    assert [layer["layer"] for layer in found["layers"]] == [2, 15, 27, 30]
+    assert found["tokens"] > 500
+    print({layer["layer"]: layer["error"] for layer in found["layers"]})
+    for layer in found["layers"]:
+        assert layer["error"] < STATES_TOLERANCE
+        assert layer["nearest"] == layer["layer"]
+
+
+def test_a_wrong_layer_id_is_named(server: Server) -> None:
+    """A recipe that reads other layers than the server gives: known by the note, and by the states without it."""
+    other = (*server.settings, "algorithm.target_layer_ids=[3, 16, 27]")
+    code, out, err = spec("data", "quickstart", "--check-states", *flags(other))
+    assert (code, out) == (1, "")
+    assert "was started for other states" in err
+    note = server.folder / "serving.json"
+    kept = note.read_text()
+    note.unlink()
+    code, found = checked(*other)
+    note.write_text(kept)
+    assert code == 1
+    assert found["problems"] == ["the states of layer 3 match layer 2's", "the states of layer 16 match layer 15's"]
+
+
+def test_training_cannot_tell_them(server: Server, tmp_path: Path) -> None:
+    """The losses of some updates within 1% of those with states that were captured in process."""
+    losses = {}
+    for name, settings in {"server": server.settings, "cached": (*SHORT, 'data.hidden_states="cached"')}.items():
+        code, _, err = spec("run", "quickstart", "--runs", tmp_path / name, *flags(settings))
+        assert code == 0, err
+        (log,) = (tmp_path / name).glob("*/events.jsonl")
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        losses[name] = [event["loss"] for event in events if event["event"] == "StepEvent"]
+    print(losses)
+    assert len(losses["cached"]) == len(losses["server"]) == 6
+    for ours, theirs in zip(losses["cached"], losses["server"], strict=True):
+        assert theirs == pytest.approx(ours, rel=LOSS_TOLERANCE)
+    assert {path.name for path in server.folder.iterdir()} == {"serving.json"}
+
+
+def test_answers_of_a_server_are_the_verifiers_own(engine: Engine, tmp_path: Path) -> None:
+    """Greedy in float32: the text that the verifier writes in process; sampled: the same for the same seed."""
+    questions = ["Name three colours.", "What is a tree?", "How do I boil an egg?", "Write a line about rain."]
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": text}]} for n, text in enumerate(questions)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    port = free_port()
+    command = [str(vllm().folder / "bin" / "vllm"), "serve", str(engine.folder), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "512", "--host", "127.0.0.1", "--port", str(port)]
+
+    def answered(name: str, settings: str, *by: object) -> str:
+        made = "--set", f'data.regenerate={{max_new_tokens=48, dtype="float32", {settings}}}'
+        code, _, err = spec("regenerate", "quickstart", prompts, "--out", tmp_path / name, *made, *by)
+        assert code == 0, err
+        return (tmp_path / name).read_text()
+
+    with running(command, port, tmp_path):
+        by = "--endpoint", f"http://127.0.0.1:{port}/v1"
+        greedy = answered("greedy.jsonl", "temperature=0.0", *by)
+        sampled = [answered(f"{n}.jsonl", "temperature=1.0, seed=5", *by, "--concurrency", n) for n in (1, 4)]
+        assert sampled[0] != answered("other.jsonl", "temperature=1.0, seed=6", *by)
+    assert greedy == answered("own.jsonl", "temperature=0.0")
+    assert sampled[0] == sampled[1] != greedy
+    facts = json.loads((tmp_path / "greedy.jsonl.json").read_text())
+    assert (facts["engine"]["engine"], facts["engine"]["version"][:6]) == ("vllm", "0.32.0")

@@ -1,0 +1,176 @@
+"""`hidden_states = "server"` end to end: the smoke recipe with its states from a server in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from command import Spec, Told, events
+from fake_vllm import FakeServer
+
+from speculators.verifier.engine import Engine
+
+# Sums in float32 over another batch, as between cached and online states.
+LOSS_TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def engine(spec: Spec, run_folder: Path) -> Engine:
+    """The smoke recipe's verifier, which its run has made."""
+    (folder,) = (spec.cache / "verifiers").glob("tiny-0-*[0-9]")
+    return Engine(folder)
+
+
+@pytest.fixture
+def served(fresh: Spec, engine: Engine) -> Iterator[FakeServer]:
+    """A server of its states, that `spec serve-states` would have started with the same folder."""
+    told = fresh("serve-states", "smoke", "--json").json
+    layers = json.loads(told["command"][told["command"].index("--speculative-config") + 1])
+    ids = layers["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
+    Path(told["folder"]).mkdir(parents=True)
+
+    def states(tokens: list[int]) -> torch.Tensor:
+        return engine.capture_layers([torch.tensor(tokens)], ids)[0].view(len(tokens), len(ids), -1)
+
+    with FakeServer(Path(told["folder"]), states, max_model_len=257) as running:
+        yield running
+
+
+def run(fresh: Spec, served: FakeServer, *more: object) -> Told:
+    return fresh.run(*settings(served), *more)
+
+
+def settings(served: FakeServer, *more: str) -> list[str]:
+    told = ['data.hidden_states="server"', f'data.server.endpoint="{served.url}"', "benchmark.live_prompts=1", *more]
+    return [part for setting in told for part in ("--set", setting)]
+
+
+def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServer, run_folder: Path) -> None:
+    """The losses are those of a run with cached states; the store is another one; nothing is left in the folder."""
+    told = run(fresh, served)
+    assert told.code == 0, told.err
+    assert "check states done" in told.err
+    assert "by vllm 0.32.0" in told.err
+    (folder,) = fresh.runs.iterdir()
+    assert folder.name != run_folder.name
+    for one, other in zip(events(run_folder, "StepEvent")[:8], events(folder, "StepEvent"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=LOSS_TOLERANCE)
+    assert list(served.folder.iterdir()) == []
+    assert served.most_at_once > 1
+    asked = len(served.requests)
+    again = run(fresh, served, "--set", "data.server.concurrency=3")
+    assert "train already done" in again.err
+    assert len(served.requests) == asked
+    # The stored states are compared on demand, without the server.
+    check = fresh("data", "smoke", "--check-states", "--sample", 3, "--json", *settings(served))
+    assert (check.code, check.json["conversations"], check.json["problems"]) == (0, 3, [])
+    assert str(fresh.cache) in check.json["source"]
+    assert len(served.requests) == asked
+
+
+def test_a_server_that_dies_is_told_and_gone_on_with(fresh: Spec, served: FakeServer) -> None:
+    """Its own words and no traceback; the next run asks only for what is missing, and tells of another engine."""
+    small = "--set", "schedule.max_steps=1", "--set", "benchmark.suites=[]", "--set", "data.server.retries=0"
+    many = "--set", 'data.sources=[{path="data/quickstart.jsonl", split="train", take=120}]'
+    served.faults.extend([""] * 100 + ["500"] * 1000)
+    told = run(fresh, served, *small, *many)
+    assert told.code == 1
+    assert "EngineCore encountered an issue" in told.err
+    assert "Traceback" not in told.err
+    (store,) = (fresh.cache / "states").iterdir()
+    whole = len(list(store.glob("states-*.json")))
+    assert whole > 0
+    assert fresh.half_written() == []
+    served.faults.clear()
+    served.requests.clear()
+    served.model["owned_by"] = "sglang"
+    told = run(fresh, served, *small, *many)
+    assert told.code == 0, told.err
+    assert "a part was captured by vllm 0.32.0" in told.err
+    assert "the server's states are not compared" in told.err
+    assert 20 <= len(served.requests) < 120
+    assert len(list(store.glob("states-*.json"))) > whole
+
+
+def test_a_wrong_layer_id_cannot_pass(fresh: Spec, served: FakeServer) -> None:
+    """The first conversations are compared before the rest is asked for, and the layer is named."""
+    right = served.states
+    served.states = lambda tokens: right(tokens)[:, [1, 1, 2, 3]]
+    told = run(fresh, served)
+    assert told.code == 1
+    assert "match layer" in told.err
+    assert "spec serve-states gives it those of the recipe" in told.err
+    assert len(served.requests) == 4
+    # The same without a run, as a table.
+    check = fresh("data", "smoke", "--check-states", *settings(served))
+    assert check.code == 1
+    assert "match layer" in check.out
+    assert served.url in check.out
+
+
+def test_a_server_of_other_states_is_known_by_its_note(fresh: Spec, served: FakeServer) -> None:
+    """What `spec serve-states` was started for stands in the folder."""
+    note = {"verifier": "x", "layer_ids": [0, 1, 2], "states_dtype": "float32"}
+    (served.folder / "serving.json").write_text(json.dumps(note))
+    told = run(fresh, served)
+    assert told.code == 1
+    assert "was started for other states" in told.err
+    assert "layer_ids [0, 1, 2] instead of" in told.err
+    assert served.requests == []
+
+
+def test_what_cannot_be_captured_is_told_before_it_is_tried(fresh: Spec, served: FakeServer) -> None:
+    """A conversation too long for the server; a folder that nobody writes to; nobody at the address."""
+    served.model["max_model_len"] = 60
+    told = run(fresh, served)
+    assert (told.code, served.requests) == (1, [])
+    assert "takes 60 tokens, one of them to answer; the longest conversation has" in told.err
+    nowhere = "--set", 'data.server.folder="/nowhere/at/all"'
+    assert "/nowhere/at/all: no such folder" in run(fresh, served, *nowhere).err
+    gone = "--set", 'data.server.endpoint="http://127.0.0.1:9"', "--set", "data.server.retries=0"
+    told = run(fresh, served, *gone)
+    assert told.code == 1
+    assert "connection refused" in told.err
+
+
+def test_online_states_cannot_be_checked(fresh: Spec) -> None:
+    """There are none; and cached ones that are not captured yet are not there either."""
+    told = fresh("data", "smoke", "--check-states", "--set", 'data.hidden_states="online"')
+    assert (told.code, told.out) == (2, "")
+    assert "keeps no states" in told.err
+    assert fresh("data", "smoke", "--check-states").code == 1
+
+
+def test_answers_come_from_a_server(fresh: Spec, served: FakeServer, engine: Engine, tmp_path: Path) -> None:
+    """The same text as the verifier's in process, with the engine beside it; interrupted, it goes on."""
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(6)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = "--set", "data.regenerate={max_new_tokens=6, batch_size=1}"
+
+    def answer(body: dict) -> dict:
+        (ids,) = engine.generate([body["prompt"]], max_new_tokens=body["max_tokens"])
+        return {"text": "unused", "token_ids": ids}
+
+    served.answers, served.states = answer, None
+    served.faults.extend(["", "", "400"])
+    by = "--endpoint", f"{served.url}/v1", "--concurrency", "1"
+    told = fresh("regenerate", "smoke", prompts, "--out", tmp_path / "served.jsonl", *made, *by)
+    assert (told.code, (tmp_path / "served.jsonl").exists()) == (1, False)
+    assert "maximum context length" in told.err
+    told = fresh("regenerate", "smoke", prompts, "--out", tmp_path / "served.jsonl", *made, *by, "--json")
+    assert told.code == 0, told.err
+    assert len(served.requests) == 3 + 4
+    assert told.json["engine"] == {
+        "engine": "vllm",
+        "version": "0.32.0",
+        "model": "the-model",
+        "root": "/models/it",
+        "max_model_len": 257,
+    }
+    fresh("regenerate", "smoke", prompts, "--out", tmp_path / "own.jsonl", *made)
+    assert (tmp_path / "served.jsonl").read_text() == (tmp_path / "own.jsonl").read_text()
+    assert not list(tmp_path.glob("*.part"))
