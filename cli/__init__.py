@@ -24,6 +24,7 @@ VERBS = {
     "reproduce": "make a run again from its lock, and tell what differs first",
     "lock": "check that the locks of recipes and runs still resolve",
     "bench": "measure a speculator's acceptance length and speed-up",
+    "doctor": "examine a speculator: what is wrong with it, by measurement, and what to do",
     "report": "write one HTML page about runs: curves, acceptance, plan, lock, differences",
     "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",

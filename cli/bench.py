@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from speculators.errors import ArtifactError, RecipeError
+from speculators.errors import RecipeError
 
-from .common import count, print_json
+from .common import count, print_json, recipe_of, speculator_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures and prints."""
-    folder = _speculator(options.checkpoint)
-    recipe = _recipe_of(folder)
+    folder = speculator_of(options.checkpoint)
+    recipe = recipe_of(folder)
     section = _section(options, recipe)
     from speculators.pipeline.measure import Subject, measure_folder
     from speculators.report.bench import bench_tables
@@ -51,24 +50,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         console().print(bench_tables(result))
     return 0 if result["agrees"] else 1
-
-
-def _speculator(folder: Path) -> Path:
-    for place in (folder / "speculator", folder):
-        if (place / "config.json").is_file():
-            return place
-    raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
-
-
-def _recipe_of(speculator: Path) -> dict[str, Any] | None:
-    """Returns the recipe of the run that the speculator is in, None where it is in no run."""
-    plan = speculator.absolute().parent / "plan.json"
-    if speculator.absolute().name != "speculator" or not plan.is_file():
-        return None
-    try:
-        return dict(json.loads(plan.read_text(encoding="utf-8"))["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
 
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
