@@ -79,8 +79,8 @@ def _other_rows(own: torch.Tensor, whole: torch.Tensor, ids: torch.Tensor) -> Ch
     if _same_rows(own, whole[: len(own)]) > FOUND:
         return LOADS.wrong(
             "head",
-            f"overwritten by the verifier's: row i is the verifier's row of token i, for all {len(own):,}, whatever the "
-            "draft vocabulary says",
+            f"overwritten by the verifier's: row i is the verifier's row of token i, for all {len(own):,}, whatever "
+            "the draft vocabulary says",
             "load the checkpoint's own lm_head after the verifier's weights, and export again",
         )
     rows = torch.linspace(0, len(own) - 1, min(LOOKED_UP, len(own))).long()

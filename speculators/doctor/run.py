@@ -61,7 +61,7 @@ def examine(subject: Subject, wish: Wish) -> Diagnosis:
         SpeculatorsError: the verifier cannot be had, or the prompts cannot be read.
     """
     began = time.monotonic()
-    patient, checks = _admit(subject, wish)
+    patient, checks = admit(subject, wish)
     told = ""
     if patient is None:
         checks += _skip(FAMILIES[1:], "the checkpoint's files cannot be read")
@@ -86,7 +86,7 @@ def examine(subject: Subject, wish: Wish) -> Diagnosis:
     )
 
 
-def _admit(subject: Subject, wish: Wish) -> tuple[Patient | None, list[Check]]:
+def admit(subject: Subject, wish: Wish) -> tuple[Patient | None, list[Check]]:
     """Reads the checkpoint, obtains its verifier, and builds the model as far as that works."""
     if subject.recipe is not None:
         import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
