@@ -65,8 +65,10 @@ def check_head(engine: Engine) -> Check:
         )
     norm = "x * (1 + w)" if head.unit_offset else "x * w"
     rules = [f"final norm {norm}", f"eps {head.eps:g}"]
-    rules += [f"logits times {head.scale:g}"] * (head.scale != 1.0)
-    rules += [f"soft cap {head.softcap:g}"] * (head.softcap is not None)
+    if head.scale != 1.0:
+        rules.append(f"logits times {head.scale:g}")
+    if head.softcap is not None:
+        rules.append(f"soft cap {head.softcap:g}")
     return CONFIG.ok(name, f"{', '.join(rules)}: recomputed logits are the model's own")
 
 

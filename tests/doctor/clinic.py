@@ -11,9 +11,12 @@ from typing import Any
 import attrs
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from speculators.data.batches import build_row
+from speculators.data.conversations import Conversation, Message
 from speculators.data.encoded import Encoded
+from speculators.data.template import ChatTemplate
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import Check, Diagnosis
 from speculators.doctor.patient import Patient
@@ -23,6 +26,7 @@ from speculators.pipeline.context import Places
 from speculators.pipeline.measure import Subject
 from speculators.recipe.schema import Suite
 from speculators.verifier.tiny import make_tiny_verifier
+from speculators.verifier.tokens import load_tokenizer
 
 RECIPE = """
 format  = 1
@@ -34,11 +38,10 @@ model = "{verifier}"
 dtype = "float32"
 
 [data]
-sources       = [{{ path = "{prompts}" }}]
-max_tokens    = 128
+sources       = [{{ path = "{data}" }}]
+max_tokens    = {max_tokens}
 hidden_states = "cached"
 states_dtype  = "float32"
-{regenerate}
 
 [algorithm]
 name             = "eagle3"
@@ -59,7 +62,6 @@ evaluate_every   = 1000
 [benchmark]
 suites = []
 """
-REGENERATE = "regenerate = { max_new_tokens = 32 }"
 
 
 @attrs.frozen(eq=False)
@@ -180,12 +182,68 @@ def fit(model: Any, kwargs: dict[str, Any], row: dict[str, torch.Tensor], steps:
         optimizer.step()
 
 
-def make_verifier(folder: Path, seed: int = 0) -> Path:
-    """A tiny verifier whose final norm multiplies by something else than one: a second norm shows."""
-    make_tiny_verifier(folder, seed=seed)
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
+TALKS = {
+    "a tree": "It grows slowly, drinks rain, and gives shade to whoever sits below.",
+    "the sea": "Salt water without an end, blue by day and black by night.",
+    "old books": "They smell of dust; some pages are missing, most words are not.",
+    "a town": "Two streets, one church, a market on Monday and many cats.",
+    "winter": "Snow covers roofs, children are glad, and cars do not start.",
+    "bread": "Flour, water, yeast and an hour of patience make it good.",
+    "the moon": "A grey stone far away, that pulls the tides behind itself.",
+    "a river": "Born in hills, it turns left, then right, and ends in a lake.",
+    "music": "Air that shakes in good order, loud or soft as one likes.",
+    "wool": "Sheep wear it first; later we do, in socks and in hats.",
+    "glass": "Molten sand, clear when cold, and sharp when it is broken.",
+    "a clock": "Two hands walk in circles and never meet for very long.",
+    "salt": "White grains from mines or from the sea: soup needs a pinch.",
+}
+
+
+def talk(*subjects: str) -> list[dict[str, str]]:
+    """A conversation about some of them, answered as the verifier does."""
+    asked = [({"role": "user", "content": f"Tell me about {one}."}, TALKS[one]) for one in subjects]
+    return [message for user, answer in asked for message in (user, {"role": "assistant", "content": answer})]
+
+
+def write_talks(file: Path, conversations: list[list[dict[str, str]]]) -> Path:
+    """Writes conversations as JSONL."""
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
+    return file
+
+
+def long_talks(count: int = 12) -> list[list[dict[str, str]]]:
+    """Conversations about three things each, every thing as often as the others."""
+    names = list(TALKS)
+    return [talk(*(names[(3 * index + 5 * place) % len(names)] for place in range(3))) for index in range(count)]
+
+
+def make_verifier(folder: Path, seed: int = 0, steps: int = 0) -> Path:
+    """A tiny verifier whose final norm multiplies by something else than one: a second norm shows.
+
+    Args:
+        steps: updates in which it learns its answers by heart, in any order behind each other: then it writes text.
+    """
+    make_tiny_verifier(folder, seed=seed, initializer_range=0.1, max_position_embeddings=256)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    tensors["model.norm.weight"] = 0.5 + torch.rand(32, generator=generator)
-    save_file(tensors, file, metadata={"format": "pt"})
+    with torch.no_grad():
+        model.model.norm.weight.copy_(0.5 + torch.rand(32, generator=generator))
+    template = ChatTemplate.of(load_tokenizer(folder))
+    talks = []
+    for subject in TALKS:
+        messages = tuple(Message(**message) for message in talk(subject))
+        encoded = template.encode(Conversation(subject, "", messages), 256)
+        talks.append(torch.from_numpy(encoded.input_ids).long())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        order = torch.randperm(len(talks), generator=generator)
+        rows = [torch.cat([talks[i] for i in part])[:256] for part in order.split(4)[:3]]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=2)
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - step / steps)
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
     return folder

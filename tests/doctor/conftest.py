@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from clinic import RECIPE, REGENERATE, Clinic, make_verifier
+from clinic import RECIPE, TALKS, Clinic, long_talks, make_verifier, talk, write_talks
 from command import Spec
 
 from speculators.bench.suites import load_suite
@@ -22,19 +20,16 @@ SUBJECTS = (
 def clinic(tmp_path_factory: pytest.TempPathFactory) -> Clinic:
     """A verifier, a run that learnt its answers by heart, and these answers; read only."""
     home = tmp_path_factory.mktemp("clinic")
-    verifier = make_verifier(home / "verifier")
-    prompts = home / "prompts.jsonl"
-    questions = [f"Tell me about {subject}." for subject in SUBJECTS.split(", ")]
-    rows = [{"messages": [{"role": "user", "content": question}]} for question in questions]
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verifier = make_verifier(home / "verifier", steps=400)
+    prompts = write_talks(home / "prompts.jsonl", [talk(subject)[:1] for subject in TALKS])
+    data = write_talks(home / "data.jsonl", [*long_talks(), *(talk(subject) for subject in TALKS)])
     spec = Spec(home)
-    (home / "clinic.toml").write_text(
-        RECIPE.format(verifier=verifier, prompts=prompts, regenerate=REGENERATE, options="", steps=300)
-    )
+    recipe = RECIPE.format(verifier=verifier, data=data, max_tokens=256, options="", steps=300)
+    (home / "clinic.toml").write_text(recipe)
     told = spec("run", home / "clinic.toml", "--runs", spec.runs, "--quiet")
     assert told.code == 0, told.err
     (run,) = spec.runs.glob("clinic-*")
     engine = Engine(verifier, dtype="float32")
     suite = load_suite(Suite(name="prompts", path=str(prompts)))
-    answers = Answers.of(engine, suite, range(5), max_new_tokens=32, source="13 prompts")
+    answers = Answers.of(engine, suite, range(5), max_new_tokens=80, source="13 prompts")
     return Clinic(run=run, cache=spec.cache, verifier=verifier, prompts=prompts, answers=answers)
