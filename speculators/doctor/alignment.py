@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from itertools import combinations
 
 import attrs
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from speculators.bench.rows import Response
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import Check, Family
 from speculators.doctor.patient import Patient
@@ -23,6 +25,8 @@ from speculators.model import SpeculatorModel
 ALIGNMENT = Family("alignment")
 # Swaps that are tried; with the other comparisons they stay below `trials.COMPARISONS`.
 MOST_SWAPS = 12
+# A misalignment shows in the first draft already; deeper ones cost as much each.
+MOST_DEPTHS = 3
 
 
 @attrs.frozen(eq=False)
@@ -42,12 +46,27 @@ class Other:
     run: Callable[[], Trial]
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Bench:
     """What all trials of one patient share."""
 
     patient: Patient
     answers: Answers
+
+    @cached_property
+    def configured(self) -> Trial:
+        """The trial of what is configured, with which all others are compared."""
+        return self.attempt()
+
+    @property
+    def responses(self) -> list[Response]:
+        """The answers."""
+        return [row.response for row in self.answers.rows]
+
+    @property
+    def k(self) -> int:
+        """Depths that are tried: as many as a server drafts, and as tell a misalignment."""
+        return min(self.patient.num_tokens, MOST_DEPTHS)
 
     @property
     def model(self) -> SpeculatorModel:
@@ -66,19 +85,18 @@ class Bench:
         states: Sequence[torch.Tensor] | None = None,
     ) -> Trial:
         """Tries another model of the same algorithm."""
-        responses = [row.response for row in self.answers.rows]
         given = self.answers.states(self.patient.layer_ids or ()) if states is None else states
-        return attempt(model, responses, given, self.patient.num_tokens, change)
+        return attempt(model, self.responses, given, self.k, change)
 
 
-def check_acceptance(configured: Trial, bench: Bench) -> Check:
+def check_acceptance(bench: Bench) -> Check:
     """Tells whether drafts are accepted at all: more often than always drafting the commonest token would be."""
+    configured = bench.configured
     answers = [np.array(row.response.answer[1:]) for row in bench.answers.rows]
     tokens, counts = np.unique(np.concatenate(answers), return_counts=True)
     constant = float(counts.max() / counts.sum())
-    k = bench.patient.num_tokens
     figures = (
-        f"tau {configured.tau:.3f} for K = {k}; the first draft is accepted at {configured.hits:.1%} of "
+        f"tau {configured.tau:.3f} for K = {bench.k}; the first draft is accepted at {configured.hits:.1%} of "
         f"{counts.sum():,} places, token {tokens[counts.argmax()]} alone would be at {constant:.1%}"
     )
     if configured.hits > constant:
@@ -87,7 +105,7 @@ def check_acceptance(configured: Trial, bench: Bench) -> Check:
     return ALIGNMENT.wrong("acceptance", f"drafts are accepted no more often than a constant would be: {figures}", todo)
 
 
-def check_alignment(bench: Bench, configured: Trial) -> Iterator[Check]:
+def check_alignment(bench: Bench) -> Iterator[Check]:
     """Yields a check for each kind of alignment."""
     groups: tuple[tuple[str, Callable[[Bench], list[Other] | str]], ...] = (
         ("layer ids", _layers),
@@ -100,7 +118,7 @@ def check_alignment(bench: Bench, configured: Trial) -> Iterator[Check]:
     )
     for name, others in groups:
         found = others(bench)
-        yield ALIGNMENT.skipped(name, found) if isinstance(found, str) else judge(name, configured, found)
+        yield ALIGNMENT.skipped(name, found) if isinstance(found, str) else judge(name, bench.configured, found)
 
 
 def judge(name: str, configured: Trial, others: Sequence[Other]) -> Check:
@@ -141,10 +159,15 @@ def _layers(bench: Bench) -> list[Other] | str:
                     means=f"the draft was trained on layers {words} than {list(ids)} (off by one)",
                     todo=f"write {list(moved)} into config.json; or mend the capture and train again: id l is the "
                     "stream entering layer l, id N the last layer's output before the final norm",
-                    run=lambda moved=moved: bench.attempt(states=bench.answers.states(moved)),
+                    run=partial(_on_layers, bench, moved),
                 )
             )
     return others or f"layers {list(ids)} of {bench.answers.num_layers} cannot be moved: the verifier has no others"
+
+
+def _on_layers(bench: Bench, layer_ids: tuple[int, ...]) -> Trial:
+    # Put together when it is tried: the states of all kinds at once would be many times those of one.
+    return bench.attempt(states=bench.answers.states(layer_ids))
 
 
 def _tokens(bench: Bench) -> list[Other] | str:
@@ -153,7 +176,7 @@ def _tokens(bench: Bench) -> list[Other] | str:
             what=f"tokens one {words}",
             means=f"the draft was trained with tokens one place {words} beside the states (input shift {step:+d})",
             todo="pair the verifier's state at place i with token i + 1, and train again",
-            run=lambda step=step: bench.attempt(Change(tokens=step)),
+            run=partial(bench.attempt, Change(tokens=step)),
         )
         for step, words in ((-1, "earlier"), (1, "later"))
     ]
@@ -165,7 +188,7 @@ def _labels(bench: Bench) -> list[Other] | str:
             what=f"labels one {words}",
             means=f"the draft says the token one place {words} than it is asked for: labels were shifted by {step:+d}",
             todo="the row that reads token i + 1 is to predict token i + 2: mend the shift and train again",
-            run=lambda step=step: bench.attempt(Change(labels=step)),
+            run=partial(bench.configured.against, bench.responses, step),
         )
         for step, words in ((-1, "earlier"), (1, "later"))
     ]
@@ -177,7 +200,7 @@ def _positions(bench: Bench) -> list[Other] | str:
             what=f"answer's positions {step:+d}",
             means=f"the draft was trained with the answer's tokens one position {words}, the prompt's where they are",
             todo="positions count the tokens of a document from 0, prompt and answer alike: mend them and train again",
-            run=lambda step=step: bench.attempt(Change(positions=step)),
+            run=partial(bench.attempt, Change(positions=step)),
         )
         for step, words in ((-1, "earlier"), (1, "later"))
     ]
@@ -229,7 +252,7 @@ def _swaps(bench: Bench) -> list[Other] | str:
             what=f"{one} and {other} swapped",
             means=f"{one} and {other} are swapped",
             todo="exchange them in model.safetensors; is a name rule of the import wrong?",
-            run=lambda one=one, other=other: _swapped(bench, norms[one], norms[other]),
+            run=partial(_swapped, bench, norms[one], norms[other]),
         )
         for one, other in pairs[:MOST_SWAPS]
     ]

@@ -96,7 +96,7 @@ def expected(patient: Patient) -> dict[str, Any]:
     """Returns the `transformer_layer_config` that the verifier's values give."""
     held = patient.decoder
     kind = type(patient.config) if patient.config else _class_of(patient.raw)
-    own = {key: held[key] for key in ("layer_types", "sliding_window") if key in held}
+    own: dict[str, Any] = {key: held[key] for key in ("layer_types", "sliding_window") if key in held}
     try:
         config = kind(num_layers=held.get("num_hidden_layers", 1), decoder=own)
         return draft_decoder_config(patient.facts, config)
@@ -186,7 +186,7 @@ def _scaling(patient: Patient, here: Mapping[str, Any], verifier: Mapping[str, A
         return CONFIG.ok(name, f"{here[name] or 'none'}, as the verifier")
     rule = Rule(name=name, key="rope_parameters", means=f"positions are scaled otherwise: {SERVED}")
     words = f"rope_parameters has {here[name] or 'no scaling'}, the verifier {verifier[name] or 'none'}"
-    own = {key: value for key, value in rope.items() if key not in here[name]}
+    own: dict[str, Any] = {key: value for key, value in rope.items() if key not in here[name]}
     changes = {"rope_parameters": {**own, **verifier[name]}}
     return differing(patient, rule, words, "transformer_layer_config.rope_parameters", changes, attempt)
 

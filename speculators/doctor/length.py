@@ -94,7 +94,9 @@ def _cut(one: Places, kept: np.ndarray) -> Places:
 def _measure(bench: Bench, limit: int) -> list[Places]:
     """Returns the places of each answer in a sequence of at most `limit` tokens."""
     answers, ids = bench.answers, bench.patient.layer_ids or ()
-    starts, sequence, rows = [], [], []
+    starts: list[int] = []
+    rows: list[int] = []
+    sequence: list[int] = []
     for index, row in enumerate(answers.rows):
         tokens = row.response.tokens[: limit - len(sequence)]
         if len(tokens) > row.response.prompt_length + 2:

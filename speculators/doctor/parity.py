@@ -18,7 +18,7 @@ from speculators.bench.rows import Response
 from speculators.doctor.alignment import Bench
 from speculators.doctor.check import Check, Family
 from speculators.doctor.training import trained_forward
-from speculators.doctor.trials import LEVEL, Trial, attempt, compare
+from speculators.doctor.trials import LEVEL, attempt, compare
 from speculators.errors import SpeculatorsError
 from speculators.model import SpeculatorModel
 
@@ -51,7 +51,7 @@ class Sample:
         chosen = order[:count]
         states = bench.answers.states(bench.patient.layer_ids or ())
         responses = [bench.answers.rows[row].response for row in chosen]
-        return cls(bench.model, responses, [states[row] for row in chosen], bench.patient.num_tokens)
+        return cls(bench.model, responses, [states[row] for row in chosen], bench.k)
 
     def batch(self, *which: int) -> dict[str, torch.Tensor]:
         """Returns some of the answers packed into a row, as `replay` takes it."""
@@ -70,7 +70,7 @@ class Sample:
         return list(used.replay(**self.batch(*which), num_speculative_tokens=self.k))
 
 
-def check_parity(bench: Bench, configured: Trial) -> Iterator[Check]:
+def check_parity(bench: Bench) -> Iterator[Check]:
     """Yields the checks, each of which tells by itself if it cannot be made."""
     sample = Sample.of(bench, ANSWERS)
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
@@ -78,7 +78,7 @@ def check_parity(bench: Bench, configured: Trial) -> Iterator[Check]:
         ("step by step", lambda: _drafted(sample)),
         ("packed rows", lambda: _packed(sample)),
         ("export read again", lambda: _reloaded(bench, sample)),
-        ("16 bits", lambda: _sixteen(bench, configured)),
+        ("16 bits", lambda: _sixteen(bench)),
     )
     for name, check in checks:
         try:
@@ -187,14 +187,14 @@ def _rounds(
         known += step
 
 
-def _sixteen(bench: Bench, configured: Trial) -> Check:
+def _sixteen(bench: Bench) -> Check:
     """Compares acceptance in bfloat16, in which most servers run."""
     name, count = "16 bits", ANSWERS_16_BITS
     model = copy.deepcopy(bench.model).to(torch.bfloat16)
-    responses = [row.response for row in bench.answers.rows[:count]]
+    responses, configured = bench.responses[:count], bench.configured
     states = [state.to(torch.bfloat16) for state in bench.answers.states(bench.patient.layer_ids or ())[:count]]
-    narrow = attempt(model, responses, states, bench.patient.num_tokens)
-    wide = Trial(configured.tables[:count], configured.first)
+    narrow = attempt(model, responses, states, bench.k)
+    wide = attrs.evolve(configured, tables=configured.tables[:count])
     compared = compare(wide, narrow)
     told = f"tau in bfloat16 {narrow.tau:.3f}, in float32 {wide.tau:.3f} ({len(responses)} answers)"
     if compared.worse:

@@ -23,7 +23,7 @@ from speculators.doctor.length import check_length
 from speculators.doctor.loads import altered, build, read_files
 from speculators.doctor.parity import check_parity
 from speculators.doctor.patient import Origin, Patient
-from speculators.doctor.trials import FALSE_ALARM, Comparison, Trial, compare
+from speculators.doctor.trials import FALSE_ALARM, Comparison, compare
 from speculators.doctor.vocabulary import check_vocabulary
 from speculators.errors import SpeculatorsError
 from speculators.events import StageEvent, ignore
@@ -156,17 +156,16 @@ def _on_answers(patient: Patient, answers: Answers, wish: Wish) -> list[Check]:
     checks = _guarded("loads", lambda: check_vocabulary(patient))
     try:
         with _stage(wish, "alignment"):
-            configured = bench.attempt()
-            acceptance = check_acceptance(configured, bench)
-            checks += [acceptance, *_guarded("alignment", lambda: check_alignment(bench, configured))]
+            acceptance = check_acceptance(bench)
+            checks += [acceptance, *_guarded("alignment", lambda: check_alignment(bench))]
     except SpeculatorsError as error:
         checks += _guarded("config", lambda: check_config(patient, lambda _: None))
         checks += _guarded("loads", lambda: check_frozen(patient, accepts=None))
         return checks + _skip(("alignment", "parity", "length"), str(error))
     checks += _guarded("loads", lambda: check_frozen(patient, accepts=acceptance.result != WRONG))
-    checks += _guarded("config", lambda: check_config(patient, _attempts(bench, configured)))
+    checks += _guarded("config", lambda: check_config(patient, _attempts(bench)))
     with _stage(wish, "parity"):
-        checks += _guarded("parity", lambda: check_parity(bench, configured))
+        checks += _guarded("parity", lambda: check_parity(bench))
     with _stage(wish, "length"):
         checks += _guarded("length", lambda: check_length(bench))
     return checks
@@ -180,7 +179,7 @@ def _unmeasurable(patient: Patient) -> str:
     return f"the algorithm has no {' and no '.join(missing)} (speculators/model.py)" if missing else ""
 
 
-def _attempts(bench: Bench, configured: Trial) -> Callable[[Mapping[str, Any]], Comparison | None]:
+def _attempts(bench: Bench) -> Callable[[Mapping[str, Any]], Comparison | None]:
     """Returns what tries other values of the decoder's config with the same weights."""
 
     def attempt(changes: Mapping[str, Any]) -> Comparison | None:
@@ -189,7 +188,7 @@ def _attempts(bench: Bench, configured: Trial) -> Callable[[Mapping[str, Any]], 
         # Weights that do not fit, or values that the algorithm does not take: nothing can be tried.
         except (SpeculatorsError, RuntimeError, ValueError, KeyError, TypeError):
             return None
-        return compare(configured, bench.attempt_with(model))
+        return compare(bench.configured, bench.attempt_with(model))
 
     return attempt
 

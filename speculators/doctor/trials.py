@@ -39,11 +39,18 @@ class Trial:
 
     Attributes:
         tables: an answer each, [L, K] of zeros and ones as in `bench.walk`.
+        drafts: an answer each, [L, K] int64, the tokens that were drafted.
         first: the first answer's logits of depth 1, which tell whether the draft read what was changed.
     """
 
     tables: tuple[np.ndarray, ...]
+    drafts: tuple[torch.Tensor, ...]
     first: torch.Tensor
+
+    def against(self, responses: Sequence[Response], labels: int) -> Trial:
+        """Returns the same drafts, held against the token so many places later than those that they are for."""
+        pairs = zip(responses, self.drafts, strict=True)
+        return attrs.evolve(self, tables=tuple(_hits(response, drafts, labels) for response, drafts in pairs))
 
     @property
     def tau(self) -> float:
@@ -73,12 +80,10 @@ class Change:
     Attributes:
         tokens: the token read beside a state is so many places later.
         positions: the answer's tokens stand so many positions later, the prompt's where they were.
-        labels: a draft is held against the token so many places later.
     """
 
     tokens: int = 0
     positions: int = 0
-    labels: int = 0
 
 
 @attrs.frozen(eq=False)
@@ -125,28 +130,33 @@ def attempt(
         change: what is done differently.
     """
     device = model.draft_to_target.device
-    tables, first = [], torch.empty(0)
+    found: list[torch.Tensor] = []
+    first = torch.empty(0)
     for response, state in zip(responses, states, strict=True):
-        tokens = torch.tensor(response.tokens)
-        size, rounds = len(tokens), len(response.answer) - 1
-        rows = torch.arange(size - 2 - rounds, size - 2)
-        table = torch.zeros(rounds, k)
-        batch = _batch(response, tokens, state, change, device)
-        depths = model.replay(**batch, num_speculative_tokens=k)
-        for depth, logits in enumerate(depths, start=1):
-            drafts = model.draft_to_target[logits[rows.to(device)].argmax(-1)].cpu()
-            place = rows + 1 + depth + change.labels
-            there = place < size
-            table[there, depth - 1] = (drafts[there] == tokens[place[there]]).float()
-            if depth == 1 and not tables:
-                first = logits[rows.to(device)].float().cpu()
-        tables.append(table.numpy())
-    return Trial(tuple(tables), first)
+        size, rounds = len(response.tokens), len(response.answer) - 1
+        rows = torch.arange(size - 2 - rounds, size - 2, device=device)
+        depths = model.replay(**_batch(response, state, change, device), num_speculative_tokens=k)
+        drafts = []
+        for logits in depths:
+            chosen = logits[rows]
+            drafts.append(model.draft_to_target[chosen.argmax(-1)].cpu())
+            if not len(first):
+                first = chosen.float().cpu()
+        found.append(torch.stack(drafts, dim=1))
+    tables = tuple(_hits(response, drafts, 0) for response, drafts in zip(responses, found, strict=True))
+    return Trial(tables, tuple(found), first)
 
 
-def _batch(
-    response: Response, tokens: torch.Tensor, states: torch.Tensor, change: Change, device: torch.device
-) -> dict[str, torch.Tensor]:
+def _hits(response: Response, drafts: torch.Tensor, labels: int) -> np.ndarray:
+    """Returns [L, K], 1 where a draft is the answer's token; anchor i drafts tokens i + 1 .. i + K of the answer."""
+    answer = torch.tensor(response.answer)
+    place = 1 + torch.arange(drafts.shape[0])[:, None] + torch.arange(drafts.shape[1]) + labels
+    right = drafts == answer[place.clamp_max(len(answer) - 1)]
+    return (right & (place < len(answer))).float().numpy()
+
+
+def _batch(response: Response, states: torch.Tensor, change: Change, device: torch.device) -> dict[str, torch.Tensor]:
+    tokens = torch.tensor(response.tokens)
     size = len(tokens)
     positions = torch.arange(size)
     positions[response.prompt_length :] += change.positions

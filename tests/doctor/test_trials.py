@@ -10,7 +10,7 @@ from speculators.doctor.trials import COMPARISONS, FALSE_ALARM, LEVEL, UNITS, Tr
 
 
 def trial(*tables: np.ndarray) -> Trial:
-    return Trial(tuple(tables), torch.empty(0))
+    return Trial(tuple(tables), (), torch.empty(0))
 
 
 def drafts(rng: np.random.Generator, rate: float, answers: int = 16, places: int = 60) -> Trial:
