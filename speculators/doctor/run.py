@@ -35,6 +35,7 @@ from speculators.verifier.sources import obtain
 
 # Prompts, and tokens of an answer: a few thousand drafts, which tell 5% of the acceptance from chance.
 PROMPTS, NEW_TOKENS = 16, 128
+RAISED, MEND = "the algorithm's code raised", "mend the algorithm, or config.json, where it points"
 
 
 @attrs.frozen(kw_only=True)
@@ -66,13 +67,18 @@ def examine(subject: Subject, wish: Wish) -> Diagnosis:
     if patient is None:
         checks += _skip(FAMILIES[1:], "the checkpoint's files cannot be read")
     else:
-        answers = wish.answers or _answers(subject, patient, wish)
-        told = f"{len(answers.rows)} greedy answers to {answers.source}"
-        checks += _guarded("config", lambda: (check_layers(patient), check_head(answers.engine)))
-        checks += _on_answers(patient, answers, wish)
+        engine = wish.answers.engine if wish.answers else _engine(subject, patient)
+        checks += _guarded("config", lambda: (check_layers(patient), check_head(engine)))
+        if problem := _unmeasurable(patient):
+            checks += _on_files(patient, problem)
+        else:
+            answers = wish.answers or _answers(engine, patient, wish)
+            told = f"{len(answers.rows)} greedy answers to {answers.source}"
+            checks += _on_answers(patient, answers, wish)
+            del answers
         checks += _guarded("config", lambda: check_identity(patient))
         # The data has the verifier read it, too: one copy of it at a time.
-        del answers
+        del engine
         with _stage(wish, "data"):
             checks += _guarded("data", lambda: check_data(patient, wish.places, wish.listen))
     return Diagnosis(
@@ -120,17 +126,21 @@ def _named(subject: Subject, raw: Mapping[str, Any]) -> Subject:
     return attrs.evolve(subject, verifier=name) if isinstance(name, str) and name else subject
 
 
-def _answers(subject: Subject, patient: Patient, wish: Wish) -> Answers:
-    """Lets the verifier answer the prompts; the states around those that the draft reads come with the same pass."""
+def _engine(subject: Subject, patient: Patient) -> Engine:
+    """Loads the verifier in the dtype of the run, or in that of the checkpoint."""
     section = verifier_of(_named(subject, patient.raw))
     told = subject.recipe is not None and subject.verifier is None
-    widest = max((t.dtype for t in patient.tensors.values() if t.is_floating_point()), key=lambda kind: kind.itemsize)
-    engine = Engine(
+    saved = [tensor.dtype for tensor in patient.tensors.values() if tensor.is_floating_point()]
+    return Engine(
         patient.verifier,
-        dtype=section.dtype if told else widest,
+        dtype=section.dtype if told else max(saved, key=lambda kind: kind.itemsize, default=torch.float32),
         device=patient.device,
         trust_remote_code=section.trust_remote_code,
     )
+
+
+def _answers(engine: Engine, patient: Patient, wish: Wish) -> Answers:
+    """Lets the verifier answer the prompts; the states around those that the draft reads come with the same pass."""
     ids = {layer + step for layer in patient.layer_ids or () for step in (-1, 0, 1)}
     prompts = load_suite(attrs.evolve(wish.suite, take=min(PROMPTS, wish.suite.take or PROMPTS)))
     with _stage(wish, "answers"):
@@ -144,24 +154,32 @@ def _answers(subject: Subject, patient: Patient, wish: Wish) -> Answers:
         )
 
 
+def _on_files(patient: Patient, problem: str) -> list[Check]:
+    """Makes the checks that need no replay."""
+    checks = _guarded("config", lambda: check_config(patient, lambda _: None))
+    if patient.model is not None:
+        checks += _guarded("loads", lambda: check_vocabulary(patient))
+        checks += _guarded("loads", lambda: check_frozen(patient, accepts=None))
+    return checks + _skip(("alignment", "parity", "length"), problem)
+
+
 def _on_answers(patient: Patient, answers: Answers, wish: Wish) -> list[Check]:
     """Makes the checks that replay the draft, and those that are judged by it."""
-    if problem := _unmeasurable(patient):
-        checks = _guarded("config", lambda: check_config(patient, lambda _: None))
-        if patient.model is not None:
-            checks += _guarded("loads", lambda: check_vocabulary(patient))
-            checks += _guarded("loads", lambda: check_frozen(patient, accepts=None))
-        return checks + _skip(("alignment", "parity", "length"), problem)
     bench = Bench(patient, answers)
-    checks = _guarded("loads", lambda: check_vocabulary(patient))
     try:
         with _stage(wish, "alignment"):
             acceptance = check_acceptance(bench)
-            checks += [acceptance, *_guarded("alignment", lambda: check_alignment(bench))]
+            checks = [acceptance, *_guarded("alignment", lambda: check_alignment(bench))]
     except SpeculatorsError as error:
-        checks += _guarded("config", lambda: check_config(patient, lambda _: None))
-        checks += _guarded("loads", lambda: check_frozen(patient, accepts=None))
-        return checks + _skip(("alignment", "parity", "length"), str(error))
+        return _on_files(patient, str(error))
+    # The algorithm's code may be somebody else's, and raise anything.
+    except Exception as error:
+        words = f"{RAISED} {type(error).__name__}: {error}"
+        return [
+            Family("alignment").wrong("acceptance", words, MEND),
+            *_on_files(patient, "the draft cannot be replayed"),
+        ]
+    checks += _guarded("loads", lambda: check_vocabulary(patient))
     checks += _guarded("loads", lambda: check_frozen(patient, accepts=acceptance.result != WRONG))
     checks += _guarded("config", lambda: check_config(patient, _attempts(bench)))
     with _stage(wish, "parity"):
@@ -203,8 +221,8 @@ def _guarded(family: str, checks: Callable[[], Iterable[Check]]) -> list[Check]:
         found.append(Family(family).skipped("the rest", str(error)))
     # The algorithm's code may be somebody else's, and raise anything.
     except Exception as error:
-        words = f"the algorithm's code raised {type(error).__name__}: {error}"
-        found.append(Family(family).wrong("the rest", words, "mend the algorithm, or config.json, where it points"))
+        words = f"{RAISED} {type(error).__name__}: {error}"
+        found.append(Family(family).wrong("the rest", words, MEND))
     return found
 
 

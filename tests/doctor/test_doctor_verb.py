@@ -10,6 +10,8 @@ import pytest
 from clinic import Clinic, rope
 from command import Spec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def spec(clinic: Clinic, tmp_path: Path) -> Spec:

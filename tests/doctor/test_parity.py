@@ -12,6 +12,8 @@ from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.models.eagle3.core import Eagle3Drafter, Eagle3DraftModel
 from speculators.nn.layout import RowLayout
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_drafter_that_forgets_what_was_emitted(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cache is not what replay has."""

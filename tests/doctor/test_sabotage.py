@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 Tamper = Callable[[Path], None]
 
+pytestmark = pytest.mark.slow
+
 
 @attrs.frozen
 class Fault:
@@ -128,7 +130,7 @@ SABOTAGE = {
     "rope type": Fault(rope(rope_type="linear", factor=4.0), "config/rope type", "rope_type is linear.*is default"),
     "rope scaling": Fault(rope(factor=4.0), "config/rope scaling", "'factor': 4.0"),
     "rope theta where nobody reads it": Fault(decoder(rope_theta=5e5), "config/rope scaling", "read by nobody"),
-    "max positions": Fault(decoder(max_position_embeddings=64), "config/max positions", "is 64, the verifier's is 512"),
+    "max positions": Fault(decoder(max_position_embeddings=64), "config/max positions", "is 64, the verifier's is 256"),
     "norm eps": Fault(decoder(rms_norm_eps=1e-2), "config/norm eps", "rms_norm_eps is 0.01"),
     "head size that fits": Fault(
         decoder(head_dim=16, num_attention_heads=2, num_key_value_heads=1), "config/head size", "head_dim is 16"
@@ -183,7 +185,8 @@ def test_a_fault_is_caught_and_named(clinic: Clinic, tmp_path: Path, name: str) 
     assert re.search(fault.words, found[fault.check].evidence), found[fault.check].evidence
     assert found[fault.check].todo
     assert not found.diagnosis.healthy
-    assert found["loads/as exported"].result == "warning" or fault.check == "loads/files"
+    if fault.check != "loads/files":
+        assert found["loads/as exported"].result == "warning"
 
 
 FOREIGN = {
