@@ -17,7 +17,7 @@ from torch import nn
 
 from speculators.bench.rows import Response
 from speculators.doctor.answers import Answers
-from speculators.doctor.check import Check, Family
+from speculators.doctor.check import WARNING, Check, Family
 from speculators.doctor.patient import Patient
 from speculators.doctor.trials import Change, Comparison, Trial, attempt, compare
 from speculators.model import SpeculatorModel
@@ -27,6 +27,9 @@ ALIGNMENT = Family("alignment")
 MOST_SWAPS = 12
 # A misalignment shows in the first draft already; deeper ones cost as much each.
 MOST_DEPTHS = 3
+# Of the largest gain: what gains as much is the same fault in other words (tokens one later, labels one earlier: the
+# draft copies what it reads), and both are told.
+AS_GOOD = 0.95
 
 
 @attrs.frozen(eq=False)
@@ -116,24 +119,49 @@ def check_alignment(bench: Bench) -> Iterator[Check]:
         ("draft's final norm", _draft_norm),
         ("norms in place", _swaps),
     )
+    verdicts = []
     for name, others in groups:
         found = others(bench)
-        yield ALIGNMENT.skipped(name, found) if isinstance(found, str) else judge(name, bench.configured, found)
+        verdicts.append(
+            Verdict(ALIGNMENT.skipped(name, found)) if isinstance(found, str) else judge(name, bench.configured, found)
+        )
+    yield from best_explained(verdicts)
 
 
-def judge(name: str, configured: Trial, others: Sequence[Other]) -> Check:
+@attrs.frozen
+class Verdict:
+    """A check, and by how many accepted drafts a place the other alignment is better, 0 where none is."""
+
+    check: Check
+    gain: float = 0.0
+
+
+def judge(name: str, configured: Trial, others: Sequence[Other]) -> Verdict:
     """Returns the check of one kind: the best of the others that is better beyond chance is the diagnosis."""
     tried = [(other, other.run()) for other in others]
-    if all(torch.equal(trial.first, configured.first) and _same(trial, configured) for _, trial in tried):
-        return ALIGNMENT.skipped(name, "the draft does not read it: its logits stay the same to the bit")
+    if all(_unread(trial, configured) for _, trial in tried):
+        return Verdict(ALIGNMENT.skipped(name, "the draft does not read it: its logits stay the same to the bit"))
     told = ", ".join(f"{other.what} {trial.tau:.3f}" for other, trial in sorted(tried, key=lambda one: -one[1].tau)[:3])
     figures = f"tau as configured {configured.tau:.3f}; {told}"
     compared = [(compare(configured, trial), other) for other, trial in tried]
     better = [pair for pair in compared if pair[0].better]
     if not better:
-        return ALIGNMENT.ok(name, figures)
-    gain, other = max(better, key=lambda pair: pair[0].gain)
-    return ALIGNMENT.wrong(name, f"{other.means}: {figures} {chance(gain)}", other.todo)
+        return Verdict(ALIGNMENT.ok(name, figures))
+    found, other = max(better, key=lambda pair: pair[0].gain)
+    return Verdict(ALIGNMENT.wrong(name, f"{other.means}: {figures} {chance(found)}", other.todo), found.gain)
+
+
+def best_explained(verdicts: Sequence[Verdict]) -> Iterator[Check]:
+    """Yields the checks; one fault can make several alignments better, and the one that gains most is the diagnosis."""
+    most = max(verdicts, key=lambda verdict: verdict.gain)
+    for verdict in verdicts:
+        check = verdict.check
+        if 0 < verdict.gain < AS_GOOD * most.gain:
+            words = f"better than configured too, but {most.check.name} explain more: {check.evidence}"
+            check = attrs.evolve(
+                check, result=WARNING, evidence=words, todo=f"mend {most.check.name} first, look again"
+            )
+        yield check
 
 
 def chance(comparison: Comparison) -> str:
@@ -141,8 +169,14 @@ def chance(comparison: Comparison) -> str:
     return f"(p = {comparison.p:.1g})"
 
 
+def _unread(trial: Trial, configured: Trial) -> bool:
+    """Whether a change of what the draft is given changed nothing; other labels are held against the same drafts."""
+    given_again = trial.first is not configured.first
+    return given_again and torch.equal(trial.first, configured.first) and _same(trial, configured)
+
+
 def _same(one: Trial, other: Trial) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one.tables, other.tables, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(one.drafts, other.drafts, strict=True))
 
 
 def _layers(bench: Bench) -> list[Other] | str:

@@ -39,6 +39,9 @@ FAULTS: dict[str, tuple[tuple[int, ...], Callable[[Row], Row], str, str]] = {
     "tokens one earlier": (IDS, shifted("input_ids", -1), "alignment/tokens", r"one place earlier .*input shift -1"),
 }
 
+# A draft that is trained to say the token that it reads was given tokens one later, or labels one earlier.
+SAME_FAULT = {"labels one earlier": {"alignment/tokens"}, "tokens one later": {"alignment/labels"}}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
@@ -51,4 +54,4 @@ def test_training_with_a_fault_is_diagnosed(clinic: Clinic, tmp_path: Path, name
     assert found[check].result == "wrong", [found[check], found["alignment/acceptance"]]
     assert re.search(words, found[check].evidence), found[check].evidence
     others = {one for one in found.told("wrong") if one.startswith("alignment/")} - {check, "alignment/acceptance"}
-    assert not others
+    assert others <= SAME_FAULT.get(name, set())
