@@ -181,7 +181,8 @@ def compare(configured: Trial, changed: Trial) -> Comparison:
 
 def units(differences: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the sum of differences of each unit: an answer, or where there are few of them a stretch of one."""
-    pieces = -(-UNITS // max(1, len(differences)))
+    # Twice as many stretches: in some of them nothing differs, and these tell nothing.
+    pieces = 1 if len(differences) >= UNITS else -(-2 * UNITS // max(1, len(differences)))
     parts = [part for one in differences for part in np.array_split(one, min(pieces, max(1, len(one))))]
     return np.array([part.sum() for part in parts])
 
