@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ VERBS = {
     "lock": "check that the locks of recipes and runs still resolve",
     "bench": "measure a speculator's acceptance length and speed-up",
     "doctor": "examine a speculator: what is wrong with it, by measurement, and what to do",
+    "export": "write a speculator as a server reads it, with the command that serves it",
+    "import": "turn a published speculator into one of ours",
     "report": "write one HTML page about runs: curves, acceptance, plan, lock, differences",
     "new-algorithm": "write the skeleton of an algorithm of your own",
     "regenerate": "answer prompts with the verifier: on-policy data",
@@ -68,7 +71,9 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         hint = near_miss(verb, list(VERBS)) or f"there are: {', '.join(VERBS)}"
         raise RecipeError(f"no command {verb!r} ({hint})")
-    module = importlib.import_module(f"{__name__}.{verb.replace('-', '_')}")
+    # "import" is Python's own word, and the module import_.
+    file = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
+    module = importlib.import_module(f"{__name__}.{file}")
     parser = argparse.ArgumentParser(prog=f"spec {verb}", description=module.__doc__, allow_abbrev=False)
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -104,10 +104,14 @@ class SpeculatorModelConfig:
             last layer's output before the final norm. None takes [2, N//2, N-3], made distinct.
         decoder: keys that replace those inherited from the verifier in `transformer_layer_config`
             (`model_type`, `intermediate_size`, `sliding_window`, ...).
+        init_from: folder of a saved speculator whose weights and draft vocabulary training starts from; None starts
+            from chance. Its content, not its path, enters the fingerprint.
     """
 
     # The kind of the draft's layers where a recipe does not say one in `decoder`.
     decoder_type: ClassVar[str] = "llama"
+    # Derived fields that a model takes over from the checkpoint of its kind that it starts from.
+    taken_over: ClassVar[tuple[str, ...]] = ()
     speculators_model_type: str = derived("")
     architectures: tuple[str, ...] = derived(())
     speculators_version: str = derived(LAYOUT_VERSION)
@@ -118,6 +122,7 @@ class SpeculatorModelConfig:
     num_layers: int = knob(1, validator=positive)
     target_layer_ids: tuple[int, ...] | None = knob(None, validator=_sorted_layer_ids)
     decoder: dict[str, Any] = knob(factory=dict)
+    init_from: str | None = knob(None)
 
     @classmethod
     def register(cls, name: str) -> Callable[[C], C]:

@@ -52,6 +52,8 @@ class SpeculatorModel(nn.Module):
     layers: nn.ModuleList
     # Prefixes of state-dict names that are the verifier's and not part of the checkpoint.
     not_saved: tuple[str, ...] = ()
+    # Prefixes of what training can start from in another algorithm's checkpoint; without any it starts from its own.
+    backbone: tuple[str, ...] = ()
 
     def __init__(self, config: SpeculatorModelConfig | None = None) -> None:
         super().__init__()
@@ -166,13 +168,22 @@ class SpeculatorModel(nn.Module):
             VerifierError: the verifier's tensors are wanted and are not there.
         """
         folder = Path(folder)
-        config = read_config(folder)
-        tensors = _read_tensors(folder / WEIGHTS_FILE)
-        model = rebuild(config, folder)
-        _load(model, tensors, folder)
+        model = cls.from_saved(folder)
         if type(model).share_verifier is not SpeculatorModel.share_verifier:
-            model.share_verifier(verifier or _verifier_folder(config, folder))
+            model.share_verifier(verifier or _verifier_folder(model.config, folder))
         model.eval().requires_grad_(False)
+        return model
+
+    @classmethod
+    def from_saved(cls, folder: Path) -> SpeculatorModel:
+        """Loads what is saved and no more: what it shares with its verifier is not filled in, so it cannot draft.
+
+        Raises:
+            ArtifactError: as `from_pretrained`.
+        """
+        config = read_config(folder)
+        model = rebuild(config, folder)
+        _load(model, read_weights(folder), folder)
         return model
 
 
@@ -222,6 +233,11 @@ def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise ArtifactError(f"{path}: cannot be written: {error}", hint="is the disk full?") from error
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a saved speculator; raises ArtifactError where they are missing or damaged."""
+    return _read_tensors(folder / WEIGHTS_FILE)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

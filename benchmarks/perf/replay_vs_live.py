@@ -71,8 +71,7 @@ def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
 
 def by_decoding(setting: Setting, rows: Sequence[Row], max_new_tokens: int) -> dict[int, Timed]:
     """Decodes every prompt with every K, in turn; the time of a K is the sum over its prompts, prefill included."""
-    drafter = setting.model.draft()
-    contenders = [Contender(str(k), drafter, k) for k in setting.depths]
+    contenders = [Contender(str(k), setting.model.draft, k) for k in setting.depths]
     stop_ids = frozenset(setting.engine.stop_ids)
     live = LiveSettings(temperature=0.0, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
     decoded = run_live(setting.engine.model, contenders, rows, live)

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from speculators.data.files import sha256_of
 from speculators.doctor.check import WRONG, Check, Family, listed
 from speculators.doctor.patient import Origin, Patient, filled, with_knobs
-from speculators.errors import SpeculatorsError
-from speculators.model import WEIGHTS_FILE, SpeculatorModel, read_config, rebuild
+from speculators.errors import ArtifactError, SpeculatorsError
+from speculators.model import SpeculatorModel, read_config, read_weights, rebuild
 from speculators.pipeline.ondisk import TRAINED
 
 LOADS = Family("loads")
@@ -32,12 +30,9 @@ def read_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, torch.Ten
     except (OSError, ValueError) as error:
         problem = f"config.json cannot be read: {error}"
     try:
-        # Copies: the file's own memory is not aligned, and products over it differ in the last bit.
-        tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    except FileNotFoundError:
-        problem = problem or f"there is no {WEIGHTS_FILE}"
-    except (SafetensorError, OSError) as error:
-        problem = problem or f"{WEIGHTS_FILE} is damaged (cut short?): {error}"
+        tensors = read_weights(folder)
+    except (ArtifactError, OSError) as error:
+        problem = problem or str(error)
     if problem:
         checks.append(LOADS.wrong("files", problem, AGAIN))
     else:

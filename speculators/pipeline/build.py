@@ -12,6 +12,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.vocab import describe_vocabulary, draft_vocabulary
 from speculators.pipeline.context import Context
 from speculators.recipe.plan import Plan
+from speculators.start import start_vocabulary
 from speculators.verifier.tokens import folder_stop_ids
 
 PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}
@@ -65,7 +66,10 @@ def vocabulary_of(context: Context, prepared: Conversations) -> tuple[torch.Tens
 
 
 def draft_tokens(context: Context, prepared: Conversations) -> tuple[np.ndarray | None, set[int]]:
-    """Returns the draft vocabulary of the prepared data, [D] target ids (None for all), and the ends of turns."""
+    """Returns the draft vocabulary, [D] target ids (None for all), and the ends of turns.
+
+    It is that of the prepared data, or of the checkpoint that training starts from.
+    """
     plan = context.plan
     # The ends of text, too: where the data ends every turn with another token, a draft must still be able to stop.
     trust = context.recipe.verifier.trust_remote_code
@@ -73,4 +77,10 @@ def draft_tokens(context: Context, prepared: Conversations) -> tuple[np.ndarray 
     ends = {token for token in ends if token < plan.facts.vocab_size}
     if plan.draft_vocab_size == plan.facts.vocab_size:
         return None, ends
+    section = context.recipe.algorithm
+    if section.config.init_from is not None:
+        # A draft that goes on from another speaks its vocabulary: its head's rows are of these tokens.
+        held = start_vocabulary(section.name, section.config.init_from, plan.draft_vocab_size)
+        if held is not None:
+            return held.numpy(), ends
     return draft_vocabulary(prepared.token_counts(), plan.draft_vocab_size, ends), ends

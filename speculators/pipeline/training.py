@@ -15,7 +15,7 @@ from speculators.bench.suites import load_suite
 from speculators.data.encoded import Conversations
 from speculators.data.files import sha256_of, whole_folder, write_json
 from speculators.events import WarningEvent
-from speculators.model import SpeculatorModel, build_model, trainer_kwargs
+from speculators.model import SpeculatorModel, trainer_kwargs
 from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs, vocabulary_of
 from speculators.pipeline.context import Context, read_json
@@ -23,6 +23,7 @@ from speculators.pipeline.feed import Feed
 from speculators.pipeline.inputs import state_source
 from speculators.pipeline.ondisk import SPECULATOR, TRAINED
 from speculators.pipeline.sizes import parameter_counts
+from speculators.start import start_model
 from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
@@ -38,7 +39,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     kwargs = training_kwargs(context.plan, str(context.folder), vocabulary)
     name, recipe = context.recipe.algorithm.name, context.recipe
     deterministic(recipe.seed)
-    model = build_model(name, context.plan.facts, kwargs)
+    model = start_model(name, context.plan.facts, kwargs)
     train_kwargs, _ = trainer_kwargs(model, kwargs)
     place(model, context.world.device)
     feed = Feed(context, prepared, state_source(context, prepared), model.align)
@@ -60,7 +61,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
             for event in steps:
                 context.tell(event)
         if context.world.is_main:
-            held = _export(context, build_model(name, context.plan.facts, kwargs), job, time.monotonic() - began)
+            held = _export(context, start_model(name, context.plan.facts, kwargs), job, time.monotonic() - began)
             words += [f"{trainable:,} trainable parameters", covers, _best_words(held)]
         context.world.barrier()
 

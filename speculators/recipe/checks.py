@@ -53,6 +53,10 @@ def _files(recipe: Recipe) -> list[Problem]:
         found = "no config.json in this folder" if model.is_dir() else "no such folder"
         hint = "a hub id is written owner/name, without ./"
         problems.append(recipe.problem("verifier.model", f"{found}: {model}", hint))
+    if (start := recipe.algorithm.config.init_from) is not None:
+        hint = "a speculator's folder, such as RUN/speculator; spec import makes one of a published checkpoint"
+        absent = [name for name in ("config.json", "model.safetensors") if not (Path(start) / name).is_file()]
+        problems += [recipe.problem("algorithm.init_from", f"no {name} in {start}", hint) for name in absent]
     for index, source in enumerate(recipe.data.sources):
         if source.is_file and not Path(source.path).is_file():
             problems.append(recipe.problem(f"data.sources[{index}].path", f"no such file: {source.path}"))

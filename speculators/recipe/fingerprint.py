@@ -65,6 +65,11 @@ def suite_identity(suite: Suite) -> dict[str, Any]:
     return source_identity(Source(path=str(whole.path), split=whole.split, take=whole.take))
 
 
+def checkpoint_identity(folder: Path) -> dict[str, Any]:
+    """Returns what determines a saved speculator: its config and its weights."""
+    return {name: file_digest(folder / name) for name in ("config.json", "model.safetensors")}
+
+
 def code_identity(config_class: type) -> str | None:
     """Returns a digest of a plug-in's own code; None for an algorithm of this package, which has a version instead."""
     module = config_class.__module__

@@ -102,9 +102,14 @@ def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
             suites[index] = attrs.evolve(suite, path=absolute(suite.path, f"benchmark.suites[{index}].path"))
     if verifier.kind in ("gguf", "folder"):
         verifier = attrs.evolve(verifier, model=absolute(verifier.model, "verifier.model"))
+    algorithm = recipe.algorithm
+    if (start := algorithm.config.init_from) is not None:
+        config = attrs.evolve(algorithm.config, init_from=absolute(start, "algorithm.init_from"))
+        algorithm = attrs.evolve(algorithm, config=config)
     return attrs.evolve(
         recipe,
         verifier=verifier,
+        algorithm=algorithm,
         data=attrs.evolve(recipe.data, sources=tuple(sources)),
         benchmark=attrs.evolve(recipe.benchmark, suites=tuple(suites)),
         origins=written,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,6 +14,7 @@ from speculators.errors import RecipeError
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (
+    checkpoint_identity,
     code_identity,
     file_digest,
     fingerprint,
@@ -185,7 +187,8 @@ def _train_inputs(plan: Plan, suites: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **({"code": code} if code else {}),
         "seed": recipe.seed,
-        "algorithm": {key: value for key, value in knobs.items() if key not in (*derived, "module")},
+        "algorithm": {key: value for key, value in knobs.items() if key not in (*derived, "module", "init_from")},
+        **({"init_from": checkpoint_identity(Path(knobs["init_from"]))} if knobs["init_from"] else {}),
         "target_layer_ids": list(plan.target_layer_ids),
         "draft_vocab_size": plan.draft_vocab_size,
         "decoder": plan.transformer_layer_config,

@@ -18,8 +18,9 @@ __all__ = ["cache_folder", "check_folder", "fetch_facts", "held_folder", "obtain
 
 # Part of a converted folder's name: raise it when the conversion changes, and older folders are left alone.
 CONVERSION = 1
+_WEIGHTS = ".safetensors"
 # What of a folder is read: weights, tokenizer, template, configs, and code where that is allowed.
-_READ = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+_READ = (_WEIGHTS, ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 
 
 def obtain(
@@ -116,9 +117,13 @@ def shard_index(folder: Path) -> dict[str, str]:
     if not index.is_file():
         return {}
     try:
-        return {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+        named = {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerifierError(f"{index} is not the index of safetensors files: {error!r}") from error
+    # A file of somebody else's must not make us read elsewhere.
+    if outside := sorted({file for file in named.values() if Path(file).name != file or not file.endswith(_WEIGHTS)}):
+        raise VerifierError(f"{index} names files that are not safetensors beside it: {', '.join(outside)}")
+    return named
 
 
 def _no_safetensors(folder: Path) -> VerifierError:

@@ -13,6 +13,7 @@ from speculators.data.batches import build_row
 from speculators.data.encoded import Encoded
 from speculators.model import build_model
 from speculators.recipe.decoder import draft_decoder_config
+from speculators.start import start_model
 from speculators.verifier.engine import Engine
 
 LAYER_IDS = (1, 2, 4)
@@ -70,6 +71,12 @@ class World:
             "dtype": "float32",
             "seed": 0,
         }
+
+    def start(self, config, draft_vocab_size: int | None = None):
+        """The model as training starts with it, from `init_from` where the config has one."""
+        torch.manual_seed(0)
+        facts = VerifierFacts.read(self.folder / "config.json")
+        return start_model(config.speculators_model_type, facts, self.kwargs(config, draft_vocab_size))
 
     def build(self, config, draft_vocab_size: int | None = None):
         """The model, and what its forward is given besides the row."""

@@ -219,11 +219,11 @@ def test_dspark_starts_from_a_dflash_checkpoint(world, tmp_path):
     """Backbone weights are taken; with another shape each difference is named."""
     source, _ = world.build(DFlashSpeculatorConfig(**SMALL), 256)
     source.save_pretrained(tmp_path)
-    warm, _ = world.build(DSparkSpeculatorConfig(**SMALL, markov_rank=8, warm_start=str(tmp_path)), 256)
+    warm = world.start(DSparkSpeculatorConfig(**SMALL, markov_rank=8, init_from=str(tmp_path)), 256)
     assert torch.equal(warm.layers[1].mlp.up_proj.weight, source.layers[1].mlp.up_proj.weight)
     assert torch.equal(warm.fc.weight, source.fc.weight)
-    with pytest.raises(ArtifactError, match=r"layers\.2\..* is missing"):
-        world.build(DSparkSpeculatorConfig(num_layers=3, block_size=4, warm_start=str(tmp_path)), 256)
+    with pytest.raises(ArtifactError, match=r"layers\.2\..* is not in it"):
+        world.start(DSparkSpeculatorConfig(num_layers=3, block_size=4, init_from=str(tmp_path)), 256)
 
 
 @pytest.mark.parametrize(("cut", "passes"), [(None, 1), ("threshold", 4)])

@@ -60,8 +60,10 @@ def to(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def first(spec: Spec, kept: Path, to: Path) -> Told:
-    """What the first `spec reproduce` said."""
-    return spec("reproduce", kept, "--to", to, "--json")
+    """What the first `spec reproduce` said; what it wrote is kept beside, since later ones write it anew."""
+    told = spec("reproduce", kept, "--to", to, "--json")
+    shutil.copyfile(to / "reproduction.json", to.with_name("first.json"))
+    return told
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Told) -> 
     assert [stage for stage in STAGES if stage in done] == STAGES[1:]
     assert {folder.name for folder in (to / "cache").iterdir()} == {"conversations", "states"}
     assert (again / WEIGHTS).stat().st_ino != (kept / WEIGHTS).stat().st_ino
-    assert json.loads((to / "reproduction.json").read_text()) == first.json
+    assert json.loads(to.with_name("first.json").read_text()) == first.json
 
 
 def test_the_log_keeps_every_bit_of_a_loss(run_folder: Path) -> None:

@@ -43,7 +43,6 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
         cut: where a live block ends: "threshold" before the first slot that is reached with a lower probability,
             "gain" before the first whose expected token is worth less than its cost; None never.
         threshold: of the probability; or of the cost of a drafted token in verified ones, as measured.
-        warm_start: folder of a saved block drafter of the same shape whose weights training starts from.
         max_anchors: blocks drawn of a row in training.
         gamma: of the exponential decay exp(-depth / gamma) of the slots' weights; None takes 7 at 16 slots.
         confidence_weight: of the confidence's cross-entropy beside the loss.
@@ -66,7 +65,6 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     confidence_head_with_markov: bool = False
     cut: str | None = attrs.field(default=None, validator=_cut)
     threshold: float = attrs.field(default=0.1, validator=_share)
-    warm_start: str | None = knob(None)
     max_anchors: int = knob(512, validator=positive)
     gamma: float | None = knob(None, validator=positive)
     confidence_weight: float = knob(1.0, validator=positive)

@@ -8,25 +8,20 @@ likely the verifier is to accept a slot's token if it accepted those before.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from speculators.config import VerifierFacts
 from speculators.drafter import Proposal, chain
-from speculators.errors import ArtifactError
 from speculators.losses import Draft, Target, acceptance, head_loss, mixture
-from speculators.model import WEIGHTS_FILE, SpeculatorModel
+from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, decay_weights
 from speculators.models.base_components import take_over
 from speculators.models.chains import drawn_metrics, pick, proposal_of
 from speculators.models.dspark.config import DSparkSpeculatorConfig
 from speculators.nn.layout import RowLayout
-
-BACKBONE = ("fc.", "hidden_norm.", "layers.", "norm.")
 
 
 class MarkovHead(nn.Module):
@@ -93,6 +88,9 @@ class DSparkDraftModel(BlockDraftModel):
         config: complete, as in config.json.
     """
 
+    # Any block drafter of the same shape has it.
+    backbone = ("fc.", "hidden_norm.", "layers.", "norm.")
+
     def __init__(self, config: DSparkSpeculatorConfig) -> None:
         super().__init__(config)
         size, rank = config.transformer_layer_config["hidden_size"], config.markov_rank
@@ -101,33 +99,11 @@ class DSparkDraftModel(BlockDraftModel):
 
     @classmethod
     def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> DSparkDraftModel:
-        """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None.
-
-        Raises:
-            ArtifactError: `warm_start` is no speculator with the same backbone.
-        """
+        """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
         ids = tuple(kwargs["target_layer_ids"])
         model = cls(DSparkSpeculatorConfig.pick({**kwargs, "aux_hidden_state_layer_ids": ids}))
         take_over(model, verifier_config, kwargs)
-        if kwargs["warm_start"] is not None and kwargs["verifier_name_or_path"] is not None:
-            model._start_from(Path(kwargs["warm_start"]).expanduser())
         return model
-
-    def _start_from(self, folder: Path) -> None:
-        path = folder / WEIGHTS_FILE
-        if not path.is_file():
-            raise ArtifactError(f"algorithm.warm_start: {path}: there are no weights here")
-        wanted = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(BACKBONE)}
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in set(file.keys()) & wanted.keys()}
-        wrong = [
-            f"{name} is {list(found[name].shape) if name in found else 'missing'}, {list(tensor.shape)} is wanted"
-            for name, tensor in wanted.items()
-            if name not in found or found[name].shape != tensor.shape
-        ]
-        if wrong:
-            raise ArtifactError(f"algorithm.warm_start: {path} has another backbone: {'; '.join(wrong)}")
-        self.load_state_dict({name: tensor.float() for name, tensor in found.items()}, strict=False)
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, knob, positive
@@ -27,9 +29,12 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
         noise: training adds U(-noise, noise) to the verifier's states (section 4, "Training").
     """
 
+    taken_over: ClassVar[tuple[str, ...]] = ("fc_bias",)
     speculators_model_type: str = derived("eagle1")
     architectures: tuple[str, ...] = derived(("Eagle1DraftModel",))
     target_layer_ids: tuple[int, ...] | None = derived(None)
+    # Published checkpoints have one; what is trained here has it where it starts from one that has.
+    fc_bias: bool = derived(False)
     alignment_steps: int = knob(1, validator=positive)
     alignment_decay: float = knob(1.0, validator=positive)
     regression: float = knob(1.0, validator=_not_negative)

@@ -53,7 +53,7 @@ class Eagle1DraftModel(SpeculatorModel):
         self.vocab_size: int = decoder["vocab_size"]
         self.draft_vocab_size = config.draft_vocab_size or self.vocab_size
         self.embed_tokens = nn.Embedding(self.vocab_size, size).requires_grad_(False)
-        self.fc = nn.Linear(2 * size, size, bias=False)
+        self.fc = nn.Linear(2 * size, size, bias=config.fc_bias)
         self.layers = nn.ModuleList([DecoderLayer(shape) for _ in range(decoder["num_hidden_layers"])])
         # The first layer reads what fc gives as it is: published checkpoints have no norm there.
         self.layers[0].input_layernorm = nn.Identity()

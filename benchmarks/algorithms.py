@@ -1,0 +1,80 @@
+"""The runs of several algorithms in two Markdown tables: what each reached, and what it costs.
+
+    python -m benchmarks.algorithms runs/quickstart-* runs/quickstart_*-*
+
+A run's figures are those of its own benchmarks and events; benchmarks/README.md defines them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speculators.pipeline.gather import gather_run
+from speculators.pipeline.records import read_events
+from speculators.report.bench import number_text, rates_text
+
+Values = Mapping[str, Any]
+
+REACHED = "| algorithm | T | K | tau (95%) | accepted by position | live | draft + verify ms | speed-up |"
+COSTS = "| algorithm | parameters trained | tokens/s in training | minutes of training |"
+
+
+def settings_of(run: Values) -> list[Values]:
+    """Returns a run's settings by suite, temperature and K."""
+    return sorted(run["settings"], key=lambda s: (s["suite"], s["temperature"], s["num_speculative_tokens"]))
+
+
+def reached(name: str, run: Values) -> Iterator[str]:
+    """Yields a row for each setting, and one for each baseline that was measured beside it."""
+    for setting in settings_of(run):
+        k, temperature, live = setting["num_speculative_tokens"], setting["temperature"], setting["live"]
+        agrees = "not asked" if live is None else "agrees" if live["agreement"]["agrees"] else "**disagrees**"
+        yield _row(name, temperature, k, setting["exact"], agrees, live and live["speed"])
+        for each in setting["baselines"]:
+            yield _row(each["name"], temperature, k, each["acceptance"], "", each["speed"])
+
+
+def _row(name: str, temperature: float, k: int, acceptance: Values, live: str, speed: Values | None) -> str:
+    low, high = acceptance["tau_interval"]
+    tau = f"{number_text(acceptance['tau'], 3)} ({number_text(low, 2)} to {number_text(high, 2)})"
+    cost = f"{1e3 * speed['draft_seconds']:.0f} + {1e3 * speed['verify_seconds']:.0f}" if speed else ""
+    gain = f"{speed['speed_up']:.2f}" if speed else ""
+    cells = (name, f"{temperature:g}", str(k), tau, rates_text(acceptance["by_position"]), live, cost, gain)
+    return f"| {' | '.join(cells)} |"
+
+
+def costs(name: str, folder: Path, run: Values) -> str:
+    """Returns the row of what a run's training took; its rate is the median over updates."""
+    rates = [each["tokens_per_second"] for each in read_events(folder / "events.jsonl") if each["event"] == "StepEvent"]
+    seconds = {stage["name"]: stage["seconds"] for stage in run["stages"]}["train"]
+    rate = f"{statistics.median(rates):,.0f}" if rates else "-"
+    minutes = "-" if seconds is None else f"{seconds / 60:.1f}"
+    return f"| {name} | {int(run['plan']['parameters.trainable']):,} | {rate} | {minutes} |"
+
+
+def tables(folders: Sequence[Path]) -> str:
+    """Returns both tables; a row of a baseline is told once for each setting, whatever run it was measured in."""
+    runs = {folder: gather_run(folder, folder.name) for folder in folders}
+    names = {folder: run["recipe"]["algorithm.name"] for folder, run in runs.items()}
+    rows = dict.fromkeys(row for folder, run in runs.items() for row in reached(names[folder], run))
+    spent = [costs(names[folder], folder, run) for folder, run in runs.items()]
+    return "\n".join([REACHED, _rule(REACHED), *rows, "", COSTS, _rule(COSTS), *spent])
+
+
+def _rule(header: str) -> str:
+    return "|" + "---|" * (header.count("|") - 1)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    print(tables(parser.parse_args().runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Writes a speculator as a server reads it, with the command that serves it; refuses what would be served wrongly."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import attrs
+
+from speculators.errors import RecipeError
+
+from .common import print_json
+
+TARGETS = ("vllm", "sglang", "speculators", "hub")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
+    text = "whose layout: vllm (and speculators) is that of a run's speculator/, hub adds a model card"
+    parser.add_argument("--to", choices=TARGETS, required=True, help=text)
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="to write (beside the speculator, with -TARGET)")
+    parser.add_argument(
+        "--verifier", metavar="MODEL", help="to check against, instead of the one that config.json names"
+    )
+    parser.add_argument("--verifier-name", metavar="NAME", help="by which the export names the verifier: a hub id")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights (bfloat16)"
+    )
+    parser.add_argument("--push", metavar="REPO", help="with --to hub: upload it to this repository")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes and prints."""
+    if options.push and options.to != "hub":
+        raise RecipeError("--push needs --to hub: a repository has a model card")
+    from speculators.export.hub import push
+    from speculators.export.subject import find
+    from speculators.export.write import Request, export
+    from speculators.report.progress import RunView
+
+    with RunView(quiet=options.quiet) as view:
+        found = find(options.checkpoint, options.verifier, progress=view)
+    folder = found.folder.absolute()
+    done = export(
+        Request(
+            speculator=found.folder,
+            target=options.to,
+            out=options.out or folder.with_name(f"{folder.name}-{options.to}"),
+            name=found.name,
+            verifier=found.verifier,
+            verifier_name=options.verifier_name,
+            dtype=options.dtype,
+            address=options.push,
+        )
+    )
+    pushed = push(done.folder, options.push) if options.push else None
+    if options.json:
+        print_json({**attrs.asdict(done), "pushed": pushed})
+        return 0
+    if not options.quiet:
+        for note in done.notes:
+            print(f"note: {note}")
+        print(f"{done.folder}{f', pushed: {pushed}' if pushed else ''}")
+    print(done.command)
+    return 0

@@ -1,0 +1,116 @@
+"""DFlash as servers and other trainers write it; z-lab's files name the layer that a state leaves, not the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators.config import VerifierFacts
+from speculators.formats.decoder import FULL, decoder_of
+from speculators.formats.foreign import Foreign, Source
+from speculators.formats.names import Names
+from speculators.formats.served import VLLM, Served, vllm_serve
+from speculators.formats.upstream import VERIFIERS_OWN, Fields, upstream
+
+NAMES = Names(
+    (
+        ("layers.", "layers."),
+        ("fc.", "fc."),
+        ("hidden_norm.", "hidden_norm."),
+        ("norm.", "norm."),
+        ("lm_head.", "lm_head."),
+        ("embed_tokens.", "embed_tokens."),
+        ("d2t", "d2t"),
+        ("t2d", "t2d"),
+        *VERIFIERS_OWN,
+    ),
+    before=("model.",),
+)
+# What `dflash_config` may say without that another network is meant, and with which value.
+_NEUTRAL = {"input_embedding_scale": 1.0, "output_multiplier": 1.0, "projector_type": "dflash", "causal": False}
+_READ = ("mask_token_id", "target_layer_ids", "block_size")
+
+
+def _zlab_config(source: Source, facts: VerifierFacts) -> Fields:
+    raw, table = source.config, source.config["dflash_config"]
+    other = {key: value for key, value in table.items() if key not in _READ and value is not None}
+    wrong = [
+        f"dflash_config.{key} = {value!r} is not known here" for key, value in other.items() if key not in _NEUTRAL
+    ]
+    wrong += [
+        f"dflash_config.{key} = {value!r}, known here is {_NEUTRAL[key]!r}"
+        for key, value in other.items()
+        if key in _NEUTRAL and value != _NEUTRAL[key]
+    ]
+    block = raw.get("block_size") or table.get("block_size")
+    told = {"block_size": block, **{key: table.get(key) for key in ("mask_token_id", "target_layer_ids")}}
+    wrong += [f"does not say {key}" for key, value in told.items() if value is None]
+    if wrong:
+        raise source.wrong(*wrong)
+    ids = [layer + 1 for layer in table["target_layer_ids"]]
+    if facts.num_hidden_layers in ids:
+        raise source.wrong(
+            "target_layer_ids has the last layer: z-lab reads its state after the final norm, ours before"
+        )
+    decoder = decoder_of(raw, "qwen3", source, num_states=len(ids))
+    # Their sliding layers see only what was before, unless the file says otherwise; full ones see the whole block.
+    causal = raw.get("is_causal")
+    return {
+        "block_size": block,
+        "mask_token_id": table["mask_token_id"],
+        "aux_hidden_state_layer_ids": ids,
+        "sample_from_anchor": False,
+        "sliding_window_non_causal": decoder["layer_types"][0] == FULL if causal is None else not causal,
+        "draft_vocab_size": raw["vocab_size"],
+        "transformer_layer_config": decoder,
+        "speculative_tokens": block - 1,
+    }
+
+
+def _upstream_fields(source: Source, fields: Fields) -> Fields:
+    if (kind := source.config.get("projector_type", "dflash")) != "dflash":
+        raise source.wrong(f"projector_type = {kind!r} is not known here")
+    # In that project the flag is about sliding layers alone: full ones always see the whole block.
+    full = fields["transformer_layer_config"]["layer_types"][0] == FULL
+    return {**fields, "sliding_window_non_causal": full or bool(source.config.get("sliding_window_non_causal"))}
+
+
+def _vllm_refuses(config: Any) -> list[str]:
+    found = []
+    if config.sample_from_anchor:
+        found.append(
+            "sample_from_anchor: vLLM takes every draft for one whose anchor is not sampled from, and shifts the block "
+            "by one; train with algorithm.sample_from_anchor = false"
+        )
+    tokens = config.speculators_config.proposal_methods[0].speculative_tokens
+    if tokens >= config.block_size:
+        found.append(f"speculative_tokens {tokens}: a block of {config.block_size} drafts {config.block_size - 1}")
+    return found
+
+
+SERVED = (Served(server=VLLM, command=vllm_serve, refusals=_vllm_refuses),)
+FOREIGN = (
+    Foreign(
+        name="DFlash of z-lab",
+        fits=lambda source: "speculators_model_type" not in source.config and "dflash_config" in source.config,
+        config=_zlab_config,
+        names=NAMES,
+    ),
+    upstream(
+        "dflash",
+        names=NAMES,
+        from_verifier=(),
+        layer_ids="aux_hidden_state_layer_ids",
+        training=(
+            "num_anchors",
+            "max_anchors",
+            "projector_type",
+            "pure_draft_prefix_len",
+            "emb_dim",
+            "gru_hidden_dim",
+            "lambda_base_start",
+            "lambda_base_decay_ratio",
+            "auf",
+        ),
+        adapt=_upstream_fields,
+    ),
+)

@@ -1,0 +1,82 @@
+"""DSpark as servers and other trainers write it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators.formats.decoder import FULL
+from speculators.formats.foreign import Source
+from speculators.formats.names import Names
+from speculators.formats.served import VLLM, Served, vllm_serve
+from speculators.formats.upstream import VERIFIERS_OWN, Fields, upstream
+
+NAMES = Names(
+    (
+        ("layers.", "layers."),
+        ("fc.", "fc."),
+        ("hidden_norm.", "hidden_norm."),
+        ("norm.", "norm."),
+        ("markov_head.", "markov_head."),
+        ("confidence_head.", "confidence_head."),
+        ("lm_head.", "lm_head."),
+        ("embed_tokens.", "embed_tokens."),
+        ("d2t", "d2t"),
+        ("t2d", "t2d"),
+        *VERIFIERS_OWN,
+    )
+)
+
+
+def _fields(source: Source, fields: Fields) -> Fields:
+    wrong = []
+    if not source.config.get("enable_confidence_head", True):
+        wrong.append("enable_confidence_head is false: a DSpark here has a confidence head")
+    if not source.config.get("markov_rank", 256):
+        wrong.append("markov_rank is 0: a DSpark here has a Markov head")
+    if wrong:
+        raise source.wrong(*wrong)
+    full = fields["transformer_layer_config"]["layer_types"][0] == FULL
+    return {**fields, "sliding_window_non_causal": full or bool(source.config.get("sliding_window_non_causal"))}
+
+
+def _vllm_refuses(config: Any) -> list[str]:
+    found = []
+    if config.markov_head_type != "vanilla":
+        found.append(f'markov_head_type {config.markov_head_type!r}: vLLM has "vanilla" alone')
+    depths = config.block_size if config.sample_from_anchor else config.block_size - 1
+    tokens = config.speculators_config.proposal_methods[0].speculative_tokens
+    if tokens > depths:
+        found.append(f"speculative_tokens {tokens}: a block of {config.block_size} drafts {depths}")
+    return found
+
+
+def _vllm_notes(config: Any) -> list[str]:
+    found = ["vLLM needs a GPU (Triton) for it"]
+    if config.sample_from_anchor:
+        found.append(
+            "vLLM releases that do not read sample_from_anchor shift the block by one, and accept about one token a "
+            "round: compare the first acceptance length with the one below"
+        )
+    if config.cut is not None:
+        found.append("vLLM does not cut blocks by confidence: it drafts K tokens every round")
+    return found
+
+
+SERVED = (Served(server=VLLM, command=vllm_serve, refusals=_vllm_refuses, notes=_vllm_notes),)
+FOREIGN = (
+    upstream(
+        "dspark",
+        names=NAMES,
+        from_verifier=(),
+        layer_ids="aux_hidden_state_layer_ids",
+        training=(
+            "num_anchors",
+            "max_anchors",
+            "ce_loss_alpha",
+            "l1_loss_alpha",
+            "confidence_head_alpha",
+            "loss_decay_gamma",
+        ),
+        adapt=_fields,
+    ),
+)

@@ -1,0 +1,151 @@
+"""EAGLE-3 as servers and other trainers write it: SGLang, SpecForge and SafeAILab call the first layer `midlayer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators.config import VerifierFacts
+from speculators.formats.decoder import decoder_of
+from speculators.formats.foreign import Foreign, Source, Tensors
+from speculators.formats.names import Names
+from speculators.formats.served import SGLANG, VLLM, Served, flat_decoder, sglang_draft, vllm_serve
+from speculators.formats.upstream import VERIFIERS_OWN, Fields, upstream
+
+_SHARED = (
+    ("fc.", "fc."),
+    ("input_norm.", "input_norm."),
+    ("fc_norm.", "fc_norm."),
+    ("norm.", "norm."),
+    ("lm_head.", "lm_head."),
+    ("embed_tokens.", "embed_tokens."),
+    ("d2t", "d2t"),
+    ("t2d", "t2d"),
+)
+MIDLAYER = Names(
+    (
+        ("midlayer.", "layers.0."),
+        ("layers.0.", "layers.0."),
+        *_SHARED,
+        # SGLang's older names of the norms of each state.
+        ("aux_norm_low.", "fc_norm.0."),
+        ("aux_norm_mid.", "fc_norm.1."),
+        ("aux_norm_high.", "fc_norm.2."),
+    ),
+    before=("model.",),
+)
+LAYERS = Names((("layers.", "layers."), *_SHARED, *VERIFIERS_OWN))
+
+
+def _sglang_config(config: Any) -> dict[str, Any]:
+    decoder = config.transformer_layer_config
+    return {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        **flat_decoder(decoder),
+        "draft_vocab_size": config.draft_vocab_size or decoder["vocab_size"],
+        "fc_norm": config.fc_norm,
+        "norm_output": config.norm_output,
+        "num_aux_hidden_states": len(config.eagle_aux_hidden_state_layer_ids),
+        # SGLang counts the layer that a state leaves; it captures what enters layer id + 1.
+        "eagle_config": {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [id - 1 for id in config.eagle_aux_hidden_state_layer_ids],
+        },
+    }
+
+
+def _sglang_refuses(config: Any) -> list[str]:
+    decoder = config.transformer_layer_config
+    found = []
+    if config.norm_before_residual:
+        found.append(
+            "norm_before_residual: SGLang adds the state itself to the attention's output, not the normed one; train "
+            "with algorithm.norm_before_residual = false"
+        )
+    if config.norm_before_fc:
+        found.append("norm_before_fc: SGLang has no norm over all states; algorithm.fc_norm = true norms each")
+    if decoder["model_type"] != "llama":
+        found.append(f"decoder.model_type {decoder['model_type']!r}: SGLang's layer is Llama's, without norms of heads")
+    if decoder["num_hidden_layers"] != 1:
+        found.append(f"num_layers {decoder['num_hidden_layers']}: SGLang's layouts of more than one layer differ")
+    if decoder["attention_bias"] or decoder["mlp_bias"]:
+        found.append("decoder.attention_bias, decoder.mlp_bias: SGLang's layer has no biases")
+    return found
+
+
+def _fits_midlayer(source: Source) -> bool:
+    return "speculators_model_type" not in source.config and source.has("midlayer.", "fc.")
+
+
+def _midlayer_config(source: Source, facts: VerifierFacts) -> Fields:
+    raw = source.config
+    table = raw.get("eagle_config") or {}
+    if table.get("use_aux_hidden_state") is False:
+        raise source.wrong("eagle_config.use_aux_hidden_state is false: such a draft reads one state, and fc three")
+    if (before := table.get("eagle_aux_hidden_state_layer_ids")) is not None:
+        ids = [layer + 1 for layer in before]
+    else:
+        # Without a word of them SafeAILab, SpecForge, SGLang and vLLM all read these.
+        count = facts.num_hidden_layers
+        ids = raw.get("eagle_aux_hidden_state_layer_ids") or [2, count // 2, count - 3]
+    heads = source.has("midlayer.self_attn.q_norm.")
+    fields = {name: bool(raw.get(name)) for name in ("norm_before_residual", "norm_before_fc", "norm_output")}
+    return {
+        **fields,
+        "fc_norm": bool(raw.get("fc_norm") or raw.get("use_aux_norm")),
+        "eagle_aux_hidden_state_layer_ids": list(ids),
+        "draft_vocab_size": _draft_vocab_size(source),
+        "transformer_layer_config": decoder_of(raw, "qwen3" if heads else "llama", source, num_states=len(ids)),
+    }
+
+
+def _draft_vocab_size(source: Source) -> int:
+    rows = [shape[0] for name, shape in source.shapes.items() if name.endswith("lm_head.weight")]
+    if not rows:
+        raise source.wrong("there is no lm_head.weight beside it: such a draft has a head of its own")
+    return rows[0]
+
+
+def _without_identity_map(config: Any, tensors: Tensors) -> Tensors:
+    """Leaves out the maps of a whole vocabulary, which some writers save as zeros and ones."""
+    whole = config.draft_vocab_size == config.transformer_layer_config["vocab_size"]
+    if whole and "d2t" in tensors and not tensors["d2t"].any():
+        return {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
+    return tensors
+
+
+def _residual_is_said(source: Source, fields: Fields) -> Fields:
+    if "norm_before_residual" not in source.config:
+        message = "does not say norm_before_residual, which trainers and servers default otherwise: write it in"
+        raise source.wrong(message)
+    return fields
+
+
+SERVED = (
+    Served(server=VLLM, command=vllm_serve),
+    Served(
+        server=SGLANG,
+        command=sglang_draft("EAGLE3"),
+        names=MIDLAYER,
+        left_out=("embed_tokens.",),
+        config=_sglang_config,
+        refusals=_sglang_refuses,
+    ),
+)
+FOREIGN = (
+    Foreign(
+        name="EAGLE-3 of SafeAILab, SpecForge and SGLang",
+        fits=_fits_midlayer,
+        config=_midlayer_config,
+        names=MIDLAYER,
+        from_verifier=("embed_tokens.",),
+        amend=_without_identity_map,
+    ),
+    upstream(
+        "eagle3",
+        names=LAYERS,
+        from_verifier=("embed_tokens.",),
+        layer_ids="eagle_aux_hidden_state_layer_ids",
+        training=("enable_sp_ulysses",),
+        adapt=_residual_is_said,
+    ),
+)

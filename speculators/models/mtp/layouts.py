@@ -1,0 +1,80 @@
+"""MTP heads where they come from and are served: in a verifier's own checkpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from speculators.config import VerifierFacts
+from speculators.errors import ContractError
+from speculators.formats.foreign import Foreign, Source
+from speculators.formats.names import Names
+from speculators.formats.served import VLLM, Place, Served, vllm_serve
+from speculators.formats.upstream import VERIFIERS_OWN, Fields, taken_over
+from speculators.models.mtp.config import MtpSpeculatorConfig
+from speculators.models.mtp.layers import KINDS, native_decoder
+from speculators.models.mtp.native import PREFIX, extract, stitch
+from speculators.recipe.decoder import draft_decoder_config
+
+NAMES = Names(
+    (
+        ("mtp_layers.", "mtp_layers."),
+        ("embed_tokens.", "embed_tokens."),
+        ("lm_head.", "lm_head."),
+        ("verifier_norm.", "verifier_norm."),
+        *VERIFIERS_OWN,
+    )
+)
+_VERIFIERS = ("embed_tokens.", "lm_head.", "verifier_norm.")
+
+
+def _fields(source: Source, facts: VerifierFacts) -> Fields:
+    try:
+        decoder = native_decoder(draft_decoder_config(facts, MtpSpeculatorConfig()), facts)
+    except ContractError as error:
+        raise source.wrong(f"{facts.source}: {error}") from error
+    return {
+        "target_layer_ids": [facts.num_hidden_layers],
+        "draft_vocab_size": facts.vocab_size,
+        "transformer_layer_config": decoder,
+    }
+
+
+def _upstream_config(source: Source, facts: VerifierFacts) -> Fields:
+    return {**taken_over(source, MtpSpeculatorConfig, ()), **_fields(source, facts)}
+
+
+def _command(place: Place) -> tuple[str, ...]:
+    told = {"method": "mtp", "num_speculative_tokens": place.tokens}
+    return (*vllm_serve(place), "--speculative-config", json.dumps(told))
+
+
+def _vllm_refuses(config: Any) -> list[str]:
+    kind = config.transformer_layer_config["model_type"]
+    if kind in KINDS and KINDS[kind].hybrid:
+        return []
+    return [f"decoder.model_type {kind!r}: vLLM runs MTP layers that come with a verifier, in its checkpoint, alone"]
+
+
+def _vllm_notes(_: Any) -> list[str]:
+    return ["each tensor of the head is in the dtype that the verifier's file has for it"]
+
+
+SERVED = (Served(server=VLLM, command=_command, refusals=_vllm_refuses, notes=_vllm_notes, stitch=stitch),)
+FOREIGN = (
+    Foreign(
+        name="MTP heads in a verifier's checkpoint (Qwen3-Next, Qwen3.5)",
+        fits=lambda source: source.has(PREFIX) and "speculators_model_type" not in source.config,
+        config=_fields,
+        names=NAMES,
+        from_verifier=_VERIFIERS,
+        tensors=lambda source: extract(source.folder),
+    ),
+    Foreign(
+        name="speculators 0.5-0.9, mtp",
+        fits=lambda source: source.config.get("speculators_model_type") == "mtp",
+        config=_upstream_config,
+        names=NAMES,
+        from_verifier=_VERIFIERS,
+    ),
+)

@@ -1,0 +1,106 @@
+"""`spec export`, `spec import` and `algorithm.init_from` on the smoke run, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from command import Spec
+from safetensors.torch import load_file
+
+from speculators.export.write import TARGETS
+
+BENCH = ("--prompts", "2", "--k", "2", "--live", "1", "--json")
+SHORT = ("--set", "schedule.max_steps=2", "--set", "benchmark.suites=[]")
+
+
+def test_the_targets_that_the_command_line_takes_are_those_that_there_are() -> None:
+    """The light verb names them without importing what writes them."""
+    from speculators.cli import export
+
+    assert set(export.TARGETS) == set(TARGETS)
+
+
+def test_a_run_is_exported_imported_and_measures_the_same(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """In float32 the checkpoint that comes back is the run's, and its benchmark has the same numbers."""
+    told = spec("export", run_folder, "--to", "vllm", "--dtype", "float32", "--out", tmp_path / "vllm", "--json")
+    assert told.code == 0, told.err
+    assert told.json["command"] == f"vllm serve {tmp_path / 'vllm'}"
+    verifier = told.json["verifier"]
+    back = tmp_path / "run"
+    shutil.copytree(run_folder, back, ignore=shutil.ignore_patterns("checkpoints", "speculator"))
+    told = spec("import", tmp_path / "vllm", "--verifier", verifier, "--out", back / "speculator", "--json")
+    assert told.code == 0, told.err
+    folders = (run_folder / "speculator", back / "speculator")
+    one, other = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all((other[name] == tensor).all() for name, tensor in one.items())
+    first, second = (spec("bench", folder, *BENCH).json for folder in folders)
+    assert [each["exact"] for each in first["settings"]] == [each["exact"] for each in second["settings"]]
+
+
+def test_the_card_of_a_run_has_its_recipe_its_lock_and_its_numbers(
+    spec: Spec, run_folder: Path, tmp_path: Path
+) -> None:
+    """Each acceptance length stands with its definition; what it takes to make it again is on the page."""
+    told = spec("export", run_folder, "--to", "hub", "--out", tmp_path / "hub", "--verifier-name", "owner/model")
+    assert told.code == 0, told.err
+    card = (tmp_path / "hub" / "README.md").read_text()
+    lock = json.loads((run_folder / "lock.json").read_text())
+    bench = json.loads(next((run_folder / "bench").glob("*.json")).read_text())
+    for words in (
+        "base_model: owner/model",
+        (run_folder / "recipe.toml").read_text().strip(),
+        lock["fingerprints"]["train"][:12],
+        bench["settings"][0]["definition"],
+        f"{bench['settings'][0]['exact']['tau']:.3f}",
+    ):
+        assert words in card
+    assert told.out.strip().endswith(f"vllm serve {tmp_path / 'hub'}")
+
+
+def test_what_cannot_be_served_is_an_error_without_a_traceback(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """The smoke run norms before the residual, which SGLang does not; --push is for a card alone."""
+    told = spec("export", run_folder, "--to", "sglang", "--out", tmp_path / "out")
+    assert told.code == 1
+    assert "norm_before_residual" in told.err
+    told = spec("export", run_folder, "--to", "vllm", "--push", "me/draft")
+    assert told.code == 2
+    assert "--push needs --to hub" in told.err
+
+
+def test_training_goes_on_from_a_checkpoint(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """The first update starts from its weights; its content is in the fingerprint, its path is not."""
+    start = run_folder / "speculator"
+    told = spec("run", "smoke", "--runs", tmp_path, *SHORT, "--set", f'algorithm.init_from="{start}"', "--json")
+    assert told.code == 0, told.err
+    chance = spec("run", "smoke", "--runs", tmp_path, *SHORT, "--json")
+    runs = [Path(each.json["run"]) for each in (told, chance)]
+    losses = [_first_loss(run) for run in runs]
+    assert losses[0] < losses[1]
+    plans = [json.loads((run / "plan.json").read_text()) for run in runs]
+    inputs = [{stage["name"]: stage["inputs"] for stage in plan["stages"]}["train"] for plan in plans]
+    assert set(inputs[0]["init_from"]) == {"config.json", "model.safetensors"}
+    assert "init_from" not in inputs[1]
+    assert str(start) not in json.dumps(inputs[0])
+    kept = load_file(runs[0] / "speculator" / "model.safetensors")
+    assert (kept["d2t"] == load_file(start / "model.safetensors")["d2t"]).all()
+
+
+def _first_loss(run: Path) -> float:
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return next(event["loss"] for event in lines if event["event"] == "StepEvent")
+
+
+def test_a_start_of_another_shape_is_one_error(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """What differs is named at once, before anything is trained; a folder that is none is told on loading."""
+    start = ("--runs", tmp_path, *SHORT, "--set", f'algorithm.init_from="{run_folder / "speculator"}"')
+    told = spec("run", "smoke", *start, "--set", "algorithm.num_layers=2")
+    assert told.code == 1
+    assert "layers.1.self_attn.q_proj.weight is not in it" in told.err
+    told = spec("run", "smoke", *start, "--set", "algorithm.draft_vocab_size=64")
+    assert told.code == 1
+    assert "set algorithm.draft_vocab_size" in told.err
+    told = spec("validate", "smoke", "--set", 'algorithm.init_from="./nowhere"')
+    assert told.code == 2
+    assert "no config.json in" in told.err
