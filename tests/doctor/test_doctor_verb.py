@@ -68,3 +68,18 @@ def test_mistakes_are_told_without_a_traceback(
     assert told.code == code, told.err
     assert words in told.err + capfd.readouterr().err
     assert "Traceback" not in told.err
+
+
+def test_an_imported_checkpoint_is_examined_like_ours(spec: Spec, clinic: Clinic, tmp_path: Path) -> None:
+    """Out in another layout, in again, in 16 bits: healthy, and what only a run can tell is not checked."""
+    for arguments in (
+        ("export", clinic.run, "--to", "vllm", "--out", tmp_path / "out"),
+        ("import", tmp_path / "out", "--verifier", clinic.verifier, "--out", tmp_path / "in"),
+    ):
+        told = spec(*arguments, "--quiet")
+        assert told.code == 0, told.err
+    told = spec("doctor", tmp_path / "in", "--prompts", clinic.prompts, "--json")
+    assert told.code == 0, told.out
+    results = {f"{check['family']}/{check['name']}": check["result"] for check in told.json["checks"]}
+    assert results["loads/head"] == results["alignment/layer ids"] == results["config/rope theta"] == "ok"
+    assert results["config/chat template"] == results["data/loss mask"] == "not checked"
