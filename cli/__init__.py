@@ -25,6 +25,7 @@ VERBS = {
     "reproduce": "make a run again from its lock, and tell what differs first",
     "lock": "check that the locks of recipes and runs still resolve",
     "bench": "measure a speculator's acceptance length and speed-up",
+    "doctor": "examine a speculator: what is wrong with it, by measurement, and what to do",
     "export": "write a speculator as a server reads it, with the command that serves it",
     "import": "turn a published speculator into one of ours",
     "report": "write one HTML page about runs: curves, acceptance, plan, lock, differences",

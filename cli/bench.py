@@ -7,15 +7,14 @@ sent where it is set); --ledger puts what a run predicted, measured and served s
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from speculators.errors import ArtifactError, Problem, RecipeError
+from speculators.errors import Problem, RecipeError
 
-from .common import count, print_json
+from .common import count, print_json, recipe_of, speculator_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
         return _ledger(options)
     if options.engine or options.endpoint or options.baseline_endpoint:
         return _serve(options)
-    folder = _speculator(options.checkpoint)
-    recipe = _recipe_of(folder)
+    folder = speculator_of(options.checkpoint)
+    recipe = recipe_of(folder)
     section = _section(options, recipe)
     from speculators.pipeline.measure import Subject, measure_folder
     from speculators.report.bench import bench_tables
@@ -68,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     """Measures on a running server, files the result in the run, and prints it."""
     _check_serving(options)
-    folder = _speculator(options.checkpoint)
-    recipe = _recipe_of(folder)
+    folder = speculator_of(options.checkpoint)
+    recipe = recipe_of(folder)
     from speculators.pipeline.measure import Subject
     from speculators.pipeline.serving import Service, file_served, measure_endpoint
     from speculators.report.console import console
@@ -133,24 +132,6 @@ def _keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
         from speculators.data.files import write_json
 
         write_json(options.out, result)
-
-
-def _speculator(folder: Path) -> Path:
-    for place in (folder / "speculator", folder):
-        if (place / "config.json").is_file():
-            return place
-    raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
-
-
-def _recipe_of(speculator: Path) -> dict[str, Any] | None:
-    """Returns the recipe of the run that the speculator is in, None where it is in no run."""
-    plan = speculator.absolute().parent / "plan.json"
-    if speculator.absolute().name != "speculator" or not plan.is_file():
-        return None
-    try:
-        return dict(json.loads(plan.read_text(encoding="utf-8"))["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
 
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:

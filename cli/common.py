@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from speculators.errors import Problem, RecipeError
+from speculators.errors import ArtifactError, Problem, RecipeError
 from speculators.recipe.checks import check_recipe
 from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Recipe
@@ -51,6 +51,25 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be an integer from 0, got {text!r}")
     return int(text)
+
+
+def speculator_of(folder: Path) -> Path:
+    """Returns the folder of the speculator that a run folder, or the folder itself, holds; ArtifactError if none."""
+    for place in (folder / "speculator", folder):
+        if (place / "config.json").is_file():
+            return place
+    raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
+
+
+def recipe_of(speculator: Path) -> dict[str, Any] | None:
+    """Returns the recipe of the run that the speculator is in, None where it is in no run."""
+    plan = speculator.absolute().parent / "plan.json"
+    if speculator.absolute().name != "speculator" or not plan.is_file():
+        return None
+    try:
+        return dict(json.loads(plan.read_text(encoding="utf-8"))["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
 
 
 def print_json(value: Any) -> None:

@@ -182,7 +182,7 @@ class SpeculatorModel(nn.Module):
             ArtifactError: as `from_pretrained`.
         """
         config = read_config(folder)
-        model = _rebuild(cls.get_class(config.speculators_model_type), config, folder)
+        model = rebuild(config, folder)
         _load(model, read_weights(folder), folder)
         return model
 
@@ -253,7 +253,16 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ArtifactError(f"{path}: damaged: {error}", hint="export or copy the speculator again") from None
 
 
-def _rebuild(model_class: type[SpeculatorModel], config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
+def rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
+    """Builds the model of a config.json, its weights not read yet.
+
+    Args:
+        folder: of the checkpoint, which has what an algorithm needs that is not built from its config alone.
+
+    Raises:
+        ArtifactError: that is missing or damaged.
+    """
+    model_class = SpeculatorModel.get_class(config.speculators_model_type)
     if _takes_config(model_class):
         return model_class(config)
     path = folder / REBUILD_FILE
@@ -262,9 +271,10 @@ def _rebuild(model_class: type[SpeculatorModel], config: SpeculatorModelConfig, 
     except (OSError, ValueError) as error:
         message = f"{path}: missing or damaged; {model_class.__qualname__} cannot be built from its config alone"
         raise ArtifactError(message) from error
-    kwargs = {**kept["kwargs"], **_read_tensors(folder / REBUILD_TENSORS_FILE), **attrs.asdict(config, recurse=False)}
+    tensors = _read_tensors(folder / REBUILD_TENSORS_FILE)
+    kwargs = {**kept["kwargs"], **tensors, **attrs.asdict(config, recurse=False)}
     model = model_class.from_training_args(VerifierFacts(kept["verifier_config"]), **kwargs)
-    model.config = config
+    model.config, model.rebuild_args, model.rebuild_tensors = config, kept, tensors
     return model
 
 

@@ -35,7 +35,8 @@ LAYERS = {
     "tracking": 4,
     "pipeline": 5,
     "report": 5,
-    "cli": 6,
+    "doctor": 6,
+    "cli": 7,
 }
 # From here up rooms of one layer do not know each other; below they may, as long as modules form no cycle.
 SIBLINGS_APART = 3

@@ -55,7 +55,7 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if subject.recipe is not None:
-        _import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
+        import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
     verifier = verifier_of(subject)
     folder = obtain(verifier, progress=progress)
     model = place(SpeculatorModel.from_pretrained(subject.folder, verifier=folder), device)
@@ -69,7 +69,8 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
     return bench(model, engine, section, name=str(subject.folder), progress=progress).to_json()
 
 
-def _import_algorithm(table: dict[str, Any], folder: Path) -> None:
+def import_algorithm(table: dict[str, Any], folder: Path) -> None:
+    """Imports the plug-in that `[algorithm]` of a run's recipe names, if it does; raises ArtifactError if it cannot."""
     if table["module"] is not None:
         try:
             import_plugin(table["module"], folder)
@@ -78,12 +79,11 @@ def _import_algorithm(table: dict[str, Any], folder: Path) -> None:
 
 
 def verifier_of(subject: Subject) -> VerifierSection:
-    """Returns the verifier of the run, or the one that replaces it, or the one that config.json names."""
+    """Returns which verifier a speculator is measured with; raises ArtifactError or RecipeError where none is named."""
     if subject.recipe is not None and subject.verifier is None:
         values = {key: value for key, value in subject.recipe["verifier"].items() if value is not None}
     else:
-        held = read_config(subject.folder).speculators_config
-        name = subject.verifier or (held.verifier.name_or_path if held else None)
+        name = subject.verifier or _named(subject.folder)
         if name is None:
             raise ArtifactError(f"{subject.folder}/config.json names no verifier", hint="--verifier MODEL does")
         values = {"model": str(Path(name).resolve()) if Path(name).is_dir() else name}
@@ -91,3 +91,8 @@ def verifier_of(subject: Subject) -> VerifierSection:
     if section is None:
         raise RecipeError(problems)
     return section
+
+
+def _named(folder: Path) -> str | None:
+    held = read_config(folder).speculators_config
+    return held.verifier.name_or_path if held else None

@@ -60,8 +60,12 @@ def regenerated(context: Context) -> DataSection:
 
 def answers_file(context: Context) -> Path:
     """Returns where the verifier's own answers to the recipe's prompts are, or will be."""
-    key = context.plan.stage("prepare").fingerprint[:16]
-    return context.places.cache / "regenerated" / f"{key}.jsonl"
+    return answers_path(context.places.cache, context.plan.stage("prepare").fingerprint)
+
+
+def answers_path(cache: Path, fingerprint: str) -> Path:
+    """Returns the same for a cache and the fingerprint of the stage `prepare`."""
+    return cache / "regenerated" / f"{fingerprint[:16]}.jsonl"
 
 
 def read_prompts(source: Source) -> list[dict[str, Any]]:

@@ -1,0 +1,124 @@
+"""Checks that need no trained speculator: maps, masks, shapes of a config; and one that never learnt anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import Spec
+
+from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig, VerifierFacts
+from speculators.doctor.config import _contradicts, flat
+from speculators.doctor.loads import finite
+from speculators.doctor.vocabulary import map_problem
+from speculators.model import build_model
+from speculators.models.eagle3.config import Eagle3SpeculatorConfig
+from speculators.recipe.decoder import draft_decoder_config
+
+IDS = torch.tensor([1, 2, 5, 6])
+
+
+def maps(ids: torch.Tensor, marked: torch.Tensor | None = None, size: int = 8) -> dict[str, torch.Tensor]:
+    t2d = torch.zeros(size, dtype=torch.bool).index_fill_(0, ids if marked is None else marked, True)
+    return {"d2t": ids - torch.arange(len(ids)), "t2d": t2d}
+
+
+def test_a_sound_map_has_no_problem() -> None:
+    """With t2d, without it, and where the vocabulary is whole."""
+    assert map_problem(IDS, maps(IDS), 8) == ""
+    assert map_problem(IDS, {}, 8) == ""
+    assert map_problem(torch.arange(8), {}, 8) == ""
+
+
+@pytest.mark.parametrize(
+    ("ids", "tensors", "words"),
+    [
+        (torch.tensor([1, 5, 2, 6]), {}, "draft id 1 is token 5, draft id 2 token 2"),
+        (torch.tensor([1, 2, 2, 6]), {}, "1 tokens have several draft ids"),
+        (torch.tensor([1, 2, 5, 9]), {}, "lead outside of the 8 tokens, the first to 9"),
+        (IDS, maps(IDS, torch.tensor([1, 2, 5, 7])), "d2t and t2d disagree"),
+        (IDS, maps(IDS, size=9), "the map of another verifier"),
+        (IDS + torch.arange(4), {"d2t": IDS, "t2d": maps(IDS)["t2d"]}, "holds target ids, not offsets"),
+    ],
+)
+def test_what_is_wrong_with_a_map_is_named(ids: torch.Tensor, tensors: dict[str, torch.Tensor], words: str) -> None:
+    """Order, repetition, range, the other direction, another verifier's, ids for offsets."""
+    assert words in map_problem(ids, tensors, 8)
+
+
+def test_what_is_no_number_and_what_is_all_zero_are_told() -> None:
+    """The first is wrong, the second a warning; ids are no weights."""
+    (check,) = finite({"a": torch.tensor([[1.0, torch.inf]]), "ids": torch.zeros(2, 2, dtype=torch.int64)})
+    assert (check.result, "a (1 of 2)" in check.evidence) == ("wrong", True)
+    (check,) = finite({"a": torch.zeros(2, 2), "bias": torch.zeros(2)})
+    assert (check.result, "all zero: a:" in check.evidence) == ("warning", True)
+
+
+def test_older_layouts_of_rotary_values_are_read_and_contradictions_seen() -> None:
+    """rope_theta at the top means the same as in rope_parameters; beside them nobody reads it."""
+    assert flat({"rope_theta": 5e5})["rope theta"] == 5e5
+    scaled = flat({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert (scaled["rope type"], scaled["rope scaling"]["factor"]) == ("linear", 2.0)
+    rope = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
+    assert not _contradicts(1e4, "rope_theta", rope)
+    assert not _contradicts({"type": "linear", "factor": 2.0}, "rope_scaling", rope)
+    assert not _contradicts(None, "rope_scaling", rope)
+    assert _contradicts(5e5, "rope_theta", rope)
+    assert _contradicts({"type": "linear", "factor": 4.0}, "rope_scaling", rope)
+
+
+def untrained(verifier: Path, folder: Path) -> Path:
+    """A speculator that has its verifier's pieces and has learnt nothing."""
+    facts = VerifierFacts.read(verifier / "config.json")
+    config = Eagle3SpeculatorConfig()
+    torch.manual_seed(0)
+    named = VerifierConfig(name_or_path=str(verifier), architectures=("LlamaForCausalLM",))
+    kwargs = {
+        **{field.name: getattr(config, field.name) for field in type(config).recipe_fields()},
+        "verifier_name_or_path": str(verifier),
+        "target_layer_ids": (1, 2, 3),
+        "draft_vocab_size": facts.vocab_size,
+        "transformer_layer_config": draft_decoder_config(facts, config),
+        "speculators_config": SpeculatorsConfig(
+            algorithm="eagle3", proposal_methods=(ProposalConfig(),), verifier=named
+        ),
+        "t2d": None,
+        "d2t": None,
+        "dtype": "float32",
+        "seed": 0,
+    }
+    build_model("eagle3", facts, kwargs).save_pretrained(folder)
+    return folder
+
+
+def test_a_speculator_that_learnt_nothing_is_not_healthy(tmp_path: Path, tiny_verifier: Path) -> None:
+    """Everything that can be read off its files is right; that its drafts are worth nothing is measured."""
+    folder = untrained(tiny_verifier, tmp_path / "speculator")
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ("one", "two or three", "four")]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = Spec(tmp_path)("doctor", folder, "--prompts", tmp_path / "prompts.jsonl", "--json")
+    assert told.code == 1, told.err
+    checks = {f"{one['family']}/{one['name']}": one for one in told.json["checks"]}
+    wrong = [name for name, one in checks.items() if one["result"] == "wrong"]
+    assert wrong == ["alignment/acceptance"]
+    assert "no more often than a constant" in checks["alignment/acceptance"]["evidence"]
+    for name in ("parity/step by step", "parity/training's forward", "loads/head", "config/rope theta"):
+        assert checks[name]["result"] == "ok", checks[name]
+    assert checks["data/loss mask"]["result"] == "not checked"
+
+
+def test_a_folder_that_holds_something_else_is_told_by_its_files(tmp_path: Path, tiny_verifier: Path) -> None:
+    """A verifier is no speculator, and weights that are cut short are damaged: no traceback, the rest not checked."""
+    spec = Spec(tmp_path)
+    told = spec("doctor", tiny_verifier, "--verifier", tiny_verifier, "--suite", "quickstart", "--json")
+    assert told.code == 1
+    checks = {f"{one['family']}/{one['name']}": one for one in told.json["checks"]}
+    assert "not a speculator" in checks["loads/config.json"]["evidence"]
+    folder = untrained(tiny_verifier, tmp_path / "speculator")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    found = spec("doctor", folder, "--json").json
+    assert [one["name"] for one in found["checks"] if one["result"] == "wrong"] == ["files"]
+    assert {one["result"] for one in found["checks"]} == {"wrong", "not checked"}

@@ -1,0 +1,62 @@
+"""What a run was trained on: another's answers, a mask of ones, conversations that were too short."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from clinic import RECIPE, TALKS, Clinic, Examined, talk, write_talks
+from command import Spec
+
+pytestmark = pytest.mark.slow
+
+ALL_GENERATED = (
+    "<|im_start|>{% generation %}{% for m in messages %}{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% endgeneration %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def examined(
+    clinic: Clinic, home: Path, conversations: list, *, steps: int, max_tokens: int = 256, verifier: Path | None = None
+) -> Examined:
+    """The diagnosis of a run on these conversations."""
+    spec = Spec(home)
+    data = write_talks(home / "data.jsonl", conversations)
+    verifier = verifier or clinic.verifier
+    text = RECIPE.format(verifier=verifier, data=data, max_tokens=max_tokens, options="", steps=steps)
+    (home / "clinic.toml").write_text(text)
+    told = spec("run", home / "clinic.toml", "--runs", spec.runs, "--quiet")
+    assert told.code == 0, told.err
+    (run,) = spec.runs.glob("clinic-*")
+    return clinic.examine(run / "speculator", cache=spec.cache)
+
+
+def test_answers_of_another_model_are_told(clinic: Clinic, tmp_path: Path) -> None:
+    """Every question has the answer to another one, read backwards: the verifier never says so."""
+    foreign = [talk(subject) for subject in TALKS]
+    for messages, answer in zip(foreign, reversed(TALKS.values()), strict=True):
+        messages[1]["content"] = answer[::-1]
+    check = examined(clinic, tmp_path, foreign, steps=2)["data/on-policy"]
+    assert check.result == "warning"
+    assert check.evidence.startswith("off-policy: ")
+    assert "regenerate" in check.todo
+
+
+def test_a_template_that_marks_the_prompt_is_told(clinic: Clinic, tmp_path: Path) -> None:
+    """Only the very first token is left out, so that the run accepts it; the doctor looks at the share."""
+    verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
+    (verifier / "chat_template.jinja").write_text(ALL_GENERATED)
+    found = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)
+    assert found["data/loss mask"].result == "wrong"
+    assert "all-ones mask" in found["data/loss mask"].evidence
+
+
+def test_acceptance_that_ends_with_the_length_of_training_is_told(clinic: Clinic, tmp_path: Path) -> None:
+    """Trained on single short talks: sound within their length, and a warning with figures beyond it."""
+    found = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=250, max_tokens=96)
+    assert found["alignment/acceptance"].result == "ok"
+    beyond = found["length/beyond training's length"]
+    assert beyond.result == "warning", beyond
+    assert "acceptance falls from" in beyond.evidence
+    assert "data.max_tokens (it is 96)" in beyond.todo

@@ -1,0 +1,57 @@
+"""Faults that happen while a speculator is trained: its files are sound, and only acceptance can tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from clinic import Clinic, train_on, training_row
+
+Row = dict[str, torch.Tensor]
+IDS = (1, 2, 3)
+
+
+def shifted(name: str, by: int) -> Callable[[Row], Row]:
+    """Moves a row's values: place i gets what place i + by had, within its document as far as that matters here."""
+    return lambda row: {**row, name: row[name].roll(-by, dims=1)}
+
+
+def answers_later(row: Row) -> Row:
+    """Every answer stands one position later than its prompt ends."""
+    answer = row["loss_mask"].long()
+    return {**row, "position_ids": row["position_ids"] + answer}
+
+
+FAULTS: dict[str, tuple[tuple[int, ...], Callable[[Row], Row], str, str]] = {
+    "states one layer later": (
+        (2, 3, 4),
+        lambda row: row,
+        "alignment/layer ids",
+        r"trained on layers one later.*off by",
+    ),
+    "states one layer earlier": ((0, 1, 2), lambda row: row, "alignment/layer ids", "trained on layers one earlier"),
+    "labels one later": (IDS, shifted("verifier_last_hidden_states", 1), "alignment/labels", r"shifted by \+1"),
+    "labels one earlier": (IDS, shifted("verifier_last_hidden_states", -1), "alignment/labels", r"shifted by -1"),
+    "tokens one later": (IDS, shifted("input_ids", 1), "alignment/tokens", r"one place later .*input shift \+1"),
+    "tokens one earlier": (IDS, shifted("input_ids", -1), "alignment/tokens", r"one place earlier .*input shift -1"),
+}
+
+# A draft that is trained to say the token that it reads was given tokens one later, or labels one earlier.
+SAME_FAULT = {"labels one earlier": {"alignment/tokens"}, "tokens one later": {"alignment/labels"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_training_with_a_fault_is_diagnosed(clinic: Clinic, tmp_path: Path, name: str) -> None:
+    """What was done wrong accepts more than what is configured, and is told in words."""
+    layer_ids, wrong, check, words = FAULTS[name]
+    speculator = clinic.alone(tmp_path)
+    train_on(clinic, speculator, wrong(training_row(clinic.answers, layer_ids)))
+    found = clinic.examine(speculator)
+    assert found[check].result == "wrong", [found[check], found["alignment/acceptance"]]
+    assert re.search(words, found[check].evidence), found[check].evidence
+    others = {one for one in found.told("wrong") if one.startswith("alignment/")} - {check, "alignment/acceptance"}
+    assert others <= SAME_FAULT.get(name, set())
