@@ -8,6 +8,7 @@ A run's figures are those of its own benchmarks and events; benchmarks/README.md
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,10 +51,11 @@ def _row(name: str, temperature: float, k: int, acceptance: Values, live: str, s
 def costs(name: str, folder: Path, run: Values) -> str:
     """Returns the row of what a run's training took; its rate is the median over updates."""
     rates = [each["tokens_per_second"] for each in read_events(folder / "events.jsonl") if each["event"] == "StepEvent"]
-    seconds = {stage["name"]: stage["seconds"] for stage in run["stages"]}["train"]
+    train = next(stage for stage in run["stages"] if stage["name"] == "train")
+    seconds, trained = train["seconds"], re.search(r"([\d,]+) trainable parameters", train["detail"])
     rate = f"{statistics.median(rates):,.0f}" if rates else "-"
     minutes = "-" if seconds is None else f"{seconds / 60:.1f}"
-    return f"| {name} | {int(run['plan']['parameters.trainable']):,} | {rate} | {minutes} |"
+    return f"| {name} | {trained.group(1) if trained else '-'} | {rate} | {minutes} |"
 
 
 def tables(folders: Sequence[Path]) -> str:

@@ -42,7 +42,8 @@ def serving_note(plan: Plan) -> dict[str, Any]:
 def shared_folder(plan: Plan, places: Places) -> Path:
     """Returns the folder between the server and us: the recipe's, or one that only servers of these states have."""
     told = plan.recipe.data.server.folder
-    return Path(told) if told is not None else places.cache / "served" / fingerprint(serving_note(plan))[:16]
+    # Beside the verifiers, which a re-run has in common with its run: the same server serves both.
+    return Path(told) if told is not None else places.verifiers / "served" / fingerprint(serving_note(plan))[:16]
 
 
 def states_client(context: Context) -> tuple[StatesClient, Served]:

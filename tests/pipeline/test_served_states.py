@@ -60,6 +60,10 @@ def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServe
         assert one["loss"] == pytest.approx(other["loss"], rel=LOSS_TOLERANCE)
     assert list(served.folder.iterdir()) == []
     assert served.most_at_once > 1
+    # A re-run asks the same server again, and is not held to the bits.
+    made = fresh("reproduce", folder, "--to", fresh.home / "again", "--until", "capture", "--json")
+    assert (made.code, made.json["tolerance"]) == (0, 0.01)
+    assert "a server computed the states" in made.json["promise"]
     asked = len(served.requests)
     again = run(fresh, served, "--set", "data.server.concurrency=3")
     assert "train already done" in again.err
