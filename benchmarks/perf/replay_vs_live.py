@@ -22,7 +22,7 @@ import torch
 from benchmarks.perf.side_by_side import report
 from speculators.bench.counts import count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
-from speculators.bench.replay import replay
+from speculators.bench.replay import replay_each
 from speculators.bench.responses import capture_rows, own_rows
 from speculators.bench.rows import Response, Row
 from speculators.bench.suites import load_suite
@@ -60,12 +60,12 @@ class Timed:
 
 
 def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
-    """Times states, the check that the responses are the verifier's own, unroll and walk; all K from one pass."""
+    """Times states, the check that the responses are the verifier's own, unrolls and walk; K share a pass where they can."""
     started = time.perf_counter()
     layer_ids = setting.model.draft().target_layer_ids
     rows = capture_rows(setting.engine, setting.head, responses, layer_ids, temperature=0.0)
-    replayed = replay(setting.model, rows, k_max=max(setting.depths), temperature=0.0)
-    tau = {k: replayed.counts(k).tau for k in setting.depths}
+    replayed = replay_each(setting.model, rows, setting.depths, temperature=0.0)
+    tau = {k: replayed[k].counts(k).tau for k in setting.depths}
     return Timed(tau=tau, seconds=time.perf_counter() - started)
 
 

@@ -64,9 +64,18 @@ class Replayed:
     def counts(self, num_tokens: int) -> Counts:
         """Returns the expected counts at K = `num_tokens` (at most K_max).
 
-        With `lengths` only K_max itself is exact: a drafter that may stop early may stop elsewhere at another K.
+        With `lengths`, or of drafts that depend on K, only K_max itself is exact; see `replay_each`.
         """
         return walk(self.acceptance, num_tokens, self.lengths)
+
+
+@runtime_checkable
+class ShapedByK(Protocol):
+    """A `Replays` whose drafts may depend on how many are drafted a round."""
+
+    @property
+    def shaped_by_k(self) -> bool:
+        """Whether they do, as it is configured; if not, all K follow from one pass."""
 
 
 def replay(
@@ -103,12 +112,12 @@ def replay(
 def replay_each(
     model: Replays, rows: Sequence[Row], ks: Sequence[int], *, temperature: float, progress: Progress = ignore
 ) -> dict[int, Replayed]:
-    """Replays for several K: all from one pass, or a pass each where the drafter may draft fewer tokens.
+    """Replays for several K: all from one pass, or a pass each where drafts, or their number, depend on K.
 
     Args:
         ks: the K.
     """
-    if isinstance(model, CutsDrafts) and model.cuts:
+    if (isinstance(model, CutsDrafts) and model.cuts) or (isinstance(model, ShapedByK) and model.shaped_by_k):
         return {k: replay(model, rows, k_max=k, temperature=temperature, progress=progress) for k in ks}
     return dict.fromkeys(ks, replay(model, rows, k_max=max(ks), temperature=temperature, progress=progress))
 

@@ -4,6 +4,9 @@ The anchor is a known token whose verifier state is not: place r + 1, where the 
 reads it, the other slots read the mask token; slot s stands at position r + 1 + s. All slots see the context (the
 verifier's fused states up to row r, as keys and values of every layer) and their own block. Depth k (from 0) drafts
 place r + 2 + k: slot k + 1, or slot k where a slot drafts the token after its own (`sample_from_anchor`).
+
+Training runs whole blocks. A round that drafts K tokens runs the slots that draft them and no more, as servers do
+(vLLM: 1 + K): where slots see each other a draft depends on K.
 """
 
 from __future__ import annotations
@@ -110,6 +113,15 @@ class BlockDraftModel(SpeculatorModel):
         """The slot that drafts at depth 0."""
         return 0 if self.config.sample_from_anchor else 1
 
+    @property
+    def shaped_by_k(self) -> bool:
+        """Whether a draft depends on how many are drafted: slots see those behind them."""
+        return self.config.sliding_window_non_causal
+
+    def slots(self, num_tokens: int) -> int:
+        """Returns the slots that a round of `num_tokens` drafts runs, at most a block."""
+        return self.first_slot + min(num_tokens, self.depths)
+
     def share_verifier(self, folder: Path) -> None:
         """Takes the embeddings, and a head of the whole vocabulary, from the verifier's folder."""
         dtype = self.fc.weight.dtype
@@ -139,7 +151,7 @@ class BlockDraftModel(SpeculatorModel):
         ).without_padding(hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
         device = tokens.device
         chosen = _choose(layout, self.depths, max_anchors)
-        normed = self.run(fused, tokens, positions, chosen.anchors, layout.documents)
+        normed = self.run(fused, tokens, positions, chosen.anchors, layout.documents, slots=self.config.block_size)
         return Drawn(
             layout=layout,
             anchors=chosen.anchors,
@@ -160,8 +172,10 @@ class BlockDraftModel(SpeculatorModel):
         positions: torch.Tensor,
         anchors: torch.Tensor,
         documents: tuple[tuple[int, int], ...],
+        *,
+        slots: int,
     ) -> torch.Tensor:
-        """Returns the normed states [G, B, H] of the blocks of `anchors`.
+        """Returns the normed states [G, slots, H] of the blocks of `anchors`.
 
         Args:
             hidden_states: [S, A*H].
@@ -170,13 +184,14 @@ class BlockDraftModel(SpeculatorModel):
             documents: (start, stop) of each.
         """
         context, cos_sin = self.fuse(hidden_states), self.rotary(positions)
-        blocks = blocks_at(anchors, self.config.block_size, documents)
+        blocks = blocks_at(anchors, slots, documents)
         places = anchors.to(tokens.device, non_blocking=True) + 1
         return self.decode_blocks(
             tokens[places],
             positions[places],
             blocks,
             lambda index: self.layers[index].self_attn.keys_values(context, cos_sin),  # type: ignore[union-attr,operator]
+            slots=slots,
         )
 
     def fuse(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -184,20 +199,21 @@ class BlockDraftModel(SpeculatorModel):
         return self.hidden_norm(self.fc(hidden_states.to(self.fc.weight.dtype)))
 
     def decode_blocks(
-        self, anchors: torch.Tensor, positions: torch.Tensor, blocks: Blocks, context_of: ContextOf
+        self, anchors: torch.Tensor, positions: torch.Tensor, blocks: Blocks, context_of: ContextOf, *, slots: int
     ) -> torch.Tensor:
         """Runs the layers over blocks.
 
         Args:
             anchors: [G] int64, anchor tokens; positions: [G] of them.
             context_of: gives layer `index`'s context keys and values; called inside the layer, where it is gathered.
+            slots: of each block.
 
         Returns:
-            [G, B, H] normed.
+            [G, slots, H] normed.
         """
-        slots = torch.arange(self.config.block_size, device=anchors.device)
-        tokens = torch.where(slots == 0, anchors[:, None], self.config.mask_token_id)
-        cos_sin: CosSin = self.rotary((positions[:, None] + slots).flatten())
+        places = torch.arange(slots, device=anchors.device)
+        tokens = torch.where(places == 0, anchors[:, None], self.config.mask_token_id)
+        cos_sin: CosSin = self.rotary((positions[:, None] + places).flatten())
         state = self.embed_tokens(tokens.flatten()).to(self.fc.weight.dtype)
         causal = not self.config.sliding_window_non_causal
         for index, layer in enumerate(self.layers):
@@ -208,7 +224,7 @@ class BlockDraftModel(SpeculatorModel):
                 )
 
             state = layer(state, cos_sin, attend)
-        return self.norm(state).unflatten(0, (-1, self.config.block_size))
+        return self.norm(state).unflatten(0, (-1, slots))
 
     def logits(self, normed: torch.Tensor) -> torch.Tensor:
         """[R, H] -> [R, D] float32."""
@@ -222,17 +238,20 @@ class BlockDraftModel(SpeculatorModel):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         document_ids: torch.Tensor,
+        num_speculative_tokens: int,
     ) -> torch.Tensor:
-        """Returns the normed states [S, K, H] of all rows' drafts, for all K of a block; 0 without an anchor."""
+        """Returns the normed states [S, K, H] of all rows' drafts, at most a block's; 0 without an anchor."""
         whole = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
         layout, kept, (fused, tokens, positions) = whole.without_padding(
             hidden_states[0], input_ids[0], position_ids[0]
         )
         rows = [torch.arange(start, stop - 1) for start, stop in layout.documents]
         anchors = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
-        states = torch.zeros(whole.size, self.depths, fused.shape[1] // self.num_states, device=tokens.device)
+        slots = self.slots(num_speculative_tokens)
+        width = fused.shape[1] // self.num_states
+        states = torch.zeros(whole.size, slots - self.first_slot, width, device=tokens.device)
         for part in anchors.split(REPLAY_BLOCKS):
-            normed = self.run(fused, tokens, positions, part, layout.documents)
+            normed = self.run(fused, tokens, positions, part, layout.documents, slots=slots)
             states[kept[part.to(kept.device)]] = normed[:, self.first_slot :].float()
         return states
 
@@ -275,10 +294,10 @@ def _choose(layout: RowLayout, depths: int, max_anchors: int) -> _Chosen:
 
 
 @on_host()
-def blocks_at(anchors: torch.Tensor, block_size: int, documents: tuple[tuple[int, int], ...]) -> Blocks:
+def blocks_at(anchors: torch.Tensor, slots: int, documents: tuple[tuple[int, int], ...]) -> Blocks:
     """Returns the attention of the blocks of `anchors` [G]: their token, one place on, ends their context."""
     places = anchors + 1
-    return Blocks.of(places, torch.full_like(places, block_size), places, documents)
+    return Blocks.of(places, torch.full_like(places, slots), places, documents)
 
 
 def decay_weights(drawn: Drawn, depths: int, gamma: float | None) -> torch.Tensor:
@@ -331,16 +350,17 @@ class BlockDrafter:
                 held = state.context[index]
                 state.context[index] = (torch.cat((held[0], fresh[0])), torch.cat((held[1], fresh[1])))
 
-    def block(self, state: BlockSequence) -> torch.Tensor:
-        """Returns the normed states [K, H] of the drafts after the last token, for all K that a block drafts."""
+    def block(self, state: BlockSequence, num_tokens: int) -> torch.Tensor:
+        """Returns the normed states [K, H] of the drafts after the last token, K at most what a block drafts."""
         model, last = self.model, torch.tensor([state.length - 1])
-        blocks = blocks_at(last, model.config.block_size, ((0, state.length + 1),))
+        slots = model.slots(num_tokens)
+        blocks = blocks_at(last, slots, ((0, state.length + 1),))
         position = last.to(state.anchor.device) + 1
-        normed = model.decode_blocks(state.anchor, position, blocks, lambda index: state.context[index])
+        normed = model.decode_blocks(state.anchor, position, blocks, lambda index: state.context[index], slots=slots)
         return normed[0, model.first_slot :]
 
 
-def depth_logits(model: Any, states: torch.Tensor, num_speculative_tokens: int) -> Iterator[torch.Tensor]:
-    """Yields the draft logits [S, D] of each depth from states [S, K, H], at most as many as a block drafts."""
-    for depth in range(min(num_speculative_tokens, states.shape[1])):
+def depth_logits(model: Any, states: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields the draft logits [S, D] of each depth from states [S, K, H]."""
+    for depth in range(states.shape[1]):
         yield model.logits(states[:, depth].to(model.fc.weight.dtype))

@@ -152,7 +152,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", ["dflash", "dspark"])
+@pytest.mark.parametrize("name", ["dflash with d-pace", "dspark gated"])
 def test_the_logits_of_all_slots_never_exist(world, name, monkeypatch):
     """No tensor of a step, backward included, has slots x vocabulary elements."""
     monkeypatch.setattr("speculators.losses.fused.CHUNK_ELEMENTS", 1)
@@ -226,12 +226,29 @@ def test_dspark_starts_from_a_dflash_checkpoint(world, tmp_path):
         world.start(DSparkSpeculatorConfig(num_layers=3, block_size=4, init_from=str(tmp_path)), 256)
 
 
-@pytest.mark.parametrize(("cut", "passes"), [(None, 1), ("threshold", 4)])
-def test_only_a_drafter_that_cuts_is_replayed_for_each_k(world, monkeypatch, cut, passes):
-    """Uncut, two K follow from one pass of the backbone; cut, each K takes one for drafts and one for lengths."""
-    model, _ = world.build(DSparkSpeculatorConfig(**SMALL, markov_rank=8, cut=cut), 256)
+@pytest.mark.parametrize(("cut", "non_causal", "passes"), [(None, False, 1), (None, True, 2), ("threshold", True, 4)])
+def test_a_drafter_is_replayed_for_each_k_only_where_k_matters(world, monkeypatch, cut, non_causal, passes):
+    """Causal slots: two K follow from one pass; slots that see all others: one each; cut: another each for lengths."""
+    config = DSparkSpeculatorConfig(**SMALL, markov_rank=8, cut=cut, sliding_window_non_causal=non_causal)
+    model, _ = world.build(config, 256)
     seen = []
     states = model.replay_states
     monkeypatch.setattr(model, "replay_states", lambda **batch: seen.append(1) or states(**batch))
     replay_each(model, judged(world, range(2)), (1, 3), temperature=0.0)
     assert len(seen) == passes
+
+
+@pytest.mark.parametrize("non_causal", [False, True])
+@pytest.mark.parametrize("name", ["dflash with d-pace", "dspark gated"])
+def test_a_round_runs_no_more_slots_than_it_drafts(world, name, non_causal):
+    """As servers do: with slots that see those behind them a first draft of K = 1 is another than one of K = 3, and
+    replay of each K is what live does with that K."""
+    model = trained(world, attrs.evolve(VARIANTS[name], sliding_window_non_causal=non_causal))
+    batch = {key: world.row(0)[key] for key in ("hidden_states", "input_ids", "position_ids", "document_ids")}
+    one, three = (list(model.replay(**batch, num_speculative_tokens=k)) for k in (1, 3))
+    assert (len(one), len(three)) == (1, 3)
+    assert torch.allclose(one[0], three[0], atol=1e-5) is not non_causal
+    rows = judged(world, range(6))
+    for k, replayed in replay_each(model, rows, (1, 2, 3), temperature=0.0).items():
+        decoded = [live(world, model, row, num_tokens=k) for row in rows]
+        assert count_decoded(decoded, k).accepted.sum(0).tolist() == replayed.counts(k).accepted.sum(0).tolist()

@@ -103,9 +103,13 @@ class DFlashDraftModel(BlockDraftModel):
     ) -> Iterator[torch.Tensor]:
         """Yields for each depth the draft logits [S, D] in float32, at most as many as a block drafts."""
         states = self.replay_states(
-            hidden_states=hidden_states, input_ids=input_ids, position_ids=position_ids, document_ids=document_ids
+            hidden_states=hidden_states,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            num_speculative_tokens=num_speculative_tokens,
         )
-        yield from depth_logits(self, states, num_speculative_tokens)
+        yield from depth_logits(self, states)
 
     def draft(self) -> DFlashDrafter:
         """Returns a drafter that decodes with this model."""
@@ -139,5 +143,5 @@ class DFlashDrafter(BlockDrafter):
     ) -> Proposal:
         """Drafts a chain of `num_tokens`, or as many as a block drafts."""
         model = self.model
-        picks = [pick(logits, temperature, generator) for logits in model.logits(self.block(state)[:num_tokens])]
+        picks = [pick(logits, temperature, generator) for logits in model.logits(self.block(state, num_tokens))]
         return proposal_of(picks, self.draft_to_target, model.vocab_size)

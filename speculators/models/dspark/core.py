@@ -208,9 +208,13 @@ class DSparkDraftModel(BlockDraftModel):
     ) -> Iterator[torch.Tensor]:
         """Yields for each depth the draft logits [S, D] in float32, at most as many as a block drafts."""
         states, features, _ = self._replayed(
-            hidden_states=hidden_states, input_ids=input_ids, position_ids=position_ids, document_ids=document_ids
+            hidden_states=hidden_states,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            num_speculative_tokens=num_speculative_tokens,
         )
-        for depth in range(min(num_speculative_tokens, self.depths)):
+        for depth in range(states.shape[1]):
             yield self.biased(states[:, depth], features[:, depth])
 
     @torch.no_grad()
@@ -229,16 +233,20 @@ class DSparkDraftModel(BlockDraftModel):
         nothing is accepted, live may stop elsewhere.
         """
         states, _, embedded = self._replayed(
-            hidden_states=hidden_states, input_ids=input_ids, position_ids=position_ids, document_ids=document_ids
+            hidden_states=hidden_states,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            num_speculative_tokens=num_speculative_tokens,
         )
-        return self.lengths(self.confidence(states, embedded)[:, :num_speculative_tokens])
+        return self.lengths(self.confidence(states, embedded))
 
-    def _replayed(self, **batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _replayed(self, **batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns states [S, K, H], features and embeddings [S, K, r] of all rows."""
         states = self.replay_states(**batch).to(self.fc.weight.dtype)
         tokens = batch["input_ids"][0]
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-        following = (rows + 1 + torch.arange(self.depths, device=tokens.device)).clamp_max(len(tokens) - 1)
+        following = (rows + 1 + torch.arange(states.shape[1], device=tokens.device)).clamp_max(len(tokens) - 1)
         features, embedded, _ = self.markov_head(states, tokens[following])
         return states, features, embedded
 
@@ -260,7 +268,7 @@ class DSparkDrafter(BlockDrafter):
     ) -> Proposal:
         """Drafts a chain of up to `num_tokens`, at most as many as a block drafts."""
         model = self.model
-        states = self.block(state)[:num_tokens]
+        states = self.block(state, num_tokens)
         token = state.anchor
         carried: torch.Tensor | None = None
         picks, told = [], []
