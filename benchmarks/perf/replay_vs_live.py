@@ -60,7 +60,7 @@ class Timed:
 
 
 def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
-    """Times states, the check that the responses are the verifier's own, unrolls and walk; K share a pass where they can."""
+    """Times states, the check that responses are the verifier's own, unrolls and walk; K share a pass if they can."""
     started = time.perf_counter()
     layer_ids = setting.model.draft().target_layer_ids
     rows = capture_rows(setting.engine, setting.head, responses, layer_ids, temperature=0.0)
