@@ -61,7 +61,7 @@ class Environment:
         path = f"{self.folder / 'bin'}{os.pathsep}{kept.get('PATH', '')}"
         return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.extra}
 
-    def call(self, script: str, request: dict[str, Any], work: Path, *, seconds: float = 600) -> dict[str, Any]:
+    def call(self, script: str, request: dict[str, Any], work: Path, *, seconds: float = 1200) -> dict[str, Any]:
         """Runs a script that stands beside this file with a request, and returns its answer."""
         asked, answered = work / f"{script}.request.json", work / f"{script}.answer.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
