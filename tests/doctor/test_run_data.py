@@ -59,4 +59,4 @@ def test_acceptance_that_ends_with_the_length_of_training_is_told(clinic: Clinic
     beyond = found["length/beyond training's length"]
     assert beyond.result == "warning", beyond
     assert "acceptance falls from" in beyond.evidence
-    assert "data.max_tokens (it is 96)" in beyond.todo
+    assert "data.max_tokens is 96" in beyond.todo
