@@ -152,7 +152,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", ["dflash with d-pace", "dspark gated"])
+@pytest.mark.parametrize("name", ["dflash", "dspark"])
 def test_the_logits_of_all_slots_never_exist(world, name, monkeypatch):
     """No tensor of a step, backward included, has slots x vocabulary elements."""
     monkeypatch.setattr("speculators.losses.fused.CHUNK_ELEMENTS", 1)
