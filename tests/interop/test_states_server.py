@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +14,13 @@ from typing import Any
 import attrs
 import pytest
 from foreign import vllm
+from serving import free_port, running, vllm_serve
 
 from speculators.cli import main
-from speculators.errors import ServerError
-from speculators.verifier.endpoint import Endpoint, Retry
 from speculators.verifier.engine import Engine
 
 pytestmark = pytest.mark.interop
 
-START_SECONDS = 300
 STATES_TOLERANCE = 1e-2
 LOSS_TOLERANCE = 1e-2
 # Float32 on both sides, a few dozen conversations, a few updates; nothing is evaluated.
@@ -66,47 +60,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(folder, used)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-
-
-@contextlib.contextmanager
-def running(command: list[str], port: int, work: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program that serves, in vLLM's environment, until the block ends."""
-    log = work / "server.log"
-    variables = {**vllm().variables(), "SPECULATORS_CACHE": os.environ.get("SPECULATORS_CACHE", "")}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, cwd=work
-        )
-    try:
-        wait_for(process, Endpoint(url=f"http://127.0.0.1:{port}", retry=Retry(times=0)), log)
-        yield process
-    finally:
-        # vLLM starts others of its own: asked once, then all of the session are ended.
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def wait_for(process: subprocess.Popen[bytes], endpoint: Endpoint, log: Path) -> None:
-    for _ in range(START_SECONDS):
-        assert process.poll() is None, f"the server ended:\n{log.read_text()[-6000:]}"
-        try:
-            endpoint.get_text("/health")
-        except ServerError:
-            time.sleep(1)
-        else:
-            return
-    raise AssertionError(f"no server in {START_SECONDS} s:\n{log.read_text()[-6000:]}")
 
 
 def flags(settings: tuple[str, ...]) -> list[str]:
@@ -175,9 +128,6 @@ def test_answers_of_a_server_are_the_verifiers_own(engine: Engine, tmp_path: Pat
     rows = [{"id": str(n), "messages": [{"role": "user", "content": text}]} for n, text in enumerate(questions)]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    port = free_port()
-    command = [str(vllm().folder / "bin" / "vllm"), "serve", str(engine.folder), "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "512", "--host", "127.0.0.1", "--port", str(port)]
 
     def answered(name: str, settings: str, *by: object) -> str:
         made = "--set", f'data.regenerate={{max_new_tokens=48, dtype="float32", {settings}}}'
@@ -185,8 +135,8 @@ def test_answers_of_a_server_are_the_verifiers_own(engine: Engine, tmp_path: Pat
         assert code == 0, err
         return (tmp_path / name).read_text()
 
-    with running(command, port, tmp_path):
-        by = "--endpoint", f"http://127.0.0.1:{port}/v1"
+    with vllm_serve(engine.folder, tmp_path, "--max-model-len", "512") as url:
+        by = "--endpoint", f"{url}/v1"
         greedy = answered("greedy.jsonl", "temperature=0.0", *by)
         sampled = [answered(f"{n}.jsonl", "temperature=1.0, seed=5", *by, "--concurrency", n) for n in (1, 4)]
         assert sampled[0] != answered("other.jsonl", "temperature=1.0, seed=6", *by)

@@ -12,6 +12,7 @@ from speculators.decoding.target import CachedVerifier
 from speculators.events import StepEvent
 from speculators.model import SpeculatorModel
 from speculators.pipeline import Places, run_recipe
+from speculators.recipe.expect import expect_lines, held_against
 from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Suite
 from speculators.training.world import World
@@ -21,22 +22,11 @@ from speculators.verifier.weights import load_head
 
 pytestmark = pytest.mark.slow
 
-SHORT = (
-    "data.sources=[{ path = 'data/quickstart.jsonl', split = 'train', take = 120 }]",
-    "schedule.max_steps=40",
-    "schedule.evaluate_every='50%'",
-    "benchmark.suites=[{ name = 'quickstart', take = 16 }]",
-    "benchmark.temperature=[0.0, 1.0]",
-    "benchmark.num_speculative_tokens=[1, 3]",
-    "benchmark.live_prompts=3",
-    "benchmark.max_new_tokens=48",
-)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A short run of the quickstart recipe, benchmark included."""
-    recipe = load_recipe("quickstart", SHORT)
+    """A run of the recipe `quickstart_short`, benchmark included."""
+    recipe = load_recipe("quickstart_short")
     events = []
     places = Places(runs=tmp_path_factory.mktemp("runs"), cache=cache_folder())
     outcome = run_recipe(recipe, places=places, world=World(), listen=events.append)
@@ -52,6 +42,12 @@ def test_a_short_run_learns_and_live_agrees_with_replay(run):
     settings = {(s["temperature"], s["num_speculative_tokens"]): s for s in outcome.bench["settings"]}
     assert settings[0.0, 3]["exact"]["tau"] > 1.1
     assert settings[0.0, 3]["live"]["agreement"]["criterion"] == "round for round"
+
+
+def test_a_run_reaches_the_band_that_its_recipe_tells(run):
+    """Each acceptance length lies inside its band of `[expect]`, which was measured with three seeds."""
+    held = held_against(load_recipe("quickstart_short").expect, run[0].bench["settings"])
+    assert [row["place"] for row in held] == ["inside"] * 4, expect_lines(held)
 
 
 @pytest.mark.parametrize("kind", ["trained", "random", "adversarial"])
