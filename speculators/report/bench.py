@@ -136,7 +136,22 @@ def notes(settings: Sequence[Values]) -> list[tuple[str, str]]:
         found.append(("note", words))
         if not agreement["agrees"]:
             found.append(("bad", f"K={k}: {agreement['gap']}"))
-    return found
+    return found + _cost(settings)
+
+
+def _cost(settings: Sequence[Values]) -> list[tuple[str, str]]:
+    """Returns what one more drafted token costs, by the rounds of the smallest and the largest K; nothing if noise."""
+    timed = sorted((each for each in settings if each["live"]), key=lambda each: each["num_speculative_tokens"])
+    if len(timed) < 2:
+        return []
+    (few, short), (many, long) = ((each["exact"]["drafted"], each["live"]["speed"]) for each in (timed[0], timed[-1]))
+    seconds = sum(long[name] - short[name] for name in ("draft_seconds", "verify_seconds"))
+    if many <= few or seconds <= 0:
+        return []
+    cost = seconds / (many - few) * long["plain"]
+    ks = f"K={timed[0]['num_speculative_tokens']} and K={timed[-1]['num_speculative_tokens']}"
+    words = f"from the rounds of {ks}: one more drafted token costs {cost:.2f} of a token without drafts, draft and"
+    return [("note", f"{words} verification; one that is accepted less often slows decoding down")]
 
 
 def rates_text(rates: Sequence[float | None]) -> str:

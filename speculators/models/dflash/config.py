@@ -38,7 +38,8 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
         sliding_window_non_causal: a block's slots all see each other; false: each sees those before it. Servers derive
             the causality of all layers from it, with and without a sliding window.
         max_anchors: blocks drawn of a row in training (M).
-        weights: of the slots: "d-pace" by how likely the slots before are accepted, "exponential" by distance.
+        weights: of the slots: "d-pace" (arXiv 2605.18810) by how likely the slots before are accepted, "exponential"
+            (DFlash's own) by distance. D-PACE's are not made to sum to one: the loss is over drawn slots.
         pace: floor of an acceptance in D-PACE (its alpha).
         gamma: of the exponential decay exp(-depth / gamma); None takes 7 at a block of 16, in proportion.
         loss: weight of each loss in the mixture; D-PACE is made of "ce" alone.

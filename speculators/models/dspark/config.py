@@ -42,7 +42,8 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
         confidence_head_with_markov: the confidence reads the embedding, too.
         cut: where a live block ends: "threshold" before the first slot that is reached with a lower probability,
             "gain" before the first whose expected token is worth less than its cost; None never.
-        threshold: of the probability; or of the cost of a drafted token in verified ones, as measured.
+        threshold: of the probability; or what one more drafted token costs in tokens without drafts, which `spec bench`
+            measures.
         max_anchors: blocks drawn of a row in training.
         gamma: of the exponential decay exp(-depth / gamma) of the slots' weights; None takes 7 at 16 slots.
         confidence_weight: of the confidence's cross-entropy beside the loss.

@@ -22,7 +22,8 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
     A recipe has no `target_layer_ids`: the draft reads the last state.
 
     Attributes:
-        alignment_steps: depths that training unrolls, each on the state that the draft itself left; 1 is EAGLE, 3 HASS.
+        alignment_steps: depths that training unrolls, each on the state that the draft itself left; 1 is EAGLE, 3 as
+            in HASS, whose top-k distillation is not here.
         alignment_decay: weight of step k is alignment_decay ** k.
         regression: weight of the smooth L1 distance between the draft's state and the verifier's.
         loss: weight of each loss of the distributions; kl_div is the paper's cross-entropy with p, less p's entropy.

@@ -1,0 +1,39 @@
+"""What is said under the acceptance table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from speculators.report.bench import notes
+
+
+def setting(k: int, draft: float, verify: float, drafted: float) -> dict[str, Any]:
+    """One K whose rounds took `draft` and `verify` seconds; without drafts 20 tokens a second."""
+    agreement = {"predicted_tau": 1.0, "criterion": "round for round", "near_ties": 0, "agrees": True, "gap": ""}
+    speed = {"draft_seconds": draft, "verify_seconds": verify, "plain": 20.0}
+    live = {"agreement": agreement, "speed": speed, "acceptance": {"tau": 1.0, "prompts": 3}}
+    told = {"cut_prompts": 0, "note": "", "exact": {"drafted": drafted}, "live": live}
+    return {"num_speculative_tokens": k, **told}
+
+
+def test_the_cost_of_one_more_drafted_token_is_told():
+    """From the smallest to the largest K: 20 ms for 4 tokens more, so 5 ms each of the 50 that a token takes."""
+    settings = [setting(3, 0.010, 0.050, 3.0), setting(5, 0.016, 0.054, 5.0), setting(7, 0.020, 0.060, 7.0)]
+    (cost,) = [words for _, words in notes(settings) if "costs" in words]
+    assert cost.startswith("from the rounds of K=3 and K=7: one more drafted token costs 0.10 of a token")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [setting(3, 0.01, 0.05, 3.0)],
+        [setting(3, 0.01, 0.05, 3.0), setting(5, 0.01, 0.04, 5.0)],
+        [setting(3, 0.01, 0.05, 2.0), setting(5, 0.02, 0.05, 2.0)],
+    ],
+    ids=["one K", "longer rounds were not slower", "as many drafted"],
+)
+def test_no_cost_is_told_where_none_can_be(settings):
+    """A difference of noise is no cost."""
+    assert not any("costs" in words for _, words in notes(settings))
