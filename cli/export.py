@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from speculators.errors import RecipeError
+from speculators.formats.served import TARGETS
 
-from .common import print_json
-
-TARGETS = ("vllm", "sglang", "speculators", "hub")
+from .common import print_json, recipe_of, speculator_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,20 +35,18 @@ def run(options: argparse.Namespace) -> int:
     if options.push and options.to != "hub":
         raise RecipeError("--push needs --to hub: a repository has a model card")
     from speculators.export.hub import push
-    from speculators.export.subject import find
     from speculators.export.write import Request, export
-    from speculators.report.progress import RunView
 
-    with RunView(quiet=options.quiet) as view:
-        found = find(options.checkpoint, options.verifier, progress=view)
-    folder = found.folder.absolute()
+    speculator = speculator_of(options.checkpoint)
+    recipe = recipe_of(speculator)
+    folder = speculator.absolute()
     done = export(
         Request(
-            speculator=found.folder,
+            speculator=speculator,
             target=options.to,
             out=options.out or folder.with_name(f"{folder.name}-{options.to}"),
-            name=found.name,
-            verifier=found.verifier,
+            name=folder.name if recipe is None else folder.parent.name,
+            verifier=_verifier(options, speculator, recipe),
             verifier_name=options.verifier_name,
             dtype=options.dtype,
             address=options.push,
@@ -64,3 +62,21 @@ def run(options: argparse.Namespace) -> int:
         print(f"{done.folder}{f', pushed: {pushed}' if pushed else ''}")
     print(done.command)
     return 0
+
+
+def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, Any] | None) -> Path | None:
+    """Returns the folder of the verifier: the one that was asked for is obtained, any other has to be here."""
+    from speculators.export.subject import verifier_here
+    from speculators.model import read_config
+    from speculators.pipeline.measure import Subject, import_algorithm, verifier_of
+    from speculators.report.progress import RunView
+    from speculators.verifier.sources import obtain
+
+    if recipe is not None:
+        import_algorithm(recipe["algorithm"], speculator.parent)
+    section = verifier_of(Subject(folder=speculator, recipe=recipe, verifier=options.verifier))
+    if options.verifier:
+        with RunView(quiet=options.quiet) as view:
+            return obtain(section, progress=view)
+    held = read_config(speculator).speculators_config
+    return verifier_here(section, held.verifier.name_or_path if held else "")

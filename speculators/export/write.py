@@ -18,12 +18,9 @@ from speculators.export.folder import RECORD, new_folder
 from speculators.export.measured import Background
 from speculators.export.pages import Subject, card, serve_page
 from speculators.formats.find import served_by
-from speculators.formats.served import SGLANG, VLLM, Place, Served
+from speculators.formats.served import TARGETS, Place, Served
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
 from speculators.verifier.cache import file_sha256
-
-# What `--to` takes, and the server whose layout it is.
-TARGETS = {"vllm": VLLM, "sglang": SGLANG, "speculators": VLLM, "hub": VLLM}
 
 
 @attrs.frozen(kw_only=True)

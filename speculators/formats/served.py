@@ -12,6 +12,8 @@ import attrs
 from speculators.formats.names import Names
 
 VLLM, SGLANG = "vllm", "sglang"
+# What `spec export --to` takes, and the server whose layout it is.
+TARGETS = {"vllm": VLLM, "sglang": SGLANG, "speculators": VLLM, "hub": VLLM}
 
 
 @attrs.frozen(kw_only=True)

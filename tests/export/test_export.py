@@ -17,7 +17,8 @@ from speculators.config import CONFIGS, SpeculatorModelConfig, VerifierFacts
 from speculators.convert.checkpoint import Verifier, import_checkpoint
 from speculators.errors import ArtifactError
 from speculators.export.hub import push
-from speculators.export.write import TARGETS, Request, export
+from speculators.export.write import Request, export
+from speculators.formats.served import TARGETS
 from speculators.model import SpeculatorModel, build_model, read_config
 from speculators.verifier.tiny import make_tiny_verifier
 

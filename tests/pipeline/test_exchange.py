@@ -6,20 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from command import Spec
 from safetensors.torch import load_file
 
-from speculators.export.write import TARGETS
-
 BENCH = ("--prompts", "2", "--k", "2", "--live", "1", "--json")
 SHORT = ("--set", "schedule.max_steps=2", "--set", "benchmark.suites=[]")
-
-
-def test_the_targets_that_the_command_line_takes_are_those_that_there_are() -> None:
-    """The light verb names them without importing what writes them."""
-    from speculators.cli import export
-
-    assert set(export.TARGETS) == set(TARGETS)
 
 
 def test_a_run_is_exported_imported_and_measures_the_same(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
@@ -37,6 +29,24 @@ def test_a_run_is_exported_imported_and_measures_the_same(spec: Spec, run_folder
     assert all((other[name] == tensor).all() for name, tensor in one.items())
     first, second = (spec("bench", folder, *BENCH).json for folder in folders)
     assert [each["exact"] for each in first["settings"]] == [each["exact"] for each in second["settings"]]
+
+
+def test_a_verifier_that_config_json_names_is_checked_against_in_another_cache_too(
+    spec: Spec, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache of the export need not be that of the run; only where the folder is gone is nothing checked."""
+    monkeypatch.setattr(spec, "cache", tmp_path / "empty")
+    told = spec("export", run_folder, "--to", "vllm", "--out", tmp_path / "out", "--json")
+    assert told.code == 0, told.err
+    assert told.json["notes"] == []
+    moved = tmp_path / "moved"
+    shutil.copytree(run_folder / "speculator", moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["speculators_config"]["verifier"]["name_or_path"] = str(tmp_path / "gone")
+    (moved / "config.json").write_text(json.dumps(config))
+    told = spec("export", moved, "--to", "vllm", "--out", tmp_path / "out", "--json")
+    assert told.code == 0, told.err
+    assert "was not checked" in told.json["notes"][0]
 
 
 def test_the_card_of_a_run_has_its_recipe_its_lock_and_its_numbers(
