@@ -80,13 +80,18 @@ class ProposalConfig:
     accept_tolerance: float = 0.0
 
 
+def _some(_: object, __: attrs.Attribute[Any], value: tuple[Any, ...]) -> None:
+    if not value:
+        raise ValueError("must have one at least: it says how many tokens are drafted a round (speculative_tokens)")
+
+
 @attrs.frozen(kw_only=True, slots=False)
 class SpeculatorsConfig:
     """The `speculators_config` table of config.json: algorithm, proposal methods, verifier."""
 
     algorithm: str
     default_proposal_method: str = "greedy"
-    proposal_methods: tuple[ProposalConfig, ...] = (ProposalConfig(),)
+    proposal_methods: tuple[ProposalConfig, ...] = attrs.field(default=(ProposalConfig(),), validator=_some)
     verifier: VerifierConfig
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from speculators.config import SpeculatorModelConfig, VerifierFacts
 from speculators.drafter import Drafter
-from speculators.errors import ArtifactError, ContractError
+from speculators.errors import ArtifactError, ContractError, SpeculatorsError
 from speculators.recipe.converter import structure
 from speculators.registry import Registry
 
@@ -260,12 +260,25 @@ def rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
         folder: of the checkpoint, which has what an algorithm needs that is not built from its config alone.
 
     Raises:
-        ArtifactError: that is missing or damaged.
+        ArtifactError: that is missing or damaged, or no model can be built of the config's values.
     """
     model_class = SpeculatorModel.get_class(config.speculators_model_type)
     if _takes_config(model_class):
         return model_class(config)
     path = folder / REBUILD_FILE
+    try:
+        return _rebuild(config, folder)
+    except SpeculatorsError:
+        raise
+    # What wrong values lead to inside an algorithm's own code, or inside transformers, can be anything.
+    except Exception as error:
+        raise ArtifactError(
+            f"{folder}: no model can be built from its config.json: {type(error).__name__}: {error}",
+            hint="compare it with the verifier's config.json",
+        ) from error
+
+
+def _rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -72,10 +72,6 @@ def build(patient: Patient) -> list[Check]:
         blank = rebuild(patient.config, patient.folder)
     except SpeculatorsError as error:
         return [LOADS.wrong("config.json", str(error), AGAIN)]
-    # What a config with wrong values leads to inside an algorithm's own code can be anything.
-    except Exception as error:
-        words = f"no model can be built from config.json: {type(error).__name__}: {error}"
-        return [LOADS.wrong("config.json", words, "compare it with the verifier's config.json (checks below)")]
     patient.trainable = frozenset(name for name, one in blank.named_parameters() if one.requires_grad)
     checks += _tensors(patient, blank)
     checks += finite(patient.tensors)
