@@ -189,9 +189,9 @@ def _write(model: SpeculatorModel, config: Any, served: Served, request: Request
 
 
 def _with_states_counted(config: Any) -> Any:
-    """Says how many states are fused where it is not three, which vLLM takes for granted."""
+    """Says how many states are fused where vLLM, which takes three for granted, would not count them right."""
     decoder, count = config.transformer_layer_config, len(layer_ids(config))
-    if count in (0, 3) or decoder.get("num_aux_hidden_states") == count:
+    if count in (0, decoder.get("num_aux_hidden_states", 3)):
         return config
     return attrs.evolve(config, transformer_layer_config={**decoder, "num_aux_hidden_states": count})
 
