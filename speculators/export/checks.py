@@ -12,7 +12,7 @@ from speculators.config import VerifierFacts
 from speculators.formats.decoder import FULL
 from speculators.formats.served import SGLANG, VLLM
 from speculators.model import SpeculatorModel
-from speculators.verifier.tokens import folder_stop_ids
+from speculators.verifier.tokens import folder_stop_ids, load_tokenizer, turn_end
 
 # Kinds of rotary embedding that both our draft and the server compute.
 ROPE_TYPES = {
@@ -49,6 +49,8 @@ def _decoder_refusals(decoder: dict[str, Any], server: str) -> list[str]:
     kind = rope.get("rope_type", "default")
     if kind not in ROPE_TYPES[server]:
         found.append(f"rope_type {kind!r}: {server} knows {', '.join(ROPE_TYPES[server])}")
+    if rope and "rope_theta" not in rope:
+        found.append("rope_parameters do not say rope_theta: each program has a default of its own")
     types = {*decoder.get("layer_types", ())}
     if len(types) > 1:
         found.append(
@@ -64,15 +66,22 @@ def _decoder_refusals(decoder: dict[str, Any], server: str) -> list[str]:
     return found
 
 
-def vocabulary_refusals(model: SpeculatorModel, verifier: Path) -> list[str]:
-    """Returns which tokens that end a turn the draft cannot say: every turn would then end in a rejected round."""
+def undraftable(model: SpeculatorModel, verifier: Path) -> tuple[list[str], list[str]]:
+    """Returns what follows from stop tokens outside of the draft vocabulary: refusals, and notes.
+
+    Without the one that ends a turn every answer would end in a rejected round. A verifier's files often name others,
+    which few answers end with, if any: a draft with a map that is given need not have those.
+    """
     drafted = {*model.draft_to_target.tolist()}
     size = model.config.transformer_layer_config.get("vocab_size", 0)
-    absent = [token for token in folder_stop_ids(verifier) if token < size and token not in drafted]
-    return [
-        f"token {token} ends a turn and is not in the draft vocabulary: train with it (draft_vocab_size)"
-        for token in absent
+    absent = {token for token in folder_stop_ids(verifier) if token < size and token not in drafted}
+    turn = turn_end(load_tokenizer(verifier))
+    refused = [f"token {turn} ends a turn and is not in the draft vocabulary: train with it (draft_vocab_size)"]
+    noted = [
+        f"token {token}, which may end an answer too, is not in the draft vocabulary: it costs a round where it does"
+        for token in sorted(absent - {turn})
     ]
+    return refused if turn in absent else [], noted
 
 
 def weight_refusals(tensors: dict[str, torch.Tensor]) -> list[str]:

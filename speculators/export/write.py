@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from speculators.config import VerifierFacts
 from speculators.data.files import write_json, write_whole
 from speculators.errors import ArtifactError
-from speculators.export.checks import config_refusals, layer_ids, vocabulary_refusals, weight_refusals
+from speculators.export.checks import config_refusals, layer_ids, undraftable, weight_refusals
 from speculators.export.folder import RECORD, new_folder
 from speculators.export.measured import Background
 from speculators.export.pages import Subject, card, serve_page
@@ -78,12 +78,13 @@ def export(request: Request) -> Exported:
     config = _named(model.config, request.verifier_name)
     algorithm = config.speculators_model_type
     served = _layout(algorithm, request.target)
-    _refuse(model, config, served, request)
+    refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier)
+    _refuse(model, config, served, request, refused)
     verifier = config.speculators_config.verifier.name_or_path
     tokens = config.speculators_config.proposal_methods[0].speculative_tokens
     address = request.address or str(request.out.absolute())
     command = served.command(Place(folder=address, verifier=verifier, tokens=tokens))
-    notes = (*_unchecked(request, verifier), *served.notes(config))
+    notes = (*_unchecked(request, verifier), *noted, *served.notes(config))
     subject = Subject(
         name=request.name,
         algorithm=algorithm,
@@ -138,13 +139,11 @@ def _layout(algorithm: str, target: str) -> Served:
     return layouts[server]
 
 
-def _refuse(model: SpeculatorModel, config: Any, served: Served, request: Request) -> None:
-    """Raises with every reason for which the server would not draft what was trained."""
+def _refuse(model: SpeculatorModel, config: Any, served: Served, request: Request, found: list[str]) -> None:
+    """Raises with every reason for which the server would not draft what was trained, those that were found first."""
     facts = VerifierFacts.read(request.verifier / "config.json") if request.verifier else None
-    found = [*config_refusals(config, served.server, facts), *served.refusals(config)]
+    found = [*config_refusals(config, served.server, facts), *served.refusals(config), *found]
     found += weight_refusals(model.saved_names(model.state_dict()))
-    if request.verifier is not None:
-        found += vocabulary_refusals(model, request.verifier)
     if served.stitch is not None and request.verifier is None:
         found.append("it becomes a part of the verifier's checkpoint, and the verifier is not here: give --verifier")
     if found:

@@ -55,6 +55,12 @@ def folder_stop_ids(folder: Path, *, trust_remote_code: bool = False) -> tuple[i
     return stop_ids(tokenizer, GenerationConfig(eos_token_id=told))
 
 
+def turn_end(tokenizer: Any) -> int | None:
+    """Returns the id that every answer ends with: the template's end of turn, else the tokenizer's end of text."""
+    told = end_of_turn(tokenizer)
+    return tokenizer.eos_token_id if told is None else told
+
+
 def end_of_turn(tokenizer: Any) -> int | None:
     """Returns the id of the special token that the chat template puts after an assistant's answer, if there is one."""
     if not tokenizer.chat_template:

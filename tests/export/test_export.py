@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import attrs
@@ -99,8 +100,42 @@ def test_another_number_of_states_is_said_in_the_decoder(world, speculator):
     (speculator / "config.json").write_text(json.dumps(held))
     tensors = load_file(speculator / "model.safetensors")
     save_file({**tensors, "fc.weight": tensors["fc.weight"][:, :64].contiguous()}, speculator / "model.safetensors")
-    done = export(request(world, speculator, "speculators"))
-    assert config_of(done.folder)["transformer_layer_config"]["num_aux_hidden_states"] == 2
+    for held in ({}, {"transformer_layer_config__num_aux_hidden_states": 5}):
+        change_config(speculator, **held)
+        done = export(request(world, speculator, "speculators"))
+        assert config_of(done.folder)["transformer_layer_config"]["num_aux_hidden_states"] == 2
+
+
+def test_a_wrong_number_of_three_states_is_put_right(world, speculator):
+    """What a server reads is how many layer ids there are, whatever the config came with."""
+    change_config(speculator, transformer_layer_config__num_aux_hidden_states=5)
+    done = export(request(world, speculator, "vllm"))
+    assert config_of(done.folder)["transformer_layer_config"]["num_aux_hidden_states"] == 3
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "values", "words"),
+    [
+        ("eagle3", {"speculators_config__proposal_methods": []}, "must have one at least"),
+        ("medusa", {"speculators_config__proposal_methods": []}, "must have one at least"),
+        ("eagle3", {"transformer_layer_config__rope_parameters": None}, "no model can be built from its config.json"),
+        (
+            "eagle3",
+            {"transformer_layer_config__rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "(?s)no model can be built.*factor",
+        ),
+        ("eagle3", {"eagle_aux_hidden_state_layer_ids": []}, "does not say eagle_aux_hidden_state_layer_ids"),
+        ("dflash", {"aux_hidden_state_layer_ids": None}, "does not say aux_hidden_state_layer_ids"),
+        ("peagle", {"fc_norm": True}, "fc_norm = True: vLLM ignores it"),
+        ("peagle", {"scale": None}, "scale: unknown key"),
+    ],
+)
+def test_a_config_that_is_no_draft_of_ours_is_an_error_for_people(world, tmp_path, algorithm, values, words):
+    """Whatever the algorithm's code or transformers would make of it."""
+    speculator = saved(world, tmp_path / "speculator", algorithm, **OPTIONS.get(algorithm, {}))
+    change_config(speculator, **values)
+    with pytest.raises(ArtifactError, match=words):
+        export(request(world, speculator, "vllm"))
 
 
 def test_there_and_back_through_sglang_is_the_same_to_the_bit(world, speculator, tmp_path):
@@ -187,6 +222,11 @@ REFUSALS = {
         {"transformer_layer_config__rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
         "rope_type 'proportional': vllm knows default",
     ),
+    "a rotary embedding that is not said": (
+        "sglang",
+        {"transformer_layer_config__rope_parameters": {"rope_type": "default"}},
+        "do not say rope_theta",
+    ),
     "mixed attention": (
         "vllm",
         {"transformer_layer_config__layer_types": ["full_attention", "sliding_attention"]},
@@ -240,17 +280,34 @@ def test_every_reason_is_told_at_once(world, tmp_path):
         assert words in str(told.value)
 
 
-def test_a_draft_that_cannot_end_a_turn_is_refused(world, tmp_path):
-    """Tokens that end a turn have to be drafted; where the verifier is not here it is said that nobody looked."""
-    model, _ = world.build(SpeculatorModelConfig.get_class("eagle3")(norm_before_residual=False), 96)
-    drafted = torch.arange(100, 196)
-    model.get_buffer("d2t").copy_(drafted - torch.arange(96))
+def with_vocabulary(world, folder: Path, drafted: torch.Tensor) -> Path:
+    """A speculator that drafts these tokens."""
+    model, _ = world.build(SpeculatorModelConfig.get_class("eagle3")(norm_before_residual=False), len(drafted))
+    model.get_buffer("d2t").copy_(drafted - torch.arange(len(drafted)))
     model.get_buffer("t2d").copy_(torch.zeros(320, dtype=torch.bool).index_fill_(0, drafted, True))
-    model.save_pretrained(tmp_path / "speculator")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_draft_that_cannot_end_a_turn_is_refused(world, tmp_path):
+    """The token that ends a turn has to be drafted; where the verifier is not here it is said that nobody looked."""
+    speculator = with_vocabulary(world, tmp_path / "speculator", torch.arange(100, 196))
     with pytest.raises(ArtifactError, match="token 2 ends a turn and is not in the draft vocabulary"):
-        export(request(world, tmp_path / "speculator", "vllm"))
-    done = export(request(world, tmp_path / "speculator", "vllm", verifier=None))
+        export(request(world, speculator, "vllm"))
+    done = export(request(world, speculator, "vllm", verifier=None))
     assert any("was not checked" in note for note in done.notes)
+
+
+def test_other_stop_tokens_outside_of_the_draft_vocabulary_are_noted(world, tmp_path):
+    """Llama 3.1 names three, of which an imported map may lack two that no turn ends with."""
+    verifier = tmp_path / "verifier"
+    shutil.copytree(world.folder, verifier)
+    (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 300, 310]}))
+    drafted = torch.cat((torch.tensor([2]), torch.arange(100, 195)))
+    done = export(request(world, with_vocabulary(world, tmp_path / "speculator", drafted), "vllm", verifier=verifier))
+    told = [note for note in done.notes if "not in the draft vocabulary" in note]
+    assert [note.split(",")[0] for note in told] == ["token 300", "token 310"]
+    assert all(note in (done.folder / "serve.md").read_text() for note in told)
 
 
 @pytest.mark.parametrize(
