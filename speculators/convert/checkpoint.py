@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,12 @@ def import_checkpoint(path: Path, verifier: Verifier, out: Path) -> Imported:
         raise ArtifactError(f"{out} is there already", hint="name another folder with --out")
     source = open_source(path)
     algorithm, foreign = _recognised(source)
+    _check_verifier(source, verifier)
     config = _config(algorithm, foreign, source, verifier)
     # Shapes are all that is asked of it.
     with torch.device("meta"):
         model = SpeculatorModel.get_class(algorithm)(config)
     tensors, taken, problems = _tensors(model, foreign, source, verifier)
-    problems += _verifier_problems(config, verifier)
     if problems:
         head = f"{source.folder} reads as {foreign.name}, but"
         raise ArtifactError(f"{head} {problems[0]}" if len(problems) == 1 else "\n".join([f"{head}:", *problems]))
@@ -216,14 +217,17 @@ def _exact(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
     return wide, ("float16 weights are kept as float32, each with its value",)
 
 
-def _verifier_problems(config: Any, verifier: Verifier) -> list[str]:
-    """Returns why this cannot be the verifier that the checkpoint was trained for."""
-    decoder, facts = config.transformer_layer_config, verifier.facts
-    return [
-        f"its {key} is {decoder[key]}, that of the verifier {verifier.name} is {facts[key]}"
+def _check_verifier(source: Source, verifier: Verifier) -> None:
+    """Raises where the sizes say that this cannot be the verifier that the checkpoint was trained for."""
+    tables = (source.config, *(source.config.get(key) for key in ("text_config", "transformer_layer_config")))
+    told = {key: value for table in tables if isinstance(table, Mapping) for key, value in table.items()}
+    problems = [
+        f"its {key} is {told[key]}, that of the verifier {verifier.name} is {verifier.facts[key]}: another verifier"
         for key in ("hidden_size", "vocab_size")
-        if decoder[key] != facts[key]
+        if isinstance(told.get(key), int) and told[key] != verifier.facts[key]
     ]
+    if problems:
+        raise source.wrong(*problems)
 
 
 def _differences(config: Any, facts: VerifierFacts) -> list[str]:

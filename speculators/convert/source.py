@@ -57,7 +57,9 @@ def _files(folder: Path) -> list[Path]:
     if not files:
         if pickles := sorted(file for file in folder.iterdir() if file.suffix in _PICKLES):
             raise _pickled(pickles)
-        raise ArtifactError(f"{folder} has no weights (*.safetensors)")
+        inside = folder / "speculator"
+        hint = f"it is a run, and the checkpoint is {inside}" if (inside / "config.json").is_file() else ""
+        raise ArtifactError(f"{folder} has no weights (*.safetensors)", hint=hint)
     return files
 
 

@@ -169,7 +169,9 @@ def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_pa
 @pytest.mark.parametrize(
     ("layout", "values", "words"),
     [
-        ("upstream peagle", {"fc_norm": True}, "fc_norm = True is not known here"),
+        ("upstream peagle", {"fc_norm": True}, "fc_norm = True: vLLM ignores it"),
+        ("upstream peagle", {"scale": 2}, "scale = 2 is not known here"),
+        ("upstream peagle", {"shift": False}, "shift = False is not known here; take it out of config.json if"),
         ("upstream dflash", {"projector_type": "domino"}, "domino"),
         ("upstream dspark", {"enable_confidence_head": False}, "confidence head"),
         ("z-lab dflash", {"dflash_config": {"mask_token_id": 1, "target_layer_ids": [0, 3]}}, "after the final norm"),
@@ -177,12 +179,35 @@ def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_pa
         ("vllm medusa", {"logit_scale": 0.5}, "logit_scale"),
     ],
 )
-def test_an_option_that_is_on_and_not_known_is_refused(world, tmp_path, layout, values, words):
-    """It would be served as something else; options that are off, and those of training, are passed over."""
+def test_an_option_that_is_not_known_is_refused(world, tmp_path, layout, values, words):
+    """It would be served as something else, and one that is off may be on by default where it comes from."""
     LAYOUTS[layout](world, tmp_path / "theirs")
     spoil_config(tmp_path / "theirs", **values)
     with pytest.raises(ArtifactError, match=words):
         imported(world, tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_what_other_trainers_write_off_is_passed_over(world, tmp_path):
+    """Upstream's P-EAGLE has the options of its EAGLE-3, off."""
+    LAYOUTS["upstream peagle"](world, tmp_path / "theirs")
+    spoil_config(tmp_path / "theirs", fc_norm=False, norm_output=None)
+    imported(world, tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_another_verifier_is_told_by_its_sizes_before_its_layers(world, tmp_path):
+    """Layer ids beyond the last layer follow from it, and lead astray."""
+    LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
+    folder = make_tiny_verifier(tmp_path / "other", num_hidden_layers=2, hidden_size=64)
+    with pytest.raises(ArtifactError, match=r"its hidden_size is 32, that of the verifier .* is 64") as told:
+        import_checkpoint(tmp_path / "theirs", verifier_of(folder), tmp_path / "ours")
+    assert "ascending ids" not in str(told.value)
+
+
+def test_a_run_names_the_checkpoint_in_it(world, tmp_path):
+    """The folder that `spec export` takes has no weights of its own."""
+    LAYOUTS["upstream eagle3"](world, tmp_path / "run" / "speculator")
+    with pytest.raises(ArtifactError, match=r"(?s)has no weights.*the checkpoint is .*run/speculator"):
+        imported(world, tmp_path / "run", tmp_path / "ours")
 
 
 def test_an_upstream_residual_has_to_be_said(world, tmp_path):
