@@ -117,6 +117,10 @@ class SpeculatorModelConfig:
     decoder_type: ClassVar[str] = "llama"
     # Derived fields that a model takes over from the checkpoint of its kind that it starts from.
     taken_over: ClassVar[tuple[str, ...]] = ()
+    # Derived fields that a saved config.json has to say, since no default of theirs is any draft's.
+    must_say: ClassVar[tuple[str, ...]] = ()
+    # Options of other trainers' files that drafts here do not have: passed over where off; the reason to refuse one on.
+    others: ClassVar[Mapping[str, str]] = {}
     speculators_model_type: str = derived("")
     architectures: tuple[str, ...] = derived(())
     speculators_version: str = derived(LAYOUT_VERSION)
@@ -171,6 +175,12 @@ class SpeculatorModelConfig:
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
         """Returns the ids of the states that are read of a verifier of `num_layers`; the hook of an own default."""
         return self.target_layer_ids or default_layer_ids(num_layers)
+
+    @classmethod
+    def refusals(cls, raw: Mapping[str, Any]) -> list[str]:
+        """Returns which of `others` are on in a config.json, each with the reason that no such draft is read."""
+        on = {key: raw[key] for key in cls.others if raw.get(key) not in (None, False)}
+        return [f"{key} = {value!r}: {cls.others[key]}" for key, value in on.items()]
 
     @classmethod
     def pick(cls, kwargs: Mapping[str, Any]) -> Any:

@@ -29,7 +29,7 @@ REBUILD_FILE = "training_args.json"
 REBUILD_TENSORS_FILE = "training_args.safetensors"
 
 # Written by transformers beside our own keys, without meaning for a speculator.
-_FOREIGN_KEYS = {"transformers_version", "dtype", "torch_dtype", "model_type", "auto_map"}
+_FOREIGN_KEYS = {"transformers_version", "dtype", "torch_dtype", "model_type", "auto_map", "has_no_defaults_at_init"}
 
 # What every forward is called with; ARCHITECTURE.md section 5 gives shapes and meaning.
 BATCH_NAMES = (
@@ -198,13 +198,17 @@ def read_config(folder: Path) -> SpeculatorModelConfig:
     if "speculators_model_type" not in raw:
         raise ArtifactError(f"{path}: no 'speculators_model_type': this is not a speculator")
     config_class = SpeculatorModelConfig.get_class(raw["speculators_model_type"])
-    known = {field.name for field in attrs.fields(config_class)}
-    # Other trainers write every option of a family: one that is off changes nothing, whether or not it is known here.
-    off = {key for key, value in raw.items() if key not in known and (value is None or value is False)}
-    plain = {key: value for key, value in raw.items() if key not in _FOREIGN_KEYS | off}
+    found = config_class.refusals(raw)
+    found += [
+        f"does not say {key}: write in what the draft was trained with, each program has a default of its own"
+        for key in config_class.must_say
+        if not raw.get(key)
+    ]
+    plain = {key: value for key, value in raw.items() if key not in {*_FOREIGN_KEYS, *config_class.others}}
     config, problems = structure(plain, config_class)
-    if config is None:
-        raise ArtifactError("\n".join(f"{path}: {problem}" for problem in problems))
+    found += [str(problem) for problem in problems]
+    if config is None or found:
+        raise ArtifactError("\n".join(f"{path}: {words}" for words in found))
     return config
 
 
@@ -262,10 +266,6 @@ def rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
     Raises:
         ArtifactError: that is missing or damaged, or no model can be built of the config's values.
     """
-    model_class = SpeculatorModel.get_class(config.speculators_model_type)
-    if _takes_config(model_class):
-        return model_class(config)
-    path = folder / REBUILD_FILE
     try:
         return _rebuild(config, folder)
     except SpeculatorsError:
@@ -279,6 +279,10 @@ def rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
 
 
 def _rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
+    model_class = SpeculatorModel.get_class(config.speculators_model_type)
+    if _takes_config(model_class):
+        return model_class(config)
+    path = folder / REBUILD_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

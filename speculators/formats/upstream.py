@@ -72,15 +72,21 @@ def upstream(
 
 
 def taken_over(source: Source, config_class: type[SpeculatorModelConfig], passed_over: tuple[str, ...]) -> Fields:
-    """Returns the keys of a config.json that our config has, and K; one that it has not and that is on is an error."""
+    """Returns the keys of a config.json that our config has, and K; one that nobody here knows is an error."""
     raw = source.config
     if not isinstance(raw.get("transformer_layer_config"), Mapping):
         raise source.wrong("has no transformer_layer_config")
     own = {field.name for field in attrs.fields(config_class) if not field.metadata.get("knob")} - {*_PASSED_OVER}
-    others = {key: value for key, value in raw.items() if key not in {*own, *_PASSED_OVER, *passed_over}}
-    # An option that is off changes nothing, whether or not it is known here.
-    if unknown := {key: value for key, value in others.items() if value not in (None, False)}:
-        raise source.wrong(*(f"{key} = {value!r} is not known here" for key, value in unknown.items()))
+    known = {*own, *config_class.others, *_PASSED_OVER, *passed_over}
+    found = config_class.refusals(raw)
+    for key, value in raw.items():
+        if key not in known:
+            # What is off may be on by default where it comes from.
+            off = value in (None, False)
+            mend = "; take it out of config.json if the draft is the same without it" if off else ""
+            found.append(f"{key} = {value!r} is not known here{mend}")
+    if found:
+        raise source.wrong(*found)
     fields = {key: value for key, value in raw.items() if key in own and key not in passed_over}
     methods = (raw.get("speculators_config") or {}).get("proposal_methods") or [{}]
     if tokens := methods[0].get("speculative_tokens"):

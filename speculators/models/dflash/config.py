@@ -46,6 +46,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     """
 
     decoder_type: ClassVar[str] = "qwen3"
+    must_say: ClassVar[tuple[str, ...]] = ("aux_hidden_state_layer_ids",)
     speculators_model_type: str = derived("dflash")
     architectures: tuple[str, ...] = derived(("DFlashSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())

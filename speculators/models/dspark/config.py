@@ -51,6 +51,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     """
 
     decoder_type: ClassVar[str] = "qwen3"
+    must_say: ClassVar[tuple[str, ...]] = ("aux_hidden_state_layer_ids",)
     speculators_model_type: str = derived("dspark")
     architectures: tuple[str, ...] = derived(("DSparkSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, knob, positive
@@ -28,6 +30,7 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """
 
+    must_say: ClassVar[tuple[str, ...]] = ("eagle_aux_hidden_state_layer_ids",)
     speculators_model_type: str = derived("eagle3")
     architectures: tuple[str, ...] = derived(("Eagle3DraftModel",))
     eagle_aux_hidden_state_layer_ids: tuple[int, ...] = derived(())

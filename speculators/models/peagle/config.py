@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, knob, positive
@@ -29,6 +32,11 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """
 
+    must_say: ClassVar[tuple[str, ...]] = ("eagle_aux_hidden_state_layer_ids",)
+    others: ClassVar[Mapping[str, str]] = {
+        "fc_norm": "vLLM ignores it in a P-EAGLE draft, and would read states that are not normed",
+        "norm_output": "vLLM ignores it in a P-EAGLE draft",
+    }
     speculators_model_type: str = derived("peagle")
     architectures: tuple[str, ...] = derived(("PEagleSpeculator",))
     eagle_aux_hidden_state_layer_ids: tuple[int, ...] = derived(())

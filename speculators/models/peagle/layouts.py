@@ -28,7 +28,6 @@ FOREIGN = (
         names=NAMES,
         from_verifier=("embed_tokens.",),
         layer_ids="eagle_aux_hidden_state_layer_ids",
-        # fc_norm and norm_output are not here: vLLM ignores them, so that a checkpoint with one is refused.
         training=("enable_sp_ulysses",),
     ),
 )
