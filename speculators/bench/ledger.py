@@ -27,6 +27,11 @@ CAUSES = {
 }
 MORE = "more is accepted than can be: another speculator is served, or its output is not the verifier's own"
 FIRST_POSITION = "the first draft is accepted less already: layer ids, token or position shifts, vocabulary map, head"
+# vLLM's draft_sample_method is "greedy" unless it is told otherwise; no server says which it has.
+SAMPLED = (
+    "above T=0 a server may draft its likeliest token, as vLLM does by default, where drafts are predicted to be "
+    "sampled: another quantity, over other answers; a gap at T=0 is the one that tells of a fault"
+)
 LATER_POSITIONS = (
     "the first draft is accepted as predicted, later ones are not: the state that a depth hands on, or its position"
 )
@@ -90,13 +95,13 @@ class Trained:
     step: int
 
 
-def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Trained | None) -> list[Line]:
+def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Sequence[Trained]) -> list[Line]:
     """Returns the ledger of a run.
 
     Args:
         benches: in-process benchmarks as JSON values, oldest first: the newest of a setting counts.
         served: benchmarks of servers as JSON values, oldest first: the newest of a setting and engine counts.
-        trained: training's own number; None where no suite was evaluated.
+        trained: training's own numbers; none where no suite was evaluated.
     """
     predicted = {_key(setting): (bench, setting) for bench in benches for setting in bench["settings"]}
     engines: dict[tuple[Any, ...], tuple[Values, Values]] = {}
@@ -104,15 +109,12 @@ def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Trained
         for setting in result["settings"]:
             where = (*_key(setting), result["engine"], result["version"])
             engines[where] = (result, setting)
-    keys = dict.fromkeys([*predicted, *(key[:3] for key in engines)])
-    if trained is not None:
-        keys.setdefault((trained.suite, trained.num_speculative_tokens, trained.temperature))
+    own = {(one.suite, one.num_speculative_tokens, one.temperature): one for one in trained}
+    keys = dict.fromkeys([*predicted, *(key[:3] for key in engines), *own])
     lines = []
     for key in keys:
         bench, setting = predicted.get(key, (None, None))
-        entries: list[Entry] = []
-        if trained is not None and key == (trained.suite, trained.num_speculative_tokens, trained.temperature):
-            entries.append(_trained(trained, setting))
+        entries = [_trained(own[key], setting)] if key in own else []
         if bench is not None and setting is not None:
             entries.append(_predicted(bench, setting))
             entries += [_live(bench, setting)] if setting["live"] else []
@@ -188,7 +190,7 @@ def _served(pair: tuple[Values, Values], bench: Values | None, setting: Values |
     if setting["prompts_digest"] != served["suite_digest"]:
         return attrs.evolve(entry, note="not compared: the suite's prompts are others now")
     if served["temperature"] > 0:
-        return attrs.evolve(entry, note="not compared: above T=0 servers draft in their own ways")
+        return attrs.evolve(entry, note=f"not compared: {SAMPLED}")
     ids = served["prompt_ids"]
     sums = np.array([setting["by_prompt"][name] for name in ids], dtype=np.float64)
     expected = float(sums[:, 0].sum() / sums[:, 1].sum())

@@ -109,17 +109,22 @@ def replay(
     return _replayed(tables, rows, lengths if cuts is not None else None)
 
 
+def one_pass(model: Replays) -> bool:
+    """Whether all K follow from one pass: neither the drafts nor their number depend on K."""
+    return not ((isinstance(model, CutsDrafts) and model.cuts) or (isinstance(model, ShapedByK) and model.shaped_by_k))
+
+
 def replay_each(
     model: Replays, rows: Sequence[Row], ks: Sequence[int], *, temperature: float, progress: Progress = ignore
 ) -> dict[int, Replayed]:
-    """Replays for several K: all from one pass, or a pass each where drafts, or their number, depend on K.
+    """Replays for several K: all from one pass, or a pass each where `one_pass` is not enough.
 
     Args:
         ks: the K.
     """
-    if (isinstance(model, CutsDrafts) and model.cuts) or (isinstance(model, ShapedByK) and model.shaped_by_k):
-        return {k: replay(model, rows, k_max=k, temperature=temperature, progress=progress) for k in ks}
-    return dict.fromkeys(ks, replay(model, rows, k_max=max(ks), temperature=temperature, progress=progress))
+    if one_pass(model):
+        return dict.fromkeys(ks, replay(model, rows, k_max=max(ks), temperature=temperature, progress=progress))
+    return {k: replay(model, rows, k_max=k, temperature=temperature, progress=progress) for k in ks}
 
 
 def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[Row], *, k_max: int) -> Replayed:

@@ -12,7 +12,8 @@ from speculators.bench.ledger import Line, Trained, ledger
 from speculators.bench.result import jsonable
 from speculators.errors import ArtifactError
 from speculators.pipeline.context import read_json
-from speculators.pipeline.ondisk import SPECULATOR, TRAINED, served_folder
+from speculators.pipeline.ondisk import SPECULATOR, TAU_AT, TRAINED, served_folder
+from speculators.pipeline.records import read_events
 
 
 def ledger_of(run: Path) -> dict[str, Any]:
@@ -54,15 +55,26 @@ def _results(folder: Path, kept: int, unread: list[str]) -> list[dict[str, Any]]
     return found
 
 
-def _trained(run: Path, plan: dict[str, Any]) -> Trained | None:
-    """Returns the number by which training chose the checkpoint: first suite, largest K, first temperature."""
+def _trained(run: Path, plan: dict[str, Any]) -> list[Trained]:
+    """Returns what training measured of the checkpoint that it chose: first suite and temperature.
+
+    That is the number by which it was chosen, at the largest K, and those that the same pass gave.
+    """
     note, section = read_json(run / TRAINED), plan["recipe"]["benchmark"]
     if not isinstance(note, dict) or note.get("tau") is None or not section["suites"]:
-        return None
-    return Trained(
-        suite=section["suites"][0]["name"],
-        num_speculative_tokens=max(section["num_speculative_tokens"]),
-        temperature=section["temperature"][0],
-        tau=note["tau"],
-        step=note["step"],
-    )
+        return []
+    taus = {max(section["num_speculative_tokens"]): note["tau"]}
+    for event in read_events(run / "events.jsonl"):
+        if event.get("event") == "EvalEvent" and event["step"] == note["step"]:
+            smaller = {name: tau for name, tau in event["metrics"].items() if name.startswith(TAU_AT)}
+            taus |= {int(name.removeprefix(TAU_AT)): tau for name, tau in smaller.items()}
+    return [
+        Trained(
+            suite=section["suites"][0]["name"],
+            num_speculative_tokens=k,
+            temperature=section["temperature"][0],
+            tau=tau,
+            step=note["step"],
+        )
+        for k, tau in sorted(taus.items())
+    ]

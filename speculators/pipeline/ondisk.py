@@ -15,6 +15,8 @@ from speculators.recipe.plan import Plan, Stage
 from speculators.verifier.sources import held_folder
 
 TRAINED = "train.json"
+# Before K in the metrics of an evaluation: acceptance length at a K below the largest.
+TAU_AT = "tau_"
 MADE = "made.json"
 SPECULATOR = "speculator"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from speculators.bench.replay import replay
+from speculators.bench.replay import one_pass, replay
 from speculators.bench.responses import own_rows
 from speculators.bench.rows import Row
 from speculators.bench.suites import load_suite
@@ -21,7 +21,7 @@ from speculators.pipeline.build import training_kwargs, vocabulary_of
 from speculators.pipeline.context import Context, read_json
 from speculators.pipeline.feed import Feed
 from speculators.pipeline.inputs import state_source
-from speculators.pipeline.ondisk import SPECULATOR, TRAINED
+from speculators.pipeline.ondisk import SPECULATOR, TAU_AT, TRAINED
 from speculators.pipeline.sizes import parameter_counts
 from speculators.start import start_model
 from speculators.training.checkpoint import best, latest
@@ -73,7 +73,10 @@ def _best_words(held: dict[str, Any]) -> str:
 
 
 def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
-    """Returns what measures exact acceptance length: first suite, largest K, first temperature."""
+    """Returns what measures exact acceptance length: first suite, largest K, first temperature.
+
+    Its metrics are the acceptance of each position, and the lengths at smaller K where the same pass gives them.
+    """
     section = context.recipe.benchmark
     if not section.suites:
         return None
@@ -82,13 +85,16 @@ def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
         context.tell(WarningEvent(message=f"acceptance length cannot be measured: {lacking}; {words}"))
         return None
     k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
+    smaller = sorted({*section.num_speculative_tokens} - {k_max}) if one_pass(model) else []
     rows = suite_rows(context, model.draft().target_layer_ids) if context.world.is_main else []
 
     def evaluate() -> tuple[float, dict[str, float]]:
         if not context.world.is_main:
             return 0.0, {}
-        counts = replay(model, rows, k_max=k_max, temperature=temperature).counts(k_max)
-        return counts.tau, {f"accept_{j}": rate for j, rate in enumerate(counts.by_position, start=1)}
+        replayed = replay(model, rows, k_max=k_max, temperature=temperature)
+        counts = replayed.counts(k_max)
+        metrics = {f"accept_{j}": rate for j, rate in enumerate(counts.by_position, start=1)}
+        return counts.tau, metrics | {f"{TAU_AT}{k}": replayed.counts(k).tau for k in smaller}
 
     return evaluate
 

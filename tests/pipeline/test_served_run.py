@@ -19,7 +19,7 @@ def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
     told = spec("bench", run, "--ledger", "--json")
     assert told.code == 0, told.err
     kinds = [[entry["kind"] for entry in line["entries"]] for line in told.json["lines"]]
-    assert kinds == [["predicted", "measured live"], ["predicted in training", "predicted", "measured live"]]
+    assert kinds == [["predicted in training", "predicted", "measured live"]] * 2
     with served(FakeServer(pattern=(3,))) as fake:
         asked = ("bench", run, "--engine", "vllm", "--endpoint", fake.url)
         told = spec(*asked, "--prompts", "2", "--concurrency", "2")
