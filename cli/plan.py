@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--conversations", metavar="N", type=count, help="how many, where the data is not prepared")
     parser.add_argument("--mean-tokens", metavar="N", type=count, help="of one, where the data is not prepared")
-    parser.add_argument("--simulate", action="store_true", help="how an update grows with the nodes of --gpus")
+    parser.add_argument("--simulate", action="store_true", help="how an update grows with nodes of the first of --gpus")
     parser.add_argument("--nodes", metavar="N", type=count, help=f"with --simulate: up to so many ({NODES})")
     bandwidths = "with --simulate: GB/s a GPU in a node, a GPU between nodes, of the storage (400,50,20)"
     parser.add_argument("--bandwidths", metavar="LINK,NETWORK,STORAGE", help=bandwidths)
@@ -40,6 +40,9 @@ def run(options: argparse.Namespace) -> int:
     devices = _devices(options)
     options.nproc = options.nproc or (devices[0].count if devices else 1)
     recipe = load_checked(options)
+    if options.mean_tokens and options.mean_tokens > recipe.data.max_tokens:
+        message = f"must be at most data.max_tokens = {recipe.data.max_tokens}, the longest that a conversation can be"
+        raise RecipeError([Problem("--mean-tokens", f"{message}; got {options.mean_tokens}")])
     if options.verifier_config:
         facts = VerifierFacts.read(options.verifier_config)
     else:

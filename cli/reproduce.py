@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what the re-run showed; 0 if the run is reproduced, 1 if something differs."""
+    """Prints what the re-run showed; 0 if the run is reproduced, 1 if something differs or could not be compared."""
     # Before torch is imported: a folder that is no run is told at once.
     lock = Lock.read(options.folder)
     lock.resolved(options.folder)

@@ -19,7 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
     parser.add_argument("--resolved", action="store_true", help="every value, defaults included, with its origin")
-    parser.add_argument("--why", metavar="KEY", help="explain a value or section, e.g. schedule.optimizer.lr")
+    parser.add_argument(
+        "--why", metavar="KEY", type=_key, help="explain a value or section, e.g. schedule.optimizer.lr"
+    )
+
+
+def _key(text: str) -> str:
+    """argparse type: a text that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be the path of a value or section, such as schedule.optimizer.lr")
+    return text
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,11 +51,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _written(options: argparse.Namespace) -> Recipe | None:
+    """Returns the recipe without `--set`; None where only those make it one."""
+    try:
+        return load_recipe(options.recipe)
+    except RecipeError:
+        return None
+
+
 def _why(recipe: Recipe, options: argparse.Namespace) -> int:
     """Explains the value at a path, or all below it; raises RecipeError with the near miss."""
     from speculators.recipe.explain import explain
 
-    key, found = options.why, explain(recipe, options.why)
+    key, found = options.why, explain(recipe, options.why, _written(options))
     if not found:
         values = flatten(recipe)
         ends = [path for path in values if path.rpartition(".")[2] == key.rpartition(".")[2]]

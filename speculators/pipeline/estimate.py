@@ -58,7 +58,10 @@ def estimate(plan: Plan, places: Places, wanted: Wanted) -> dict[str, Any]:
         **costs.to_dict(),
         "devices": [{**told(costs, device), "seconds": _times(costs, places, device, share)} for device in devices],
         "notes": _notes(costs, wanted, share),
-        "warnings": warnings(costs, devices, free_disk=None if wanted.devices else _free(places.cache)),
+        "warnings": [
+            *_unused(costs, wanted),
+            *warnings(costs, devices, free_disk=None if wanted.devices else _free(places.cache)),
+        ],
     }
     if wanted.nodes is not None:
         result["simulation"] = _simulation(costs, devices[0], wanted, share)
@@ -82,7 +85,10 @@ def _times(costs: Costs, places: Places, device: Device, share: float) -> dict[s
 
 
 def _notes(costs: Costs, wanted: Wanted, share: float) -> list[str]:
-    notes = ["FLOPs are those of products; memory is that of tensors, in units of 1000"]
+    notes = [
+        "FLOPs are those of products; memory is that of tensors, in units of 1000: Python, libraries, what an "
+        "allocator keeps and the logits of a benchmark come on top"
+    ]
     if not costs.amount.counted:
         full = f"{costs.mean_tokens:,} tokens each"
         notes.append(f"the data is not prepared: figures marked <= take every conversation for {full}, all supervised")
@@ -92,16 +98,26 @@ def _notes(costs: Costs, wanted: Wanted, share: float) -> list[str]:
     return notes
 
 
+def _unused(costs: Costs, wanted: Wanted) -> list[str]:
+    given = {"--conversations": wanted.conversations, "--mean-tokens": wanted.mean_tokens}
+    names = [name for name, value in given.items() if value is not None]
+    if not names or not costs.amount.counted:
+        return []
+    return [f"{' and '.join(names)} not used: the data is prepared, and its own figures are told"]
+
+
 def _simulation(costs: Costs, device: Device, wanted: Wanted, share: float) -> dict[str, Any]:
     assert wanted.nodes is not None
     bandwidths = wanted.bandwidths or Bandwidths()
     stated = ", ".join(f"{name} {size_text(value)}/s" for name, value in attrs.asdict(bandwidths).items())
     rows = simulate(costs, device, wanted.nodes, bandwidths, share)
-    notes = [f"simulated with {stated}; communication is not overlapped, reading is"]
+    which = f"{device.name}, the first of --gpus," if len(wanted.devices) > 1 else device.name
+    notes = [f"simulated: nodes of {which} with {stated}; communication is not overlapped, reading is"]
     if any(row["grown"] for row in rows):
         step = costs.plan.recipe.schedule.tokens_per_step
         notes.append(f"* an update of {step:,} tokens has no row for each process: it is made larger, another recipe")
-    return {"rows": rows, "notes": notes, "bandwidths": attrs.asdict(bandwidths), "efficiency": share}
+    stated_as = attrs.asdict(bandwidths)
+    return {"device": device.name, "rows": rows, "notes": notes, "bandwidths": stated_as, "efficiency": share}
 
 
 def _free(folder: Path) -> float:

@@ -14,7 +14,7 @@ from speculators.config import VerifierFacts
 from speculators.data.files import disk_errors, write_json
 from speculators.errors import LockError, RecipeError
 from speculators.pipeline.context import Listen, Places, read_json
-from speculators.pipeline.evidence import DIFFERS, SAME, Finding
+from speculators.pipeline.evidence import DIFFERS, SAME, UNKNOWN, Finding
 from speculators.pipeline.locking import environment_here
 from speculators.pipeline.outputs import Sides, compare
 from speculators.pipeline.run import run_recipe
@@ -56,6 +56,18 @@ class Reproduction:
         return min(of_stage, key=lambda found: -1 if found.check == "inputs" else _step(found))
 
     @property
+    def unverified(self) -> list[str]:
+        """What could not be compared, as "STAGE CHECK"."""
+        return [f"{found.stage} {found.check}" for found in self.findings if found.result == UNKNOWN]
+
+    @property
+    def verdict(self) -> str:
+        """In words; a run is reproduced only where nothing was left uncompared."""
+        if self.first is not None:
+            return "not reproduced"
+        return "not fully verified" if self.unverified else "reproduced"
+
+    @property
     def promise(self) -> str:
         """What was held against the run, in words."""
         if self.tolerance is None:
@@ -68,7 +80,9 @@ class Reproduction:
         return {
             "run": str(self.run),
             "to": str(self.to),
-            "reproduced": self.first is None,
+            "verdict": self.verdict,
+            "reproduced": self.verdict == "reproduced",
+            "unverified": self.unverified,
             "promise": self.promise,
             "tolerance": self.tolerance,
             "environment": [attrs.asdict(each) for each in self.environment],

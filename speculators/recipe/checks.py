@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from speculators.config import VerifierFacts
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config
+from speculators.recipe.expect import band_key, setting_key
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import is_file_path
 from speculators.registry import near_miss
@@ -99,22 +99,20 @@ def _suites(recipe: Recipe) -> list[Problem]:
 def _bands(recipe: Recipe) -> list[Problem]:
     """Checks that each band speaks of a setting that the benchmark measures."""
     bench = recipe.benchmark
-    settings = [
-        f"{suite.name}/K={k}/T={t:g}"
+    settings = {
+        setting_key(suite.name, k, t): k
         for suite in bench.suites
         for k in bench.num_speculative_tokens
         for t in bench.temperature
-    ]
+    }
     problems = []
     for name, band in recipe.expect.items():
-        setting = re.fullmatch(r"(.+/K=(\d+))/T=(\d+(?:\.\d+)?)", name)
-        plain = f"{setting.group(1)}/T={float(setting.group(3)):g}" if setting else name
-        place = f'expect."{name}"'
-        if plain not in settings:
+        key, place = band_key(name), f'expect."{name}"'
+        if key not in settings:
             message = "is not a setting that [benchmark] measures"
-            hint = near_miss(plain, settings) or "write SUITE/K=5/T=0, all three from [benchmark]"
+            hint = near_miss(key, list(settings)) or "write SUITE/K=5/T=0, all three from [benchmark]"
             problems.append(recipe.problem(place, message, hint))
-        elif setting and band.tau[1] > int(setting.group(2)) + 1:
-            message = f"must be at most K + 1 = {int(setting.group(2)) + 1}, got {list(band.tau)}"
+        elif band.tau[1] > settings[key] + 1:
+            message = f"must be at most K + 1 = {settings[key] + 1}, got {list(band.tau)}"
             problems.append(recipe.problem(f"{place}.tau", message))
     return problems

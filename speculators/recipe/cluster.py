@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -74,8 +75,8 @@ def parse_devices(text: str) -> list[Device]:
 def _device(text: str) -> Device:
     found = re.fullmatch(r"(?:(\d+)x)?([A-Za-z0-9]+)(?:-(\d+)GB)?", text)
     count, name, memory = found.groups() if found else (None, "", None)
-    if not found or count == "0":
-        raise RecipeError([Problem("--gpus", f"must be like 8xH100-80GB, got {text!r}")])
+    if not found or 0 in (int(count or 1), int(memory or 1)):
+        raise RecipeError([Problem("--gpus", f"must be like 8xH100-80GB, numbers from 1, got {text!r}")])
     if name.upper() not in PEAKS:
         hint = near_miss(name.upper(), list(PEAKS)) or f"there are: {', '.join(PEAKS)}"
         raise RecipeError([Problem("--gpus", f"no figures for a device {name!r}", hint)])
@@ -92,10 +93,10 @@ def parse_bandwidths(text: str) -> Bandwidths:
     """Returns the bandwidths of "LINK,NETWORK,STORAGE" in GB/s; raises RecipeError."""
     try:
         link, network, storage = (float(part) * 1e9 for part in text.split(","))
-        if min(link, network, storage) <= 0:
+        if not all(0 < each < math.inf for each in (link, network, storage)):
             raise ValueError
     except ValueError:
-        message = f"must be three numbers > 0, LINK,NETWORK,STORAGE in GB/s, got {text!r}"
+        message = f"must be three finite numbers > 0, LINK,NETWORK,STORAGE in GB/s, got {text!r}"
         raise RecipeError([Problem("--bandwidths", message)]) from None
     return Bandwidths(link=link, network=network, storage=storage)
 
@@ -104,6 +105,11 @@ def memory(costs: Costs, device: Device) -> dict[str, int]:
     """Returns the bytes of one process on this device while it trains, by part."""
     tokens = CAPTURE_TOKENS[device.kind]
     return costs.memory(device.count, capture_tokens=tokens, rows_on_host=device.kind != "cpu")
+
+
+def verifier_alone(costs: Costs, device: Device) -> int:
+    """Returns the bytes of the one process that captures or measures on this device: the verifier, whole."""
+    return costs.verifier_memory(costs.plan.recipe.verifier.dtype, CAPTURE_TOKENS[device.kind])
 
 
 def seconds(costs: Costs, device: Device, efficiency: float) -> dict[str, float | None]:
@@ -121,6 +127,7 @@ def told(costs: Costs, device: Device) -> dict[str, Any]:
         "capacity": device.memory_bytes,
         "memory": parts,
         "memory_total": sum(parts.values()),
+        "memory_verifier": verifier_alone(costs, device),
         "communication": costs.communication(device.count),
         "reading": costs.reading(costs.plan.recipe.schedule.tokens_per_step),
     }
@@ -211,7 +218,7 @@ def _memory_warnings(costs: Costs, device: Device) -> list[str]:
         need = f"training needs {size_text(total)} a process of {room}"
         found.append(f"{device.name}: {need}; most of it is {largest}: {cure}")
     recipe = costs.plan.recipe
-    alone = costs.verifier_memory(recipe.verifier.dtype, CAPTURE_TOKENS[device.kind])
+    alone = verifier_alone(costs, device)
     held = "measured" if recipe.data.served else "captured or measured"
     if alone > device.memory_bytes and (recipe.benchmark.suites or not recipe.data.served):
         need = f"the verifier alone needs {size_text(alone)} a process of {room}"

@@ -146,15 +146,20 @@ class Costs:
         return (self.verifier.parameters + forward) * ITEM_BYTES[dtype]
 
     def disk(self) -> dict[str, int | None]:
-        """Returns the bytes on disk by what is kept: at most, for checkpoints; None where the data is not known."""
-        row, facts = self.row, self.plan.facts
+        """Returns the bytes on disk by what is kept; None where the data is not known.
+
+        A run ends with its latest checkpoints, of which the last is mostly the best. At most there are two more: the
+        best, where it is older, and one that is being written before another is removed.
+        """
+        row, facts, keep = self.row, self.plan.facts, self.plan.recipe.schedule.keep_checkpoints
+        checkpoint = row.trainable_bytes + row.optimizer_bytes
         kept = str(facts.get("dtype") or facts.get("torch_dtype") or "float32")
         states = 0 if not self.cached else self.states_bytes
         return {
             "verifier": self.verifier.parameters * ITEM_BYTES.get(kept, 4),
             "hidden states": states,
-            "checkpoints": (self.plan.recipe.schedule.keep_checkpoints + 1)
-            * (row.trainable_bytes + row.optimizer_bytes),
+            "checkpoints": keep * checkpoint,
+            "checkpoints, at most": (keep + 2) * checkpoint,
             "speculator": row.trainable_bytes + row.frozen_bytes,
         }
 

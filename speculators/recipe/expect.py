@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speculators.recipe.schema import Expect
+
+_SETTING = re.compile(r"(.+)/K=(\d+)/T=(\d+(?:\.\d+)?)")
+
+
+def setting_key(suite: str, k: int, temperature: float) -> str:
+    """Returns the name of a benchmark's setting, "SUITE/K=5/T=0"."""
+    return f"{suite}/K={k}/T={temperature:g}"
+
+
+def band_key(written: str) -> str:
+    """Returns the name of the setting that a band speaks of: T=0.0 is T=0; what is no setting stays as it is."""
+    found = _SETTING.fullmatch(written)
+    return setting_key(found[1], int(found[2]), float(found[3])) if found else written
 
 
 def held_against(expect: Mapping[str, Expect], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -19,12 +33,12 @@ def held_against(expect: Mapping[str, Expect], settings: Sequence[Mapping[str, A
         A row for each band; `place` is "inside", "below", "above", or "not measured" where the benchmark lacks it.
     """
     measured = {
-        f"{each['suite']}/K={each['num_speculative_tokens']}/T={each['temperature']:g}": each["exact"]["tau"]
+        setting_key(each["suite"], each["num_speculative_tokens"], each["temperature"]): each["exact"]["tau"]
         for each in settings
     }
     rows = []
     for name, band in expect.items():
-        tau, (low, high) = measured.get(name), band.tau
+        tau, (low, high) = measured.get(band_key(name)), band.tau
         if tau is None:
             place = "not measured"
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import attrs
 
 from speculators.recipe.origin import Origin, Part, comment_at, path_text
 from speculators.recipe.schema import AlgorithmSection, Recipe
-from speculators.recipe.values import as_tables, leaves
+from speculators.recipe.values import as_tables, flatten, leaves
 
 # What each part of a recipe enters as itself, the longest prefix first; tests/recipe/test_explain.py holds it against
 # the plan. What follows from `regenerate` and `hidden_states` is in `enters`.
@@ -48,6 +48,8 @@ class Why:
         comment: what the recipe says beside it; "" for nothing.
         enters: stages whose fingerprints it is part of.
         reruns: stages that read what those write.
+        replaces: of a `--set`, what the recipe itself has there ("value") and where that stands ("origin"); None where
+            it has nothing.
     """
 
     path: str
@@ -57,15 +59,20 @@ class Why:
     comment: str
     enters: tuple[str, ...]
     reruns: tuple[str, ...]
+    replaces: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values, without the path."""
         return attrs.asdict(self, filter=lambda field, _: field.name != "path")
 
 
-def explain(recipe: Recipe, key: str) -> list[Why]:
-    """Returns why the value at a path, or each value below it, is what it is; [] where there is none."""
-    found = []
+def explain(recipe: Recipe, key: str, written: Recipe | None = None) -> list[Why]:
+    """Returns why the value at a path, or each value below it, is what it is; [] where there is none.
+
+    Args:
+        written: the recipe without the options `--set`; None where there is none, or it is none without them.
+    """
+    found, before = [], flatten(written) if written else {}
     for parts, value in leaves((), as_tables(recipe)):
         path = path_text(parts)
         if path == key or path.startswith((f"{key}.", f"{key}[")):
@@ -79,9 +86,16 @@ def explain(recipe: Recipe, key: str) -> list[Why]:
                     comment=_comment(origin),
                     enters=direct,
                     reruns=_readers(recipe, direct),
+                    replaces=_replaced(path, origin, before, written),
                 )
             )
     return found
+
+
+def _replaced(path: str, origin: Origin, before: Mapping[str, Any], written: Recipe | None) -> dict[str, Any] | None:
+    if origin.kind != "--set" or written is None or path not in before:
+        return None
+    return {"value": before[path], "origin": str(written.origins[path])}
 
 
 def enters(recipe: Recipe, path: str) -> tuple[str, ...]:

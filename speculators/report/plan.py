@@ -104,6 +104,7 @@ def _memory(devices: Sequence[Mapping[str, Any]]) -> Table:
         over = device["capacity"] is not None and device["memory_total"] > device["capacity"]
         totals.append(f"[{'bad' if over else 'good'}]{size_text(device['memory_total'])}[/]{room}")
     table.add_row("[title]total[/]", *totals)
+    table.add_row("verifier alone, capture and bench", *(size_text(device["memory_verifier"]) for device in devices))
     table.add_row("received an update", *(_moved(device["communication"]) for device in devices))
     return table
 

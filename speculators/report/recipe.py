@@ -37,6 +37,7 @@ def why_lines(found: Sequence[Why]) -> RenderableType:
         then = f", and through that {', '.join(why.reruns)}" if why.reruns else ""
         lines = {
             "from": why.origin,
+            "replaces": f"{_toml(why.replaces['value'])}, from {why.replaces['origin']}" if why.replaces else "",
             "beside": why.comment,
             "means": why.means or "its class does not say",
             "enters": f"{', '.join(why.enters)}{then}" if why.enters else "no stage's fingerprint: nothing runs again",
@@ -52,13 +53,15 @@ def listing(
     recipes: Sequence[Mapping[str, Any]], algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]
 ) -> RenderableType:
     """Returns the recipes by verifier with what they need and reach, the algorithms and the runs."""
-    table = plain_table("recipe", "algorithm", "hardware", "summary", "known to reach")
+    table = plain_table("recipe", "algorithm", "what it is, needs and is known to reach")
+    # A name that is folded cannot be copied; the last column takes what is left of 80.
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for family in sorted({recipe["family"] for recipe in recipes}):
         table.add_row(Text(family, style="title"))
         for recipe in (recipe for recipe in recipes if recipe["family"] == family):
-            bands = "\n".join(f"{name}: {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items())
-            name = f"  {recipe['name']}"
-            cells = (name, recipe["algorithm"], recipe["hardware"], recipe["summary"], bands or "not measured yet")
+            bands = [f"{name}: {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items()]
+            needs = f"{recipe['hardware']}; {'known to reach' if bands else 'not measured yet'}"
+            cells = (f"  {recipe['name']}", recipe["algorithm"], "\n".join([recipe["summary"], needs, *bands]))
             table.add_row(*map(escape, cells))
     parts: list[RenderableType] = [table, Text.assemble(("\nalgorithms ", "title"), ", ".join(algorithms) or "none")]
     if runs:

@@ -41,6 +41,9 @@ def _short(value: Any) -> str:
 
 
 def _verdict(result: Mapping[str, Any]) -> Text:
+    if result["verdict"] == "not fully verified":
+        lacking = ", ".join(result["unverified"])
+        return Text.assemble((result["verdict"], "warn"), f": {lacking}; nothing that could be compared differs")
     if (first := result["first"]) is None:
         near = any(found["result"] == "within tolerance" for found in result["findings"])
         how = "within the tolerance" if near else "to the same bits"

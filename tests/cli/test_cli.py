@@ -214,6 +214,18 @@ def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[
     assert [words.strip() for _, words in told][:2] == ["mine.toml:12", "tried 3e-3"]
     assert told[3][1].strip() == "train"
     assert "no stage's fingerprint" in spec(capsys, "show", "mine.toml", "--why", "summary")[1]
+    told = spec(capsys, "show", "mine.toml", "--set", "schedule.optimizer.lr=2e-3", "--why", "schedule.optimizer.lr")[1]
+    assert [line.split(maxsplit=1)[1].strip() for line in told.splitlines()[1:3]] == [
+        "--set",
+        "0.001, from mine.toml:12",
+    ]
+
+
+def test_show_why_of_nothing_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """It does not print the file as if nothing had been asked."""
+    code, out, err = spec(capsys, "show", "mine.toml", "--why", "")
+    assert (code, out) == (2, "")
+    assert "--why: must be the path of a value or section" in err
 
 
 def test_plan_prints_stages_and_derived_values(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Spec
 
 from speculators.recipe.cluster import parse_devices
+from speculators.training import loop
+from speculators.training.optimizer import Optimizer
+from speculators.training.update import Outcome, Worker
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "llama-3.1-8b" / "config.json"
 
@@ -41,6 +45,13 @@ def test_twice_the_processes_hold_smaller_shards(llama_plan: dict) -> None:
     assert sixteen["activations"] == eight["activations"]
 
 
+def test_expectations_of_prepared_data_are_not_used_and_it_says_so(spec: Spec, run_folder: Path) -> None:
+    """What was counted is told."""
+    told = spec("plan", "smoke", "--runs", spec.runs, "--conversations", 5, "--json").json["costs"]
+    assert told["amount"]["counted"]
+    assert "--conversations not used: the data is prepared" in told["warnings"][0]
+
+
 def test_bounds_of_unprepared_data_say_so(llama_plan: dict) -> None:
     """Two epochs of at most 1000 x 1024 tokens, in updates of 65,536."""
     data = llama_plan["costs"]["amount"]
@@ -55,6 +66,60 @@ def test_a_simulation_never_exceeds_linear_growth(llama_plan: dict) -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+def test_a_simulation_says_which_devices_it_is_of(llama_plan: dict) -> None:
+    """The first of several."""
+    simulation = llama_plan["costs"]["simulation"]
+    assert simulation["device"] == "8xH100-80GB"
+    assert "nodes of 8xH100-80GB, the first of --gpus," in simulation["notes"][0]
+
+
+def stored(folder: Path) -> int:
+    """The bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_disk_and_memory_are_those_of_a_run(
+    optimizer: str, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 10%: what two updates leave on disk, and the tensors that are there in an update.
+
+    The draft's feed-forward is made wide: of smoke's own, the file format would be a tenth.
+    """
+    held: dict[str, int] = {}
+    step, update = Optimizer.step, loop.update
+
+    def noted_step(self: Optimizer, factor: float) -> None:
+        held["gradients"] = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
+        step(self, factor)
+
+    def noted_update(worker: Worker, *arguments: Any, **named: Any) -> Outcome:
+        outcome = update(worker, *arguments, **named)
+        held["weights"] = sum(parameter.nbytes for parameter in worker.model.parameters())
+        held["optimizer"] = sum(tensor.nbytes for tensor in worker.optimizer.tensors().values())
+        held["verifier"] = sum(tensor.nbytes for tensor in worker.model.target_head.buffers())
+        return outcome
+
+    monkeypatch.setattr(Optimizer, "step", noted_step)
+    monkeypatch.setattr(loop, "update", noted_update)
+    sets = [
+        *("algorithm.decoder={intermediate_size=2048}", f"schedule.optimizer.name='{optimizer}'"),
+        *("schedule.max_steps=2", "schedule.checkpoint_every=1", "schedule.evaluate_every=2"),
+        *("benchmark.num_speculative_tokens=[1]", "benchmark.max_new_tokens=2", "benchmark.live_prompts=1"),
+    ]
+    options = ["--runs", tmp_path, *(part for text in sets for part in ("--set", text))]
+    assert (told := spec("run", "smoke", *options, "--quiet")).code == 0, told.err
+    plan = spec("plan", "smoke", *options, "--json").json
+    (run,) = tmp_path.glob("smoke-*")
+    key = next(stage["fingerprint"] for stage in plan["stages"] if stage["name"] == "capture")
+    disk = plan["costs"]["disk"]
+    assert disk["hidden states"] == pytest.approx(stored(spec.cache / "states" / key[:16]), rel=0.1)
+    assert disk["checkpoints"] == pytest.approx(stored(run / "checkpoints"), rel=0.1)
+    assert disk["speculator"] == pytest.approx(stored(run / "speculator"), rel=0.1)
+    memory = plan["costs"]["devices"][0]["memory"]
+    assert {part: memory[part] for part in held} == pytest.approx(held, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -62,7 +127,11 @@ def test_a_simulation_never_exceeds_linear_growth(llama_plan: dict) -> None:
         (("--gpus", "0xH100"), "must be like 8xH100-80GB"),
         (("--simulate",), "goes with --gpus"),
         (("--efficiency", "2"), "above 0 and at most 1"),
+        (("--gpus", "8xH100-0GB"), "numbers from 1"),
         (("--gpus", "1xH100", "--bandwidths", "1,2"), "--simulate"),
+        (("--gpus", "1xH100", "--simulate", "--bandwidths", "nan,1,1"), "three finite numbers"),
+        (("--gpus", "1xH100", "--simulate", "--bandwidths", "1,inf,1"), "three finite numbers"),
+        (("--mean-tokens", "2049"), "at most data.max_tokens = 2048"),
     ],
 )
 def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

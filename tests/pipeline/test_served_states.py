@@ -140,6 +140,13 @@ def test_what_cannot_be_captured_is_told_before_it_is_tried(fresh: Spec, served:
     assert "connection refused" in told.err
 
 
+def test_options_that_say_nothing_beside_check_states_are_refused(fresh: Spec) -> None:
+    """It prints no conversations, and none is not a sample: all is said at once."""
+    told = fresh("data", "smoke", "--check-states", "--show", 1, "--id", "a", "--sample", 0)
+    assert (told.code, told.out) == (2, "")
+    assert [line.partition(": ")[2].split(":")[0] for line in told.err.splitlines()] == ["--show", "--id", "--sample"]
+
+
 def test_online_states_cannot_be_checked(fresh: Spec) -> None:
     """There are none; and cached ones that are not captured yet are not there either."""
     told = fresh("data", "smoke", "--check-states", "--set", 'data.hidden_states="online"')

@@ -165,6 +165,29 @@ def test_another_package_version_can_matter_and_is_held_to_the_tolerance(spec: S
     assert (told.code, told.json["first"]["step"]) == (1, 5)
 
 
+def test_what_was_lost_is_not_called_reproduced(spec: Spec, run: Path, to: Path) -> None:
+    """Without log, training result and benchmark nothing of them is vouched for: named, exit 1, also in JSON."""
+    (run / "events.jsonl").unlink()
+    (run / "train.json").unlink()
+    shutil.rmtree(run / "bench")
+    told = spec("reproduce", run, "--to", to, "--json")
+    assert (told.code, told.json["first"]) == (1, None)
+    assert (told.json["verdict"], told.json["reproduced"]) == ("not fully verified", False)
+    assert told.json["unverified"] == ["train updates", "train evaluations", "train weights", "bench results"]
+    text = spec("reproduce", run, "--to", to).out.splitlines()
+    assert "not fully verified: train updates, train evaluations, train weights, bench results" in " ".join(text[-2:])
+
+
+def test_what_was_lost_after_the_last_stage_asked_for_does_not_matter(spec: Spec, run: Path, to: Path) -> None:
+    """`--until capture` verifies the data and the states of a run that lost its training."""
+    (run / "train.json").unlink()
+    told = spec("reproduce", run, "--to", to, "--until", "capture", "--json")
+    assert (told.code, told.json["verdict"], told.json["unverified"]) == (0, "reproduced", [])
+    (run / "made.json").unlink()
+    told = spec("reproduce", run, "--to", to, "--until", "capture", "--json")
+    assert (told.code, told.json["unverified"]) == (1, ["prepare files", "capture files"])
+
+
 def cut(run: Path) -> None:
     (run / "lock.json").write_text((run / "lock.json").read_text()[:300])
 

@@ -31,3 +31,9 @@ def test_a_band_that_was_not_measured_says_so() -> None:
     (row,) = held_against(BAND, [setting(1.7, k=3)])
     assert row["place"] == "not measured"
     assert "not measured" in expect_lines([row])[0]
+
+
+def test_a_band_is_found_however_its_temperature_is_written() -> None:
+    """The check of a recipe takes T=0.0 for T=0: so does the comparison."""
+    (row,) = held_against({"quickstart/K=5/T=0.0": BAND["quickstart/K=5/T=0"]}, [setting(1.7)])
+    assert (row["tau"], row["place"]) == (1.7, "inside")

@@ -109,6 +109,18 @@ def test_a_value_of_the_command_line_says_so(write: Write) -> None:
     assert (why.origin, why.comment, why.value) == ("--set", "", 4)
 
 
+def test_a_value_of_the_command_line_tells_what_it_replaced(write: Write) -> None:
+    """The recipe's own value with its place, or the default; nothing where the recipe has no such value."""
+    path = write()
+    sets = ["data.max_tokens=128", "schedule.epochs=3", 'data.sources=[{path="rows.jsonl"}, {path="rows.jsonl"}]']
+    recipe, written = load_recipe(path, sets), load_recipe(path)
+    told = {why.path: why.replaces for key in ("data", "schedule.epochs") for why in explain(recipe, key, written)}
+    assert told["data.max_tokens"] == {"value": 256, "origin": "mine.toml:11"}
+    assert told["schedule.epochs"] == {"value": 1, "origin": "default"}
+    assert told["data.sources[1].path"] is None
+    assert told["data.hidden_states"] is None
+
+
 def test_an_inherited_value_names_the_file_that_says_it(write: Write) -> None:
     """`extends`, its file and line, and the comment there."""
     write(("max_tokens = 256", "max_tokens = 256  # as served"))
