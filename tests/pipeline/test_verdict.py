@@ -1,0 +1,32 @@
+"""When a re-run counts as a reproduction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speculators.pipeline.evidence import DIFFERS, SAME, UNKNOWN, WITHIN, Finding
+from speculators.pipeline.reproduce import Reproduction
+
+STATES = Finding(stage="capture", check="files", result=UNKNOWN, evidence="the sha256 differs")
+
+
+def trained(result: str) -> Finding:
+    return Finding(stage="train", check="updates", result=result, evidence="")
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "found", "verdict"),
+    [
+        (0.01, WITHIN, "reproduced"),
+        (0.01, UNKNOWN, "not fully verified"),
+        (0.01, DIFFERS, "not reproduced"),
+        (None, SAME, "not fully verified"),
+    ],
+)
+def test_another_platforms_states_are_vouched_for_by_the_training_on_them(tolerance, found, verdict):
+    """Only where bits are not promised, and only if the training was compared."""
+    findings = (STATES, trained(found))
+    told = Reproduction(run=Path(), to=Path(), environment=(), tolerance=tolerance, findings=findings)
+    assert told.verdict == verdict
