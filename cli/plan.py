@@ -9,6 +9,7 @@ from typing import Any
 
 from speculators.config import VerifierFacts
 from speculators.errors import Problem, RecipeError, VerifierError
+from speculators.recipe.locks import contradictions, shipped_facts
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 
@@ -45,6 +46,10 @@ def run(options: argparse.Namespace) -> int:
         raise RecipeError([Problem("--mean-tokens", f"{message}; got {options.mean_tokens}")])
     if options.verifier_config:
         facts = VerifierFacts.read(options.verifier_config)
+        known = shipped_facts(recipe.verifier)
+        if known and (wrong := contradictions(facts, known)):
+            words = f"{options.verifier_config} is not of {recipe.verifier.model}: {'; '.join(wrong)}"
+            print(f"warning: {words}; the plan is of the file", file=sys.stderr)
     else:
         facts = _fetch_facts(recipe, quiet=options.quiet or options.json)
     plan = make_plan(recipe, facts, world_size=options.nproc)

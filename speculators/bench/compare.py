@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,23 @@ from speculators.bench.statistics import bootstrap_difference
 Values = Mapping[str, Any]
 
 
-def differences(a: Values, b: Values) -> list[dict[str, Any]]:
-    """Returns tau of both benchmarks wherever they measured the same, with an interval of the difference.
+def differences(a: Sequence[Values], b: Sequence[Values]) -> list[dict[str, Any]]:
+    """Returns tau of both wherever they measured the same, with an interval of the difference.
 
     Args:
-        a, b: benchmarks as JSON values.
+        a, b: settings of benchmarks as JSON values.
 
     Returns:
-        A row for each (suite, K, T) that both have on the same prompts; `interval` is None where a result of an older
-        format does not tell its prompts one by one.
+        A row for each (suite, K, T) that both have on the same prompts; `interval` is None where they do not tell the
+        same prompts one by one.
     """
     keys = ("suite", "num_speculative_tokens", "temperature")
-    others = {tuple(setting[key] for key in keys): setting for setting in b["settings"]}
+    same = (*keys, "prompts_digest")
+    others = {tuple(setting[key] for key in same): setting for setting in b}
     rows = []
-    for setting in a["settings"]:
-        other = others.get(tuple(setting[key] for key in keys))
-        if other is None or setting["prompts_digest"] != other["prompts_digest"]:
+    for setting in a:
+        other = others.get(tuple(setting[key] for key in same))
+        if other is None:
             continue
         rows.append(
             {

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speculators.bench.result import FORMAT
 from speculators.errors import ArtifactError
+from speculators.pipeline.benches import read_benches
+from speculators.pipeline.compare import points, with_records
 from speculators.pipeline.context import read_json
 from speculators.pipeline.ondisk import TRAINED
-from speculators.pipeline.records import flat, read_events, results
-from speculators.recipe.diff import Side, as_values
+from speculators.pipeline.records import flat, read_events
 from speculators.recipe.expect import expect_lines, held_against
-from speculators.recipe.origin import path_text
+from speculators.recipe.plan import read_plan
 from speculators.recipe.schema import Expect
-from speculators.recipe.values import leaves
+from speculators.recipe.side import Side
+from speculators.recipe.values import flatten_tables
 
 # Points of a curve; a longer one is told by the means of so many equal parts.
 POINTS = 400
@@ -55,11 +56,13 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 
 def gather_run(folder: Path, name: str) -> Values:
     """Returns what one run tells; `missing` says in words what is not there, and why where that can be known."""
-    plan, lock, trained = (_table(folder / name) for name in ("plan.json", "lock.json", TRAINED))
-    recipe = _recipe(plan)
-    events = read_events(folder / "events.jsonl")
-    settings, benches, unread = _bench(folder)
-    state, unfinished = _state(trained, events)
+    lock, trained = (_table(folder / name) for name in ("lock.json", TRAINED))
+    plan = _plan(folder)
+    recipe = plan["recipe"] if plan else None
+    events, torn = _events(folder / "events.jsonl")
+    benches = read_benches(folder)
+    settings = [{key: value for key, value in each.items() if key != "by_prompt"} for each in benches.settings]
+    state, unfinished = _state(trained, events, torn)
     text = folder / "recipe.toml"
     return {
         "name": name,
@@ -68,28 +71,29 @@ def gather_run(folder: Path, name: str) -> Values:
         "missing": [
             *([] if recipe else ["plan.json is missing or damaged: there is no plan, no recipe and no diff to tell"]),
             *([] if lock else ["lock.json is missing or damaged: where this ran is not known"]),
-            *([] if events else ["events.jsonl is missing or empty: there are no curves and no times"]),
+            *([torn] if torn else []),
             *unfinished,
             *_lacking(recipe, settings, trained is not None),
-            *unread,
+            *benches.unread,
         ],
-        "loss": _curve(events, "StepEvent", "loss"),
-        "tau": _curve(events, "EvalEvent", "tau"),
+        "loss": thinned(points(events, "StepEvent", "loss"), POINTS),
+        "tau": thinned(points(events, "EvalEvent", "tau"), POINTS),
         "tau_of": _tau_of(recipe),
         "stages": _stages(plan, events),
         "plan": _derived(plan) if recipe else {},
-        "recipe": {path_text(path): value for path, value in leaves((), recipe)} if recipe else {},
+        "recipe": flatten_tables(recipe) if recipe else {},
         "recipe_text": text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
         "lock": _lock_values(lock or {}),
         "settings": settings,
-        "benches": benches,
+        "benches": list(benches.files),
         "expect": _expect(recipe, settings),
     }
 
 
 def _lock_values(lock: Mapping[str, Any]) -> dict[str, str]:
     """Returns what of a lock is for people; its recipe and the fingerprints' inputs have places of their own."""
-    verifier = {"verifier": lock["verifier"]["files"]} if "files" in lock.get("verifier", {}) else {}
+    held = lock.get("verifier")
+    verifier = {"verifier": held["files"]} if isinstance(held, dict) and isinstance(held.get("files"), dict) else {}
     told = {key: value for key, value in lock.items() if key not in ("recipe", "inputs", "verifier", "resumed_in")}
     return flat({**told, **verifier})
 
@@ -99,20 +103,31 @@ def _table(file: Path) -> Values | None:
     return held if isinstance(held, dict) else None
 
 
-def _recipe(plan: Values | None) -> Values | None:
-    """Returns the recipe of a plan, None where the plan is not one."""
-    recipe = (plan or {}).get("recipe")
-    return recipe if isinstance(recipe, dict) and {"summary", "benchmark", "expect"} <= recipe.keys() else None
+def _plan(folder: Path) -> Values | None:
+    """Returns the plan of a run, None where it cannot be read."""
+    try:
+        return read_plan(folder)
+    except ArtifactError:
+        return None
 
 
-def _state(trained: Values | None, events: Sequence[Values]) -> tuple[str, list[str]]:
+def _events(file: Path) -> tuple[list[Values], str]:
+    """Returns the events of a run, and why there are none."""
+    try:
+        events = read_events(file)
+    except ArtifactError as error:
+        return [], f"{error}: there are no curves and no times"
+    return events, "" if events else "events.jsonl is missing or empty: there are no curves and no times"
+
+
+def _state(trained: Values | None, events: Sequence[Values], torn: str) -> tuple[str, list[str]]:
     """Returns in words how far training came, and what that means if it is not at its end."""
     if trained is not None:
         best = "" if trained["tau"] is None else f"; tau there {trained['tau']:.3f}"
         return f"trained, {trained['total_steps']} updates; exported from update {trained['step']}{best}", []
     steps = [event for event in events if event.get("event") == "StepEvent"]
     if not steps:
-        return "not trained", ["training has not begun"]
+        return ("not known", []) if "damaged" in torn else ("not trained", ["training has not begun"])
     words = f"training stopped after update {steps[-1]['step']} of {steps[-1]['total_steps']}"
     return words, [f"{words}: spec run of its recipe goes on from the last checkpoint"]
 
@@ -126,12 +141,6 @@ def _lacking(recipe: Values | None, settings: Sequence[Values], trained: bool) -
     if recipe and not recipe["benchmark"]["suites"]:
         return ["the recipe names no suite: acceptance was not measured (spec bench RUN --suite NAME)"]
     return ["there is no benchmark" + (": spec run of its recipe goes on with it" if trained else "")]
-
-
-def _curve(events: Sequence[Values], kind: str, key: str) -> list[list[float]]:
-    """Returns [update, value] in order; a resumed run has told some updates twice, and the last word counts."""
-    held = {event["step"]: event[key] for event in events if event.get("event") == kind}
-    return thinned(sorted(held.items()), POINTS)
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[list[float]]:
@@ -174,29 +183,9 @@ def _stages(plan: Values | None, events: Sequence[Values]) -> list[Values]:
 
 def _derived(plan: Values | None) -> dict[str, str]:
     """Returns what the plan says beyond the recipe and the stages."""
-    return flat({key: value for key, value in (plan or {}).items() if key not in ("recipe", "stages", "run_name")})
-
-
-def _bench(folder: Path) -> tuple[list[Values], list[Values], list[str]]:
-    """Returns the settings of all benchmarks of a run, what was measured on, and what cannot be read.
-
-    The same setting on the same prompts is told once, by the newest file.
-    """
-    settings: dict[tuple[Any, ...], Values] = {}
-    benches, unread = [], []
-    for file in sorted((folder / "bench").glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name)):
-        held = _table(file)
-        if held is None or held.get("format") != FORMAT:
-            why = "damaged" if held is None else f"of format {held.get('format')}, this version reads {FORMAT}"
-            unread.append(f"bench/{file.name} is left out: it is {why}; spec run of its recipe measures again")
-            continue
-        where = ("speculator", "verifier", "device", "threads", "dtype", "seed", "max_new_tokens")
-        benches.append({"file": file.name, **{key: held[key] for key in where}})
-        for setting in held["settings"]:
-            key = ("suite", "prompts_digest", "temperature", "num_speculative_tokens")
-            told = {name: value for name, value in setting.items() if name != "by_prompt"}
-            settings[tuple(setting[name] for name in key)] = {**told, "file": file.name}
-    return list(settings.values()), benches, unread
+    return flat(
+        {key: value for key, value in (plan or {}).items() if key not in ("recipe", "stages", "run_name", "origins")}
+    )
 
 
 def _expect(recipe: Values | None, settings: Sequence[Values]) -> list[str]:
@@ -209,6 +198,6 @@ def _diff(a: Path, b: Path, names: Mapping[str, str]) -> Values:
     """Returns the comparison of two runs, or why there is none."""
     try:
         sides = Side.of_run(names["a"], a), Side.of_run(names["b"], b)
+        return {**with_records(*sides, a.parent), "error": ""}
     except ArtifactError as error:
         return {**names, "error": str(error)}
-    return {**as_values(*sides), **results(a, b), "error": ""}

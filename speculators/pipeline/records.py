@@ -12,9 +12,8 @@ from typing import Any
 import attrs
 import torch
 
-from speculators.bench.compare import differences
 from speculators.config import VerifierFacts
-from speculators.errors import SpeculatorsError
+from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.pipeline.context import Places, read_json
 from speculators.pipeline.sizes import costs_of
 from speculators.recipe.costs import Costs
@@ -23,6 +22,14 @@ from speculators.recipe.plan import Plan, make_plan
 from speculators.verifier.sources import held_folder
 
 _TOKENS = re.compile(r"([\d,]+) tokens")
+_COVERAGE = re.compile(r"([\d.]+)% of the supervised ones")
+# What readers of an event rely on.
+_NUMBER = (int, float)
+_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "StepEvent": {"step": int, "total_steps": int, "loss": _NUMBER, "tokens": int, "tokens_per_second": _NUMBER},
+    "EvalEvent": {"step": int, "tau": _NUMBER},
+    "StageEvent": {"stage": str, "status": str, "detail": str, "seconds": _NUMBER},
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -35,6 +42,8 @@ class Record:
         device: "cpu" or "cuda".
         seconds: of each stage that ran from start to end.
         tokens_per_second: while capturing and training, over the whole launch.
+        tokens: that capture and training worked on.
+        coverage: share of the supervised tokens that the draft vocabulary has; None where it was not told.
     """
 
     run: str
@@ -43,6 +52,8 @@ class Record:
     device: str
     seconds: Mapping[str, float]
     tokens_per_second: Mapping[str, float]
+    tokens: Mapping[str, int]
+    coverage: float | None
 
 
 @attrs.frozen(kw_only=True)
@@ -59,33 +70,51 @@ class Measured:
     run: str
 
 
-def records(runs: Path, device: str) -> list[Record]:
-    """Returns what the runs on such a device measured, the newest first; folders that are no runs are passed over."""
-    found = [_record(file.parent) for file in sorted(runs.glob("*/events.jsonl"), key=_written, reverse=True)]
-    return [record for record in found if record is not None and record.device == device]
+def records(runs: Path, device: str | None = None) -> list[Record]:
+    """Returns what runs measured, the newest first; folders that are no runs, or damaged ones, are passed over.
+
+    Args:
+        device: only of runs on such a one; None for all.
+    """
+    found = []
+    for file in sorted(runs.glob("*/events.jsonl"), key=_written, reverse=True):
+        try:
+            held = record(file.parent)
+        except ArtifactError:
+            continue
+        if held is not None and device in (None, held.device):
+            found.append(held)
+    return found
 
 
 def _written(file: Path) -> float:
     return file.stat().st_mtime
 
 
-def _record(folder: Path) -> Record | None:
+def record(folder: Path) -> Record | None:
+    """Returns what a run measured, None where it did not say where it ran; raises ArtifactError for a damaged log."""
     lock = read_json(folder / "lock.json")
-    where = _environment(lock)
-    if not isinstance(lock, dict) or "fingerprints" not in lock or "device" not in where:
+    where = where_of(lock)
+    if where is None or "device" not in where or not isinstance(lock.get("fingerprints"), dict):
         return None
     seconds: dict[str, float] = {}
     speeds: dict[str, float] = {}
-    steps: list[float] = []
+    tokens: dict[str, int] = {}
+    coverage = None
+    steps: dict[int, Mapping[str, Any]] = {}
     for event in read_events(folder / "events.jsonl"):
         if event.get("event") == "StepEvent":
-            steps.append(event["tokens_per_second"])
+            steps[event["step"]] = event
         elif event.get("event") == "StageEvent" and event["status"] == "done":
             seconds[event["stage"]] = event["seconds"]
             if event["stage"] == "capture" and (told := _TOKENS.search(event["detail"])) and event["seconds"] > 0:
-                speeds["capture"] = int(told.group(1).replace(",", "")) / event["seconds"]
+                tokens["capture"] = int(told.group(1).replace(",", ""))
+                speeds["capture"] = tokens["capture"] / event["seconds"]
+            elif event["stage"] == "train" and (told := _COVERAGE.search(event["detail"])):
+                coverage = float(told.group(1)) / 100
     if steps:
-        speeds["train"] = statistics.median(steps)
+        tokens["train"] = sum(step["tokens"] for step in steps.values())
+        speeds["train"] = statistics.median(step["tokens_per_second"] for step in steps.values())
     return Record(
         run=folder.name,
         folder=folder,
@@ -93,19 +122,29 @@ def _record(folder: Path) -> Record | None:
         device=where["device"],
         seconds=seconds,
         tokens_per_second=speeds,
+        tokens=tokens,
+        coverage=coverage,
     )
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
-    """Returns the events of a log, none where there is no log; a run that was killed may have left a part of a line."""
+    """Returns the events of a log, none where there is no log; a run that was killed may have left a part of a line.
+
+    Raises:
+        ArtifactError: an event lacks what it is about.
+    """
     events = []
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
         except ValueError:
             continue
         if isinstance(event, dict):
+            fields = _FIELDS.get(str(event.get("event")), {})
+            if wrong := [name for name, kind in fields.items() if not isinstance(event.get(name), kind)]:
+                words = f"{file}:{number}: damaged: {event['event']} without {', '.join(wrong)}"
+                raise ArtifactError(words, hint="delete the line, if you know what wrote it")
             events.append(event)
     return events
 
@@ -177,44 +216,10 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
         return None
 
 
-def newest_bench(folder: Path) -> dict[str, Any] | None:
-    """Returns a run's last benchmark as JSON values, None without one."""
-    files = sorted((folder / "bench").glob("*.json"), key=_written)
-    return read_json(files[-1]) if files else None
-
-
-def curve(folder: Path) -> dict[str, list[float]]:
-    """Returns a run's training loss, and its exact acceptance length at each evaluation, in order."""
-    events = read_events(folder / "events.jsonl")
-    return {
-        "loss": [event["loss"] for event in events if event.get("event") == "StepEvent"],
-        "tau": [event["tau"] for event in events if event.get("event") == "EvalEvent"],
-    }
-
-
-def results(a: Path, b: Path) -> dict[str, Any]:
-    """Returns what a comparison of two runs has beside that of their recipes: metrics, curves, environments."""
-    one, other = newest_bench(a), newest_bench(b)
-    return {
-        "metrics": differences(one, other) if one and other else [],
-        "curves": {"a": curve(a), "b": curve(b)},
-        "environment": environment(a, b),
-    }
-
-
-def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
-    """Returns what differs in where two runs ran: packages, device, threads, processes, platform."""
-    one, other = (flat(_environment(read_json(folder / "lock.json"))) for folder in (a, b))
-    keys = [key for key in dict.fromkeys([*one, *other]) if not key.startswith(("fingerprints.", "format"))]
-    pairs = {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _environment(lock: Any) -> Mapping[str, Any]:
-    """Returns where a run began; locks of format 1 have it at their top."""
-    if not isinstance(lock, dict):
-        return {}
-    return lock.get("environment", lock)
+def where_of(lock: Any) -> Mapping[str, Any] | None:
+    """Returns where a run began, as its lock says it; locks of format 1 have it at their top. None where none says."""
+    where = lock.get("environment", lock) if isinstance(lock, dict) else None
+    return where if isinstance(where, dict) else None
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -2,75 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import attrs
 
-from speculators.config import VerifierFacts
-from speculators.errors import ArtifactError
-from speculators.recipe.fingerprint import file_digest
-from speculators.recipe.origin import path_text
-from speculators.recipe.plan import Plan
-from speculators.recipe.schema import Recipe
-from speculators.recipe.values import flatten, leaves
+from speculators.config import CONFIGS
+from speculators.recipe.consequence import consequence
+from speculators.recipe.relocate import differing_inputs
+from speculators.recipe.side import Side
+from speculators.recipe.values import defaults
 
 # What a recipe is called, what it is for, how it is held to its word and who is told: no part of what it does.
 _NAMES = ("format", "name", "version", "summary", "hardware", "extends", "tracking", "reproduce", "expect")
-# Values that name content by a path; the same content under another path is no difference.
-_CONTENT = ("path", "model")
 ABSENT = "not there"
-
-
-@attrs.frozen(kw_only=True)
-class Side:
-    """One of two recipes or runs.
-
-    Attributes:
-        name: as it was asked for.
-        values: every value by its TOML path, defaults included.
-        origins: where each was written.
-        stages: fingerprint and inputs of each stage; empty where the verifier is not known.
-        facts: the verifier's config.json, where it is known.
-        run: its folder, None for a recipe.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-    origins: Mapping[str, str]
-    stages: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
-    facts: VerifierFacts | None = None
-    run: Path | None = None
-
-    @classmethod
-    def of_recipe(cls, name: str, recipe: Recipe, plan: Plan | None = None) -> Side:
-        """Returns a recipe's side; with a plan its stages are known."""
-        return cls(
-            name=name,
-            values=flatten(recipe),
-            origins={path: str(origin) for path, origin in recipe.origins.items()},
-            stages={stage.name: attrs.asdict(stage) for stage in plan.stages} if plan else {},
-            facts=plan.facts if plan else None,
-        )
-
-    @classmethod
-    def of_run(cls, name: str, folder: Path) -> Side:
-        """Returns a run's side, from what it wrote down.
-
-        Raises:
-            ArtifactError: `plan.json` is missing or damaged.
-        """
-        file = folder / "plan.json"
-        try:
-            plan = json.loads(file.read_text(encoding="utf-8"))
-            values = {path_text(path): value for path, value in leaves((), plan["recipe"])}
-            stages = {stage["name"]: stage for stage in plan["stages"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            hint = "spec run of its recipe writes it again"
-            raise ArtifactError(f"{file}: missing or damaged: {error!r}", hint=hint) from error
-        return cls(name=name, values=values, origins=dict.fromkeys(values, str(file)), stages=stages, run=folder)
+REUSED, AGAIN = "reused", "runs again"
+# Inputs of a stage that are told one by one; of more the number is.
+_TOLD = 4
 
 
 @attrs.frozen(kw_only=True)
@@ -79,7 +28,8 @@ class Change:
 
     Attributes:
         path: TOML path.
-        before, after: the values; ABSENT where a side has no such key.
+        before, after: the values; ABSENT where a side has no such key. Of a path that holds other content now, with
+            the content's sha256.
         before_from, after_from: where they were written.
         consequence: one line, or "".
     """
@@ -115,33 +65,86 @@ def changes(a: Side, b: Side) -> list[Change]:
     paths = [path for path in dict.fromkeys([*a.values, *b.values]) if path.partition(".")[0] not in _NAMES]
     found = []
     for path in paths:
+        if _same(path, a, b):
+            continue
         before, after = (side.values.get(path, ABSENT) for side in (a, b))
-        if not _same(path, before, after):
-            found.append(
-                Change(
-                    path=path,
-                    before=before,
-                    after=after,
-                    before_from=a.origins.get(path, ""),
-                    after_from=b.origins.get(path, ""),
-                    consequence=_consequence(path, before, after, a.facts or b.facts),
-                )
+        found.append(
+            Change(
+                path=path,
+                before=_with_content(path, a, b),
+                after=_with_content(path, b, a),
+                before_from=a.origins.get(path, ""),
+                after_from=b.origins.get(path, ""),
+                consequence=consequence(path, before, after, a.facts or b.facts),
             )
+        )
     return found
 
 
-def stages(a: Side, b: Side) -> list[dict[str, str]]:
-    """Returns each stage with what becomes of it: "reused", "runs again", or which side alone has it."""
+def _same(path: str, a: Side, b: Side) -> bool:
+    held = f"{path.removesuffix('.sha256')}.path" if path.startswith("data.") else "verifier.model"
+    if path.endswith(".sha256") and held in a.contents and held in b.contents:
+        return True  # the file's own content is compared, pinned or not
+    if path in a.contents and path in b.contents:
+        return a.contents[path] == b.contents[path]
+    if path not in a.values or path not in b.values:
+        one, other = (a, b) if path in a.values else (b, a)
+        return _says_nothing(path, one, other)
+    before, after = a.values[path], b.values[path]
+    return before == after and type(before) is type(after)
+
+
+def _says_nothing(path: str, one: Side, other: Side) -> bool:
+    """Returns whether a value means the same as its absence: the other side's schema or algorithm had no such key."""
+    if any(_below(key, path) for key in other.values):
+        return True  # an empty table: what the other side has in it is told
+    if any(_below(path, key) for key in other.values):
+        return False  # the other side has "none" for the whole table
+    name = one.values.get("algorithm.name")
+    known = defaults(CONFIGS.get(name) if name in CONFIGS.names() else None)
+    general = re.sub(r"\[\d+\]", "[]", path)
+    return general in known and known[general] == one.values[path]
+
+
+def _below(path: str, key: str) -> bool:
+    return path.startswith((f"{key}.", f"{key}["))
+
+
+def _with_content(path: str, side: Side, other: Side) -> Any:
+    value = side.values.get(path, ABSENT)
+    if path in side.contents and path in other.contents:
+        return f"{text(value)} (sha256 {side.contents[path][:8]})"
+    return value
+
+
+def stages(a: Side, b: Side) -> list[dict[str, Any]]:
+    """Returns each stage with what becomes of it: REUSED, AGAIN (and because of what), or which side alone has it."""
     if not a.stages or not b.stages:
         return []
-    found = []
+    before, after = ({name: stage["inputs"] for name, stage in side.stages.items()} for side in (a, b))
+    found: list[dict[str, Any]] = []
     for name in dict.fromkeys([*a.stages, *b.stages]):
+        because: list[str] = []
         if name not in a.stages or name not in b.stages:
             status = f"only in {a.name if name in a.stages else b.name}"
+        elif a.stages[name]["fingerprint"] == b.stages[name]["fingerprint"]:
+            status = REUSED
         else:
-            status = "reused" if a.stages[name]["fingerprint"] == b.stages[name]["fingerprint"] else "runs again"
-        found.append({"stage": name, "status": status})
+            status = AGAIN
+            differing = differing_inputs(before, after, name)
+            because = [f"{path} {_short(one)} -> {_short(other)}" for path, one, other in differing[:_TOLD]]
+            because += [f"and {len(differing) - _TOLD} more"] if len(differing) > _TOLD else []
+            anew = [row["stage"] for row in found if row["status"] != REUSED]
+            because += [f"reads {stage}" for stage in anew if stage in after[name]]
+        found.append({"stage": name, "status": status, "because": because})
     return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:8]
+    told = text(value)
+    return told if len(told) <= 40 else f"{told[:37]}..."
 
 
 def verdict(a: Side, b: Side) -> Verdict:
@@ -167,6 +170,7 @@ def verdict(a: Side, b: Side) -> Verdict:
         both = set(_list(one[key])) & set(_list(other[key]))
         if not both:
             reasons.append(f"{word} differ ({one[key]} / {other[key]})")
+    reasons += _measured_otherwise(a, b)
     if reasons:
         return Verdict(comparable=False, reasons=tuple(reasons))
     shared = [
@@ -176,7 +180,26 @@ def verdict(a: Side, b: Side) -> Verdict:
             for key, name in (("num_speculative_tokens", "K"), ("temperature", "T"))
         ),
     ]
-    return Verdict(comparable=True, reasons=(", ".join(shared),))
+    if a.measured.keys() & b.measured.keys():
+        shared.append("by the same definition")
+    told = [", ".join(shared)]
+    if a.precision and b.precision and a.precision != b.precision:
+        # How a draft was trained is what is compared; how it was measured is the same.
+        told.append(f"but the drafts were trained in {a.precision} / {b.precision}: a part of a difference is rounding")
+    return Verdict(comparable=True, reasons=tuple(told))
+
+
+def _measured_otherwise(a: Side, b: Side) -> list[str]:
+    """Returns what results of both runs were measured by otherwise, each told of the first setting that shows it."""
+    words = {"definition": "the definitions of tau", "dtype": "the precisions in which the verifier computed"}
+    found: dict[str, str] = {}
+    for setting in (each for each in a.measured if each in b.measured):
+        suite, k, temperature = setting
+        for key, word in words.items():
+            one, other = (side.measured[setting][key] for side in (a, b))
+            if one != other:
+                found.setdefault(key, f"{word} differ at {suite}, K={k}, T={temperature:g} ({one} / {other})")
+    return list(found.values())
 
 
 def _list(value: Any) -> list[Any]:
@@ -193,67 +216,6 @@ def _suites(side: Side, inputs: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}@{digest}" for name, digest in zip(names, digests, strict=True))
 
 
-def _same(path: str, before: Any, after: Any) -> bool:
-    if before == after and type(before) is type(after):
-        return True
-    if path.rpartition(".")[2] in _CONTENT and isinstance(before, str) and isinstance(after, str):
-        files = Path(before), Path(after)
-        return all(file.is_file() for file in files) and file_digest(files[0]) == file_digest(files[1])
-    return False
-
-
-def _consequence(path: str, before: Any, after: Any, facts: VerifierFacts | None) -> str:
-    """Returns one line about what a change means; "" where nothing certain can be said."""
-    told = _COUNTED.get(path)
-    if told is not None and _counts(before) and _counts(after):
-        return told(float(before), float(after), facts)
-    for prefix, words in _WORDS.items():
-        if path == prefix or path.startswith((f"{prefix}.", f"{prefix}[")):
-            return words
-    return ""
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def _vocabulary(before: float, after: float, facts: VerifierFacts | None) -> str:
-    if facts is None:
-        return f"{after - before:+,.0f} rows of the head"
-    return f"{(after - before) * facts.hidden_size:+,.0f} parameters of the head"
-
-
-_COUNTED = {
-    "algorithm.draft_vocab_size": _vocabulary,
-    "schedule.epochs": lambda a, b, _: f"{b / a:.3g} times the training",
-    "schedule.max_steps": lambda a, b, _: f"{b / a:.3g} times the updates",
-    "schedule.tokens_per_step": lambda a, b, _: (
-        f"{b / a:.3g} times the tokens an update, {a / b:.3g} times the updates"
-    ),
-    "data.max_tokens": lambda _, b, __: f"conversations are cut at {b:,.0f} tokens",
-}
-# From the most particular path to the least.
-_WORDS = {
-    "verifier": "another verifier: nothing is reused, and results do not compare",
-    "data.hidden_states": "where the states come from; they are the same, by a server but for rounding",
-    "data.server": "where the server is, and how hard it is worked; the same states",
-    "data": "other training data",
-    "algorithm.target_layer_ids": "other hidden states: they are captured anew",
-    "algorithm.name": "another algorithm: its other keys are its own",
-    "algorithm": "trained anew",
-    "schedule.checkpoint_every": "how often, not what: the same weights",
-    "schedule.keep_checkpoints": "how many are kept, not what: the same weights",
-    "schedule": "trained anew",
-    "seed": "other initial weights and another order of the data",
-    "distributed": "how the work is shared; the same recipe",
-    "benchmark.live_prompts": "how much the live decode confirms; tau is the same",
-    "benchmark.live_tokens": "how much the live decode confirms; tau is the same",
-    "benchmark.baselines": "what is measured beside; tau is the same",
-    "benchmark.suites": "measured on other prompts; the first suite also chooses the best checkpoint",
-    "benchmark": "measured anew; a change of the largest K or the first T also chooses the checkpoint anew",
-}
-
-
 def as_values(a: Side, b: Side) -> dict[str, Any]:
     """Returns the whole comparison of the recipes as JSON values."""
     told = verdict(a, b)
@@ -264,31 +226,26 @@ def as_values(a: Side, b: Side) -> dict[str, Any]:
         "stages": stages(a, b),
         "comparable": told.comparable,
         "reasons": list(told.reasons),
+        "notes": [*a.notes, *b.notes],
     }
-
-
-def to_markdown(result: Mapping[str, Any]) -> str:
-    """Returns the comparison as Markdown, for a pull request."""
-    lines = [f"### `{result['a']}` against `{result['b']}`", ""]
-    if result["changes"]:
-        lines += [f"| key | {result['a']} | {result['b']} | means |", "|---|---|---|---|"]
-        lines += [
-            f"| `{c['path']}` | {text(c['before'])} | {text(c['after'])} | {c['consequence']} |"
-            for c in result["changes"]
-        ]
-    else:
-        lines.append("No difference in meaning.")
-    if result["stages"]:
-        lines += ["", "Stages: " + "; ".join(f"{s['stage']} {s['status']}" for s in result["stages"]) + "."]
-    lines += ["", f"**{headline(result['comparable'])}**: {'; '.join(result['reasons'])}."]
-    for row in result.get("metrics", []):
-        lines.append(f"* {metric_line(row)}")
-    return "\n".join(lines) + "\n"
 
 
 def headline(comparable: bool | None) -> str:
     """Returns the verdict in words."""
     return {True: "results compare", False: "not comparable", None: "comparable is not known"}[comparable]
+
+
+def unchanged(result: Mapping[str, Any]) -> str:
+    """Returns what is said where no value of the recipes differs."""
+    same = exit_code(result) == 0
+    return "no difference in meaning" if same else "the recipes say the same; what differs is below"
+
+
+def stage_line(stage: Mapping[str, Any]) -> str:
+    """Returns what becomes of a stage in words."""
+    because = f" ({', '.join(stage['because'])})" if stage["because"] else ""
+    cost = f", {stage['cost']}" if stage.get("cost") else ""
+    return f"{stage['stage']} {stage['status']}{because}{cost}"
 
 
 def metric_line(row: Mapping[str, Any]) -> str:
@@ -313,5 +270,13 @@ def text(value: Any) -> str:
 
 
 def exit_code(result: Mapping[str, Any]) -> int:
-    """Returns 0 where nothing differs in meaning, else 1."""
-    return 1 if result["changes"] else 0
+    """Returns 0 where nothing that is compared differs, else 1: values, stages, metrics, curves, environments."""
+    curves = result.get("curves", {"a": None, "b": None})
+    differs = (
+        result["changes"]
+        or any(stage["status"] != REUSED for stage in result["stages"])
+        or any(row["before"] != row["after"] for row in result.get("metrics", []))
+        or curves["a"] != curves["b"]
+        or result.get("environment")
+    )
+    return 1 if differs else 0

@@ -13,11 +13,13 @@ from speculators.config import VerifierFacts
 from speculators.errors import ArtifactError, LockError, RecipeError
 from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.checks import check_recipe
+from speculators.recipe.fingerprint import verifier_identity
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Lock
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.relocate import differing_inputs, relocate
 from speculators.recipe.schema import Recipe
+from speculators.recipe.sources import VerifierSection
 
 FORMAT = 1
 NAME = "locks.json"
@@ -50,6 +52,43 @@ def read_locks() -> dict[str, Any]:
         return {"format": FORMAT, "verifiers": {}, "recipes": {}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LockError(f"{file}: damaged: {error!r}", hint="git checkout restores it") from error
+
+
+def shipped_facts(section: VerifierSection) -> VerifierFacts | None:
+    """Returns the config.json that the locks of the recipes have of a verifier; None of another one or revision."""
+    held = read_locks()
+    if section.model not in held["verifiers"]:
+        return None
+    same = any(_is_of(section, lock["inputs"]["verifier"]) for lock in held["recipes"].values())
+    return VerifierFacts(held["verifiers"][section.model], f"{NAME}: {section.model}") if same else None
+
+
+def facts_of_run(folder: Path, section: VerifierSection) -> VerifierFacts | None:
+    """Returns the config.json that a run's lock has of this verifier; None of another, or without a lock to read."""
+    try:
+        lock = Lock.read(folder)
+    except LockError:
+        return None
+    same = _is_of(section, lock.inputs["verifier"])
+    return VerifierFacts(lock.verifier.config, str(folder / "lock.json")) if same else None
+
+
+def _is_of(section: VerifierSection, inputs: Mapping[str, Any]) -> bool:
+    """Returns whether a stage `verifier` has these inputs for this verifier, where its name and hash tell that."""
+    if section.kind == "folder" or (section.kind == "gguf" and section.sha256 is None):
+        return False
+    identity = verifier_identity(section)
+    return all(inputs.get(key) == value for key, value in identity.items() if key != "trust_remote_code")
+
+
+# What of two config.json shows that they are of different models, however old the file is.
+_ARCHITECTURE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def contradictions(facts: VerifierFacts, known: VerifierFacts) -> list[str]:
+    """Returns what a given config.json says otherwise than the one that is known of the verifier, in words."""
+    shared = [key for key in _ARCHITECTURE if key in facts and key in known and facts[key] != known[key]]
+    return [f"{key} {facts[key]}, not {known[key]}" for key in shared]
 
 
 def write_locks(held: Mapping[str, Any]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from speculators.config import VerifierFacts, default_layer_ids
-from speculators.errors import RecipeError
+from speculators.errors import ArtifactError, RecipeError
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (
@@ -106,6 +106,8 @@ class Plan:
             "steps": self.steps,
             "parameters": self.parameters,
             "stages": [attrs.asdict(stage) for stage in self.stages],
+            # Every other value is a default.
+            "origins": {path: str(origin) for path, origin in self.recipe.origins.items() if origin.kind != "default"},
         }
 
 
@@ -200,3 +202,53 @@ def _train_inputs(plan: Plan, suites: list[dict[str, Any]]) -> dict[str, Any]:
         "schedule": section_values(recipe.schedule, "row_tokens", "checkpoint_every", "keep_checkpoints"),
         "chosen_on": chosen_on,
     }
+
+
+# What a reader of a plan.json relies on: tables of the recipe, stages, and inputs of the benchmark.
+_SECTIONS = ("verifier", "data", "algorithm", "schedule", "benchmark", "expect")
+_BENCHMARK = ("suites", "num_speculative_tokens", "temperature")
+_STAGES = ("verifier", "prepare", "train")
+_INPUTS = {
+    "prepare": ("sources", "held_out"),
+    "bench": ("dtype", "suites", "max_new_tokens", "temperature", "num_speculative_tokens"),
+}
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Returns the plan that a run wrote down, as `to_dict` gave it; older runs have fewer keys at its top.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    file = folder / "plan.json"
+    hint = "spec run of its recipe writes it again"
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file}: missing or damaged: {error}", hint=hint) from error
+    if wrong := _damage(held):
+        raise ArtifactError(f"{file}: damaged: {wrong}", hint=hint)
+    return dict(held)
+
+
+def _damage(held: Any) -> str:
+    """Returns what is wrong with a plan that was read, "" for nothing."""
+    if not isinstance(held, dict) or not isinstance(held.get("recipe"), dict):
+        return "it has no table 'recipe'"
+    if lacking := [name for name in _SECTIONS if not isinstance(held["recipe"].get(name), dict)]:
+        return f"its recipe lacks {', '.join(lacking)}"
+    if lacking := [name for name in _BENCHMARK if not isinstance(held["recipe"]["benchmark"].get(name), list)]:
+        return f"its recipe lacks {', '.join(f'benchmark.{name}' for name in lacking)}"
+    if "summary" not in held["recipe"]:
+        return "its recipe lacks summary"
+    if not isinstance(held.get("origins", {}), dict):
+        return f"its origins are {held['origins']!r}"
+    try:
+        inputs = {stage["name"]: stage["inputs"] for stage in held["stages"] if isinstance(stage["fingerprint"], str)}
+        lacking = [name for name in _STAGES if name not in inputs]
+        lacking += [
+            f"{name}.{key}" for name in _INPUTS if name in inputs for key in _INPUTS[name] if key not in inputs[name]
+        ]
+    except (KeyError, TypeError) as error:
+        return f"its stages lack {error}" if isinstance(error, KeyError) else "its stages are no list of tables"
+    return f"its stages lack {', '.join(lacking)}" if lacking else ""

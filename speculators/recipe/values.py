@@ -18,7 +18,12 @@ PLACES = ("file", "origins")
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """Returns every value of a recipe by its TOML path, defaults included."""
-    return {path_text(path): value for path, value in leaves((), as_tables(recipe))}
+    return flatten_tables(as_tables(recipe))
+
+
+def flatten_tables(tables: dict[str, Any]) -> dict[str, Any]:
+    """Returns every value of a recipe's tables by its TOML path."""
+    return {path_text(path): value for path, value in leaves((), tables)}
 
 
 def as_tables(recipe: Recipe) -> dict[str, Any]:
@@ -56,3 +61,33 @@ def _paths(path: tuple[str, ...], cls: type) -> Iterator[tuple[str, ...]]:
         for part in (hints[field.name], *typing.get_args(hints[field.name])):
             if isinstance(part, type) and attrs.has(part) and typing.get_origin(hints[field.name]) is not tuple:
                 yield from _paths((*path, field.name), part)
+
+
+def defaults(config_class: type[SpeculatorModelConfig] | None) -> dict[str, Any]:
+    """Returns the default of every key by its TOML path: of what is in a list at `data.sources[].take`.
+
+    attrs.NOTHING stands for a key that must be said.
+    """
+    own = config_class.recipe_fields() if config_class else ()
+    return {**dict(_defaults("", Recipe)), **dict(_default_of("algorithm.", field) for field in own)}
+
+
+def _defaults(prefix: str, cls: type) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(cls)
+    for field in attrs.fields(cls):
+        if field.name in PLACES or (cls is AlgorithmSection and field.name == "config"):
+            continue
+        yield _default_of(prefix, field)
+        hint = hints[field.name]
+        index = "[]" if typing.get_origin(hint) is tuple else ""
+        for part in (hint, *typing.get_args(hint)):
+            if isinstance(part, type) and attrs.has(part):
+                yield from _defaults(f"{prefix}{field.name}{index}.", part)
+
+
+def _default_of(prefix: str, field: attrs.Attribute[Any]) -> tuple[str, Any]:
+    """Returns a key with its default as JSON tells it; attrs.NOTHING where it must be said."""
+    default = field.default
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        default = default.factory()  # type: ignore[union-attr]
+    return f"{prefix}{field.name}", list(default) if isinstance(default, tuple) else default

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from speculators.recipe.diff import headline, metric_line, text
+from speculators.recipe.diff import headline, metric_line, stage_line, text, unchanged
 from speculators.report.bench import acceptance_cells, definitions, notes
 from speculators.report.figures import acceptance_figures, settings_by_place, training_figures
 from speculators.report.plots import check_matplotlib
@@ -220,14 +220,15 @@ def _difference(diff: Values) -> str:
         ]
         parts.append(table(["key", diff["a"], diff["b"], "means"], rows))
     else:
-        parts.append("<p>no difference in meaning</p>")
+        parts.append(f"<p>{unchanged(diff)}</p>")
     if diff["stages"]:
-        told = "; ".join(f"{stage['stage']} {stage['status']}" for stage in diff["stages"])
+        told = "; ".join(map(stage_line, diff["stages"]))
         parts.append(f"<p>Stages: {escape(told)}.</p>")
     parts.append(f"<p><b>{escape(headline(diff['comparable']))}</b>: {escape('; '.join(diff['reasons']))}.</p>")
     parts += [f"<p>{escape(metric_line(row))}</p>" for row in diff["metrics"]]
     for key, (before, after) in diff["environment"].items():
         parts.append(f'<p class="note">{escape(f"{key}: {before} → {after}")}</p>')
+    parts += [f'<p class="note">{escape(note)}</p>' for note in diff["notes"]]
     return "".join(parts)
 
 

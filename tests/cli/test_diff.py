@@ -122,8 +122,11 @@ def test_markdown_is_for_a_pull_request(spec: Spec, runs: dict[str, str]) -> Non
     """A table, the stages, the verdict."""
     told = spec("diff", runs["plain"], runs["faster"], "--md")
     assert "| `schedule.optimizer.lr` |" in told.out
-    assert "train runs again" in told.out
+    assert "| train | runs again | schedule.optimizer.lr 0.001 -> 0.005 |" in told.out
     assert "**results compare**" in told.out
+    assert "<br><sub>--set</sub>" in told.out
+    assert told.out.count("* `loss, ") == 2
+    assert "* `tau, " in told.out
 
 
 def test_a_git_revision_of_a_recipe(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,8 @@ def fake_run(
     ]
     for step in range(1, UPDATES + 1):
         loss = 2.2 + 6 * math.exp(-step / 120) + chance.gauss(0, 0.12)
-        events.append({"event": "StepEvent", "step": step, "total_steps": UPDATES, "loss": loss})
+        counted = {"tokens": 2048, "tokens_per_second": 1500.0}
+        events.append({"event": "StepEvent", "step": step, "total_steps": UPDATES, "loss": loss, **counted})
         if step % 90 == 0:
             tau = acceptance(rate * (1 - math.exp(-step / 150)), 3).tau
             events.append({"event": "EvalEvent", "step": step, "tau": tau})
