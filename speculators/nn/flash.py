@@ -94,7 +94,12 @@ def causal_attention(
 
     Returns:
         The output [R, heads, d] in q's dtype and the log-sum-exp [R, heads] in float32 (float64 for float64).
+
+    Raises:
+        ValueError: the window is not at least 1: such a query would see nothing, not even itself.
     """
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _cuda_forward(q, k, v, segments, scale, window)
     return piecewise(q, k, v, tuple(_pieces(segments, window)), scale)

@@ -102,6 +102,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["validate", "mine.toml", "--nonsense"], "--nonsense"),
         (["validate", "nowhere.toml"], "no such file"),
         (["validate", "mine.toml", "--set", "algorithm.ttt_steps=0"], "algorithm.ttt_steps: must be > 0, got 0"),
+        (["validate", "mine.toml", "--set", "algorithm.decoder={sliding_window=-3}"], "sliding_window: must be > 0"),
         (["validate", "mine.toml", "--set", "seed"], "write section.key=value"),
         (["plan", "mine.toml", "--verifier-config", LLAMA, "--set", "algorithm.draft_vocab_size=999_999"], "at most"),
         (["plan", "mine.toml", "--nproc", "x"], "--nproc"),

@@ -82,6 +82,14 @@ def test_bfloat16_is_close_to_dense(window):
         assert (mine.double() - theirs).abs().max() < 6e-2
 
 
+@pytest.mark.parametrize("window", [0, -3])
+def test_a_window_that_shows_nothing_is_refused(window):
+    """A query sees at least itself; an output of zeros would pass for one."""
+    q, k, v = make(PACKED, 64, 0, 4, 4)
+    with pytest.raises(ValueError, match=f"at least 1, got {window}"):
+        unrolled_attention(q, (k, v), [], PACKED, scale=1.0, window=window)
+
+
 def test_no_queries_gives_nothing_but_keeps_the_graph():
     """A row without supervised places has no queries; its gradients are zeros, not missing."""
     q = torch.zeros(0, 4, 8, requires_grad=True)
