@@ -47,7 +47,7 @@ def _even(_: object, __: attrs.Attribute[Any], value: int | None) -> None:
 
 def _has_theta(_: object, __: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
     theta = None if value is None else value.get("rope_theta")
-    if value is not None and not (type(theta) in (int, float) and theta > 0):
+    if value is not None and (isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0):
         raise ValueError(f"must have rope_theta, a number > 0, got {theta!r}")
 
 
