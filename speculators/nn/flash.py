@@ -87,6 +87,10 @@ def causal_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attends every query to its document's keys up to itself.
 
+    The CPU has a flash kernel for every dtype, CUDA for the 16-bit ones: there, no scores are kept. CUDA's float32 and
+    float64 hold all scores of a document at once, heads * rows * rows in the backward, too (with a window, of one block
+    of `window` rows): fit for tests and short documents.
+
     Args:
         q: [R, heads, d]; k, v: [S, kv_heads, d].
         segments: which rows the queries are and where their documents lie.
