@@ -232,8 +232,15 @@ def _entry_points() -> dict[str, Any]:
 CONFIGS: Registry[Any] = Registry("algorithm", find=_find, discover=_discover)
 
 
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-_SIZES += ("vocab_size", "max_position_embeddings")
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
 _TABLES = ("text_config", "rope_scaling", "rope_parameters")
 
 
