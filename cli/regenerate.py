@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from speculators.errors import Problem, RecipeError
+
 from .common import add_recipe, count, print_json
 
 
@@ -22,6 +24,8 @@ def run(options: argparse.Namespace) -> int:
     """Writes the conversations."""
     from speculators.recipe.load import load_recipe
 
+    if options.out.resolve() == options.prompts.resolve():
+        raise RecipeError([Problem("--out", f"{options.out} is the file of the prompts", "write to another one")])
     recipe = load_recipe(options.recipe, options.overrides)
     from speculators.pipeline.regenerate import Elsewhere, regenerate_file
     from speculators.report.progress import RunView

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from speculators.config import VerifierFacts
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.checks import check_recipe, check_verifier
+from speculators.recipe.checks import check_decoder, check_recipe, check_verifier
 from speculators.recipe.load import load_recipe
 
 from .common import add_overrides, add_verifier_config, print_json, problem_values
@@ -51,7 +51,7 @@ def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> tupl
         facts = VerifierFacts.read(config)
     if facts is None:
         return (
-            problems,
+            problems + check_decoder(recipe),
             "the verifier's config.json was not at hand: spec plan, or --verifier-config, checks against it",
         )
     return problems + check_verifier(recipe, facts), f"checked against {facts.source}"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import attrs
 
-from speculators.errors import ArtifactError, RegistryError
+from speculators.errors import ArtifactError, RegistryError, VerifierError
 from speculators.registry import Registry
 
 C = TypeVar("C", bound=type)
@@ -22,6 +22,10 @@ ENTRY_POINTS = "speculators.models"
 
 # The layout of config.json and weight names that vLLM reads; not the version of this package.
 LAYOUT_VERSION = "0.9.0"
+
+
+# Layers of a draft; verifiers have up to some hundred, and a draft that is as deep is none.
+MOST_LAYERS = 64
 
 
 def derived(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
@@ -38,6 +42,17 @@ def positive(_: object, __: attrs.Attribute[Any], value: Any) -> None:
     """attrs validator: None, or a number > 0."""
     if value is not None and value <= 0:
         raise ValueError(f"must be > 0, got {value!r}")
+
+
+def up_to(most: int) -> Callable[[object, attrs.Attribute[Any], int], None]:
+    """Returns an attrs validator for 1 <= value <= most: above, something else was meant."""
+
+    def check(_: object, __: attrs.Attribute[Any], value: int) -> None:
+        positive(_, __, value)
+        if value > most:
+            raise ValueError(f"must be at most {most}, got {value}")
+
+    return check
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
@@ -128,7 +143,7 @@ class SpeculatorModelConfig:
     transformer_layer_config: dict[str, Any] = derived(factory=dict)
     tie_word_embeddings: bool = derived(False)
     draft_vocab_size: int | None = attrs.field(default=None, validator=positive)
-    num_layers: int = knob(1, validator=positive)
+    num_layers: int = knob(1, validator=up_to(MOST_LAYERS))
     target_layer_ids: tuple[int, ...] | None = knob(None, validator=_sorted_layer_ids)
     decoder: dict[str, Any] = knob(factory=dict)
     init_from: str | None = knob(None)
@@ -232,6 +247,33 @@ def _entry_points() -> dict[str, Any]:
 CONFIGS: Registry[Any] = Registry("algorithm", find=_find, discover=_discover)
 
 
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_TABLES = ("text_config", "rope_scaling", "rope_parameters")
+
+
+def _check_kinds(raw: Any, source: str) -> None:
+    """Raises VerifierError with every value that cannot be computed with; null stands for a missing one."""
+    if not isinstance(raw, Mapping):
+        raise VerifierError(f"{source}: must be a JSON object, got a {type(raw).__name__}")
+    held = {key: raw[key] for key in (*_SIZES, *_TABLES) if raw.get(key) is not None}
+    wrong = [
+        f"{key} must be a table, got {held[key]!r}" for key in _TABLES if not isinstance(held.get(key, {}), Mapping)
+    ]
+    for key in _SIZES:
+        if key in held and not (type(held[key]) is int and held[key] > 0):
+            wrong.append(f"{key} must be an integer > 0, got {held[key]!r}")
+    if wrong:
+        raise VerifierError(f"{source}: {'; '.join(wrong)}", hint="is this the config.json of a language model?")
+
+
 class VerifierFacts(Mapping[str, Any]):
     """A frozen view of a verifier's config.json that keeps Hugging Face's attribute names.
 
@@ -239,16 +281,19 @@ class VerifierFacts(Mapping[str, Any]):
     `rope_parameters` are filled in the way transformers does where an older file leaves them out.
 
     Raises:
+        VerifierError: a size is not an integer > 0, or a table is none; a key that is missing is no error here.
         AttributeError: for a key that the file does not have, naming the file.
     """
 
     def __init__(self, raw: Mapping[str, Any], source: str = "config.json") -> None:
-        flat = {**raw, **raw.get("text_config", {})}
+        _check_kinds(raw, source)
+        flat = {**raw, **(raw.get("text_config") or {})}
+        _check_kinds(flat, source)
         if "rope_parameters" not in flat and "rope_theta" in flat:
             scaling = flat.get("rope_scaling") or {}
             kind = scaling.get("rope_type", scaling.get("type", "default"))
             flat["rope_parameters"] = {**scaling, "rope_type": kind, "rope_theta": flat["rope_theta"]}
-        if "hidden_size" in flat and "num_attention_heads" in flat:
+        if flat.get("hidden_size") and flat.get("num_attention_heads"):
             flat["head_dim"] = flat.get("head_dim") or flat["hidden_size"] // flat["num_attention_heads"]
             flat["num_key_value_heads"] = flat.get("num_key_value_heads") or flat["num_attention_heads"]
         object.__setattr__(self, "_raw", MappingProxyType(dict(raw)))

@@ -62,7 +62,8 @@ class Bench:
 
     Attributes:
         head: the verifier's, over its whole vocabulary, in float32.
-        level: of the interval that live must agree within, where agreement is a matter of chance.
+        level: of one setting's interval that live must agree within, where agreement is a matter of chance; all
+            settings together agree with probability 1 - FALSE_ALARM or more.
         known: rows that were made before.
         baselines: to measure beside it.
     """

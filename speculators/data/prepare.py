@@ -25,6 +25,8 @@ MENDS = {
     NONE_SUPERVISED: "mend the template's {% generation %} markers, or remove them: then turns are found by rendering",
     NOTHING_LEFT: "raise data.max_tokens",
 }
+# Of the conversations: where more are lost for one of these reasons, what is trained on is not what was given.
+LOST_SHARE = 0.1
 
 
 def prepare(
@@ -73,6 +75,17 @@ def prepare(
         _finish(partial, tally, {"key": key, "max_tokens": section.max_tokens, "sources": tally.sources}, template)
     progress(ProgressEvent(stage="prepare", done=tally.read, total=tally.read, unit="conversations"))
     return Conversations.open(folder)
+
+
+def losses(prepared: Conversations) -> list[str]:
+    """Returns a sentence, with its consequence and mend, for each reason of the loss mask that costs many rows."""
+    read = len(prepared) + sum(prepared.skipped.values())
+    found = []
+    for reason, mend in MENDS.items():
+        if (lost := prepared.skipped.get(reason, 0)) > LOST_SHARE * read:
+            words = f"{lost} of {read} conversations ({lost / read:.0%}) are not trained on: {reason}"
+            found.append(f"{words}; the draft learns only from the others, which may be of another kind: {mend}")
+    return found
 
 
 class _Tally:

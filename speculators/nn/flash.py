@@ -87,6 +87,10 @@ def causal_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attends every query to its document's keys up to itself.
 
+    The CPU has a flash kernel for every dtype, CUDA for the 16-bit ones: there, no scores are kept. CUDA's float32 and
+    float64 hold all scores of a document at once, heads * rows * rows in the backward, too (with a window, of one block
+    of `window` rows): fit for tests and short documents.
+
     Args:
         q: [R, heads, d]; k, v: [S, kv_heads, d].
         segments: which rows the queries are and where their documents lie.
@@ -94,7 +98,12 @@ def causal_attention(
 
     Returns:
         The output [R, heads, d] in q's dtype and the log-sum-exp [R, heads] in float32 (float64 for float64).
+
+    Raises:
+        ValueError: the window is not at least 1: such a query would see nothing, not even itself.
     """
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _cuda_forward(q, k, v, segments, scale, window)
     return piecewise(q, k, v, tuple(_pieces(segments, window)), scale)

@@ -14,7 +14,7 @@ from speculators.data.conversations import prompt_key, told
 from speculators.data.encoded import Conversations
 from speculators.data.files import read_manifest
 from speculators.data.leakage import HeldOut
-from speculators.data.prepare import prepare
+from speculators.data.prepare import losses, prepare
 from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.events import WarningEvent
@@ -58,6 +58,8 @@ def conversations(context: Context) -> Conversations:
             words.append(f"left out: {told(made.skipped)}")
         if made.truncated:
             words.append(f"{made.truncated} cut at {data.max_tokens} tokens")
+    for lost in losses(made):
+        context.tell(WarningEvent(message=lost))
     _note(context, "prepare", {name: held["sha256"] for name, held in made.manifest["files"].items()})
     return made
 

@@ -24,7 +24,7 @@ from speculators.pipeline.context import Context, Listen, Places
 from speculators.pipeline.inputs import conversations, held_out
 from speculators.pipeline.ondisk import is_prepared
 from speculators.pipeline.policy import on_policy
-from speculators.pipeline.regenerate import answers_file, stream_prompts
+from speculators.pipeline.regenerate import LeftOut, answers_file, is_whole, stream_prompts
 from speculators.pipeline.run import make_context
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
@@ -121,18 +121,18 @@ def _context(recipe: Recipe, places: Places, listen: Listen) -> Context:
 def _waits(context: Context) -> bool:
     """Returns whether answers have still to be generated: an hour's work that nobody asked for by looking."""
     regenerate = context.recipe.data.regenerate is not None
-    return regenerate and not (answers_file(context).exists() or is_prepared(context.plan, context.places))
+    return regenerate and not (is_whole(answers_file(context)) or is_prepared(context.plan, context.places))
 
 
 def _raw(context: Context, waiting: bool) -> Iterator[RawRow]:
     sources: Sequence[Source] = context.recipe.data.sources
     if context.recipe.data.regenerate is None:
         yield from raw_rows(sources, Path())
-    elif not waiting and (file := answers_file(context)).exists():
+    elif not waiting and is_whole(file := answers_file(context)):
         yield from raw_rows([Source(path=str(file))], Path())
     else:
         for source in sources:
-            for place, row in stream_prompts(source):
+            for place, row in stream_prompts(source, LeftOut()):
                 value = {**row, "messages": [*row["messages"], ANSWER]}
                 here = short_path(place)
                 yield RawRow(here, source.path, value, parse(value, here))

@@ -6,18 +6,19 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
 
-from speculators.data.conversations import LAYOUT, Message, jsonl_rows, parse, read_source
+from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, stream_source, told
 from speculators.data.files import disk_errors, sha256_of, write_json, write_whole
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
-from speculators.events import Progress
-from speculators.pipeline.context import Context, read_json
+from speculators.events import Progress, WarningEvent
+from speculators.pipeline.context import Context, Listen, read_json
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import DataSection, Regenerate, Source
 from speculators.verifier.endpoint import Endpoint
@@ -51,8 +52,13 @@ def regenerated(context: Context) -> DataSection:
     settings = data.regenerate
     assert settings is not None
     file = answers_file(context)
-    if not file.exists():
-        prompts = [prompt for source in data.sources for prompt in read_prompts(source)]
+    if not is_whole(file):
+        if file.exists():
+            context.tell(WarningEvent(message=f"{file} is not what was written there: its answers are made again"))
+        left_out = LeftOut()
+        prompts = [prompt for source in data.sources for prompt in read_prompts(source, left_out)]
+        for words in left_out.words():
+            context.tell(WarningEvent(message=words))
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
         write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.progress)
     return attrs.evolve(data, sources=(Source(path=str(file)),), regenerate=None)
@@ -68,48 +74,83 @@ def answers_path(cache: Path, fingerprint: str) -> Path:
     return cache / "regenerated" / f"{fingerprint[:16]}.jsonl"
 
 
-def read_prompts(source: Source) -> list[dict[str, Any]]:
+def is_whole(file: Path) -> bool:
+    """Returns whether answers are there, and are those that their provenance was written for."""
+    held = read_json(_beside(file))
+    return file.is_file() and isinstance(held, dict) and held.get("sha256") == sha256_of(file)
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(file.name + ".json")
+
+
+@attrs.define
+class LeftOut:
+    """What reading prompts leaves out.
+
+    Attributes:
+        skipped: rows of data sets that cannot be used, by reason; a file with one is refused.
+        cut: conversations with further user turns, of which only the first is answered.
+    """
+
+    skipped: Counter[str] = attrs.field(factory=Counter)
+    cut: int = 0
+
+    def words(self) -> list[str]:
+        """Returns a sentence for each, with its consequence; none where nothing is left out."""
+        found = []
+        if self.skipped:
+            found.append(f"{self.skipped.total()} rows cannot be used and get no answer: {told(self.skipped)}")
+        if self.cut:
+            turns = "only their first user turn is answered, for later ones speak of answers that are dropped"
+            found.append(f"{self.cut} conversations have several user turns: {turns}")
+        return found
+
+
+def read_prompts(source: Source, left_out: LeftOut) -> list[dict[str, Any]]:
     """Returns the rows of `stream_prompts`."""
-    return [row for _, row in stream_prompts(source)]
+    return [row for _, row in stream_prompts(source, left_out)]
 
 
-def stream_prompts(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+def stream_prompts(source: Source, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (place, row) with messages up to the first user turn's end; answers that are there are dropped.
 
+    Args:
+        left_out: receives what is not yielded.
+
     Raises:
-        DataError: a row has no user turn.
+        DataError: a row of a file has no user turn, or a data set has no usable row.
     """
     if not source.is_file:
-        conversations, _ = read_source(source, Path())
-        yield from ((c.id, _row(c.id, c.category, c.messages)) for c in conversations)
+        for found in stream_source(source, Path(), left_out.skipped):
+            messages = [attrs.asdict(message) for message in found.messages]
+            row = {"id": found.id, "category": found.category, "messages": messages}
+            yield found.id, _cut(row, found.id, left_out)
         return
     for number, row in itertools.islice(jsonl_rows(source, Path(source.path)), source.take):
         place = f"{source.path}:{number}"
-        yield place, _cut(row, place)
+        yield place, _cut(row, place, left_out)
 
 
-def _row(name: str, category: str, messages: Iterable[Message]) -> dict[str, Any]:
-    row = {"id": name, "category": category, "messages": [attrs.asdict(message) for message in messages]}
-    return _cut(row, name)
-
-
-def _cut(row: Any, place: str) -> dict[str, Any]:
-    messages = row.get("messages") if isinstance(row, dict) else None
-    if not isinstance(messages, list):
+def _cut(row: Any, place: str, left_out: LeftOut) -> dict[str, Any]:
+    turns = (row.get("messages") or row.get("conversations")) if isinstance(row, dict) else None
+    if not isinstance(turns, list):
         raise DataError(f"{place}: not a JSON object with messages", hint=LAYOUT)
-    users = [index for index, message in enumerate(messages) if _role(message) == "user"]
+    users = [index for index, turn in enumerate(turns) if _role(turn) == "user"]
     if not users:
         raise DataError(f"{place}: no user turn to answer", hint=LAYOUT)
     # What a conversation must be like is checked by the one reader of conversations; it wants an answer.
-    kept = messages[: users[0] + 1]
-    found = parse({"messages": [*kept, {"role": "assistant", "content": "-"}]}, place)
+    found = parse({"messages": [*turns[: users[0] + 1], {"role": "assistant", "content": "-"}]}, place)
     if isinstance(found, str):
         raise DataError(f"{place}: {found}", hint=LAYOUT)
-    return {**row, "messages": kept}
+    left_out.cut += len(users) > 1
+    others = {key: value for key, value in row.items() if key != "conversations"}
+    return {**others, "messages": [attrs.asdict(message) for message in found.messages[:-1]]}
 
 
-def _role(message: Any) -> Any:
-    return message.get("role") if isinstance(message, dict) else None
+def _role(turn: Any) -> str | None:
+    role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+    return ROLES.get(role) if isinstance(role, str) else None
 
 
 def write_answers(
@@ -146,9 +187,7 @@ def write_answers(
         write_whole(part, json.dumps({"facts": whence, "answers": answers}).encode())
     rows = _answered(prompts, answers, answerer.tokenizer)
     write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_json(
-        file.with_name(file.name + ".json"), {**whence, "sha256": sha256_of(file), "conversations": len(prompts)}
-    )
+    write_json(_beside(file), {**whence, "sha256": sha256_of(file), "conversations": len(prompts)})
     part.unlink(missing_ok=True)
 
 
@@ -204,7 +243,7 @@ class Elsewhere:
 
 
 def regenerate_file(
-    recipe: Recipe, prompts: Path, out: Path, *, by: Elsewhere | None = None, progress: Progress
+    recipe: Recipe, prompts: Path, out: Path, *, by: Elsewhere | None = None, progress: Listen
 ) -> dict[str, Any]:
     """Answers the prompts of a JSONL file with a recipe's verifier; returns the provenance, which is written, too.
 
@@ -213,14 +252,17 @@ def regenerate_file(
         prompts: JSONL with messages.
         out: JSONL to write.
         by: a server of the same verifier; None to load it here.
-        progress: told while answers are made.
+        progress: told while answers are made, and what of the prompts is left out.
 
     Raises:
         DataError: a row has no user turn, or the file cannot be read.
         ServerError: the server cannot be reached, or gives no answers.
     """
     settings = recipe.data.regenerate or Regenerate()
-    rows = read_prompts(Source(path=str(prompts.resolve())))
+    left_out = LeftOut()
+    rows = read_prompts(Source(path=str(prompts.resolve())), left_out)
+    for words in left_out.words():
+        progress(WarningEvent(message=words))
     section = recipe.verifier
     if by is None:
         folder = obtain(section, progress=progress)
@@ -229,7 +271,7 @@ def regenerate_file(
     else:
         server, facts = _server(recipe, by, progress)
         write_answers(out, rows, server, settings, facts=lambda: facts, progress=progress)
-    return dict(read_json(out.with_name(out.name + ".json")))
+    return dict(read_json(_beside(out)))
 
 
 def _server(recipe: Recipe, by: Elsewhere, progress: Progress) -> tuple[ServedAnswers, dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from speculators.config import VerifierFacts
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.catalog import resolved_suite, suite_names
-from speculators.recipe.decoder import draft_decoder_config
+from speculators.recipe.decoder import draft_decoder_config, wrong_values
 from speculators.recipe.expect import band_key, setting_key
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import is_file_path
@@ -42,6 +42,11 @@ def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
     except RecipeError as error:
         problems += [recipe.problem(p.path, p.message, p.hint) for p in error.problems]
     return problems
+
+
+def check_decoder(recipe: Recipe) -> list[Problem]:
+    """Returns what of `algorithm.decoder` is wrong for any verifier; `check_verifier` finds it, too."""
+    return [recipe.problem(p.path, p.message, p.hint) for p in wrong_values(recipe.algorithm.config.decoder)]
 
 
 def _files(recipe: Recipe) -> list[Problem]:

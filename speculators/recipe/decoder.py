@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts
+import attrs
+from attrs import field
+
+from speculators.config import SpeculatorModelConfig, VerifierFacts, positive
 from speculators.errors import Problem, RecipeError
+from speculators.recipe.converter import structure
+from speculators.recipe.validators import between
 from speculators.registry import near_miss
 
 # Taken over as they are: with another rotary embedding or norm than the verifier's, a draft trains and fails served.
@@ -20,8 +26,6 @@ _INHERITED = (
     "rms_norm_eps",
     "vocab_size",
 )
-_OTHER_KEYS = ("model_type", "hidden_act", "rope_parameters", "attention_bias", "mlp_bias", "layer_types")
-_OPTIONAL_KEYS = ("sliding_window", "attention_dropout", "initializer_range")
 # Said elsewhere, or fixed by what the draft is attached to.
 _FIXED = {
     "num_hidden_layers": "set algorithm.num_layers",
@@ -36,15 +40,60 @@ _FIXED = {
 }
 
 
+def _even(_: object, __: attrs.Attribute[Any], value: int | None) -> None:
+    if value is not None and value % 2:
+        raise ValueError(f"must be even, got {value}: the rotary embedding turns pairs of a head's values")
+
+
+def _has_theta(_: object, __: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
+    theta = None if value is None else value.get("rope_theta")
+    if value is not None and (isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0):
+        raise ValueError(f"must have rope_theta, a number > 0, got {theta!r}")
+
+
+@attrs.frozen(kw_only=True)
+class _Values:
+    """The types and bounds of a decoder's values; None stands for one that is not there."""
+
+    hidden_size: int = field(default=None, validator=positive)
+    intermediate_size: int = field(default=None, validator=positive)
+    num_attention_heads: int = field(default=None, validator=positive)
+    num_key_value_heads: int = field(default=None, validator=positive)
+    head_dim: int = field(default=None, validator=[positive, _even])
+    max_position_embeddings: int = field(default=None, validator=positive)
+    rms_norm_eps: float = field(default=None, validator=positive)
+    vocab_size: int = field(default=None, validator=positive)
+    model_type: str = field(default=None)
+    hidden_act: str = field(default=None)
+    rope_parameters: dict[str, Any] = field(default=None, validator=_has_theta)
+    attention_bias: bool = field(default=None)
+    mlp_bias: bool = field(default=None)
+    layer_types: tuple[str, ...] = field(default=None)
+    sliding_window: int = field(default=None, validator=positive)
+    attention_dropout: float = field(default=0.0, validator=between(0, 1))
+    initializer_range: float = field(default=None, validator=positive)
+
+    @num_key_value_heads.validator
+    def _divides_the_heads(self, _: attrs.Attribute[Any], value: int | None) -> None:
+        heads = self.num_attention_heads
+        if value and heads and heads % value:
+            raise ValueError(f"must divide the {heads} attention heads, got {value}")
+
+
+_VALUE_KEYS = tuple(key.name for key in attrs.fields(_Values))
+
+
 def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) -> dict[str, Any]:
     """Returns `transformer_layer_config`: the verifier's values, then those of `config.decoder` over them.
 
     Raises:
-        RecipeError: a value that neither the verifier's config.json nor `algorithm.decoder` has, or a key that does
-            not exist; all of them together.
+        RecipeError: a value that neither the verifier's config.json nor `algorithm.decoder` has, one that no decoder
+            can have, or a key that does not exist.
     """
     own = dict(config.decoder)
-    problems = _wrong_keys(facts, own)
+    problems = [*_wrong_keys(facts, own), *wrong_values(own)]
+    if problems:
+        raise RecipeError(problems)
     ids = config.layer_ids(facts.num_hidden_layers)
     kind = "full_attention" if own.get("sliding_window") is None else "sliding_attention"
     layer_types = own.get("layer_types", [kind] * config.num_layers)
@@ -64,13 +113,23 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     if len(layer_types) != config.num_layers:
         message = f"must have one type a layer: {config.num_layers}, got {len(layer_types)}"
         problems.append(Problem("algorithm.decoder.layer_types", message))
+    # Those of `own` were right by themselves: what is wrong now is the verifier's, or does not go with it.
+    for problem in wrong_values(decoder):
+        inherited = problem.path.removeprefix("algorithm.decoder.") not in own
+        problems.append(dataclasses.replace(problem, hint=f"inherited from {facts.source}") if inherited else problem)
     if problems:
         raise RecipeError(problems)
     return decoder
 
 
+def wrong_values(decoder: Mapping[str, Any]) -> list[Problem]:
+    """Returns the problems of values that no decoder can have, whatever its verifier is."""
+    told = {key: decoder[key] for key in _VALUE_KEYS if decoder.get(key) is not None}
+    return structure(told, _Values, path=("algorithm", "decoder"))[1]
+
+
 def _wrong_keys(facts: VerifierFacts, own: Mapping[str, Any]) -> list[Problem]:
-    known = sorted({*_INHERITED, *_OTHER_KEYS, *_OPTIONAL_KEYS, *facts} - set(_FIXED))
+    known = sorted({*_VALUE_KEYS, *facts} - set(_FIXED))
     problems = []
     for key in own:
         path = f"algorithm.decoder.{key}"

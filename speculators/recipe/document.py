@@ -90,7 +90,7 @@ def _base(own: Layer) -> Layer:
 
 
 def _overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns the document that the `--set` options make; raises RecipeError with all that are not TOML."""
+    """Returns the document that the `--set` options make; raises RecipeError with all that cannot be one."""
     data: dict[str, Any] = {}
     problems = []
     for override in overrides:
@@ -105,6 +105,9 @@ def _overrides(overrides: Sequence[str]) -> dict[str, Any]:
                 hint = "a list is replaced as a whole"
             problems.append(Problem(f"--set {override}", f"is not TOML: {error}", hint))
         else:
+            if "format" in statement:
+                hint = "write it into the file, or leave it out"
+                problems.append(Problem(f"--set {override}", "format says how the file is written: no value", hint))
             data = merge(data, statement)
     if problems:
         raise RecipeError(problems)

@@ -9,13 +9,17 @@ from typing import Any
 import attrs
 from attrs import field
 
-from speculators.config import SpeculatorModelConfig, positive
+from speculators.config import SpeculatorModelConfig, positive, up_to
 from speculators.errors import Problem
+from speculators.recipe import validators
 from speculators.recipe.converter import CONVERTER, build
 from speculators.recipe.origin import Origin
 from speculators.recipe.sources import DataSection, VerifierSection
 from speculators.recipe.tracking import TrackingSection
 from speculators.recipe.validators import between, cadence, each, matches, not_empty, not_negative, one_of
+
+# Drafted tokens a round; what is drafted today ends at 16.
+MOST_DRAFTED = 64
 
 
 def _band(_: object, __: attrs.Attribute[Any], value: tuple[float, float]) -> None:
@@ -167,12 +171,17 @@ class BenchmarkSection:
     """
 
     suites: tuple[Suite, ...] = field(default=())
-    num_speculative_tokens: tuple[int, ...] = field(default=(3, 5, 7), validator=each(positive))
+    num_speculative_tokens: tuple[int, ...] = field(default=(3, 5, 7), validator=each(up_to(MOST_DRAFTED)))
     temperature: tuple[float, ...] = field(default=(0.0,), validator=each(not_negative))
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)
     live_tokens: int | None = field(default=64, validator=positive)
     baselines: tuple[str, ...] = ("ngram",)
+
+    @num_speculative_tokens.validator
+    def _within_a_response(self, attribute: attrs.Attribute[Any], value: tuple[int, ...]) -> None:
+        if value and max(value) > self.max_new_tokens:
+            raise ValueError(f"must be at most max_new_tokens = {self.max_new_tokens}, got {list(value)}")
 
     @suites.validator
     def _distinct(self, attribute: attrs.Attribute[Any], value: tuple[Suite, ...]) -> None:
@@ -232,7 +241,7 @@ class Recipe:
     version: str = field(validator=matches(r"\d+\.\d+\.\d+", 'three numbers such as "1.0.0"'))
     summary: str = ""
     hardware: str = ""
-    seed: int = field(default=0, validator=not_negative)
+    seed: int = field(default=0, validator=validators.seed)
     extends: str | None = None
     verifier: VerifierSection
     data: DataSection

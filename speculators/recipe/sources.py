@@ -8,6 +8,7 @@ import attrs
 from attrs import field
 
 from speculators.config import positive
+from speculators.recipe import validators
 from speculators.recipe.validators import matches, not_empty, not_negative, one_of
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -27,6 +28,7 @@ def _model(_: object, __: attrs.Attribute[Any], value: str) -> None:
             raise ValueError(f'must name a .gguf file inside the wheel, got "{inside}"')
     elif value.startswith("tiny:"):
         matches(r"tiny:\d+", '"tiny:SEED"')(_, __, value)
+        validators.seed(_, __, int(value.removeprefix("tiny:")))
     elif not is_file_path(value) and not value.endswith(".gguf"):
         known = "a hub id, a local folder (./folder), a .gguf file, wheel:NAME==VERSION#path or tiny:SEED"
         matches(r"[\w.-]+(/[\w.-]+)?", known)(_, __, value)
@@ -113,7 +115,7 @@ class Regenerate:
     max_new_tokens: int = field(default=160, validator=positive)
     temperature: float = field(default=0.0, validator=not_negative)
     batch_size: int = field(default=64, validator=positive)
-    seed: int = 0
+    seed: int = field(default=0, validator=validators.seed)
     dtype: str | None = field(default=None, validator=attrs.validators.optional(one_of(*DTYPES)))
 
 

@@ -35,6 +35,12 @@ def between(low: float, high: float) -> Validator:
     return check
 
 
+def seed(_: object, __: attrs.Attribute[Any], value: int) -> None:
+    """attrs validator: what every generator of random numbers takes."""
+    if not 0 <= value < 2**63:
+        raise ValueError(f"must be from 0 to 2^63 - 1 = {2**63 - 1}, got {value}")
+
+
 def not_negative(_: object, __: attrs.Attribute[Any], value: Any) -> None:
     """attrs validator: None, or a number >= 0."""
     if value is not None and value < 0:

@@ -23,7 +23,7 @@ def bench_tables(result: Values) -> RenderableType:
     for setting in result["settings"]:
         groups.setdefault((setting["suite"], setting["temperature"]), []).append(setting)
     for (suite, temperature), settings in groups.items():
-        parts += [Text(), _main_table(suite, temperature, settings), _category_table(settings[-1])]
+        parts += [Text(), _main_table(suite, temperature, settings), _category_table(settings)]
         parts += [Text(words, style=style) for style, words in notes(settings)]
     parts.append(Text("\n" + definitions(result), style="note"))
     return Group(*parts)
@@ -105,14 +105,19 @@ def _speed(speed: Values | None) -> tuple[str, str, str]:
     return cost, f"{speed['speculative']:.1f}", f"{speed['speed_up']:.2f}x{flag}"
 
 
-def _category_table(setting: Values) -> Table:
-    k = setting["num_speculative_tokens"]
-    table = Table(title=f"by category, K={k}", title_justify="left", box=None)
-    for name in ("category", "prompts", "tau (95%)", "accepted by position"):
+def _category_table(settings: Sequence[Values]) -> Table:
+    """Returns tau of each category for each K; with its interval and positions only for the largest: it must fit."""
+    by_k = sorted(settings, key=lambda setting: int(setting["num_speculative_tokens"]))
+    *smaller, largest = by_k
+    k = largest["num_speculative_tokens"]
+    table = Table(title="by category", title_justify="left", box=None)
+    taus = [f"tau K={setting['num_speculative_tokens']}" for setting in smaller]
+    for name in ("category", "prompts", *taus, f"tau K={k} (95%)", f"accepted by position, K={k}"):
         table.add_column(name, justify="left" if name == "category" else "right", header_style="title")
-    for category, acceptance in setting["by_category"].items():
+    for category, acceptance in largest["by_category"].items():
         _, tau, rates, *_ = acceptance_cells(k, acceptance)
-        table.add_row(escape(category) or "-", str(acceptance["prompts"]), tau, rates)
+        others = [number_text(setting["by_category"][category]["tau"], 3) for setting in smaller]
+        table.add_row(escape(category) or "-", str(acceptance["prompts"]), *others, tau, rates)
     return table
 
 

@@ -81,7 +81,7 @@ def _continue(
     starts = torch.tensor([length - len(p) for p in prompts], device=device)
     columns = torch.arange(length + sampling.max_new_tokens, device=device)
     stops = torch.tensor(list(stop_ids), device=device)
-    generator = torch.Generator(device).manual_seed(sampling.seed * 1_000_003 + number)
+    generator = torch.Generator(device).manual_seed((sampling.seed * 1_000_003 + number) % 2**64)
     cache = _cache(model, len(columns))
     made = torch.empty(len(prompts), sampling.max_new_tokens, dtype=torch.int64, device=device)
     live = torch.arange(len(prompts), device=device)

@@ -178,7 +178,7 @@ def test_answers_of_another_model_are_replaced_and_the_result_says_so(engine, to
 
 def test_responses_without_a_round_are_an_error(engine, suite, toy):
     """One token comes from the prefill; there is no acceptance length to print."""
-    section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=1)
+    section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(1,), max_new_tokens=1)
     with pytest.raises(DataError, match="no response has two tokens of the verifier's own"):
         bench(toy, engine, section, name="toy")
 

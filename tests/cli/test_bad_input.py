@@ -299,6 +299,13 @@ def test_regenerate_refuses_what_it_cannot_answer(spec: Spec, done: Spec, mistak
     assert not list(Path().glob("new*"))
 
 
+def test_regenerate_does_not_overwrite_its_prompts(spec: Spec) -> None:
+    """Also where the path is written otherwise; answers and what is behind them would be lost."""
+    Path("prompts.jsonl").write_bytes(rows([USER, ANSWER, USER, ANSWER]))
+    one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", "./prompts.jsonl"), 2, "--out")
+    assert Path("prompts.jsonl").read_bytes() == rows([USER, ANSWER, USER, ANSWER])
+
+
 def test_regenerate_into_a_place_that_is_taken(spec: Spec, done: Spec) -> None:
     """A file where a folder should be is named."""
     spec.cache = done.cache

@@ -11,7 +11,7 @@ from data_toys import VOCAB, row, section, some_rows
 from speculators.data import prepare as module
 from speculators.data.conversations import parse, prompt_key
 from speculators.data.encoded import Conversations
-from speculators.data.prepare import prepare
+from speculators.data.prepare import losses, prepare
 from speculators.data.template import ChatTemplate
 from speculators.errors import ArtifactError, DataError
 from speculators.recipe.sources import DataSection, Source
@@ -97,6 +97,23 @@ def test_useless_masks_everywhere_explain_themselves(run, jsonl, tokenizer, tmp_
     with pytest.raises(DataError, match=said):
         run(section(jsonl(some_rows(3))))
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("lost", "warned"), [(1, False), (2, True)])
+def test_a_large_share_of_useless_masks_is_warned_of(run, jsonl, tokenizer, lost, warned):
+    """Up to a tenth of the rows is counted alone; above, the consequence and the mend are told."""
+    empty = "{% generation %}{% endgeneration %}"
+    tokenizer.chat_template = (
+        f"{{% if 'odd' in messages[0]['content'] %}}odd{empty}{{% else %}}"
+        "{{ messages[0]['content'] }}{% generation %}{{ messages[1]['content'] }}{% endgeneration %}{% endif %}"
+    )
+    odd = [row(f"odd {k}?", "nothing") for k in range(lost)]
+    prepared = run(section(jsonl([*some_rows(10 - lost), *odd])))
+    assert sum(prepared.skipped.values()) == lost
+    words = losses(prepared)
+    assert [f"{lost} of 10 conversations (20%) are not trained on: no token" in each for each in words] == [
+        True
+    ] * warned
 
 
 def test_too_short_rows_name_the_setting(run, jsonl):

@@ -66,6 +66,29 @@ def test_unroll_equals_dense(depth, window, heads, has_flash, monkeypatch):
         assert (mine - theirs).abs().max() < TOLERANCE
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: its flash kernel and its plain path")
+@pytest.mark.parametrize("depth", range(8))
+@pytest.mark.parametrize("window", [None, 1, 5, 64])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, TOLERANCE), (torch.float32, 1e-4), (torch.bfloat16, 6e-2)]
+)
+def test_unroll_on_cuda_equals_dense(depth, window, heads, dtype, tolerance):
+    """The same cases on CUDA, relative to the largest value: in 16 bits by its flash kernel, else by the plain path."""
+    tensors = [t.detach().to(dtype).double().requires_grad_() for t in make(PACKED, 64, depth, *heads)]
+    there = [t.detach().to("cuda", dtype).requires_grad_() for t in tensors]
+    weight = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    outs = []
+    for attend, (q, k, v, *rest) in ((dense, tensors), (unrolled_attention, there)):
+        own = list(zip(rest[::2], rest[1::2], strict=True))
+        outs.append(attend(q, (k, v), own, PACKED, scale=0.3, window=window))
+    wanted, got = outs
+    wanted_grads = torch.autograd.grad((wanted * weight).sum(), tensors)
+    got_grads = torch.autograd.grad((got * weight.to(got)).sum(), there)
+    for mine, theirs in zip((got, *got_grads), (wanted, *wanted_grads), strict=True):
+        assert (mine.cpu().double() - theirs).abs().max() < tolerance * max(1.0, theirs.abs().max())
+
+
 @pytest.mark.parametrize("window", [None, 16])
 def test_bfloat16_is_close_to_dense(window):
     """In bfloat16 the error stays within its 8 bits of precision."""
@@ -80,6 +103,14 @@ def test_bfloat16_is_close_to_dense(window):
     grads = [torch.autograd.grad(out.sum(), tensors) for out, tensors in zip(outs, (half, full), strict=True)]
     for mine, theirs in zip(*grads, strict=True):
         assert (mine.double() - theirs).abs().max() < 6e-2
+
+
+@pytest.mark.parametrize("window", [0, -3])
+def test_a_window_that_shows_nothing_is_refused(window):
+    """A query sees at least itself; an output of zeros would pass for one."""
+    q, k, v = make(PACKED, 64, 0, 4, 4)
+    with pytest.raises(ValueError, match=f"at least 1, got {window}"):
+        unrolled_attention(q, (k, v), [], PACKED, scale=1.0, window=window)
 
 
 def test_no_queries_gives_nothing_but_keeps_the_graph():

@@ -109,6 +109,40 @@ def test_the_recipe_may_replace_what_is_inherited() -> None:
     assert "cannot be replaced" in found["algorithm.decoder.vocab_size"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("sliding_window", -3, "must be > 0, got -3"),
+        ("sliding_window", 0, "must be > 0, got 0"),
+        ("sliding_window", "a", 'must be an integer, got "a"'),
+        ("sliding_window", "none", "must be an integer"),
+        ("head_dim", 7, "must be even, got 7"),
+        ("num_key_value_heads", 3, "must divide the 4 attention heads, got 3"),
+        ("num_attention_heads", 4.0, "must be an integer"),
+        ("rms_norm_eps", 0, "must be > 0, got 0"),
+        ("attention_bias", "yes", "must be true or false"),
+        ("model_type", 3, "must be a text"),
+        ("layer_types", "full_attention", "must be a list of texts"),
+        ("rope_parameters", {"rope_type": "default"}, "must have rope_theta, a number > 0, got None"),
+    ],
+)
+def test_a_value_that_no_decoder_can_have_is_refused(key: str, value: Any, words: str) -> None:
+    """Types and bounds of what `algorithm.decoder` says: with a window of -3 every query would attend to nothing."""
+    (told,) = refusals(decoder={key: value}).items()
+    assert told[0] == f"algorithm.decoder.{key}"
+    assert words in told[1]
+
+
+def test_a_wrong_value_of_the_verifiers_is_told_as_inherited() -> None:
+    """The recipe did not say it; it may say another."""
+    found = refusals({"intermediate_size": [64, 64]})
+    assert found == {
+        "algorithm.decoder.intermediate_size": "must be an integer, got [64, 64] inherited from config.json"
+    }
+    assert decoder({"intermediate_size": [64, 64]}, decoder={"intermediate_size": 64})["intermediate_size"] == 64
+    assert "inherited" in refusals(decoder={"num_attention_heads": 6})["algorithm.decoder.num_key_value_heads"]
+
+
 def test_the_number_of_layers_read_is_told_when_it_is_not_three() -> None:
     """A server needs `num_aux_hidden_states` for any other number."""
     assert "num_aux_hidden_states" not in decoder()

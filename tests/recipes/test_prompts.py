@@ -125,6 +125,15 @@ def test_the_shipped_smollm2_prompts_are_the_generated_ones(smollm2):
     assert shipped == [{key: row[key] for key in row if key != "template"} for row in smollm2]
 
 
+def test_the_prompts_of_the_shipped_quickstart_are_the_generated_ones(quickstart):
+    """recipes/data/quickstart.jsonl is what the script writes, with one answer of the verifier behind each prompt."""
+    path = Path(make_prompts.__file__).with_name("quickstart.jsonl")
+    shipped = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in shipped)
+    asked = [{**row, "messages": row["messages"][:1]} for row in shipped]
+    assert asked == [{key: row[key] for key in row if key != "template"} for row in quickstart]
+
+
 def test_a_template_is_filled_with_consistent_values():
     """A slot that occurs twice has one value, numbered slots differ, numbers and expressions agree, articles fit."""
     writer = Writer({"city": ["Oslo", "Lima"], "beast": ["owl"]}, rng=random.Random(0))

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import MOST_LAYERS, SpeculatorModelConfig, derived, knob, positive, up_to
 
 WEIGHTS = ("d-pace", "exponential")
 
@@ -51,7 +51,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     architectures: tuple[str, ...] = derived(("DFlashSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
-    num_layers: int = knob(5, validator=positive)
+    num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
     block_size: int = attrs.field(default=16, validator=_block)
     mask_token_id: int | None = None
     sample_from_anchor: bool = False

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import MOST_LAYERS, SpeculatorModelConfig, derived, knob, positive, up_to
 
 MARKOV_HEADS = ("vanilla", "gated", "rnn")
 CUTS = ("threshold", "gain")
@@ -57,7 +57,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
     sample_from_anchor: bool = derived(True)
-    num_layers: int = knob(5, validator=positive)
+    num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
     block_size: int = attrs.field(default=8, validator=positive)
     mask_token_id: int | None = None
     sliding_window_non_causal: bool = True

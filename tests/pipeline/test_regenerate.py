@@ -1,0 +1,84 @@
+"""What `regenerate` reads of prompts, what it leaves out, and when answers that are kept are taken."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from speculators.data.files import sha256_of
+from speculators.events import WarningEvent
+from speculators.pipeline import regenerate
+from speculators.pipeline.regenerate import LeftOut, answers_path, is_whole, read_prompts, regenerated
+from speculators.recipe.sources import DataSection, Regenerate, Source
+
+QUESTION, OTHER = ({"role": "user", "content": text} for text in ("What is a tree?", "And a bush?"))
+ANSWER = {"role": "assistant", "content": "A plant."}
+
+
+def rows_file(folder: Path, *rows: Any) -> Source:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(path=str(folder / "rows.jsonl"))
+
+
+def test_sharegpt_rows_are_read_as_messages(tmp_path: Path) -> None:
+    """`conversations` with from and value, as everywhere else; the row is written with messages, and keeps its id."""
+    turns = [{"from": "human", "value": "What is a tree?"}, {"from": "gpt", "value": "A plant."}]
+    source = rows_file(tmp_path, {"id": "a", "conversations": turns}, {"messages": [QUESTION, ANSWER]})
+    assert read_prompts(source, LeftOut()) == [{"id": "a", "messages": [QUESTION]}, {"messages": [QUESTION]}]
+
+
+def test_conversations_that_are_cut_to_their_first_question_are_counted(tmp_path: Path) -> None:
+    """The count and the reason are told; a conversation of one question is none of them."""
+    source = rows_file(tmp_path, *({"messages": [QUESTION, ANSWER, OTHER, ANSWER][:end]} for end in (1, 2, 3, 4)))
+    left_out = LeftOut()
+    assert [row["messages"] for row in read_prompts(source, left_out)] == [[QUESTION]] * 4
+    (words,) = left_out.words()
+    assert words.startswith("2 conversations have several user turns: only their first")
+
+
+def test_rows_of_a_data_set_that_cannot_be_used_are_counted_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They vanish from the prompts, and not from the report."""
+    rows = [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION]}, {"messages": []}, {"messages": [OTHER]}]
+    monkeypatch.setattr("speculators.data.conversations._dataset_rows", lambda source, path: enumerate(rows))
+    left_out = LeftOut()
+    assert len(read_prompts(Source(path="owner/set"), left_out)) == 1
+    assert left_out.skipped == Counter({"no assistant turn": 2, "no messages": 1})
+    assert left_out.words() == ["3 rows cannot be used and get no answer: 2 no assistant turn, 1 no messages"]
+
+
+@pytest.mark.parametrize("damage", ["none", "changed", "no provenance"])
+def test_kept_answers_are_taken_only_if_they_are_those_that_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """Their sha256 stands beside them; where it is another one they are made again, and that is told."""
+    file = answers_path(tmp_path, "f" * 64)
+    file.parent.mkdir()
+    file.write_text("{}\n")
+    provenance = file.with_name(file.name + ".json")
+    provenance.write_text(json.dumps({"sha256": sha256_of(file)}))
+    if damage == "changed":
+        file.write_text('{"changed": 1}\n')
+    if damage == "no provenance":
+        provenance.unlink()
+    made, told = [], []
+    monkeypatch.setattr(regenerate, "write_answers", lambda *_, **__: made.append(file))
+    data = DataSection(sources=(rows_file(tmp_path, {"messages": [QUESTION]}),), regenerate=Regenerate())
+    context: Any = SimpleNamespace(
+        recipe=SimpleNamespace(data=data, verifier=SimpleNamespace(dtype="float32")),
+        plan=SimpleNamespace(stage=lambda name: SimpleNamespace(fingerprint="f" * 64)),
+        places=SimpleNamespace(cache=tmp_path),
+        engine=lambda dtype: None,
+        tell=told.append,
+        progress=told.append,
+    )
+    assert regenerated(context).sources == (Source(path=str(file)),)
+    assert is_whole(file) == (damage == "none")
+    assert made == ([] if damage == "none" else [file])
+    warned = [event.message for event in told if isinstance(event, WarningEvent)]
+    assert len(warned) == (0 if damage == "none" else 1)
+    assert all(str(file) in words for words in warned)
