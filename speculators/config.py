@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 
 from speculators.errors import ArtifactError, RegistryError
-from speculators.registry import Registry
+from speculators.registry import Registry, near_miss
 
 C = TypeVar("C", bound=type)
 
@@ -22,6 +22,9 @@ ENTRY_POINTS = "speculators.models"
 
 # The layout of config.json and weight names that vLLM reads; not the version of this package.
 LAYOUT_VERSION = "0.9.0"
+
+# The losses that speculators.losses registers, which a recipe is checked against without torch.
+LOSSES = ("ce", "jsd", "kl_div", "lk_hybrid", "nla", "rkl", "tv")
 
 
 def derived(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
@@ -38,6 +41,16 @@ def positive(_: object, __: attrs.Attribute[Any], value: Any) -> None:
     """attrs validator: None, or a number > 0."""
     if value is not None and value <= 0:
         raise ValueError(f"must be > 0, got {value!r}")
+
+
+def known_losses(_: object, __: attrs.Attribute[Any], value: dict[str, float]) -> None:
+    """attrs validator: weights >= 0 of losses that there are, one of them > 0."""
+    for name in value:
+        if name not in LOSSES:
+            hint = near_miss(name, list(LOSSES))
+            raise ValueError(f"no loss {name!r}; there are: {', '.join(LOSSES)}{f'; {hint}' if hint else ''}")
+    if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
+        raise ValueError(f"must give at least one loss a weight > 0 and none one below 0, got {value}")
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
 
 WEIGHTS = ("d-pace", "exponential")
 
@@ -58,7 +58,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     weights: str = knob("d-pace", validator=_weights)
     pace: float = knob(0.5, validator=_share)
     gamma: float | None = knob(None, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0})
+    loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
 
     def __attrs_post_init__(self) -> None:
         if self.weights == "d-pace" and set(self.loss) != {"ce"}:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
 
 MARKOV_HEADS = ("vanilla", "gated", "rnn")
 CUTS = ("threshold", "gain")
@@ -68,4 +68,4 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     max_anchors: int = knob(512, validator=positive)
     gamma: float | None = knob(None, validator=positive)
     confidence_weight: float = knob(1.0, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"ce": 0.1, "tv": 0.9})
+    loss: dict[str, float] = knob(factory=lambda: {"ce": 0.1, "tv": 0.9}, validator=known_losses)

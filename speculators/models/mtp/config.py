@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
 
 TARGETS = ("verifier", "data")
 
@@ -46,7 +46,7 @@ class MtpSpeculatorConfig(SpeculatorModelConfig):
     mtp_steps: int = knob(3, validator=positive)
     mtp_beta: float = knob(0.6, validator=positive)
     targets: str = knob("verifier", validator=_target)
-    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0})
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
         """Returns the last layer's output."""

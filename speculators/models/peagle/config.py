@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
 
 
 def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -41,5 +41,5 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     keep: float = knob(0.7, validator=_share)
     keep_min: float = knob(0.2, validator=_share)
     max_anchors: int = knob(512, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0})
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)
