@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
@@ -146,6 +145,7 @@ class SpeculatorModelConfig:
         """
 
         def decorate(config_class: C) -> C:
+            refuse_built_in(name, config_class)
             if "__attrs_attrs__" not in config_class.__dict__:
                 config_class = attrs.frozen(kw_only=True, slots=False)(config_class)
             fields = {field.name: field for field in attrs.fields(config_class)}
@@ -195,15 +195,26 @@ class SpeculatorModelConfig:
         (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
+def refuse_built_in(name: str, thing: type) -> None:
+    """Raises RegistryError where `thing`, which is not of this package, takes the name of one of its algorithms."""
+    if name in _folders() and not f"{thing.__module__}.".startswith(f"speculators.models.{name}."):
+        message = f"{thing.__module__}.{thing.__qualname__} is registered as {name!r}, an algorithm of speculators"
+        raise RegistryError(message, hint="take another name")
+
+
 def _jsonable(_: object, __: object, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _discover() -> list[str]:
+def _folders() -> list[str]:
+    """Returns the names of our own algorithms."""
     from speculators import models
 
-    folders = [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
-    points = _entry_points()
+    return [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
+
+
+def _discover() -> list[str]:
+    folders, points = _folders(), _entry_points()
     if twice := sorted(set(folders) & points.keys()):
         told = ", ".join(f"{name!r} ({points[name].value})" for name in twice)
         raise RegistryError(f"an installed package calls its algorithm as one of speculators: {told}", hint="rename it")
@@ -212,10 +223,9 @@ def _discover() -> list[str]:
 
 def _find(name: str) -> None:
     """Imports the folder of algorithm `name`: one of ours, or one that an entry point names."""
-    folder = f"speculators.models.{name}"
     # Ours first, without asking what is installed: that takes a tenth of a second, and `_discover` tells of a clash.
-    if name.isidentifier() and importlib.util.find_spec(folder) is not None:
-        importlib.import_module(f"{folder}.config")
+    if name in _folders():
+        importlib.import_module(f"speculators.models.{name}.config")
     elif point := _entry_points().get(name):
         point.load()
 
