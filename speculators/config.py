@@ -52,6 +52,13 @@ def known_losses(_: object, __: attrs.Attribute[Any], value: dict[str, float]) -
         raise ValueError(f"must give at least one loss a weight > 0 and none one below 0, got {value}")
 
 
+def no_token(field: str, token: int | None, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+    """Yields the misfit of a token id that the verifier does not have."""
+    if token is not None and token >= facts.vocab_size:
+        message = f"must be a token of the verifier, 0 to {facts.vocab_size - 1}, got {token}"
+        yield field, message, "leave it out for the last"
+
+
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
     """Returns (2, N//2, N-3), and for N < 7 the nearest distinct ids in 0..N.
 
@@ -179,6 +186,14 @@ class SpeculatorModelConfig:
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
         """Returns the ids of the states that are read of a verifier of `num_layers`; the hook of an own default."""
         return self.target_layer_ids or default_layer_ids(num_layers)
+
+    def max_drafts(self) -> tuple[int, str] | None:
+        """Returns the most tokens that are drafted a round (K), and the field that sets it; None without a limit."""
+        return None
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields what cannot be with this verifier: field, what is wrong with it, what to do; a hook."""
+        yield from ()
 
     @classmethod
     def pick(cls, kwargs: Mapping[str, Any]) -> Any:

@@ -14,7 +14,6 @@ import attrs
 from speculators.bench.run import bench
 from speculators.config import CONFIGS, VerifierFacts
 from speculators.data.files import disk_errors, write_json, write_whole
-from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
@@ -130,8 +129,6 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     section = recipe.verifier
     if section.kind in ("hub", "folder"):
         make_plan(recipe, fetch_facts(section), world_size=world.size)
-    for baseline in recipe.benchmark.baselines:
-        check_baseline(baseline)
     began = time.monotonic()
     if world.is_main:
         held = held_folder(section, cache=places.verifiers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
+from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, knob, known_losses, no_token, positive
+from speculators.recipe.validators import not_negative
 
 WEIGHTS = ("d-pace", "exponential")
 
@@ -51,7 +53,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     target_hidden_size: int | None = derived(None)
     num_layers: int = knob(5, validator=positive)
     block_size: int = attrs.field(default=16, validator=_block)
-    mask_token_id: int | None = None
+    mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sample_from_anchor: bool = False
     sliding_window_non_causal: bool = True
     max_anchors: int = knob(512, validator=positive)
@@ -59,6 +61,14 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     pace: float = knob(0.5, validator=_share)
     gamma: float | None = knob(None, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
+
+    def max_drafts(self) -> tuple[int, str]:
+        """Returns what a block drafts: all of its slots, or all but the anchor's."""
+        return self.block_size - (not self.sample_from_anchor), "block_size"
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields a mask token that the verifier does not have."""
+        yield from no_token("mask_token_id", self.mask_token_id, facts)
 
     def __attrs_post_init__(self) -> None:
         if self.weights == "d-pace" and set(self.loss) != {"ce"}:

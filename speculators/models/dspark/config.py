@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
+from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, knob, known_losses, no_token, positive
+from speculators.recipe.validators import not_negative
 
 MARKOV_HEADS = ("vanilla", "gated", "rnn")
 CUTS = ("threshold", "gain")
@@ -57,7 +59,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     sample_from_anchor: bool = derived(True)
     num_layers: int = knob(5, validator=positive)
     block_size: int = attrs.field(default=8, validator=positive)
-    mask_token_id: int | None = None
+    mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sliding_window_non_causal: bool = True
     markov_rank: int = attrs.field(default=256, validator=positive)
     markov_head_type: str = attrs.field(default="vanilla", validator=_markov)
@@ -69,3 +71,11 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     gamma: float | None = knob(None, validator=positive)
     confidence_weight: float = knob(1.0, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"ce": 0.1, "tv": 0.9}, validator=known_losses)
+
+    def max_drafts(self) -> tuple[int, str]:
+        """Returns what a block drafts: a token a slot."""
+        return self.block_size, "block_size"
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields a mask token that the verifier does not have."""
+        yield from no_token("mask_token_id", self.mask_token_id, facts)

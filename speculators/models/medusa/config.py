@@ -37,3 +37,7 @@ class MedusaSpeculatorConfig(SpeculatorModelConfig):
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
         """Returns the last layer's output."""
         return (num_layers,)
+
+    def max_drafts(self) -> tuple[int, str]:
+        """Returns the number of heads: each drafts one token."""
+        return self.num_heads, "num_heads"

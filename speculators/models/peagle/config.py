@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
+from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, knob, known_losses, no_token, positive
+from speculators.recipe.validators import not_negative
 
 
 def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -34,7 +37,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     eagle_aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
     embed_requires_grad: bool = derived(False)
-    mask_token_id: int | None = None
+    mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     num_depths: int = knob(8, validator=positive)
@@ -43,3 +46,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     max_anchors: int = knob(512, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields a mask token that the verifier does not have."""
+        yield from no_token("mask_token_id", self.mask_token_id, facts)
