@@ -129,8 +129,10 @@ class SpeculatorModelConfig:
 
     # The kind of the draft's layers where a recipe does not say one in `decoder`.
     decoder_type: ClassVar[str] = "llama"
-    # Derived fields that a model takes over from the checkpoint of its kind that it starts from.
+    # Fields that a model takes over from the checkpoint that it starts from, where the recipe does not say them.
     taken_over: ClassVar[tuple[str, ...]] = ()
+    # Fields of config.json that a model may have otherwise than the checkpoint: its weights mean the same.
+    changeable: ClassVar[tuple[str, ...]] = ()
     speculators_model_type: str = derived("")
     architectures: tuple[str, ...] = derived(())
     speculators_version: str = derived(LAYOUT_VERSION)

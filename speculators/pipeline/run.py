@@ -17,6 +17,7 @@ from speculators.data.files import disk_errors, write_json, write_whole
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
+from speculators.pipeline.build import training_kwargs
 from speculators.pipeline.context import Context, EventLog, Listen, Places, read_json
 from speculators.pipeline.inputs import conversations, state_source
 from speculators.pipeline.locking import lock_of
@@ -28,6 +29,7 @@ from speculators.recipe import lock
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
+from speculators.start import check_start
 from speculators.tracking.sinks import OPEN, Subject, check_installed
 from speculators.tracking.tracker import Tracker
 from speculators.training.world import World
@@ -141,6 +143,8 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     if not world.is_main:
         folder = obtain(section, cache=places.verifiers)
     plan = settled(make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=world.size), world.device)
+    if recipe.algorithm.config.init_from is not None:
+        check_start(recipe.algorithm.name, plan.facts, training_kwargs(plan, None, None))
     if world.is_main and (words := told_of(plan, world.device)):
         listen(WarningEvent(message=words))
     return Context(recipe=recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)

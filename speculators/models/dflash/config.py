@@ -35,7 +35,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
 
     Attributes:
         block_size: slots of a block (B), the anchor's among them; so many less one tokens are drafted.
-        mask_token_id: stands for a token that is not known yet; None takes the vocabulary's last.
+        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
         sample_from_anchor: every slot drafts the token after its own, the anchor's too: B tokens are drafted.
         sliding_window_non_causal: a block's slots all see each other; false: each sees those before it. Servers derive
             the causality of all layers from it, with and without a sliding window.
@@ -47,6 +47,8 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     """
 
     decoder_type: ClassVar[str] = "qwen3"
+    taken_over: ClassVar[tuple[str, ...]] = ("mask_token_id",)
+    changeable: ClassVar[tuple[str, ...]] = ("block_size",)
     speculators_model_type: str = derived("dflash")
     architectures: tuple[str, ...] = derived(("DFlashSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())

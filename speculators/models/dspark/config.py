@@ -36,7 +36,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
 
     Attributes:
         block_size: slots of a block (B), each of which drafts the token after its own.
-        mask_token_id: stands for a token that is not known yet; None takes the vocabulary's last.
+        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
         sliding_window_non_causal: a block's slots all see each other; false: each sees those before it.
         markov_rank: width r of the embedding of the token before, from which each slot's logits get a bias.
         markov_head_type: "vanilla" takes the embedding, "gated" as much of it as the slot's state lets through, "rnn"
@@ -52,6 +52,8 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     """
 
     decoder_type: ClassVar[str] = "qwen3"
+    taken_over: ClassVar[tuple[str, ...]] = ("mask_token_id",)
+    changeable: ClassVar[tuple[str, ...]] = ("block_size", "cut", "threshold")
     speculators_model_type: str = derived("dspark")
     architectures: tuple[str, ...] = derived(("DSparkSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())

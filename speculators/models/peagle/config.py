@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import attrs
 
@@ -21,7 +22,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     """What a P-EAGLE speculator is, and how it is trained.
 
     Attributes:
-        mask_token_id: stands for a token that is not known yet; None takes the vocabulary's last.
+        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
         norm_before_residual: the first layer's residual is the normed state instead of the state.
         norm_before_fc: one RMSNorm over the A concatenated states before `fc`.
         num_depths: depths trained, and so the most tokens that are drafted well.
@@ -32,6 +33,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """
 
+    taken_over: ClassVar[tuple[str, ...]] = ("mask_token_id",)
     speculators_model_type: str = derived("peagle")
     architectures: tuple[str, ...] = derived(("PEagleSpeculator",))
     eagle_aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
