@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import keyword
 import re
 from importlib import resources
@@ -37,6 +38,10 @@ def run(options: argparse.Namespace) -> int:
     files = {options.into / file: text for file, text in skeleton(name).items()}
     if held := [str(path) for path in files if path.exists()]:
         raise SpeculatorsError(f"{', '.join(held)}: there already", hint="nothing was written; --into another folder")
+    if (found := importlib.util.find_spec(name)) is not None:
+        where = f" ({found.origin})" if found.origin else ""
+        message = f"there is a module {name!r} already{where}: it would be imported instead of yours"
+        raise SpeculatorsError(message, hint="take another name")
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 
 from speculators.errors import ArtifactError, RegistryError, VerifierError
-from speculators.registry import Registry
+from speculators.registry import Registry, near_miss
 
 C = TypeVar("C", bound=type)
 
@@ -22,6 +21,9 @@ ENTRY_POINTS = "speculators.models"
 
 # The layout of config.json and weight names that vLLM reads; not the version of this package.
 LAYOUT_VERSION = "0.9.0"
+
+# The losses that speculators.losses registers, which a recipe is checked against without torch.
+LOSSES = ("ce", "jsd", "kl_div", "lk_hybrid", "nla", "rkl", "tv")
 
 
 # Layers of a draft; verifiers have up to some hundred, and a draft that is as deep is none.
@@ -53,6 +55,23 @@ def up_to(most: int) -> Callable[[object, attrs.Attribute[Any], int], None]:
             raise ValueError(f"must be at most {most}, got {value}")
 
     return check
+
+
+def known_losses(_: object, __: attrs.Attribute[Any], value: dict[str, float]) -> None:
+    """attrs validator: weights >= 0 of losses that there are, one of them > 0."""
+    for name in value:
+        if name not in LOSSES:
+            hint = near_miss(name, list(LOSSES))
+            raise ValueError(f"no loss {name!r}; there are: {', '.join(LOSSES)}{f'; {hint}' if hint else ''}")
+    if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
+        raise ValueError(f"must give at least one loss a weight > 0 and none one below 0, got {value}")
+
+
+def no_token(field: str, token: int | None, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+    """Yields the misfit of a token id that the verifier does not have."""
+    if token is not None and token >= facts.vocab_size:
+        message = f"must be a token of the verifier, 0 to {facts.vocab_size - 1}, got {token}"
+        yield field, message, "leave it out for the last"
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
@@ -130,12 +149,14 @@ class SpeculatorModelConfig:
 
     # The kind of the draft's layers where a recipe does not say one in `decoder`.
     decoder_type: ClassVar[str] = "llama"
-    # Derived fields that a model takes over from the checkpoint of its kind that it starts from.
+    # Fields that a model takes over from the checkpoint that it starts from, where the recipe does not say them.
     taken_over: ClassVar[tuple[str, ...]] = ()
     # Derived fields that a saved config.json has to say, since no default of theirs is any draft's.
     must_say: ClassVar[tuple[str, ...]] = ()
     # Options of other trainers' files that drafts here do not have: passed over where off; the reason to refuse one on.
     others: ClassVar[Mapping[str, str]] = {}
+    # Fields of config.json that a model may have otherwise than the checkpoint: its weights mean the same.
+    changeable: ClassVar[tuple[str, ...]] = ()
     speculators_model_type: str = derived("")
     architectures: tuple[str, ...] = derived(())
     speculators_version: str = derived(LAYOUT_VERSION)
@@ -157,6 +178,7 @@ class SpeculatorModelConfig:
         """
 
         def decorate(config_class: C) -> C:
+            refuse_built_in(name, config_class)
             if "__attrs_attrs__" not in config_class.__dict__:
                 config_class = attrs.frozen(kw_only=True, slots=False)(config_class)
             fields = {field.name: field for field in attrs.fields(config_class)}
@@ -191,6 +213,14 @@ class SpeculatorModelConfig:
         """Returns the ids of the states that are read of a verifier of `num_layers`; the hook of an own default."""
         return self.target_layer_ids or default_layer_ids(num_layers)
 
+    def max_drafts(self) -> tuple[int, str] | None:
+        """Returns the most tokens that are drafted a round (K), and the field that sets it; None without a limit."""
+        return None
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields what cannot be with this verifier: field, what is wrong with it, what to do; a hook."""
+        yield from ()
+
     @classmethod
     def refusals(cls, raw: Mapping[str, Any]) -> list[str]:
         """Returns which of `others` are on in a config.json, each with the reason that no such draft is read."""
@@ -212,15 +242,26 @@ class SpeculatorModelConfig:
         (folder / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
+def refuse_built_in(name: str, thing: type) -> None:
+    """Raises RegistryError where `thing`, which is not of this package, takes the name of one of its algorithms."""
+    if name in _folders() and not f"{thing.__module__}.".startswith(f"speculators.models.{name}."):
+        message = f"{thing.__module__}.{thing.__qualname__} is registered as {name!r}, an algorithm of speculators"
+        raise RegistryError(message, hint="take another name")
+
+
 def _jsonable(_: object, __: object, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _discover() -> list[str]:
+def _folders() -> list[str]:
+    """Returns the names of our own algorithms."""
     from speculators import models
 
-    folders = [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
-    points = _entry_points()
+    return [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
+
+
+def _discover() -> list[str]:
+    folders, points = _folders(), _entry_points()
     if twice := sorted(set(folders) & points.keys()):
         told = ", ".join(f"{name!r} ({points[name].value})" for name in twice)
         raise RegistryError(f"an installed package calls its algorithm as one of speculators: {told}", hint="rename it")
@@ -229,10 +270,9 @@ def _discover() -> list[str]:
 
 def _find(name: str) -> None:
     """Imports the folder of algorithm `name`: one of ours, or one that an entry point names."""
-    folder = f"speculators.models.{name}"
     # Ours first, without asking what is installed: that takes a tenth of a second, and `_discover` tells of a clash.
-    if name.isidentifier() and importlib.util.find_spec(folder) is not None:
-        importlib.import_module(f"{folder}.config")
+    if name in _folders():
+        importlib.import_module(f"speculators.models.{name}.config")
     elif point := _entry_points().get(name):
         point.load()
 

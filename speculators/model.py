@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts
+from speculators.config import SpeculatorModelConfig, VerifierFacts, refuse_built_in
 from speculators.drafter import Drafter
 from speculators.errors import ArtifactError, ContractError, SpeculatorsError
 from speculators.recipe.converter import structure
@@ -64,7 +64,12 @@ class SpeculatorModel(nn.Module):
     @staticmethod
     def register(name: str) -> Callable[[M], M]:
         """Class decorator that registers a model under `name`; raises RegistryError if the name is taken."""
-        return lambda model_class: MODELS.add(name, model_class)
+
+        def decorate(model_class: M) -> M:
+            refuse_built_in(name, model_class)
+            return MODELS.add(name, model_class)
+
+        return decorate
 
     @staticmethod
     def get_class(name: str) -> type[SpeculatorModel]:

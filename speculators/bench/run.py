@@ -28,7 +28,7 @@ from speculators.bench.result import (
 from speculators.bench.rows import Response, Row, shortened
 from speculators.bench.speed import compare
 from speculators.bench.suites import Prompt, load_suite, prompts_digest
-from speculators.decoding.baselines import Baseline, check_baseline, make_baseline
+from speculators.decoding.baselines import Baseline, make_baseline
 from speculators.decoding.loop import Decoded
 from speculators.drafter import Drafter, Replays
 from speculators.errors import DataError
@@ -105,8 +105,6 @@ def bench(
         seed: of sampling and of the bootstrap.
         known: rows that the caller has already, so that the verifier need not be run for them again.
     """
-    for each in section.baselines:
-        check_baseline(each)
     settings = len(section.suites) * len(section.temperature) * len(section.num_speculative_tokens)
     shared = Bench(
         model=model,

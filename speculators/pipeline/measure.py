@@ -9,11 +9,12 @@ import attrs
 import torch
 
 from speculators.bench.run import bench
-from speculators.errors import ArtifactError, RecipeError
+from speculators.errors import ArtifactError, Problem, RecipeError
 from speculators.events import Progress
 from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.recipe.algorithm import import_plugin
+from speculators.recipe.checks import too_many_drafts
 from speculators.recipe.converter import structure
 from speculators.recipe.faults import Invalid
 from speculators.recipe.schema import BenchmarkSection
@@ -51,11 +52,13 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
     """Returns the benchmark as JSON values.
 
     Raises:
-        SpeculatorsError: speculator or verifier cannot be loaded, or the algorithm lacks a hook.
+        SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if subject.recipe is not None:
         import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
+    if wrong := too_many_drafts(read_config(subject.folder), section.num_speculative_tokens):
+        raise RecipeError([Problem("benchmark.num_speculative_tokens", wrong, "--k says which are measured")])
     verifier = verifier_of(subject)
     folder = obtain(verifier, progress=progress)
     model = place(SpeculatorModel.from_pretrained(subject.folder, verifier=folder), device)

@@ -14,10 +14,10 @@ import attrs
 from speculators.bench.run import bench
 from speculators.config import CONFIGS, VerifierFacts
 from speculators.data.files import disk_errors, write_json, write_whole
-from speculators.decoding.baselines import check_baseline
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
+from speculators.pipeline.build import training_kwargs
 from speculators.pipeline.context import Context, EventLog, Listen, Places, read_json
 from speculators.pipeline.inputs import conversations, state_source
 from speculators.pipeline.locking import lock_of
@@ -29,6 +29,7 @@ from speculators.recipe import lock
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
+from speculators.start import check_start
 from speculators.tracking.sinks import OPEN, Subject, check_installed
 from speculators.tracking.tracker import Tracker
 from speculators.training.world import World
@@ -130,8 +131,6 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     section = recipe.verifier
     if section.kind in ("hub", "folder"):
         make_plan(recipe, fetch_facts(section), world_size=world.size)
-    for baseline in recipe.benchmark.baselines:
-        check_baseline(baseline)
     began = time.monotonic()
     if world.is_main:
         held = held_folder(section, cache=places.verifiers)
@@ -144,6 +143,8 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     if not world.is_main:
         folder = obtain(section, cache=places.verifiers)
     plan = settled(make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=world.size), world.device)
+    if recipe.algorithm.config.init_from is not None:
+        check_start(recipe.algorithm.name, plan.facts, training_kwargs(plan, None, None))
     if world.is_main and (words := told_of(plan, world.device)):
         listen(WarningEvent(message=words))
     return Context(recipe=recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)

@@ -37,6 +37,12 @@ def import_plugin(module: str, folder: Path) -> None:
         raise Invalid([Fault(("module",), message, hint)]) from error
 
 
+def _file(module: str) -> str:
+    """Returns what was imported under that name."""
+    spec = sys.modules[module].__spec__
+    return f"{module} of {spec.origin}" if spec is not None and spec.origin else module
+
+
 @CONVERTER.register_structure_hook
 def _algorithm(value: Any, _: Any) -> AlgorithmSection:
     if not isinstance(value, Mapping):
@@ -53,6 +59,9 @@ def _algorithm(value: Any, _: Any) -> AlgorithmSection:
         names = CONFIGS.names()
         message = f"no algorithm {head['name']!r}; there are: {', '.join(names)}"
         hint = near_miss(head["name"], names) or "a plug-in is named by algorithm.module"
+        if (module := head.get("module")) in sys.modules:
+            message += f"; algorithm.module is {_file(module)}, which registers none of that name"
+            hint = "if it is not yours, give your package another name; if it is, register its config under that name"
         raise Invalid([Fault(("name",), message, hint)]) from None
     keys = [field.name for field in config_class.recipe_fields()]
     own = {key: item for key, item in value.items() if key not in _OWN_KEYS}

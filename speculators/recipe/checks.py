@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from speculators.config import VerifierFacts
+from speculators.config import SpeculatorModelConfig, VerifierFacts
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config, wrong_values
@@ -15,8 +16,22 @@ from speculators.registry import near_miss
 
 
 def check_recipe(recipe: Recipe, *, world_size: int = 1) -> list[Problem]:
-    """Returns what is wrong with a recipe in itself: the files it names, its steps, its suites, its bands."""
-    return [*_files(recipe), *_steps(recipe, world_size), *_suites(recipe), *_bands(recipe)]
+    """Returns what is wrong with a recipe in itself: files that it names, steps, suites, drafts, bands."""
+    return [*_files(recipe), *_steps(recipe, world_size), *_suites(recipe), *_drafts(recipe), *_bands(recipe)]
+
+
+def too_many_drafts(config: SpeculatorModelConfig, wanted: Sequence[int]) -> str:
+    """Returns what is wrong with numbers of drafted tokens (K): more than the algorithm drafts a round; "" if nothing.
+
+    They would be reported as K, and be of fewer drafts.
+    """
+    limit = config.max_drafts()
+    above = [number for number in wanted if limit is not None and number > limit[0]]
+    if limit is None or not above:
+        return ""
+    most, field = limit
+    setting = f"{field} = {getattr(config, field)}"
+    return f"must be at most {most}, which {config.speculators_model_type} drafts with {setting}; got {above}"
 
 
 def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
@@ -30,6 +45,7 @@ def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
     if config.draft_vocab_size is not None and config.draft_vocab_size > facts.vocab_size:
         message = f"must be at most the verifier's vocabulary of {facts.vocab_size}, got {config.draft_vocab_size}"
         problems.append(recipe.problem("algorithm.draft_vocab_size", message, "leave it out for the whole vocabulary"))
+    problems += [recipe.problem(f"algorithm.{field}", *words) for field, *words in config.misfits(facts)]
     layers = facts.num_hidden_layers
     if above := [layer for layer in config.target_layer_ids or () if layer > layers]:
         message = f"must be in 0..{layers}, the verifier has {layers} layers; got {above}"
@@ -99,6 +115,15 @@ def _suites(recipe: Recipe) -> list[Problem]:
         if is_file_path(path) and not Path(path).is_file():
             problems.append(recipe.problem(f"{place}.path", f"no such file: {path}"))
     return problems
+
+
+def _drafts(recipe: Recipe) -> list[Problem]:
+    config, section = recipe.algorithm.config, recipe.benchmark
+    message = too_many_drafts(config, section.num_speculative_tokens)
+    if not (message and section.suites):
+        return []
+    _, field = config.max_drafts() or (0, "")
+    return [recipe.problem("benchmark.num_speculative_tokens", message, f"take fewer, or a larger algorithm.{field}")]
 
 
 def _bands(recipe: Recipe) -> list[Problem]:

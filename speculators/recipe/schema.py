@@ -16,7 +16,16 @@ from speculators.recipe.converter import CONVERTER, build
 from speculators.recipe.origin import Origin
 from speculators.recipe.sources import DataSection, VerifierSection
 from speculators.recipe.tracking import TrackingSection
-from speculators.recipe.validators import between, cadence, each, matches, not_empty, not_negative, one_of
+from speculators.recipe.validators import (
+    between,
+    cadence,
+    each,
+    known_baselines,
+    matches,
+    not_empty,
+    not_negative,
+    one_of,
+)
 
 # Drafted tokens a round; what is drafted today ends at 16.
 MOST_DRAFTED = 64
@@ -176,7 +185,7 @@ class BenchmarkSection:
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)
     live_tokens: int | None = field(default=64, validator=positive)
-    baselines: tuple[str, ...] = ("ngram",)
+    baselines: tuple[str, ...] = field(default=("ngram",), validator=known_baselines)
 
     @num_speculative_tokens.validator
     def _within_a_response(self, attribute: attrs.Attribute[Any], value: tuple[int, ...]) -> None:

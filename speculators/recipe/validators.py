@@ -10,6 +10,10 @@ import attrs
 
 from speculators.registry import near_miss
 
+# Drafters without training: by the tokens alone, and with a smaller model, which is named behind a colon.
+BASELINES = ("ngram", "suffix")
+WITH_MODEL = "draft_model"
+
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
@@ -84,3 +88,19 @@ def cadence(_: object, __: attrs.Attribute[Any], value: int | str) -> None:
         good = value > 0
     if not good:
         raise ValueError(f'must be a number of steps > 0 or a share of the run such as "10%", got {value!r}')
+
+
+def known_baselines(_: object, __: attrs.Attribute[Any], names: tuple[str, ...]) -> None:
+    """attrs validator: names of baselines; a model's source is checked when it is loaded."""
+    for name in names:
+        kind, colon, source = name.partition(":")
+        if (kind in BASELINES and not colon) or (kind == WITH_MODEL and source):
+            continue
+        if kind in BASELINES:
+            hint = f"{kind} takes nothing behind a colon"
+        elif kind == WITH_MODEL:
+            hint = f"it needs a model: {WITH_MODEL}:./folder, {WITH_MODEL}:owner/name, any form of verifier.model"
+        else:
+            hint = near_miss(kind, [*BASELINES, WITH_MODEL])
+        forms = ", ".join((*BASELINES, f"{WITH_MODEL}:SOURCE"))
+        raise ValueError(f"no baseline {name!r}; there are: {forms}{f'; {hint}' if hint else ''}")

@@ -16,6 +16,7 @@ from command import WEIGHTS, Spec, Told
 from safetensors import SafetensorError
 
 from speculators import model as model_module
+from speculators.config import SpeculatorModelConfig
 
 USER = {"role": "user", "content": "What is a tree?"}
 ANSWER = {"role": "assistant", "content": "A plant that became tall."}
@@ -275,6 +276,14 @@ def test_bench_of_what_cannot_be_measured(spec: Spec, done: Spec, mistake: str) 
     arguments, code, words = BAD_BENCH[mistake]
     spec.cache = done.cache
     one_error(spec("bench", *arguments(done)), code, words)
+
+
+def test_bench_of_more_drafts_than_the_algorithm_has(spec: Spec) -> None:
+    """Rows of five drafts would be called K = 7; nothing is loaded."""
+    Path("heads").mkdir()
+    SpeculatorModelConfig.get_class("medusa")().save(Path("heads"))
+    words = "at most 5, which medusa drafts with num_heads = 5; got [7]"
+    one_error(spec("bench", "heads", "--k", "5", "--k", "7"), 2, words)
 
 
 BAD_PROMPTS: dict[str, tuple[bytes | None, str]] = {

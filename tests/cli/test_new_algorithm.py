@@ -67,7 +67,15 @@ def test_nothing_is_overwritten(tmp_path: Path, spec: Spec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "word"), [("Mine", "no name"), ("class", "no name"), ("a-b", "no name"), ("medusa", "already")]
+    ("name", "word"),
+    [
+        ("Mine", "no name"),
+        ("class", "no name"),
+        ("a-b", "no name"),
+        ("medusa", "already"),
+        ("queue", "there is a module 'queue' already"),
+        ("torch", "imported instead of yours"),
+    ],
 )
 def test_a_name_that_cannot_be_is_refused(name: str, word: str, tmp_path: Path, spec: Spec) -> None:
     """Before anything is written."""

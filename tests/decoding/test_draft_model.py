@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 from speculators.bench.replay import replay
 from speculators.bench.rows import Response, Row, judge
 from speculators.bench.walk import greedy_rounds
-from speculators.decoding.baselines import check_baseline, make_baseline
+from speculators.decoding.baselines import WITHOUT_MODEL, make_baseline
 from speculators.decoding.loop import decode
 from speculators.decoding.target import CachedVerifier
-from speculators.errors import RegistryError, SpeculatorsError, VerifierError
+from speculators.errors import SpeculatorsError, VerifierError
+from speculators.recipe.validators import BASELINES
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 from speculators.verifier.weights import load_head
@@ -117,11 +118,6 @@ def test_a_missing_draft_model_is_one_error(verifier, tmp_path):
         make_baseline(f"draft_model:{tmp_path}/nowhere", verifier)
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"), [("sufix", "suffix"), ("ngram:3", "nothing behind a colon"), ("draft_model", "needs a model")]
-)
-def test_a_wrong_name_gets_a_hint(name, hint):
-    """Before anything is loaded."""
-    with pytest.raises(RegistryError) as caught:
-        check_baseline(name)
-    assert hint in str(caught.value)
+def test_the_baselines_known_without_torch_are_those_that_there_are():
+    """Neither list can be changed alone."""
+    assert tuple(WITHOUT_MODEL) == BASELINES

@@ -108,6 +108,12 @@ def test_a_start_of_another_shape_is_one_error(spec: Spec, run_folder: Path, tmp
     told = spec("run", "smoke", *start, "--set", "algorithm.num_layers=2")
     assert told.code == 1
     assert "layers.1.self_attn.q_proj.weight is not in it" in told.err
+    anew = ("--set", "algorithm.target_layer_ids=[1, 2]", "--set", "algorithm.norm_before_residual=false")
+    told = spec("run", "smoke", *start, *anew)
+    assert told.code == 1
+    assert "set algorithm.target_layer_ids = [" in told.err
+    assert "set algorithm.norm_before_residual = true" in told.err
+    assert "capture" not in told.err
     told = spec("run", "smoke", *start, "--set", "algorithm.draft_vocab_size=64")
     assert told.code == 1
     assert "set algorithm.draft_vocab_size" in told.err

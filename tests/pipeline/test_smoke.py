@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import WEIGHTS, Spec, Told, events
+from facts import facts_of
 
 from speculators.config import VerifierFacts
 from speculators.model import SpeculatorModel, build_model
@@ -18,7 +19,6 @@ from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 
 STAGES = ["verifier", "prepare", "capture", "train", "bench"]
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def skipped(told: Told) -> list[str]:
@@ -186,19 +186,20 @@ def test_parameters_are_counted_as_the_real_model_has_them(tiny_verifier: Path, 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "fixture", "rows"),
+    ("name", "rows"),
     [
-        ("eagle3_llama8b", "llama-3.1-8b", 128_256 + 32_000),
-        ("eagle3_qwen3_8b", "qwen3-8b", 151_936 + 32_000),
-        ("eagle3_llama70b", "llama-3.3-70b", 128_256 + 32_000),
-        ("eagle3_qwen3_30b_a3b", "qwen3-30b-a3b", 151_936 + 32_000),
-        ("eagle3_gpt_oss_20b", "gpt-oss-20b", 201_088 + 32_000),
+        ("eagle3_llama8b", 128_256 + 32_000),
+        ("eagle3_qwen3_8b", 151_936 + 32_000),
+        ("eagle3_llama70b", 128_256 + 32_000),
+        ("eagle3_qwen3_30b_a3b", 151_936 + 32_000),
+        ("eagle3_gpt_oss_20b", 201_088 + 32_000),
     ],
 )
-def test_the_large_recipes_are_counted_from_a_config_alone(recipe: str, fixture: str, rows: int) -> None:
+def test_the_large_recipes_are_counted_from_a_config_alone(name: str, rows: int, tmp_path: Path) -> None:
     """No weights, no gigabytes: embeddings and the reduced head are frozen, one decoder layer and fc are trained."""
-    facts = VerifierFacts.read(FIXTURES / fixture / "config.json")
-    plan = make_plan(load_recipe(recipe), facts)
+    recipe = load_recipe(name)
+    facts = facts_of(recipe, tmp_path)
+    plan = make_plan(recipe, facts)
     hidden, inner = facts.hidden_size, facts.intermediate_size
     queries, keys = (facts[name] * facts.head_dim for name in ("num_attention_heads", "num_key_value_heads"))
     layer = 2 * hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * inner
@@ -207,20 +208,21 @@ def test_the_large_recipes_are_counted_from_a_config_alone(recipe: str, fixture:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "fixture", "frozen"),
+    ("name", "frozen"),
     [
-        ("medusa_llama8b", "llama-3.1-8b", 4096),
-        ("peagle_qwen3_8b", "qwen3-8b", (151_936 + 32_000) * 4096),
-        ("dflash_qwen3_8b", "qwen3-8b", 32_000 * 4096),
-        ("dspark_qwen3_8b", "qwen3-8b", 32_000 * 4096),
-        ("mtp_qwen3_next", "qwen3-next-80b-a3b", None),
+        ("medusa_llama8b", 4096),
+        ("peagle_qwen3_8b", (151_936 + 32_000) * 4096),
+        ("dflash_qwen3_8b", 32_000 * 4096),
+        ("dspark_qwen3_8b", 32_000 * 4096),
+        ("mtp_qwen3_next", None),
     ],
 )
 def test_the_other_algorithms_recipes_are_planned_from_a_config_alone(
-    recipe: str, fixture: str, frozen: int | None
+    name: str, frozen: int | None, tmp_path: Path
 ) -> None:
     """They validate, and what is frozen is what the draft takes from the verifier and a server does not share."""
-    plan = make_plan(load_recipe(recipe), VerifierFacts.read(FIXTURES / fixture / "config.json"))
+    recipe = load_recipe(name)
+    plan = make_plan(recipe, facts_of(recipe, tmp_path))
     counts = with_parameters(plan).parameters
     assert counts["trainable"] > 10**8
     assert frozen is None or counts["frozen"] == frozen

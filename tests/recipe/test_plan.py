@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from facts import facts_of
 
 from speculators.config import VerifierFacts
 from speculators.errors import RecipeError
@@ -222,6 +223,45 @@ def test_a_band_must_speak_of_what_is_measured(write: Write, llama: VerifierFact
     assert words in told
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "most", "mend"),
+    [
+        ('name="medusa"', "at most 5, which medusa drafts with num_heads = 5; got [6, 9]", "algorithm.num_heads"),
+        ('name="dflash", block_size=6', "at most 5, which dflash drafts with block_size = 6; got [6, 9]", "block_size"),
+        ('name="dflash", block_size=6, sample_from_anchor=true', "at most 6, which dflash", "algorithm.block_size"),
+        ('name="dspark", block_size=6', "at most 6, which dspark drafts with block_size = 6; got [9]", "block_size"),
+    ],
+)
+def test_more_drafts_than_an_algorithm_has_are_refused(
+    write: Write, llama: VerifierFacts, algorithm: str, most: str, mend: str
+) -> None:
+    """They would be reported as K, and be of fewer drafts; without a benchmark nothing is reported."""
+    overrides = [f"algorithm={{{algorithm}}}", "benchmark.num_speculative_tokens=[5, 6, 9]"]
+    (told,) = refusals(write(), llama, *overrides).values()
+    assert most in told
+    assert mend in told
+    assert make_plan(load_recipe(write(), [*overrides, "benchmark.suites=[]"]), llama)
+    assert make_plan(load_recipe(write(), [overrides[0], "benchmark.num_speculative_tokens=[5]"]), llama)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "field", "words"),
+    [
+        ('name="dflash", mask_token_id=128256', "mask_token_id", "a token of the verifier, 0 to 128255, got 128256"),
+        ('name="dspark", mask_token_id=128256', "mask_token_id", "a token of the verifier"),
+        ('name="peagle", mask_token_id=128256', "mask_token_id", "a token of the verifier"),
+        ('name="mtp", draft_vocab_size=8192', "draft_vocab_size", "the verifier's 128256"),
+    ],
+)
+def test_what_an_algorithm_cannot_have_of_a_verifier_is_refused(
+    write: Write, llama: VerifierFacts, algorithm: str, field: str, words: str
+) -> None:
+    """The algorithm's own config says so, before there are weights."""
+    found = refusals(write(), llama, f"algorithm={{{algorithm}}}")
+    assert list(found) == [f"algorithm.{field}"]
+    assert words in found[f"algorithm.{field}"]
+
+
 def test_a_config_that_is_no_language_models_is_told(write: Write) -> None:
     """The file and the missing keys are named."""
     found = refusals(write(), VerifierFacts({"model_type": "vit"}, "vit/config.json"))
@@ -229,13 +269,13 @@ def test_a_config_that_is_no_language_models_is_told(write: Write) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_shipped_recipe_plans(name: str, llama: VerifierFacts, qwen: VerifierFacts) -> None:
-    """Each recipe of the catalogue plans from a config.json, without weights; none has an unmeasured band."""
+def test_every_shipped_recipe_plans(name: str, tmp_path: Path) -> None:
+    """Each recipe of the catalogue plans from its verifier's config.json; a band says which seeds gave it."""
     recipe = load_recipe(name)
-    plan = make_plan(recipe, qwen if "qwen" in recipe.verifier.model.lower() else llama, world_size=1)
+    plan = make_plan(recipe, facts_of(recipe, tmp_path), world_size=1)
     assert recipe.name == name
     assert plan.stages[-1].name == "bench"
-    assert all(band.source.startswith("measured") for band in recipe.expect.values())
+    assert all("seed" in band.source for band in recipe.expect.values())
 
 
 def test_the_recipes_for_eight_gpus_plan_for_eight_processes(llama: VerifierFacts, qwen: VerifierFacts) -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import MOST_LAYERS, SpeculatorModelConfig, derived, knob, positive, up_to
+from speculators.config import (
+    MOST_LAYERS,
+    SpeculatorModelConfig,
+    VerifierFacts,
+    derived,
+    knob,
+    known_losses,
+    no_token,
+    positive,
+    up_to,
+)
+from speculators.recipe.validators import not_negative
 
 WEIGHTS = ("d-pace", "exponential")
 
@@ -33,7 +45,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
 
     Attributes:
         block_size: slots of a block (B), the anchor's among them; so many less one tokens are drafted.
-        mask_token_id: stands for a token that is not known yet; None takes the vocabulary's last.
+        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
         sample_from_anchor: every slot drafts the token after its own, the anchor's too: B tokens are drafted.
         sliding_window_non_causal: a block's slots all see each other; false: each sees those before it. Servers derive
             the causality of all layers from it, with and without a sliding window.
@@ -47,20 +59,30 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
 
     decoder_type: ClassVar[str] = "qwen3"
     must_say: ClassVar[tuple[str, ...]] = ("aux_hidden_state_layer_ids",)
+    taken_over: ClassVar[tuple[str, ...]] = ("mask_token_id",)
+    changeable: ClassVar[tuple[str, ...]] = ("block_size",)
     speculators_model_type: str = derived("dflash")
     architectures: tuple[str, ...] = derived(("DFlashSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
     num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
     block_size: int = attrs.field(default=16, validator=_block)
-    mask_token_id: int | None = None
+    mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sample_from_anchor: bool = False
     sliding_window_non_causal: bool = True
     max_anchors: int = knob(512, validator=positive)
     weights: str = knob("d-pace", validator=_weights)
     pace: float = knob(0.5, validator=_share)
     gamma: float | None = knob(None, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0})
+    loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
+
+    def max_drafts(self) -> tuple[int, str]:
+        """Returns what a block drafts: all of its slots, or all but the anchor's."""
+        return self.block_size - (not self.sample_from_anchor), "block_size"
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields a mask token that the verifier does not have."""
+        yield from no_token("mask_token_id", self.mask_token_id, facts)
 
     def __attrs_post_init__(self) -> None:
         if self.weights == "d-pace" and set(self.loss) != {"ce"}:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import MOST_LAYERS, SpeculatorModelConfig, derived, knob, positive, up_to
+from speculators.config import (
+    MOST_LAYERS,
+    SpeculatorModelConfig,
+    VerifierFacts,
+    derived,
+    knob,
+    known_losses,
+    no_token,
+    positive,
+    up_to,
+)
+from speculators.recipe.validators import not_negative
 
 MARKOV_HEADS = ("vanilla", "gated", "rnn")
 CUTS = ("threshold", "gain")
@@ -34,7 +46,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
 
     Attributes:
         block_size: slots of a block (B), each of which drafts the token after its own.
-        mask_token_id: stands for a token that is not known yet; None takes the vocabulary's last.
+        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
         sliding_window_non_causal: a block's slots all see each other; false: each sees those before it.
         markov_rank: width r of the embedding of the token before, from which each slot's logits get a bias.
         markov_head_type: "vanilla" takes the embedding, "gated" as much of it as the slot's state lets through, "rnn"
@@ -52,6 +64,8 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
 
     decoder_type: ClassVar[str] = "qwen3"
     must_say: ClassVar[tuple[str, ...]] = ("aux_hidden_state_layer_ids",)
+    taken_over: ClassVar[tuple[str, ...]] = ("mask_token_id",)
+    changeable: ClassVar[tuple[str, ...]] = ("block_size", "cut", "threshold")
     speculators_model_type: str = derived("dspark")
     architectures: tuple[str, ...] = derived(("DSparkSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
@@ -59,7 +73,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     sample_from_anchor: bool = derived(True)
     num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
     block_size: int = attrs.field(default=8, validator=positive)
-    mask_token_id: int | None = None
+    mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sliding_window_non_causal: bool = True
     markov_rank: int = attrs.field(default=256, validator=positive)
     markov_head_type: str = attrs.field(default="vanilla", validator=_markov)
@@ -70,4 +84,12 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     max_anchors: int = knob(512, validator=positive)
     gamma: float | None = knob(None, validator=positive)
     confidence_weight: float = knob(1.0, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"ce": 0.1, "tv": 0.9})
+    loss: dict[str, float] = knob(factory=lambda: {"ce": 0.1, "tv": 0.9}, validator=known_losses)
+
+    def max_drafts(self) -> tuple[int, str]:
+        """Returns what a block drafts: a token a slot."""
+        return self.block_size, "block_size"
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields a mask token that the verifier does not have."""
+        yield from no_token("mask_token_id", self.mask_token_id, facts)

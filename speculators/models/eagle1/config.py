@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
 
 
 def _not_negative(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -39,7 +39,7 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
     alignment_steps: int = knob(1, validator=positive)
     alignment_decay: float = knob(1.0, validator=positive)
     regression: float = knob(1.0, validator=_not_negative)
-    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 0.1})
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 0.1}, validator=known_losses)
     noise: float = knob(0.1, validator=_not_negative)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:

@@ -6,12 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
-
-
-def _losses(_: object, __: attrs.Attribute[dict[str, float]], value: dict[str, float]) -> None:
-    if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
-        raise ValueError(f"must give at least one loss a weight > 0, got {value}")
+from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
 
 
 @SpeculatorModelConfig.register("eagle3")
@@ -42,5 +37,5 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     norm_output: bool = False
     ttt_steps: int = knob(3, validator=positive)
     ttt_gamma: float = knob(1.0, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=_losses)
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
 
 
 @SpeculatorModelConfig.register("medusa")
@@ -32,8 +32,12 @@ class MedusaSpeculatorConfig(SpeculatorModelConfig):
     medusa_fc_bias: bool = derived(True)
     num_heads: int = attrs.field(default=5, validator=positive)
     head_decay: float = knob(0.8, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0})
+    loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
         """Returns the last layer's output."""
         return (num_layers,)
+
+    def max_drafts(self) -> tuple[int, str]:
+        """Returns the number of heads: each drafts one token."""
+        return self.num_heads, "num_heads"

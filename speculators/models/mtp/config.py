@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, knob, known_losses, positive
 
 TARGETS = ("verifier", "data")
 
@@ -46,8 +48,14 @@ class MtpSpeculatorConfig(SpeculatorModelConfig):
     mtp_steps: int = knob(3, validator=positive)
     mtp_beta: float = knob(0.6, validator=positive)
     targets: str = knob("verifier", validator=_target)
-    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0})
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
         """Returns the last layer's output."""
         return (num_layers,)
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields a reduced draft vocabulary."""
+        if self.draft_vocab_size is not None and self.draft_vocab_size < facts.vocab_size:
+            message = f"must be the verifier's {facts.vocab_size}, whose own head drafts; got {self.draft_vocab_size}"
+            yield "draft_vocab_size", message, "leave it out"

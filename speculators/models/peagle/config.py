@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, knob, known_losses, no_token, positive
+from speculators.recipe.validators import not_negative
 
 
 def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -21,7 +22,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     """What a P-EAGLE speculator is, and how it is trained.
 
     Attributes:
-        mask_token_id: stands for a token that is not known yet; None takes the vocabulary's last.
+        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
         norm_before_residual: the first layer's residual is the normed state instead of the state.
         norm_before_fc: one RMSNorm over the A concatenated states before `fc`.
         num_depths: depths trained, and so the most tokens that are drafted well.
@@ -37,17 +38,22 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
         "fc_norm": "vLLM ignores it in a P-EAGLE draft, and would read states that are not normed",
         "norm_output": "vLLM ignores it in a P-EAGLE draft",
     }
+    taken_over: ClassVar[tuple[str, ...]] = ("mask_token_id",)
     speculators_model_type: str = derived("peagle")
     architectures: tuple[str, ...] = derived(("PEagleSpeculator",))
     eagle_aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
     embed_requires_grad: bool = derived(False)
-    mask_token_id: int | None = None
+    mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     num_depths: int = knob(8, validator=positive)
     keep: float = knob(0.7, validator=_share)
     keep_min: float = knob(0.2, validator=_share)
     max_anchors: int = knob(512, validator=positive)
-    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0})
+    loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)
+
+    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
+        """Yields a mask token that the verifier does not have."""
+        yield from no_token("mask_token_id", self.mask_token_id, facts)

@@ -1,0 +1,34 @@
+"""What an algorithm's config refuses, before torch is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from speculators.config import CONFIGS, LOSSES, SpeculatorModelConfig
+from speculators.losses import LOSSES as REGISTERED
+from speculators.recipe.converter import structure
+
+
+def test_the_losses_known_without_torch_are_those_that_there_are() -> None:
+    """Neither list can be changed alone."""
+    assert list(LOSSES) == REGISTERED.names()
+
+
+@pytest.mark.parametrize("name", CONFIGS.names())
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ({"kl_dvi": 1.0}, "no loss 'kl_dvi'; there are: ce, jsd, kl_div"),
+        ({"kl_dvi": 1.0}, "did you mean 'kl_div'?"),
+        ({}, "at least one loss a weight > 0"),
+        ({"ce": -1.0}, "at least one loss a weight > 0"),
+        ({"ce": 2.0, "tv": -1.0}, "none one below 0"),
+    ],
+)
+def test_every_algorithm_refuses_a_mixture_that_cannot_be_trained_on(
+    name: str, loss: dict[str, float], words: str
+) -> None:
+    """A mistyped loss is told by its near miss, not by the first update."""
+    config, (problem, *others) = structure({"loss": loss}, SpeculatorModelConfig.get_class(name))
+    assert (config, others, problem.path) == (None, [], "loss")
+    assert words in problem.message
