@@ -24,13 +24,13 @@ from speculators.model import SpeculatorModel
 from speculators.models.base_components import DecoderLayer, Shape
 from speculators.models.chains import drafted_places, wanted_states
 from speculators.nn.block import Blocks, block_attention
+from speculators.nn.cache import KeysValues, PrefixCache
 from speculators.nn.layout import RowLayout, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, Rotary
 from speculators.nn.vocab import mask_token, register_vocab
 from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 ContextOf = Callable[[int], KeysValues]
 
 # Blocks that replay runs at once: with 16 slots each, some 4,000 queries.
@@ -315,8 +315,7 @@ def decay_weights(drawn: Drawn, depths: int, gamma: float | None) -> torch.Tenso
 class BlockSequence:
     """State of one decoded sequence: the context's keys of each layer, and the anchor token [1]."""
 
-    length: int
-    context: list[KeysValues]
+    cache: PrefixCache
     anchor: torch.Tensor
 
 
@@ -331,32 +330,27 @@ class BlockDrafter:
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> BlockSequence:
         """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
-        sequence = BlockSequence(0, [], tokens[-1:])
+        sequence = BlockSequence(PrefixCache(), tokens[-1:])
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
     @torch.no_grad()
     def advance(self, state: BlockSequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
-        model, start = self.model, state.length
-        state.length, state.anchor = start + len(tokens), tokens[-1:]
-        cos_sin = model.rotary(torch.arange(start, state.length, device=tokens.device))
+        model, state.anchor = self.model, tokens[-1:]
+        cos_sin = model.rotary(state.cache.extend(tokens))
         context = model.fuse(hidden_states)
         for index, layer in enumerate(model.layers):
-            fresh = layer.self_attn.keys_values(context, cos_sin)
-            if start == 0:
-                state.context.append(fresh)
-            else:
-                held = state.context[index]
-                state.context[index] = (torch.cat((held[0], fresh[0])), torch.cat((held[1], fresh[1])))
+            state.cache.append(index, *layer.self_attn.keys_values(context, cos_sin))
 
     def block(self, state: BlockSequence, num_tokens: int) -> torch.Tensor:
         """Returns the normed states [K, H] of the drafts after the last token, K at most what a block drafts."""
-        model, last = self.model, torch.tensor([state.length - 1])
+        model, cache = self.model, state.cache
+        last = torch.tensor([cache.length - 1])
         slots = model.slots(num_tokens)
-        blocks = blocks_at(last, slots, ((0, state.length + 1),))
+        blocks = blocks_at(last, slots, ((0, cache.length + 1),))
         position = last.to(state.anchor.device) + 1
-        normed = model.decode_blocks(state.anchor, position, blocks, lambda index: state.context[index], slots=slots)
+        normed = model.decode_blocks(state.anchor, position, blocks, lambda index: cache.layers[index], slots=slots)
         return normed[0, model.first_slot :]
 
 

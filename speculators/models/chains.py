@@ -7,7 +7,7 @@ computation: the keys of depth 0 for all verified rows, and one key a depth of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import attrs
@@ -17,13 +17,10 @@ from torch import nn
 from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
 from speculators.nn.attention import unrolled_attention
+from speculators.nn.cache import AttendAt, KeysValues, PrefixCache
 from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.verifier.weights import VerifierHead
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
-# The attention of layer `index` over this call's queries, keys and values, and whatever has been cached.
-AttendAt = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def predicting_rows(layout: RowLayout, depths: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -288,8 +285,7 @@ def replay_unrolled(
 class _Sequence:
     """State of one decoded sequence: the depth-0 keys of all verified rows, and the last row's state [1, H]."""
 
-    length: int
-    prefix: list[KeysValues]
+    cache: PrefixCache
     state: torch.Tensor
 
 
@@ -309,41 +305,32 @@ class ChainDrafter:
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
         """Takes in a prompt: tokens [n + 1], states [n, H]."""
-        sequence = _Sequence(0, [], torch.empty(0))
+        sequence = _Sequence(PrefixCache(), torch.empty(0))
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
     @torch.no_grad()
     def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Takes in what a round emitted: tokens [m], states [m, H] of the places before them."""
-        start, stop = state.length, state.length + len(tokens)
-        model, segments = self.model, (Segment(0, start, stop),)
-
-        def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            if start == 0:
-                state.prefix.append((k, v))
-            else:
-                held = state.prefix[index]
-                state.prefix[index] = (torch.cat((held[0], k)), torch.cat((held[1], v)))
-            return unrolled_attention(q, state.prefix[index], [], segments, scale=model.scale, window=model.window)
-
-        positions = torch.arange(start, stop, device=tokens.device)
+        model = self.model
+        positions = state.cache.extend(tokens)
+        attend = state.cache.attend(scale=model.scale, window=model.window)
         entered = model.verifier_norm(hidden_states)
         state.state = model.step(entered, tokens, positions, attend, None)[-1:]
-        state.length = stop
 
     @torch.no_grad()
     def propose(
         self, state: _Sequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; greedy at temperature 0, sampled from softmax(logits / T) otherwise."""
-        model, last = self.model, state.length - 1
+        model, cache = self.model, state.cache
+        last = cache.length - 1
         own: list[list[KeysValues]] = [[] for _ in model.layers]
-        segments = (Segment(0, last, state.length),)
+        segments = (Segment(0, last, cache.length),)
 
         def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             own[index].append((k, v))
-            prefix = state.prefix[index]
+            prefix = cache.layers[index]
             return unrolled_attention(q, prefix, own[index], segments, scale=model.scale, window=model.window)
 
         hidden = state.state

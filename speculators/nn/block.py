@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import torch
 
+from speculators.nn.cache import KeysValues
 from speculators.nn.flash import Piece, piecewise, piecewise_backward
 from speculators.nn.layout import on_host
 
@@ -71,7 +72,6 @@ class Blocks:
 
 
 Documents = tuple[tuple[int, int], ...]
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 @attrs.frozen(eq=False)

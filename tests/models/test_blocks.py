@@ -12,16 +12,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speculators.bench.counts import count_decoded
 from speculators.bench.replay import replay, replay_each
-from speculators.bench.walk import greedy_rounds
 from speculators.config import SpeculatorModelConfig
 from speculators.errors import ArtifactError
 from speculators.model import SpeculatorModel
 from speculators.models.dflash import DFlashSpeculatorConfig
 from speculators.models.dflash.core import pace_weights
 from speculators.models.dspark import DSparkSpeculatorConfig
+from speculators.models.dspark.config import CUTS, MARKOV_HEADS
 
 from .conftest import LAYER_IDS
-from .proof import fit, judged, live
+from .proof import (
+    FIRST,
+    check_replay_equals_live,
+    check_sampling_is_exact,
+    fit,
+    judged,
+    live,
+    scramble,
+    world_of_eight_tokens,
+)
 
 K = 3
 SMALL = {"num_layers": 2, "block_size": 4}
@@ -56,14 +65,29 @@ def trained(world, config, steps=40):
 def test_replay_equals_live_round_for_round(world, name):
     """Also where the confidence cuts the block; output is the verifier's own."""
     model = trained(world, VARIANTS[name])
-    rows = judged(world, range(6))
-    replayed = replay(model, rows, k_max=K, temperature=0.0)
-    decoded = [live(world, model, row, num_tokens=K) for row in rows]
-    for row, table, one in zip(rows, replayed.acceptance, decoded, strict=True):
-        assert tuple(one.tokens) == row.response.answer
-        assert [(each.anchor, each.accepted) for each in one.rounds] == greedy_rounds(table, K)
+    replayed, decoded = check_replay_equals_live(world, model)
     if not getattr(VARIANTS[name], "confidence_head_with_markov", False):
         assert count_decoded(decoded, K).drafted.sum() == pytest.approx(replayed.counts(K).drafted.sum())
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """A verifier with eight tokens."""
+    return world_of_eight_tokens(tmp_path_factory.mktemp("eight"))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("head", MARKOV_HEADS)
+def test_sampling_is_exact_whatever_cuts_the_block(eight, head, cut):
+    """Tokens that depend on each other, in a reduced vocabulary, where the one before decides whether there is one."""
+    options = {"markov_rank": 8, "markov_head_type": head, "cut": cut, "threshold": 0.5}
+    model, _ = eight.build(DSparkSpeculatorConfig(**SMALL, **options, confidence_head_with_markov=True), 5)
+    # The token before decides alone and for certain: the first draft is made, the second after some of the first ones.
+    weight = scramble(model).confidence_head.proj.weight.data
+    weight[:, :-8] = 0.0
+    weight *= 50 * torch.sign(weight[0, -8:] @ model.markov_head.markov_w1.weight[FIRST].detach())
+    decoded = check_sampling_is_exact(eight, model)
+    assert {one.rounds[0].drafted for one in decoded} == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["dspark with a threshold", "dspark by gain"])

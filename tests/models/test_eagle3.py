@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from speculators.bench.counts import count_decoded
 from speculators.bench.replay import replay
-from speculators.bench.walk import greedy_rounds
 from speculators.config import VerifierFacts
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.model import SpeculatorModel, build_model
@@ -18,7 +17,14 @@ from speculators.models.eagle3 import Eagle3SpeculatorConfig
 from speculators.verifier.weights import load_head
 
 from .conftest import LAYER_IDS
-from .proof import fit, judged, live
+from .proof import (
+    check_packed_conversations,
+    check_replay_equals_live,
+    check_saved_is_the_same,
+    fit,
+    judged,
+    live,
+)
 
 VARIANTS = {
     "plain": {},
@@ -54,53 +60,8 @@ def overfitted(world):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_packed_equals_unpacked(world, name):
-    """Documents never see each other: loss and gradients of a packed row are those of its documents one by one."""
-    model, kwargs = build(world, VARIANTS[name])
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    packed = world.row(0, 1, 2)
-    _, loss, _ = model(**packed, **kwargs)
-    grads = torch.autograd.grad(loss, parameters)
-    total, sums = 0.0, [torch.zeros_like(p) for p in parameters]
-    for index in (0, 1, 2):
-        row = world.row(index)
-        _, single, _ = model(**row, **kwargs)
-        share = row["loss_mask"].sum() / packed["loss_mask"].sum()
-        total += float(single.detach() * share)
-        for held, grad in zip(sums, torch.autograd.grad(single * share, parameters), strict=True):
-            held += grad
-    assert abs(float(loss.detach()) - total) < TOLERANCE
-    for mine, theirs in zip(grads, sums, strict=True):
-        assert (mine - theirs).abs().max() < TOLERANCE
-
-
-def test_padding_changes_nothing(world):
-    """Places with document id -1, at the end or in between, leave loss and gradients as they are."""
-    for layers in (1, 2):
-        model, kwargs = build(world, {"num_layers": layers})
-        row = world.row(0, 1)
-        _, loss, _ = model(**row, **kwargs)
-        holes = torch.full((1, 4), -1)
-        first = int((row["document_ids"] == 0).sum())
-        padded = {}
-        for key, tensor in row.items():
-            fill = holes if key == "document_ids" else torch.zeros(1, 4, *tensor.shape[2:], dtype=tensor.dtype)
-            padded[key] = torch.cat([tensor[:, :first], fill, tensor[:, first:], fill], dim=1)
-        _, same, _ = model(**padded, **kwargs)
-        assert abs(float((loss - same).detach())) < TOLERANCE
-
-
-def test_a_row_without_supervised_tokens_is_zero_and_keeps_the_graph(world):
-    """Nothing to learn is a loss of 0 with gradients of 0 for every parameter, never nan."""
-    model, kwargs = build(world, {})
-    row = world.row(0)
-    row["loss_mask"] = torch.zeros_like(row["loss_mask"])
-    _, loss, _ = model(**row, **kwargs)
-    loss.backward()
-    assert loss.item() == 0.0
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() == 0, name
+    """Loss and gradients of a packed row, padded or not, are those of its documents one by one."""
+    check_packed_conversations(world, *build(world, VARIANTS[name]))
 
 
 def test_the_loss_is_the_plain_definition(world):
@@ -129,39 +90,13 @@ def test_replay_equals_live_round_for_round(world, name):
     """At T = 0 the walk over the replay and the live decode accept the same drafts each round; lossless output."""
     model, kwargs = build(world, VARIANTS[name])
     fit(model, kwargs, world.row(0, 1), steps=25)
-    model.eval()
-    rows = judged(world, range(6))
-    tables = replay(model, rows, k_max=3, temperature=0.0).acceptance
-    for row, table in zip(rows, tables, strict=True):
-        decoded = live(world, model, row, num_tokens=3)
-        assert tuple(decoded.tokens) == row.response.answer
-        assert [(each.anchor, each.accepted) for each in decoded.rounds] == greedy_rounds(table, 3)
-
-
-def test_sampled_drafts_come_with_their_distribution(world, overfitted):
-    """At T > 0 each drafted token has a distribution over the verifier's vocabulary that sums to 1 and allows it."""
-    model, _ = overfitted
-    drafter = model.draft()
-    tokens = torch.tensor(world.prompts[0] + world.answers[0][:1])
-    states = world.engine.capture([tokens], LAYER_IDS)[0][0]
-    state = drafter.begin(tokens, states[:-1])
-    proposal = drafter.propose(state, num_tokens=3, temperature=1.0, generator=torch.Generator().manual_seed(0))
-    assert proposal.probs is not None
-    assert torch.allclose(proposal.probs.sum(-1), torch.ones(3), atol=1e-5)
-    assert (proposal.probs.gather(-1, proposal.tokens[:, None]) > 0).all()
+    check_replay_equals_live(world, model.eval())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_saved_and_loaded_is_the_same(world, name, tmp_path):
-    """A saved speculator loads with equal tensors and drafts the same logits."""
-    model, _ = build(world, VARIANTS[name])
-    model.save_pretrained(tmp_path)
-    loaded = SpeculatorModel.from_pretrained(tmp_path)
-    row = world.row(0)
-    names = ("hidden_states", "input_ids", "position_ids", "document_ids")
-    arguments = {**{key: row[key] for key in names}, "num_speculative_tokens": 2}
-    for mine, theirs in zip(model.replay(**arguments), loaded.replay(**arguments), strict=True):
-        assert torch.equal(mine, theirs)
+    """A saved speculator drafts the same logits."""
+    check_saved_is_the_same(world, build(world, VARIANTS[name])[0], tmp_path)
 
 
 def test_the_checkpoint_has_the_layout_that_vllm_loads(world, tmp_path):

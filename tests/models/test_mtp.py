@@ -21,7 +21,7 @@ from speculators.models.mtp import MtpSpeculatorConfig, stitch
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 
-from . import last_state as checks
+from . import dense, proof
 
 VARIANTS = {
     "distilled": {},
@@ -59,17 +59,17 @@ def build(world, options):
 
 def dense_states(model, states, tokens, steps):
     """The draft's states [K, n, H] of one document, in float64 and with a dense mask over all keys of all steps."""
-    p = checks.wide_parameters(model)
+    p = dense.wide_parameters(model)
     layer = {key.removeprefix("mtp_layers.0."): value for key, value in p.items()}
-    target = checks.norm(states.double(), p["verifier_norm.weight"])
+    target = dense.norm(states.double(), p["verifier_norm.weight"])
     state, history, found = target, [], []
     for step in range(steps):
         read = tokens[(torch.arange(len(tokens)) + 1 + step).clamp_max(len(tokens) - 1)]
-        e = checks.norm(p["embed_tokens.weight"][read], layer["token_layernorm.weight"])
-        x = torch.cat((e, checks.norm(state, layer["hidden_layernorm.weight"])), -1) @ layer["input_proj.weight"].T
-        inputs = checks.norm(x, layer["input_layernorm.weight"])
-        x = checks.dense_layer(model, p, "mtp_layers.0.", inputs, x, history)
-        state = checks.norm(x, layer["final_layernorm.weight"])
+        e = dense.norm(p["embed_tokens.weight"][read], layer["token_layernorm.weight"])
+        x = torch.cat((e, dense.norm(state, layer["hidden_layernorm.weight"])), -1) @ layer["input_proj.weight"].T
+        inputs = dense.norm(x, layer["input_layernorm.weight"])
+        x = dense.dense_layer(model, p, "mtp_layers.0.", inputs, x, history)
+        state = dense.norm(x, layer["final_layernorm.weight"])
         found.append(state)
     return p, target, found
 
@@ -78,8 +78,8 @@ def dense_states(model, states, tokens, steps):
 def test_the_loss_is_the_plain_definition(world, targets):
     """Loss and gradients of two packed documents equal a dense float64 computation, place by place."""
     model, kwargs = build(world, {"targets": targets})
-    row = checks.row_of(world, 0, 1)
-    loss, grads = checks.gradients(model, kwargs, checks.with_padding(row))
+    row = proof.row_of(world, model, 0, 1)
+    loss, grads = proof.gradients(model, kwargs, proof.with_padding(row))
     count, expected, wanted = int(row["loss_mask"].sum()), 0.0, None
     for document in (0, 1):
         mine = row["document_ids"][0] == document
@@ -98,52 +98,35 @@ def test_the_loss_is_the_plain_definition(world, targets):
         expected += float(total.detach())
         own = torch.autograd.grad(total, [p[key] for key, value in model.named_parameters() if value.requires_grad])
         wanted = own if wanted is None else [a + b for a, b in zip(wanted, own, strict=True)]
-    assert abs(loss - expected) < checks.TOLERANCE
+    assert abs(loss - expected) < dense.TOLERANCE
     for mine, theirs in zip(grads, wanted, strict=True):
-        assert (mine - theirs).abs().max() < checks.TOLERANCE
+        assert (mine - theirs).abs().max() < dense.TOLERANCE
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_packed_equals_unpacked(world, name):
     """Loss and gradients of a packed row, padded or not, are those of its documents one by one."""
-    checks.check_packed_equals_unpacked(world, *build(world, VARIANTS[name]))
-
-
-def test_documents_do_not_see_each_other(world):
-    """A change in the second document changes no logit of the first."""
-    checks.check_documents_are_apart(world, build(world, {})[0])
-
-
-def test_a_row_without_supervised_tokens_is_zero(world):
-    """Loss and gradients are 0 for every parameter, never nan."""
-    checks.check_empty_row(world, *build(world, {}))
-
-
-def test_one_batch_can_be_overfitted(world):
-    """More than 0.9 of K drafts are accepted on the batch that was trained on."""
-    model, kwargs = build(world, {"loss": {"ce": 1.0}, "mtp_beta": 1.0})
-    checks.fit(model, kwargs, checks.row_of(world, 0, 1, 2, 3), steps=150)
-    assert checks.accepted_share(world, model.eval(), range(4), 3) > 0.9
+    proof.check_packed_conversations(world, *build(world, VARIANTS[name]))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_replay_equals_live_round_for_round(world, name):
     """At T = 0 the walk over the replay and the live decode accept the same drafts; the output is lossless."""
     model, kwargs = build(world, VARIANTS[name])
-    checks.fit(model, kwargs, checks.row_of(world, 0, 1), steps=25)
-    checks.check_replay_equals_live(world, model.eval())
+    proof.fit(model, kwargs, proof.row_of(world, model, 0, 1), steps=25)
+    proof.check_replay_equals_live(world, model.eval())
 
 
 @pytest.mark.parametrize("name", ["distilled", "sliding window"])
 def test_replay_logits_are_the_live_ones(world, name, monkeypatch):
     """Whatever place a round starts from, the logits of each depth are the replay's."""
-    checks.check_replay_logits_equal_live(world, build(world, VARIANTS[name])[0], monkeypatch, chains)
+    proof.check_replay_logits_equal_live(world, build(world, VARIANTS[name])[0], monkeypatch, chains)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_saved_and_loaded_is_the_same(world, name, tmp_path):
     """A saved speculator drafts the same logits."""
-    checks.check_saved_is_the_same(world, build(world, VARIANTS[name])[0], tmp_path)
+    proof.check_saved_is_the_same(world, build(world, VARIANTS[name])[0], tmp_path)
 
 
 def test_a_reduced_draft_vocabulary_is_refused(world):
@@ -231,7 +214,7 @@ def native(request, tmp_path_factory) -> Native:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     engine = Engine(folder, dtype="float32")
     lengths, tokens = (20, 13), torch.randint(3, 300, (33,), generator=generator)
-    captured = [engine.capture([part], checks.LAST)[0][1] for part in tokens.split(lengths)]
+    captured = [engine.capture([part], (4,))[0][1] for part in tokens.split(lengths)]
     row = {
         "hidden_states": torch.cat(captured)[None],
         "verifier_last_hidden_states": torch.cat(captured)[None],
@@ -269,7 +252,7 @@ def test_a_trained_native_head_is_stitched_back(world, native, tmp_path):
     """After training the stitched verifier holds the trained tensors, rounded to its dtype; nothing else moved."""
     model, kwargs = build_native(world, native)
     first = float(model(**native.row, **kwargs)[1].detach())
-    last = float(checks.fit(model, kwargs, native.row, steps=20)["loss"])
+    last = float(proof.fit(model, kwargs, native.row, steps=20)["loss"])
     assert last < 0.8 * first
     model.save_pretrained(tmp_path / "speculator")
     stitch(tmp_path / "speculator", native.folder, tmp_path / "stitched")
@@ -285,18 +268,13 @@ def test_a_trained_native_head_is_stitched_back(world, native, tmp_path):
 def test_a_native_head_is_packed_and_replayed_like_any(world, native, monkeypatch, tmp_path):
     """Packed equals unpacked, live logits equal the replay's, a loaded one drafts the same: gates, experts and all."""
     model, kwargs = build_native(world, native)
-    row, ends = native.row, (20, 33)
-    loss, grads = checks.gradients(model, kwargs, row)
-    parts = []
-    for start, stop in zip((0, 20), ends, strict=True):
-        part = {key: tensor[:, start:stop] for key, tensor in row.items()}
-        parts.append(checks.gradients(model, kwargs, part, float(part["loss_mask"].sum() / row["loss_mask"].sum())))
-    assert abs(loss - sum(part for part, _ in parts)) < checks.TOLERANCE
-    for mine, *theirs in zip(grads, *(held for _, held in parts), strict=True):
-        assert (mine - sum(theirs)).abs().max() < checks.TOLERANCE
+    row = native.row
+    documents = (slice(0, 20), slice(20, 33))
+    singles = [{key: tensor[:, places] for key, tensor in row.items()} for places in documents]
+    proof.check_packed_equals_unpacked(model, kwargs, row, singles)
     # As a loaded one: what is frozen had the file's dtype.
     model.float().eval()
-    document = {key: row[key][:, :20] for key in checks.REPLAYED}
+    document = {key: row[key][:, :20] for key in proof.INPUTS}
     replayed = list(model.replay(**document, num_speculative_tokens=3))
     tokens, states = row["input_ids"][0, :20], row["hidden_states"][0, :20]
     drafter, seen = model.draft(), []

@@ -8,12 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speculators.bench.replay import replay
-from speculators.bench.walk import greedy_rounds
 from speculators.models.peagle import PEagleSpeculatorConfig
 from speculators.models.peagle.core import Elements
 
-from .proof import fit, judged, live
+from .proof import check_replay_equals_live, fit
 
 VARIANTS = {
     "two layers": {"num_layers": 2},
@@ -50,24 +48,7 @@ def test_replay_equals_live_round_for_round(world, name):
     """Variants of the layer, partly trained by drawn depths."""
     model, kwargs = world.build(PEagleSpeculatorConfig(num_depths=4, **VARIANTS[name]), 256)
     fit(model, kwargs, world.row(0, 1, 2, 3), steps=60)
-    model.eval()
-    rows = judged(world, range(6))
-    tables = replay(model, rows, k_max=3, temperature=0.0).acceptance
-    for row, table in zip(rows, tables, strict=True):
-        decoded = live(world, model, row, num_tokens=3)
-        assert tuple(decoded.tokens) == row.response.answer
-        assert [(each.anchor, each.accepted) for each in decoded.rounds] == greedy_rounds(table, 3)
-
-
-def test_a_row_without_supervised_tokens_is_zero(world):
-    """Loss and gradients are 0, never nan, and every parameter has one."""
-    model, kwargs = world.build(PEagleSpeculatorConfig())
-    row = world.row(0)
-    row["loss_mask"] = torch.zeros_like(row["loss_mask"])
-    _, loss, _ = model(**row, **kwargs)
-    grads = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
-    assert loss.item() == 0.0
-    assert all(grad.abs().max() == 0 for grad in grads)
+    check_replay_equals_live(world, model.eval())
 
 
 def test_fewer_anchors_give_the_same_loss_in_the_mean(world):

@@ -22,13 +22,12 @@ from speculators.models.base_components import DecoderLayer, Shape, take_over
 from speculators.models.chains import chain_metrics, pick, predicting_rows, proposal_of, query_index
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.nn.attention import unrolled_attention
+from speculators.nn.cache import KeysValues, PrefixCache
 from speculators.nn.layout import RowLayout, Segment, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
 from speculators.nn.vocab import register_vocab
 from speculators.verifier.weights import VerifierHead
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 @attrs.define(eq=False)
@@ -228,8 +227,7 @@ class Eagle3DraftModel(SpeculatorModel):
 class _Sequence:
     """State of one decoded sequence: the depth-0 cache, and the last row's state and normed state."""
 
-    length: int
-    prefix: list[KeysValues]
+    cache: PrefixCache
     state: torch.Tensor
     normed: torch.Tensor
 
@@ -245,45 +243,30 @@ class Eagle3Drafter:
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
         """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
-        sequence = _Sequence(0, [], torch.empty(0), torch.empty(0))
-        self._take_in(sequence, tokens[1:], hidden_states)
+        sequence = _Sequence(PrefixCache(), torch.empty(0), torch.empty(0))
+        self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
     @torch.no_grad()
     def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
-        self._take_in(state, tokens, hidden_states)
-
-    def _take_in(self, sequence: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        start, stop = sequence.length, sequence.length + len(tokens)
-        positions = torch.arange(start, stop, device=tokens.device)
-        segments = (Segment(0, start, stop),)
-
-        def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            if start == 0:
-                sequence.prefix.append((k, v))
-            else:
-                held = sequence.prefix[index]
-                sequence.prefix[index] = (torch.cat((held[0], k)), torch.cat((held[1], v)))
-            return unrolled_attention(
-                q, sequence.prefix[index], [], segments, scale=self.model.scale, window=self.model.window
-            )
-
-        out = self.model._step(self.model._fuse(hidden_states), tokens, positions, attend, None)[-1:]
-        normed = self.model.norm(out)
-        sequence.length = stop
-        sequence.state, sequence.normed = (normed if self.model.config.norm_output else out), normed
+        model = self.model
+        positions = state.cache.extend(tokens)
+        attend = state.cache.attend(scale=model.scale, window=model.window)
+        out = model._step(model._fuse(hidden_states), tokens, positions, attend, None)[-1:]
+        normed = model.norm(out)
+        state.state, state.normed = (normed if model.config.norm_output else out), normed
 
     @torch.no_grad()
     def propose(
         self, state: _Sequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; greedy at temperature 0, sampled from softmax(logits / T) otherwise."""
-        model, last = self.model, state.length - 1
-        cache = _Cache(state.prefix, [[] for _ in model.layers])
-        segments = (Segment(0, last, state.length),)
+        model, length = self.model, state.cache.length
+        cache = _Cache(state.cache.layers, [[] for _ in model.layers])
+        segments = (Segment(0, length - 1, length),)
         hidden, normed = state.state, state.normed
-        position = torch.tensor([last], device=normed.device)
+        position = torch.tensor([length - 1], device=normed.device)
         picks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for depth in range(1, num_tokens + 1):
             logits = model.lm_head(normed.to(model.lm_head.weight.dtype))[0].float()

@@ -19,7 +19,6 @@ from speculators.errors import ArtifactError, ContractError
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.chains import (
-    AttendAt,
     ChainDrafter,
     chain_metrics,
     copy_norm,
@@ -31,6 +30,7 @@ from speculators.models.chains import (
 from speculators.models.mtp.config import MtpSpeculatorConfig
 from speculators.models.mtp.layers import MtpLayer, native_decoder
 from speculators.models.mtp.native import extract
+from speculators.nn.cache import AttendAt
 from speculators.nn.layout import RowLayout
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
@@ -169,24 +169,9 @@ class MtpDraftModel(SpeculatorModel):
         """[R, H] -> [R, V] float32."""
         return self.lm_head(state.to(self.lm_head.weight.dtype)).float()
 
-    def replay(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
-    ) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, V] in float32, teacher-forced on the row's tokens."""
-        return replay_unrolled(
-            self,
-            hidden_states=hidden_states,
-            input_ids=input_ids,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            num_speculative_tokens=num_speculative_tokens,
-        )
+    def replay(self, **batch: Any) -> Iterator[torch.Tensor]:
+        """Yields for each depth the draft logits [S, V] in float32; see `speculators.drafter.Replays`."""
+        return replay_unrolled(self, **batch)
 
     def draft(self) -> ChainDrafter:
         """Returns a drafter that decodes with this model."""

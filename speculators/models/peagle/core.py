@@ -24,13 +24,12 @@ from speculators.models.chains import drafted_places, drawn_metrics, pick, propo
 from speculators.models.peagle.config import PEagleSpeculatorConfig
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.block import Blocks, block_attention
+from speculators.nn.cache import PrefixCache
 from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
 from speculators.nn.vocab import mask_token, register_vocab
 from speculators.verifier.weights import VerifierHead
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -288,8 +287,7 @@ def _drafts(
 class _Sequence:
     """State of one decoded sequence: the depth-0 keys of all verified rows, and the last row's normed state [1, H]."""
 
-    length: int
-    prefix: list[KeysValues]
+    cache: PrefixCache
     normed: torch.Tensor
 
 
@@ -304,27 +302,17 @@ class PEagleDrafter:
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
         """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
-        sequence = _Sequence(0, [], torch.empty(0))
+        sequence = _Sequence(PrefixCache(), torch.empty(0))
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
     @torch.no_grad()
     def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
-        model, start, stop = self.model, state.length, state.length + len(tokens)
-        segments = (Segment(0, start, stop),)
-
-        def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            if start == 0:
-                state.prefix.append((k, v))
-            else:
-                held = state.prefix[index]
-                state.prefix[index] = (torch.cat((held[0], k)), torch.cat((held[1], v)))
-            return unrolled_attention(q, state.prefix[index], [], segments, scale=model.scale, window=model.window)
-
-        positions = torch.arange(start, stop, device=tokens.device)
+        model = self.model
+        positions = state.cache.extend(tokens)
+        attend = state.cache.attend(scale=model.scale, window=model.window)
         state.normed = model._decode(model._fuse(hidden_states), tokens, positions, attend, None)[-1:]
-        state.length = stop
 
     @torch.no_grad()
     def propose(
@@ -332,16 +320,16 @@ class PEagleDrafter:
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; greedy at temperature 0, sampled from softmax(logits / T) otherwise."""
         model, further = self.model, num_tokens - 1
-        normed = state.normed
+        normed, cache = state.normed, state.cache
         if further > 0:
-            last = torch.tensor([state.length - 1])
-            blocks = Elements(last, torch.tensor([further])).blocks(((0, state.length),))
+            last = torch.tensor([cache.length - 1])
+            blocks = Elements(last, torch.tensor([further])).blocks(((0, cache.length),))
 
             def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-                prefix, own = state.prefix[index], (k, v)
+                prefix, own = cache.layers[index], (k, v)
                 return block_attention(q, prefix, own, blocks, scale=model.scale, window=model.window, causal=True)
 
-            positions = torch.arange(state.length, state.length + further, device=normed.device)
+            positions = torch.arange(cache.length, cache.length + further, device=normed.device)
             masks = torch.full_like(positions, model.config.mask_token_id)
             normed = torch.cat((normed, model._decode(model._unknown(further), masks, positions, attend, None)))
         picks = [pick(logits, temperature, generator) for logits in model.logits(normed)]
