@@ -70,12 +70,12 @@ def differences(config: SpeculatorModelConfig, held: SpeculatorModelConfig) -> l
     for field in attrs.fields(type(config)):
         key = "target_layer_ids" if field.name.endswith("layer_ids") else field.name
         if field.name in there and key in {*keys, "target_layer_ids"} and not field.metadata.get("knob"):
-            values = (getattr(each, field.name) for each in (held, config))
+            values = getattr(held, field.name), getattr(config, field.name)
             found += _difference(field.name, *values, f"algorithm.{key}" if key in keys else "")
     mine, theirs = (VerifierFacts(each.transformer_layer_config) for each in (config, held))
     for name in DECODER:
-        values = (_rope(each) if name == "rope_parameters" else each.get(name) for each in (theirs, mine))
-        found += _difference(name, *values, f"algorithm.decoder.{name}")
+        one, other = (_rope(each) if name == "rope_parameters" else each.get(name) for each in (theirs, mine))
+        found += _difference(name, one, other, f"algorithm.decoder.{name}")
     return found
 
 
