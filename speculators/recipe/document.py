@@ -17,6 +17,8 @@ from speculators.recipe.origin import Origin, Part, key_lines, nearest_line
 
 # What belongs to the one recipe that says it: its identity, and bands that were measured with it.
 _NOT_INHERITED = ("extends", "name", "version", "summary", "expect")
+# What `--set` may say without making another recipe of it, for which the bands were not measured.
+_LEAVES_BANDS = {"name", "version", "summary", "hardware", "seed", "tracking", "reproduce", "expect"}
 
 
 @attrs.frozen
@@ -64,7 +66,10 @@ def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
     if "extends" in data:
         layers.insert(0, _base(own))
     if overrides:
-        layers.append(Layer("--set", _overrides(overrides), {}, None, Path.cwd()))
+        said = _overrides(overrides)
+        if said.keys() - _LEAVES_BANDS:
+            layers = [_without(layer, "expect") for layer in layers]
+        layers.append(Layer("--set", said, {}, None, Path.cwd()))
     return [_without_other_algorithm(layer, layers[index + 1 :]) for index, layer in enumerate(layers)]
 
 
@@ -120,8 +125,12 @@ def _without_other_algorithm(layer: Layer, over: Sequence[Layer]) -> Layer:
     for later in over:
         table = later.data.get("algorithm")
         if isinstance(own, dict) and isinstance(table, dict) and table.get("name", own.get("name")) != own.get("name"):
-            return attrs.evolve(layer, data={key: value for key, value in layer.data.items() if key != "algorithm"})
+            return _without(layer, "algorithm")
     return layer
+
+
+def _without(layer: Layer, section: str) -> Layer:
+    return attrs.evolve(layer, data={key: value for key, value in layer.data.items() if key != section})
 
 
 def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:

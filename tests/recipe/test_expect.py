@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speculators.recipe.expect import expect_lines, held_against
+from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Expect
 
 BAND = {"quickstart/K=5/T=0": Expect(tau=(1.6, 1.8), source="measured: somewhere")}
@@ -37,3 +38,15 @@ def test_a_band_is_found_however_its_temperature_is_written() -> None:
     """The check of a recipe takes T=0.0 for T=0: so does the comparison."""
     (row,) = held_against({"quickstart/K=5/T=0.0": BAND["quickstart/K=5/T=0"]}, [setting(1.7)])
     assert (row["tau"], row["place"]) == (1.7, "inside")
+
+
+def test_bands_are_of_the_recipe_as_it_is_written() -> None:
+    """Another seed is the same recipe; whatever else `--set` says makes one that the bands were not measured for."""
+    bands = load_recipe("quickstart").expect
+    assert set(bands) == {"quickstart/K=3/T=0", "quickstart/K=5/T=0"}
+    assert load_recipe("quickstart", ["seed=7"]).expect == bands
+    assert load_recipe("quickstart", ["benchmark.num_speculative_tokens=[3]"]).expect == {}
+    own = load_recipe(
+        "quickstart", ["schedule.epochs=1", 'expect={"quickstart/K=3/T=0"={tau=[1.2, 1.4], source="mine"}}']
+    )
+    assert own.expect["quickstart/K=3/T=0"].tau == (1.2, 1.4)
