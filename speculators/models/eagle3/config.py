@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import MOST_DRAFTED, SpeculatorModelConfig, derived, knob, positive, up_to
 
 
 def _losses(_: object, __: attrs.Attribute[dict[str, float]], value: dict[str, float]) -> None:
@@ -37,7 +37,7 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
-    ttt_steps: int = knob(3, validator=positive)
+    ttt_steps: int = knob(3, validator=up_to(MOST_DRAFTED))
     ttt_gamma: float = knob(1.0, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=_losses)
     lm_head_trainable: bool = knob(False)

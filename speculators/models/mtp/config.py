@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import MOST_DRAFTED, SpeculatorModelConfig, derived, knob, positive, up_to
 
 TARGETS = ("verifier", "data")
 
@@ -43,7 +43,7 @@ class MtpSpeculatorConfig(SpeculatorModelConfig):
     num_nextn_predict_layers: int = derived(1)
     num_layers: int = knob(1, validator=_one)
     native: bool = knob(False)
-    mtp_steps: int = knob(3, validator=positive)
+    mtp_steps: int = knob(3, validator=up_to(MOST_DRAFTED))
     mtp_beta: float = knob(0.6, validator=positive)
     targets: str = knob("verifier", validator=_target)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0})

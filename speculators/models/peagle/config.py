@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, positive
+from speculators.config import MOST_DRAFTED, SpeculatorModelConfig, derived, knob, positive, up_to
 
 
 def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -37,7 +37,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     mask_token_id: int | None = None
     norm_before_residual: bool = False
     norm_before_fc: bool = False
-    num_depths: int = knob(8, validator=positive)
+    num_depths: int = knob(8, validator=up_to(MOST_DRAFTED))
     keep: float = knob(0.7, validator=_share)
     keep_min: float = knob(0.2, validator=_share)
     max_anchors: int = knob(512, validator=positive)
