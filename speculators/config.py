@@ -28,6 +28,8 @@ LOSSES = ("ce", "jsd", "kl_div", "lk_hybrid", "nla", "rkl", "tv")
 
 # Layers of a draft; verifiers have up to some hundred, and a draft that is as deep is none.
 MOST_LAYERS = 64
+# Tokens drafted a round, and depths that training unrolls; what is drafted today ends at 16.
+MOST_DRAFTED = 64
 
 
 def derived(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from attrs import field
 
-from speculators.config import SpeculatorModelConfig, positive, up_to
+from speculators.config import MOST_DRAFTED, SpeculatorModelConfig, positive, up_to
 from speculators.errors import Problem
 from speculators.recipe import validators
 from speculators.recipe.converter import CONVERTER, build
@@ -26,9 +26,6 @@ from speculators.recipe.validators import (
     not_negative,
     one_of,
 )
-
-# Drafted tokens a round; what is drafted today ends at 16.
-MOST_DRAFTED = 64
 
 
 def _band(_: object, __: attrs.Attribute[Any], value: tuple[float, float]) -> None:

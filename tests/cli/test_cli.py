@@ -108,6 +108,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["validate", "mine.toml", "--set", 'verifier.model="tiny:99999999999999999999"'], "from 0 to 2^63 - 1"),
         (["validate", "mine.toml", "--set", "data.regenerate={seed=-1}"], "data.regenerate.seed: must be from 0"),
         (["validate", "mine.toml", "--set", "algorithm.num_layers=100000"], "must be at most 64, got 100000"),
+        (["validate", "mine.toml", "--set", "algorithm.ttt_steps=100000"], "must be at most 64, got 100000"),
         (["validate", "mine.toml", "--set", "benchmark.num_speculative_tokens=[3000]"], "must be at most 64, got 3000"),
         (["validate", "mine.toml", "--set", "benchmark.max_new_tokens=2"], "must be at most max_new_tokens = 2"),
         (["validate", "mine.toml", "--set", "seed"], "write section.key=value"),

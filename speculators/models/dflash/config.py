@@ -8,6 +8,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import (
+    MOST_DRAFTED,
     MOST_LAYERS,
     SpeculatorModelConfig,
     VerifierFacts,
@@ -66,7 +67,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
     num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
-    block_size: int = attrs.field(default=16, validator=_block)
+    block_size: int = attrs.field(default=16, validator=[_block, up_to(MOST_DRAFTED)])
     mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sample_from_anchor: bool = False
     sliding_window_non_causal: bool = True

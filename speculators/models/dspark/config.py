@@ -8,6 +8,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import (
+    MOST_DRAFTED,
     MOST_LAYERS,
     SpeculatorModelConfig,
     VerifierFacts,
@@ -72,7 +73,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     target_hidden_size: int | None = derived(None)
     sample_from_anchor: bool = derived(True)
     num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
-    block_size: int = attrs.field(default=8, validator=positive)
+    block_size: int = attrs.field(default=8, validator=up_to(MOST_DRAFTED))
     mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sliding_window_non_causal: bool = True
     markov_rank: int = attrs.field(default=256, validator=positive)

@@ -6,7 +6,15 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
+from speculators.config import (
+    MOST_DRAFTED,
+    SpeculatorModelConfig,
+    derived,
+    knob,
+    known_losses,
+    positive,
+    up_to,
+)
 
 
 def _not_negative(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -36,7 +44,7 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
     target_layer_ids: tuple[int, ...] | None = derived(None)
     # Published checkpoints have one; what is trained here has it where it starts from one that has.
     fc_bias: bool = derived(False)
-    alignment_steps: int = knob(1, validator=positive)
+    alignment_steps: int = knob(1, validator=up_to(MOST_DRAFTED))
     alignment_decay: float = knob(1.0, validator=positive)
     regression: float = knob(1.0, validator=_not_negative)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 0.1}, validator=known_losses)

@@ -6,7 +6,15 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, knob, known_losses, positive
+from speculators.config import (
+    MOST_DRAFTED,
+    SpeculatorModelConfig,
+    derived,
+    knob,
+    known_losses,
+    positive,
+    up_to,
+)
 
 
 @SpeculatorModelConfig.register("eagle3")
@@ -35,7 +43,7 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
-    ttt_steps: int = knob(3, validator=positive)
+    ttt_steps: int = knob(3, validator=up_to(MOST_DRAFTED))
     ttt_gamma: float = knob(1.0, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

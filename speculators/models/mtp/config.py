@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, knob, known_losses, positive
+from speculators.config import (
+    MOST_DRAFTED,
+    SpeculatorModelConfig,
+    VerifierFacts,
+    derived,
+    knob,
+    known_losses,
+    positive,
+    up_to,
+)
 
 TARGETS = ("verifier", "data")
 
@@ -45,7 +54,7 @@ class MtpSpeculatorConfig(SpeculatorModelConfig):
     num_nextn_predict_layers: int = derived(1)
     num_layers: int = knob(1, validator=_one)
     native: bool = knob(False)
-    mtp_steps: int = knob(3, validator=positive)
+    mtp_steps: int = knob(3, validator=up_to(MOST_DRAFTED))
     mtp_beta: float = knob(0.6, validator=positive)
     targets: str = knob("verifier", validator=_target)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)

@@ -7,7 +7,17 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, knob, known_losses, no_token, positive
+from speculators.config import (
+    MOST_DRAFTED,
+    SpeculatorModelConfig,
+    VerifierFacts,
+    derived,
+    knob,
+    known_losses,
+    no_token,
+    positive,
+    up_to,
+)
 from speculators.recipe.validators import not_negative
 
 
@@ -47,7 +57,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     norm_before_residual: bool = False
     norm_before_fc: bool = False
-    num_depths: int = knob(8, validator=positive)
+    num_depths: int = knob(8, validator=up_to(MOST_DRAFTED))
     keep: float = knob(0.7, validator=_share)
     keep_min: float = knob(0.2, validator=_share)
     max_anchors: int = knob(512, validator=positive)
