@@ -1,10 +1,11 @@
-"""Is the draft given what it was trained on: layers, tokens, labels, positions and norms, each moved by one.
+"""Is the draft given what it was trained on: layers, tokens, labels, positions, norms moved by one, options flipped.
 
 What is configured must accept the most. Where another alignment accepts more, beyond chance, that is the diagnosis.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -23,8 +24,8 @@ from speculators.doctor.trials import Change, Comparison, Trial, attempt, compar
 from speculators.model import SpeculatorModel
 
 ALIGNMENT = Family("alignment")
-# Swaps that are tried; with the other comparisons they stay below `trials.COMPARISONS`.
-MOST_SWAPS = 12
+# Swaps and options that are tried; with the other comparisons they stay below `trials.COMPARISONS`.
+MOST_SWAPS, MOST_OPTIONS = 12, 8
 # A misalignment shows in the first draft already; deeper ones cost as much each.
 MOST_DEPTHS = 3
 # Of the largest gain: what gains as much is the same fault in other words (tokens one later, labels one earlier: the
@@ -118,6 +119,7 @@ def check_alignment(bench: Bench) -> Iterator[Check]:
         ("verifier's final norm", _verifier_norm),
         ("draft's final norm", _draft_norm),
         ("norms in place", _swaps),
+        ("options", _options),
     )
     verdicts = []
     for name, others in groups:
@@ -290,6 +292,33 @@ def _swaps(bench: Bench) -> list[Other] | str:
         )
         for one, other in pairs[:MOST_SWAPS]
     ]
+
+
+def _options(bench: Bench) -> list[Other] | str:
+    config = bench.patient.config
+    assert config is not None
+    held = {
+        field.name: getattr(config, field.name)
+        for field in type(config).recipe_fields()
+        if not field.metadata.get("knob")
+    }
+    flips = {name: not value for name, value in held.items() if isinstance(value, bool)}
+    fitting = [(name, value) for name, value in flips.items() if bench.patient.fits(**{name: value})]
+    if not fitting:
+        return "no option of config.json can be on and off with the same tensors"
+    return [
+        Other(
+            what=f"{name} {json.dumps(value)}",
+            means=f"the draft was trained with {name} = {json.dumps(value)}, config.json says {json.dumps(not value)}",
+            todo=f"write {name} = {json.dumps(value)} into config.json; is a field of the import wrong?",
+            run=partial(_with_option, bench, name, value),
+        )
+        for name, value in fitting[:MOST_OPTIONS]
+    ]
+
+
+def _with_option(bench: Bench, name: str, value: bool) -> Trial:
+    return bench.attempt_with(bench.patient.with_config(**{name: value}))
 
 
 def _parent(name: str) -> str:

@@ -114,16 +114,23 @@ class Patient:
         """Whether what only training reads is known, and not the algorithm's defaults."""
         return self.origin is not None
 
-    def with_decoder(self, changes: Mapping[str, Any]) -> SpeculatorModel:
-        """Returns the model with other values in `transformer_layer_config` and the same weights."""
+    def with_config(self, **changes: Any) -> SpeculatorModel:
+        """Returns the model with other values in config.json and the same weights."""
         assert self.config is not None
-        return filled(
-            attrs.evolve(self.config, transformer_layer_config={**self.decoder, **changes}),
-            self.folder,
-            self.tensors,
-            self.verifier,
-            self.device,
-        )
+        return filled(attrs.evolve(self.config, **changes), self.folder, self.tensors, self.verifier, self.device)
+
+    def fits(self, **changes: Any) -> bool:
+        """Whether config.json with other values has exactly the tensors that are saved."""
+        assert self.config is not None
+        try:
+            # Without storage: only names and shapes are wanted.
+            with torch.device("meta"):
+                blank = rebuild(attrs.evolve(self.config, **changes), self.folder)
+        # Values that the algorithm does not take, in its own words.
+        except (SpeculatorsError, RuntimeError, ValueError, KeyError, TypeError):
+            return False
+        wanted = {name: tensor.shape for name, tensor in blank.saved_names(blank.state_dict()).items()}
+        return wanted == {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
 def with_knobs(config: SpeculatorModelConfig, origin: Origin | None) -> SpeculatorModelConfig:

@@ -23,6 +23,7 @@ from speculators.doctor.length import check_length
 from speculators.doctor.loads import altered, build, read_files
 from speculators.doctor.parity import check_parity
 from speculators.doctor.patient import Origin, Patient
+from speculators.doctor.trained import check_trained
 from speculators.doctor.trials import FALSE_ALARM, Comparison, compare
 from speculators.doctor.vocabulary import check_vocabulary
 from speculators.errors import SpeculatorsError
@@ -68,7 +69,7 @@ def examine(subject: Subject, wish: Wish) -> Diagnosis:
         checks += _skip(FAMILIES[1:], "the checkpoint's files cannot be read")
     else:
         engine = wish.answers.engine if wish.answers else _engine(subject, patient)
-        checks += _guarded("config", lambda: (check_layers(patient), check_head(engine)))
+        checks += _guarded("config", lambda: (check_layers(patient), check_trained(patient), check_head(engine)))
         if problem := _unmeasurable(patient):
             checks += _on_files(patient, problem)
         else:
@@ -202,7 +203,7 @@ def _attempts(bench: Bench) -> Callable[[Mapping[str, Any]], Comparison | None]:
 
     def attempt(changes: Mapping[str, Any]) -> Comparison | None:
         try:
-            model = bench.patient.with_decoder(changes)
+            model = bench.patient.with_config(transformer_layer_config={**bench.patient.decoder, **changes})
         # Weights that do not fit, or values that the algorithm does not take: nothing can be tried.
         except (SpeculatorsError, RuntimeError, ValueError, KeyError, TypeError):
             return None

@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict] = {
 WHOLE_VOCABULARY = {"mtp"}
 
 
-def trained(clinic: Clinic, name: str, folder: Path, spoil=None) -> Path:
+def trained(clinic: Clinic, name: str, folder: Path, spoil=None, steps: int = 250) -> Path:
     """A speculator of the algorithm that learnt the clinic's answers by heart."""
     config = SpeculatorModelConfig.get_class(name)(**OPTIONS.get(name, {}))
     facts = VerifierFacts.read(clinic.verifier / "config.json")
@@ -60,7 +60,7 @@ def trained(clinic: Clinic, name: str, folder: Path, spoil=None) -> Path:
     model = build_model(name, facts, kwargs)
     if spoil is not None:
         spoil(model)
-    fit(model, trainer_kwargs(model, kwargs)[0], training_row(clinic.answers, layer_ids), steps=250)
+    fit(model, trainer_kwargs(model, kwargs)[0], training_row(clinic.answers, layer_ids), steps)
     model.save_pretrained(folder)
     return folder
 

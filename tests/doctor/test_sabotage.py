@@ -118,6 +118,10 @@ def layers_outside(folder: Path) -> None:
     edit(folder, lambda config: config.update(eagle_aux_hidden_state_layer_ids=[1, 2, 9]))
 
 
+def norm_flipped(folder: Path) -> None:
+    edit(folder, lambda config: config.update(norm_before_residual=False))
+
+
 def without_norm(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["norm.weight"]
 
@@ -155,6 +159,12 @@ SABOTAGE = {
     "head overwritten by the verifier's": Fault(overwritten, "loads/head", "overwritten by the verifier's"),
     "embeddings of another verifier": Fault(embeddings_of_another, "loads/embeddings", "of another verifier"),
     "swapped norms": Fault(weights(swapped), "alignment/norms in place", "hidden_norm.*input_layernorm.* are swapped"),
+    "norm before residual": Fault(
+        norm_flipped, "config/as trained", "norm_before_residual is False, training had True"
+    ),
+    "norm before residual, by acceptance": Fault(
+        norm_flipped, "alignment/options", "trained with norm_before_residual = true, config.json says false"
+    ),
     "NaN": Fault(weights(one_nan), "loads/finite", r"NaN or infinite: fc.weight \(1 of"),
     "missing tensor": Fault(weights(without_norm), "loads/tensors", "missing: norm.weight"),
     "unexpected tensor": Fault(
@@ -198,6 +208,7 @@ FOREIGN = {
     "stale vocabulary map": ("loads/head", "stale"),
     "layer ids one earlier": ("alignment/layer ids", "off by one"),
     "embeddings of another verifier": ("loads/embeddings", "of another verifier"),
+    "norm before residual": ("alignment/options", "trained with norm_before_residual = true, config.json says false"),
 }
 
 
