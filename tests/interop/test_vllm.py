@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from foreign import vllm
-from trained import live, logit_gap, questions
+from trained import draft_gap, live, logit_gap, questions
 
 from speculators.model import SpeculatorModel
 
@@ -17,6 +17,9 @@ pytestmark = pytest.mark.interop
 PROMPTS, TOKENS = 6, 64
 # The verifier's cached decode and a whole forward differ by up to 8e-5 (tests/models/test_real_verifier.py).
 NEAR_TIE = 1e-3
+# vLLM's DFlash logits on a CPU differ from ours by up to 3.5e-3 of 8 (2026-11-25), ours from upstream's by at most 1e-4
+# (test_upstream.py). A draft whose best two tokens are nearer than that may be the other one there.
+DRAFT_NEAR_TIE = 5e-3
 ARGUMENTS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 2, "seed": 0}
 
 
@@ -34,7 +37,7 @@ def plain(engine, tmp_path_factory):
 @pytest.mark.parametrize("recipe", ["quickstart", "quickstart_peagle", "quickstart_dflash"])
 def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain, tmp_path):
     """The run's `speculator/` folder as it is: the same tokens as without it, and round for round the drafts that ours
-    accepts, by vLLM's steps and by its counters."""
+    accepts, by vLLM's steps and by its counters, up to a near tie of a draft's own."""
     prompts = questions(engine, PROMPTS)
     folder = run_of(recipe) / "speculator"
     served = _ask(folder, prompts, tmp_path, logprobs=False)
@@ -42,16 +45,26 @@ def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain
     (method,) = model.config.speculators_config.proposal_methods
     k = method.speculative_tokens
     ours = live(engine, model, prompts, k=k, max_tokens=TOKENS)
-    accepted = 0
+    accepted, compared = 0, 0
     for number, (prompt, own, other, without) in enumerate(zip(prompts, ours, served, plain, strict=True)):
         assert other["tokens"] == without["tokens"], _first(engine, prompt, without["tokens"], other["tokens"], without)
         assert list(own.tokens) == other["tokens"], _first(engine, prompt, own.tokens, other["tokens"], without)
+        parting = next(
+            (n for n, pair in enumerate(zip(own.steps, other["steps"], strict=False)) if len({*pair}) > 1), None
+        )
+        if parting is not None:
+            depth = min(own.steps[parting], other["steps"][parting]) - 1
+            gap = draft_gap(engine, model, prompt, own, parting, depth)
+            assert gap < DRAFT_NEAR_TIE, f"prompt {number}, round {parting}: our draft's best two differ by {gap:.6f}"
+            continue
         assert list(own.steps) == other["steps"], f"prompt {number}: tokens a round"
+        compared += 1
         counters = other["counters"]
         assert counters["drafts"] == len(own.steps) - 1
         assert counters["draft_tokens"] == k * (len(own.steps) - 1)
         assert tuple(counters["by_position"]) == own.by_position
         accepted += counters["accepted"]
+    assert compared >= PROMPTS - 2, "near ties of drafts: too few prompts were compared to their end"
     assert accepted > 0, "nothing was ever accepted: agreement would prove nothing"
 
 
