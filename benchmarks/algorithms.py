@@ -29,14 +29,15 @@ def settings_of(run: Values) -> list[Values]:
     return sorted(run["settings"], key=lambda s: (s["suite"], s["temperature"], s["num_speculative_tokens"]))
 
 
-def reached(name: str, run: Values) -> Iterator[str]:
-    """Yields a row for each setting, and one for each baseline that was measured beside it."""
+def reached(name: str, run: Values) -> Iterator[tuple[tuple[str, float, int], str]]:
+    """Yields a row for each setting, and one for each baseline that was measured beside it, with drafts, T and K."""
     for setting in settings_of(run):
         k, temperature, live = setting["num_speculative_tokens"], setting["temperature"], setting["live"]
         agrees = "not asked" if live is None else "agrees" if live["agreement"]["agrees"] else "**disagrees**"
-        yield _row(name, temperature, k, setting["exact"], agrees, live and live["speed"])
+        yield (name, temperature, k), _row(name, temperature, k, setting["exact"], agrees, live and live["speed"])
         for each in setting["baselines"]:
-            yield _row(each["name"], temperature, k, each["acceptance"], "", each["speed"])
+            row = _row(each["name"], temperature, k, each["acceptance"], "", each["speed"])
+            yield (each["name"], temperature, k), row
 
 
 def _row(name: str, temperature: float, k: int, acceptance: Values, live: str, speed: Values | None) -> str:
@@ -59,10 +60,10 @@ def costs(name: str, folder: Path, run: Values) -> str:
 
 
 def tables(folders: Sequence[Path]) -> str:
-    """Returns both tables; a row of a baseline is told once for each setting, whatever run it was measured in."""
+    """Returns both tables; a baseline is told once for each setting, by the last run that it was measured in."""
     runs = {folder: gather_run(folder, folder.name) for folder in folders}
     names = {folder: run["recipe"]["algorithm.name"] for folder, run in runs.items()}
-    rows = dict.fromkeys(row for folder, run in runs.items() for row in reached(names[folder], run))
+    rows = dict(found for folder, run in runs.items() for found in reached(names[folder], run)).values()
     spent = [costs(names[folder], folder, run) for folder, run in runs.items()]
     return "\n".join([REACHED, _rule(REACHED), *rows, "", COSTS, _rule(COSTS), *spent])
 
