@@ -109,7 +109,8 @@ def test_another_algorithm_setting_trains_anew_on_the_same_states(spec: Spec, sm
 
 def test_a_damaged_shard_is_named_and_captured_again(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
     """One flipped byte in the states is found by its hash; the training that follows gives the same bytes."""
-    (shard,) = (spec.cache / "states").rglob("*.safetensors")
+    key = json.loads((run_folder / "lock.json").read_text())["fingerprints"]["capture"]
+    (shard,) = (spec.cache / "states" / key[:16]).rglob("*.safetensors")
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     shard.write_bytes(content)
