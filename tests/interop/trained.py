@@ -109,7 +109,7 @@ def draft_gap(
             input_ids=tokens,
             position_ids=places,
             document_ids=documents,
-            num_speculative_tokens=depth + 1,
+            num_speculative_tokens=k,
         )
         # The row of the state before the round's first token, which the verifier gave.
         best = list(logits)[depth].view(tokens.shape[1], -1)[len(prompt) + sum(own.steps[:number]) - 2].topk(2).values
