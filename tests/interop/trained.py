@@ -95,7 +95,7 @@ def logit_gap(engine: Engine, tokens: Sequence[int], one: int, other: int) -> fl
 
 
 def draft_gap(
-    engine: Engine, model: SpeculatorModel, prompt: Sequence[int], own: Ours, number: int, depth: int
+    engine: Engine, model: SpeculatorModel, prompt: Sequence[int], own: Ours, *, number: int, depth: int, k: int
 ) -> float:
     """Returns how much our draft prefers its token of `depth` (from 0) to the next best, in round `number` of `own`."""
     tokens = torch.tensor([[*prompt, *own.tokens]])
