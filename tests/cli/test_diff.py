@@ -265,7 +265,7 @@ def test_what_runs_again_tells_its_cost(spec: Spec, runs: dict[str, str]) -> Non
 def test_a_run_keeps_where_its_values_come_from(spec: Spec, runs: dict[str, str], altered: Any) -> None:
     """The file's line and --set, as of the recipe; a run of before has its plan.json for each."""
     (change,) = spec("diff", runs["plain"], runs["faster"], "--json").json["changes"]
-    assert change["before_from"].endswith("smoke.toml:24")
+    assert change["before_from"].endswith("smoke.toml:26")
     assert change["after_from"] == "--set"
     old = altered("plan.json", lambda plan: plan.pop("origins"))
     (change,) = spec("diff", old, runs["faster"], "--json").json["changes"]
