@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from speculators.config import VerifierFacts
-from speculators.errors import ArtifactError, Problem, RecipeError
+from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
 from speculators.recipe.diff import AGAIN, as_values, exit_code
 from speculators.recipe.load import load_recipe
 from speculators.recipe.locks import facts_of_run, shipped_facts
@@ -32,7 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the comparison; 0 if nothing differs, 1 if something does."""
+    """Prints the comparison; 0 if nothing differs, 1 if something does, and so 2 for every error."""
+    try:
+        return _compare(options)
+    except SpeculatorsError as error:
+        error.exit_code = RecipeError.exit_code
+        raise
+
+
+def _compare(options: argparse.Namespace) -> int:
     options.facts = VerifierFacts.read(options.verifier_config) if options.verifier_config else None
     a, b = (_side(name, options) for name in (options.a, options.b))
     if options.facts and a.facts and b.facts and a.stages["verifier"] != b.stages["verifier"]:

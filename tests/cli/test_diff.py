@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +46,30 @@ def runs(spec: Spec) -> dict[str, str]:
         assert told.code == 0, told.err
         found[name] = told.json["run"]
     return found
+
+
+@pytest.fixture
+def altered(runs: dict[str, str], tmp_path: Path) -> Callable[..., Path]:
+    """Copies the plain run with one of its JSON files changed."""
+
+    def make(file: str, change: Callable[[Any], Any]) -> Path:
+        copy = Path(shutil.copytree(runs["plain"], tmp_path / "copy", dirs_exist_ok=True))
+        (path,) = copy.glob(file)
+        held = json.loads(path.read_text())
+        change(held)
+        path.write_text(json.dumps(held))
+        return copy
+
+    return make
+
+
+def _stage(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(stage for stage in plan["stages"] if stage["name"] == name)
+
+
+def _commit() -> None:
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], check=True)
 
 
 def test_spelling_is_no_difference(spec: Spec, tmp_path: Path) -> None:
@@ -138,12 +166,207 @@ def test_a_git_revision_of_a_recipe(spec: Spec, tmp_path: Path, monkeypatch: pyt
     mine.write_text('format = 1\nname = "mine"\nversion = "1.0.0"\nextends = "./base.toml"\n')
     # One level of extending: the base is written out.
     base.write_text((Path(__file__).parents[2] / "recipes" / "smoke.toml").read_text())
-    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
-        subprocess.run(["git", *command], check=True)
+    _commit()
     assert spec("diff", "HEAD:recipes/mine.toml", "recipes/mine.toml").code == 0
     mine.write_text(mine.read_text() + "seed = 7\n")
     told = spec("diff", "HEAD:recipes/mine.toml", "recipes/mine.toml", "--json")
     assert [(change["path"], change["after"]) for change in told.json["changes"]] == [("seed", 7)]
+
+
+def test_a_revision_has_its_own_data(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data file that changed since is a change; what git does not have is said to be that of today."""
+    monkeypatch.chdir(tmp_path)
+    row = '{"messages": [{"role": "user", "content": "CONTENT"}, {"role": "assistant", "content": "b"}]}\n'
+    (tmp_path / "rows.jsonl").write_text(row)
+    (tmp_path / "mine.toml").write_text(ONE + '[data]\nsources = [{ path = "rows.jsonl" }]\n')
+    _commit()
+    assert spec("diff", "HEAD:mine.toml", "mine.toml").code == 0
+    (tmp_path / "rows.jsonl").write_text(row.replace("CONTENT", "another"))
+    told = spec("diff", "HEAD:mine.toml", "mine.toml", "--json")
+    assert told.code == 1
+    (change,) = told.json["changes"]
+    assert change["path"] == "data.sources[0].path"
+    assert change["before_from"] == "HEAD:mine.toml:8"
+    assert change["before"].startswith(f"{tmp_path}/rows.jsonl (sha256 ")
+    assert change["before"] != change["after"]
+    assert told.json["notes"] == [
+        "HEAD:mine.toml: benchmark.suites[0] is read as it is installed today: quickstart",
+    ]
+
+
+def test_other_data_under_the_same_recipe_is_a_difference(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """The content is told with its hash, what it invalidates with the reason, and the exit code says so."""
+
+    def change(plan: dict[str, Any]) -> None:
+        prepare = _stage(plan, "prepare")
+        prepare["inputs"]["sources"][0]["sha256"] = "0" * 64
+        prepare["fingerprint"] = "1" * 64
+
+    told = spec("diff", runs["plain"], altered("plan.json", change), "--json")
+    assert told.code == 1
+    assert [(each["path"], each["consequence"]) for each in told.json["changes"]] == [
+        ("data.sources[0].path", "other training data")
+    ]
+    assert "(sha256 00000000)" in told.json["changes"][0]["after"]
+    (prepare,) = (stage for stage in told.json["stages"] if stage["stage"] == "prepare")
+    assert prepare["status"] == "runs again"
+    assert prepare["because"][0].endswith(" -> 00000000")
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("plan.json", lambda plan: _stage(plan, "train").update(fingerprint="0" * 64)),
+        ("lock.json", lambda lock: lock["environment"].update(threads=64)),
+        ("lock.json", lambda lock: lock["environment"]["code"].update(sources="0" * 64)),
+        ("bench/*.json", lambda bench: bench["settings"][0]["exact"].update(tau=3.0)),
+    ],
+)
+def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str], altered: Any, file, change) -> None:
+    """A stage that is not reused, another environment, other code, other numbers: exit 1."""
+    told = spec("diff", runs["plain"], altered(file, change))
+    assert told.code == 1
+    assert "the recipes say the same" in told.out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda bench: bench["settings"][0].update(definition="other"), "the definitions of tau differ at quickstart"),
+        (lambda bench: bench.update(dtype="bfloat16"), "the precisions in which the verifier computed differ"),
+    ],
+)
+def test_what_was_measured_otherwise_does_not_compare(
+    spec: Spec, runs: dict[str, str], altered: Any, change, words: str
+) -> None:
+    """The definition, and the precision that the verifier really computed in, are part of the verdict."""
+    told = spec("diff", runs["plain"], altered("bench/*.json", change), "--json").json
+    assert told["comparable"] is False
+    assert words in told["reasons"][0]
+
+
+def test_another_precision_of_training_is_told(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """Results compare, for both were measured alike; that rounding has a part in the difference is said."""
+    copy = altered("plan.json", lambda plan: plan.update(precision="bf16"))
+    told = spec("diff", runs["plain"], copy, "--json").json
+    assert told["comparable"] is True
+    assert "trained in fp32 / bf16" in told["reasons"][1]
+
+
+def test_what_runs_again_tells_its_cost(spec: Spec, runs: dict[str, str]) -> None:
+    """From the run's own record: tokens and seconds; a stage that is reused costs nothing."""
+    told = spec("diff", runs["plain"], runs["faster"], "--json").json
+    costs = {stage["stage"]: stage.get("cost") for stage in told["stages"]}
+    assert costs["capture"] is None
+    assert costs["train"].endswith(f"s on cpu ({Path(runs['faster']).name})")
+    assert " tokens in " in costs["train"]
+
+
+def test_a_run_keeps_where_its_values_come_from(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """The file's line and --set, as of the recipe; a run of before has its plan.json for each."""
+    (change,) = spec("diff", runs["plain"], runs["faster"], "--json").json["changes"]
+    assert change["before_from"].endswith("smoke.toml:26")
+    assert change["after_from"] == "--set"
+    old = altered("plan.json", lambda plan: plan.pop("origins"))
+    (change,) = spec("diff", old, runs["faster"], "--json").json["changes"]
+    assert change["before_from"] == f"{old}/plan.json"
+
+
+def test_coverage_is_told_from_the_runs(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """What a draft vocabulary covers of the supervised tokens, before and after."""
+    copy = altered("plan.json", lambda plan: plan["recipe"]["algorithm"].update(draft_vocab_size=64))
+    (change,) = spec("diff", runs["plain"], copy, "--json").json["changes"]
+    assert ", target coverage " in change["consequence"]
+
+
+def test_a_key_that_an_older_schema_lacked_is_no_difference(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """Its default on the other side means the same; a whole table that one side has and the other lacks does not."""
+    old = altered("plan.json", lambda plan: plan["recipe"]["data"].pop("server"))
+    assert spec("diff", old, runs["plain"]).code == 0
+    table = {"max_new_tokens": 160, "temperature": 0.0, "batch_size": 64, "seed": 0, "dtype": None}
+    copy = altered("plan.json", lambda plan: plan["recipe"]["data"].update(regenerate=table))
+    told = spec("diff", runs["plain"], copy, "--json").json
+    assert {change["path"] for change in told["changes"]} == {f"data.regenerate.{key}" for key in table}
+
+
+def test_all_benchmarks_of_a_run_count_and_a_damaged_one_is_said(
+    spec: Spec, runs: dict[str, str], altered: Any
+) -> None:
+    """A newer file with another suite hides nothing of an older one."""
+    copy = altered("plan.json", lambda plan: None)
+    (file,) = (copy / "bench").glob("*.json")
+    held = json.loads(file.read_text())
+    for setting in held["settings"]:
+        setting["suite"] = "other"
+    (copy / "bench" / "newer.json").write_text(json.dumps(held))
+    (copy / "bench" / "torn.json").write_text('{"format"')
+    told = spec("diff", runs["plain"], copy, "--json").json
+    assert {row["suite"] for row in told["metrics"]} == {"quickstart"}
+    assert len(told["metrics"]) == 2
+    assert told["notes"][0].startswith(f"{copy}: bench/torn.json is left out: it is damaged")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("events.jsonl", '{"event": "StepEvent", "step": 1}', "events.jsonl:1: damaged: StepEvent without total_steps"),
+        ("events.jsonl", '{"event": "EvalEvent", "tau": 1.5}', "events.jsonl:1: damaged: EvalEvent without step"),
+        ("lock.json", '{"environment": 3}', "lock.json: damaged: its environment is 3"),
+        ("plan.json", '{"recipe": {}, "stages": []}', "plan.json: damaged: its recipe lacks verifier"),
+        ("plan.json", "[", "plan.json: missing or damaged"),
+    ],
+)
+def test_a_damaged_run_is_an_error_that_names_the_file(
+    spec: Spec, runs: dict[str, str], altered: Any, file: str, content: str, words: str
+) -> None:
+    """Exit 2, for 1 says that something differs; the report tells it too and has no traceback."""
+    copy = altered("plan.json", lambda plan: None)
+    (copy / file).write_text(content)
+    told = spec("diff", runs["plain"], copy)
+    assert told.code == 2
+    assert words in told.err
+    report = spec("report", copy, "--against", runs["plain"], "--json")
+    assert report.code == 0, report.err
+
+
+def test_a_bench_stage_without_inputs_is_named(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """Which are lacking."""
+    told = spec("diff", runs["plain"], altered("plan.json", lambda plan: _stage(plan, "bench").update(inputs={})))
+    assert told.code == 2
+    assert "its stages lack bench.dtype, bench.suites" in told.err
+
+
+def test_a_bar_in_a_value_does_not_end_its_cell(spec: Spec, tmp_path: Path) -> None:
+    """Markdown's own mark in a path is escaped."""
+    one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+    (tmp_path / "a|b.jsonl").write_text("{}\n")
+    one.write_text(ONE)
+    other.write_text(ONE + '[data]\nsources = [{ path = "a|b.jsonl" }]\n')
+    assert r"a\|b.jsonl" in spec("diff", one, other, "--md").out
+
+
+def test_the_locks_know_verifiers_that_are_not_here(spec: Spec) -> None:
+    """Stages and verdict need no download for a recipe's own verifier."""
+    told = spec("diff", "eagle3_qwen3_8b", "peagle_qwen3_8b", "--json").json
+    assert next(stage for stage in told["stages"] if stage["stage"] == "verifier")["status"] == "reused"
+    assert told["comparable"] is not None
+
+
+def test_one_config_is_not_that_of_two_verifiers(spec: Spec, tmp_path: Path, tiny_verifier: Path) -> None:
+    """Exit 2, and both names."""
+    other = tmp_path / "other.toml"
+    other.write_text(ONE + '[verifier]\nmodel = "tiny:1"\n')
+    told = spec("diff", "smoke", other, "--verifier-config", tiny_verifier / "config.json")
+    assert told.code == 2
+    assert "the verifiers differ (tiny:0 / tiny:1)" in told.err
+
+
+def test_plan_warns_of_a_config_that_is_another_models(spec: Spec) -> None:
+    """The locks know the named verifier; the plan is made of the file all the same."""
+    config = Path(__file__).parents[1] / "fixtures" / "llama-3.1-8b" / "config.json"
+    told = spec("plan", "smoke", "--verifier-config", config, "--json")
+    assert told.code == 0, told.err
+    assert "is not of tiny:0: hidden_size 4096, not 32" in told.err
 
 
 @pytest.mark.parametrize(
