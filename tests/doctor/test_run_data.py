@@ -43,6 +43,27 @@ def test_answers_of_another_model_are_told(clinic: Clinic, tmp_path: Path) -> No
     assert "regenerate" in check.todo
 
 
+def test_rows_that_were_left_out_are_told(clinic: Clinic, tmp_path: Path) -> None:
+    """A run goes on without them; the doctor says how many, and why."""
+    talks = [talk(subject) for subject in TALKS]
+    check = examined(clinic, tmp_path, [*talks, *([talks[0][0]] * 2 for _ in range(3))], steps=2)["data/lint"]
+    assert check.result == "warning"
+    assert "rows left out: 3 of 16 rows are left out" in check.evidence
+    assert check.todo
+
+
+def test_a_template_that_thinks_by_default_and_data_that_does_not_are_told(clinic: Clinic, tmp_path: Path) -> None:
+    """A server at its defaults asks for reasoning, which the draft has never seen."""
+    verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
+    template = verifier / "chat_template.jinja"
+    thinks = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    template.write_text(template.read_text().replace("assistant\n' }}", f"assistant\n' }}}}{thinks}"))
+    check = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)["data/lint"]
+    assert check.result == "warning"
+    assert "thinking flag: the chat template asks for reasoning by default" in check.evidence
+    assert "enable_thinking=false" in check.todo
+
+
 def test_a_template_that_marks_the_prompt_is_told(clinic: Clinic, tmp_path: Path) -> None:
     """Only the very first token is left out, so that the run accepts it; the doctor looks at the share."""
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
