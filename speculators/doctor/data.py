@@ -17,6 +17,7 @@ from speculators.data.template import ChatTemplate
 from speculators.data.view import ERROR, WARNING, DataView
 from speculators.doctor.check import Check, Family
 from speculators.doctor.patient import Origin, Patient
+from speculators.doctor.stored import conversations_of
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.events import ignore
 from speculators.pipeline.context import Listen, Places
@@ -52,7 +53,7 @@ def check_data(patient: Patient, places: Places, listen: Listen = ignore) -> Ite
     key = origin.lock.fingerprints["prepare"]
     try:
         # Not where the plan would look: a verifier that was changed has another fingerprint.
-        prepared = Conversations.open(places.prepared(plan).with_name(key[:16]), key=key)
+        prepared = conversations_of(key, places)
     except ArtifactError as error:
         yield DATA.skipped("loss mask", f"the prepared conversations are gone: {str(error).splitlines()[0]}")
         return

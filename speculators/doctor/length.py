@@ -106,12 +106,12 @@ def _measure(bench: Bench, limit: int) -> list[Places]:
             sequence += tokens
     whole = torch.tensor(sequence)
     states, last = answers.engine.capture([whole], ids)[0]
-    hits = _hits(bench, whole, states.float(), last.float())
+    hits = first_hits(bench, whole, states.float(), last.float())
     found = []
     for start, index in zip(starts, rows, strict=True):
         response = answers.rows[index].response
         size = min(len(response.tokens), len(sequence) - start)
-        alone = _hits(
+        alone = first_hits(
             bench,
             torch.tensor(response.tokens[:size]),
             answers.states(ids)[index][:size],
@@ -123,8 +123,8 @@ def _measure(bench: Bench, limit: int) -> list[Places]:
     return found
 
 
-def _hits(bench: Bench, tokens: torch.Tensor, states: torch.Tensor, last: torch.Tensor) -> np.ndarray:
-    """Returns [S - 2], 1 where the first draft of a row is what the verifier says next."""
+def first_hits(bench: Bench, tokens: torch.Tensor, states: torch.Tensor, last: torch.Tensor) -> np.ndarray:
+    """Returns [S - 2], 1 where the first draft of a row is what the verifier says; row r drafts place r + 2."""
     model, head, device = bench.model, bench.answers.head, bench.patient.device
     size = len(tokens)
     row = {

@@ -25,8 +25,8 @@ from speculators.model import SpeculatorModel
 PARITY = Family("parity")
 # Of the largest logit, in float32: sums over H in another order were seen to differ by 2e-6 of it.
 TOLERANCE = 1e-4
-# Of a probability: logits of size 50 that are off by the tolerance move it by so much at most.
-TOLERANCE_PROBABILITY = 5e-3
+# Logarithms of smaller probabilities are rounded away, on either side.
+LEAST_PROBABILITY = 1e-6
 # Answers, and rounds of each, that are drafted step by step; tokens that a round emits, over and over.
 ANSWERS, ROUNDS, EMITTED = 3, 4, (1, 3, 2, 1)
 # Answers that are compared in 16 bits: as many as two cores without bf16 products take in a few seconds.
@@ -74,7 +74,7 @@ def check_parity(bench: Bench) -> Iterator[Check]:
     """Yields the checks, each of which tells by itself if it cannot be made."""
     sample = Sample.of(bench, ANSWERS)
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
-        ("training's forward", lambda: trained_forward(bench.patient, sample.responses[0], bench.answers)),
+        ("training's forward", lambda: trained_forward(bench.patient, sample.responses, bench.answers)),
         ("step by step", lambda: _drafted(sample)),
         ("packed rows", lambda: _packed(sample)),
         ("export read again", lambda: _reloaded(bench, sample)),
@@ -136,25 +136,35 @@ def _told(gap: float) -> str:
 
 
 def _drafted(sample: Sample) -> Check:
-    """Holds what the drafter samples, round by round with its cache, against replay of the same drafts."""
-    name, worst, tokens, rounds, drafts = "step by step", 0.0, 0, 0, 0
+    """Holds the live drafter's logits, round by round with its cache, against replay's of the same drafts."""
+    name, gaps, rounds = "step by step", [0.0] * sample.k, 0
     generator = torch.Generator(device=sample.model.draft_to_target.device).manual_seed(0)
+    drafts = 0
     for response, states in zip(sample.responses, sample.states, strict=True):
         for proposal, replayed in _rounds(sample, response, states, generator):
             rounds, drafts = rounds + 1, drafts + len(proposal.tokens)
             for depth, logits in zip(range(len(proposal.tokens)), replayed, strict=False):
-                q = torch.zeros(proposal.probs.shape[1], device=logits.device)
-                q[sample.model.draft_to_target] = torch.softmax(logits.float(), -1)
-                worst = max(worst, float((q - proposal.probs[depth]).abs().max()))
-                tokens += 1
-    told = f"{drafts} drafts of {rounds} rounds, probabilities off by {worst:.1g} at most ({TOLERANCE_PROBABILITY:g} is"
-    told += " allowed)"
-    if not tokens:
+                gap = _logit_gap(logits.float(), proposal.probs[depth][sample.model.draft_to_target])
+                gaps[depth] = max(gaps[depth], gap)
+    if not drafts:
         return PARITY.skipped(name, "the drafter proposed nothing")
-    if worst <= TOLERANCE_PROBABILITY:
+    told = f"logits of {drafts} drafts of {rounds} rounds, by depth off by {', '.join(f'{gap:.1g}' for gap in gaps)}"
+    told += f" of the largest at most ({TOLERANCE:g} is allowed)"
+    if max(gaps) <= TOLERANCE:
         return PARITY.ok(name, f"draft with cache = replay: {told}")
     words = f"the drafter, step by step with its cache, is not what replay and training compute: {told}"
     return PARITY.wrong(name, words, MEND)
+
+
+def _logit_gap(logits: torch.Tensor, probs: torch.Tensor) -> float:
+    """Returns how far `probs` [D] are from softmax(logits), as logits, relative to the largest of these."""
+    # A number that is added to all logits is no difference: no draft and no probability depends on it.
+    gap = (logits.log_softmax(-1) - probs.log())[probs > LEAST_PROBABILITY]
+    missed = float(1 - probs.sum())
+    # All of what is drawn is in the draft vocabulary; what is no number is as far off as can be.
+    if not len(gap) or abs(missed) > TOLERANCE:
+        return float("inf")
+    return float(gap.abs().nan_to_num(torch.inf).max() / logits.abs().max().clamp_min(1e-9))
 
 
 def _rounds(

@@ -23,6 +23,7 @@ from speculators.doctor.length import check_length
 from speculators.doctor.loads import altered, build, read_files
 from speculators.doctor.parity import check_parity
 from speculators.doctor.patient import Origin, Patient
+from speculators.doctor.stored import check_memorised, check_states
 from speculators.doctor.trained import check_trained
 from speculators.doctor.trials import FALSE_ALARM, Comparison, compare
 from speculators.doctor.vocabulary import check_vocabulary
@@ -78,6 +79,7 @@ def examine(subject: Subject, wish: Wish) -> Diagnosis:
             checks += _on_answers(patient, answers, wish)
             del answers
         checks += _guarded("config", lambda: check_identity(patient))
+        checks += _guarded("data", lambda: [check_states(patient, engine, wish.places)])
         # The data has the verifier read it, too: one copy of it at a time.
         del engine
         with _stage(wish, "data"):
@@ -187,6 +189,7 @@ def _on_answers(patient: Patient, answers: Answers, wish: Wish) -> list[Check]:
         checks += _guarded("parity", lambda: check_parity(bench))
     with _stage(wish, "length"):
         checks += _guarded("length", lambda: check_length(bench))
+    checks += _guarded("data", lambda: [check_memorised(bench, wish.places)])
     return checks
 
 

@@ -1,10 +1,11 @@
-"""The forward of training on an answer of the verifier's own, held against replay: the same drafts are right."""
+"""The forward of training on answers of the verifier's own, held against replay: the same drafts are right."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import torch
 
 from speculators.bench.rows import Response
@@ -19,41 +20,56 @@ PARITY = Family("parity")
 NAME = "training's forward"
 # A draft whose two likeliest tokens are so near, relative to the largest logit, may be another one by rounding.
 NEAR_TIE = 1e-4
+# Of the loss: the same places in another order are added up so much apart at most.
+SAME_LOSS = 1e-5
 # Block drafters draw so many anchors of a row at most; in a shorter one all are drawn.
 LONGEST = 500
 
 
-def trained_forward(patient: Patient, response: Response, answers: Answers) -> Check:
-    """Compares the accuracy by depth that training reports with what replay's drafts come to."""
-    cut = attrs.evolve(response, tokens=response.tokens[:LONGEST])
-    tokens = torch.tensor(cut.tokens)
+def trained_forward(patient: Patient, responses: Sequence[Response], answers: Answers) -> Check:
+    """Compares the accuracy by depth that training reports on each answer with what replay's drafts come to."""
     model, kwargs = training_model(patient)
-    ids = model.draft().target_layer_ids
-    chosen, last = answers.engine.capture([tokens], ids)[0]
     if type(model).align is not SpeculatorModel.align:
         return PARITY.skipped(NAME, "the algorithm shifts its samples (align): rows are not those that replay reads")
-    # A token that the draft cannot say is compared with the likeliest one that it can: left out, as is the prompt.
-    said = torch.cat((tokens[:1], answers.head.logits(last[:-1].to(answers.head.weight.dtype)).argmax(-1).cpu()))
-    known = torch.isin(tokens, model.draft_to_target.cpu()) & (said == tokens)
-    mask = known & (torch.arange(len(tokens)) >= cut.prompt_length)
-    item = (Encoded(tokens.int().numpy(), mask.numpy()), (chosen.float().cpu(), last.float().cpu()))
-    widths = (chosen.shape[1], last.shape[1])
-    row = build_row([item], widths=widths, dtype=torch.float32, align=model.align)
-    row = {key: tensor.to(patient.device) for key, tensor in row.items()}
-    first, second = (_accuracies(model, row, kwargs, seed) for seed in (0, 1))
-    if not first:
-        return PARITY.skipped(NAME, "it reports no accuracy by depth (metrics accuracy_1, accuracy_2, ...)")
-    # What is drawn at random differs from one call to the next, but for the first depth, which every row has.
-    depths = [depth for depth in first if depth == 1 or first == second]
-    wanted = _replayed(model, row, mask, max(depths))
-    gaps = {depth: abs(first[depth] - wanted[depth][0]) - wanted[depth][1] for depth in depths if depth in wanted}
-    told = ", ".join(f"{first[depth]:.4f} and {wanted[depth][0]:.4f}" for depth in gaps)
-    told = f"accuracy by depth of training and of replay on {int(mask.sum())} places: {told}"
-    told += "" if first == second else "; deeper ones are drawn at random"
-    if all(gap <= 1e-6 for gap in gaps.values()):
+    places, worst, told, drawn = 0, 0.0, "", False
+    for response in responses:
+        row, mask = _row(patient, model, response, answers)
+        (first, loss), (_, again) = (_accuracies(model, row, kwargs, seed) for seed in (0, 1))
+        if not first:
+            return PARITY.skipped(NAME, "it reports no accuracy by depth (metrics accuracy_1, accuracy_2, ...)")
+        # What is drawn at random differs from one call to the next, but for the first depth, which every row has. The
+        # loss shows it; accuracies of a poor draft are equal by chance, 0 and 0.
+        same = math.isclose(loss, again, rel_tol=SAME_LOSS)
+        depths = [depth for depth in first if depth == 1 or same]
+        drawn = drawn or not same
+        wanted = _replayed(model, row, mask, max(depths))
+        gaps = {depth: abs(first[depth] - wanted[depth][0]) - wanted[depth][1] for depth in depths if depth in wanted}
+        places += int(mask.sum())
+        if not told or max(gaps.values()) > worst:
+            told = ", ".join(f"{first[depth]:.4f} and {wanted[depth][0]:.4f}" for depth in gaps)
+        worst = max(worst, *gaps.values())
+    told = f"accuracy by depth of training and of replay on {places} places of {len(responses)} answers: {told}"
+    told += " in the one that differs most" if len(responses) > 1 else ""
+    told += "; deeper ones are drawn at random" if drawn else ""
+    if worst <= 1e-6:
         return PARITY.ok(NAME, told)
     todo = "what was trained is not what is drafted: mend the algorithm's forward or its replay"
     return PARITY.wrong(NAME, f"training's forward drafts other tokens than replay: {told}", todo)
+
+
+def _row(
+    patient: Patient, model: SpeculatorModel, response: Response, answers: Answers
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Returns an answer as a row of training, and [S] bool, its places that are compared."""
+    tokens = torch.tensor(response.tokens[:LONGEST])
+    chosen, last = answers.engine.capture([tokens], model.draft().target_layer_ids)[0]
+    # A token that the draft cannot say is compared with the likeliest one that it can: left out, as is the prompt.
+    said = torch.cat((tokens[:1], answers.head.logits(last[:-1].to(answers.head.weight.dtype)).argmax(-1).cpu()))
+    known = torch.isin(tokens, model.draft_to_target.cpu()) & (said == tokens)
+    mask = known & (torch.arange(len(tokens)) >= response.prompt_length)
+    item = (Encoded(tokens.int().numpy(), mask.numpy()), (chosen.float().cpu(), last.float().cpu()))
+    row = build_row([item], widths=(chosen.shape[1], last.shape[1]), dtype=torch.float32, align=model.align)
+    return {key: tensor.to(patient.device) for key, tensor in row.items()}, mask
 
 
 def training_model(patient: Patient) -> tuple[SpeculatorModel, dict[str, Any]]:
@@ -90,13 +106,13 @@ def training_model(patient: Patient) -> tuple[SpeculatorModel, dict[str, Any]]:
 @torch.no_grad()
 def _accuracies(
     model: SpeculatorModel, row: dict[str, torch.Tensor], kwargs: dict[str, Any], seed: int
-) -> dict[int, float]:
-    """Returns accuracy_k of the forward by k: the share of rows whose drafts up to depth k are all right."""
+) -> tuple[dict[int, float], float]:
+    """Returns accuracy_k of the forward by k, the share of rows whose drafts up to k are all right, and the loss."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        _, _, metrics = model(**row, **kwargs)
+        _, loss, metrics = model(**row, **kwargs)
     named = {key.removeprefix("accuracy_"): value for key, value in metrics.items() if key.startswith("accuracy_")}
-    return {int(depth): float(value) for depth, value in sorted(named.items()) if depth.isdecimal()}
+    return {int(depth): float(value) for depth, value in sorted(named.items()) if depth.isdecimal()}, float(loss)
 
 
 def _replayed(

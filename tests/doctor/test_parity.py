@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from clinic import Clinic
 
+from speculators.models.eagle3 import core
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.models.eagle3.core import Eagle3Drafter, Eagle3DraftModel
 from speculators.nn.layout import RowLayout
@@ -45,6 +46,30 @@ def test_a_training_forward_that_reads_other_tokens(clinic: Clinic, monkeypatch:
     found = clinic.examine(clinic.run / "speculator")
     assert found["parity/training's forward"].result == "wrong"
     assert "drafts other tokens than replay" in found["parity/training's forward"].evidence
+
+
+def test_a_training_forward_that_differs_on_one_answer(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers that are sampled are looked at, not the shortest alone."""
+    real = Eagle3DraftModel.forward
+    shortest = min(len(row.response.tokens) for row in clinic.answers.rows)
+
+    def shifted(self: Any, *, input_ids: Any, **batch: Any) -> Any:
+        longer = input_ids.shape[1] > shortest
+        return real(self, input_ids=input_ids.roll(-1, dims=1) if longer else input_ids, **batch)
+
+    monkeypatch.setattr(Eagle3DraftModel, "forward", shifted)
+    found = clinic.examine(clinic.run / "speculator")["parity/training's forward"]
+    assert found.result == "wrong"
+    assert "of 3 answers" in found.evidence
+
+
+def test_a_drafter_whose_logits_are_a_little_larger(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a thousandth, which moves no draft and hardly a probability: logits are compared, depth by depth."""
+    real = core.pick
+    monkeypatch.setattr(core, "pick", lambda logits, *rest: real(1.001 * logits, *rest))
+    found = clinic.examine(clinic.run / "speculator")["parity/step by step"]
+    assert found.result == "wrong"
+    assert "by depth off by 0.001, 0.001, 0.001 of the largest" in found.evidence
 
 
 def test_a_config_that_is_not_wholly_written(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:

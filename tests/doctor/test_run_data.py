@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from clinic import RECIPE, TALKS, Clinic, Examined, talk, write_talks
 from command import Spec
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +45,27 @@ def test_answers_of_another_model_are_told(clinic: Clinic, tmp_path: Path) -> No
     assert "regenerate" in check.todo
 
 
+def test_rows_that_were_left_out_are_told(clinic: Clinic, tmp_path: Path) -> None:
+    """A run goes on without them; the doctor says how many, and why."""
+    talks = [talk(subject) for subject in TALKS]
+    check = examined(clinic, tmp_path, [*talks, *([talks[0][0]] * 2 for _ in range(3))], steps=2)["data/lint"]
+    assert check.result == "warning"
+    assert "rows left out: 3 of 16 rows are left out" in check.evidence
+    assert check.todo
+
+
+def test_a_template_that_thinks_by_default_and_data_that_does_not_are_told(clinic: Clinic, tmp_path: Path) -> None:
+    """A server at its defaults asks for reasoning, which the draft has never seen."""
+    verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
+    template = verifier / "chat_template.jinja"
+    thinks = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    template.write_text(template.read_text().replace("assistant\n' }}", f"assistant\n' }}}}{thinks}"))
+    check = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)["data/lint"]
+    assert check.result == "warning"
+    assert "thinking flag: the chat template asks for reasoning by default" in check.evidence
+    assert "enable_thinking=false" in check.todo
+
+
 def test_a_template_that_marks_the_prompt_is_told(clinic: Clinic, tmp_path: Path) -> None:
     """Only the very first token is left out, so that the run accepts it; the doctor looks at the share."""
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
@@ -60,3 +83,37 @@ def test_acceptance_that_ends_with_the_length_of_training_is_told(clinic: Clinic
     assert beyond.result == "warning", beyond
     assert "acceptance falls from" in beyond.evidence
     assert "data.max_tokens is 96" in beyond.todo
+
+
+def test_a_run_that_learnt_its_data_by_heart_is_told(clinic: Clinic, tmp_path: Path) -> None:
+    """One conversation, over and over: it drafts that one alone, and its own data would never tell."""
+    check = examined(clinic, tmp_path, [talk("a tree", "the sea")], steps=250)["data/memorised"]
+    assert check.result == "warning", check
+    assert "has learnt its data by heart" in check.evidence
+    assert check.todo
+
+
+STORED = {
+    "of the token before": (
+        lambda states: {name: held.roll(1, dims=0) for name, held in states.items()},
+        r"the states of layer 1 are [\d.]+ off",
+    ),
+    "of other layers": (
+        lambda states: {**states, "hidden_states": states["hidden_states"].roll(-32, dims=1)},
+        "the states of layer 1 match layer 2's",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_states_that_are_not_the_verifier_s_are_told(clinic: Clinic, tmp_path: Path, name: str) -> None:
+    """The run was trained on them, and everything else about it looks right."""
+    change, words = STORED[name]
+    cache = Path(shutil.copytree(clinic.cache, tmp_path / "cache"))
+    for shard in cache.glob("states/*/*.safetensors"):
+        held = change(load_file(shard))
+        save_file({key: tensor.contiguous() for key, tensor in held.items()}, shard)
+    found = clinic.examine(clinic.run / "speculator", cache=cache)["data/states"]
+    assert found.result == "wrong", found
+    assert re.search(words, found.evidence), found.evidence
+    assert "--check-states" in found.todo

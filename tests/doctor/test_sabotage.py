@@ -13,6 +13,10 @@ import pytest
 import torch
 from clinic import Clinic, decoder, edit, make_verifier, rope, weights
 from safetensors.torch import load_file
+from test_algorithms import trained
+
+from speculators.doctor.identity import check_head
+from speculators.verifier.engine import Engine
 
 Tamper = Callable[[Path], None]
 
@@ -122,8 +126,21 @@ def norm_flipped(folder: Path) -> None:
     edit(folder, lambda config: config.update(norm_before_residual=False))
 
 
-def without_norm(tensors: dict[str, torch.Tensor]) -> None:
-    del tensors["norm.weight"]
+def without_head(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["lm_head.weight"]
+
+
+def layers_unsorted(folder: Path) -> None:
+    edit(folder, lambda config: config.update(eagle_aux_hidden_state_layer_ids=[3, 1, 2]))
+
+
+def of_another_architecture(folder: Path) -> None:
+    edit(folder, lambda config: config["speculators_config"]["verifier"].update(architectures=["Qwen3ForCausalLM"]))
+
+
+def coarse(tensors: dict[str, torch.Tensor]) -> None:
+    """Adds to all logits of a row the same large number: nothing to float32, and more than bfloat16 keeps."""
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] + 100.0
 
 
 SABOTAGE = {
@@ -135,7 +152,7 @@ SABOTAGE = {
     "rope scaling": Fault(rope(factor=4.0), "config/rope scaling", "'factor': 4.0"),
     "rope theta where nobody reads it": Fault(decoder(rope_theta=5e5), "config/rope scaling", "read by nobody"),
     "max positions": Fault(decoder(max_position_embeddings=64), "config/max positions", "is 64, the verifier's is 256"),
-    "norm eps": Fault(decoder(rms_norm_eps=1e-2), "config/norm eps", "rms_norm_eps is 0.01"),
+    "norm eps": Fault(decoder(rms_norm_eps=1.0), "config/norm eps", "rms_norm_eps is 1.0"),
     "head size that fits": Fault(
         decoder(head_dim=16, num_attention_heads=2, num_key_value_heads=1), "config/head size", "head_dim is 16"
     ),
@@ -145,6 +162,18 @@ SABOTAGE = {
     "layer ids one earlier": Fault(layers_moved, "config/layer ids", r"\[0, 1, 2\], and training read"),
     "layer ids one earlier, by acceptance": Fault(layers_moved, "alignment/layer ids", "one later than .*off by one"),
     "layer ids outside": Fault(layers_outside, "config/layer ids", r"ids 0 to 4, and not \[9\]"),
+    "layer ids unsorted": Fault(layers_unsorted, "config/layer ids", r"\[3, 1, 2\] are not sorted and distinct"),
+    "number of states": Fault(
+        decoder(num_aux_hidden_states=5), "config/layer ids", "num_aux_hidden_states is 5, and 3 layers are read"
+    ),
+    "another architecture": Fault(
+        of_another_architecture,
+        "config/architecture",
+        "is LlamaForCausalLM, config.json says Qwen3ForCausalLM",
+    ),
+    "more than 16 bits keep": Fault(
+        weights(coarse), "parity/16 bits", "rounding costs .* of the accepted drafts", "warning"
+    ),
     "stale vocabulary map": Fault(
         mapped(torch.arange(64, 320)),
         "loads/head",
@@ -166,7 +195,7 @@ SABOTAGE = {
         norm_flipped, "alignment/options", "trained with norm_before_residual = true, config.json says false"
     ),
     "NaN": Fault(weights(one_nan), "loads/finite", r"NaN or infinite: fc.weight \(1 of"),
-    "missing tensor": Fault(weights(without_norm), "loads/tensors", "missing: norm.weight"),
+    "missing head": Fault(weights(without_head), "loads/tensors", "missing: lm_head.weight .*at random"),
     "unexpected tensor": Fault(
         weights(lambda tensors: tensors.update({"midlayer.norm.weight": torch.ones(32)})),
         "loads/tensors",
@@ -208,6 +237,13 @@ FOREIGN = {
     "stale vocabulary map": ("loads/head", "stale"),
     "layer ids one earlier": ("alignment/layer ids", "off by one"),
     "embeddings of another verifier": ("loads/embeddings", "of another verifier"),
+    "swapped norms": ("alignment/norms in place", "hidden_norm.*input_layernorm.* are swapped"),
+    "norm eps": ("config/norm eps", "the weights were trained with that"),
+    "no end of turn": ("loads/end of turn", "ends a turn and is not in the draft vocabulary"),
+    "missing head": ("loads/tensors", "missing: lm_head.weight"),
+    "layer ids unsorted": ("config/layer ids", "not sorted and distinct"),
+    "number of states": ("config/layer ids", "num_aux_hidden_states is 5"),
+    "another architecture": ("config/architecture", "config.json says Qwen3ForCausalLM"),
     "norm before residual": ("alignment/options", "trained with norm_before_residual = true, config.json says false"),
 }
 
@@ -239,7 +275,15 @@ def template_of_another(folder: Path) -> None:
     )
 
 
+def trained_further(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] = 1.01 * tensors["model.norm.weight"]
+
+    weights(change)(folder)
+
+
 VERIFIERS = {
+    "other weights": (trained_further, "config/verifier's weights", "other weights"),
     "other tokenizer": (tokenizer_of_another, "config/tokenizer", "another tokenizer"),
     "wrong chat template": (template_of_another, "config/chat template", "not the one of training"),
     "wrong chat template, rendered": (template_of_another, "data/rendering", "do not give what was trained on"),
@@ -248,14 +292,33 @@ VERIFIERS = {
 
 @pytest.mark.parametrize("name", VERIFIERS)
 def test_a_verifier_that_was_changed_is_told(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """Its weights are those of training, and its text is not."""
+    """Its weights, or what makes its text: of the two, what was left alone is as in training."""
     tamper, check, words = VERIFIERS[name]
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
     tamper(verifier)
     found = clinic.examine(clinic.copy(tmp_path), verifier=verifier)
     assert found[check].result == "wrong", found[check]
     assert words in found[check].evidence
-    assert found["config/verifier's weights"].result == "ok"
+    left = "config/tokenizer" if tamper is trained_further else "config/verifier's weights"
+    assert found[left].result == "ok"
+
+
+def test_a_verifier_whose_logits_are_made_otherwise_is_told(clinic: Clinic, tmp_path: Path) -> None:
+    """Its config.json has a soft cap that its own model does not apply: every target would be another."""
+    verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
+    edit(verifier, lambda config: config.update(final_logit_softcapping=0.5))
+    found = check_head(Engine(verifier, dtype="float32"))
+    assert found.result == "wrong"
+    assert "differ from the model's own by" in found.evidence
+
+
+def test_a_final_norm_that_is_not_the_verifier_s_is_told(clinic: Clinic, tmp_path: Path) -> None:
+    """Heads on the last state bring a copy of it."""
+    speculator = trained(clinic, "medusa", tmp_path / "speculator", steps=1)
+    assert clinic.examine(speculator)["loads/verifier's norm"].result == "ok"
+    weights(lambda tensors: tensors.update({"verifier_norm.weight": tensors["verifier_norm.weight"] - 1}))(speculator)
+    found = clinic.examine(speculator)["loads/verifier's norm"]
+    assert (found.result, found.evidence) == ("wrong", "not the verifier's final norm")
 
 
 MASKS = {

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from clinic import Clinic, train_on, training_row
+from clinic import Clinic, fit, train_on, training_row
+from torch import nn
+
+from speculators.doctor.training import training_model
 
 Row = dict[str, torch.Tensor]
 IDS = (1, 2, 3)
@@ -37,6 +40,7 @@ FAULTS: dict[str, tuple[tuple[int, ...], Callable[[Row], Row], str, str]] = {
     "labels one earlier": (IDS, shifted("verifier_last_hidden_states", -1), "alignment/labels", r"shifted by -1"),
     "tokens one later": (IDS, shifted("input_ids", 1), "alignment/tokens", r"one place later .*input shift \+1"),
     "tokens one earlier": (IDS, shifted("input_ids", -1), "alignment/tokens", r"one place earlier .*input shift -1"),
+    "answers one position later": (IDS, answers_later, "alignment/positions", "the answer's tokens one position later"),
 }
 
 # A draft that is trained to say the token that it reads was given tokens one later, or labels one earlier.
@@ -55,3 +59,19 @@ def test_training_with_a_fault_is_diagnosed(clinic: Clinic, tmp_path: Path, name
     assert re.search(words, found[check].evidence), found[check].evidence
     others = {one for one in found.told("wrong") if one.startswith("alignment/")} - {check, "alignment/acceptance"}
     assert others <= SAME_FAULT.get(name, set())
+
+
+@pytest.mark.slow
+def test_a_norm_that_training_did_not_have_is_diagnosed(clinic: Clinic, tmp_path: Path) -> None:
+    """Trained without the draft's final norm, exported with one that has weights of its own."""
+    speculator = clinic.alone(tmp_path)
+    model, kwargs = training_model(clinic.patient(speculator))
+    torch.manual_seed(0)
+    norm, model.norm = model.norm, nn.Identity()
+    fit(model, kwargs, training_row(clinic.answers, IDS), steps=150)
+    model.norm = norm
+    norm.weight.data.copy_(torch.randn(32, generator=torch.Generator().manual_seed(0)).exp())
+    model.save_pretrained(speculator)
+    found = clinic.examine(speculator)["alignment/draft's final norm"]
+    assert found.result == "wrong"
+    assert "was trained without its final norm" in found.evidence
