@@ -25,11 +25,8 @@ LAYOUT_VERSION = "0.9.0"
 # The losses that speculators.losses registers, which a recipe is checked against without torch.
 LOSSES = ("ce", "jsd", "kl_div", "lk_hybrid", "nla", "rkl", "tv")
 
-
-# Layers of a draft; verifiers have up to some hundred, and a draft that is as deep is none.
-MOST_LAYERS = 64
-# Tokens drafted a round, and depths that training unrolls; what is drafted today ends at 16.
-MOST_DRAFTED = 64
+# Of a draft's layers, of tokens drafted a round, of depths that training unrolls; published drafts have 16 at most.
+MOST = 64
 
 
 def derived(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
@@ -48,15 +45,11 @@ def positive(_: object, __: attrs.Attribute[Any], value: Any) -> None:
         raise ValueError(f"must be > 0, got {value!r}")
 
 
-def up_to(most: int) -> Callable[[object, attrs.Attribute[Any], int], None]:
-    """Returns an attrs validator for 1 <= value <= most: above, something else was meant."""
-
-    def check(_: object, __: attrs.Attribute[Any], value: int) -> None:
-        positive(_, __, value)
-        if value > most:
-            raise ValueError(f"must be at most {most}, got {value}")
-
-    return check
+def few(_: object, __: attrs.Attribute[Any], value: int) -> None:
+    """attrs validator: 1 <= value <= MOST; above, something else was meant."""
+    positive(_, __, value)
+    if value > MOST:
+        raise ValueError(f"must be at most {MOST}, got {value}")
 
 
 def known_losses(_: object, __: attrs.Attribute[Any], value: dict[str, float]) -> None:
@@ -67,13 +60,6 @@ def known_losses(_: object, __: attrs.Attribute[Any], value: dict[str, float]) -
             raise ValueError(f"no loss {name!r}; there are: {', '.join(LOSSES)}{f'; {hint}' if hint else ''}")
     if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
         raise ValueError(f"must give at least one loss a weight > 0 and none one below 0, got {value}")
-
-
-def no_token(field: str, token: int | None, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
-    """Yields the misfit of a token id that the verifier does not have."""
-    if token is not None and token >= facts.vocab_size:
-        message = f"must be a token of the verifier, 0 to {facts.vocab_size - 1}, got {token}"
-        yield field, message, "leave it out for the last"
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
@@ -166,7 +152,7 @@ class SpeculatorModelConfig:
     transformer_layer_config: dict[str, Any] = derived(factory=dict)
     tie_word_embeddings: bool = derived(False)
     draft_vocab_size: int | None = attrs.field(default=None, validator=positive)
-    num_layers: int = knob(1, validator=up_to(MOST_LAYERS))
+    num_layers: int = knob(1, validator=few)
     target_layer_ids: tuple[int, ...] | None = knob(None, validator=_sorted_layer_ids)
     decoder: dict[str, Any] = knob(factory=dict)
     init_from: str | None = knob(None)
@@ -220,8 +206,11 @@ class SpeculatorModelConfig:
         return None
 
     def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
-        """Yields what cannot be with this verifier: field, what is wrong with it, what to do; a hook."""
-        yield from ()
+        """Yields what cannot be with this verifier: field, what is wrong with it, what to do; a hook to add to."""
+        token = getattr(self, "mask_token_id", None)
+        if token is not None and token >= facts.vocab_size:
+            message = f"must be a token of the verifier, 0 to {facts.vocab_size - 1}, got {token}"
+            yield "mask_token_id", message, "leave it out for the last"
 
     @classmethod
     def refusals(cls, raw: Mapping[str, Any]) -> list[str]:

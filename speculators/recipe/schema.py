@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from attrs import field
 
-from speculators.config import MOST_DRAFTED, SpeculatorModelConfig, positive, up_to
+from speculators.config import SpeculatorModelConfig, few, positive
 from speculators.errors import Problem
 from speculators.recipe import validators
 from speculators.recipe.converter import CONVERTER, build
@@ -177,7 +177,7 @@ class BenchmarkSection:
     """
 
     suites: tuple[Suite, ...] = field(default=())
-    num_speculative_tokens: tuple[int, ...] = field(default=(3, 5, 7), validator=each(up_to(MOST_DRAFTED)))
+    num_speculative_tokens: tuple[int, ...] = field(default=(3, 5, 7), validator=each(few))
     temperature: tuple[float, ...] = field(default=(0.0,), validator=each(not_negative))
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)

@@ -42,7 +42,7 @@ def client(server: FakeServer, *, times: int = 2, **changes) -> StatesClient:
             "num_layers": NUM_LAYERS,
             "hidden_size": WIDTH,
             "dtype": torch.float32,
-            "wait_seconds": 0.05,
+            "wait_seconds": 5.0,
             **changes,
         }
     )
@@ -68,7 +68,7 @@ def test_the_last_layer_may_be_among_the_chosen(server: FakeServer) -> None:
 def test_a_file_is_read_when_it_is_whole(server: FakeServer) -> None:
     """The server writes on after it has answered, under a lock."""
     server.seconds = 0.2
-    chosen, _ = client(server, wait_seconds=5.0).capture(IDS)
+    chosen, _ = client(server).capture(IDS)
     assert torch.isfinite(chosen).all()
 
 
@@ -76,7 +76,7 @@ def test_a_file_is_read_when_it_is_whole(server: FakeServer) -> None:
 def test_what_may_pass_is_asked_for_again(server: FakeServer, fault: str) -> None:
     """A crash, a broken connection, a file that never comes or is cut off: the next attempt gives the states."""
     server.faults.extend([fault])
-    assert len(client(server).capture(IDS)[0]) == len(IDS)
+    assert len(client(server, wait_seconds=0.05).capture(IDS)[0]) == len(IDS)
     assert len(server.requests) == 2
     assert list(server.folder.iterdir()) == []
 
@@ -132,7 +132,7 @@ def test_a_link_out_of_the_folder_is_outside(server: FakeServer, tmp_path: Path)
 def test_a_file_that_never_comes_is_told_with_both_places(server: FakeServer) -> None:
     """After all attempts; a file that came late is removed at the end."""
     server.faults.extend(["no file"] * 3)
-    asked = client(server)
+    asked = client(server, wait_seconds=0.05)
     with pytest.raises(
         ServerError, match=r"after 0\.05 s nothing is there \(tried 3 times\)\ndo both sides see the same"
     ):
@@ -144,7 +144,7 @@ def test_many_are_captured_at_once(server: FakeServer) -> None:
     """Each with its own index, never more at once than allowed, and more than one."""
     server.seconds = 0.01
     rows = [(index, torch.arange(2 + index % 5) + index) for index in range(30)]
-    found = {index: last for index, _, last in client(server, wait_seconds=5.0).capture_all(iter(rows), concurrency=4)}
+    found = {index: last for index, _, last in client(server).capture_all(iter(rows), concurrency=4)}
     assert found.keys() == set(range(30))
     for index, ids in rows:
         assert torch.equal(found[index], states_of(ids.tolist())[:, 2])
@@ -153,13 +153,14 @@ def test_many_are_captured_at_once(server: FakeServer) -> None:
 
 
 def test_a_server_that_dies_stops_the_capture_in_its_own_words(server: FakeServer) -> None:
-    """What came before is yielded; the rest is not asked for."""
+    """What came before is yielded, all but the two at most that were under way beside it; the rest is not asked for."""
     server.faults.extend([""] * 10 + ["500"] * 1000)
     found = []
-    work = client(server).capture_all(((index, IDS) for index in range(1000)), concurrency=3)
+    asked = client(server)
+    work = asked.capture_all(((index, IDS) for index in range(1000)), concurrency=3)
     with pytest.raises(ServerError, match=r"EngineCore encountered an issue \(tried 3 times\)"):
         found.extend(index for index, *_ in work)
-    assert len({*found}) == 10
+    assert 10 - 2 <= len({*found}) == len(found) <= 10
     assert len(server.requests) < 10 + 3 * 3 + 3
 
 

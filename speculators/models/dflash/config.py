@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import (
-    MOST_DRAFTED,
-    MOST_LAYERS,
-    SpeculatorModelConfig,
-    VerifierFacts,
-    derived,
-    knob,
-    known_losses,
-    no_token,
-    positive,
-    up_to,
-)
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
 from speculators.recipe.validators import not_negative
 
 WEIGHTS = ("d-pace", "exponential")
@@ -66,8 +54,8 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     architectures: tuple[str, ...] = derived(("DFlashSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
-    num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
-    block_size: int = attrs.field(default=16, validator=[_block, up_to(MOST_DRAFTED)])
+    num_layers: int = knob(5, validator=few)
+    block_size: int = attrs.field(default=16, validator=[_block, few])
     mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sample_from_anchor: bool = False
     sliding_window_non_causal: bool = True
@@ -80,10 +68,6 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     def max_drafts(self) -> tuple[int, str]:
         """Returns what a block drafts: all of its slots, or all but the anchor's."""
         return self.block_size - (not self.sample_from_anchor), "block_size"
-
-    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
-        """Yields a mask token that the verifier does not have."""
-        yield from no_token("mask_token_id", self.mask_token_id, facts)
 
     def __attrs_post_init__(self) -> None:
         if self.weights == "d-pace" and set(self.loss) != {"ce"}:

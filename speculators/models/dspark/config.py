@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import (
-    MOST_DRAFTED,
-    MOST_LAYERS,
-    SpeculatorModelConfig,
-    VerifierFacts,
-    derived,
-    knob,
-    known_losses,
-    no_token,
-    positive,
-    up_to,
-)
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
 from speculators.recipe.validators import not_negative
 
 MARKOV_HEADS = ("vanilla", "gated", "rnn")
@@ -72,8 +60,8 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
     target_hidden_size: int | None = derived(None)
     sample_from_anchor: bool = derived(True)
-    num_layers: int = knob(5, validator=up_to(MOST_LAYERS))
-    block_size: int = attrs.field(default=8, validator=up_to(MOST_DRAFTED))
+    num_layers: int = knob(5, validator=few)
+    block_size: int = attrs.field(default=8, validator=few)
     mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sliding_window_non_causal: bool = True
     markov_rank: int = attrs.field(default=256, validator=positive)
@@ -90,7 +78,3 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     def max_drafts(self) -> tuple[int, str]:
         """Returns what a block drafts: a token a slot."""
         return self.block_size, "block_size"
-
-    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
-        """Yields a mask token that the verifier does not have."""
-        yield from no_token("mask_token_id", self.mask_token_id, facts)

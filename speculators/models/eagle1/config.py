@@ -6,20 +6,8 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import (
-    MOST_DRAFTED,
-    SpeculatorModelConfig,
-    derived,
-    knob,
-    known_losses,
-    positive,
-    up_to,
-)
-
-
-def _not_negative(_: object, __: attrs.Attribute[float], value: float) -> None:
-    if value < 0:
-        raise ValueError(f"must be >= 0, got {value!r}")
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
+from speculators.recipe.validators import not_negative
 
 
 @SpeculatorModelConfig.register("eagle1")
@@ -44,11 +32,11 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
     target_layer_ids: tuple[int, ...] | None = derived(None)
     # Published checkpoints have one; what is trained here has it where it starts from one that has.
     fc_bias: bool = derived(False)
-    alignment_steps: int = knob(1, validator=up_to(MOST_DRAFTED))
+    alignment_steps: int = knob(1, validator=few)
     alignment_decay: float = knob(1.0, validator=positive)
-    regression: float = knob(1.0, validator=_not_negative)
+    regression: float = knob(1.0, validator=not_negative)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 0.1}, validator=known_losses)
-    noise: float = knob(0.1, validator=_not_negative)
+    noise: float = knob(0.1, validator=not_negative)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
         """Returns the last layer's output."""

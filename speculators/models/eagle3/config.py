@@ -6,15 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import (
-    MOST_DRAFTED,
-    SpeculatorModelConfig,
-    derived,
-    knob,
-    known_losses,
-    positive,
-    up_to,
-)
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
 
 
 @SpeculatorModelConfig.register("eagle3")
@@ -43,7 +35,7 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
-    ttt_steps: int = knob(3, validator=up_to(MOST_DRAFTED))
+    ttt_steps: int = knob(3, validator=few)
     ttt_gamma: float = knob(1.0, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from speculators.config import (
-    MOST_DRAFTED,
-    SpeculatorModelConfig,
-    derived,
-    knob,
-    known_losses,
-    positive,
-    up_to,
-)
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
 
 
 @SpeculatorModelConfig.register("medusa")
@@ -38,7 +30,7 @@ class MedusaSpeculatorConfig(SpeculatorModelConfig):
     truncated_vocab_size: int = derived(0)
     num_hidden_layers: int = derived(1)
     medusa_fc_bias: bool = derived(True)
-    num_heads: int = attrs.field(default=5, validator=up_to(MOST_DRAFTED))
+    num_heads: int = attrs.field(default=5, validator=few)
     head_decay: float = knob(0.8, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
 

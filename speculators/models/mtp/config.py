@@ -6,16 +6,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from speculators.config import (
-    MOST_DRAFTED,
-    SpeculatorModelConfig,
-    VerifierFacts,
-    derived,
-    knob,
-    known_losses,
-    positive,
-    up_to,
-)
+from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, few, knob, known_losses, positive
 
 TARGETS = ("verifier", "data")
 
@@ -54,7 +45,7 @@ class MtpSpeculatorConfig(SpeculatorModelConfig):
     num_nextn_predict_layers: int = derived(1)
     num_layers: int = knob(1, validator=_one)
     native: bool = knob(False)
-    mtp_steps: int = knob(3, validator=up_to(MOST_DRAFTED))
+    mtp_steps: int = knob(3, validator=few)
     mtp_beta: float = knob(0.6, validator=positive)
     targets: str = knob("verifier", validator=_target)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
@@ -64,7 +55,8 @@ class MtpSpeculatorConfig(SpeculatorModelConfig):
         return (num_layers,)
 
     def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
-        """Yields a reduced draft vocabulary."""
+        """Yields a reduced draft vocabulary, beside what no draft can have."""
+        yield from super().misfits(facts)
         if self.draft_vocab_size is not None and self.draft_vocab_size < facts.vocab_size:
             message = f"must be the verifier's {facts.vocab_size}, whose own head drafts; got {self.draft_vocab_size}"
             yield "draft_vocab_size", message, "leave it out"

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
 
-from speculators.config import (
-    MOST_DRAFTED,
-    SpeculatorModelConfig,
-    VerifierFacts,
-    derived,
-    knob,
-    known_losses,
-    no_token,
-    positive,
-    up_to,
-)
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
 from speculators.recipe.validators import not_negative
 
 
@@ -57,13 +47,9 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     norm_before_residual: bool = False
     norm_before_fc: bool = False
-    num_depths: int = knob(8, validator=up_to(MOST_DRAFTED))
+    num_depths: int = knob(8, validator=few)
     keep: float = knob(0.7, validator=_share)
     keep_min: float = knob(0.2, validator=_share)
     max_anchors: int = knob(512, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)
-
-    def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
-        """Yields a mask token that the verifier does not have."""
-        yield from no_token("mask_token_id", self.mask_token_id, facts)
