@@ -8,7 +8,6 @@ computation: the keys of depth 0 for all verified rows, and one key a depth of t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import attrs
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 
 from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
+from speculators.model import SpeculatorModel
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.cache import AttendAt, KeysValues, PrefixCache
 from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
@@ -159,22 +159,24 @@ def copy_norm(norm: RMSNorm, head: VerifierHead) -> None:
     norm.weight.data = 1 + factor if head.unit_offset else factor
 
 
-class Recurrent(Protocol):
-    """A draft model whose output state is both what its head reads and its next input."""
+class RecurrentModel(SpeculatorModel):
+    """A draft model that reads, beside a token, the state that it left one depth before.
 
-    verifier_norm: RMSNorm
-    draft_vocab_size: int
+    Attributes:
+        vocab_size: V of the verifier.
+        draft_vocab_size: D.
+        scale, window: of its attention.
+    """
+
+    lm_head: nn.Linear
     vocab_size: int
+    draft_vocab_size: int
     scale: float
     window: int | None
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The decoder layers."""
-
-    @property
-    def draft_to_target(self) -> torch.Tensor:
-        """[D] int64."""
+    def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The verifier's states [S, A*H] -> the state [S, H] that depth 0 reads."""
+        raise NotImplementedError
 
     def step(
         self,
@@ -184,14 +186,41 @@ class Recurrent(Protocol):
         attend: AttendAt,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Runs once: [S, H] states and [S] tokens -> [S, H], or [R, H] where only `rows` are wanted."""
+        """Runs once: states [S, H] and tokens [S] -> states [S, H], or [R, H] where only `rows` are wanted."""
+        raise NotImplementedError
 
-    def logits(self, state: torch.Tensor) -> torch.Tensor:
+    def read(self, state: torch.Tensor) -> torch.Tensor:
+        """What a step left [R, H] -> what the head reads [R, H]."""
+        return state
+
+    def logits(self, read: torch.Tensor) -> torch.Tensor:
         """[R, H] -> [R, D] float32."""
+        return self.lm_head(read.to(self.lm_head.weight.dtype)).float()
+
+    @torch.no_grad()
+    def replay(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+        num_speculative_tokens: int,
+    ) -> Iterator[torch.Tensor]:
+        """Yields for each depth the draft logits [S, D]; see `speculators.drafter.Replays`."""
+        whole = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
+        layout, kept, (states, tokens, positions) = whole.without_padding(
+            hidden_states[0], input_ids[0], position_ids[0]
+        )
+        entered = self.enter(states)
+        for read in unroll(self, entered, tokens, positions, layout, layout.whole(), num_speculative_tokens):
+            logits = torch.zeros(whole.size, self.draft_vocab_size, device=input_ids.device)
+            logits[kept] = self.logits(read)
+            yield logits
 
 
 def unroll(
-    model: Recurrent,
+    model: RecurrentModel,
     state: torch.Tensor,
     tokens: torch.Tensor,
     positions: torch.Tensor,
@@ -199,10 +228,10 @@ def unroll(
     segments: tuple[Segment, ...],
     depths: int,
 ) -> Iterator[torch.Tensor]:
-    """Yields the states [R, H] of the query rows of `segments` at each depth, teacher-forced.
+    """Yields what the head reads [R, H] of the query rows of `segments` at each depth, teacher-forced.
 
     Args:
-        state: [S, H], the verifier's normed last states.
+        state: [S, H], what depth 0 reads.
         tokens: [S] the row's own.
         positions: [S].
     """
@@ -222,12 +251,12 @@ def unroll(
         source = everything if depth == 0 else rows
         read = tokens[(source + 1 + depth).clamp_max(last)]
         state = model.step(state, read, positions[source] + depth, attend, rows if depth == 0 else None)
-        yield state
+        yield model.read(state)
 
 
 @attrs.frozen(eq=False)
 class Unrolled:
-    """The draft's states where a supervised place is predicted.
+    """What the head reads where a supervised place is predicted.
 
     Attributes:
         states: [K, N, H].
@@ -242,7 +271,7 @@ class Unrolled:
 
 
 def unroll_to_places(
-    model: Recurrent,
+    model: RecurrentModel,
     state: torch.Tensor,
     tokens: torch.Tensor,
     positions: torch.Tensor,
@@ -261,26 +290,6 @@ def unroll_to_places(
     return Unrolled(states, *moved)
 
 
-@torch.no_grad()
-def replay_unrolled(
-    model: Recurrent,
-    *,
-    hidden_states: torch.Tensor,
-    input_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    document_ids: torch.Tensor,
-    num_speculative_tokens: int,
-) -> Iterator[torch.Tensor]:
-    """Yields for each depth the draft logits [S, D]; see `speculators.drafter.Replays`."""
-    whole = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
-    layout, kept, (last, tokens, positions) = whole.without_padding(hidden_states[0], input_ids[0], position_ids[0])
-    state = model.verifier_norm(last)
-    for step in unroll(model, state, tokens, positions, layout, layout.whole(), num_speculative_tokens):
-        logits = torch.zeros(whole.size, model.draft_vocab_size, device=input_ids.device)
-        logits[kept] = model.logits(step)
-        yield logits
-
-
 @attrs.define(eq=False)
 class _Sequence:
     """State of one decoded sequence: the depth-0 keys of all verified rows, and the last row's state [1, H]."""
@@ -294,29 +303,28 @@ class ChainDrafter:
 
     Args:
         model: in evaluation mode.
-        target_layer_ids: the id of the verifier's last state.
+        target_layer_ids: of the verifier's states that it enters.
     """
 
-    def __init__(self, model: Recurrent, target_layer_ids: tuple[int, ...]) -> None:
+    def __init__(self, model: RecurrentModel, target_layer_ids: tuple[int, ...]) -> None:
         self.model = model
         self.target_layer_ids = target_layer_ids
         self.draft_to_target = model.draft_to_target
 
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
-        """Takes in a prompt: tokens [n + 1], states [n, H]."""
+        """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
         sequence = _Sequence(PrefixCache(), torch.empty(0))
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
     @torch.no_grad()
     def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in what a round emitted: tokens [m], states [m, H] of the places before them."""
+        """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
         model = self.model
         positions = state.cache.extend(tokens)
         attend = state.cache.attend(scale=model.scale, window=model.window)
-        entered = model.verifier_norm(hidden_states)
-        state.state = model.step(entered, tokens, positions, attend, None)[-1:]
+        state.state = model.step(model.enter(hidden_states), tokens, positions, attend, None)[-1:]
 
     @torch.no_grad()
     def propose(
@@ -337,7 +345,7 @@ class ChainDrafter:
         position = torch.tensor([last], device=hidden.device)
         picks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for depth in range(1, num_tokens + 1):
-            picks.append(pick(model.logits(hidden)[0], temperature, generator))
+            picks.append(pick(model.logits(model.read(hidden))[0], temperature, generator))
             if depth < num_tokens:
                 token = self.draft_to_target[picks[-1][0]]
                 hidden = model.step(hidden, token, position + depth, attend, None)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from clinic import Clinic
 
+from speculators.models.chains import ChainDrafter
 from speculators.models.eagle3 import core
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
-from speculators.models.eagle3.core import Eagle3Drafter, Eagle3DraftModel
+from speculators.models.eagle3.core import Eagle3DraftModel
 from speculators.nn.layout import RowLayout
 
 pytestmark = pytest.mark.slow
@@ -18,13 +19,13 @@ pytestmark = pytest.mark.slow
 
 def test_a_drafter_that_forgets_what_was_emitted(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the prompt its cache is not what replay has."""
-    real = Eagle3Drafter.advance
+    real = ChainDrafter.advance
 
     def forgetful(self: Any, state: Any, tokens: Any, hidden_states: Any) -> None:
         if state.cache.length == 0:
             real(self, state, tokens, hidden_states)
 
-    monkeypatch.setattr(Eagle3Drafter, "advance", forgetful)
+    monkeypatch.setattr(ChainDrafter, "advance", forgetful)
     found = clinic.examine(clinic.run / "speculator")
     assert found["parity/step by step"].result == "wrong"
     assert "the drafter, step by step with its cache" in found["parity/step by step"].evidence

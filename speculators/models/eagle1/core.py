@@ -7,7 +7,6 @@ trains those depths, too: queries and keys of later steps come from the draft's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from speculators.model import SpeculatorModel
 from speculators.models.base_components import DecoderLayer, Shape, take_over
 from speculators.models.chains import (
     ChainDrafter,
+    RecurrentModel,
     chain_metrics,
     copy_norm,
     depth_weights,
-    replay_unrolled,
     unroll_to_places,
     wanted_states,
 )
@@ -36,7 +35,7 @@ from speculators.verifier.weights import VerifierHead
 
 
 @SpeculatorModel.register("eagle1")
-class Eagle1DraftModel(SpeculatorModel):
+class Eagle1DraftModel(RecurrentModel):
     """The EAGLE draft model.
 
     Args:
@@ -106,7 +105,7 @@ class Eagle1DraftModel(SpeculatorModel):
         layout, _kept, (last, tokens, positions) = (layout or RowLayout.of(document_ids, loss_mask)).without_padding(
             verifier_last_hidden_states[0], input_ids[0], position_ids[0]
         )
-        state = self.verifier_norm(last)
+        state = self.enter(last)
         if noise:
             state = state + noise * (2 * torch.rand_like(state) - 1)
         unrolled = unroll_to_places(self, state, tokens, positions, layout, alignment_steps)
@@ -125,6 +124,10 @@ class Eagle1DraftModel(SpeculatorModel):
         metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, layout.size)
         return unrolled.states, total, {**metrics, "regression": regressed.detach()}
 
+    def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The verifier's last states [S, H], normed."""
+        return self.verifier_norm(hidden_states)
+
     def step(
         self,
         state: torch.Tensor,
@@ -133,7 +136,7 @@ class Eagle1DraftModel(SpeculatorModel):
         attend: AttendAt,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Runs the decoder once; see `Recurrent`."""
+        """Runs the decoder once; see `RecurrentModel`."""
         cos_sin = self.rotary(positions)
         read = torch.cat((self.embed_tokens(tokens).to(state.dtype), state), dim=-1)
         state = self.fc(read.to(self.fc.weight.dtype))
@@ -142,14 +145,6 @@ class Eagle1DraftModel(SpeculatorModel):
             wanted = rows if index == len(self.layers) - 1 else None
             state = layer(state, cos_sin, lambda *qkv: attend(index, *qkv), rows=wanted)  # noqa: B023
         return state
-
-    def logits(self, state: torch.Tensor) -> torch.Tensor:
-        """[R, H] -> [R, D] float32."""
-        return self.lm_head(state.to(self.lm_head.weight.dtype)).float()
-
-    def replay(self, **batch: Any) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, D] in float32; see `speculators.drafter.Replays`."""
-        return replay_unrolled(self, **batch)
 
     def draft(self) -> ChainDrafter:
         """Returns a drafter that decodes with this model."""

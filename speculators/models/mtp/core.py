@@ -7,7 +7,6 @@ where training starts (`native`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.chains import (
     ChainDrafter,
+    RecurrentModel,
     chain_metrics,
     copy_norm,
     depth_weights,
-    replay_unrolled,
     unroll_to_places,
     wanted_states,
 )
@@ -41,7 +40,7 @@ _IMPOSSIBLE = -1e4
 
 
 @SpeculatorModel.register("mtp")
-class MtpDraftModel(SpeculatorModel):
+class MtpDraftModel(RecurrentModel):
     """The MTP draft model.
 
     Args:
@@ -135,7 +134,7 @@ class MtpDraftModel(SpeculatorModel):
         layout, _kept, (last, tokens, positions) = (layout or RowLayout.of(document_ids, loss_mask)).without_padding(
             verifier_last_hidden_states[0], input_ids[0], position_ids[0]
         )
-        unrolled = unroll_to_places(self, self.verifier_norm(last), tokens, positions, layout, mtp_steps)
+        unrolled = unroll_to_places(self, self.enter(last), tokens, positions, layout, mtp_steps)
         powers = [mtp_beta**depth for depth in range(mtp_steps)]
         weights = depth_weights([power / sum(powers) for power in powers], unrolled.valid)
         head = self.target_head
@@ -153,6 +152,10 @@ class MtpDraftModel(SpeculatorModel):
         total = result.per_depth.sum()
         return unrolled.states, total, chain_metrics(total, result.right, unrolled.rows, unrolled.valid, layout.size)
 
+    def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The verifier's last states [S, H], normed."""
+        return self.verifier_norm(hidden_states)
+
     def step(
         self,
         state: torch.Tensor,
@@ -161,17 +164,9 @@ class MtpDraftModel(SpeculatorModel):
         attend: AttendAt,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Runs the layer once; see `Recurrent`."""
+        """Runs the layer once; see `RecurrentModel`."""
         embeddings = self.embed_tokens(tokens)
         return self.mtp_layers[0](state, embeddings, self.rotary(positions), lambda *qkv: attend(0, *qkv), rows)
-
-    def logits(self, state: torch.Tensor) -> torch.Tensor:
-        """[R, H] -> [R, V] float32."""
-        return self.lm_head(state.to(self.lm_head.weight.dtype)).float()
-
-    def replay(self, **batch: Any) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, V] in float32; see `speculators.drafter.Replays`."""
-        return replay_unrolled(self, **batch)
 
     def draft(self) -> ChainDrafter:
         """Returns a drafter that decodes with this model."""
