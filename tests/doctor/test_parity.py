@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from clinic import Clinic
 
+from speculators.models import chains
 from speculators.models.chains import ChainDrafter
-from speculators.models.eagle3 import core
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.models.eagle3.core import Eagle3DraftModel
 from speculators.nn.layout import RowLayout
@@ -72,8 +72,8 @@ def test_a_training_forward_that_differs_on_one_answer(clinic: Clinic, monkeypat
 
 def test_a_drafter_whose_logits_are_a_little_larger(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a thousandth, which moves no draft and hardly a probability: logits are compared, depth by depth."""
-    real = core.pick
-    monkeypatch.setattr(core, "pick", lambda logits, *rest: real(1.001 * logits, *rest))
+    real = chains.pick
+    monkeypatch.setattr(chains, "pick", lambda logits, *rest: real(1.001 * logits, *rest))
     found = clinic.examine(clinic.run / "speculator")["parity/step by step"]
     assert found.result == "wrong"
     assert "by depth off by 0.001, 0.001, 0.001 of the largest" in found.evidence
