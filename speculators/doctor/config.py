@@ -96,7 +96,7 @@ def expected(patient: Patient) -> dict[str, Any]:
     """Returns the `transformer_layer_config` that the verifier's values give."""
     held = patient.decoder
     kind = type(patient.config) if patient.config else _class_of(patient.raw)
-    own: dict[str, Any] = {key: held[key] for key in ("layer_types", "sliding_window") if key in held}
+    own: dict[str, Any] = {key: held[key] for key in ("sliding_window",) if held.get(key) is not None}
     try:
         config = kind(num_layers=held.get("num_hidden_layers", 1), decoder=own)
         return draft_decoder_config(patient.facts, config)

@@ -33,6 +33,7 @@ _FIXED = {
     "hidden_size": "the draft reads and writes the verifier's states",
     "vocab_size": "the draft reads the verifier's tokens; algorithm.draft_vocab_size says which it drafts",
     "tie_word_embeddings": "the draft's head has rows of its own",
+    "layer_types": "sliding_window says it: with one all layers slide, without one all attend to everything",
     # Beside rope_parameters these would be read by nobody, and "nothing errors" (Model-Optimizer#2221).
     "rope_theta": "set rope_parameters",
     "rope_scaling": "set rope_parameters",
@@ -68,7 +69,6 @@ class _Values:
     rope_parameters: dict[str, Any] = field(default=None, validator=_has_theta)
     attention_bias: bool = field(default=None)
     mlp_bias: bool = field(default=None)
-    layer_types: tuple[str, ...] = field(default=None)
     sliding_window: int = field(default=None, validator=positive)
     attention_dropout: float = field(default=0.0, validator=between(0, 1))
     initializer_range: float = field(default=None, validator=positive)
@@ -96,13 +96,13 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
         raise RecipeError(problems)
     ids = config.layer_ids(facts.num_hidden_layers)
     kind = "full_attention" if own.get("sliding_window") is None else "sliding_attention"
-    layer_types = own.get("layer_types", [kind] * config.num_layers)
     decoder: dict[str, Any] = {"model_type": config.decoder_type, "num_hidden_layers": config.num_layers}
     decoder |= {key: facts[key] for key in _INHERITED if facts.get(key) is not None}
     # Gemma's files say hidden_activation.
     decoder["hidden_act"] = facts.get("hidden_act") or facts.get("hidden_activation")
-    decoder["rope_parameters"] = _rope(facts, layer_types[0] if layer_types else kind)
-    decoder |= {"attention_bias": False, "mlp_bias": False, "layer_types": layer_types, "tie_word_embeddings": False}
+    decoder["rope_parameters"] = _rope(facts, kind)
+    decoder |= {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
+    decoder["layer_types"] = [kind] * config.num_layers
     if len(ids) != 3:
         decoder["num_aux_hidden_states"] = len(ids)
     decoder |= own
@@ -110,9 +110,6 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
         if decoder.get(key) is None:
             hint = "set it" if key not in _FIXED else "is this the config.json of a language model?"
             problems.append(Problem(f"algorithm.decoder.{key}", f"{facts.source} has no {key!r} to inherit", hint))
-    if len(layer_types) != config.num_layers:
-        message = f"must have one type a layer: {config.num_layers}, got {len(layer_types)}"
-        problems.append(Problem("algorithm.decoder.layer_types", message))
     # Those of `own` were right by themselves: what is wrong now is the verifier's, or does not go with it.
     for problem in wrong_values(decoder):
         inherited = problem.path.removeprefix("algorithm.decoder.") not in own

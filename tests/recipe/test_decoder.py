@@ -122,7 +122,7 @@ def test_the_recipe_may_replace_what_is_inherited() -> None:
         ("rms_norm_eps", 0, "must be > 0, got 0"),
         ("attention_bias", "yes", "must be true or false"),
         ("model_type", 3, "must be a text"),
-        ("layer_types", "full_attention", "must be a list of texts"),
+        ("layer_types", ["sliding_attention"], "cannot be replaced sliding_window says it"),
         ("rope_parameters", {"rope_type": "default"}, "must have rope_theta, a number > 0, got None"),
     ],
 )
@@ -149,9 +149,11 @@ def test_the_number_of_layers_read_is_told_when_it_is_not_three() -> None:
     assert decoder(target_layer_ids=(1, 3, 5, 8))["num_aux_hidden_states"] == 4
 
 
-def test_layer_types_must_match_the_layers() -> None:
-    """One type a layer."""
-    assert "algorithm.decoder.layer_types" in refusals(decoder={"layer_types": ["full_attention"] * 2})
+def test_all_layers_slide_or_none() -> None:
+    """One type a layer, which the window says, and not the verifier's own mix."""
+    mixed = {"layer_types": ["sliding_attention", "full_attention"] * 4, "sliding_window": 64}
+    assert decoder(mixed, num_layers=3)["layer_types"] == ["full_attention"] * 3
+    assert decoder(mixed, num_layers=3, decoder={"sliding_window": 8})["layer_types"] == ["sliding_attention"] * 3
 
 
 @pytest.mark.parametrize("layers", range(1, 81))
