@@ -23,7 +23,7 @@ from speculators.events import ignore
 from speculators.pipeline.context import Listen, Places
 from speculators.pipeline.look import Wish, look
 from speculators.pipeline.ondisk import made
-from speculators.pipeline.regenerate import answers_path
+from speculators.pipeline.regenerate import answers_path, is_whole
 from speculators.recipe.plan import make_plan
 from speculators.recipe.relocate import relocate
 from speculators.recipe.schema import Recipe
@@ -139,7 +139,7 @@ def _sources(recipe: Recipe, places: Places, key: str) -> Iterator[Conversation]
     sources = recipe.data.sources
     if recipe.data.regenerate is not None:
         file = answers_path(places.cache, key)
-        sources = (Source(path=str(file)),) if file.exists() else ()
+        sources = (Source(path=str(file)),) if is_whole(file) else ()
     for row in raw_rows(sources, Path()):
         if not isinstance(row.conversation, str):
             yield row.conversation

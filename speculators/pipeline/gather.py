@@ -11,7 +11,7 @@ from speculators.pipeline.benches import read_benches
 from speculators.pipeline.compare import points, with_records
 from speculators.pipeline.context import read_json
 from speculators.pipeline.ondisk import TRAINED
-from speculators.pipeline.records import flat, read_events
+from speculators.pipeline.records import flat, read_events, stage_seconds
 from speculators.recipe.expect import expect_lines, held_against
 from speculators.recipe.plan import read_plan
 from speculators.recipe.schema import Expect
@@ -167,6 +167,7 @@ def _stages(plan: Values | None, events: Sequence[Values]) -> list[Values]:
     for event in events:
         if event.get("event") == "StageEvent" and (event["status"] != "skip" or event["stage"] not in told):
             told[event["stage"]] = event
+    took = stage_seconds(events)
     prints = {stage["name"]: stage["fingerprint"] for stage in plan["stages"]} if plan else {}
     none: Values = {"status": "none", "detail": "", "seconds": 0.0}
     return [
@@ -174,7 +175,7 @@ def _stages(plan: Values | None, events: Sequence[Values]) -> list[Values]:
             "name": name,
             "fingerprint": prints.get(name),
             "status": _STATUS[event["status"]],
-            "seconds": event["seconds"] if event["status"] == "done" else None,
+            "seconds": took.get(name) if event["status"] == "done" else None,
             "detail": event["detail"],
         }
         for name, event in (dict.fromkeys(prints, none) | told).items()

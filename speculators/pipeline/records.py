@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Record:
         run: the name of its folder.
         fingerprints: of its stages.
         device: "cpu" or "cuda".
-        seconds: of each stage that ran from start to end.
+        seconds: of each stage, as `stage_seconds`.
         tokens_per_second: while capturing and training, over the whole launch.
         tokens: that capture and training worked on.
         coverage: share of the supervised tokens that the draft vocabulary has; None where it was not told.
@@ -97,19 +97,19 @@ def record(folder: Path) -> Record | None:
     where = where_of(lock)
     if where is None or "device" not in where or not isinstance(lock.get("fingerprints"), dict):
         return None
-    seconds: dict[str, float] = {}
+    events = read_events(folder / "events.jsonl")
+    seconds = stage_seconds(events)
     speeds: dict[str, float] = {}
     tokens: dict[str, int] = {}
     coverage = None
     steps: dict[int, Mapping[str, Any]] = {}
-    for event in read_events(folder / "events.jsonl"):
+    for event in events:
         if event.get("event") == "StepEvent":
             steps[event["step"]] = event
         elif event.get("event") == "StageEvent" and event["status"] == "done":
-            seconds[event["stage"]] = event["seconds"]
-            if event["stage"] == "capture" and (told := _TOKENS.search(event["detail"])) and event["seconds"] > 0:
+            if event["stage"] == "capture" and (told := _TOKENS.search(event["detail"])) and seconds["capture"] > 0:
                 tokens["capture"] = int(told.group(1).replace(",", ""))
-                speeds["capture"] = tokens["capture"] / event["seconds"]
+                speeds["capture"] = tokens["capture"] / seconds["capture"]
             elif event["stage"] == "train" and (told := _COVERAGE.search(event["detail"])):
                 coverage = float(told.group(1)) / 100
     if steps:
@@ -125,6 +125,26 @@ def record(folder: Path) -> Record | None:
         tokens=tokens,
         coverage=coverage,
     )
+
+
+def stage_seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns how long each stage took that came to its end, with the launches that were interrupted in it."""
+    seconds: dict[str, float] = {}
+    lost: dict[str, float] = {}
+    open_stage: str | None = None
+    began = last = 0.0
+    for event in events:
+        now = event.get("time", last)
+        if event.get("event") == "StageEvent":
+            stage, status = event["stage"], event["status"]
+            if status == "done":
+                seconds[stage] = event["seconds"] + lost.pop(stage, 0.0)
+            elif open_stage is not None:
+                # Stages do not overlap: another launch begins, and that one worked until the last that it told.
+                lost[open_stage] = lost.get(open_stage, 0.0) + last - began
+            open_stage, began = (stage, now) if status == "start" else (None, now)
+        last = now
+    return seconds
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
