@@ -26,7 +26,9 @@ class Piece:
         causal: query q0 + i sees keys k0 .. k0 + i; otherwise all keys that `band` allows.
         merges: an earlier piece holds other keys of the same queries.
         band: (offset, window): query q0 + i sees key k0 + j if offset + i - window < j <= offset + i; None: no limit.
-        ends: [q1 - q0] int64 on the host: query q0 + i sees keys k0 .. ends[i] - 1, the last `window` of them.
+        ends: [q1 - q0] int64 on the host: query q0 + i sees keys k0 .. ends[i] - 1, the last `window` of them. Such a
+            piece has a mask in any case, and its query heads of one kv head are laid end to end: kernels take more
+            queries at once where there are more.
     """
 
     q0: int
@@ -63,15 +65,22 @@ def _banded(segment: Segment, offset: int, window: int) -> Iterator[Piece]:
         yield Piece(q0, q0 + stop - first, k0, stop, causal=False, band=(first - k0, window))
 
 
-def _heads_first(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """[n, heads, d] -> [kv_heads, heads // kv_heads, n, d], a view."""
-    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+def _heads_first(x: torch.Tensor, kv_heads: int, piece: Piece) -> torch.Tensor:
+    """[n, heads, ...] -> [kv_heads, group, n, ...], a view; with `ends` [kv_heads, 1, group * n, ...]."""
+    x = x.unflatten(1, (kv_heads, -1)).movedim(0, 2)
+    return x if piece.ends is None else x.flatten(1, 2)[:, None]
+
+
+def _rows_first(x: torch.Tensor, kv_heads: int, piece: Piece) -> torch.Tensor:
+    """Undoes `_heads_first`: [n, heads, ...]."""
+    return x.reshape(kv_heads, -1, piece.q1 - piece.q0, *x.shape[3:]).movedim(2, 0).flatten(1, 2)
 
 
 def _band_mask(piece: Piece, like: torch.Tensor) -> torch.Tensor | None:
     key = torch.arange(piece.k1 - piece.k0, device=like.device)[None, :]
     if piece.ends is not None:
-        end = piece.ends.to(like.device, non_blocking=True)[:, None] - piece.k0
+        ends = piece.ends.repeat(like.shape[2] // len(piece.ends))
+        end = ends.to(like.device, non_blocking=True)[:, None] - piece.k0
         seen = key < end if piece.window is None else (key < end) & (key >= end - piece.window)
     elif piece.band is not None:
         offset, window = piece.band
@@ -118,10 +127,10 @@ def piecewise(
     out = torch.zeros_like(q)
     lse = torch.full(q.shape[:2], float("-inf"), dtype=wide, device=q.device)
     for piece in pieces:
-        queries = _heads_first(q[piece.q0 : piece.q1], kv_heads)
+        queries = _heads_first(q[piece.q0 : piece.q1], kv_heads, piece)
         keys, values = (_spread(x[piece.k0 : piece.k1], queries.shape[1]) for x in (k, v))
         part, part_lse = _block_forward(queries, keys, values, piece, scale)
-        part, part_lse = part.permute(2, 0, 1, 3).flatten(1, 2), part_lse.permute(2, 0, 1).flatten(1)
+        part, part_lse = (_rows_first(x, kv_heads, piece) for x in (part, part_lse))
         rows = slice(piece.q0, piece.q1)
         if piece.merges:
             part, part_lse = merge(out[rows], lse[rows], part, part_lse)
@@ -206,11 +215,11 @@ def piecewise_backward(
     grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v))
     for piece in pieces:
         rows, cols = slice(piece.q0, piece.q1), slice(piece.k0, piece.k1)
-        queries, output, grad = (_heads_first(x[rows], kv_heads) for x in (q, out, grad_out))
+        queries, output, grad = (_heads_first(x[rows], kv_heads, piece) for x in (q, out, grad_out))
         keys, values = (_spread(x[cols], queries.shape[1]) for x in (k, v))
-        row_lse = lse[rows].unflatten(1, (kv_heads, -1)).permute(1, 2, 0).contiguous()
+        row_lse = _heads_first(lse[rows], kv_heads, piece).contiguous()
         dq, dk, dv = _block_backward(grad, queries, keys, values, output, row_lse, piece, scale)
-        grad_q[rows] += dq.permute(2, 0, 1, 3).flatten(1, 2)
+        grad_q[rows] += _rows_first(dq, kv_heads, piece)
         grad_k[cols] += dk.sum(1, dtype=lse.dtype).transpose(0, 1)
         grad_v[cols] += dv.sum(1, dtype=lse.dtype).transpose(0, 1)
     return grad_q, grad_k, grad_v
