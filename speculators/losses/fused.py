@@ -46,6 +46,7 @@ class _FusedHeadLoss(torch.autograd.Function):
         ctx: Any,
         states: torch.Tensor,
         weight: torch.Tensor,
+        frozen: torch.Tensor | None,
         place_weights: torch.Tensor,
         target_logits: Callable[[slice], torch.Tensor],
         loss: Loss,
@@ -54,6 +55,10 @@ class _FusedHeadLoss(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         depths, places, _ = states.shape
         head = weight.detach().to(compute_dtype)
+        if frozen is not None:
+            head = torch.cat((frozen.to(compute_dtype), head), 1)
+        # Of what a row holds, the columns that `weight` reads.
+        own = slice(head.shape[1] - weight.shape[1], None)
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         totals = torch.zeros(depths, dtype=wide, device=states.device)
         values = torch.zeros(depths, places, dtype=wide, device=states.device)
@@ -77,7 +82,7 @@ class _FusedHeadLoss(torch.autograd.Function):
                 if grad_states is not None:
                     grad_states[depth, chunk] = (grad @ head) * scale[:, None]
                 if grad_head is not None:
-                    grad_head += grad.T @ (rows * scale[:, None]).to(compute_dtype)
+                    grad_head += grad.T @ (rows[:, own] * scale[:, None]).to(compute_dtype)
         ctx.save_for_backward(grad_states, grad_head)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(right)
@@ -98,7 +103,7 @@ class _FusedHeadLoss(torch.autograd.Function):
                 grad_states.mul_(factor[..., None])
         if grad_head is not None and grad_totals is not None:
             grad_head = (grad_head * grad_totals[0]).to(ctx.weight_dtype)
-        return grad_states, grad_head, None, None, None, None
+        return grad_states, grad_head, *(None,) * 5
 
 
 def head_loss(
@@ -107,6 +112,8 @@ def head_loss(
     place_weights: torch.Tensor,
     target_logits: Callable[[slice], torch.Tensor],
     loss: Loss,
+    *,
+    frozen: torch.Tensor | None = None,
 ) -> HeadLoss:
     """Computes the weighted loss of K depths at N target places without holding their logits.
 
@@ -117,11 +124,12 @@ def head_loss(
             `per_depth` is to be used as a whole, since the head's gradient is formed before depths can be scaled apart.
         target_logits: gives the verifier's logits [C, D] over the draft vocabulary for a slice of the N places.
         loss: one of `losses.functions`, or a mixture.
+        frozen: [D, F], columns of the head before those of `weight` [D, H - F], without a gradient.
 
     Returns:
         HeadLoss; matrix products run in the autocast dtype where autocast is on, softmax and loss in float32.
     """
-    per_depth, _, right = _apply(states, weight, place_weights, target_logits, loss)
+    per_depth, _, right = _apply(states, weight, frozen, place_weights, target_logits, loss)
     return HeadLoss(per_depth, right)
 
 
@@ -144,13 +152,14 @@ def place_loss(
     assert not weight.requires_grad, "the head of place_loss is frozen"
     wide = torch.float64 if states.dtype == torch.float64 else torch.float32
     ones = torch.ones(1, len(states), device=states.device, dtype=wide)
-    _, values, right = _apply(states[None], weight, ones, target_logits, loss)
+    _, values, right = _apply(states[None], weight, None, ones, target_logits, loss)
     return values[0], right[0]
 
 
 def _apply(
     states: torch.Tensor,
     weight: torch.Tensor,
+    frozen: torch.Tensor | None,
     place_weights: torch.Tensor,
     target_logits: Callable[[slice], torch.Tensor],
     loss: Loss,
@@ -159,4 +168,4 @@ def _apply(
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else states.dtype
     with torch.autocast(device_type, enabled=False):
-        return _FusedHeadLoss.apply(states, weight, place_weights, target_logits, loss, dtype)
+        return _FusedHeadLoss.apply(states, weight, frozen, place_weights, target_logits, loss, dtype)

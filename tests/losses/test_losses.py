@@ -127,6 +127,25 @@ def test_frozen_head_gets_no_gradient():
     assert head.grad is None
 
 
+def test_a_head_can_be_frozen_in_part():
+    """Columns that are frozen are read, and get no gradient; the others and the states get that of the whole head."""
+    generator = torch.Generator().manual_seed(5)
+    states, head, t = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 20, 16), (40, 16), (20, 40))
+    )
+    states.requires_grad_()
+    found = {}
+    for columns in (0, 10):
+        weight = head[:, columns:].clone().requires_grad_()
+        frozen = head[:, :columns] if columns else None
+        result = head_loss(
+            states, weight, torch.ones(2, 20).double(), lambda rows: t[rows], mixture({"ce": 1.0}), frozen=frozen
+        )
+        found[columns] = torch.autograd.grad(result.per_depth.sum(), (states, weight))
+    assert (found[10][0] - found[0][0]).abs().max() < TOLERANCE
+    assert (found[10][1] - found[0][1][:, 10:]).abs().max() < TOLERANCE
+
+
 def test_losses_place_by_place_can_be_weighted_by_themselves():
     """Weights that follow from the losses (D-PACE): the gradient of the states is that of holding all logits."""
     generator = torch.Generator().manual_seed(4)

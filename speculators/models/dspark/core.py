@@ -159,9 +159,15 @@ class DSparkDraftModel(BlockDraftModel):
             return chosen(draft, target)
 
         # logits = lm_head state + W2 f: one product with both heads side by side.
-        both = torch.cat((self.lm_head.weight.to(states.dtype), self.markov_head.markov_w2.weight.to(states.dtype)), 1)
         inputs = torch.cat((states, drawn.of_drafts(features).to(states.dtype)), 1)
-        result = head_loss(inputs[None], both, weights[None], lambda chunk: head.logits(drawn.wanted[chunk]), noted)
+        result = head_loss(
+            inputs[None],
+            self.markov_head.markov_w2.weight,
+            weights[None],
+            lambda chunk: head.logits(drawn.wanted[chunk]),
+            noted,
+            frozen=self.lm_head.weight,
+        )
         told = drawn.of_drafts(self.confidence(drawn.states, embedded))
         truth = torch.cat(accepted) if accepted else torch.zeros_like(told)
         doubt = nn.functional.binary_cross_entropy_with_logits(told, truth, weight=weights, reduction="sum")
