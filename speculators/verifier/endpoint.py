@@ -200,16 +200,15 @@ def in_flight(
         stop: set where this ends early, and not to be used again.
     """
     assert not stop.is_set(), "the circuit is open: work goes on with an endpoint of its own"
-    source, turn = iter(items), threading.Lock()
+    source, turn, left = iter(items), threading.Lock(), threading.Event()
     found: queue.Queue[tuple[Item, Result] | BaseException | None] = queue.Queue(concurrency)
 
     def offer(value: tuple[Item, Result] | BaseException | None) -> None:
-        while True:
+        while not left.is_set():
             try:
                 return found.put(value, timeout=0.1)
             except queue.Full:
-                if stop.is_set() and not isinstance(value, BaseException):
-                    return None
+                pass
 
     def worker() -> None:
         try:
@@ -241,5 +240,6 @@ def in_flight(
             else:
                 yield value
     finally:
+        left.set()
         if running:
             stop.set()
