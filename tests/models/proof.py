@@ -46,14 +46,15 @@ def with_padding(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def fit(model, kwargs, row, steps=200, lr=5e-3):
-    """Overfits one row, the learning rate falling to 0 in the last quarter."""
+    """Overfits one row, the learning rate falling to 0 in the last quarter, and returns the last metrics."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * min(1.0, 4 * (1 - step / steps))
-        _, loss, _ = model(**row, **kwargs)
+        _, loss, metrics = model(**row, **kwargs)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    return metrics
 
 
 def gradients(model, kwargs, row, share: float = 1.0) -> tuple[float, list[torch.Tensor]]:
