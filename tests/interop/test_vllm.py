@@ -17,9 +17,10 @@ pytestmark = pytest.mark.interop
 PROMPTS, TOKENS = 6, 64
 # The verifier's cached decode and a whole forward differ by up to 8e-5 (tests/models/test_real_verifier.py).
 NEAR_TIE = 1e-3
-# vLLM's DFlash logits on a CPU differ from ours by up to 3.5e-3 of 8 (2026-11-25), ours from upstream's by at most 1e-4
-# (test_upstream.py). A draft whose best two tokens are nearer than that may be the other one there.
-DRAFT_NEAR_TIE = 5e-3
+# vLLM's DFlash logits on a CPU differ from ours by up to 3.5e-3 of 8 (2026-11-25; it is not known why), ours from
+# upstream's by at most 1e-4 (test_upstream.py). Each of a draft's best two tokens may be that far off; models differ:
+# where the two are nearer than this, the draft may be the other one there (seen: 0.0017 and 0.0058).
+DRAFT_NEAR_TIE = 1e-2
 ARGUMENTS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 2, "seed": 0}
 
 
