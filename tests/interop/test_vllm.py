@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import pytest
 from foreign import vllm
-from trained import draft_gap, live, logit_gap, questions
+from trained import live, logit_gap, questions
 
 from speculators.model import SpeculatorModel
+from speculators.models.anchored import BlockDrafter
 
 pytestmark = pytest.mark.interop
 
 PROMPTS, TOKENS = 6, 64
 # The verifier's cached decode and a whole forward differ by up to 8e-5 (tests/models/test_real_verifier.py).
 NEAR_TIE = 1e-3
-# vLLM's DFlash logits on a CPU differ from ours by up to 3.5e-3 of 8 (2026-11-25; it is not known why), ours from
-# upstream's by at most 1e-4 (test_upstream.py). Each of a draft's best two tokens may be that far off; models differ:
-# where the two are nearer than this, the draft may be the other one there (seen: 0.0017 and 0.0058).
-DRAFT_NEAR_TIE = 1e-2
 ARGUMENTS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 2, "seed": 0}
 
 
@@ -35,10 +32,32 @@ def plain(engine, tmp_path_factory):
     return _ask(engine.folder, questions(engine, PROMPTS), tmp_path_factory.mktemp("plain"), logprobs=True)
 
 
+@pytest.fixture
+def one_norm(monkeypatch):
+    """Our block drafters with the fault of vLLM 0.32.0 on CPUs: one k_norm, the first layer's, for the context of all.
+
+    DFlash hands its `rms_norm` the weights of all layers at once; the CPU's kernel reads one row of them, CUDA's each
+    layer's own. Without this fault of ours the drafts part at the first near tie of some thousandths.
+    """
+    real = BlockDrafter.advance
+
+    def advance(self, state, tokens, hidden_states):
+        attentions = [layer.self_attn for layer in self.model.layers]
+        own = [attention.k_norm for attention in attentions]
+        for attention in attentions:
+            attention.k_norm = own[0]
+        real(self, state, tokens, hidden_states)
+        for attention, norm in zip(attentions, own, strict=True):
+            attention.k_norm = norm
+
+    monkeypatch.setattr(BlockDrafter, "advance", advance)
+
+
+@pytest.mark.usefixtures("one_norm")
 @pytest.mark.parametrize("recipe", ["quickstart", "quickstart_peagle", "quickstart_dflash"])
 def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain, tmp_path):
     """The run's `speculator/` folder as it is: the same tokens as without it, and round for round the drafts that ours
-    accepts, by vLLM's steps and by its counters, up to a near tie of a draft's own."""
+    accepts, by vLLM's steps and by its counters."""
     prompts = questions(engine, PROMPTS)
     folder = run_of(recipe) / "speculator"
     served = _ask(folder, prompts, tmp_path, logprobs=False)
@@ -46,26 +65,16 @@ def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain
     (method,) = model.config.speculators_config.proposal_methods
     k = method.speculative_tokens
     ours = live(engine, model, prompts, k=k, max_tokens=TOKENS)
-    accepted, compared = 0, 0
+    accepted = 0
     for number, (prompt, own, other, without) in enumerate(zip(prompts, ours, served, plain, strict=True)):
         assert other["tokens"] == without["tokens"], _first(engine, prompt, without["tokens"], other["tokens"], without)
         assert list(own.tokens) == other["tokens"], _first(engine, prompt, own.tokens, other["tokens"], without)
-        parting = next(
-            (n for n, pair in enumerate(zip(own.steps, other["steps"], strict=False)) if len({*pair}) > 1), None
-        )
-        if parting is not None:
-            depth = min(own.steps[parting], other["steps"][parting]) - 1
-            gap = draft_gap(engine, model, prompt, own, number=parting, depth=depth, k=k)
-            assert gap < DRAFT_NEAR_TIE, f"prompt {number}, round {parting}: our best two differ by {gap:.6f}"
-            continue
         assert list(own.steps) == other["steps"], f"prompt {number}: tokens a round"
-        compared += 1
         counters = other["counters"]
         assert counters["drafts"] == len(own.steps) - 1
         assert counters["draft_tokens"] == k * (len(own.steps) - 1)
         assert tuple(counters["by_position"]) == own.by_position
         accepted += counters["accepted"]
-    assert compared >= PROMPTS - 2, "near ties of drafts: too few prompts were compared to their end"
     assert accepted > 0, "nothing was ever accepted: agreement would prove nothing"
 
 

@@ -92,25 +92,3 @@ def logit_gap(engine: Engine, tokens: Sequence[int], one: int, other: int) -> fl
     with torch.inference_mode():
         logits: Any = engine.model(input_ids=torch.tensor([list(tokens)]), logits_to_keep=1).logits[0, -1]
     return float(logits[one] - logits[other])
-
-
-def draft_gap(
-    engine: Engine, model: SpeculatorModel, prompt: Sequence[int], own: Ours, *, number: int, depth: int, k: int
-) -> float:
-    """Returns how much our draft prefers its token of `depth` (from 0) to the next best, in round `number` of `own`."""
-    tokens = torch.tensor([[*prompt, *own.tokens]])
-    places = torch.arange(tokens.shape[1])[None]
-    with torch.inference_mode():
-        states = engine.model(input_ids=tokens, output_hidden_states=True).hidden_states
-        layers = torch.cat([states[layer] for layer in model.draft().target_layer_ids], -1)
-        documents = torch.zeros_like(places)
-        logits = model.replay(
-            hidden_states=layers,
-            input_ids=tokens,
-            position_ids=places,
-            document_ids=documents,
-            num_speculative_tokens=k,
-        )
-        # The row of the state before the round's first token, which the verifier gave.
-        best = list(logits)[depth].view(tokens.shape[1], -1)[len(prompt) + sum(own.steps[:number]) - 2].topk(2).values
-    return float(best[0] - best[1])
