@@ -56,7 +56,8 @@ class Draft:
         self.logits = logits
         self.q = torch.softmax(logits, -1)
         # q of the largest logit is at least 1/D, so its logarithm is safe, and one exponential pass is saved.
-        self.log_norm = logits.amax(-1) - self.q.amax(-1).log()
+        self._largest = logits.amax(-1)
+        self.log_norm = self._largest - self.q.amax(-1).log()
 
     @cached_property
     def log_q(self) -> torch.Tensor:
@@ -65,7 +66,7 @@ class Draft:
 
     def is_right(self, target: Target) -> torch.Tensor:
         """[C] bool: the draft's most likely token is the verifier's."""
-        return self.logits.gather(-1, target.top[:, None])[:, 0] >= self.logits.amax(-1)
+        return self.logits.gather(-1, target.top[:, None])[:, 0] >= self._largest
 
 
 Loss = Callable[[Draft, Target], tuple[torch.Tensor, torch.Tensor]]

@@ -1,9 +1,9 @@
-"""Head projection, softmax and loss in one, chunk by chunk over tokens, forward and backward in the same pass.
+"""Head projection, softmax and loss in one, part by part over tokens, forward and backward in the same pass.
 
-Neither the draft's nor the verifier's logits ever exist for more than a chunk of places: peak memory does not grow with
-vocabulary x sequence. For a chunk of target places the verifier's rows are projected and softmaxed once, then every
-depth's aligned states run against them; the gradient with respect to the logits is known in closed form, so the
-gradients of states and head are formed at once and backward only scales them.
+Neither the draft's nor the verifier's logits ever exist for more than a part of the places: peak memory does not grow
+with vocabulary x sequence. The verifier's rows are projected and softmaxed once, then every depth's aligned states run
+against them; the gradient with respect to the logits is known in closed form and takes their place, so the gradients of
+states and head are formed at once and backward only scales them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 
 from speculators.losses.functions import Draft, Loss, Target
 
-# Places x draft vocabulary of one chunk: 4 MiB of float32. Twice as much makes the head a tenth faster on a CPU, and
-# the process 30 to 60 MiB larger (benchmarks/RESULTS.md, "Chunk size").
-CHUNK_ELEMENTS = 2**20
-SMALLEST_CHUNK = 64
+# Rows of one product with the head, of all depths together. The head and its gradient, which are far larger, are read
+# and written once for them (benchmarks/RESULTS.md, "The head's products"); a large vocabulary takes fewer.
+PRODUCT_ROWS = 384
+PRODUCT_ELEMENTS = 2**25
+# Rows x vocabulary of which softmax and loss are made at once: a CPU's caches hold it, or it keeps a GPU busy.
+CHUNK_ELEMENTS = {"cpu": 2**18}
+OTHER_CHUNK_ELEMENTS = 2**22
 
 
 @attrs.frozen(eq=False)
@@ -35,9 +38,9 @@ class HeadLoss:
     right: torch.Tensor
 
 
-def chunk_places(vocab: int) -> int:
-    """Returns how many places a chunk takes for a draft vocabulary of `vocab`."""
-    return max(SMALLEST_CHUNK, CHUNK_ELEMENTS // vocab)
+def product_rows(vocab: int) -> int:
+    """Returns how many rows one product with the head has at most, for a draft vocabulary of `vocab`."""
+    return max(1, min(PRODUCT_ROWS, PRODUCT_ELEMENTS // vocab))
 
 
 class _FusedHeadLoss(torch.autograd.Function):
@@ -60,29 +63,36 @@ class _FusedHeadLoss(torch.autograd.Function):
         # Of what a row holds, the columns that `weight` reads.
         own = slice(head.shape[1] - weight.shape[1], None)
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-        totals = torch.zeros(depths, dtype=wide, device=states.device)
         values = torch.zeros(depths, places, dtype=wide, device=states.device)
         right = torch.zeros(depths, places, dtype=torch.bool, device=states.device)
         grad_states = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
         # One gradient of the head for all depths: depth k's share of the incoming gradient is not known yet, so it is
         # only exact when the caller gives every depth the same factor, which `head_loss` sees to.
         grad_head = torch.zeros(weight.shape, dtype=wide, device=weight.device) if ctx.needs_input_grad[1] else None
-        for first in range(0, places, chunk_places(len(weight))):
-            chunk = slice(first, first + chunk_places(len(weight)))
-            target = Target(target_logits(chunk).to(wide))
-            for depth in range(depths):
-                rows = states[depth, chunk].to(compute_dtype)
-                draft = Draft((rows @ head.T).to(wide))
-                value, grad = loss(draft, target)
-                scale = place_weights[depth, chunk]
-                totals[depth] += torch.dot(value, scale)
-                values[depth, chunk] = value
-                right[depth, chunk] = draft.is_right(target)
-                grad = grad.to(compute_dtype)
-                if grad_states is not None:
-                    grad_states[depth, chunk] = (grad @ head) * scale[:, None]
-                if grad_head is not None:
-                    grad_head += grad.T @ (rows[:, own] * scale[:, None]).to(compute_dtype)
+        together = max(1, product_rows(len(weight)) // depths)
+        chunk = max(1, CHUNK_ELEMENTS.get(states.device.type, OTHER_CHUNK_ELEMENTS) // len(weight))
+        for first in range(0, places, together):
+            taken = slice(first, first + together)
+            rows = states[:, taken].to(compute_dtype)
+            targets = target_logits(taken)
+            # The logits, then in their place their gradients.
+            logits = rows @ head.T
+            for start in range(0, rows.shape[1], chunk):
+                part = slice(start, start + chunk)
+                target = Target(targets[part].to(wide))
+                for depth in range(depths):
+                    draft = Draft(logits[depth, part].to(wide))
+                    value, grad = loss(draft, target)
+                    values[depth, taken][part] = value
+                    right[depth, taken][part] = draft.is_right(target)
+                    logits[depth, part] = grad
+            scale = place_weights[:, taken, None]
+            if grad_states is not None:
+                grad_states[:, taken] = (logits @ head) * scale
+            if grad_head is not None:
+                scaled = (rows[..., own] * scale).to(compute_dtype)
+                grad_head += logits.flatten(0, 1).T @ scaled.flatten(0, 1)
+        totals = torch.linalg.vecdot(values, place_weights.to(wide))
         ctx.save_for_backward(grad_states, grad_head)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(right)

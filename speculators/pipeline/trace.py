@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from speculators.losses.fused import chunk_places
+from speculators.losses.fused import product_rows
 from speculators.model import SpeculatorModel, build_model, trainer_kwargs
 from speculators.nn.layout import RowLayout
 from speculators.pipeline.build import training_kwargs
@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the storages that operations make, for as long as they live.
 
     Args:
-        wide: a tensor of at most `wide[0]` rows of `wide[1]` columns is a chunk buffer.
+        wide: a tensor of at most `wide[0]` rows, of all depths, of `wide[1]` columns is a chunk buffer.
 
     Attributes:
         peak: the most bytes at once.
@@ -65,7 +65,7 @@ class LiveBytes(TorchDispatchMode):
         if key in self._held:
             return
         rows, columns = self.wide
-        chunk = tensor.ndim == 2 and tensor.shape[1] == columns and tensor.shape[0] <= rows
+        chunk = tensor.ndim > 1 and tensor.shape[-1] == columns and tensor.numel() <= rows * columns
         size = storage.nbytes()
         self._held[key] = (size, chunk)
         weakref.finalize(storage, self._drop, key)
@@ -179,7 +179,7 @@ def _pass(
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     columns = kwargs["draft_vocab_size"]
-    live = LiveBytes((chunk_places(columns), columns))
+    live = LiveBytes((product_rows(columns), columns))
     live.ignore(iter([*model.parameters(), *model.buffers(), *batch.values()]))
     with live:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kwargs["dtype"] == "bfloat16"):

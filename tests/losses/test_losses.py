@@ -87,10 +87,11 @@ def test_unknown_loss_names_the_near_miss():
 
 
 @pytest.mark.parametrize("loss", [{"kl_div": 1.0}, {"ce": 0.1, "tv": 0.9}])
-@pytest.mark.parametrize("chunk", [64, 7])
-def test_fused_head_equals_plain(loss, chunk, monkeypatch):
-    """Projection, softmax and loss in chunks give the values and gradients of holding all logits, states and head."""
-    monkeypatch.setattr(fused, "chunk_places", lambda vocab: chunk)
+@pytest.mark.parametrize("rows", [192, 21, 1])
+def test_fused_head_equals_plain(loss, rows, monkeypatch):
+    """Projection, softmax and loss in parts give the values and gradients of holding all logits, states and head."""
+    monkeypatch.setattr(fused, "PRODUCT_ROWS", rows)
+    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", {"cpu": 4 * 40})
     generator = torch.Generator().manual_seed(3)
 
     def randn(*shape):

@@ -179,7 +179,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["dflash", "dspark"])
 def test_the_logits_of_all_slots_never_exist(world, name, monkeypatch):
     """No tensor of a step, backward included, has slots x vocabulary elements."""
-    monkeypatch.setattr("speculators.losses.fused.CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("speculators.losses.fused.PRODUCT_ROWS", 64)
     options = {"markov_rank": 8} if name == "dspark" else {}
     config = SpeculatorModelConfig.get_class(name)(num_layers=1, block_size=8, **options)
     model, kwargs = world.build(config)
