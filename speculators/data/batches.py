@@ -161,6 +161,7 @@ class Batches:
     rank: int = 0
     world_size: int = 1
     _rows: dict[int, list[tuple[int, ...]]] = attrs.field(init=False, factory=dict, repr=False)
+    _steps: dict[int, int] = attrs.field(init=False, factory=dict, repr=False)
 
     def __call__(self, epoch: int, step: int) -> list[Row]:
         """Returns this rank's rows of one step of the epoch."""
@@ -189,7 +190,10 @@ class Batches:
 
     def steps(self, epoch: int) -> int:
         """Returns the steps of an epoch; they differ a little because the packing does."""
-        return -(-len(self.packed(epoch)) // self.rows_per_step)
+        # Every look-up of a place asks for those of all epochs before it, whose rows are long gone.
+        if epoch not in self._steps:
+            self._steps[epoch] = -(-len(self.packed(epoch)) // self.rows_per_step)
+        return self._steps[epoch]
 
     def documents(self, epoch: int, step: int) -> list[int]:
         """Returns the conversations of a step's global batch, for messages."""

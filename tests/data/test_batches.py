@@ -90,6 +90,16 @@ def test_epoch_covers_all_conversations(conversations):
     assert sum(batches.supervised(1, step) for step in range(batches.steps(1))) == conversations.supervised.sum()
 
 
+def test_the_steps_of_an_epoch_are_counted_once(conversations, monkeypatch):
+    """Every update asks how many steps all epochs before it had: packing anew would cost more than the update."""
+    packed = []
+    monkeypatch.setattr("speculators.data.batches.pack", lambda *_, epoch, **__: packed.append(epoch) or [(0,)] * 9)
+    batches = make(conversations)
+    for _ in range(3):
+        assert [batches.steps(epoch) for epoch in range(5)] == [3] * 5
+    assert packed == [0, 1, 2, 3, 4]
+
+
 def test_rank_without_a_row_gets_padding(conversations):
     """At a last step with fewer rows than ranks, the others run an all-padding row that supervises nothing."""
     batches = make(conversations, rows_per_step=8, rank=7, world_size=8)
