@@ -1,12 +1,13 @@
 """Measures acceptance of a run's speculator, or of a checkpoint: exact by replay, confirmed live, beside baselines.
 
-With --engine and --endpoint it is measured as a running server has it, and filed in the run ($SPECULATORS_API_KEY is
-sent where it is set); --ledger puts what a run predicted, measured and served side by side.
+With --engine and --endpoint it is measured as a running server has it ($SPECULATORS_API_KEY is sent where it is set).
+Both are filed in the run; --ledger puts what it predicted, measured and served side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ import attrs
 from speculators.errors import Problem, RecipeError
 
 from .common import count, print_json, recipe_of, speculator_of
+
+# Options of a running server, of a measurement in process, and of either.
+_SERVED = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
+_LIVE = ("live", "against")
+_WHAT = ("verifier", "suite", "k", "temperature", "prompts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,19 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--endpoint", metavar="URL", help="of the server with the speculator")
     served.add_argument("--baseline-endpoint", metavar="URL", help="of one with the verifier alone, for the speed-up")
     served.add_argument("--model", metavar="NAME", help="where the server offers several")
-    served.add_argument("--concurrency", metavar="N", type=count, default=1, help="prompts under way at once")
+    served.add_argument("--baseline-model", metavar="NAME", help="where the one with the verifier alone does")
+    served.add_argument("--concurrency", metavar="N", type=count, help="prompts under way at once (1)")
     parser.add_argument("--ledger", action="store_true", help="print what the run predicted, measured and served")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures and prints."""
+    _check(options)
     if options.ledger:
         return _ledger(options)
-    if options.engine or options.endpoint or options.baseline_endpoint:
+    if options.endpoint:
         return _serve(options)
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
     section = _section(options, recipe)
+    from speculators.pipeline.benches import file_bench
     from speculators.pipeline.measure import Subject, measure_folder
     from speculators.report.bench import bench_tables
     from speculators.report.console import console
@@ -56,17 +65,21 @@ def run(options: argparse.Namespace) -> int:
     with RunView(quiet=options.quiet) as view:
         subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
         result = measure_folder(subject, section, progress=view)
+    # A run tells of its own verifier and of whole suites.
+    whole = subject.run is not None and options.verifier is None and options.prompts is None
+    filed = file_bench(subject.run, result) if whole else None
     _keep(options, result)
     if options.json:
-        print_json(result)
+        print_json(result if filed is None else {**result, "file": filed})
     else:
         console().print(bench_tables(result))
+        if filed and not options.quiet:
+            print(f"{filed}: spec bench {subject.run} --ledger tells it, and so does spec report")
     return 0 if result["agrees"] else 1
 
 
 def _serve(options: argparse.Namespace) -> int:
     """Measures on a running server, files the result in the run, and prints it."""
-    _check_serving(options)
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
     from speculators.pipeline.measure import Subject
@@ -81,7 +94,8 @@ def _serve(options: argparse.Namespace) -> int:
         endpoint=Endpoint(url=options.endpoint),
         baseline=Endpoint(url=options.baseline_endpoint) if options.baseline_endpoint else None,
         model=options.model,
-        concurrency=options.concurrency,
+        baseline_model=options.baseline_model,
+        concurrency=options.concurrency or 1,
         num_speculative_tokens=options.k[0] if options.k else None,
         take=options.prompts,
     )
@@ -100,16 +114,29 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_serving(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
+    """Refuses options that the kind of measurement would ignore."""
+    given = {name for name in (*_SERVED, *_LIVE, *_WHAT) if getattr(options, name) is not None}
     wrong = []
-    if not (options.engine and options.endpoint):
-        wrong.append("--engine and --endpoint go together")
-    if options.k and len(options.k) > 1:
-        wrong.append("--k: a server drafts with one K, the one that it was started with")
-    if options.against or options.live:
-        wrong.append("--against and --live are measured in process: leave them out with --endpoint")
+    if options.ledger:
+        wrong += [f"{_flags(given)}: --ledger measures nothing, it tells what was measured"] if given else []
+    elif "engine" in given or "endpoint" in given:
+        if not (options.engine and options.endpoint):
+            wrong.append("--engine and --endpoint go together")
+        if options.k and len(options.k) > 1:
+            wrong.append("--k: a server drafts with one K, the one that it was started with")
+        if given & set(_LIVE):
+            wrong.append(f"{_flags(given & set(_LIVE))}: measured in process; leave it out with --endpoint")
+        if options.baseline_model and not options.baseline_endpoint:
+            wrong.append("--baseline-model is of --baseline-endpoint")
+    elif given & set(_SERVED):
+        wrong.append(f"{_flags(given & set(_SERVED))}: of a running server, which --engine and --endpoint name")
     if wrong:
         raise RecipeError([Problem("", words) for words in wrong])
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def _ledger(options: argparse.Namespace) -> int:

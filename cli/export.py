@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
         raise RecipeError("--push needs --to hub: a repository has a model card")
     from speculators.export.hub import push
     from speculators.export.write import Request, export
+    from speculators.pipeline.benches import background_of
 
     speculator = speculator_of(options.checkpoint)
     recipe = recipe_of(speculator)
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
             verifier_name=options.verifier_name,
             dtype=options.dtype,
             address=options.push,
+            background=background_of(speculator),
         )
     )
     pushed = push(done.folder, options.push) if options.push else None

@@ -16,6 +16,7 @@ from speculators.data.conversations import Message
 from speculators.data.template import ChatTemplate
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.verifier.endpoint import Endpoint, in_flight
+from speculators.verifier.served_answers import PURE
 
 WARM_UP_TOKENS = 8
 
@@ -46,6 +47,7 @@ class Asking:
             "temperature": self.temperature,
             "seed": self.seed + number,
             "stop_token_ids": list(self.stop_ids),
+            **PURE,
         }
 
 

@@ -183,7 +183,9 @@ def _served(pair: tuple[Values, Values], bench: Values | None, setting: Values |
         definition=served["definition"],
     )
     if bench is None or setting is None:
-        return attrs.evolve(entry, note="not compared: nothing is predicted; spec run of the recipe with this K and T")
+        return attrs.evolve(
+            entry, note="not compared: nothing is predicted; spec bench RUN with this --k, --temperature"
+        )
     if bench["max_new_tokens"] != result["max_new_tokens"]:
         words = f"answers of up to {result['max_new_tokens']} tokens, predicted are {bench['max_new_tokens']}"
         return attrs.evolve(entry, note=f"not compared: {words}")

@@ -74,7 +74,8 @@ class ServedResult:
     Attributes:
         speculator: whose run it is filed in, or the folder; what is really served only the server knows.
         engine: and its version, as it says; `model`, as it calls what it serves.
-        endpoint: its address; `baseline_endpoint`, of the server without a speculator.
+        endpoint: its address; `baseline_endpoint`, of the server without a speculator, of the
+            same version, which calls its model `baseline_model`.
     """
 
     speculator: str
@@ -84,6 +85,7 @@ class ServedResult:
     model: str
     endpoint: str
     baseline_endpoint: str | None
+    baseline_model: str | None
     concurrency: int
     max_new_tokens: int
     seed: int

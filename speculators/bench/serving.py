@@ -35,18 +35,19 @@ class Server:
     version: str
 
     @classmethod
-    def find(cls, engine: str, endpoint: Endpoint, model: str | None) -> Server:
+    def find(cls, engine: str, endpoint: Endpoint, model: str | None, *, option: str = "--model") -> Server:
         """Asks a server what it is.
 
         Args:
             model: None takes the only one that it offers.
+            option: by which a user chooses it.
 
         Raises:
             ServerError: it cannot be asked, or offers several models, or another one.
         """
         offered = [str(each["id"]) for each in endpoint.get("/v1/models").get("data", [])]
         if (model is None and len(offered) != 1) or (model is not None and model not in offered):
-            raise ServerError(f"{endpoint.url} offers the models {offered}", hint="--model NAME chooses one")
+            raise ServerError(f"{endpoint.url} offers the models {offered}", hint=f"{option} NAME chooses one")
         known = ENGINES[engine]
         return cls(engine=known, endpoint=endpoint, model=model or offered[0], version=_version(known, endpoint))
 

@@ -93,6 +93,14 @@ def read_manifest(folder: Path, file: str = MANIFEST) -> dict[str, Any]:
     return manifest
 
 
+def read_json(path: Path) -> Any:
+    """Returns a JSON file's value, None where it is missing or cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with `write_whole`."""
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

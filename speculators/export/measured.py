@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import attrs
+
+from speculators.recipe.lock import Lock
 
 
 @attrs.frozen(kw_only=True)
@@ -15,39 +15,17 @@ class Background:
 
     Attributes:
         run: the run folder's name; None for a speculator outside of one.
-        settings: of the newest benchmark, as JSON values.
+        settings: of its benchmarks, as JSON values.
         recipe: its text.
-        lock: as JSON values.
+        lock: None where there is none that can be read.
+        unread: files of the run that are left out, in words.
     """
 
     run: str | None = None
     settings: tuple[dict[str, Any], ...] = ()
     recipe: str | None = None
-    lock: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, speculator: Path) -> Background:
-        """Reads it off the run that the speculator is in."""
-        run = speculator.absolute().parent
-        if speculator.absolute().name != "speculator" or not (run / "plan.json").is_file():
-            return cls()
-        files = sorted((run / "bench").glob("*.json"), key=lambda file: file.stat().st_mtime)
-        bench = _json(files[-1]) if files else None
-        text = run / "recipe.toml"
-        return cls(
-            run=run.name,
-            settings=tuple(bench["settings"]) if bench else (),
-            recipe=text.read_text(encoding="utf-8") if text.is_file() else None,
-            lock=_json(run / "lock.json"),
-        )
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return held if isinstance(held, dict) else None
+    lock: Lock | None = None
+    unread: tuple[str, ...] = ()
 
 
 def acceptance_table(settings: tuple[dict[str, Any], ...]) -> list[str]:

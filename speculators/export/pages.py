@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 import attrs
 
 from speculators.export.measured import Background, acceptance_table
+from speculators.recipe.lock import Lock
 
 _HOW_TO_CHECK = {
     "vllm": "`curl -s localhost:8000/metrics | grep vllm:spec_decode`: acceptance length is 1 + "
@@ -57,7 +57,8 @@ def _command(subject: Subject) -> list[str]:
 def _expected(subject: Subject) -> list[str]:
     here = tuple(each for each in subject.background.settings if each["num_speculative_tokens"] == subject.tokens)
     if not here:
-        return [f"Not measured at K = {subject.tokens}; `spec bench` of the speculator measures it."]
+        measure = f"`spec bench RUN --k {subject.tokens}`"
+        return [f"Not measured at K = {subject.tokens}; {measure} of its run does, and another export tells it."]
     words = (
         "An acceptance length outside of the interval, on the same prompts at the same K and T, is a fault to look for."
     )
@@ -95,17 +96,17 @@ def _recipe(known: Background) -> list[str]:
     return ["", "## Recipe", "", f"Run `{known.run}`:", "", "```toml", known.recipe.rstrip(), "```"]
 
 
-def _lock(lock: dict[str, Any] | None) -> list[str]:
+def _lock(lock: Lock | None) -> list[str]:
     if lock is None:
         return []
-    where, code = lock["environment"], lock["environment"]["code"]
-    packages = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
+    where, code = lock.environment, lock.environment.code
+    packages = ", ".join(f"{name} {version}" for name, version in where.packages.items())
     rows = [
-        ("stages", ", ".join(f"{stage} `{key[:12]}`" for stage, key in lock["fingerprints"].items())),
-        ("verifier", ", ".join(f"{name} `{key[:12]}`" for name, key in lock["verifier"]["files"].items())),
-        ("seed", str(lock["seed"])),
-        ("code", f"{code['version']}, sources `{code['sources'][:12]}`"),
+        ("stages", ", ".join(f"{stage} `{key[:12]}`" for stage, key in lock.fingerprints.items())),
+        ("verifier", ", ".join(f"{name} `{key[:12]}`" for name, key in lock.verifier.files.items())),
+        ("seed", str(lock.seed)),
+        ("code", f"{code.version}, sources `{code.sources[:12]}`"),
         ("packages", packages),
-        ("device", f"{where['device_name']}, {where['world_size']} process(es), {where['threads']} threads"),
+        ("device", f"{where.device_name}, {where.world_size} process(es), {where.threads} threads"),
     ]
     return ["", "## Lock", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]

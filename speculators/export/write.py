@@ -36,6 +36,7 @@ class Request:
         verifier_name: by which the export names it; None keeps what config.json says.
         dtype: of the weights.
         address: by which the commands name the export; None for `out`.
+        background: of the speculator.
     """
 
     speculator: Path
@@ -46,6 +47,7 @@ class Request:
     verifier_name: str | None
     dtype: str
     address: str | None = None
+    background: Background = Background()
 
 
 @attrs.frozen(kw_only=True)
@@ -84,7 +86,7 @@ def export(request: Request) -> Exported:
     tokens = config.speculators_config.proposal_methods[0].speculative_tokens
     address = request.address or str(request.out.absolute())
     command = served.command(Place(folder=address, verifier=verifier, tokens=tokens))
-    notes = (*_unchecked(request, verifier), *noted, *served.notes(config))
+    notes = (*request.background.unread, *_unchecked(request, verifier), *noted, *served.notes(config))
     subject = Subject(
         name=request.name,
         algorithm=algorithm,
@@ -93,7 +95,7 @@ def export(request: Request) -> Exported:
         command=command,
         tokens=tokens,
         notes=notes,
-        background=Background.of(request.speculator),
+        background=request.background,
     )
     with new_folder(request.out) as partial:
         _write(model, config, served, request, partial)

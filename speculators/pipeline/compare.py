@@ -10,9 +10,9 @@ import attrs
 import numpy as np
 
 from speculators.bench.compare import differences
+from speculators.data.files import read_json
 from speculators.errors import ArtifactError
 from speculators.pipeline.benches import Benches, read_benches
-from speculators.pipeline.context import read_json
 from speculators.pipeline.records import Record, flat, read_events, record, records, where_of
 from speculators.recipe.diff import REUSED, as_values
 from speculators.recipe.side import Side

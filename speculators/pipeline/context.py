@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -17,6 +16,7 @@ from speculators.events import Event, ProgressEvent, StageEvent, to_json
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.training.world import World
+from speculators.verifier.cache import locked
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import cache_folder
 
@@ -90,14 +90,22 @@ class Context:
         """Lets the verifier go, so that training has its memory."""
         self._engines.clear()
 
-    def progress(self, event: ProgressEvent) -> None:
-        """Passes progress on, from rank 0."""
-        self.tell(event)
-
     def tell(self, event: Event) -> None:
         """Passes any event on, from rank 0."""
         if self.world.is_main:
             self.listen(event)
+
+    @contextmanager
+    def alone(self, folder: Path, stage: str) -> Iterator[None]:
+        """Keeps other runs off a folder that they share: runs of two seeds make the same states in one place."""
+        if not self.world.is_main:
+            yield
+            return
+        locks = self.places.cache / "locks"
+        with disk_errors(locks):
+            locks.mkdir(parents=True, exist_ok=True)
+        with locked(locks / f"{stage}-{folder.name}", self.tell, stage=stage):
+            yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[list[str]]:
@@ -142,11 +150,3 @@ class EventLog:
             with disk_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
                 stream.writelines(line + "\n" for line in self._kept)
             self._kept.clear()
-
-
-def read_json(path: Path) -> Any:
-    """Returns a JSON file's value, None where it is missing or cut short."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

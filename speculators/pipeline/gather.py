@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speculators.data.files import read_json
 from speculators.errors import ArtifactError
 from speculators.pipeline.benches import read_benches
 from speculators.pipeline.compare import points, with_records
-from speculators.pipeline.context import read_json
 from speculators.pipeline.ondisk import TRAINED
 from speculators.pipeline.records import flat, read_events, stage_seconds
 from speculators.recipe.expect import expect_lines, held_against

@@ -31,8 +31,14 @@ CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 def conversations(context: Context) -> Conversations:
     """Returns the prepared conversations: stage `prepare`."""
+    folder = context.places.prepared(context.plan)
+    with context.alone(folder, "prepare"):
+        return _conversations(context, folder)
+
+
+def _conversations(context: Context, folder: Path) -> Conversations:
     plan, data = context.plan, context.recipe.data
-    folder, key = context.places.prepared(plan), plan.stage("prepare").fingerprint
+    key = plan.stage("prepare").fingerprint
     # Rank 0 decides: another that looked when the stage was already done would miss its barrier.
     if context.world.broadcast(context.world.is_main and is_prepared(plan, context.places, verify=True)):
         found = Conversations.open(folder, key=key)
@@ -49,7 +55,7 @@ def conversations(context: Context) -> Conversations:
                 base=Path(),
                 held_out={prompt_key(held.prompt) for held in held_out(context.recipe)},
                 key=key,
-                progress=context.progress,
+                progress=context.tell,
             )
         context.world.barrier()
         made = Conversations.open(folder, key=key)
@@ -75,10 +81,16 @@ def held_out(recipe: Recipe) -> list[HeldOut]:
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:
     """Returns where training reads the verifier's states: stage `capture`, or the verifier itself."""
-    dtype, world = context.recipe.data.states_dtype, context.world
+    dtype = context.recipe.data.states_dtype
     if context.recipe.data.hidden_states == "online":
         return OnlineStates(prepared, _capture(context), getattr(torch, dtype))
-    folder, key = context.places.states(context.plan), context.plan.stage("capture").fingerprint
+    folder = context.places.states(context.plan)
+    with context.alone(folder, "capture"):
+        return _store(context, prepared, folder)
+
+
+def _store(context: Context, prepared: Conversations, folder: Path) -> StateStore:
+    world, key = context.world, context.plan.stage("capture").fingerprint
     if world.broadcast(world.is_main and _is_captured(context, folder, key)):
         context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
     else:
@@ -122,13 +134,13 @@ def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> 
     )
     if world.is_main:
         # Before the verifier is loaded: a disk without room is told at once.
-        StateWriter(folder, layout, progress=context.progress)
+        StateWriter(folder, layout, progress=context.tell)
     world.barrier()
     writer, how = StateWriter(folder, layout), ""
     if context.recipe.data.served:
         how = f" {fill_from_server(context, writer, prepared)}"
     else:
-        fill(writer, prepared, _capture(context), rank=world.rank, world_size=world.size, progress=context.progress)
+        fill(writer, prepared, _capture(context), rank=world.rank, world_size=world.size, progress=context.tell)
     world.barrier()
     if world.is_main:
         writer.finish()

@@ -7,13 +7,14 @@ from typing import Any
 
 import attrs
 
-from speculators.bench import result, served
 from speculators.bench.ledger import Line, Trained, ledger
 from speculators.bench.result import jsonable
+from speculators.data.files import read_json
 from speculators.errors import ArtifactError
-from speculators.pipeline.context import read_json
-from speculators.pipeline.ondisk import SPECULATOR, TAU_AT, TRAINED, served_folder
+from speculators.pipeline.benches import read_benches, read_served
+from speculators.pipeline.ondisk import SPECULATOR, TAU_AT, TRAINED
 from speculators.pipeline.records import read_events
+from speculators.recipe.plan import read_plan
 
 
 def ledger_of(run: Path) -> dict[str, Any]:
@@ -22,37 +23,32 @@ def ledger_of(run: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: the folder is no run, or nothing is measured in it.
     """
-    plan = read_json(run / "plan.json")
-    if not isinstance(plan, dict):
-        raise ArtifactError(f"{run}: no run: it has no plan.json that can be read", hint="spec ls lists the runs")
-    unread: list[str] = []
-    benches = _results(run / "bench", result.FORMAT, unread)
-    endpoints = _results(served_folder(run), served.FORMAT, unread)
-    lines = ledger(benches, endpoints, _trained(run, plan))
+    if not (run / "plan.json").is_file():
+        raise ArtifactError(f"{run}: no run: it has no plan.json", hint="spec ls lists the runs")
+    plan, benches = read_plan(run), read_benches(run)
+    endpoints, unread = read_served(run)
+    measured = [
+        {**file, "settings": [setting for setting in benches.settings if setting["file"] == file["file"]]}
+        for file in benches.files
+    ]
+    lines = ledger(measured, endpoints, _trained(run, plan))
     if not lines:
         raise ArtifactError(f"{run}: nothing is measured", hint="spec run of its recipe does, if it names a suite")
     alarms = [words for line in lines for words in line.alarms]
     told: dict[str, Any] = jsonable({"lines": [_line(line) for line in lines]})
     doctor = f"spec doctor {run / SPECULATOR}"
-    return {"run": run.name, **told, "alarms": alarms, "doctor": doctor, "unread": unread, "agrees": not alarms}
+    return {
+        "run": run.name,
+        **told,
+        "alarms": alarms,
+        "doctor": doctor,
+        "unread": [*benches.unread, *unread],
+        "agrees": not alarms,
+    }
 
 
 def _line(line: Line) -> dict[str, Any]:
     return attrs.asdict(line)
-
-
-def _results(folder: Path, kept: int, unread: list[str]) -> list[dict[str, Any]]:
-    """Returns the results in a folder, oldest first; `unread` gets what another version wrote, or nobody can read."""
-    found = []
-    for file in sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name)):
-        held = read_json(file)
-        if isinstance(held, dict) and held.get("format") == kept:
-            found.append(held)
-        else:
-            told = held.get("format") if isinstance(held, dict) else None
-            why = f"of format {told}, this version reads {kept}" if told else "damaged"
-            unread.append(f"{file} is left out: {why}")
-    return found
 
 
 def _trained(run: Path, plan: dict[str, Any]) -> list[Trained]:

@@ -64,7 +64,7 @@ def look(recipe: Recipe, wish: Wish, *, places: Places, listen: Listen) -> DataV
     trust = recipe.verifier.trust_remote_code
     template = ChatTemplate.of(load_tokenizer(context.folder, trust_remote_code=trust))
     waiting = _waits(context)
-    found = survey(_raw(context, waiting), (held := held_out(recipe)), progress=context.progress)
+    found = survey(_raw(context, waiting), (held := held_out(recipe)), progress=context.tell)
     prepared, refused = (None, "") if waiting else _prepared(context, found)
     shown = _shown(context, wish, prepared, template) if prepared else _prompts(context, wish, template, waiting)
     vocabulary = _vocabulary(context, prepared, template) if prepared else None
@@ -186,7 +186,7 @@ def _vocabulary(context: Context, prepared: Conversations, template: ChatTemplat
 
 def _policy(context: Context, prepared: Conversations, sample: int) -> OnPolicy:
     # Of a hub's model the weights are not there yet; they come into the same folder.
-    obtain(context.recipe.verifier, cache=context.places.cache, progress=context.progress)
+    obtain(context.recipe.verifier, cache=context.places.cache, progress=context.tell)
     return on_policy(context, prepared, sample)
 
 

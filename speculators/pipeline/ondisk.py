@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from speculators.data.encoded import Conversations
-from speculators.data.files import sha256_of, write_json
+from speculators.data.files import read_json, sha256_of, write_json
 from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
-from speculators.pipeline.context import Places, read_json
+from speculators.pipeline.context import Places
 from speculators.recipe.plan import Plan, Stage
 from speculators.verifier.sources import held_folder
 

@@ -9,9 +9,10 @@ from typing import Any
 import attrs
 
 from speculators.data.encoded import Conversations
+from speculators.data.files import read_json
 from speculators.data.store import LAST, STATES, StateStore
 from speculators.errors import ArtifactError
-from speculators.pipeline.context import Places, read_json
+from speculators.pipeline.context import Places
 from speculators.pipeline.evidence import DIFFERS, SAME, UNKNOWN, WITHIN, Finding, Gap, finding, gap, unknown
 from speculators.pipeline.logged import compare_logs
 from speculators.pipeline.ondisk import SPECULATOR, TRAINED, made

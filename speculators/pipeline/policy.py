@@ -50,7 +50,7 @@ def on_policy(context: Context, prepared: Conversations, count: int) -> OnPolicy
             opinions[place] = opinion(head, last, ids[place].to(device), mask, ends=prepared.turn_ends)
             note = f"{sum(len(one.agrees) for one in opinions.values()):,} supervised tokens"
             progress = ProgressEvent(stage=STAGE, done=len(opinions), total=len(rows), unit="conversations", note=note)
-            context.progress(progress)
+            context.tell(progress)
         context.free_engine()
         names = prepared.ids()
         result = _result(dtype, [names[index] for index in chosen], [opinions[place] for place in range(len(rows))])

@@ -13,8 +13,9 @@ import attrs
 import torch
 
 from speculators.config import VerifierFacts
+from speculators.data.files import read_json
 from speculators.errors import ArtifactError, SpeculatorsError
-from speculators.pipeline.context import Places, read_json
+from speculators.pipeline.context import Places
 from speculators.pipeline.sizes import costs_of
 from speculators.recipe.costs import Costs
 from speculators.recipe.load import load_recipe

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import attrs
 
 from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, stream_source, told
-from speculators.data.files import disk_errors, sha256_of, write_json, write_whole
+from speculators.data.files import disk_errors, read_json, sha256_of, write_json, write_whole
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress, WarningEvent
-from speculators.pipeline.context import Context, Listen, read_json
+from speculators.pipeline.context import Context, Listen
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import DataSection, Regenerate, Source
 from speculators.verifier.endpoint import Endpoint
@@ -60,7 +60,7 @@ def regenerated(context: Context) -> DataSection:
         for words in left_out.words():
             context.tell(WarningEvent(message=words))
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
-        write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.progress)
+        write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.tell)
     return attrs.evolve(data, sources=(Source(path=str(file)),), regenerate=None)
 
 

@@ -11,9 +11,9 @@ import attrs
 import torch
 
 from speculators.config import VerifierFacts
-from speculators.data.files import disk_errors, write_json
+from speculators.data.files import disk_errors, read_json, write_json
 from speculators.errors import LockError, RecipeError
-from speculators.pipeline.context import Listen, Places, read_json
+from speculators.pipeline.context import Listen, Places
 from speculators.pipeline.evidence import DIFFERS, SAME, UNKNOWN, WITHIN, Finding
 from speculators.pipeline.locking import environment_here
 from speculators.pipeline.outputs import Sides, compare

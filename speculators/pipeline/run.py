@@ -5,20 +5,23 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
+from filelock import FileLock, Timeout
 
 from speculators.bench.run import bench
 from speculators.config import CONFIGS, VerifierFacts
-from speculators.data.files import disk_errors, write_json, write_whole
+from speculators.data.files import disk_errors, read_json, write_json, write_whole
+from speculators.errors import ArtifactError
 from speculators.events import StageEvent, WarningEvent
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs
-from speculators.pipeline.context import Context, EventLog, Listen, Places, read_json
+from speculators.pipeline.context import Context, EventLog, Listen, Places
 from speculators.pipeline.inputs import conversations, state_source
 from speculators.pipeline.locking import lock_of
 from speculators.pipeline.ondisk import SPECULATOR, TRAINED, bench_file, measured, trained
@@ -73,10 +76,13 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
     CONFIGS.names()
     tracker = _tracker(recipe, log, world)
     finished = False
+    lone = ExitStack()
     try:
         context = make_context(recipe, places, world, tracker)
         if is_plugin(recipe.algorithm.name):
             rehearse(context.plan, context.tell)
+        if world.is_main:
+            lone.enter_context(_working_in(context.run_folder))
         held = _begin(context, log, tracker)
         if until in ("verifier", "prepare", "capture"):
             _prepare_only(context, until)
@@ -86,6 +92,7 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
         finished = True
     finally:
         tracker.close(finished=finished)
+        lone.close()
     return Outcome(
         folder=context.run_folder,
         bench=result,
@@ -95,6 +102,23 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
         * (1 if platform.system() == "Darwin" else 1024)
         / 1e9,
     )
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """Keeps a run to one launch at a time; raises ArtifactError where another works on it: neither would be whole."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(folder / ".lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        hint = "wait until it ends, or give this one a folder of its own: --runs FOLDER"
+        raise ArtifactError(f"{folder}: another launch is working on this run", hint=hint) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _tracker(recipe: Recipe, log: EventLog, world: World) -> Tracker:
@@ -210,7 +234,7 @@ def _measure(context: Context) -> dict[str, Any]:
         recipe.benchmark,
         name=context.run_folder.name,
         seed=recipe.seed,
-        progress=context.progress,
+        progress=context.tell,
         known=context.rows,
     )
     return result.to_json()

@@ -12,10 +12,10 @@ import torch
 
 from speculators.data.capture import StateWriter, fill_stream
 from speculators.data.encoded import Conversations
-from speculators.data.files import disk_errors, write_json
+from speculators.data.files import disk_errors, read_json, write_json
 from speculators.errors import DataError
 from speculators.events import WarningEvent
-from speculators.pipeline.context import Context, Places, read_json
+from speculators.pipeline.context import Context, Places
 from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.plan import Plan
 from speculators.verifier.compare import StatesCheck, compare_states
@@ -100,7 +100,7 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
     world.barrier()
     concurrency = max(1, context.recipe.data.server.concurrency // world.size)
     stream = partial(client.capture_all, concurrency=concurrency)
-    fill_stream(writer, prepared, stream, rank=world.rank, world_size=world.size, progress=context.progress)
+    fill_stream(writer, prepared, stream, rank=world.rank, world_size=world.size, progress=context.tell)
     return f"by {served.engine or 'a server'} {served.version}".rstrip()
 
 

@@ -14,7 +14,7 @@ from speculators.bench.serving import Questions, Server, measure_served
 from speculators.bench.suites import load_suite, prompts_digest
 from speculators.data.files import disk_errors, write_json
 from speculators.data.template import ChatTemplate
-from speculators.errors import RecipeError
+from speculators.errors import RecipeError, ServerError
 from speculators.events import Progress
 from speculators.pipeline.measure import Subject, verifier_of
 from speculators.pipeline.ondisk import served_folder
@@ -36,7 +36,7 @@ class Service:
     Attributes:
         engine: their kind, of `ENGINES`.
         endpoint: of the server with the speculator; `baseline`, of one without it, None for none.
-        model: as the server calls it; None takes the only one.
+        model: as the server calls it; None takes the only one; `baseline_model`, as the other one does.
         concurrency: prompts under way at once.
         num_speculative_tokens: K, where the server does not tell it.
         take: the first so many prompts of each suite; None for all.
@@ -46,6 +46,7 @@ class Service:
     endpoint: Endpoint
     baseline: Endpoint | None = None
     model: str | None = None
+    baseline_model: str | None = None
     concurrency: int = 1
     num_speculative_tokens: int | None = None
     take: int | None = None
@@ -62,7 +63,12 @@ def measure_endpoint(
     if service.engine not in ENGINES:
         raise RecipeError(f"no engine {service.engine!r} (there are: {', '.join(ENGINES)})")
     server = Server.find(service.engine, service.endpoint, service.model)
-    baseline = None if service.baseline is None else Server.find(service.engine, service.baseline, None)
+    baseline = None
+    if service.baseline is not None:
+        baseline = Server.find(service.engine, service.baseline, service.baseline_model, option="--baseline-model")
+        if baseline.version != server.version:
+            told = f"{baseline.endpoint.url} runs {baseline.version}, {server.endpoint.url} {server.version}"
+            raise ServerError(f"{told}: no speed-up of the speculator alone", hint="start both with one version")
     verifier = verifier_of(subject)
     trust = verifier.trust_remote_code
     # The server has the weights; here the tokenizer is enough.
@@ -86,6 +92,7 @@ def measure_endpoint(
         model=server.model,
         endpoint=server.endpoint.url,
         baseline_endpoint=None if baseline is None else baseline.endpoint.url,
+        baseline_model=None if baseline is None else baseline.model,
         concurrency=service.concurrency,
         max_new_tokens=section.max_new_tokens,
         seed=SEED,

@@ -10,9 +10,8 @@ import attrs
 import torch
 from safetensors import SafetensorError, safe_open
 
-from speculators.data.files import sha256_of
+from speculators.data.files import read_json, sha256_of
 from speculators.errors import ArtifactError
-from speculators.pipeline.context import read_json
 from speculators.pipeline.evidence import DIFFERS, Finding, Gap, finding, unknown
 from speculators.training import manifest, snapshot
 from speculators.training.checkpoint import complete

@@ -13,12 +13,12 @@ from speculators.bench.responses import own_rows
 from speculators.bench.rows import Row
 from speculators.bench.suites import load_suite
 from speculators.data.encoded import Conversations
-from speculators.data.files import sha256_of, whole_folder, write_json
+from speculators.data.files import read_json, sha256_of, whole_folder, write_json
 from speculators.events import WarningEvent
 from speculators.model import SpeculatorModel, trainer_kwargs
 from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs, vocabulary_of
-from speculators.pipeline.context import Context, read_json
+from speculators.pipeline.context import Context
 from speculators.pipeline.feed import Feed
 from speculators.pipeline.inputs import state_source
 from speculators.pipeline.ondisk import SPECULATOR, TAU_AT, TRAINED
@@ -119,7 +119,7 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[Row]:
             temperature=section.temperature[0],
             max_new_tokens=section.max_new_tokens,
             seed=context.recipe.seed,
-            progress=context.progress,
+            progress=context.tell,
         )
         words.append(f"{len(rows)} responses of {section.suites[0].name}")
     context.rows[section.suites[0].name, section.temperature[0]] = rows

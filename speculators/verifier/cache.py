@@ -58,7 +58,7 @@ def make_once(
         return folder
     with _disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, progress):
+        with locked(folder, progress):
             # The process that held the lock before us may have made it.
             if not is_intact(folder):
                 _make(folder, make, facts)
@@ -112,7 +112,8 @@ def _write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+def locked(folder: Path, progress: Progress, *, stage: str = "verifier") -> Iterator[None]:
+    """Keeps a folder, there or not, to this process while the block runs; another's is waited for, which is told."""
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     waited = 0
     while True:
@@ -122,7 +123,7 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
         except Timeout:
             waited += 1
             note = f"waiting for another process that makes {folder.name}"
-            progress(ProgressEvent(stage="verifier", done=waited, unit="s", note=note))
+            progress(ProgressEvent(stage=stage, done=waited, unit="s", note=note))
     try:
         yield
     finally:

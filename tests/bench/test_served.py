@@ -105,6 +105,8 @@ def test_requests_carry_tokens_and_everything_that_decides_the_answer(questions)
         "stop_token_ids": [7],
         "stream": True,
     }
+    # What is not told, a server takes from generation_config.json: other answers than those that replay is over.
+    assert (asked[0]["top_p"], asked[0]["top_k"], asked[0]["repetition_penalty"]) == (1.0, -1, 1.0)
     assert len({request["seed"] for request in asked}) == 4
     (messages, (later,)) = questions.prompts[2].messages, questions.prompts[2].later
     second = (*messages, Message("assistant", "ab" * TOKENS), Message("user", later))

@@ -85,7 +85,7 @@ def test_looking_prepares_for_the_run_once(spec: Spec) -> None:
     context = context_of(spec)
     assert is_prepared(context.plan, context.places)
     assert not spec.runs.exists()
-    assert {folder.name for folder in spec.cache.iterdir()} == {"verifiers", "conversations"}
+    assert {folder.name for folder in spec.cache.iterdir()} == {"verifiers", "conversations", "locks"}
 
 
 def test_json_has_everything_and_nothing_else_is_on_stdout(spec: Spec) -> None:

@@ -113,15 +113,16 @@ class Experts(nn.Module):
         """
         # Rows sorted by expert, with the ends of the groups on the device: nothing waits for the host.
         grouped, order = chosen.flatten().sort(stable=True)
-        source = order // chosen.shape[1]
         experts = torch.arange(len(self.down_proj), device=x.device)
         ends = torch.searchsorted(grouped, experts, right=True, out_int32=True)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         up_weight, down_weight = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        gate, up = nn.functional.grouped_mm(x[source].to(dtype), up_weight.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        # A row stands as often as it has experts, then all change places: no gradient adds up where two indices meet.
+        rows = x.to(dtype).repeat_interleave(chosen.shape[1], 0).index_select(0, order)
+        gate, up = nn.functional.grouped_mm(rows, up_weight.transpose(1, 2), offs=ends).chunk(2, dim=-1)
         out = nn.functional.grouped_mm(self.act(gate) * up, down_weight.transpose(1, 2), offs=ends)
         # Back in the rows' order before the sum: adding up where rows meet would depend on the device's timing.
-        out = out[order.argsort()].unflatten(0, chosen.shape)
+        out = out.index_select(0, order.argsort()).unflatten(0, chosen.shape)
         return (out * weights[..., None].to(dtype)).sum(1)
 
 
