@@ -354,7 +354,7 @@ class ChainDrafter:
 
 def depth_weights(weights: list[float], valid: torch.Tensor) -> torch.Tensor:
     """Returns [K, N]: the depth's weight over the number of supervised places, 0 where no row predicts the place."""
-    by_depth = torch.tensor(weights, device=valid.device)
+    by_depth = torch.tensor(weights).to(valid.device, non_blocking=True)
     return by_depth[:, None] * valid / max(valid.shape[1], 1)
 
 

@@ -9,11 +9,12 @@ since P = exp(s - L) whatever else is in L. Shapes: queries [R, heads, d] in the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import attrs
 import torch
 
-from speculators.nn.layout import Segment
+from speculators.nn.layout import Segment, on_host
 
 _aten = torch.ops.aten
 
@@ -248,18 +249,21 @@ def _block_backward(
     return grad_scores @ k.to(probs.dtype), grad_k, grad_v
 
 
+@lru_cache(maxsize=4)
+@on_host()
 def _cuda_layout(
-    k: torch.Tensor, v: torch.Tensor, segments: tuple[Segment, ...]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
-    """Keys of the segments laid end to end, and the cumulative lengths that the variable-length kernel wants."""
+    segments: tuple[Segment, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    """The key rows of segments laid end to end, and the cumulative lengths that the variable-length kernel wants.
+
+    Kept for the other layers, depths and the backward of the same row; nothing waits for the device.
+    """
     queries = [segment.stop - segment.first for segment in segments]
     keys = [segment.stop - segment.start for segment in segments]
-    index = torch.cat([torch.arange(segment.start, segment.stop) for segment in segments]).to(k.device)
-    ends_q, ends_k = (
-        torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(k.device)
-        for lengths in (queries, keys)
-    )
-    return index, k[index], v[index], ends_q, ends_k, max(queries), max(keys)
+    index = torch.cat([torch.arange(segment.start, segment.stop) for segment in segments])
+    ends = (torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32) for lengths in (queries, keys))
+    index, ends_q, ends_k = (x.to(device, non_blocking=True) for x in (index, *ends))
+    return index, ends_q, ends_k, max(queries), max(keys)
 
 
 def _cuda_window(window: int | None) -> dict[str, int | None]:
@@ -273,10 +277,10 @@ def _cuda_window(window: int | None) -> dict[str, int | None]:
 def _cuda_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: tuple[Segment, ...], scale: float, window: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _, keys, values, ends_q, ends_k, longest_q, longest_k = _cuda_layout(k, v, segments)
+    index, ends_q, ends_k, longest_q, longest_k = _cuda_layout(segments, k.device)
     # Flash aligns a causal mask to the lower right: the last query sees the last key, which is what a segment means.
     out, lse, *_ = _aten._flash_attention_forward(
-        q, keys, values, ends_q, ends_k, longest_q, longest_k, 0.0, True, False,
+        q, k[index], v[index], ends_q, ends_k, longest_q, longest_k, 0.0, True, False,
         scale=scale, **_cuda_window(window),
     )  # fmt: skip
     return out, lse.transpose(0, 1)
@@ -293,11 +297,11 @@ def _cuda_backward(
     scale: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    index, keys, values, ends_q, ends_k, longest_q, longest_k = _cuda_layout(k, v, segments)
+    index, ends_q, ends_k, longest_q, longest_k = _cuda_layout(segments, k.device)
     # Without dropout the kernel does not read its random state.
     no_state = torch.zeros(2, dtype=torch.uint64, device=q.device)
     grad_q, dk, dv = _aten._flash_attention_backward(
-        grad_out.contiguous(), q, keys, values, out, lse.transpose(0, 1).contiguous(), ends_q, ends_k,
+        grad_out.contiguous(), q, k[index], v[index], out, lse.transpose(0, 1).contiguous(), ends_q, ends_k,
         longest_q, longest_k, 0.0, True, no_state, no_state[:0], scale=scale, **_cuda_window(window),
     )  # fmt: skip
     return grad_q, torch.zeros_like(k).index_add_(0, index, dk), torch.zeros_like(v).index_add_(0, index, dv)
