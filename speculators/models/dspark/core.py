@@ -203,48 +203,24 @@ class DSparkDraftModel(BlockDraftModel):
         return kept.long().cumprod(-1).sum(-1)
 
     @torch.no_grad()
-    def replay(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
-    ) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, D] in float32, at most as many as a block drafts."""
-        states, features, _ = self._replayed(
-            hidden_states=hidden_states,
-            input_ids=input_ids,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            num_speculative_tokens=num_speculative_tokens,
-        )
+    def replay(self, **batch: Any) -> Iterator[torch.Tensor]:
+        """Yields for each depth the draft logits [S, D] in float32, at most as many as a block drafts.
+
+        Args:
+            batch: of `replay_states`, as of all that follows.
+        """
+        states, features, _ = self._replayed(**batch)
         for depth in range(states.shape[1]):
             yield self.biased(states[:, depth], features[:, depth])
 
     @torch.no_grad()
-    def replay_lengths(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
-    ) -> torch.Tensor:
+    def replay_lengths(self, **batch: Any) -> torch.Tensor:
         """Returns [S] int64, how many tokens a live round drafts from each row.
 
         With `confidence_head_with_markov` it is what a round drafts whose drafts are right: behind a wrong one, where
         nothing is accepted, live may stop elsewhere.
         """
-        states, _, embedded = self._replayed(
-            hidden_states=hidden_states,
-            input_ids=input_ids,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            num_speculative_tokens=num_speculative_tokens,
-        )
+        states, _, embedded = self._replayed(**batch)
         return self.lengths(self.confidence(states, embedded))
 
     def _replayed(self, **batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
