@@ -92,9 +92,14 @@ def acceptance_cells(k: int, acceptance: Values) -> tuple[str, ...]:
 def _live(live: Values | None) -> tuple[str]:
     if live is None:
         return ("not asked",)
-    agreement = live["agreement"]
-    mark = "[good]agrees[/]" if agreement["agrees"] else "[bad]DISAGREES[/]"
-    return (f"{number_text(live['acceptance']['tau'], 3)} {mark}",)
+    style, words = verdict(live["agreement"])
+    return (f"{number_text(live['acceptance']['tau'], 3)} [{style}]{words}[/]",)
+
+
+def verdict(agreement: Values) -> tuple[str, str]:
+    """Returns (style, words) of whether live agrees with replay."""
+    style = {"agrees": "good", "disagrees": "bad"}.get(agreement["verdict"], "note")
+    return style, agreement["verdict"].upper() if style == "bad" else agreement["verdict"]
 
 
 def _speed(speed: Values | None) -> tuple[str, str, str]:
@@ -136,11 +141,15 @@ def notes(settings: Sequence[Values]) -> list[tuple[str, str]]:
         agreement, k = live["agreement"], setting["num_speculative_tokens"]
         words = f"K={k}: on {live['acceptance']['prompts']} prompts replay predicts {agreement['predicted_tau']:.4f}, "
         words += f"live measures {live['acceptance']['tau']:.4f} ({agreement['criterion']})"
+        if agreement["own_tau"] is not None:
+            words += f"; over the verifier's own responses replay says {agreement['own_tau']:.4f}"
         if agreement["near_ties"]:
             words += f"; {agreement['near_ties']} responses compared up to a near-tie of the verifier's logits"
         found.append(("note", words))
         if not agreement["agrees"]:
             found.append(("bad", f"K={k}: {agreement['gap']}"))
+        if agreement["untold"]:
+            found.append(("note", f"K={k}: {agreement['untold']} (--live N takes more)"))
     return found + _cost(settings)
 
 

@@ -133,6 +133,18 @@ def test_an_altered_speculator_is_exported_again(spec: Spec, run_folder: Path) -
     assert (run_folder / WEIGHTS).read_bytes() == whole
 
 
+def test_a_benchmark_that_older_code_kept_is_made_again(spec: Spec, run_folder: Path) -> None:
+    """Its values are others; training is not touched."""
+    (file,) = (run_folder / "bench").glob("*.json")
+    held = json.loads(file.read_text())
+    file.write_text(json.dumps({**held, "format": held["format"] - 1}))
+    told = spec.run()
+    assert told.code == 0, told.err
+    assert "bench done in" in told.err
+    assert "train done in" not in told.err
+    assert json.loads(file.read_text())["format"] == held["format"]
+
+
 @pytest.mark.parametrize("inside", ["", "speculator"])
 def test_bench_measures_a_run_or_its_speculator(spec: Spec, run_folder: Path, tmp_path: Path, inside: str) -> None:
     """On the recipe's own suite, verifier and dtype; options replace parts; the result can be kept."""
