@@ -132,6 +132,11 @@ def notes(settings: Sequence[Values]) -> list[tuple[str, str]]:
     if settings[0]["cut_prompts"]:
         told = f"{settings[0]['cut_prompts']} responses leave the verifier's own output: cut there, "
         found.append(("note", told + f"{settings[0]['cut_tokens']} tokens left out"))
+    if settings[0]["replaced_prompts"]:
+        told = (
+            f"{settings[0]['replaced_prompts']} answers of the suite are not this verifier's output: it wrote others, "
+        )
+        found.append(("note", told + "so tau is over other text than where the suite's own answers hold"))
     if settings[0]["note"]:
         found.append(("note", settings[0]["note"]))
     for setting in settings:

@@ -48,3 +48,12 @@ def test_what_could_not_be_judged_is_told_as_no_failure():
     told = notes([one])
     assert ("note", "K=3: 3 prompts are too few to tell (--live N takes more)") in told
     assert any("over the verifier's own responses replay says 1.2500" in words for _, words in told)
+
+
+def test_answers_that_were_replaced_are_told_with_what_follows():
+    """The number is of other text than elsewhere; nothing is said where no answer was replaced."""
+    one = setting(3, 0.01, 0.05, 3.0)
+    assert not any("answers of the suite" in words for _, words in notes([one]))
+    (told,) = [words for _, words in notes([one | {"replaced_prompts": 12}]) if "answers of the suite" in words]
+    assert told.startswith("12 answers of the suite are not this verifier's output")
+    assert "tau is over other text" in told
