@@ -64,12 +64,14 @@ def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> T
             *_live(live),
             *_speed(speed),
         )
-    for baseline in settings[-1]["baselines"]:
+    # Baselines were decoded at the largest K only.
+    largest = max(settings, key=lambda setting: int(setting["num_speculative_tokens"]))
+    for baseline in largest["baselines"]:
         tau = baseline["live_tau"]
         live_cell = "" if tau is None else f"{tau:.3f}"
-        cells = acceptance_cells(settings[-1]["num_speculative_tokens"], baseline["acceptance"])
+        cells = acceptance_cells(largest["num_speculative_tokens"], baseline["acceptance"])
         table.add_row(escape(baseline["name"]), *cells, live_cell, *_speed(baseline["speed"]))
-    live = settings[-1]["live"]
+    live = largest["live"]
     if live:
         table.add_row("plain", "", "1.000", "", "", "", "", "", f"{live['speed']['plain']:.1f}", "1.00x")
     return table

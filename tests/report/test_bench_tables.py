@@ -26,6 +26,15 @@ def _printed(settings: list[Setting], width: int = 120) -> str:
     return file.getvalue()
 
 
+def test_a_baseline_has_its_row_at_the_largest_k() -> None:
+    """It was decoded there alone; in which order the K were asked for does not matter."""
+    large, small = (setting("held", k, 0.0, 0.6) for k in (5, 3))
+    small = attrs.evolve(small, baselines=(attrs.evolve(small.baselines[0], live_tau=None, speed=None),))
+    (row,) = [line for line in _printed([large, small], width=200).splitlines() if line.lstrip().startswith("ngram")]
+    assert row.split()[1] == "5"
+    assert f"{large.baselines[0].speed.speed_up:.2f}x" in row
+
+
 @pytest.mark.parametrize(
     ("interval", "gap", "untold", "mark"),
     [
