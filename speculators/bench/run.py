@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
@@ -93,7 +92,6 @@ def bench(
     section: BenchmarkSection,
     *,
     name: str,
-    base: Path = Path(),
     seed: int = 0,
     progress: Progress = ignore,
     known: Known = MappingProxyType({}),
@@ -104,7 +102,6 @@ def bench(
         model: the speculator, in evaluation mode, on the engine's device.
         engine: its verifier; replay and live compare round for round where it runs in float32.
         name: of the speculator, for the result.
-        base: the folder that relative paths of suites start from.
         seed: of sampling and of the bootstrap.
         known: rows that the caller has already, so that the verifier need not be run for them again.
     """
@@ -120,11 +117,11 @@ def bench(
         level=1 - FALSE_ALARM / max(1, criteria),
         progress=progress,
         known=known,
-        baselines=tuple(make_baseline(each, engine, base=base, progress=progress) for each in section.baselines),
+        baselines=tuple(make_baseline(each, engine, progress=progress) for each in section.baselines),
     )
     found: list[Setting] = []
     for suite in section.suites:
-        prompts = load_suite(suite, base)
+        prompts = load_suite(suite)
         for temperature in section.temperature:
             found += _measure(shared, suite.name, prompts, temperature)
     return BenchResult(
