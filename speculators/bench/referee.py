@@ -112,12 +112,15 @@ def agree_given_tokens(
         predicted: their counts.
         level: probability that a correct decode agrees.
     """
+    criterion = f"{level:.2%} interval of live, given its tokens"
+    if not measured.rounds.sum():
+        return Agreement(criterion=criterion, predicted_tau=predicted.tau, untold=f"{criterion}: live made no round")
     mean, variance = round_moments(acceptance, predicted.accepted.shape[1])
     # The last term is for rounding where nothing is random.
     half = NormalDist().inv_cdf((1 + level) / 2) * float(variance.sum()) ** 0.5 + 1e-4 * float(mean.sum())
     rounds, tokens = float(measured.rounds.sum()), float(measured.tokens.sum())
     interval = (tokens / (rounds + half), tokens / max(rounds - half, 1.0))
-    return _in_interval(f"{level:.2%} interval of live, given its tokens", predicted.tau, interval)
+    return _in_interval(criterion, predicted.tau, interval)
 
 
 def agree_over_prompts(
@@ -132,9 +135,9 @@ def agree_over_prompts(
         level: probability that a correct decode agrees.
         what: is compared, for the criterion.
     """
-    prompts = len(set(groups))
+    prompts = len({group for group, rounds in zip(groups, measured.rounds, strict=True) if rounds})
     criterion = f"{level:.2%} interval of the difference by prompt, {what}"
-    if prompts < FEWEST_PROMPTS or not measured.rounds.sum():
+    if prompts < FEWEST_PROMPTS:
         untold = f"{criterion}: {prompts} prompts are too few to tell, {FEWEST_PROMPTS} are needed"
         return Agreement(criterion=criterion, predicted_tau=predicted.tau, untold=untold)
     before, after = (
@@ -159,7 +162,7 @@ def agree_on_both(given: Agreement, own: Agreement) -> Agreement:
         own_tau=own.predicted_tau,
         own_interval=own.interval,
         gap="; ".join(filter(None, (given.gap, own.gap))),
-        untold=own.untold,
+        untold="; ".join(filter(None, (given.untold, own.untold))),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from toys import ToySpeculator
 
 from speculators.bench.counts import Counts, count_decoded
-from speculators.bench.referee import FEWEST_PROMPTS, TOO_FEW, Agreement, agree_over_prompts
+from speculators.bench.referee import FEWEST_PROMPTS, TOO_FEW, Agreement, agree_given_tokens, agree_over_prompts
 from speculators.bench.replay import replay_each
 from speculators.bench.result import FORMAT
 from speculators.bench.run import bench
@@ -269,6 +269,14 @@ def test_over_prompts_a_difference_beyond_its_interval_is_a_gap():
     assert f"replay predicts {predicted.tau:.4f}" in outcome.gap
     assert "99.00% interval of the difference by prompt, live and replay" in outcome.gap
     assert Agreement(criterion="", predicted_tau=1.0, gap="x").agrees is False
+
+
+def test_a_live_decode_that_ends_at_once_is_not_judged():
+    """At T > 0 every sampled response may be the end of the turn: there is no round, and no tau."""
+    nothing = _counts([0.0], [0.0])
+    outcome = agree_given_tokens(nothing, [torch.zeros(0, 1).numpy()], predicted=nothing, level=0.99)
+    assert (outcome.verdict, outcome.agrees) == (TOO_FEW, True)
+    assert "live made no round" in outcome.untold
 
 
 @pytest.mark.parametrize("prompts", [1, 3, FEWEST_PROMPTS - 1])
