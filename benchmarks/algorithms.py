@@ -33,7 +33,7 @@ def reached(name: str, run: Values) -> Iterator[tuple[tuple[str, float, int], st
     """Yields a row for each setting, and one for each baseline that was measured beside it, with drafts, T and K."""
     for setting in settings_of(run):
         k, temperature, live = setting["num_speculative_tokens"], setting["temperature"], setting["live"]
-        agrees = "not asked" if live is None else "agrees" if live["agreement"]["agrees"] else "**disagrees**"
+        agrees = "not asked" if live is None else live["agreement"]["verdict"].replace("disagrees", "**disagrees**")
         yield (name, temperature, k), _row(name, temperature, k, setting["exact"], agrees, live and live["speed"])
         for each in setting["baselines"]:
             row = _row(each["name"], temperature, k, each["acceptance"], "", each["speed"])

@@ -26,7 +26,9 @@ _WHAT = ("verifier", "suite", "k", "temperature", "prompts")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
-    parser.add_argument("--verifier", metavar="MODEL", help="instead of the one that config.json names")
+    text = "instead of the run's, or the one that config.json names: as verifier.model of a recipe; @REVISION may "
+    text += "follow a hub id, @SHA256 a .gguf file, and must follow a wheel:NAME==VERSION#path"
+    parser.add_argument("--verifier", metavar="MODEL[@PIN]", help=text)
     parser.add_argument(
         "--suite", metavar="NAME", action="append", help="a suite's name or a JSONL file; several times"
     )
@@ -65,16 +67,17 @@ def run(options: argparse.Namespace) -> int:
     with RunView(quiet=options.quiet) as view:
         subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
         result = measure_folder(subject, section, progress=view)
+    # Shown before it is written anywhere: a full disk must not cost the measurement.
+    if not options.json:
+        console().print(bench_tables(result))
     # A run tells of its own verifier and of whole suites.
     whole = subject.run is not None and options.verifier is None and options.prompts is None
     filed = file_bench(subject.run, result) if whole else None
-    _keep(options, result)
     if options.json:
         print_json(result if filed is None else {**result, "file": filed})
-    else:
-        console().print(bench_tables(result))
-        if filed and not options.quiet:
-            print(f"{filed}: spec bench {subject.run} --ledger tells it, and so does spec report")
+    elif filed and not options.quiet:
+        print(f"{filed}: spec bench {subject.run} --ledger tells it, and so does spec report")
+    _keep(options, result)
     return 0 if result["agrees"] else 1
 
 
@@ -103,21 +106,24 @@ def _serve(options: argparse.Namespace) -> int:
     subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
     with RunView(quiet=options.quiet) as view:
         result = measure_endpoint(subject, _section(options, recipe), service, progress=view)
+    if not options.json:
+        console().print(served_tables(result))
     filed = None if subject.run is None else file_served(subject.run, result)
-    _keep(options, result)
     if options.json:
         print_json({**result, "file": filed})
-        return 0
-    console().print(served_tables(result))
-    if filed and not options.quiet:
+    elif filed and not options.quiet:
         print(f"{filed}: spec bench {subject.run} --ledger puts it beside what was predicted")
+    _keep(options, result)
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuses options that the kind of measurement would ignore."""
+    """Refuses options that the kind of measurement would ignore, and a result that could not be kept."""
     given = {name for name in (*_SERVED, *_LIVE, *_WHAT) if getattr(options, name) is not None}
     wrong = []
+    if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
+        found = "a folder" if options.out.is_dir() else f"there is no folder {options.out.parent}"
+        wrong.append(f"--out {options.out}: {found}; name a file in a folder that is there")
     if options.ledger:
         wrong += [f"{_flags(given)}: --ledger measures nothing, it tells what was measured"] if given else []
     elif "engine" in given or "endpoint" in given:
@@ -146,11 +152,11 @@ def _ledger(options: argparse.Namespace) -> int:
     from speculators.report.served import ledger_table
 
     values = ledger_of(options.checkpoint)
-    _keep(options, values)
     if options.json:
         print_json(values)
     else:
         console().print(ledger_table(values))
+    _keep(options, values)
     return 0 if values["agrees"] else 1
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from speculators.bench.referee import TOO_FEW
 from speculators.bench.statistics import bootstrap_difference, bootstrap_ratio
 
 Values = Mapping[str, Any]
@@ -20,7 +21,7 @@ LEVEL = 0.99
 CAUSES = {
     TRAINED: "the exported weights are not those of the checkpoint that was evaluated, or are rounded (dtype)",
     MEASURED: "the step-by-step decode is not the computation that was trained: its cache, its positions, or the "
-    "states that it is given",
+    "states that it is given; over the verifier's own responses: the temperature that they were made at",
     SERVED: "another speculator or verifier is served; the engine reads other layers (ids off by one), another RoPE "
     "(theta, scaling, partial factor), or a shorter max_position_embeddings than was trained; it ignores an option of "
     "config.json (norms); a vocabulary map or head of another run; 16-bit weights where float32 was measured",
@@ -158,13 +159,19 @@ def _trained(trained: Trained, setting: Values | None) -> Entry:
 def _live(bench: Values, setting: Values) -> Entry:
     live = setting["live"]
     agreement, acceptance = live["agreement"], live["acceptance"]
-    return Entry(
+    entry = Entry(
         kind=MEASURED,
         source=_where(bench),
         tau=acceptance["tau"],
         prompts=acceptance["prompts"],
         interval=_pair(acceptance["tau_interval"]),
         definition=f"{setting['definition']}; counted in a live decode; criterion: {agreement['criterion']}",
+        note=agreement["untold"],
+    )
+    if agreement["verdict"] == TOO_FEW:
+        return entry
+    return attrs.evolve(
+        entry,
         expected=agreement["predicted_tau"],
         tolerance=_pair(agreement["interval"]),
         gap=f"{agreement['gap']}; {CAUSES[MEASURED]}" if agreement["gap"] else "",

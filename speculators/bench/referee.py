@@ -10,13 +10,17 @@ import numpy as np
 
 from speculators.bench.counts import Counts
 from speculators.bench.rows import Row
-from speculators.bench.statistics import bootstrap_ratio
+from speculators.bench.statistics import by_group, difference_half_width
 from speculators.bench.walk import greedy_rounds, round_moments
 from speculators.decoding.loop import Decoded
 
 # (row, place in the response, token that live emitted there) -> the verifier gives both tokens the same logit but for
 # rounding, which differs between a forward over one token and one over many.
 NearTie = Callable[[Row, int, int], bool]
+
+# Means over fewer prompts are not compared: an interval that holds its level is then wider than what it could find.
+FEWEST_PROMPTS = 6
+TOO_FEW = "too few prompts"
 
 
 @attrs.frozen(kw_only=True)
@@ -26,21 +30,35 @@ class Agreement:
     Attributes:
         criterion: what was demanded.
         predicted_tau: replay's acceptance length on the prompts that were decoded live.
-        interval: where it had to lie; None where every single round had to agree.
+        interval: where it had to lie; None where every single round had to agree, or nothing could be judged.
+        own_tau: at T > 0, where `predicted_tau` is of live's own responses: that of the verifier's, which the printed
+            acceptance length is of, on the same prompts; None at T = 0.
+        own_interval: where that had to lie; None at T = 0, or where it could not be judged.
         near_ties: responses that rounding turned into another one; compared up to there.
-        gap: the first disagreement, "" if there is none.
+        gap: the disagreement, with the criterion that failed; "" if there is none.
+        untold: a criterion that could not be judged, and why; "" if there is none. It is no disagreement.
     """
 
     criterion: str
     predicted_tau: float
     interval: tuple[float, float] | None = None
+    own_tau: float | None = None
+    own_interval: tuple[float, float] | None = None
     near_ties: int = 0
     gap: str = ""
+    untold: str = ""
 
     @property
     def agrees(self) -> bool:
         """Whether there is no gap."""
         return not self.gap
+
+    @property
+    def verdict(self) -> str:
+        """Returns "agrees", "disagrees", or TOO_FEW where nothing could be judged."""
+        if self.gap:
+            return "disagrees"
+        return TOO_FEW if self.untold and self.interval is None else "agrees"
 
 
 def agree_by_round(
@@ -94,31 +112,64 @@ def agree_given_tokens(
         predicted: their counts.
         level: probability that a correct decode agrees.
     """
+    criterion = f"{level:.2%} interval of live, given its tokens"
+    if not measured.rounds.sum():
+        return Agreement(criterion=criterion, predicted_tau=predicted.tau, untold=f"{criterion}: live made no round")
     mean, variance = round_moments(acceptance, predicted.accepted.shape[1])
     # The last term is for rounding where nothing is random.
     half = NormalDist().inv_cdf((1 + level) / 2) * float(variance.sum()) ** 0.5 + 1e-4 * float(mean.sum())
     rounds, tokens = float(measured.rounds.sum()), float(measured.tokens.sum())
     interval = (tokens / (rounds + half), tokens / max(rounds - half, 1.0))
-    return _in_interval(f"{level:.2%} interval of live, given its tokens", predicted.tau, interval)
+    return _in_interval(criterion, predicted.tau, interval)
 
 
-def agree_over_prompts(measured: Counts, *, predicted: Counts, groups: Sequence[str], level: float) -> Agreement:
-    """At T = 0 in 16 bits, where forwards of different shapes pick different tokens: only the mean can be compared.
+def agree_over_prompts(
+    measured: Counts, *, predicted: Counts, groups: Sequence[str], level: float, what: str
+) -> Agreement:
+    """Where live's responses may be others than replay's, only the means can be compared, by the prompts' differences.
 
     Args:
         measured: live counts at this K.
         predicted: replay's counts for the same prompts.
         groups: the prompt of each response.
-        level: of the bootstrap interval of live's acceptance length.
+        level: probability that a correct decode agrees.
+        what: is compared, for the criterion.
     """
-    interval = bootstrap_ratio(measured.tokens, measured.rounds, groups=groups, level=level)
-    return _in_interval(f"{level:.2%} interval of live over prompts (16-bit verifier)", predicted.tau, interval)
+    prompts = len({group for group, rounds in zip(groups, measured.rounds, strict=True) if rounds})
+    criterion = f"{level:.2%} interval of the difference by prompt, {what}"
+    if prompts < FEWEST_PROMPTS:
+        untold = f"{criterion}: {prompts} prompts are too few to tell, {FEWEST_PROMPTS} are needed"
+        return Agreement(criterion=criterion, predicted_tau=predicted.tau, untold=untold)
+    before, after = (
+        np.stack([by_group(side.tokens, groups), by_group(side.rounds, groups)], axis=1)
+        for side in (predicted, measured)
+    )
+    # The last term is for rounding where all prompts part alike.
+    half = difference_half_width(before, after, level=level) + 1e-4 * measured.tau
+    return _in_interval(criterion, predicted.tau, (measured.tau - half, measured.tau + half))
+
+
+def agree_on_both(given: Agreement, own: Agreement) -> Agreement:
+    """Returns one verdict of the two criteria at T > 0.
+
+    Args:
+        given: over live's own responses.
+        own: over the verifier's, to the same prompts.
+    """
+    return attrs.evolve(
+        given,
+        criterion=f"{given.criterion}; {own.criterion}",
+        own_tau=own.predicted_tau,
+        own_interval=own.interval,
+        gap="; ".join(filter(None, (given.gap, own.gap))),
+        untold="; ".join(filter(None, (given.untold, own.untold))),
+    )
 
 
 def _in_interval(criterion: str, predicted: float, interval: tuple[float, float]) -> Agreement:
     low, high = interval
     inside = low <= predicted <= high
-    gap = "" if inside else f"replay predicts {predicted:.4f}, live's interval is {low:.4f} to {high:.4f}"
+    gap = "" if inside else f"replay predicts {predicted:.4f}, it must be {low:.4f} to {high:.4f} ({criterion})"
     return Agreement(criterion=criterion, predicted_tau=predicted, interval=interval, gap=gap)
 
 

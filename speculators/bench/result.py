@@ -14,7 +14,7 @@ from speculators.bench.speed import Speed
 from speculators.bench.statistics import bootstrap_ratio
 
 # Raised when what a result holds changes, so that results of older code are measured again.
-FORMAT = 3
+FORMAT = 4
 
 
 @attrs.frozen(kw_only=True)
@@ -134,7 +134,8 @@ class BenchResult:
         document: dict[str, Any] = jsonable(attrs.asdict(self))
         for each, setting in zip(document["settings"], self.settings, strict=True):
             if setting.live is not None:
-                each["live"]["agreement"]["agrees"] = setting.live.agreement.agrees
+                agreement = setting.live.agreement
+                each["live"]["agreement"] |= {"agrees": agreement.agrees, "verdict": agreement.verdict}
         return {**document, "agrees": self.agrees}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
@@ -12,7 +11,7 @@ import torch
 
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
-from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, agree_over_prompts
+from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, agree_on_both, agree_over_prompts
 from speculators.bench.replay import Replayed, replay, replay_deterministic, replay_each
 from speculators.bench.responses import capture_rows, own_rows, sample_rows
 from speculators.bench.result import (
@@ -42,6 +41,9 @@ NEAR_TIE_LOGITS = 1e-3
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
 FALSE_ALARM = 0.01
 PLAIN = "plain"
+# What is compared over prompts.
+OWN = "live and replay over the verifier's own responses"
+SIXTEEN_BIT = "live and replay in 16 bits"
 MULTI_TURN = "later turns of a prompt follow the verifier's own answers; the turns of a prompt are resampled together"
 
 
@@ -62,8 +64,8 @@ class Bench:
 
     Attributes:
         head: the verifier's, over its whole vocabulary, in float32.
-        level: of one setting's interval that live must agree within, where agreement is a matter of chance; all
-            settings together agree with probability 1 - FALSE_ALARM or more.
+        level: of one interval that live must agree within, where agreement is a matter of chance; all settings
+            together agree with probability 1 - FALSE_ALARM or more.
         known: rows that were made before.
         baselines: to measure beside it.
     """
@@ -90,7 +92,6 @@ def bench(
     section: BenchmarkSection,
     *,
     name: str,
-    base: Path = Path(),
     seed: int = 0,
     progress: Progress = ignore,
     known: Known = MappingProxyType({}),
@@ -101,25 +102,26 @@ def bench(
         model: the speculator, in evaluation mode, on the engine's device.
         engine: its verifier; replay and live compare round for round where it runs in float32.
         name: of the speculator, for the result.
-        base: the folder that relative paths of suites start from.
         seed: of sampling and of the bootstrap.
         known: rows that the caller has already, so that the verifier need not be run for them again.
     """
-    settings = len(section.suites) * len(section.temperature) * len(section.num_speculative_tokens)
+    # Above T = 0 a setting is held to two criteria.
+    each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
+    criteria = len(section.suites) * each * len(section.num_speculative_tokens)
     shared = Bench(
         model=model,
         engine=engine,
         head=load_head(engine.folder, engine.facts).to(engine.device),
         section=section,
         seed=seed,
-        level=1 - FALSE_ALARM / max(1, settings),
+        level=1 - FALSE_ALARM / max(1, criteria),
         progress=progress,
         known=known,
-        baselines=tuple(make_baseline(each, engine, base=base, progress=progress) for each in section.baselines),
+        baselines=tuple(make_baseline(each, engine, progress=progress) for each in section.baselines),
     )
     found: list[Setting] = []
     for suite in section.suites:
-        prompts = load_suite(suite, base)
+        prompts = load_suite(suite)
         for temperature in section.temperature:
             found += _measure(shared, suite.name, prompts, temperature)
     return BenchResult(
@@ -213,13 +215,17 @@ def _referee(
     """Returns, for each K, what live measured on the sampled rows and whether replay predicts it."""
     ids = tuple(row.response.id for row in sample)
     ks = shared.section.num_speculative_tokens
-    replayed = {} if temperature > 0 else replay_each(shared.model, sample, ks, temperature=temperature)
+    replayed = replay_each(shared.model, sample, ks, temperature=temperature)
     found = {}
     for k in ks:
         responses = decoded[_label(k)]
         measured = count_decoded(responses, k)
         if temperature > 0:
-            agreement = _agree_sampled(shared, sample, responses, measured, temperature)
+            given = _agree_given_tokens(shared, sample, responses, measured, temperature)
+            own = agree_over_prompts(
+                measured, predicted=replayed[k].counts(k), groups=ids, level=shared.level, what=OWN
+            )
+            agreement = agree_on_both(given, own)
         else:
             agreement = _agree_greedy(shared, sample, responses, measured, replayed[k])
         found[k] = Live(
@@ -243,10 +249,10 @@ def _agree_greedy(
             predicted=predicted,
             near_tie=lambda row, place, token: _near_tie(shared, row, place, token),
         )
-    return agree_over_prompts(measured, predicted=predicted, groups=replayed.ids, level=shared.level)
+    return agree_over_prompts(measured, predicted=predicted, groups=replayed.ids, level=shared.level, what=SIXTEEN_BIT)
 
 
-def _agree_sampled(
+def _agree_given_tokens(
     shared: Bench, rows: Sequence[Row], responses: Sequence[Decoded], measured: Counts, temperature: float
 ) -> Agreement:
     """Replays what live itself emitted: given those tokens, only the acceptance of drafts is left to chance."""

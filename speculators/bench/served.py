@@ -11,7 +11,6 @@ from speculators.bench.result import jsonable
 
 # Raised when what a result holds changes.
 FORMAT = 1
-KIND = "served"
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +89,6 @@ class ServedResult:
     max_new_tokens: int
     seed: int
     settings: tuple[ServedSetting, ...]
-    kind: str = KIND
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

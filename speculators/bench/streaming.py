@@ -22,7 +22,6 @@ class Answer:
     Attributes:
         text: all of it.
         tokens: as the server counts them, an end token included.
-        token_ids: None where the server does not tell them.
         seconds: from sending to the last piece.
         arrivals: (seconds since sending, tokens so far) of each piece that brought tokens. () where the server tells
             their number only at the end.
@@ -31,7 +30,6 @@ class Answer:
 
     text: str
     tokens: int
-    token_ids: tuple[int, ...] | None
     seconds: float
     arrivals: tuple[tuple[float, int], ...]
     tries: int = 1
@@ -77,17 +75,16 @@ def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Answer:
         where: for errors.
     """
     text: list[str] = []
-    ids: list[int] | None = []
     arrivals: list[tuple[float, int]] = []
-    total, now = 0, 0.0
+    total, told, now = 0, 0, 0.0
     for event in _events(lines, where):
         now = time.perf_counter() - sent
         choices = event.get("choices") or ()
         for choice in choices:
             text.append(choice.get("text") or "")
-            told = choice.get("token_ids")
-            ids = None if ids is None or (told is None and choice.get("text")) else [*ids, *(told or ())]
-        known = (event.get("usage") or {}).get("completion_tokens") or len(ids or ())
+            told += len(choice.get("token_ids") or ())
+        # A server that counts only at the end may tell the ids of each piece.
+        known = (event.get("usage") or {}).get("completion_tokens") or told
         if known > total:
             total = known
             # The closing event, which has no choice, tells of what was not seen arriving.
@@ -97,7 +94,6 @@ def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Answer:
     return Answer(
         text="".join(text),
         tokens=total,
-        token_ids=tuple(ids) if ids is not None and len(ids) == total else None,
         seconds=now,
         arrivals=tuple(arrivals) if seen else (),
     )

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import tomli
 
 from speculators.data.conversations import Message, parse, read_source
 from speculators.errors import DataError
-from speculators.recipe.catalog import recipes_folder, suite_names, suites_folder
+from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.schema import Suite
 from speculators.recipe.sources import Source, is_file_path
@@ -43,21 +42,20 @@ class Prompt:
     later: tuple[str, ...] = ()
 
 
-def load_suite(suite: Suite, base: Path = Path()) -> list[Prompt]:
+def load_suite(suite: Suite) -> list[Prompt]:
     """Returns a suite's prompts.
 
     Every row must be usable: a suite that shrinks in silence is another suite.
 
     Args:
         suite: a name of the catalogue, or a path or hub id; `split` and `take` override the catalogue's.
-        base: the folder that a relative path starts from.
 
     Raises:
         DataError: there is no such suite, or a row cannot be used; names the row.
     """
-    source = _locate(suite, base)
+    source = _locate(suite)
     if not source.is_file:
-        conversations, skipped = read_source(source, base)
+        conversations, skipped = read_source(source, Path())
         if skipped:
             raise DataError(f"suite {suite.name}: {skipped.total()} rows cannot be used: {dict(skipped)}", hint=LAYOUTS)
         found = [Prompt(id=c.id, category=c.category, **_parts(c.messages)) for c in conversations]
@@ -76,19 +74,15 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return fingerprint({"prompts": [attrs.asdict(prompt) for prompt in prompts]})
 
 
-def _locate(suite: Suite, base: Path) -> Source:
-    if suite.path is not None:
-        path = str(base / Path(suite.path).expanduser()) if is_file_path(suite.path) else suite.path
-        return Source(path=path, split=suite.split, take=suite.take)
-    if suite.name not in suite_names():
+def _locate(suite: Suite) -> Source:
+    if suite.path is None and suite.name not in suite_names():
         hint = near_miss(suite.name, suite_names()) or f"there are: {', '.join(suite_names())}; one's own needs a path"
         raise DataError(f"no suite {suite.name!r}", hint=hint)
-    told = tomli.loads((suites_folder() / f"{suite.name}.toml").read_text(encoding="utf-8"))
-    # The prompts may stand beside the suite, or with the recipe that they are held out from.
-    places = [folder / told["path"] for folder in (suites_folder(), recipes_folder())]
-    path = next((str(place) for place in places if place.is_file()), str(places[0]))
-    split = told["split"] if suite.split is None and "split" in told else suite.split
-    return Source(path=path, split=split, take=suite.take)
+    held = resolved_suite(suite)
+    path = str(held.path)
+    if is_file_path(path):
+        path = str(Path(path).expanduser())
+    return Source(path=path, split=held.split, take=held.take)
 
 
 def _rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

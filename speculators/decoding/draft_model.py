@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from speculators.verifier.capture import cache_name
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 
+PINS = "@REVISION may follow a hub id, @SHA256 a .gguf file or a wheel's"
+
 
 def load_draft_model(source: str, verifier: Engine, *, base: Path = Path(), progress: Progress = ignore) -> DraftModel:
     """Loads a draft model in the verifier's dtype, beside it.
@@ -33,7 +36,7 @@ def load_draft_model(source: str, verifier: Engine, *, base: Path = Path(), prog
         RecipeError: `source` is none.
         VerifierError: it cannot be loaded, or its tokenizer is another one.
     """
-    folder = obtain(_section(source), base=base.absolute(), progress=progress)
+    folder = obtain(pinned(source, "draft_model"), base=base.absolute(), progress=progress)
     draft = Engine(folder, dtype=verifier.dtype, device=verifier.device)
     check_same_tokenizer(draft.tokenizer, verifier.tokenizer, f"the draft model {source}")
     return DraftModel(draft.model, vocab_size=verifier.facts.vocab_size)
@@ -61,14 +64,15 @@ def check_same_tokenizer(draft: Any, verifier: Any, name: str) -> None:
     )
 
 
-def _section(source: str) -> VerifierSection:
+def pinned(source: str, key: str) -> VerifierSection:
+    """Returns the model that `source` names, as `load_draft_model` takes it; RecipeError if none, told of `key`."""
     model, pin = source, None
     if "@" in source and not source.startswith(("/", "./", "../", "~")):
         model, _, pin = source.rpartition("@")
-    key = "sha256" if model.endswith(".gguf") else "revision"
-    section, problems = structure({"model": model, key: pin}, VerifierSection, path=("draft_model",))
+    kind = "sha256" if model.endswith(".gguf") else "revision"
+    section, problems = structure({"model": model, kind: pin}, VerifierSection, path=(key,))
     if section is None:
-        raise RecipeError(problems)
+        raise RecipeError([replace(problem, hint=problem.hint or PINS) for problem in problems])
     return section
 
 

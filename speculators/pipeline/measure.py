@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from speculators.bench.run import bench
+from speculators.decoding.draft_model import pinned
 from speculators.errors import ArtifactError, Problem, RecipeError
 from speculators.events import Progress
 from speculators.model import SpeculatorModel, read_config
@@ -30,7 +31,8 @@ class Subject:
     Attributes:
         folder: holds config.json and model.safetensors.
         recipe: `recipe` of the run's plan.json; None where the speculator is not in a run.
-        verifier: replaces the model of the recipe, or the one that config.json names.
+        verifier: replaces the model of the recipe, or the one that config.json names; `@REVISION` may follow a hub id,
+            `@SHA256` a GGUF file or a wheel's.
     """
 
     folder: Path
@@ -89,7 +91,9 @@ def verifier_of(subject: Subject) -> VerifierSection:
         name = subject.verifier or _named(subject.folder)
         if name is None:
             raise ArtifactError(f"{subject.folder}/config.json names no verifier", hint="--verifier MODEL does")
-        values = {"model": str(Path(name).resolve()) if Path(name).is_dir() else name}
+        if not Path(name).is_dir():
+            return pinned(name, "verifier")
+        values = {"model": str(Path(name).resolve())}
     section, problems = structure(values, VerifierSection, path=("verifier",))
     if section is None:
         raise RecipeError(problems)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from speculators.bench.result import FORMAT
 from speculators.data.encoded import Conversations
 from speculators.data.files import read_json, sha256_of, write_json
 from speculators.data.store import StateStore
@@ -85,8 +86,9 @@ def served_folder(run: Path) -> Path:
 
 
 def measured(plan: Plan, places: Places) -> dict[str, Any] | None:
-    """Returns the benchmark as JSON values, None if it was not made."""
-    return _of(bench_file(plan, places), plan, "bench")
+    """Returns the benchmark as JSON values, None if it was not made, or by code that kept other values."""
+    held = _of(bench_file(plan, places), plan, "bench")
+    return held if held is not None and held["format"] == FORMAT else None
 
 
 def _of(path: Path, plan: Plan, stage: str) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def suites_folder() -> Path:
 
 
 def resolved_suite(suite: Suite) -> Suite:
-    """Returns a suite of the catalogue with the path that stands there, and its split where the recipe says none.
+    """Returns a suite of the catalogue with the path that stands there, and split and take where the recipe says none.
 
     A relative path is looked for beside the suite, then among the recipes, from whose data a suite may be held out.
     """
@@ -71,4 +71,4 @@ def resolved_suite(suite: Suite) -> Suite:
     if is_file_path(path):
         places = [folder / path for folder in (suites_folder(), recipes_folder())]
         path = str(next((place for place in places if place.is_file()), places[0]))
-    return attrs.evolve(suite, path=path, split=suite.split or told.get("split"))
+    return attrs.evolve(suite, path=path, split=suite.split or told.get("split"), take=suite.take or told.get("take"))

@@ -64,12 +64,14 @@ def _main_table(suite: str, temperature: float, settings: Sequence[Values]) -> T
             *_live(live),
             *_speed(speed),
         )
-    for baseline in settings[-1]["baselines"]:
+    # Baselines were decoded at the largest K only.
+    largest = max(settings, key=lambda setting: int(setting["num_speculative_tokens"]))
+    for baseline in largest["baselines"]:
         tau = baseline["live_tau"]
         live_cell = "" if tau is None else f"{tau:.3f}"
-        cells = acceptance_cells(settings[-1]["num_speculative_tokens"], baseline["acceptance"])
+        cells = acceptance_cells(largest["num_speculative_tokens"], baseline["acceptance"])
         table.add_row(escape(baseline["name"]), *cells, live_cell, *_speed(baseline["speed"]))
-    live = settings[-1]["live"]
+    live = largest["live"]
     if live:
         table.add_row("plain", "", "1.000", "", "", "", "", "", f"{live['speed']['plain']:.1f}", "1.00x")
     return table
@@ -92,9 +94,14 @@ def acceptance_cells(k: int, acceptance: Values) -> tuple[str, ...]:
 def _live(live: Values | None) -> tuple[str]:
     if live is None:
         return ("not asked",)
-    agreement = live["agreement"]
-    mark = "[good]agrees[/]" if agreement["agrees"] else "[bad]DISAGREES[/]"
-    return (f"{number_text(live['acceptance']['tau'], 3)} {mark}",)
+    style, words = verdict(live["agreement"])
+    return (f"{number_text(live['acceptance']['tau'], 3)} [{style}]{words}[/]",)
+
+
+def verdict(agreement: Values) -> tuple[str, str]:
+    """Returns (style, words) of whether live agrees with replay."""
+    style = {"agrees": "good", "disagrees": "bad"}.get(agreement["verdict"], "note")
+    return style, agreement["verdict"].upper() if style == "bad" else agreement["verdict"]
 
 
 def _speed(speed: Values | None) -> tuple[str, str, str]:
@@ -127,6 +134,11 @@ def notes(settings: Sequence[Values]) -> list[tuple[str, str]]:
     if settings[0]["cut_prompts"]:
         told = f"{settings[0]['cut_prompts']} responses leave the verifier's own output: cut there, "
         found.append(("note", told + f"{settings[0]['cut_tokens']} tokens left out"))
+    if settings[0]["replaced_prompts"]:
+        told = (
+            f"{settings[0]['replaced_prompts']} answers of the suite are not this verifier's output: it wrote others, "
+        )
+        found.append(("note", told + "so tau is over other text than where the suite's own answers hold"))
     if settings[0]["note"]:
         found.append(("note", settings[0]["note"]))
     for setting in settings:
@@ -136,11 +148,15 @@ def notes(settings: Sequence[Values]) -> list[tuple[str, str]]:
         agreement, k = live["agreement"], setting["num_speculative_tokens"]
         words = f"K={k}: on {live['acceptance']['prompts']} prompts replay predicts {agreement['predicted_tau']:.4f}, "
         words += f"live measures {live['acceptance']['tau']:.4f} ({agreement['criterion']})"
+        if agreement["own_tau"] is not None:
+            words += f"; over the verifier's own responses replay says {agreement['own_tau']:.4f}"
         if agreement["near_ties"]:
             words += f"; {agreement['near_ties']} responses compared up to a near-tie of the verifier's logits"
         found.append(("note", words))
         if not agreement["agrees"]:
             found.append(("bad", f"K={k}: {agreement['gap']}"))
+        if agreement["untold"]:
+            found.append(("note", f"K={k}: {agreement['untold']} (--live N takes more)"))
     return found + _cost(settings)
 
 

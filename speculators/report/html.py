@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from speculators.recipe.diff import headline, metric_line, stage_line, text, unchanged
-from speculators.report.bench import acceptance_cells, definitions, notes
+from speculators.report.bench import acceptance_cells, definitions, notes, verdict
 from speculators.report.figures import acceptance_figures, settings_by_place, training_figures
 from speculators.report.plots import check_matplotlib
 from speculators.report.progress import duration
@@ -148,9 +148,8 @@ def _setting_rows(place: list[str], setting: Values) -> list[list[str]]:
 def _live(live: Values | None) -> str:
     if live is None:
         return "not asked"
-    agrees = live["agreement"]["agrees"]
-    mark = '<span class="good">agrees</span>' if agrees else '<span class="bad">DISAGREES</span>'
-    return f"{live['acceptance']['tau']:.3f} {mark}"
+    style, words = verdict(live["agreement"])
+    return f'{live["acceptance"]["tau"]:.3f} <span class="{style}">{words}</span>'
 
 
 def _speed(speed: Values | None) -> list[str]:

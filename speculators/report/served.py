@@ -40,7 +40,7 @@ def served_tables(result: Values) -> RenderableType:
 
 def ledger_table(values: Values) -> RenderableType:
     """Returns the ledger of a run, its alarms, and the definition of every number."""
-    table = _table("", ("suite", "K", "T", "is", "from", "prompts", "tau", "95%", "expected", "within", ""))
+    table = _table(("suite", "K", "T", "is", "from", "prompts", "tau", "95%", "expected", "within", ""))
     for line in values["lines"]:
         for index, entry in enumerate(line["entries"]):
             place = (line["suite"], str(line["num_speculative_tokens"]), f"{line['temperature']:g}")
@@ -80,7 +80,7 @@ def _entry(entry: Values) -> tuple[str, ...]:
 
 def _acceptance_table(settings: Sequence[Values]) -> Table:
     names = ("suite", "K", "T", "prompts", "rounds", "tau", "95%", "accepted by position", "drafted")
-    table = _table("", names)
+    table = _table(names)
     for setting in settings:
         held = setting["acceptance"]
         table.add_row(
@@ -97,7 +97,7 @@ def _acceptance_table(settings: Sequence[Values]) -> Table:
 
 def _pace_table(settings: Sequence[Values]) -> Table:
     names = ("suite", "K", "T", "server", "tokens/s", "first token ms", "p50", "p95", "inter-token ms", "p50", "p95")
-    table = _table("", (*names, "speed-up"))
+    table = _table((*names, "speed-up"))
     for setting in settings:
         for name in ("pace", "baseline"):
             held = setting[name]
@@ -133,8 +133,8 @@ def _range(interval: Sequence[float] | None) -> str:
     return "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None)
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None)
     for name in columns:
         left = name in ("suite", "is", "from", "server")
         table.add_column(name, justify="left" if left else "right", header_style="title")

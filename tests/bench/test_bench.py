@@ -10,7 +10,7 @@ import torch
 from toys import ToySpeculator
 
 from speculators.bench.counts import Counts, count_decoded
-from speculators.bench.referee import Agreement, agree_over_prompts
+from speculators.bench.referee import FEWEST_PROMPTS, TOO_FEW, Agreement, agree_given_tokens, agree_over_prompts
 from speculators.bench.replay import replay_each
 from speculators.bench.result import FORMAT
 from speculators.bench.run import bench
@@ -80,6 +80,49 @@ def test_live_agrees_with_replay_in_every_setting(measured):
     assert result.agrees
 
 
+def test_a_verifier_that_answers_at_another_temperature_is_caught(engine, toy, tmp_path, monkeypatch):
+    """The printed tau is of the verifier's own responses: were they made at T = 0.5, live at T = 1 would tell, on
+    enough prompts; the criterion over live's own responses cannot, and is not the one that is named."""
+    words = ["the", "other", "thing", "and", "then", "on", "is", "it", "reading", "a", "of"]
+    rows = [{"question_id": i, "category": "", "turns": [" ".join(words[i : i + 4])]} for i in range(8)]
+    path = tmp_path / "eight.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    section = BenchmarkSection(
+        suites=(Suite(name="eight", path=str(path)),),
+        num_speculative_tokens=(3,),
+        temperature=(1.0,),
+        max_new_tokens=32,
+        live_prompts=None,
+        baselines=(),
+    )
+    (sound,) = bench(toy, engine, section, name="toy", seed=1).settings
+    assert (sound.live.agreement.verdict, sound.live.agreement.untold) == ("agrees", "")
+    assert sound.live.agreement.own_tau == pytest.approx(sound.exact.tau)
+    generate = Engine.generate
+    monkeypatch.setattr(
+        Engine,
+        "generate",
+        lambda *args, temperature, **options: generate(*args, temperature=temperature / 2, **options),
+    )
+    result = bench(toy, engine, section, name="toy", seed=1)
+    agreement = result.settings[0].live.agreement
+    assert not result.agrees
+    assert "over the verifier's own responses" in agreement.gap
+    assert "given its tokens" not in agreement.gap
+
+
+def test_few_prompts_leave_the_verifiers_own_responses_unjudged(measured):
+    """Three cannot tell two means apart: said so, which is no failure; what live emitted is judged all the same."""
+    result, _ = measured
+    for setting in result.settings[2:]:
+        agreement = setting.live.agreement
+        assert "3 prompts are too few to tell" in agreement.untold
+        assert agreement.own_interval is None
+        assert agreement.interval is not None
+        assert agreement.verdict == "agrees"
+    assert [setting.live.agreement.own_tau for setting in result.settings[:2]] == [None, None]
+
+
 def test_numbers_are_consistent_with_each_other(measured):
     """tau is the ratio of its tokens and rounds and lies in its interval; categories add up to the whole; the turns of
     a prompt count as one prompt; every position has its two rates."""
@@ -125,6 +168,7 @@ def test_json_holds_it_all_and_no_nan(measured):
     assert document["threads"] == torch.get_num_threads()
     first = document["settings"][0]
     assert first["live"]["agreement"]["agrees"] is True
+    assert first["live"]["agreement"]["verdict"] == "agrees"
     assert first["live"]["speed"]["speed_up"] > 0
     assert first["exact"]["tau"] == result.settings[0].exact.tau
 
@@ -190,7 +234,9 @@ def test_in_16_bits_the_mean_is_compared_over_prompts(tiny_verifier, suite, toy,
     section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12)
     result = bench(toy.to(torch.bfloat16), engine, section, name="toy")
     toy.to(torch.float32)
-    assert "16-bit" in result.settings[0].live.agreement.criterion
+    agreement = result.settings[0].live.agreement
+    assert "in 16 bits" in agreement.criterion
+    assert (agreement.verdict, result.agrees) == (TOO_FEW, True)
     assert result.dtype == "bfloat16"
 
 
@@ -205,15 +251,40 @@ def _counts(tokens, rounds):
     )
 
 
-def test_over_prompts_a_prediction_outside_the_interval_is_a_gap():
-    """1.5 measured with little spread: 1.5 agrees, 2 does not."""
-    live = _counts([30.0, 31.0, 29.0, 30.0], [20.0, 20.0, 20.0, 20.0])
-    options = {"groups": ["a", "b", "c", "d"], "level": 0.99}
-    assert agree_over_prompts(live, predicted=_counts([30.0], [20.0]), **options).agrees
-    outcome = agree_over_prompts(live, predicted=_counts([40.0], [20.0]), **options)
-    assert not outcome.agrees
-    assert "2.0000" in outcome.gap
+def _over_prompts(measured, predicted):
+    groups = [str(index) for index in range(len(measured.tokens))]
+    return agree_over_prompts(measured, predicted=predicted, groups=groups, level=0.99, what="live and replay")
+
+
+def test_over_prompts_a_difference_beyond_its_interval_is_a_gap():
+    """Prompt by prompt: where each has other rounds than predicted, but not the same way, live agrees; where each has a
+    third more, it does not, however far the prompts are apart. The gap names both numbers and the criterion."""
+    tokens = [30.0, 60.0, 30.0, 45.0, 60.0, 30.0, 45.0, 30.0]
+    rounds = [20.0, 15.0, 18.0, 40.0, 31.0, 12.0, 22.0, 19.0]
+    noisy = [number + change for number, change in zip(rounds, (1, -1, 2, -3, 2, 0, 1, -1), strict=True)]
+    predicted = _counts(tokens, rounds)
+    assert _over_prompts(_counts(tokens, noisy), predicted).verdict == "agrees"
+    outcome = _over_prompts(_counts(tokens, [4 / 3 * number for number in noisy]), predicted)
+    assert outcome.verdict == "disagrees"
+    assert f"replay predicts {predicted.tau:.4f}" in outcome.gap
+    assert "99.00% interval of the difference by prompt, live and replay" in outcome.gap
     assert Agreement(criterion="", predicted_tau=1.0, gap="x").agrees is False
+
+
+def test_a_live_decode_that_ends_at_once_is_not_judged():
+    """At T > 0 every sampled response may be the end of the turn: there is no round, and no tau."""
+    nothing = _counts([0.0], [0.0])
+    outcome = agree_given_tokens(nothing, [torch.zeros(0, 1).numpy()], predicted=nothing, level=0.99)
+    assert (outcome.verdict, outcome.agrees) == (TOO_FEW, True)
+    assert "live made no round" in outcome.untold
+
+
+@pytest.mark.parametrize("prompts", [1, 3, FEWEST_PROMPTS - 1])
+def test_over_too_few_prompts_nothing_is_judged(prompts):
+    """One prompt that rounding sends another way is no disagreement, and no agreement either."""
+    outcome = _over_prompts(_counts([30.0] * prompts, [19.0] * prompts), _counts([30.0] * prompts, [20.0] * prompts))
+    assert (outcome.agrees, outcome.verdict, outcome.interval) == (True, TOO_FEW, None)
+    assert f"{prompts} prompts are too few to tell" in outcome.untold
 
 
 def test_a_speed_up_above_tau_is_flagged_as_an_unmatched_baseline():

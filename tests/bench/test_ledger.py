@@ -7,6 +7,7 @@ import copy
 import pytest
 
 from speculators.bench.ledger import MEASURED, PREDICTED, SERVED, TRAINED, Trained, ledger
+from speculators.bench.referee import TOO_FEW
 
 IDS = [str(number) for number in range(20)]
 # Prompts of different lengths and different acceptance: 2 tokens a round on the whole.
@@ -22,7 +23,14 @@ def _bench(**changes):
     tau = _tau(BY_PROMPT)
     live = {
         "acceptance": {"tau": 1.9, "prompts": 3, "tau_interval": [1.8, 2.0]},
-        "agreement": {"criterion": "round for round", "predicted_tau": 1.9, "interval": None, "gap": ""},
+        "agreement": {
+            "criterion": "round for round",
+            "predicted_tau": 1.9,
+            "interval": None,
+            "gap": "",
+            "untold": "",
+            "verdict": "agrees",
+        },
     }
     setting = {
         "suite": "mine",
@@ -142,6 +150,14 @@ def test_training_is_filed_under_each_k_that_it_measured():
     assert all(entry.kind == TRAINED for entry in found.values())
     assert found[3].expected == pytest.approx(numbers[3])
     assert "no benchmark of this setting" in found[1].note
+
+
+def test_a_live_decode_of_too_few_prompts_is_not_compared():
+    """Neither agreement nor alarm, and the line says why."""
+    few = _bench()
+    few["settings"][0]["live"]["agreement"] |= {"verdict": TOO_FEW, "untold": "3 prompts are too few to tell"}
+    entry = _entry(ledger([few], [], []), MEASURED)
+    assert (entry.expected, entry.gap, entry.note) == (None, "", "3 prompts are too few to tell")
 
 
 def test_gaps_of_live_and_of_training_are_alarms_too():

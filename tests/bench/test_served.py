@@ -182,7 +182,7 @@ def test_prometheus_text_is_summed_over_all_labels_but_the_position():
 
 def test_inter_token_latency_shares_the_wait_for_a_piece_among_its_tokens():
     """Two tokens that come together after 0.2 s took 0.1 s each; first tokens are counted apart."""
-    answer = Answer(text="", tokens=4, token_ids=None, seconds=0.9, arrivals=((0.5, 1), (0.7, 3), (0.9, 4)))
+    answer = Answer(text="", tokens=4, seconds=0.9, arrivals=((0.5, 1), (0.7, 3), (0.9, 4)))
     told = pace([answer], 1.0)
     assert told.tokens_per_second == 4.0
     assert told.first_token.mean == 0.5

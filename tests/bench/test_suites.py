@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import tomli
 
 from speculators.bench.suites import load_suite
-from speculators.data.conversations import Message
+from speculators.data.conversations import Conversation, Message
 from speculators.errors import DataError
 from speculators.recipe.catalog import suite_names, suites_folder
 from speculators.recipe.schema import Suite
+from speculators.recipe.sources import Source
 
 MESSAGES = [
     {
@@ -63,10 +65,31 @@ def test_the_field_s_layout_has_turns_that_follow_the_verifiers_own_answers(tmp_
     assert second.later == ()
 
 
-def test_a_relative_path_starts_from_the_recipes_folder(tmp_path):
-    """As do the paths of sources."""
+def test_a_relative_path_starts_from_the_working_folder(tmp_path, monkeypatch):
+    """As a command line gives it; those of recipes are absolute once loaded."""
     _file(tmp_path, TURNS)
-    assert len(load_suite(Suite(name="mine", path="./suite.jsonl"), tmp_path)) == 2
+    monkeypatch.chdir(tmp_path)
+    assert len(load_suite(Suite(name="mine", path="./suite.jsonl"))) == 2
+
+
+def test_a_suite_of_the_catalogue_may_be_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    """It is fetched, not looked for beside the suite's TOML; split and take are the TOML's unless the recipe says."""
+    text = 'name = "hub"\nsummary = ""\npath = "owner/questions"\nsplit = "test"\ntake = 7\n'
+    (tmp_path / "hub.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("speculators.recipe.catalog.suites_folder", lambda: tmp_path)
+    asked = []
+
+    def read(source, base):
+        asked.append(source)
+        return [Conversation("a", "", (Message("user", "Hello?"), Message("assistant", "Hello.")))], Counter()
+
+    monkeypatch.setattr("speculators.bench.suites.read_source", read)
+    assert [prompt.answer for prompt in load_suite(Suite(name="hub"))] == ["Hello."]
+    load_suite(Suite(name="hub", split="train", take=2))
+    assert asked == [
+        Source(path="owner/questions", split="test", take=7),
+        Source(path="owner/questions", split="train", take=2),
+    ]
 
 
 def test_take_takes_the_first_prompts_of_the_split(tmp_path):

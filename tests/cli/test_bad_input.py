@@ -266,7 +266,14 @@ BAD_BENCH: dict[str, tuple[Callable[[Spec], tuple[str, ...]], int, str]] = {
     "an unknown baseline": (lambda done: (speculator(done, bool), "--against", "magic"), 2, "magic"),
     "no such verifier": (lambda done: (speculator(done, bool), "--verifier", "./nowhere"), 1, "nowhere"),
     "a verifier's bad name": (lambda done: (speculator(done, bool), "--verifier", "a b"), 2, "verifier.model"),
-    "a wheel as verifier": (lambda done: (speculator(done, bool), "--verifier", WHEEL), 2, "needs sha256"),
+    "a result into no folder": (lambda _: (".", "--out", "nowhere/result.json"), 2, "there is no folder nowhere"),
+    "a folder as result": (lambda _: (".", "--out", "."), 2, "--out .: a folder"),
+    "a wheel as verifier": (lambda done: (speculator(done, bool), "--verifier", WHEEL), 2, "@SHA256 a .gguf file"),
+    "a wheel whose sha256 is none": (
+        lambda done: (speculator(done, bool), "--verifier", f"{WHEEL}@abc"),
+        2,
+        "64 lower-case hex digits",
+    ),
 }
 
 

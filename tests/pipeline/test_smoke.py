@@ -11,6 +11,7 @@ from command import WEIGHTS, Spec, Told, events
 from facts import facts_of
 
 from speculators.config import VerifierFacts
+from speculators.errors import ArtifactError
 from speculators.model import SpeculatorModel, build_model
 from speculators.pipeline.build import training_kwargs
 from speculators.pipeline.sizes import parameter_counts, with_parameters
@@ -133,6 +134,18 @@ def test_an_altered_speculator_is_exported_again(spec: Spec, run_folder: Path) -
     assert (run_folder / WEIGHTS).read_bytes() == whole
 
 
+def test_a_benchmark_that_older_code_kept_is_made_again(spec: Spec, run_folder: Path) -> None:
+    """Its values are others; training is not touched."""
+    (file,) = (run_folder / "bench").glob("*.json")
+    held = json.loads(file.read_text())
+    file.write_text(json.dumps({**held, "format": held["format"] - 1}))
+    told = spec.run()
+    assert told.code == 0, told.err
+    assert "bench done in" in told.err
+    assert "train done in" not in told.err
+    assert json.loads(file.read_text())["format"] == held["format"]
+
+
 @pytest.mark.parametrize("inside", ["", "speculator"])
 def test_bench_measures_a_run_or_its_speculator(spec: Spec, run_folder: Path, tmp_path: Path, inside: str) -> None:
     """On the recipe's own suite, verifier and dtype; options replace parts; the result can be kept."""
@@ -145,6 +158,22 @@ def test_bench_measures_a_run_or_its_speculator(spec: Spec, run_folder: Path, tm
     assert setting["exact"]["prompts"] == 2
     assert told.json["dtype"] == "float32"
     assert json.loads(out.read_text()) == told.json
+
+
+def test_a_result_that_cannot_be_kept_is_printed_all_the_same(
+    spec: Spec, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up while it is measured does not cost the measurement."""
+
+    def full(path: Path, value: object) -> None:
+        raise ArtifactError(f"{path}: the disk is full")
+
+    monkeypatch.setattr("speculators.data.files.write_json", full)
+    options = ("--k", 1, "--prompts", 1, "--live", 1, "--out", tmp_path / "result.json")
+    for form in ((), ("--json",)):
+        told = spec("bench", run_folder, *options, *form)
+        assert (told.code, "the disk is full" in told.err) == (1, True)
+        assert "K=1, T=0" in told.out
 
 
 def test_bench_of_a_speculator_alone_takes_the_verifier_that_its_config_names(

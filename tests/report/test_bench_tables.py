@@ -4,25 +4,58 @@ from __future__ import annotations
 
 import io
 
+import attrs
+import pytest
 from fake_run import setting
 from rich.console import Console
 from rich.theme import Theme
 
-from speculators.bench.result import BenchResult
+from speculators.bench.referee import Agreement
+from speculators.bench.result import BenchResult, Setting
 from speculators.report.bench import bench_tables
 from speculators.report.console import STYLES
 
 
-def test_the_categories_are_rows_and_each_k_has_a_column() -> None:
-    """Tau of every K by category in one table a suite and temperature, within 120 columns; positions of the largest."""
-    settings = [setting("held", k, 0.0, 0.6) for k in (3, 7, 5)]
+def _printed(settings: list[Setting], width: int = 120) -> str:
     result = BenchResult(
         speculator="run", verifier="tiny", device="cpu", threads=1, dtype="float32", seed=0, max_new_tokens=9,
         settings=tuple(settings),
     )  # fmt: skip
     file = io.StringIO()
-    Console(file=file, width=120, theme=Theme(STYLES)).print(bench_tables(result.to_json()))
-    lines = file.getvalue().splitlines()
+    Console(file=file, width=width, theme=Theme(STYLES)).print(bench_tables(result.to_json()))
+    return file.getvalue()
+
+
+def test_a_baseline_has_its_row_at_the_largest_k() -> None:
+    """It was decoded there alone; in which order the K were asked for does not matter."""
+    large, small = (setting("held", k, 0.0, 0.6) for k in (5, 3))
+    small = attrs.evolve(small, baselines=(attrs.evolve(small.baselines[0], live_tau=None, speed=None),))
+    (row,) = [line for line in _printed([large, small], width=200).splitlines() if line.lstrip().startswith("ngram")]
+    assert row.split()[1] == "5"
+    assert f"{large.baselines[0].speed.speed_up:.2f}x" in row
+
+
+@pytest.mark.parametrize(
+    ("interval", "gap", "untold", "mark"),
+    [
+        ((1.0, 9.0), "", "", "agrees"),
+        ((1.0, 9.0), "", "the other criterion", "agrees"),
+        (None, "", "too few", "too few prompts"),
+        ((8.0, 9.0), "it is 2", "", "DISAGREES"),
+    ],
+)
+def test_the_verdict_stands_beside_lives_number(interval, gap, untold, mark) -> None:
+    """What nothing could be said of is not called an agreement."""
+    one = setting("held", 3, 0.0, 0.6)
+    agreement = Agreement(criterion="", predicted_tau=1.0, interval=interval, gap=gap, untold=untold)
+    one = attrs.evolve(one, live=attrs.evolve(one.live, agreement=agreement))
+    assert f"{one.live.acceptance.tau:.3f} {mark} " in _printed([one], width=200)
+
+
+def test_the_categories_are_rows_and_each_k_has_a_column() -> None:
+    """Tau of every K by category in one table a suite and temperature, within 120 columns; positions of the largest."""
+    settings = [setting("held", k, 0.0, 0.6) for k in (3, 7, 5)]
+    lines = _printed(settings).splitlines()
     head = next(place for place, line in enumerate(lines) if line.strip() == "by category") + 1
     columns = ("category", "prompts", "tau K=3", "tau K=5", "tau K=7 (95%)", "accepted by position, K=7")
     assert [lines[head].index(name) for name in columns] == sorted(lines[head].index(name) for name in columns)
