@@ -129,6 +129,24 @@ class BenchResult:
         """Whether live agrees with replay wherever it was asked."""
         return all(setting.live is None or setting.live.agreement.agrees for setting in self.settings)
 
+    def drafted_cost(self, setting: Setting) -> float | None:
+        """Returns what one more drafted token costs, draft and verification, in tokens without drafts.
+
+        By the rounds of a setting against those of the smallest K of its suite and temperature; None for that one,
+        where nothing was timed, and where the difference is noise.
+        """
+        alike = [
+            each
+            for each in self.settings
+            if (each.suite, each.temperature) == (setting.suite, setting.temperature) and each.live
+        ]
+        few = min(alike, key=lambda each: each.num_speculative_tokens, default=setting)
+        if few.live is None or setting.live is None or setting.exact.drafted <= few.exact.drafted:
+            return None
+        short, long = few.live.speed, setting.live.speed
+        seconds = long.draft_seconds + long.verify_seconds - short.draft_seconds - short.verify_seconds
+        return max(0.0, seconds) / (setting.exact.drafted - few.exact.drafted) * long.plain or None
+
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values; what is not a number (a position never reached) is null."""
         document: dict[str, Any] = jsonable(attrs.asdict(self))
@@ -136,6 +154,7 @@ class BenchResult:
             if setting.live is not None:
                 agreement = setting.live.agreement
                 each["live"]["agreement"] |= {"agrees": agreement.agrees, "verdict": agreement.verdict}
+            each["drafted_cost"] = self.drafted_cost(setting)
         return {**document, "agrees": self.agrees}
 
 

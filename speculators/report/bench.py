@@ -162,17 +162,13 @@ def notes(settings: Sequence[Values]) -> list[tuple[str, str]]:
 
 def _cost(settings: Sequence[Values]) -> list[tuple[str, str]]:
     """Returns what one more drafted token costs, by the rounds of the smallest and the largest K; nothing if noise."""
-    timed = sorted((each for each in settings if each["live"]), key=lambda each: each["num_speculative_tokens"])
-    if len(timed) < 2:
+    by_k = {each["num_speculative_tokens"]: each["drafted_cost"] for each in settings if each["live"]}
+    if not by_k or (cost := by_k[max(by_k)]) is None:
         return []
-    (few, short), (many, long) = ((each["exact"]["drafted"], each["live"]["speed"]) for each in (timed[0], timed[-1]))
-    seconds = sum(long[name] - short[name] for name in ("draft_seconds", "verify_seconds"))
-    if many <= few or seconds <= 0:
-        return []
-    cost = seconds / (many - few) * long["plain"]
-    ks = f"K={timed[0]['num_speculative_tokens']} and K={timed[-1]['num_speculative_tokens']}"
-    words = f"from the rounds of {ks}: one more drafted token costs {cost:.2f} of a token without drafts, draft and"
-    return [("note", f"{words} verification; one that is accepted less often slows decoding down")]
+    words = f"from the rounds of K={min(by_k)} and K={max(by_k)}: one more drafted token costs {cost:.2f} of a token"
+    return [
+        ("note", f"{words} without drafts, draft and verification; one that is accepted less often slows decoding down")
+    ]
 
 
 def rates_text(rates: Sequence[float | None]) -> str:
