@@ -14,12 +14,13 @@ from typing import Any
 import attrs
 
 from speculators.errors import Problem, RecipeError
+from speculators.recipe.document import overrides_table
 
 from .common import count, print_json, recipe_of, speculator_of
 
 # Options of a running server, of a measurement in process, and of either.
 _SERVED = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
-_LIVE = ("live", "against")
+_LIVE = ("live", "against", "set")
 _WHAT = ("verifier", "suite", "k", "temperature", "prompts")
 
 
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", metavar="N", type=count, help="the first N prompts of each suite")
     parser.add_argument("--live", metavar="N", type=count, help="prompts that the live decode confirms")
     parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines beside it")
+    text = "of [algorithm], what only decoding reads; several times"
+    parser.add_argument("--set", metavar="algorithm.KEY=VALUE", action="append", help=text)
     parser.add_argument("--out", metavar="FILE", type=Path, help="keep the result here as JSON, too")
     served = parser.add_argument_group("a running server")
     served.add_argument("--engine", choices=("vllm", "sglang"), help="its kind")
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         return _serve(options)
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
-    section = _section(options, recipe)
+    section, decoding = _section(options, recipe), _decoding(options)
     from speculators.pipeline.benches import file_bench
     from speculators.pipeline.measure import Subject, measure_folder
     from speculators.report.bench import bench_tables
@@ -65,13 +68,13 @@ def run(options: argparse.Namespace) -> int:
     from speculators.report.progress import RunView
 
     with RunView(quiet=options.quiet) as view:
-        subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
+        subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
         result = measure_folder(subject, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
         console().print(bench_tables(result))
-    # A run tells of its own verifier and of whole suites.
-    whole = subject.run is not None and options.verifier is None and options.prompts is None
+    # A run tells of its own verifier, its own decoding, and of whole suites.
+    whole = subject.run is not None and not (options.verifier or options.prompts or decoding)
     filed = file_bench(subject.run, result) if whole else None
     if options.json:
         print_json(result if filed is None else {**result, "file": filed})
@@ -165,6 +168,15 @@ def _keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
         from speculators.data.files import write_json
 
         write_json(options.out, result)
+
+
+def _decoding(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options say of `[algorithm]`; raises RecipeError where they say more."""
+    table = overrides_table(options.set or ())
+    told = table.pop("algorithm", {})
+    if table or not isinstance(told, dict):
+        raise RecipeError([Problem("--set", "is of [algorithm] here: --set algorithm.KEY=VALUE")])
+    return told
 
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:

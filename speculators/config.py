@@ -145,6 +145,8 @@ class SpeculatorModelConfig:
     others: ClassVar[Mapping[str, str]] = {}
     # Fields of config.json that a model may have otherwise than the checkpoint: its weights mean the same.
     changeable: ClassVar[tuple[str, ...]] = ()
+    # Those of them that only decoding reads: a benchmark may try others without training.
+    decoding: ClassVar[tuple[str, ...]] = ()
     speculators_model_type: str = derived("")
     architectures: tuple[str, ...] = derived(())
     speculators_version: str = derived(LAYOUT_VERSION)

