@@ -23,6 +23,11 @@ from speculators.model import WEIGHTS_FILE, SpeculatorModel
 from speculators.verifier.cache import file_sha256
 
 
+def _resolved(path: Path) -> Path:
+    """Every folder has a name then: `.` has none, and a folder is written under another one first."""
+    return path.resolve()
+
+
 @attrs.frozen(kw_only=True)
 class Request:
     """What is asked for.
@@ -41,7 +46,7 @@ class Request:
 
     speculator: Path
     target: str
-    out: Path
+    out: Path = attrs.field(converter=_resolved)
     name: str
     verifier: Path | None
     verifier_name: str | None

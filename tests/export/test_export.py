@@ -355,6 +355,16 @@ def test_an_export_replaces_an_export_and_nothing_else(world, speculator):
     assert (speculator / "model.safetensors").is_file()
 
 
+def test_an_export_can_be_written_into_the_working_folder(world, speculator, tmp_path, monkeypatch):
+    """It becomes the export; `.` has no name beside which it could be written first."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = export(request(world, speculator, "vllm", out=Path()))
+    assert done.folder == tmp_path / "here"
+    assert {"config.json", "model.safetensors", "serve.md"} <= {path.name for path in done.folder.iterdir()}
+    assert str(tmp_path / "here") in done.command
+
+
 def test_the_hub_gets_what_was_asked_for_and_only_then(world, speculator, monkeypatch):
     """The repository is made where there is none, the whole folder is uploaded, and a failure tells how to go on."""
     calls = []
