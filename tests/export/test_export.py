@@ -58,7 +58,7 @@ def request(world, speculator: Path, target: str, **changes) -> Request:
         name="tiny",
         verifier=world.folder,
         verifier_name=None,
-        dtype="bfloat16",
+        dtype=None,
     )
     return attrs.evolve(plain, **changes)
 
@@ -205,13 +205,16 @@ def test_a_native_head_is_served_inside_a_copy_of_its_verifier(tmp_path):
         name="tiny",
         verifier=folder,
         verifier_name=None,
-        dtype="bfloat16",
+        dtype=None,
     )
     done = export(asked)
     found = load_file(done.folder / "model-mtp.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in head.items())
     assert (done.folder / "tokenizer.json").is_file()
     assert '"method": "mtp"' in done.command
+    assert done.dtype == json.loads((done.folder / "export.json").read_text())["dtype"] == "the verifier's"
+    with pytest.raises(ArtifactError, match="whose dtypes it takes: leave out --dtype"):
+        export(attrs.evolve(asked, dtype="float32", out=tmp_path / "other"))
     with pytest.raises(ArtifactError, match="give --verifier"):
         export(attrs.evolve(asked, verifier=None, out=tmp_path / "other"))
 
