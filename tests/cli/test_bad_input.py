@@ -315,6 +315,16 @@ def test_regenerate_does_not_overwrite_its_prompts(spec: Spec) -> None:
     assert Path("prompts.jsonl").read_bytes() == rows([USER, ANSWER, USER, ANSWER])
 
 
+def test_regenerate_does_not_overwrite_what_is_no_answer_of_its_own(spec: Spec, done: Spec) -> None:
+    """Somebody's file, and a folder, stay as they are, and are told before the verifier is loaded."""
+    spec.cache = done.cache
+    Path("prompts.jsonl").write_bytes(rows([USER]))
+    Path("mine.jsonl").write_text("mine\n")
+    for out in ("mine.jsonl", "."):
+        one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", out), 2, "--out", "exists")
+    assert Path("mine.jsonl").read_text() == "mine\n"
+
+
 def test_regenerate_into_a_place_that_is_taken(spec: Spec, done: Spec) -> None:
     """A file where a folder should be is named."""
     spec.cache = done.cache
