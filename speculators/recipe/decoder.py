@@ -61,6 +61,11 @@ def _even(_: object, __: attrs.Attribute[Any], value: int | None) -> None:
         raise ValueError(f"must be even, got {value}: the rotary embedding turns pairs of a head's values")
 
 
+def _known_activation(_: object, __: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        one_of(*_ACTIVATIONS)(_, __, value)
+
+
 def _known_rope(_: object, __: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
     if value is None:
         return
@@ -86,7 +91,7 @@ class _Values:
     rms_norm_eps: float = field(default=None, validator=positive)
     vocab_size: int = field(default=None, validator=positive)
     model_type: str = field(default=None)
-    hidden_act: str = field(default=None, validator=attrs.validators.optional(one_of(*_ACTIVATIONS)))
+    hidden_act: str = field(default=None, validator=_known_activation)
     rope_parameters: dict[str, Any] = field(default=None, validator=_known_rope)
     attention_bias: bool = field(default=None)
     mlp_bias: bool = field(default=None)
