@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import keyword
 import os
@@ -55,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Any argument may be taken for a path, and any first look at it fails so.
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return RecipeError.exit_code
     except SystemExit as stop:  # argparse, after it said what is wrong
         return stop.code if isinstance(stop.code, int) else 2
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from speculators.errors import ArtifactError, Problem, RecipeError
+from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
 from speculators.recipe.checks import check_recipe
 from speculators.recipe.load import load_recipe
+from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 
 
@@ -37,6 +41,31 @@ def add_verifier_config(parser: argparse.ArgumentParser) -> None:
     """Adds `--verifier-config`."""
     text = "config.json of the verifier, to check against it without fetching the model"
     parser.add_argument("--verifier-config", metavar="FILE", type=Path, help=text)
+
+
+@contextmanager
+def or_warned(plan: Plan, what: str) -> Iterator[None]:
+    """Warns that something cannot be told where the block fails for a reason of the user's, or inside a plug-in.
+
+    A plug-in is somebody else's code and may raise anything; what our own raises is a bug, and stays one.
+    """
+    from speculators.pipeline.rehearsal import is_plugin
+
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, SpeculatorsError) and not is_plugin(plan.recipe.algorithm.name):
+            raise
+        print(f"warning: {what}: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def counted(plan: Plan) -> Plan:
+    """Returns the plan with parameter counts, or without where a plug-in cannot be built before there are weights."""
+    from speculators.pipeline.sizes import with_parameters
+
+    with or_warned(plan, "parameters cannot be counted"):
+        return with_parameters(plan)
+    return plan
 
 
 def count(text: str) -> int:

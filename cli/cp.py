@@ -1,15 +1,16 @@
-"""Copies a recipe to a file of your own."""
+"""Copies a recipe to a file of your own; [expect], which was measured with the original, is left out."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
-from speculators.errors import SpeculatorsError
+from speculators.errors import Problem, RecipeError, SpeculatorsError
 from speculators.recipe.catalog import recipe_path
 from speculators.recipe.checks import check_recipe
+from speculators.recipe.document import read_document
+from speculators.recipe.expect import without_bands
 from speculators.recipe.load import load_recipe
 
 from .common import print_json
@@ -22,23 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Copies, then says which files the copy no longer finds."""
+    """Copies, then says what is left out and which files the copy no longer finds."""
     source = recipe_path(options.recipe)
     target = options.target / source.name if options.target.is_dir() else options.target
     if target.suffix != ".toml":
-        raise SpeculatorsError(f"{target}: a recipe's file ends in .toml")
+        raise RecipeError([Problem("", f"{target}: a recipe's file ends in .toml", "name it so")])
     if target.exists():
-        raise SpeculatorsError(f"{target} exists", hint="name another file, or remove it first")
+        raise RecipeError([Problem("", f"{target} exists", "name another file, or remove it first")])
+    document, text = read_document(source)
     try:
-        shutil.copyfile(source, target)
+        target.write_text(without_bands(text), encoding="utf-8")
     except OSError as error:
         raise SpeculatorsError(f"{target} cannot be written: {error.strerror}") from None
     for problem in check_recipe(load_recipe(str(target))):
         print(f"warning: {problem}", file=sys.stderr)
+    left_out = ["expect"] if "expect" in document else []
     if options.json:
-        print_json({"recipe": str(source), "copy": str(target)})
+        print_json({"recipe": str(source), "copy": str(target), "left_out": left_out})
     elif not options.quiet:
-        print(
-            f"{target}: a copy of {options.recipe}; spec run {target if '/' in str(target) else f'./{target}'} runs it"
-        )
+        told = str(target) if "/" in str(target) else f"./{target}"
+        print(f"{target}: a copy of {options.recipe}; spec run {told} runs it")
+        if left_out:
+            print("[expect] is left out: its bands were measured with the original, not with what you make of it")
     return 0

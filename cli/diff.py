@@ -6,8 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
+import attrs
+
 from speculators.config import VerifierFacts
 from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
+from speculators.recipe.consequence import VOCABULARY
 from speculators.recipe.diff import AGAIN, as_values, exit_code
 from speculators.recipe.load import load_recipe
 from speculators.recipe.locks import facts_of_run, shipped_facts
@@ -16,7 +19,7 @@ from speculators.recipe.revision import unpacked
 from speculators.recipe.schema import Recipe
 from speculators.recipe.side import Side
 
-from .common import add_verifier_config, print_json
+from .common import add_verifier_config, counted, print_json
 
 _REVISION = re.compile(r"(?P<rev>[^:]+):(?P<path>[^:]+\.toml)")
 RUNS = Path("runs")
@@ -47,6 +50,7 @@ def _compare(options: argparse.Namespace) -> int:
         models = " / ".join(side.values["verifier.model"] for side in (a, b))
         words = f"the verifiers differ ({models}), and one config.json cannot be that of both"
         raise RecipeError([Problem("--verifier-config", words, "leave it out")])
+    a = _counted(a, b)
     result = as_values(a, b)
     if a.run or b.run or (RUNS.is_dir() and any(stage["status"] == AGAIN for stage in result["stages"])):
         from speculators.pipeline.compare import with_records
@@ -76,6 +80,18 @@ def _side(name: str, options: argparse.Namespace) -> Side:
         with unpacked(found["rev"], found["path"]) as held:
             return held.moved(_recipe_side(name, held.recipe, options))
     return _recipe_side(name, load_recipe(name), options)
+
+
+def _counted(a: Side, b: Side) -> Side:
+    """Returns A with the parameters that both draft vocabularies give one speculator, where a recipe can build it."""
+    plan = a.plan or b.plan
+    if plan is None or a.values.get("algorithm.name") != b.values.get("algorithm.name"):
+        return a
+    sizes = {side.values.get(VOCABULARY) or plan.facts.vocab_size for side in (a, b)}
+    found = {size: counted(attrs.evolve(plan, draft_vocab_size=size)) for size in sizes if len(sizes) > 1}
+    return attrs.evolve(
+        a, parameters={size: sum(each.parameters.values()) for size, each in found.items() if each.parameters}
+    )
 
 
 def _is_run(name: str) -> bool:

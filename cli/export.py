@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verifier", metavar="MODEL", help="to check against, instead of the one that config.json names"
     )
     parser.add_argument("--verifier-name", metavar="NAME", help="by which the export names the verifier: a hub id")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights (bfloat16)"
-    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights (bfloat16)")
     parser.add_argument("--push", metavar="REPO", help="with --to hub: upload it to this repository")
 
 

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from speculators.config import CONFIGS
-from speculators.errors import SpeculatorsError
+from speculators.errors import Problem, RecipeError, SpeculatorsError
 
 from .common import print_json
 
@@ -30,18 +30,16 @@ def run(options: argparse.Namespace) -> int:
     """Writes the files; none is overwritten."""
     name = options.name
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise SpeculatorsError(
-            f"{name!r} is no name for a package", hint="small letters, digits and _, like my_algorithm"
-        )
+        raise _refused(f"{name!r} is no name for a package", "small letters, digits and _, like my_algorithm")
     if name in CONFIGS.names():
-        raise SpeculatorsError(f"there is an algorithm {name!r} already", hint="take another name")
+        raise _refused(f"there is an algorithm {name!r} already", "take another name")
     files = {options.into / file: text for file, text in skeleton(name).items()}
     if held := [str(path) for path in files if path.exists()]:
-        raise SpeculatorsError(f"{', '.join(held)}: there already", hint="nothing was written; --into another folder")
+        raise _refused(f"{', '.join(held)}: there already", "nothing was written; --into another folder")
     if (found := importlib.util.find_spec(name)) is not None:
         where = f" ({found.origin})" if found.origin else ""
         message = f"there is a module {name!r} already{where}: it would be imported instead of yours"
-        raise SpeculatorsError(message, hint="take another name")
+        raise _refused(message, "take another name")
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +55,11 @@ def run(options: argparse.Namespace) -> int:
         told = recipe if recipe.is_absolute() else f"./{recipe}"
         print(f"\nspec run {told} trains and measures it; pytest {test} tests it; CHANGE marks what to change")
     return 0
+
+
+def _refused(message: str, hint: str) -> RecipeError:
+    """Returns the error of a usage that cannot be: nothing was written."""
+    return RecipeError([Problem("", message, hint)])
 
 
 def skeleton(name: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from speculators.recipe.locks import contradictions, shipped_facts
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 
-from .common import add_recipe, add_verifier_config, count, load_checked, print_json
+from .common import add_recipe, add_verifier_config, count, counted, load_checked, or_warned, print_json
 
 NODES = 64
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     places = Places(runs=options.runs)
     # --gpus are other machines than this one, and compute in what the recipe says.
     plan = plan if devices else settled_here(plan)
-    plan, done = _counted(plan), on_disk(plan, places)
+    plan, done = counted(plan), on_disk(plan, places)
     costs = _costs(plan, places, options, devices)
     if options.json:
         print_json({**plan.to_dict(), "on_disk": done, "costs": costs})
@@ -103,18 +103,6 @@ def _devices(options: argparse.Namespace) -> list[Any]:
     return parse_devices(options.gpus) if options.gpus else []
 
 
-def _counted(plan: Plan) -> Plan:
-    """Returns the plan with parameter counts, or without where a plug-in cannot be built before there are weights."""
-    from speculators.pipeline.sizes import with_parameters
-
-    try:
-        return with_parameters(plan)
-    # A plug-in is somebody else's code and may raise anything; a plan without counts is still a plan.
-    except Exception as error:
-        print(f"warning: parameters cannot be counted: {type(error).__name__}: {error}", file=sys.stderr)
-        return plan
-
-
 def _costs(plan: Plan, places: Any, options: argparse.Namespace, devices: list[Any]) -> dict[str, Any] | None:
     """Returns what the plan costs, or None where the algorithm or the verifier cannot be run without values."""
     from speculators.pipeline.estimate import Wanted, estimate
@@ -130,11 +118,9 @@ def _costs(plan: Plan, places: Any, options: argparse.Namespace, devices: list[A
     )
     if not plan.parameters:
         return None
-    try:
+    with or_warned(plan, "costs cannot be told"):
         return estimate(plan, places, wanted)
-    except Exception as error:
-        print(f"warning: costs cannot be told: {type(error).__name__}: {error}", file=sys.stderr)
-        return None
+    return None
 
 
 def _fetch_facts(recipe: Recipe, *, quiet: bool) -> VerifierFacts:

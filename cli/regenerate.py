@@ -24,8 +24,12 @@ def run(options: argparse.Namespace) -> int:
     """Writes the conversations."""
     from speculators.recipe.load import load_recipe
 
-    if options.out.resolve() == options.prompts.resolve():
+    out = options.out.resolve()
+    if out == options.prompts.resolve():
         raise RecipeError([Problem("--out", f"{options.out} is the file of the prompts", "write to another one")])
+    if out.exists() and not any(out.with_name(out.name + end).is_file() for end in (".json", ".part")):
+        words = f"{options.out} exists, and is no work of this command"
+        raise RecipeError([Problem("--out", words, "name another file, or remove it first")])
     recipe = load_recipe(options.recipe, options.overrides)
     from speculators.pipeline.regenerate import Elsewhere, regenerate_file
     from speculators.report.progress import RunView
@@ -37,6 +41,6 @@ def run(options: argparse.Namespace) -> int:
         print_json(facts)
     else:
         engine = facts.get("engine")
-        by = f", by {engine['engine']} {engine['version']} with {engine['root'] or engine['model']}" if engine else ""
-        print(f"{options.out}: {facts['conversations']} conversations{by}")
+        whom = f", by {engine['engine']} {engine['version']} with {engine['root'] or engine['model']}" if engine else ""
+        print(f"{options.out}: {facts['conversations']} conversations{whom}")
     return 0

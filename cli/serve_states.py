@@ -7,14 +7,16 @@ import os
 import sys
 from pathlib import Path
 
+from speculators.errors import Problem, RecipeError
+
 from .common import add_recipe, count, load_checked, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument("--host", metavar="HOST", default="127.0.0.1", help="where it listens (127.0.0.1)")
-    parser.add_argument("--port", metavar="PORT", type=count, default=8000, help="and on which port (8000)")
+    parser.add_argument("--host", metavar="HOST", help="where it listens (that of data.server.endpoint)")
+    parser.add_argument("--port", metavar="PORT", type=count, help="and on which port (that of data.server.endpoint)")
     parser.add_argument(
         "--vllm", metavar="PROGRAM", default="vllm", help="vLLM's program, in its own environment (vllm)"
     )
@@ -24,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serves; returns vLLM's exit code."""
+    if options.json and not options.print:
+        raise RecipeError(
+            [Problem("--json", "goes with --print: a server has no result", "leave out --json, or add --print")]
+        )
     options.nproc = 1
     recipe = load_checked(options)
     from speculators.pipeline.context import Places

@@ -342,6 +342,8 @@ class VerifierFacts(Mapping[str, Any]):
             raise ArtifactError(f"{path}: there is no config.json here") from None
         except IsADirectoryError:
             raise ArtifactError(f"{path}: is a folder", hint="give the config.json in it") from None
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path}: not JSON: {error}") from None
 

@@ -110,8 +110,10 @@ def _events(lines: Iterable[bytes], where: str) -> Iterator[dict[str, Any]]:
             event = json.loads(content)
         except ValueError:
             raise ServerError(f"{where}: streams what is not JSON: {content[:200]!r}") from None
-        if "error" in event:
-            told = event["error"]
+        if not isinstance(event, dict):
+            raise ServerError(f"{where}: streams what is no event: {content[:200]!r}")
+        # Some servers say "error": null where there is none.
+        if (told := event.get("error")) is not None:
             words = told.get("message", told) if isinstance(told, dict) else told
             raise ServerError(f"{where}: broke off an answer: {words}")
         yield event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -69,13 +70,15 @@ def _pickled(files: list[Path]) -> ArtifactError:
     program = (
         "import torch; from safetensors.torch import save_file; tensors = {}; "
         + " ".join(
-            f"tensors.update(torch.load('{file.name}', map_location='cpu', weights_only=True));" for file in files
+            f"tensors.update(torch.load({file.name!r}, map_location='cpu', weights_only=True));" for file in files
         )
         + " save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, 'model.safetensors')"
     )
+    # Whoever made the files chose their names, and people paste this into a shell.
+    command = shlex.join(("python", "-c", program))
     return ArtifactError(
         f"{folder} has its weights only as {names}: a pickle can run any program when it is read, so it is not opened",
-        hint=f'torch reads tensors alone with weights_only; in {folder}:\n  python -c "{program}"\nthen import again',
+        hint=f"torch reads tensors alone with weights_only; in {folder}:\n  {command}\nthen import again",
     )
 
 

@@ -22,7 +22,7 @@ from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.events import ignore
 from speculators.pipeline.context import Listen, Places
 from speculators.pipeline.look import Wish, look
-from speculators.pipeline.ondisk import made
+from speculators.pipeline.ondisk import MADE, made
 from speculators.pipeline.regenerate import answers_path, is_whole
 from speculators.recipe.plan import make_plan
 from speculators.recipe.relocate import relocate
@@ -35,6 +35,7 @@ DATA = Family("data")
 SAMPLE, RENDERED = 8, 16
 # Of all tokens: a chat's prompt and the frame of its turns are at least a twentieth of it.
 MOST_SUPERVISED = 0.95
+PROMISED = ("as prepared", "loss mask", "rendering", "lint", "on-policy")
 NOTHING = "the checkpoint is in no run that kept its data"
 
 
@@ -42,12 +43,13 @@ def check_data(patient: Patient, places: Places, listen: Listen = ignore) -> Ite
     """Yields the checks of the run's own data, as far as it is still there."""
     origin = patient.origin
     if origin is None:
-        for name in ("loss mask", "rendering", "lint", "on-policy"):
+        for name in PROMISED:
             yield DATA.skipped(name, f"{NOTHING}: {patient.no_origin}")
         return
     recipe, lost = relocate(origin.recipe, origin.lock, origin.folder)
     if lost:
-        yield DATA.skipped("sources", f"not there any more: {lost[0]}")
+        for name in PROMISED:
+            yield DATA.skipped(name, f"the run's data is not there any more: {lost[0]}")
         return
     plan = make_plan(recipe, VerifierFacts(origin.lock.verifier.config), world_size=1)
     key = origin.lock.fingerprints["prepare"]
@@ -55,7 +57,8 @@ def check_data(patient: Patient, places: Places, listen: Listen = ignore) -> Ite
         # Not where the plan would look: a verifier that was changed has another fingerprint.
         prepared = conversations_of(key, places)
     except ArtifactError as error:
-        yield DATA.skipped("loss mask", f"the prepared conversations are gone: {str(error).splitlines()[0]}")
+        for name in PROMISED:
+            yield DATA.skipped(name, f"the prepared conversations are gone: {str(error).splitlines()[0]}")
         return
     intact = _kept(origin, prepared)
     yield intact
@@ -72,10 +75,12 @@ def check_data(patient: Patient, places: Places, listen: Listen = ignore) -> Ite
 def _kept(origin: Origin, prepared: Conversations) -> Check:
     """Compares the kept conversations with what the run noted when it made them."""
     name, noted = "as prepared", made(origin.folder).get("prepare", {}).get("files", {})
+    if not noted:
+        return DATA.skipped(name, f"{origin.folder} did not note what it made (no {MADE}), so nothing can be compared")
     try:
         Conversations.open(prepared.folder, verify=True)
         now = {file: held["sha256"] for file, held in prepared.manifest["files"].items()}
-        changed = sorted(file for file in {*noted, *now} if noted.get(file) != now.get(file)) if noted else []
+        changed = sorted(file for file in {*noted, *now} if noted.get(file) != now.get(file))
         words = f"{', '.join(changed)}: not what the run was trained on (sha256)"
     except ArtifactError as error:
         changed, words = ["?"], str(error).splitlines()[0]

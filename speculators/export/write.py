@@ -22,6 +22,14 @@ from speculators.formats.served import TARGETS, Place, Served
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
 from speculators.verifier.cache import file_sha256
 
+# What a draft is written in that becomes a part of the verifier's checkpoint.
+AS_STITCHED = "the verifier's"
+
+
+def _resolved(path: Path) -> Path:
+    """Every folder has a name then: `.` has none, and a folder is written under another one first."""
+    return path.resolve()
+
 
 @attrs.frozen(kw_only=True)
 class Request:
@@ -34,18 +42,18 @@ class Request:
         name: of the speculator, for people.
         verifier: its folder; None where it is not on this machine.
         verifier_name: by which the export names it; None keeps what config.json says.
-        dtype: of the weights.
+        dtype: of the weights; None for bfloat16, and for a part of the verifier's checkpoint for what that has.
         address: by which the commands name the export; None for `out`.
         background: of the speculator.
     """
 
     speculator: Path
     target: str
-    out: Path
+    out: Path = attrs.field(converter=_resolved)
     name: str
     verifier: Path | None
     verifier_name: str | None
-    dtype: str
+    dtype: str | None
     address: str | None = None
     background: Background = Background()
 
@@ -55,6 +63,7 @@ class Exported:
     """What an export came to.
 
     Attributes:
+        dtype: of the weights; AS_STITCHED for a part of the verifier's checkpoint.
         command: that serves it, as typed.
         notes: what was not checked, and what whoever serves it should know.
     """
@@ -82,6 +91,7 @@ def export(request: Request) -> Exported:
     served = _layout(algorithm, request.target)
     refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier)
     _refuse(model, config, served, request, refused)
+    dtype = AS_STITCHED if served.stitch else request.dtype or "bfloat16"
     verifier = config.speculators_config.verifier.name_or_path
     tokens = config.speculators_config.proposal_methods[0].speculative_tokens
     address = request.address or str(request.out.absolute())
@@ -98,21 +108,21 @@ def export(request: Request) -> Exported:
         background=request.background,
     )
     with new_folder(request.out) as partial:
-        _write(model, config, served, request, partial)
+        _write(model, config, served, attrs.evolve(request, dtype=dtype), partial)
         write_whole(partial / "serve.md", serve_page(subject).encode())
         if request.target == "hub":
             # Whoever reads the card has it from a repository: no folder of this machine is of use there.
             place = Place(folder=request.address or request.out.name, verifier=verifier, tokens=tokens)
             page = card(attrs.evolve(subject, command=served.command(place)))
             write_whole(partial / "README.md", page.encode())
-        write_json(partial / RECORD, _record(request, algorithm))
+        write_json(partial / RECORD, _record(attrs.evolve(request, dtype=dtype), algorithm))
     return Exported(
         folder=request.out,
         target=request.target,
         server=served.server,
         algorithm=algorithm,
         verifier=verifier,
-        dtype=request.dtype,
+        dtype=dtype,
         command=shlex.join(command),
         notes=notes,
         files=tuple(sorted(path.name for path in request.out.iterdir())),
@@ -148,6 +158,8 @@ def _refuse(model: SpeculatorModel, config: Any, served: Served, request: Reques
     found += weight_refusals(model.saved_names(model.state_dict()))
     if served.stitch is not None and request.verifier is None:
         found.append("it becomes a part of the verifier's checkpoint, and the verifier is not here: give --verifier")
+    if served.stitch is not None and request.dtype is not None:
+        found.append("it becomes a part of the verifier's checkpoint, whose dtypes it takes: leave out --dtype")
     if found:
         reasons = "\n".join(f"  {reason}" for reason in found)
         raise ArtifactError(f"{request.speculator}: {served.server} would not draft what was trained:\n{reasons}")
@@ -170,7 +182,7 @@ def _write(model: SpeculatorModel, config: Any, served: Served, request: Request
         partial.rmdir()
         served.stitch(request.speculator, request.verifier, partial)
         return
-    dtype = getattr(torch, request.dtype)
+    dtype = getattr(torch, str(request.dtype))
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.saved_names(model.state_dict()).items()

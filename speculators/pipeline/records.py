@@ -219,8 +219,16 @@ def _precision(plan: Plan) -> tuple[str, str]:
 def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
     """Returns what a run cost in products; None where its recipe, verifier or algorithm are not at hand any more.
 
-    `--set` is not in the recipe that a run keeps: only one that still gives the run's own fingerprint is taken.
+    `--set` is not in the recipe that a run keeps: only one that still gives the run's own fingerprint is taken. Nor
+    is a plug-in imported that the plan does not have: it is somebody's program, and has nothing to do with the plan.
     """
+    held = read_json(record.folder / "plan.json")
+    try:
+        module = held["recipe"]["algorithm"].get("module")
+    except (AttributeError, KeyError, TypeError):
+        return None
+    if module not in (None, plan.recipe.algorithm.module):
+        return None
     try:
         recipe = load_recipe(str(record.folder / "recipe.toml"))
         folder = held_folder(recipe.verifier, cache=places.verifiers)
@@ -228,8 +236,8 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None
         if facts is None:
             return None
-        found, held = make_plan(recipe, facts), read_json(record.folder / "plan.json")
-        if isinstance(held, dict) and "precision" in held:  # what it computed in there; older runs do not tell
+        found = make_plan(recipe, facts)
+        if "precision" in held:  # what it computed in there; older runs do not tell
             found = attrs.evolve(found, precision=held["precision"])
         own = found.stage("train").fingerprint == record.fingerprints.get("train")
         return costs_of(found, places) if own else None

@@ -16,7 +16,7 @@ import attrs
 from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, stream_source, told
 from speculators.data.files import disk_errors, read_json, sha256_of, write_json, write_whole
 from speculators.data.template import ChatTemplate
-from speculators.errors import DataError
+from speculators.errors import DataError, Problem, RecipeError
 from speculators.events import Progress, WarningEvent
 from speculators.pipeline.context import Context, Listen
 from speculators.recipe.schema import Recipe
@@ -55,6 +55,7 @@ def regenerated(context: Context) -> DataSection:
     if not is_whole(file):
         if file.exists():
             context.tell(WarningEvent(message=f"{file} is not what was written there: its answers are made again"))
+            file.unlink()
         left_out = LeftOut()
         prompts = [prompt for source in data.sources for prompt in read_prompts(source, left_out)]
         for words in left_out.words():
@@ -173,12 +174,17 @@ def write_answers(
         settings: how it answers.
         facts: returns what determines the answers besides prompts, settings and our own versions.
         progress: told while answers are made.
+
+    Raises:
+        RecipeError: `file` is there, and is not of the same work.
     """
     part = file.with_name(file.name + ".part")
     template = ChatTemplate.of(answerer.tokenizer)
     ids = [template.prompt_ids(tuple(_message(message) for message in row["messages"])) for row in prompts]
     whence = {**facts(), **provenance(settings, ids)}
     answers = _kept(part, whence)
+    if file.exists() and not answers and not _holds(_beside(file), whence):
+        raise RecipeError([Problem("", f"{file} exists, of other work", "name another file, or remove it first")])
     sampling = Sampling(**attrs.asdict(settings, filter=lambda attribute, _: attribute.name != "dtype"))
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +199,12 @@ def write_answers(
 
 def _message(values: dict[str, str]) -> Message:
     return Message(role=values["role"], content=values["content"])
+
+
+def _holds(provenance: Path, facts: dict[str, Any]) -> bool:
+    """Returns whether a file beside answers says that they are of these facts."""
+    held = read_json(provenance)
+    return isinstance(held, dict) and {**held, **facts} == held
 
 
 def _kept(part: Path, facts: dict[str, Any]) -> dict[int, Answer]:
@@ -256,6 +268,7 @@ def regenerate_file(
 
     Raises:
         DataError: a row has no user turn, or the file cannot be read.
+        RecipeError: `out` is there, and is not of the same work.
         ServerError: the server cannot be reached, or gives no answers.
     """
     settings = recipe.data.regenerate or Regenerate()

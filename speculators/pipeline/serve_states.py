@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import torch
@@ -20,19 +21,22 @@ from speculators.verifier.command import run_until_stopped
 from speculators.verifier.serving import ServeStates
 from speculators.verifier.sources import fetch_facts, obtain
 
+# Of URLs that name none.
+_PORTS = {"http": 80, "https": 443}
+
 
 @attrs.frozen(kw_only=True)
 class Where:
     """How the server is started, which no recipe says.
 
     Attributes:
-        host, port: where it listens.
+        host, port: where it listens; None for those of the recipe's `data.server.endpoint`.
         vllm: the program, by path or name.
         extra: further arguments of `vllm serve`.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str | None = None
+    port: int | None = None
     vllm: str = "vllm"
     extra: tuple[str, ...] = ()
 
@@ -49,6 +53,8 @@ def planned(recipe: Recipe, where: Where, *, places: Places, progress: Progress)
     plan = make_plan(recipe, facts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = compute_dtype(getattr(torch, recipe.data.states_dtype), torch.device(device))
+    # Where capture will ask: a server elsewhere would never be found.
+    asked = urlsplit(recipe.data.server.endpoint)
     settings = ServeStates(
         model=model,
         name=section.model,
@@ -61,7 +67,10 @@ def planned(recipe: Recipe, where: Where, *, places: Places, progress: Progress)
         max_model_len=min(recipe.data.max_tokens + 1, facts.max_position_embeddings),
         folder=shared_folder(plan, places).absolute(),
         device=device,
-        **attrs.asdict(where),
+        host=where.host or str(asked.hostname),
+        port=where.port or asked.port or _PORTS[asked.scheme],
+        vllm=where.vllm,
+        extra=where.extra,
     )
     return settings, serving_note(plan)
 

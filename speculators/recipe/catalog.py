@@ -38,8 +38,14 @@ def recipe_path(name_or_path: str) -> Path:
             near_miss(name_or_path, names) or f"there are: {', '.join(names)}; a file is written ./{name_or_path}.toml"
         )
         raise RecipeError([Problem("", f"no recipe {name_or_path!r}", hint)])
-    path = Path(name_or_path).expanduser()
-    if not path.is_file():
+    path = Path(name_or_path)
+    try:
+        path = path.expanduser()
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or ~ of nobody
+        words = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError([Problem("", f"cannot be read: {words}", file=str(path))]) from None
+    if not there:
         stem = path.stem if path.stem in recipe_names() else ""
         hint = (
             f"spec cp {stem} {name_or_path} makes it from the recipe {stem!r}" if stem else "spec ls lists the recipes"

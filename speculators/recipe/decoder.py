@@ -12,7 +12,7 @@ from attrs import field
 from speculators.config import SpeculatorModelConfig, VerifierFacts, positive
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.converter import structure
-from speculators.recipe.validators import between
+from speculators.recipe.validators import one_of
 from speculators.registry import near_miss
 
 # Taken over as they are: with another rotary embedding or norm than the verifier's, a draft trains and fails served.
@@ -39,6 +39,21 @@ _FIXED = {
     "rope_scaling": "set rope_parameters",
     "partial_rotary_factor": "set rope_parameters",
 }
+# The kinds of rotary embedding that transformers computes, with what each reads besides theta.
+_ROPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "proportional": (),
+}
+# Of transformers those without weights of their own.
+_ACTIVATIONS = (
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu"),
+    *("silu", "swish", "mish", "hardswish", "relu", "relu2", "relu6", "leaky_relu", "sigmoid", "tanh", "linear"),
+)
 
 
 def _even(_: object, __: attrs.Attribute[Any], value: int | None) -> None:
@@ -46,15 +61,26 @@ def _even(_: object, __: attrs.Attribute[Any], value: int | None) -> None:
         raise ValueError(f"must be even, got {value}: the rotary embedding turns pairs of a head's values")
 
 
-def _has_theta(_: object, __: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
-    theta = None if value is None else value.get("rope_theta")
-    if value is not None and (isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0):
+def _known_activation(_: object, __: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        one_of(*_ACTIVATIONS)(_, __, value)
+
+
+def _known_rope(_: object, __: attrs.Attribute[Any], value: dict[str, Any] | None) -> None:
+    if value is None:
+        return
+    theta, kind = value.get("rope_theta"), value.get("rope_type", "default")
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
         raise ValueError(f"must have rope_theta, a number > 0, got {theta!r}")
+    if kind not in _ROPES:
+        raise ValueError(f"must have a rope_type of {', '.join(_ROPES)}, got {kind!r}")
+    if lacking := [key for key in _ROPES[kind] if key not in value]:
+        raise ValueError(f"must have {', '.join(lacking)}, which rope_type {kind!r} reads")
 
 
 @attrs.frozen(kw_only=True)
 class _Values:
-    """The types and bounds of a decoder's values; None stands for one that is not there."""
+    """What the draft's layers read of a decoder, with types and bounds; None stands for a value that is not there."""
 
     hidden_size: int = field(default=None, validator=positive)
     intermediate_size: int = field(default=None, validator=positive)
@@ -65,13 +91,11 @@ class _Values:
     rms_norm_eps: float = field(default=None, validator=positive)
     vocab_size: int = field(default=None, validator=positive)
     model_type: str = field(default=None)
-    hidden_act: str = field(default=None)
-    rope_parameters: dict[str, Any] = field(default=None, validator=_has_theta)
+    hidden_act: str = field(default=None, validator=_known_activation)
+    rope_parameters: dict[str, Any] = field(default=None, validator=_known_rope)
     attention_bias: bool = field(default=None)
     mlp_bias: bool = field(default=None)
     sliding_window: int = field(default=None, validator=positive)
-    attention_dropout: float = field(default=0.0, validator=between(0, 1))
-    initializer_range: float = field(default=None, validator=positive)
 
     @num_key_value_heads.validator
     def _divides_the_heads(self, _: attrs.Attribute[Any], value: int | None) -> None:
@@ -88,10 +112,10 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
 
     Raises:
         RecipeError: a value that neither the verifier's config.json nor `algorithm.decoder` has, one that no decoder
-            can have, or a key that does not exist.
+            can have, or a key that no layer reads.
     """
     own = dict(config.decoder)
-    problems = [*_wrong_keys(facts, own), *wrong_values(own)]
+    problems = wrong_values(own)
     if problems:
         raise RecipeError(problems)
     ids = config.layer_ids(facts.num_hidden_layers)
@@ -111,7 +135,7 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
             hint = "set it" if key not in _FIXED else "is this the config.json of a language model?"
             problems.append(Problem(f"algorithm.decoder.{key}", f"{facts.source} has no {key!r} to inherit", hint))
     # Those of `own` were right by themselves: what is wrong now is the verifier's, or does not go with it.
-    for problem in wrong_values(decoder):
+    for problem in _wrong_values(decoder):
         inherited = problem.path.removeprefix("algorithm.decoder.") not in own
         problems.append(dataclasses.replace(problem, hint=f"inherited from {facts.source}") if inherited else problem)
     if problems:
@@ -119,21 +143,26 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     return decoder
 
 
-def wrong_values(decoder: Mapping[str, Any]) -> list[Problem]:
-    """Returns the problems of values that no decoder can have, whatever its verifier is."""
+def wrong_values(own: Mapping[str, Any]) -> list[Problem]:
+    """Returns the problems of `algorithm.decoder`, whatever its verifier is: keys that no layer reads, and values."""
+    return [*_wrong_keys(own), *_wrong_values(own)]
+
+
+def _wrong_values(decoder: Mapping[str, Any]) -> list[Problem]:
     told = {key: decoder[key] for key in _VALUE_KEYS if decoder.get(key) is not None}
     return structure(told, _Values, path=("algorithm", "decoder"))[1]
 
 
-def _wrong_keys(facts: VerifierFacts, own: Mapping[str, Any]) -> list[Problem]:
-    known = sorted({*_VALUE_KEYS, *facts} - set(_FIXED))
+def _wrong_keys(own: Mapping[str, Any]) -> list[Problem]:
+    known = sorted({*_VALUE_KEYS} - {*_FIXED})
     problems = []
     for key in own:
         path = f"algorithm.decoder.{key}"
         if key in _FIXED:
             problems.append(Problem(path, "cannot be replaced", _FIXED[key]))
         elif key not in known:
-            problems.append(Problem(path, f"unknown key {key!r}", near_miss(key, known)))
+            hint = near_miss(key, known) or f"there are: {', '.join(known)}"
+            problems.append(Problem(path, f"no layer of a draft reads {key!r}", hint))
     return problems
 
 

@@ -75,7 +75,7 @@ def changes(a: Side, b: Side) -> list[Change]:
                 after=_with_content(path, b, a),
                 before_from=a.origins.get(path, ""),
                 after_from=b.origins.get(path, ""),
-                consequence=consequence(path, before, after, a.facts or b.facts),
+                consequence=consequence(path, before, after, a.facts or b.facts, a.parameters or b.parameters),
             )
         )
     return found

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tomli
+
+from speculators.errors import RecipeError
+from speculators.recipe.origin import key_lines
 from speculators.recipe.schema import Expect
 
 _SETTING = re.compile(r"(.+)/K=(\d+)/T=(\d+(?:\.\d+)?)")
@@ -57,3 +62,25 @@ def expect_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         else:
             lines.append(f"{row['setting']}: tau {row['tau']:.3f} is {row['place']} what is expected, {band}")
     return lines
+
+
+def without_bands(text: str) -> str:
+    """Returns the TOML text of a recipe without `[expect]`: of what is left every comment and blank stays as it was.
+
+    Raises:
+        RecipeError: the text is written so that the bands cannot be told from the rest.
+    """
+    lines = text.splitlines(keepends=True)
+    starts = sorted((line - 1, path[0] == "expect") for path, line in key_lines(text).items())
+    left = lines[: starts[0][0]] if starts else lines
+    for (start, bands), (end, more) in itertools.pairwise([*starts, (len(lines), False)]):
+        if not bands:
+            left += lines[start:end]
+        elif not more:
+            # Comments before what comes next are about that.
+            told = itertools.takewhile(lambda line: re.match(r"\s*(#|$)", line), reversed(lines[start:end]))
+            left += itertools.dropwhile(str.isspace, reversed(list(told)))
+    found = "".join(left).rstrip() + "\n"
+    if tomli.loads(found) != {key: value for key, value in tomli.loads(text).items() if key != "expect"}:
+        raise RecipeError("[expect] cannot be told from the rest of the file: write it as a table, at the end")
+    return found

@@ -29,7 +29,7 @@ from speculators.recipe.values import as_tables
 __all__ = ["Plan", "Stage", "default_layer_ids", "draft_decoder_config", "file_digest", "make_plan"]
 
 # Raised when what a stage writes changes its meaning, so that outputs of older code are not taken for current ones.
-STAGE_VERSIONS = {"verifier": 1, "prepare": 1, "capture": 1, "train": 1, "bench": 1}
+STAGE_VERSIONS = {"verifier": 1, "prepare": 1, "capture": 1, "train": 1, "bench": 2}
 
 
 @attrs.frozen

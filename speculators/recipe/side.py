@@ -29,6 +29,8 @@ class Side:
         contents: sha256 of what a path in `values` stands for, where it is known: of a file, or of a suite's file.
         stages: fingerprint and inputs of each stage; empty where the verifier is not known.
         facts: the verifier's config.json, where it is known.
+        plan: of a recipe, where its verifier is known.
+        parameters: of the speculator with draft vocabularies of these sizes, where they were counted.
         precision: what a run trained in; None for a recipe, and for a run of before this was kept.
         run: its folder, None for a recipe.
         measured: of a run, the definition and the verifier's precision that each setting was measured with.
@@ -41,6 +43,8 @@ class Side:
     contents: Mapping[str, str]
     stages: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     facts: VerifierFacts | None = None
+    plan: Plan | None = None
+    parameters: Mapping[int, int] = attrs.field(factory=dict)
     precision: str | None = None
     run: Path | None = None
     measured: Mapping[Setting, Mapping[str, str]] = attrs.field(factory=dict)
@@ -57,6 +61,7 @@ class Side:
             contents=_contents(stages) if plan else _contents_here(recipe),
             stages=stages,
             facts=plan.facts if plan else None,
+            plan=plan,
         )
 
     @classmethod

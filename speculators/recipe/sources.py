@@ -9,7 +9,7 @@ from attrs import field
 
 from speculators.config import positive
 from speculators.recipe import validators
-from speculators.recipe.validators import matches, not_empty, not_negative, one_of
+from speculators.recipe.validators import matches, not_empty, not_negative, one_of, server_url
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEX_64 = matches(r"[0-9a-f]{64}", "64 lower-case hex digits")
@@ -133,9 +133,7 @@ class StatesServer:
         timeout: seconds that one conversation may take.
     """
 
-    endpoint: str = field(
-        default="http://127.0.0.1:8000", validator=matches(r"https?://[^/\s?#]+(/[^\s?#]*)?", '"http://HOST:PORT"')
-    )
+    endpoint: str = field(default="http://127.0.0.1:8000", validator=server_url)
     folder: str | None = field(default=None, validator=attrs.validators.optional(not_empty))
     concurrency: int = field(default=8, validator=positive)
     retries: int = field(default=6, validator=not_negative)

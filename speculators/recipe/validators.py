@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,17 @@ def matches(pattern: str, what: str) -> Validator:
             raise ValueError(f'must be {what}, got "{value}"')
 
     return check
+
+
+def server_url(_: object, __: attrs.Attribute[Any], value: str) -> None:
+    """attrs validator: http or https, a host, a port from 1 where one is said, and at most a path."""
+    try:
+        parts = urllib.parse.urlsplit(value)
+        host, port = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:  # of brackets, of the port, of a name that is no host's
+        host, port = b"", None
+    if not host or port == 0 or not re.fullmatch(r"(?i:https?)://[^\s?#]+", value):
+        raise ValueError(f'must be "http://HOST:PORT", got "{value}"')
 
 
 def each(check: Validator) -> Validator:

@@ -16,6 +16,7 @@ import attrs
 from attrs import field
 
 from speculators.errors import ServerError
+from speculators.recipe.validators import server_url
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,10 +53,11 @@ def _root(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _is_url(_: object, __: attrs.Attribute[str], value: str) -> None:
-    parts = urllib.parse.urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ServerError(f"{value!r} is not the URL of a server", hint="write http://HOST:PORT")
+def _is_url(_: object, attribute: attrs.Attribute[str], value: str) -> None:
+    try:
+        server_url(_, attribute, value)
+    except ValueError:
+        raise ServerError(f"{value!r} is not the URL of a server", hint="write http://HOST:PORT") from None
 
 
 @attrs.frozen(kw_only=True)

@@ -195,6 +195,8 @@ def test_inter_token_latency_shares_the_wait_for_a_piece_among_its_tokens():
     [
         ([b"data: {not json", b"data: [DONE]"], "streams what is not JSON", False),
         ([b'data: {"error": {"message": "out of memory"}}'], "broke off an answer: out of memory", False),
+        ([b"data: [1, 2]", b"data: [DONE]"], "streams what is no event", False),
+        ([b'data: "an error"', b"data: [DONE]"], "streams what is no event", False),
         ([b'data: {"choices": [{"text": "a"}]}'], "ended before its", True),
     ],
 )
@@ -203,3 +205,9 @@ def test_a_broken_stream_is_no_answer(lines, words, passes):
     with pytest.raises(ServerError, match=words) as caught:
         read_stream(lines, 0.0, "here")
     assert caught.value.passes is passes
+
+
+def test_an_error_of_null_is_none():
+    """Some servers have the field in every event."""
+    lines = [b'data: {"error": null, "choices": [{"text": "a", "token_ids": [1]}]}', b"data: [DONE]"]
+    assert read_stream(lines, 0.0, "here").token_ids == (1,)

@@ -322,6 +322,16 @@ def test_regenerate_does_not_overwrite_its_prompts(spec: Spec) -> None:
     assert Path("prompts.jsonl").read_bytes() == rows([USER, ANSWER, USER, ANSWER])
 
 
+def test_regenerate_does_not_overwrite_what_is_no_answer_of_its_own(spec: Spec, done: Spec) -> None:
+    """Somebody's file, and a folder, stay as they are, and are told before the verifier is loaded."""
+    spec.cache = done.cache
+    Path("prompts.jsonl").write_bytes(rows([USER]))
+    Path("mine.jsonl").write_text("mine\n")
+    for out in ("mine.jsonl", "."):
+        one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", out), 2, "--out", "exists")
+    assert Path("mine.jsonl").read_text() == "mine\n"
+
+
 def test_regenerate_into_a_place_that_is_taken(spec: Spec, done: Spec) -> None:
     """A file where a folder should be is named."""
     spec.cache = done.cache
@@ -338,3 +348,26 @@ def test_a_recipe_file_that_is_no_recipe(spec: Spec) -> None:
     for name, words in {"no.toml": "no such file", "folder.toml": "a folder", "text.toml": "text.toml:1"}.items():
         one_error(spec("run", name), 2, words)
     one_error(spec("run", "binary.toml"), 2, "binary.toml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("validate", "{long}.toml"),
+        ("cp", "smoke", "{long}.toml"),
+        ("diff", "{long}.toml", "smoke"),
+        ("lock", "--check", "{long}"),
+        ("bench", "{long}"),
+        ("export", "{long}", "--to", "vllm"),
+    ],
+)
+def test_a_path_that_no_disk_has_is_told(spec: Spec, arguments: tuple[str, ...]) -> None:
+    """A name of more bytes than a file's can have, wherever a path is taken."""
+    one_error(spec(*(each.format(long="./" + "a" * 300) for each in arguments)), 2, "File name too long")
+
+
+def test_a_home_of_nobody_and_a_file_for_a_folder_are_told(spec: Spec) -> None:
+    """As any other path at which there is nothing."""
+    Path("file").write_text("")
+    one_error(spec("validate", "~no-such-user/mine.toml"), 2, "home directory")
+    one_error(spec("validate", "smoke", "--verifier-config", "file/config.json"), 1, "file/config.json: cannot be read")

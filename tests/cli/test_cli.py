@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import types
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -295,11 +296,25 @@ def test_cp_copies_once_and_never_over_a_file(capsys: pytest.CaptureFixture[str]
     assert "spec run ./copy.toml" in out or "spec run copy.toml" in out
     assert spec(capsys, "validate", "./copy.toml")[0] == 0
     code, _, err = spec(capsys, "cp", "smoke", "./copy.toml")
-    assert code == 1
+    assert code == 2
     assert "exists" in err
     assert "eagle3_llama8b" in Path("copy.toml").read_text()
     assert spec(capsys, "cp", "smoke", "no/such/folder/x.toml")[0] == 1
-    assert spec(capsys, "cp", "smoke", "x.txt")[0] == 1
+    assert spec(capsys, "cp", "smoke", "x.txt")[0] == 2
+
+
+def test_cp_leaves_bands_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy is edited: what the original reached is no expectation of it."""
+    code, out, _ = spec(capsys, "cp", "quickstart_medusa", "./copy.toml")
+    assert code == 0
+    assert "[expect] is left out" in out
+    original, copy = (
+        resources.files("speculators.recipes").joinpath("quickstart_medusa.toml").read_text(),
+        Path("copy.toml").read_text(),
+    )
+    assert copy == original[: original.index("\n[expect]")]
+    assert json.loads(spec(capsys, "cp", "quickstart", "b.toml", "--json")[1])["left_out"] == ["expect"]
+    assert "[expect]" not in spec(capsys, "cp", "smoke", "c.toml")[1]
 
 
 def test_cp_warns_of_files_that_the_copy_does_not_find(capsys: pytest.CaptureFixture[str]) -> None:

@@ -279,6 +279,56 @@ def test_coverage_is_told_from_the_runs(spec: Spec, runs: dict[str, str], altere
     assert ", target coverage " in change["consequence"]
 
 
+WIDTH = 32  # of the tiny verifier's states
+MEDUSA = '[algorithm]\nname = "medusa"\nnum_heads = 3\n'
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "sizes", "told"),
+    [
+        ("[algorithm]\n", (256, 192), f"{-64 * WIDTH:+,} parameters"),
+        (MEDUSA, (256, 192), f"{-3 * 64 * WIDTH:+,} parameters"),
+        ("[algorithm]\n", ('"none"', 192), f"{-(320 - 192) * WIDTH:+,} parameters"),
+    ],
+)
+def test_a_draft_vocabulary_is_told_in_parameters_of_the_model(
+    spec: Spec, tmp_path: Path, algorithm: str, sizes: tuple[object, object], told: str
+) -> None:
+    """All heads of a model that has several count; "none" is the verifier's whole vocabulary."""
+    files = [tmp_path / "one.toml", tmp_path / "other.toml"]
+    for file, size in zip(files, sizes, strict=True):
+        file.write_text(f"{ONE}{algorithm}draft_vocab_size = {size}\n")
+    (change,) = spec("diff", *files, "--json").json["changes"]
+    assert (change["path"], change["consequence"]) == ("algorithm.draft_vocab_size", told)
+
+
+def test_without_a_model_a_draft_vocabulary_is_told_of_one_head(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """A run says its sizes, and not how many heads there are."""
+    copy = altered("plan.json", lambda plan: plan["recipe"]["algorithm"].update(draft_vocab_size=64))
+    (change,) = spec("diff", runs["plain"], copy, "--json").json["changes"]
+    assert " rows of one head" in change["consequence"]
+
+
+@pytest.mark.parametrize(
+    ("values", "reused", "words"),
+    [
+        ('[verifier]\ndtype = "bfloat16"\n', ["verifier", "prepare"], "the same verifier in another precision"),
+        ('[data]\nstates_dtype = "bfloat16"\n', ["verifier", "prepare"], "the same conversations"),
+        ("[benchmark]\nsuites = [{name = 'quickstart', take = 3}]\n", ["verifier"], "kept out of the training data"),
+    ],
+)
+def test_a_consequence_does_not_contradict_the_stages(
+    spec: Spec, tmp_path: Path, values: str, reused: list[str], words: str
+) -> None:
+    """What is said to be the same is reused, what is said to be made anew runs again."""
+    one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+    one.write_text(ONE)
+    other.write_text(ONE + values)
+    told = spec("diff", one, other, "--json").json
+    assert [stage["stage"] for stage in told["stages"] if stage["status"] == "reused"] == reused
+    assert all(words in change["consequence"] for change in told["changes"])
+
+
 def test_a_key_that_an_older_schema_lacked_is_no_difference(spec: Spec, runs: dict[str, str], altered: Any) -> None:
     """Its default on the other side means the same; a whole table that one side has and the other lacks does not."""
     old = altered("plan.json", lambda plan: plan["recipe"]["data"].pop("server"))

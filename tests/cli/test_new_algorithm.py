@@ -61,7 +61,7 @@ def test_nothing_is_overwritten(tmp_path: Path, spec: Spec) -> None:
     assert spec("new-algorithm", "mine", "--into", tmp_path / "a").code == 0
     (tmp_path / "a" / "mine.toml").unlink()
     told = spec("new-algorithm", "mine", "--into", tmp_path / "a")
-    assert told.code == 1
+    assert told.code == 2
     assert "mine/core.py" in told.err
     assert not (tmp_path / "a" / "mine.toml").exists()
 
@@ -80,6 +80,6 @@ def test_nothing_is_overwritten(tmp_path: Path, spec: Spec) -> None:
 def test_a_name_that_cannot_be_is_refused(name: str, word: str, tmp_path: Path, spec: Spec) -> None:
     """Before anything is written."""
     told = spec("new-algorithm", name, "--into", tmp_path / "b")
-    assert told.code == 1
+    assert told.code == 2
     assert word in told.err
     assert not (tmp_path / "b").exists()

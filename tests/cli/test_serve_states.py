@@ -51,8 +51,36 @@ def test_the_command_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
     assert command[command.index("--port") + 1] == "9001"
     assert command[-2:] == ["--tensor-parallel-size", "2"]
     assert not (spec.cache / "served").exists()
-    same = spec("serve-states", "smoke", "--json", "--port", "9001", "--", "--tensor-parallel-size", "2").json
+    same = spec(
+        "serve-states", "smoke", "--print", "--json", "--port", "9001", "--", "--tensor-parallel-size", "2"
+    ).json
     assert same["command"] == command
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "options", "place"),
+    [
+        ("http://127.0.0.1:8000", (), ["127.0.0.1", "8000"]),
+        ("http://localhost:9100/v1", (), ["localhost", "9100"]),
+        ("http://[::1]:9100", (), ["::1", "9100"]),
+        ("http://gpus", (), ["gpus", "80"]),
+        ("http://gpus:9100", ("--host", "0.0.0.0", "--port", "9200"), ["0.0.0.0", "9200"]),
+    ],
+)
+def test_it_listens_where_the_recipe_asks(
+    tmp_path: Path, endpoint: str, options: tuple[str, ...], place: list[str]
+) -> None:
+    """Capture of the same recipe finds it; --host and --port say otherwise."""
+    given = ("--set", f'data.server.endpoint="{endpoint}"', *options)
+    command = Spec(tmp_path)("serve-states", "smoke", "--print", "--json", *given).json["command"]
+    assert [command[command.index(name) + 1] for name in ("--host", "--port")] == place
+
+
+def test_json_without_print_is_a_usage_error(tmp_path: Path) -> None:
+    """It would look as if the server had been started."""
+    told = Spec(tmp_path)("serve-states", "smoke", "--json")
+    assert (told.code, told.out) == (2, "")
+    assert "--json: goes with --print" in told.err
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,20 @@ def test_pickles_are_never_opened(world, checkpoint, tmp_path, name):
     for path in (checkpoint, checkpoint / name):
         with pytest.raises(ArtifactError, match=rf"(?s){name}.*pickle can run any program.*weights_only=True"):
             imported(world, path, tmp_path / "ours")
+
+
+def test_the_program_that_converts_pickles_does_what_it_says_whatever_their_name(world, checkpoint, tmp_path):
+    """It is there to be pasted into a shell, and who made the file chose its name."""
+    name = """it's "a" $(touch owned)'); print(1) #.bin"""
+    torch.save({"a": torch.ones(2)}, checkpoint / name)
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError) as caught:
+        imported(world, checkpoint, tmp_path / "ours")
+    (line,) = (line for line in str(caught.value).splitlines() if line.startswith("  python -c "))
+    done = subprocess.run(["sh", "-c", line], cwd=checkpoint, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert not (checkpoint / "owned").exists()
+    assert torch.equal(load_file(checkpoint / "model.safetensors")["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin"])

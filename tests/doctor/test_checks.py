@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +14,17 @@ from command import Spec
 
 from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig, VerifierFacts
 from speculators.doctor.config import _contradicts, flat
+from speculators.doctor.data import PROMISED, _kept, check_data
 from speculators.doctor.loads import finite
+from speculators.doctor.patient import Origin
+from speculators.doctor.stored import conversations_of
 from speculators.doctor.vocabulary import map_problem
 from speculators.model import build_model
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
+from speculators.pipeline.context import Places
 from speculators.recipe.decoder import draft_decoder_config
 
+PROMPT, ANSWER = [{"role": "user", "content": "What is a tree?"}], {"role": "assistant", "content": "A tall plant."}
 IDS = torch.tensor([1, 2, 5, 6])
 
 
@@ -122,3 +130,36 @@ def test_a_folder_that_holds_something_else_is_told_by_its_files(tmp_path: Path,
     found = spec("doctor", folder, "--json").json
     assert [one["name"] for one in found["checks"] if one["result"] == "wrong"] == ["files"]
     assert {one["result"] for one in found["checks"]} == {"wrong", "not checked"}
+
+
+def test_data_that_is_not_there_any_more_is_not_checked_by_any_name(tmp_path: Path) -> None:
+    """A run whose note, conversations or sources are gone: each check that was promised says why it was not made."""
+    spec = Spec(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"messages": [*PROMPT, ANSWER]}) + "\n" for _ in range(8)))
+    values = (f'data.sources=[{{path="{rows}"}}]', "benchmark.suites=[]", "schedule.max_steps=1")
+    told = spec.run(*(part for value in values for part in ("--set", value)), "--quiet")
+    assert told.code == 0, told.err
+    (run,) = spec.runs.iterdir()
+    places = Places(cache=spec.cache)
+
+    def checks() -> dict[str, tuple[str, str]]:
+        origin, why = Origin.of(run / "speculator")
+        patient: Any = SimpleNamespace(origin=origin, no_origin=why)
+        return {check.name: (check.result, check.evidence) for check in check_data(patient, places)}
+
+    origin, _ = Origin.of(run / "speculator")
+    assert origin is not None
+    prepared = conversations_of(origin.lock.fingerprints["prepare"], places)
+    assert _kept(origin, prepared).result == "ok"
+    (run / "made.json").unlink()
+    unknown = _kept(origin, prepared)
+    assert (unknown.result, "no made.json" in unknown.evidence) == ("not checked", True)
+    shutil.rmtree(prepared.folder)
+    assert checks().keys() == {*PROMISED}
+    assert {(result, why.partition(":")[0]) for result, why in checks().values()} == {
+        ("not checked", "the prepared conversations are gone")
+    }
+    rows.unlink()
+    assert checks().keys() == {*PROMISED}
+    assert all("data.sources[0]" in why for _, why in checks().values())

@@ -58,7 +58,7 @@ def request(world, speculator: Path, target: str, **changes) -> Request:
         name="tiny",
         verifier=world.folder,
         verifier_name=None,
-        dtype="bfloat16",
+        dtype=None,
     )
     return attrs.evolve(plain, **changes)
 
@@ -205,13 +205,16 @@ def test_a_native_head_is_served_inside_a_copy_of_its_verifier(tmp_path):
         name="tiny",
         verifier=folder,
         verifier_name=None,
-        dtype="bfloat16",
+        dtype=None,
     )
     done = export(asked)
     found = load_file(done.folder / "model-mtp.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in head.items())
     assert (done.folder / "tokenizer.json").is_file()
     assert '"method": "mtp"' in done.command
+    assert done.dtype == json.loads((done.folder / "export.json").read_text())["dtype"] == "the verifier's"
+    with pytest.raises(ArtifactError, match="whose dtypes it takes: leave out --dtype"):
+        export(attrs.evolve(asked, dtype="float32", out=tmp_path / "other"))
     with pytest.raises(ArtifactError, match="give --verifier"):
         export(attrs.evolve(asked, verifier=None, out=tmp_path / "other"))
 
@@ -353,6 +356,16 @@ def test_an_export_replaces_an_export_and_nothing_else(world, speculator):
     with pytest.raises(ArtifactError, match="is there, and no export"):
         export(request(world, speculator, "vllm", out=speculator))
     assert (speculator / "model.safetensors").is_file()
+
+
+def test_an_export_can_be_written_into_the_working_folder(world, speculator, tmp_path, monkeypatch):
+    """It becomes the export; `.` has no name beside which it could be written first."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = export(request(world, speculator, "vllm", out=Path()))
+    assert done.folder == tmp_path / "here"
+    assert {"config.json", "model.safetensors", "serve.md"} <= {path.name for path in done.folder.iterdir()}
+    assert str(tmp_path / "here") in done.command
 
 
 def test_the_hub_gets_what_was_asked_for_and_only_then(world, speculator, monkeypatch):

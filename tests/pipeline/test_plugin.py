@@ -14,6 +14,7 @@ from command import Spec
 from speculators.cli.new_algorithm import skeleton
 from speculators.config import CONFIGS
 from speculators.errors import RegistryError
+from speculators.pipeline import sizes
 
 _NAMES = (f"plugin_{number}" for number in itertools.count())
 
@@ -117,6 +118,18 @@ def test_a_failure_of_another_kind_is_a_warning(plugin: Plugin, spec: Spec) -> N
     told = spec("run", plugin.recipe, "--runs", spec.runs, "--set", "schedule.max_steps=1")
     assert "failed on a tiny verifier, and may fail on this one: AssertionError: short" in told.err
     assert told.code == 0, told.err
+
+
+def test_a_plan_without_counts_is_still_a_plan(plugin: Plugin, spec: Spec) -> None:
+    """A plug-in that cannot be built without weights is warned of; the same from our own code is a bug, and raised."""
+    plugin.change("core.py", ("model = cls(", "kwargs['verifier_name_or_path'] + ''\n        model = cls("))
+    told = spec("plan", plugin.recipe)
+    assert told.code == 0
+    assert "warning: parameters cannot be counted: TypeError" in told.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "build_model", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            spec("plan", "smoke")
 
 
 def test_keys_of_a_plugin_are_checked_like_built_in_ones(plugin: Plugin, spec: Spec) -> None:

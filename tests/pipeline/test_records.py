@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from speculators.pipeline.records import stage_seconds
+from speculators.pipeline.context import Places
+from speculators.pipeline.records import Record, _costs_of_run, stage_seconds
 
 
 def stage(time: float, name: str, status: str, seconds: float = 0.0) -> dict[str, Any]:
@@ -31,3 +35,16 @@ def test_a_stage_that_was_made_again_took_what_it_did_last() -> None:
     assert stage_seconds([*events, stage(57, "bench", "done", 7), stage(60, "train", "start"), step(70)]) == {
         "bench": 7
     }
+
+
+def test_the_plug_in_of_an_unrelated_run_is_not_imported(tmp_path: Path) -> None:
+    """Telling a plan's time reads other runs, and runs none of their code."""
+    (tmp_path / "somebodys.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    recipe = 'format = 1\nname = "old"\nversion = "1.0.0"\nextends = "smoke"\n'
+    (tmp_path / "recipe.toml").write_text(recipe + '[algorithm]\nname = "somebodys"\nmodule = "somebodys"\n')
+    (tmp_path / "plan.json").write_text(json.dumps({"recipe": {"algorithm": {"module": "somebodys"}}}))
+    empty: dict[str, Any] = {"fingerprints": {}, "seconds": {}, "tokens_per_second": {}, "tokens": {}}
+    old = Record(run="old", folder=tmp_path, device="cpu", coverage=None, **empty)
+    plan: Any = SimpleNamespace(recipe=SimpleNamespace(algorithm=SimpleNamespace(module=None)))
+    assert _costs_of_run(old, plan, Places()) is None
+    assert not (tmp_path / "ran").exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+import tomli
 
 from speculators.errors import RecipeError
 from speculators.recipe import schema, sources, tracking
@@ -55,3 +58,13 @@ def test_the_guide_names_every_recipe_and_every_key() -> None:
     keys = {field.name for section in sections for field in attrs.fields(section)}
     keys -= {"config", "file", "origins"}
     assert [word for word in [*sorted(keys), *recipe_names()] if word not in guide] == []
+
+
+@pytest.mark.parametrize(("key", "section"), [("server", sources.StatesServer()), ("regenerate", sources.Regenerate())])
+def test_the_guides_tables_hold_the_defaults(key: str, section: Any) -> None:
+    """Every key of an inline table with the value that it has where a recipe does not say it."""
+    guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^\| `{key}` \|.*?a table `(.+?)`", guide, re.MULTILINE)
+    assert found is not None
+    told = {name: None if value == "none" else value for name, value in tomli.loads(f"a = {found[1]}")["a"].items()}
+    assert told == attrs.asdict(section)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from transformers.activations import ACT2FN
 
 from speculators.config import CONFIGS, SpeculatorModelConfig, VerifierFacts
 from speculators.errors import RecipeError
+from speculators.nn.rotary import Rotary
+from speculators.recipe.decoder import _ACTIVATIONS, _ROPES
 from speculators.recipe.plan import default_layer_ids, draft_decoder_config
 
 BASE = {
@@ -124,6 +127,9 @@ def test_the_recipe_may_replace_what_is_inherited() -> None:
         ("model_type", 3, "must be a text"),
         ("layer_types", ["sliding_attention"], "cannot be replaced sliding_window says it"),
         ("rope_parameters", {"rope_type": "default"}, "must have rope_theta, a number > 0, got None"),
+        ("rope_parameters", {"rope_theta": 1e4, "rope_type": "yran"}, "a rope_type of default, linear"),
+        ("rope_parameters", {"rope_theta": 1e4, "rope_type": "yarn"}, "must have factor, which rope_type 'yarn' reads"),
+        ("hidden_act", "silo", "did you mean 'silu'?"),
     ],
 )
 def test_a_value_that_no_decoder_can_have_is_refused(key: str, value: Any, words: str) -> None:
@@ -131,6 +137,23 @@ def test_a_value_that_no_decoder_can_have_is_refused(key: str, value: Any, words
     (told,) = refusals(decoder={key: value}).items()
     assert told[0] == f"algorithm.decoder.{key}"
     assert words in told[1]
+
+
+@pytest.mark.parametrize("key", ["attention_dropout", "initializer_range", "num_experts", "use_cache", "head_dims"])
+def test_a_key_that_no_layer_of_a_draft_reads_is_refused(key: str) -> None:
+    """Also one of the verifier's config.json: it would be written down and change nothing."""
+    (told,) = refusals({key: 1}, decoder={key: 1}).values()
+    assert f"no layer of a draft reads '{key}'" in told
+    assert key != "head_dims" or "did you mean 'head_dim'?" in told
+
+
+def test_known_activations_and_rotary_embeddings_are_those_of_transformers() -> None:
+    """They are listed without importing it; each can be built."""
+    assert set(_ACTIVATIONS) <= set(ACT2FN)
+    for kind, keys in _ROPES.items():
+        values = {key: [1.0] * 8 if key.endswith("g_factor") or key == "short_factor" else 2.0 for key in keys}
+        rope = {"rope_type": kind, "rope_theta": 1e4, **values}
+        Rotary(decoder(decoder={"rope_parameters": rope, "head_dim": 16}))
 
 
 def test_a_wrong_value_of_the_verifiers_is_told_as_inherited() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from speculators.recipe.expect import expect_lines, held_against
+from speculators.errors import RecipeError
+from speculators.recipe.expect import expect_lines, held_against, without_bands
 from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Expect
 
@@ -50,3 +51,29 @@ def test_bands_are_of_the_recipe_as_it_is_written() -> None:
         "quickstart", ["schedule.epochs=1", 'expect={"quickstart/K=3/T=0"={tau=[1.2, 1.4], source="mine"}}']
     )
     assert own.expect["quickstart/K=3/T=0"].tau == (1.2, 1.4)
+
+
+BAND_LINE = '"quickstart/K=5/T=0" = { tau = [1.6, 1.8], source = "measured" }\n'
+BEFORE, AFTER = 'name = "a"   # mine\n\n', "# How it is measured.\n[benchmark]\nsuites  = []  # none\n"
+
+
+@pytest.mark.parametrize(
+    "bands",
+    [
+        f"[expect]   # three seeds\n{BAND_LINE}",
+        f"[expect]\n# the first\n{BAND_LINE}# the second\n{BAND_LINE.replace('5', '3')}\n",
+        '[expect."quickstart/K=5/T=0"]\ntau = [  # both\n  1.6,\n\n  # and\n  1.8,\n]\nsource = "measured"\n\n',
+        f"expect.{BAND_LINE}\n",
+    ],
+)
+def test_bands_are_cut_out_of_a_file_and_the_rest_stays_as_it_is_written(bands: str) -> None:
+    """Whatever form they have; comments inside go with them, those before the next table are about that one."""
+    assert without_bands(BEFORE + bands + AFTER) == BEFORE + AFTER
+    assert without_bands(AFTER + (bands if bands[0] == "[" else "")) == AFTER
+    assert without_bands(BEFORE + AFTER) == BEFORE + AFTER
+
+
+def test_bands_that_cannot_be_told_from_the_rest_are_not_cut() -> None:
+    """A wrong cut would be another recipe."""
+    with pytest.raises(RecipeError, match="write it as a table"):
+        without_bands(f'[expect]\n{BAND_LINE}["a[b]"]\nc = 1\n')

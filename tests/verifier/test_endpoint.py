@@ -96,9 +96,22 @@ def test_the_url_may_be_the_one_that_clients_want(server: FakeServer, end: str) 
     assert Endpoint(url=server.url + end).get_text("/metrics") == "up 1\n"
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://host",
+        "http://",
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:0",
+        "http://[::1",
+        "http://ho st:1",
+        f"http://{'a' * 64}:1",
+    ],
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
-    """Before anything is sent."""
+    """Before anything is sent: no such port, no such name of a host."""
     with pytest.raises(ServerError, match="is not the URL of a server\nwrite http://HOST:PORT"):
         Endpoint(url=url)
 
