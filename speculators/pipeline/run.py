@@ -28,6 +28,7 @@ from speculators.pipeline.ondisk import SPECULATOR, TRAINED, bench_file, measure
 from speculators.pipeline.plugins import is_plugin, named
 from speculators.pipeline.rehearsal import rehearse
 from speculators.pipeline.settled import settled, told_of
+from speculators.pipeline.shared import check_shared
 from speculators.pipeline.training import lacking_hooks, train_stage
 from speculators.recipe import lock
 from speculators.recipe.plan import make_plan
@@ -80,6 +81,7 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
     lone = ExitStack()
     try:
         with named(recipe.algorithm.name):
+            check_shared(places, world)
             context = make_context(recipe, places, world, tracker)
             if is_plugin(recipe.algorithm.name):
                 rehearse(context)
