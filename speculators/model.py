@@ -40,6 +40,8 @@ BATCH_NAMES = (
     "position_ids",
     "document_ids",
 )
+# What the model is asked for; a hook of one's own must take what the base's takes.
+_HOOKS = ("align", "replay", "draft", "share_verifier")
 
 
 class SpeculatorModel(nn.Module):
@@ -328,7 +330,8 @@ def check_contract(model_class: type[SpeculatorModel], name: str) -> None:
         raise ContractError(f"{place} is registered as {name!r} but does not derive from SpeculatorModel")
     if model_class.forward is nn.Module.forward:
         raise ContractError(f"{place} has no forward", hint="def forward(self, **batch): return output, loss, metrics")
-    if model_class.from_training_args.__func__ is SpeculatorModel.from_training_args.__func__:  # type: ignore[attr-defined]
+    build = "from_training_args"
+    if inspect.getattr_static(model_class, build) is inspect.getattr_static(SpeculatorModel, build):
         raise ContractError(_missing(model_class, "from_training_args", "the model: a classmethod"))
     parameters = inspect.signature(model_class.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not set(BATCH_NAMES) & set(parameters):
@@ -337,14 +340,40 @@ def check_contract(model_class: type[SpeculatorModel], name: str) -> None:
         )
 
 
+def _check_call(model: SpeculatorModel | type[SpeculatorModel], name: str, *given: Any, **named: Any) -> None:
+    """Raises ContractError where a hook's signature does not take what it will be called with."""
+    try:
+        inspect.signature(getattr(model, name)).bind(*given, **named)
+    except TypeError as error:
+        model_class = model if isinstance(model, type) else type(model)
+        base = inspect.signature(getattr(SpeculatorModel, name))
+        plain = base.replace(
+            parameters=[p.replace(annotation=p.empty) for p in base.parameters.values()],
+            return_annotation=base.empty,
+        )
+        raise ContractError(
+            f"{model_class.__module__}.{model_class.__qualname__}.{name} cannot be called as it will be: {error}",
+            hint=f"it is called as: {name}{plain}",
+        ) from None
+
+
+def _check_hooks(model: SpeculatorModel) -> None:
+    for name in _HOOKS:
+        # Bound to this model as its own hook is, so that `self` is in neither or in both.
+        base = inspect.signature(SpeculatorModel.__dict__[name].__get__(model)).parameters.values()
+        given = [p.name for p in base if p.kind is not p.KEYWORD_ONLY]
+        _check_call(model, name, *given, **{p.name: None for p in base if p.kind is p.KEYWORD_ONLY})
+
+
 def build_model(name: str, verifier_config: VerifierFacts, kwargs: Mapping[str, Any]) -> SpeculatorModel:
     """Builds the model of algorithm `name` from its training kwargs and checks the contract.
 
     Raises:
-        ContractError: a part of the contract is missing.
+        ContractError: a part of the contract is missing, or a hook does not take what it is called with.
     """
     model_class = SpeculatorModel.get_class(name)
     check_contract(model_class, name)
+    _check_call(model_class, "from_training_args", verifier_config, **kwargs)
     model = model_class.from_training_args(verifier_config, **kwargs)
     place = f"{model_class.__module__}.{model_class.__qualname__}"
     if not isinstance(model, SpeculatorModel):
@@ -353,6 +382,7 @@ def build_model(name: str, verifier_config: VerifierFacts, kwargs: Mapping[str, 
         raise ContractError(
             f"{place} has no attribute layers", hint="self.layers = nn.ModuleList([...]); each is sharded"
         )
+    _check_hooks(model)
     if model.config is None:
         model.config = SpeculatorModelConfig.get_class(name).pick(kwargs)
     plain = {key: value for key, value in kwargs.items() if _is_json(value)}
@@ -365,12 +395,17 @@ def trainer_kwargs(model: SpeculatorModel, kwargs: Mapping[str, Any]) -> tuple[d
     """Returns the model's kwargs of `forward` for training and validation, checked against its signature.
 
     Raises:
-        ContractError: not a pair of dicts, or names that `forward` does not take.
+        ContractError: not a pair of dicts, names that the batch has, or names that `forward` does not take.
     """
     place = f"{type(model).__module__}.{type(model).__qualname__}"
+    _check_call(model, "get_trainer_kwargs", **kwargs)
     pair = model.get_trainer_kwargs(**kwargs)
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, dict) for part in pair)):
         raise ContractError(f"{place}.get_trainer_kwargs must return (train_kwargs, val_kwargs), two dicts")
+    if twice := sorted({*pair[0], *pair[1]} & {*BATCH_NAMES, "layout"}):
+        raise ContractError(
+            f"{place}.get_trainer_kwargs gives {', '.join(twice)}, which the batch has", hint="call it something else"
+        )
     parameters = inspect.signature(model.forward).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         extra = sorted({*pair[0], *pair[1]} - {p.name for p in parameters})

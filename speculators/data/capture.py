@@ -32,6 +32,7 @@ class StateWriter:
     Args:
         folder: the store's; may hold shards of the same layout, which are verified by their sha256 and kept.
         layout: what the store will hold.
+        missing: the shards that it lacks, where somebody has just looked; None reads all that are there.
         progress: told while shards that are there are verified.
 
     Attributes:
@@ -41,7 +42,9 @@ class StateWriter:
         ArtifactError: the folder holds another layout, or the disk has no room for what is missing.
     """
 
-    def __init__(self, folder: Path, layout: StoreLayout, *, progress: Progress = ignore) -> None:
+    def __init__(
+        self, folder: Path, layout: StoreLayout, *, missing: Iterable[int] | None = None, progress: Progress = ignore
+    ) -> None:
         self.folder, self.layout = folder, layout
         self.damaged: dict[int, str] = {}
         self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor, set[int]]] = {}
@@ -52,17 +55,24 @@ class StateWriter:
                 raise ArtifactError(f"{folder}: holds states of other inputs", hint="remove the folder")
         else:
             write_json(folder / LAYOUT, layout.to_json())
-        self._missing: set[int] = set()
-        for number in range(len(layout.shards)):
-            if not self._is_whole(number):
-                self._missing.add(number)
-            else:
-                note = f"verified {shard_name(number)}"
-                progress(ProgressEvent(stage="capture", done=number + 1, total=len(layout.shards), note=note))
+        if missing is None:
+            self._missing = set(self._look(progress))
+        else:
+            unnoted = (n for n in range(len(layout.shards)) if not _note(folder, n).exists())
+            self._missing = {*missing, *unnoted}
         if self._missing:
             # A manifest of before would call the store complete while a damaged shard is still being mended.
             (folder / MANIFEST).unlink(missing_ok=True)
         self._check_room()
+
+    def _look(self, progress: Progress) -> Iterator[int]:
+        """Yields the shards that are not there or not whole."""
+        for number in range(len(self.layout.shards)):
+            if not self._is_whole(number):
+                yield number
+            else:
+                note = f"verified {shard_name(number)}"
+                progress(ProgressEvent(stage="capture", done=number + 1, total=len(self.layout.shards), note=note))
 
     def _is_whole(self, number: int) -> bool:
         note = _note(self.folder, number)
@@ -111,7 +121,9 @@ class StateWriter:
                 f"conversation {index} has {wanted} tokens, and {len(hidden_states)} states were captured",
                 hint="a prefix cache in the capturing engine does this: switch it off",
             )
-        states, lasts, arrived = self._buffers.setdefault(number, self._buffer(number))
+        if number not in self._buffers:
+            self._buffers[number] = self._buffer(number)
+        states, lasts, arrived = self._buffers[number]
         for buffer, part in ((states, hidden_states), (lasts, last)):
             buffer[row : row + wanted] = part
             if not torch.isfinite(buffer[row : row + wanted]).all():

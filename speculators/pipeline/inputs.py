@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -91,11 +91,12 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
 
 def _store(context: Context, prepared: Conversations, folder: Path) -> StateStore:
     world, key = context.world, context.plan.stage("capture").fingerprint
-    if world.broadcast(world.is_main and _is_captured(context, folder, key)):
+    captured, missing = world.broadcast(_look(context, folder, key) if world.is_main else None)
+    if captured:
         context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
     else:
         with context.stage("capture") as words:
-            how = _fill(context, prepared, folder, key)
+            how = _fill(context, prepared, folder, missing)
             words.append(f"{prepared.lengths.sum():,} tokens{how}, {_gigabytes(folder):.2f} GB in {folder}")
     store = StateStore.open(folder, key=key)
     _note(context, "capture", {held["file"]: held["sha256"] for held in read_manifest(folder)["shards"]})
@@ -108,16 +109,16 @@ def _note(context: Context, stage: str, files: Mapping[str, str]) -> None:
         note_made(context.run_folder, context.plan.stage(stage), files)
 
 
-def _is_captured(context: Context, folder: Path, key: str) -> bool:
-    """Returns whether the store is there, each shard hashed; tells which ones are damaged."""
+def _look(context: Context, folder: Path, key: str) -> tuple[bool, list[int] | None]:
+    """Returns whether the store is there, each shard hashed, and which ones it lacks, None if that is not known yet."""
     try:
         StateStore.open(folder, key=key, verify=True)
     except DamagedShards as error:
         context.tell(WarningEvent(message=f"{str(error).partition(chr(10))[0]}: captured again"))
-        return False
+        return False, list(error.shards)
     except ArtifactError:
-        return False
-    return True
+        return False, None
+    return True, []
 
 
 def _capture(context: Context) -> Capture:
@@ -125,18 +126,25 @@ def _capture(context: Context) -> Capture:
     return lambda rows: engine.capture_all(rows, context.plan.target_layer_ids, batch_tokens=tokens)
 
 
-def _fill(context: Context, prepared: Conversations, folder: Path, key: str) -> str:
-    """Fills the store; returns by whom, in words."""
-    width, world = context.plan.facts.hidden_size, context.world
-    layer_ids, dtype = context.plan.target_layer_ids, context.recipe.data.states_dtype
+def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iterable[int] | None) -> str:
+    """Fills the store; returns by whom, in words.
+
+    Args:
+        missing: the shards that it lacks; None reads those that are there.
+    """
+    width, world, plan = context.plan.facts.hidden_size, context.world, context.plan
     layout = StoreLayout(
-        key=key, lengths=prepared.lengths.tolist(), aux_width=len(layer_ids) * width, width=width, dtype=dtype
+        key=plan.stage("capture").fingerprint,
+        lengths=prepared.lengths.tolist(),
+        aux_width=len(plan.target_layer_ids) * width,
+        width=width,
+        dtype=context.recipe.data.states_dtype,
     )
-    if world.is_main:
-        # Before the verifier is loaded: a disk without room is told at once.
-        StateWriter(folder, layout, progress=context.tell)
-    world.barrier()
-    writer, how = StateWriter(folder, layout), ""
+    # Before the verifier is loaded: a disk without room is told at once. Rank 0 alone looks at the shards that are
+    # there; by the time that another had read them all, it would find some that are being written now.
+    writer = StateWriter(folder, layout, missing=missing, progress=context.tell) if world.is_main else None
+    lacking = world.broadcast(None if writer is None else writer.missing())
+    writer, how = writer or StateWriter(folder, layout, missing=lacking), ""
     if context.recipe.data.served:
         how = f" {fill_from_server(context, writer, prepared)}"
     else:

@@ -10,14 +10,21 @@ from typing import Any
 import attrs
 import torch
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts
+from speculators.config import VerifierFacts
+from speculators.data.batches import build_row
+from speculators.data.encoded import Encoded
 from speculators.errors import ContractError, SpeculatorsError
 from speculators.events import WarningEvent
 from speculators.model import BATCH_NAMES, SpeculatorModel, build_model, trainer_kwargs
+from speculators.nn.layout import RowLayout
+from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs
-from speculators.pipeline.context import Listen
+from speculators.pipeline.context import Context
+from speculators.pipeline.plugins import failure
 from speculators.recipe.plan import Plan, make_plan
+from speculators.training.shard import precision
 from speculators.training.update import accepted_by, loss_and_metrics
+from speculators.training.world import World
 from speculators.verifier.tiny import make_tiny_verifier
 
 VOCABULARY = 128
@@ -26,47 +33,60 @@ DOCUMENTS = (20, 12)
 SIZELESS = ("model_type", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
 
 
-def is_plugin(name: str) -> bool:
-    """Whether an algorithm's folder is outside this package."""
-    return not SpeculatorModelConfig.get_class(name).__module__.startswith("speculators.models.")
-
-
-def rehearse(plan: Plan, tell: Listen) -> None:
+def rehearse(context: Context) -> None:
     """Builds a plug-in's model for a tiny verifier with as many layers and runs one forward and backward.
 
-    Whatever else goes wrong may be the small sizes' fault: it is told as a warning, and the run goes on.
+    What fails may be the small sizes' fault: it is tried again at the run's own, and told as a warning if that works.
 
     Raises:
-        ContractError: a part of the contract is missing or wrong; names the class, the part and the mend.
+        ContractError: a part of the contract is missing or wrong, or the plug-in fails at the run's own sizes, too.
     """
+    name, world = context.recipe.algorithm.name, context.world
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _rehearse(plan, Path(folder))
+            _step(_tiny(context.plan, Path(folder)), Path(folder), DOCUMENTS, world)
+        return
     except SpeculatorsError:
         raise
     # Somebody else's code may raise anything.
     except Exception as error:
-        place = SpeculatorModel.get_class(plan.recipe.algorithm.name).__qualname__
-        words = f"{place} failed on a tiny verifier, and may fail on this one: {type(error).__name__}: {error}"
-        tell(WarningEvent(message=words))
+        small = error
+    size = min(context.plan.row_tokens, context.recipe.data.max_tokens)
+    try:
+        _step(context.plan, context.folder, (size - size // 3, size // 3), world)
+    except SpeculatorsError:
+        raise
+    except Exception as error:
+        raise failure(name, error, "in its first step, on a tiny verifier and on this one") from error
+    words = f"{failure(name, small, 'on a tiny verifier')}"
+    context.tell(WarningEvent(message=f"{words}\nIts first step on this run's verifier went well: the run goes on"))
 
 
-def _rehearse(plan: Plan, folder: Path) -> None:
+def _tiny(plan: Plan, folder: Path) -> Plan:
+    """Makes a tiny verifier in `folder` and returns the plan for it."""
     make_tiny_verifier(folder, num_hidden_layers=plan.facts.num_hidden_layers)
     section = plan.recipe.algorithm
     decoder = {key: value for key, value in section.config.decoder.items() if key in SIZELESS}
-    vocabulary = torch.arange(VOCABULARY) if plan.draft_vocab_size < plan.facts.vocab_size else None
-    size = None if vocabulary is None else VOCABULARY
+    size = VOCABULARY if plan.draft_vocab_size < plan.facts.vocab_size else None
     config = attrs.evolve(section.config, decoder=decoder, draft_vocab_size=size)
     recipe = attrs.evolve(plan.recipe, algorithm=attrs.evolve(section, config=config))
     tiny = make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=plan.world_size)
-    kwargs = training_kwargs(tiny, str(folder), vocabulary)
-    model = build_model(section.name, tiny.facts, kwargs)
+    return attrs.evolve(tiny, precision=plan.precision)
+
+
+def _step(plan: Plan, folder: Path, lengths: tuple[int, ...], world: World) -> None:
+    """Builds the model and runs forward and backward on one row of documents of these lengths."""
+    reduced = plan.draft_vocab_size < plan.facts.vocab_size
+    kwargs = training_kwargs(plan, str(folder), torch.arange(plan.draft_vocab_size) if reduced else None)
+    model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
     given, _ = trainer_kwargs(model, kwargs)
     _check_signature(model, given)
-    batch = _row(tiny)
+    place(model, world.device)
+    row = _row(plan, model, lengths)
+    layout = RowLayout.of(row["document_ids"], row["loss_mask"])
+    batch = {**{key: tensor.to(world.device) for key, tensor in row.items()}, "layout": layout}
     names = accepted_by(model, batch)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kwargs["dtype"] == "bfloat16"):
+    with precision(world, plan.precision):
         loss, _ = loss_and_metrics(model, model(**{name: batch[name] for name in names}, **given))
     loss.backward()
     if all(parameter.grad is None for parameter in model.parameters()):
@@ -92,19 +112,16 @@ def _place(model: SpeculatorModel) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def _row(plan: Plan) -> dict[str, torch.Tensor]:
-    """Returns a packed row of two random documents, the second half of each supervised."""
+def _row(plan: Plan, model: SpeculatorModel, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Returns a packed row of random documents, the second half of each supervised."""
     generator = torch.Generator().manual_seed(0)
-    width, size = plan.facts.hidden_size, sum(DOCUMENTS)
-    positions = torch.cat([torch.arange(length) for length in DOCUMENTS])
-    halves = torch.tensor(DOCUMENTS).repeat_interleave(torch.tensor(DOCUMENTS)) // 2
-    dtype = getattr(torch, plan.recipe.data.states_dtype)
-    states = torch.randn(1, size, len(plan.target_layer_ids) * width, generator=generator)
-    return {
-        "hidden_states": states.to(dtype),
-        "verifier_last_hidden_states": states[..., :width].to(dtype),
-        "input_ids": torch.randint(VOCABULARY, (1, size), generator=generator),
-        "loss_mask": (positions >= halves)[None],
-        "position_ids": positions[None],
-        "document_ids": torch.arange(len(DOCUMENTS)).repeat_interleave(torch.tensor(DOCUMENTS))[None],
-    }
+    width = plan.facts.hidden_size
+    widths = (len(plan.target_layer_ids) * width, width)
+    items = []
+    for length in lengths:
+        ids = torch.randint(plan.draft_vocab_size, (length,), generator=generator)
+        states = [torch.randn(length, each, generator=generator) for each in widths]
+        encoded = Encoded(ids.int().numpy(), (torch.arange(length) >= length // 2).numpy())
+        items.append((encoded, (states[0], states[1])))
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    return build_row(items, widths=widths, dtype=dtype, align=model.align)

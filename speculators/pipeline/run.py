@@ -25,8 +25,10 @@ from speculators.pipeline.context import Context, EventLog, Listen, Places
 from speculators.pipeline.inputs import conversations, state_source
 from speculators.pipeline.locking import lock_of
 from speculators.pipeline.ondisk import SPECULATOR, TRAINED, bench_file, measured, trained
-from speculators.pipeline.rehearsal import is_plugin, rehearse
+from speculators.pipeline.plugins import is_plugin, named
+from speculators.pipeline.rehearsal import rehearse
 from speculators.pipeline.settled import settled, told_of
+from speculators.pipeline.shared import check_shared
 from speculators.pipeline.training import lacking_hooks, train_stage
 from speculators.recipe import lock
 from speculators.recipe.plan import make_plan
@@ -78,17 +80,19 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
     finished = False
     lone = ExitStack()
     try:
-        context = make_context(recipe, places, world, tracker)
-        if is_plugin(recipe.algorithm.name):
-            rehearse(context.plan, context.tell)
-        if world.is_main:
-            lone.enter_context(_working_in(context.run_folder))
-        held = _begin(context, log, tracker)
-        if until in ("verifier", "prepare", "capture"):
-            _prepare_only(context, until)
-        else:
-            _train_stages(context, held)
-        result = _bench_stage(context, tracker) if until in ("bench", None) else None
+        with named(recipe.algorithm.name):
+            check_shared(places, world)
+            context = make_context(recipe, places, world, tracker)
+            if is_plugin(recipe.algorithm.name):
+                rehearse(context)
+            if world.is_main:
+                lone.enter_context(_working_in(context.run_folder))
+            held = _begin(context, log, tracker)
+            if until in ("verifier", "prepare", "capture"):
+                _prepare_only(context, until)
+            else:
+                _train_stages(context, held)
+            result = _bench_stage(context, tracker) if until in ("bench", None) else None
         finished = True
     finally:
         tracker.close(finished=finished)

@@ -121,7 +121,7 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
     )
 
 
-# What ShardedMuon keeps whole on every process, by torch's name for it.
+# What WholeMuon keeps whole on every process, by torch's name for it.
 _WHOLE = ".momentum_buffer"
 
 

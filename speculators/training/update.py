@@ -155,9 +155,18 @@ def loss_and_metrics(model: nn.Module, result: Any) -> tuple[torch.Tensor, Mappi
         raise ContractError(
             f'{_place(model)}.forward gave metrics without "loss"', hint='metrics["loss"] = loss.detach()'
         )
+    if many := sorted(name for name, value in metrics.items() if not _is_number(value)):
+        raise ContractError(
+            f"{_place(model)}.forward gave metrics that are not one number each: {', '.join(many)}",
+            hint="give their mean, detached",
+        )
     if not (isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1):
         raise ContractError(f"{_place(model)}.forward's loss is not one number that gradients can flow from")
     return loss, metrics
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
 
 
 def _place(model: nn.Module) -> str:

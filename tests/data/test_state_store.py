@@ -321,6 +321,31 @@ def test_shards_can_be_shared_out(folder, layout, conversations):
     assert torch.equal(store.read(11)[1], captured(conversations, 11)[1])
 
 
+def test_a_process_that_starts_late_takes_its_own_share(folder, layout, conversations):
+    """Told what was missing, it does not take for its share what another has written meanwhile, and reads nothing."""
+    first = StateWriter(folder, layout)
+    lacking = first.missing()
+    fill(first, conversations, fake_capture, rank=0, world_size=2)
+    late = StateWriter(folder, layout, missing=lacking)
+    assert late.missing() == lacking
+    fill(late, conversations, fake_capture, rank=1, world_size=2)
+    assert torch.equal(first.finish().read(11)[1], captured(conversations, 11)[1])
+
+
+def test_a_shard_whose_note_is_lost_is_missing_also_to_who_was_told_of_others(store, folder, layout):
+    """Without its note the store could not be finished."""
+    (folder / "states-00001.json").unlink()
+    assert StateWriter(folder, layout, missing=[2]).missing() == [1, 2]
+
+
+def test_a_shard_has_one_buffer(folder, layout, conversations, monkeypatch):
+    """Not one a conversation, which is dropped at once."""
+    made, real = [], StateWriter._buffer
+    monkeypatch.setattr(StateWriter, "_buffer", lambda self, number: made.append(number) or real(self, number))
+    fill(StateWriter(folder, layout), conversations, fake_capture)
+    assert made == list(range(len(layout.shards)))
+
+
 def test_someone_who_works_on_many_at_once_fills_the_same_store(folder, layout, conversations, store, tmp_path):
     """Conversations are taken as there is room, across shards, and come back in any order: the same bytes."""
     most = 0

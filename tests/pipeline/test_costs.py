@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from command import Spec
+from torch.profiler import ProfilerActivity, profile
 
+from speculators.config import VerifierFacts
+from speculators.data.batches import build_row
+from speculators.data.encoded import Encoded
+from speculators.model import build_model, trainer_kwargs
+from speculators.nn.layout import RowLayout
+from speculators.pipeline.build import training_kwargs
+from speculators.pipeline.trace import trace
 from speculators.recipe.cluster import parse_devices
+from speculators.recipe.load import load_recipe
+from speculators.recipe.plan import make_plan
 from speculators.training import loop
 from speculators.training.optimizer import Optimizer
 from speculators.training.update import Outcome, Worker
@@ -118,6 +132,60 @@ def test_disk_and_memory_are_those_of_a_run(
     assert disk["speculator"] == pytest.approx(stored(run / "speculator"), rel=0.1)
     memory = plan["costs"]["devices"][0]["memory"]
     assert {part: memory[part] for part in held} == pytest.approx(held, rel=0.1)
+
+
+def most_allocated(work: Callable[[], None]) -> int:
+    """The most bytes that torch's allocator had given out at once in `work`, as its own profiler tells."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        work()
+    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("recipe", "sets"),
+    [
+        ("smoke", ["algorithm.draft_vocab_size='none'"]),
+        ("quickstart_dflash", ["verifier.model='tiny:0'", "verifier.sha256='none'", "algorithm.draft_vocab_size=128"]),
+    ],
+)
+def test_activations_and_chunk_buffers_are_those_of_a_row(
+    recipe: str, sets: list[str], precision: str, tiny_verifier: Path
+) -> None:
+    """Within 10%, by the allocator's own account of one row's forward and backward on real tensors.
+
+    The first row's gradients are there already, as an update's second row finds them.
+    """
+    rows = [
+        "data.max_tokens=512",
+        "schedule.row_tokens=1024",
+        "schedule.tokens_per_step=1024",
+        f"schedule.precision='{precision}'",
+    ]
+    plan = make_plan(load_recipe(recipe, [*sets, *rows]), VerifierFacts.read(tiny_verifier / "config.json"))
+    lengths, width = [300, 424, 300], plan.facts.hidden_size
+    told = trace(plan, lengths, 0.5)
+    reduced = plan.draft_vocab_size < plan.facts.vocab_size
+    kwargs = training_kwargs(plan, str(tiny_verifier), torch.arange(plan.draft_vocab_size) if reduced else None)
+    model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
+    given, _ = trainer_kwargs(model, kwargs)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    items = []
+    for length in lengths:
+        encoded = Encoded(np.zeros(length, np.int32), np.arange(length) >= length // 2)
+        states = [torch.randn(length, columns) for columns in (len(plan.target_layer_ids) * width, width)]
+        items.append((encoded, (states[0], states[1])))
+    row = build_row(items, widths=(0, 0), dtype=dtype)
+    layout = RowLayout.of(row["document_ids"], row["loss_mask"])
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            _, loss, _ = model(**row, layout=layout, **given)
+        loss.backward()
+
+    step()
+    assert told.activation_bytes + told.chunk_bytes == pytest.approx(most_allocated(step), rel=0.1)
 
 
 @pytest.mark.parametrize(

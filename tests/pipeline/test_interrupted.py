@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -11,13 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from command import WEIGHTS, Spec
+from forked import SERVER
 
 from speculators.events import EvalEvent, Event, ProgressEvent, StageEvent, StepEvent
 from speculators.report.progress import RunView
-
-# The server imports once; what it forks starts at once.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "torch._dynamo", "speculators.pipeline", "speculators.report.bench"])
 
 KILLED_AT = ("in capture", "between updates", "in a checkpoint", "in the export")
 

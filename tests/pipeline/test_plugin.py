@@ -76,6 +76,34 @@ BROKEN = {
         [("        depths,\n        loss,", "        depths,\n        loss,\n        heat,")],
         "wants heat",
     ),
+    "training arguments that nobody takes": (
+        [("(cls, verifier_config, **kwargs):", "(cls, verifier_config, loss):\n        kwargs = {}")],
+        "from_training_args cannot be called as it will be: got an unexpected keyword argument",
+    ),
+    "trainer kwargs without the rest": (
+        [("get_trainer_kwargs(**kwargs):", "get_trainer_kwargs(depths, loss):\n        kwargs = {}")],
+        "get_trainer_kwargs cannot be called as it will be: got an unexpected keyword argument",
+    ),
+    "trainer kwargs of the batch's names": (
+        [('"loss": kwargs["loss"]}', '"loss": kwargs["loss"], "input_ids": 1}')],
+        "get_trainer_kwargs gives input_ids, which the batch has",
+    ),
+    "a hook that wants more": (
+        [("def draft(self):", "def draft(self, heat):")],
+        "draft cannot be called as it will be",
+    ),
+    "metrics that are no numbers": (
+        [(RETURNED, 'return unrolled.states, total, {"loss": total.detach(), "each": result.per_depth.detach()}')],
+        "gave metrics that are not one number each: each",
+    ),
+    "an exception in from_training_args": (
+        [("ids = (verifier_config.num_hidden_layers,)", "ids = (verifier_config.num_hidden_layers + 'x',)")],
+        "on a tiny verifier and on this one: TypeError: unsupported operand",
+    ),
+    "an exception in forward": (
+        [("total = result.per_depth.sum()", "total = result.per_depth.total()")],
+        "on a tiny verifier and on this one: AttributeError: 'Tensor' object has no attribute",
+    ),
     "a config field without default": ([], "no default for breadth"),
     "a name registered twice": ([], "registered twice"),
 }
@@ -106,17 +134,18 @@ def test_a_broken_contract_is_one_error_before_any_data(name: str, plugin: Plugi
     assert "prepare" not in told.err
 
 
-def test_a_failure_of_another_kind_is_a_warning(plugin: Plugin, spec: Spec) -> None:
-    """What only happens at small sizes must not stop a run; it is told, and training meets it or does not."""
-    plugin.change(
-        "core.py",
-        (
-            "        unrolled = unroll_to_places",
-            "        assert len(tokens) > 40, 'short'\n        unrolled = unroll_to_places",
-        ),
-    )
+def long_rows(plugin: Plugin, condition: str) -> None:
+    """Makes a forward that fails on rows of some lengths."""
+    before = "        unrolled = unroll_to_places"
+    plugin.change("core.py", (before, f"        assert {condition}, 'lengths'\n{before}"))
+
+
+def test_what_fails_only_at_small_sizes_is_a_warning(plugin: Plugin, spec: Spec) -> None:
+    """It must not stop a run: the step is made again at the run's own sizes, and both are told."""
+    long_rows(plugin, "len(tokens) > 40")
     told = spec("run", plugin.recipe, "--runs", spec.runs, "--set", "schedule.max_steps=1")
-    assert "failed on a tiny verifier, and may fail on this one: AssertionError: short" in told.err
+    assert "failed on a tiny verifier: AssertionError: lengths" in told.err
+    assert "went well: the run goes on" in told.err
     assert told.code == 0, told.err
 
 
@@ -130,6 +159,20 @@ def test_a_plan_without_counts_is_still_a_plan(plugin: Plugin, spec: Spec) -> No
         patch.setattr(sizes, "build_model", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             spec("plan", "smoke")
+
+
+def test_what_fails_in_training_is_one_error_with_its_own_lines(plugin: Plugin, spec: Spec) -> None:
+    """The class, the exception and the plug-in's lines that led to it; no traceback through ours."""
+    long_rows(plugin, "len(tokens) < 40")
+    told = spec("run", plugin.recipe, "--runs", spec.runs)
+    assert told.code == 1
+    assert "Traceback" not in told.err
+    (error,) = [line for line in told.err.splitlines() if line.startswith("error:")]
+    assert error.endswith("DraftModel failed: AssertionError: lengths")
+    assert error.startswith(f"error: {plugin.name}.core.")
+    (line,) = told.err.partition(error)[2].strip().splitlines()
+    assert line.strip().startswith(f"{plugin.folder / plugin.name / 'core.py'}:")
+    assert line.endswith("in forward: assert len(tokens) < 40, 'lengths'")
 
 
 def test_keys_of_a_plugin_are_checked_like_built_in_ones(plugin: Plugin, spec: Spec) -> None:

@@ -6,12 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from command import WEIGHTS, Spec, events
 from safetensors.torch import load_file
+
+from speculators.data import store
+from speculators.data.files import sha256_of
+from speculators.data.store import StoreLayout
+from speculators.events import Event, WarningEvent
+from speculators.pipeline import Places, inputs, run_recipe
+from speculators.recipe.load import load_recipe
+from speculators.training.world import World
 
 # The verifier pads a batch to its longest sequence, and batches differ: float32 sums in another order. Up to 4e-8 of
 # the loss was measured over eight updates.
@@ -32,6 +41,25 @@ def test_cached_and_online_states_give_the_same_losses(spec: Spec, run_folder: P
         assert one["tokens"] == other["tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=LOSS_TOLERANCE)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * LOSS_TOLERANCE)
+
+
+def test_a_damaged_store_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks which shards are whole tells it on; only the damaged one is captured again."""
+    monkeypatch.setattr(inputs, "StoreLayout", partial(StoreLayout, shard_tokens=1000))
+    places = Places(runs=tmp_path / "runs", cache=tmp_path / "cache")
+    captured = partial(run_recipe, load_recipe("smoke"), places=places, world=World(), until="capture")
+    captured(listen=lambda event: None)
+    shards = sorted(tmp_path.rglob("states-*.safetensors"))
+    before = [path.read_bytes() for path in shards]
+    assert len(shards) > 2
+    shards[1].write_bytes(before[1][:-1] + b"?")
+    hashed: list[Path] = []
+    monkeypatch.setattr(store, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    told: list[Event] = []
+    captured(listen=told.append)
+    assert [path.read_bytes() for path in shards] == before
+    assert sorted(hashed) == shards
+    assert any("states-00001.safetensors" in event.message for event in told if isinstance(event, WarningEvent))
 
 
 @pytest.mark.slow

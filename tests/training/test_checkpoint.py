@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
+import pickle
 
 import pytest
 import torch
 import torch.distributed.checkpoint.filesystem as dcp_files
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from training_toy import MUON, build, make_job, run, weights
 
 from speculators.errors import ArtifactError
 from speculators.events import SaveEvent, StepEvent, WarningEvent
+from speculators.training import manifest, snapshot
 from speculators.training.checkpoint import best, complete, latest
 from speculators.training.snapshot import load_weights
 
@@ -166,3 +170,37 @@ def test_the_manifest_says_what_the_checkpoint_is(tmp_path):
     found = json.loads((latest(tmp_path) / "manifest.json").read_text())
     assert found["state"] == {"step": 6, "tokens": 6 * 48, "best_tau": 1.0, "best_step": 6}
     assert (found["tau"], found["fingerprint"], found["world_size"]) == (1.0, "f" * 64, 1)
+
+
+class Program:
+    """What pickles as a program that makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("kind", ["a program", "bytes that torch unpickles"])
+def test_a_checkpoint_with_a_program_in_it_is_refused(kind, tmp_path):
+    """Its manifest is right, as whoever forged it can make it; neither resuming nor comparing runs what is in it."""
+    list(run(build(), make_job(tmp_path / "run")))
+    path, made = latest(tmp_path / "run"), tmp_path / "made"
+    forged = snapshot.metadata_of(path)
+    if kind == "a program":
+        forged.planner_data = Program(made)
+    else:
+        forged.state_dict_metadata["model.fc.weight"] = BytesStorageMetadata()
+    (path / ".metadata").write_bytes(pickle.dumps(forged))
+    facts = {key: value for key, value in manifest.read(path).items() if key != "files"}
+    (path / "manifest.json").unlink()
+    manifest.seal(path, facts)
+    told = "posix.mkdir" if kind == "a program" else r"metadata\.BytesStorageMetadata"
+    words = rf"\.metadata: not a checkpoint of ours: it asks for \S*{told}, which"
+    with pytest.raises(ArtifactError, match=words):
+        list(run(build(), make_job(tmp_path / "run")))
+    for read in (snapshot.names, lambda folder: snapshot.read_tensor(folder, "model.fc.weight")):
+        with pytest.raises(ArtifactError, match=words):
+            read(path)
+    assert not made.exists()

@@ -1,0 +1,103 @@
+"""Launches beside each other: one run is one launch's, and runs that share data make it once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+import torch
+from command import Spec
+from forked import SERVER
+
+from speculators.events import ProgressEvent, StepEvent
+
+SHORT = ("--set", "schedule.max_steps=2", "--set", "benchmark.suites=[]")
+
+
+def child(home: Path, threads: int, seed: int, at: type, begun: Event, go: Event) -> None:
+    """Runs smoke, and waits at its first event of a kind until it may go on."""
+    from speculators.pipeline.context import Context
+
+    torch.set_num_threads(threads)
+    tell = Context.tell
+
+    def waiting(self: Context, event: object) -> None:
+        if isinstance(event, at) and getattr(event, "stage", "capture") == "capture" and not begun.is_set():
+            begun.set()
+            go.wait(120)
+        tell(self, event)
+
+    Context.tell = waiting
+    told = Spec(home).run(*SHORT, "--set", f"seed={seed}")
+    (home / f"said-{seed}.txt").write_text(told.err)
+    os._exit(told.code)
+
+
+class Launch:
+    """A run of smoke in another process, held at its first event of a kind: an update, or one within the capture."""
+
+    def __init__(self, home: Path, *, at: type, seed: int = 0) -> None:
+        self.go = SERVER.Event()
+        begun = SERVER.Event()
+        arguments = (home, torch.get_num_threads(), seed, at, begun, self.go)
+        self.process = SERVER.Process(target=child, args=arguments)
+        self.process.start()
+        assert begun.wait(120)
+
+    def finish(self) -> int | None:
+        """Lets it go on; returns its exit code."""
+        self.go.set()
+        self.process.join(120)
+        return self.process.exitcode
+
+
+def test_a_run_is_one_launchs_at_a_time(fresh: Spec) -> None:
+    """A second launch of the same run ends at once with what to do; the first ends as if there had been none."""
+    first = Launch(fresh.home, at=StepEvent)
+    told = fresh.run(*SHORT)
+    assert told.code == 1
+    (error,) = [line for line in told.err.splitlines() if line.startswith("error:")]
+    assert error.endswith("another launch is working on this run")
+    assert "wait until it ends, or give this one a folder of its own: --runs FOLDER" in told.err
+    assert "Traceback" not in told.err
+    assert first.finish() == 0
+    assert fresh.run(*SHORT).code == 0
+
+
+def test_runs_of_two_seeds_share_what_one_of_them_makes(fresh: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits, and says so, until the first has captured the states; both end well."""
+    from speculators.pipeline.context import Context
+
+    first, tell = Launch(fresh.home, at=ProgressEvent, seed=0), Context.tell
+
+    def told_of_waiting(self: Context, event: object) -> None:
+        if isinstance(event, ProgressEvent) and "waiting for another process" in event.note:
+            first.go.set()
+        tell(self, event)
+
+    monkeypatch.setattr(Context, "tell", told_of_waiting)
+    second = fresh.run(*SHORT, "--set", "seed=1")
+    assert first.go.is_set()
+    assert first.finish() == 0
+    assert second.code == 0, second.err
+    assert "capture already done" in second.err
+    assert "capture already done" not in (fresh.home / "said-0.txt").read_text()
+    assert len(list(fresh.cache.glob("states/*/manifest.json"))) == 1
+    assert len(list(fresh.runs.glob("*/speculator"))) == 2
+
+
+def test_locks_of_a_killed_launch_hold_nobody(fresh: Spec) -> None:
+    """It died in the capture, with its run and the states to itself; the next launch goes on."""
+    first = Launch(fresh.home, at=ProgressEvent)
+    os.kill(first.process.pid or 0, signal.SIGKILL)
+    # Not by `finish`: telling an event to a process that died waiting for it would wait for ever.
+    first.process.join(120)
+    assert first.process.exitcode == -signal.SIGKILL
+    assert list(fresh.runs.glob("*/.lock"))
+    assert list(fresh.cache.glob("locks/.capture-*.lock"))
+    told = fresh.run(*SHORT)
+    assert told.code == 0, told.err
+    assert "waiting for another process" not in told.err
