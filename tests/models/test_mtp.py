@@ -325,3 +325,18 @@ def test_native_without_a_head_is_an_error(world):
     """A verifier without `mtp.*` tensors, or of an architecture without, is told so; nothing is trained instead."""
     with pytest.raises(ArtifactError, match="no native head"):
         build(world, {"native": True})
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_5_text"])
+def test_replay_through_a_hybrid_verifier_equals_live_round_for_round(world, model_type, tmp_path):
+    """With linear-attention layers too: the same drafts are accepted, and the output is the verifier's own."""
+    folder = make_tiny_verifier(tmp_path / "v", model_type=model_type, **NATIVE[model_type])
+    engine = Engine(folder, dtype="float32")
+    hybrid = attrs.evolve(
+        world, folder=folder, engine=engine, answers=engine.generate(world.prompts, max_new_tokens=24)
+    )
+    model, kwargs = build(hybrid, {})
+    proof.fit(model, kwargs, proof.row_of(hybrid, model, 0, 1), steps=40)
+    _, decoded = proof.check_replay_equals_live(hybrid, model.eval())
+    accepted = {each.accepted for one in decoded for each in one.rounds}
+    assert {0, proof.K} <= accepted
