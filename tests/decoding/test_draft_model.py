@@ -47,7 +47,7 @@ def hybrid(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["smaller", "itself", "hybrid"])
 def baseline(request, verifier, smaller, hybrid, tiny_verifier):
-    """A draft model that is often wrong, the verifier itself, which never is, and one with states that no crop mends."""
+    """One that is often wrong, the verifier itself, which never is, and one whose states cannot be cropped."""
     source = {"smaller": smaller, "itself": tiny_verifier, "hybrid": hybrid}[request.param]
     return make_baseline(f"draft_model:{source}", verifier)
 
