@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import attrs
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
@@ -18,6 +20,7 @@ from speculators.errors import ArtifactError, ContractError
 from speculators.model import build_model
 from speculators.models import chains
 from speculators.models.mtp import MtpSpeculatorConfig, stitch
+from speculators.models.mtp import native as native_module
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 
@@ -263,6 +266,38 @@ def test_a_trained_native_head_is_stitched_back(world, native, tmp_path):
     # Stitching never overwrites.
     with pytest.raises(ArtifactError, match="name a new folder"):
         stitch(tmp_path / "speculator", native.folder, tmp_path / "stitched")
+
+
+@pytest.mark.parametrize("failure", ["shape", "disk", "damaged"])
+def test_a_stitched_verifier_is_whole_or_not_there(world, native, tmp_path, monkeypatch, failure):
+    """What fails on the way leaves nothing behind, says what is wrong, and can be repeated."""
+    model, _ = build_native(world, native)
+    model.save_pretrained(tmp_path / "speculator")
+    verifier = tmp_path / "verifier"
+    shutil.copytree(native.folder, verifier)
+    head = verifier / "model-00002-of-00002.safetensors"
+    message = "cannot be made from"
+    if failure == "shape":
+        tensors = load_file(head)
+        tensors["mtp.fc.weight"] = tensors["mtp.fc.weight"][:, :40].contiguous()
+        save_file(tensors, head, metadata={"format": "pt"})
+        message = r"mtp.fc.weight is \[32, 40\]"
+    elif failure == "damaged":
+        other = verifier / "model-00003-of-00003.safetensors"
+        other.write_bytes(head.read_bytes()[:-8])
+    else:
+
+        def full(tensors, path, metadata):
+            path.write_bytes(b"a part")
+            raise SafetensorError("No space left on device (os error 28)")
+
+        monkeypatch.setattr(native_module, "save_file", full)
+        message = "No space left"
+    with pytest.raises(ArtifactError, match=message):
+        stitch(tmp_path / "speculator", verifier, tmp_path / "stitched")
+    assert not list(tmp_path.glob("stitched*"))
+    monkeypatch.undo()
+    stitch(tmp_path / "speculator", native.folder, tmp_path / "stitched")
 
 
 def test_a_native_head_is_packed_and_replayed_like_any(world, native, monkeypatch, tmp_path):
