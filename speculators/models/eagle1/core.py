@@ -16,7 +16,7 @@ from torch import nn
 from speculators.config import VerifierFacts
 from speculators.losses import head_loss, mixture, top_k, weighted
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape, take_over
+from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over
 from speculators.models.chains import (
     ChainDrafter,
     RecurrentModel,
@@ -141,14 +141,10 @@ class Eagle1DraftModel(RecurrentModel):
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """Runs the decoder once; see `RecurrentModel`."""
-        cos_sin = self.rotary(positions)
         read = torch.cat((self.embed_tokens(tokens).to(state.dtype), state), dim=-1)
-        state = self.fc(read.to(self.fc.weight.dtype))
-        for index, layer in enumerate(self.layers):
-            # Only the last layer may leave rows out: the one above it needs all of them for its keys.
-            wanted = rows if index == len(self.layers) - 1 else None
-            state = layer(state, cos_sin, lambda *qkv: attend(index, *qkv), rows=wanted)  # noqa: B023
-        return state
+        return run_layers(
+            self.layers, self.fc(read.to(self.fc.weight.dtype)), self.rotary(positions), attend, rows=rows
+        )
 
     def draft(self) -> ChainDrafter:
         """Returns a drafter that decodes with this model."""
