@@ -170,7 +170,8 @@ class DraftModelDrafter:
         """Drafts `num_tokens` tokens; see `Drafter`."""
         model = self.model
         unseen = state.tokens[state.cache.get_seq_length() :]
-        tokens, probs = [], []
+        tokens: list[torch.Tensor] = []
+        probs: list[torch.Tensor] = []
         for _ in range(num_tokens):
             logits = model.logits(unseen, state.cache)[-1]
             if model.recurrent and not tokens:

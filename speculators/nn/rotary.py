@@ -23,6 +23,8 @@ class Rotary(nn.Module):
         decoder: `transformer_layer_config` of the speculator.
     """
 
+    frequencies: torch.Tensor
+
     def __init__(self, decoder: dict[str, Any]) -> None:
         super().__init__()
         known = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
