@@ -11,6 +11,7 @@ import attrs
 import torch
 from transformers import DynamicCache
 
+from speculators.decoding.cache import Mark, check_continues, is_recurrent, mark, new_cache, rewind
 from speculators.drafter import Proposal, chain
 from speculators.errors import RecipeError, VerifierError
 from speculators.events import Progress, ignore
@@ -89,6 +90,9 @@ class DraftModel:
         self.model = model
         self.vocab_size = vocab_size
         self.rows = model.get_input_embeddings().num_embeddings
+        self.recurrent = is_recurrent(model)
+        if self.recurrent:
+            check_continues(model)
         self.draft_to_target = torch.arange(min(self.rows, vocab_size), device=model.device)
 
     def draft(self) -> DraftModelDrafter:
@@ -139,11 +143,13 @@ class _Sequence:
         tokens: [n] verified ones.
         cache: keys of the first of them, all but those that no forward has seen.
         drafted: the last round's, whose keys but the last stand in the cache behind those of all `tokens`.
+        mark: the cache before they did, where it keeps running states.
     """
 
     tokens: torch.Tensor
     cache: DynamicCache
     drafted: torch.Tensor
+    mark: Mark = attrs.field(factory=list)
 
 
 class DraftModelDrafter:
@@ -157,8 +163,7 @@ class DraftModelDrafter:
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
         """Starts a sequence; see `Drafter`."""
-        # Without a config each layer's cache keeps all keys and can be cropped; a sliding window is in the mask.
-        cache = DynamicCache()
+        cache = new_cache(self.model.model, recurrent=self.model.recurrent)
         self.model.logits(tokens[:-1], cache)
         return _Sequence(tokens, cache, tokens[:0])
 
@@ -169,9 +174,12 @@ class DraftModelDrafter:
         """Drafts `num_tokens` tokens; see `Drafter`."""
         model = self.model
         unseen = state.tokens[state.cache.get_seq_length() :]
-        tokens, probs = [], []
+        tokens: list[torch.Tensor] = []
+        probs: list[torch.Tensor] = []
         for _ in range(num_tokens):
             logits = model.logits(unseen, state.cache)[-1]
+            if model.recurrent and not tokens:
+                state.mark = mark(state.cache)
             if temperature == 0.0:
                 unseen = logits.argmax(-1, keepdim=True)
             else:
@@ -188,6 +196,9 @@ class DraftModelDrafter:
         same = (tokens[:common] == state.drafted[:common]).cumprod(0).sum()
         # Without it the cache would say that it holds keys of tokens that were never verified.
         surplus = state.cache.get_seq_length() - len(state.tokens) - int(same)
-        if surplus > 0:
+        if surplus > 0 and self.model.recurrent:
+            # What was accepted has no state of its own: the next round runs it again.
+            rewind(state.cache, state.mark)
+        elif surplus > 0:
             state.cache.crop(-surplus)
         state.tokens = torch.cat([state.tokens, tokens])

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
+from speculators.decoding.cache import Mark, check_continues, is_recurrent, mark, new_cache, rewind
 from speculators.drafter import Proposal
 from speculators.errors import VerifierError
 from speculators.verifier.capture import cache_name, decoder_layers
@@ -19,7 +19,7 @@ class CachedVerifier:
     Plain and speculative decoding both run through it, so that their speeds compare.
 
     Args:
-        model: a transformers causal language model , in evaluation mode.
+        model: a transformers causal language model, in evaluation mode.
         layer_ids: the hidden states to return, concatenated in this order: id l is the residual stream entering layer
             l, id N the last layer's output before the final norm. () records nothing and costs nothing.
     """
@@ -34,9 +34,13 @@ class CachedVerifier:
             raise VerifierError(f"the verifier has no layer id {outside[0]}; there are 0 to {len(self._layers)}")
         self._sliding = any("sliding" in kind for kind in model.config.to_dict().get("layer_types") or ())
         self._caught: dict[int, torch.Tensor] = {}
+        self._recurrent = is_recurrent(model)
+        if self._recurrent:
+            check_continues(model)
+        self._cache = new_cache(model, recurrent=self._recurrent)
         self._length = 0
-        # Without a config each layer's cache keeps all keys and can be cropped; a sliding window is in the mask.
-        self._cache = DynamicCache()
+        self._scored = torch.empty(0, dtype=torch.int64)
+        self._mark: Mark = []
 
     @torch.inference_mode()
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +52,7 @@ class CachedVerifier:
         Returns:
             logits [V] that follow the prompt, hidden states [n, A*H] of its tokens.
         """
-        self._cache = DynamicCache()
+        self._cache = new_cache(self.model, recurrent=self._recurrent)
         self._length = 0
         logits, states = self._forward(tokens.to(self.device), logits_to_keep=1)
         self._length = len(tokens)
@@ -61,22 +65,29 @@ class CachedVerifier:
         Returns:
             logits [N + 1, V] and hidden states [N + 1, A*H]: row 0 of the verified token, row i + 1 of node i.
         """
-        root = torch.tensor([token], device=self.device)
+        self._scored = torch.tensor([token], device=self.device)
         if proposal is None or not len(proposal.tokens):
-            return self._forward(root)
-        tokens = torch.cat([root, proposal.tokens.to(self.device)])
+            return self._forward(self._scored)
+        self._scored = torch.cat([self._scored, proposal.tokens.to(self.device)])
         parents = proposal.parents.tolist()
-        if parents == list(range(-1, len(parents) - 1)):
-            return self._forward(tokens)
-        return self._forward(tokens, parents=parents)
+        if parents != list(range(-1, len(parents) - 1)):
+            return self._forward(self._scored, parents=parents)
+        if self._recurrent:
+            self._mark = mark(self._cache)
+        return self._forward(self._scored)
 
+    @torch.inference_mode()
     def keep(self, path: Sequence[int]) -> None:
         """Drops the keys of the nodes that are not on the accepted `path`; the scored token's own key stays."""
-        scored = self._cache.get_seq_length() - self._length
         kept = 1 + len(path)
+        surplus = len(self._scored) - kept
         if list(path) == list(range(len(path))):
-            if scored > kept:
-                self._cache.crop(kept - scored)
+            if surplus and self._recurrent:
+                # A running state has no place to crop at: back to the one before the drafts, and the accepted again.
+                rewind(self._cache, self._mark)
+                self._forward(self._scored[:kept], logits_to_keep=1)
+            elif surplus:
+                self._cache.crop(-surplus)
         else:
             rows = [*range(self._length + 1), *(self._length + 1 + node for node in path)]
             index = torch.tensor(rows, device=self.device)
@@ -110,9 +121,10 @@ class CachedVerifier:
 
     def _tree(self, parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns positions [N + 1] and the additive mask [1, 1, N + 1, length + N + 1]: a node sees its ancestors."""
-        if self._sliding:
+        if self._sliding or self._recurrent:
+            kind = "sliding-window" if self._sliding else "linear-attention"
             raise VerifierError(
-                "a drafted tree cannot be scored by a verifier with sliding-window layers", hint="draft a chain"
+                f"a drafted tree cannot be scored by a verifier with {kind} layers", hint="draft a chain"
             )
         size = len(parents) + 1
         sees = torch.eye(size, dtype=torch.bool)

@@ -1,6 +1,18 @@
 """Losses over the draft vocabulary, fused with the head's projection."""
 
-from speculators.losses.functions import LOSSES, Draft, Loss, Target, acceptance, mixture
+from speculators.losses.functions import LOSSES, Draft, Loss, Target, acceptance, mixture, top_k, weighted
 from speculators.losses.fused import HeadLoss, head_loss, place_loss
 
-__all__ = ["LOSSES", "Draft", "HeadLoss", "Loss", "Target", "acceptance", "head_loss", "mixture", "place_loss"]
+__all__ = [
+    "LOSSES",
+    "Draft",
+    "HeadLoss",
+    "Loss",
+    "Target",
+    "acceptance",
+    "head_loss",
+    "mixture",
+    "place_loss",
+    "top_k",
+    "weighted",
+]

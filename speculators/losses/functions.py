@@ -5,7 +5,7 @@ p is the verifier's and q the draft's distribution of a place, both over the dra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -26,6 +26,7 @@ class Target:
     def __init__(self, logits: torch.Tensor) -> None:
         self.p = torch.softmax(logits, -1)
         self._logits = logits
+        self._likeliest: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @cached_property
     def log_p(self) -> torch.Tensor:
@@ -43,6 +44,12 @@ class Target:
     def top(self) -> torch.Tensor:
         """[C] the draft id that the verifier finds most likely."""
         return self.p.argmax(-1)
+
+    def likeliest(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """p and draft ids, [C, k] each, of the verifier's k most likely tokens."""
+        if k not in self._likeliest:
+            self._likeliest[k] = self.p.topk(k, -1)
+        return self._likeliest[k]
 
 
 class Draft:
@@ -144,20 +151,36 @@ def lk_hybrid(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]
     return value, share[:, None] * grad_kl + (1.0 - share)[:, None] * grad_tv
 
 
+def top_k(k: int) -> Loss:
+    """Returns the cross-entropy -sum p log q over the verifier's k most likely tokens (HASS, Zhang et al. 2408.15766,
+    section 3.1); its gradient is q times their sum of p, less p of each. All tokens where k exceeds them."""
+
+    def loss(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+        p, ids = target.likeliest(min(k, target.p.shape[-1]))
+        value = torch.linalg.vecdot(p, draft.log_norm[:, None] - draft.logits.gather(-1, ids))
+        return value, (draft.q * p.sum(-1, keepdim=True)).scatter_add(-1, ids, -p)
+
+    return loss
+
+
 def mixture(weights: dict[str, float]) -> Loss:
     """Returns the weighted sum of losses.
 
     Raises:
         RegistryError: a loss that does not exist, with the ones that do.
     """
-    parts = [(LOSSES.get(name), weight) for name, weight in weights.items()]
+    return weighted([(LOSSES.get(name), weight) for name, weight in weights.items()])
+
+
+def weighted(parts: Sequence[tuple[Loss, float]]) -> Loss:
+    """Returns the sum of losses, each times its weight."""
     if len(parts) == 1 and parts[0][1] == 1.0:
         return parts[0][0]
 
-    def weighted(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    def summed(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
         results = [(loss(draft, target), weight) for loss, weight in parts]
         value = sum((result[0] * weight for result, weight in results), torch.zeros(()))
         grad = sum((result[1] * weight for result, weight in results), torch.zeros(()))
         return value, grad
 
-    return weighted
+    return summed

@@ -1,4 +1,4 @@
-"""What block drafters share (DFlash, arXiv 2602.06036): slots at an anchor, and the verifier's states in every layer.
+"""What block drafters share (arXiv 2602.06036): slots at an anchor, and the verifier's states in every layer.
 
 The anchor is a known token whose verifier state is not: place r + 1, where the states are known up to row r. Slot 0
 reads it, the other slots read the mask token; slot s stands at position r + 1 + s. All slots see the context (the

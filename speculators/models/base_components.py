@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.activations import ACT2FN
 
 from speculators.config import VerifierFacts
 from speculators.errors import ContractError
+from speculators.nn.cache import AttendAt
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, rotate
 from speculators.nn.vocab import set_vocab
@@ -126,7 +128,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer; the first one of an EAGLE-like draft reads a token embedding beside the state.
+    """One decoder layer; the first one of a chain drafter may read a token embedding beside the state.
 
     Args:
         shape: sizes.
@@ -179,3 +181,22 @@ class DecoderLayer(nn.Module):
         q = self.self_attn.queries(inputs, cos_sin)
         hidden = residual + self.self_attn.o_proj(attend(q, k, v).flatten(1))
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+def run_layers(
+    layers: Iterable[nn.Module],
+    state: torch.Tensor,
+    cos_sin: CosSin,
+    attend: AttendAt,
+    *,
+    embeddings: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Runs `DecoderLayer`s one after the other; the first alone reads `embeddings`. Arguments and result as of one."""
+    layers = list(layers)
+    for index, layer in enumerate(layers):
+        # Only the last layer may leave rows out: the one above it needs all of them for its keys.
+        wanted = rows if index == len(layers) - 1 else None
+        state = layer(state, cos_sin, partial(attend, index), embeddings=embeddings, rows=wanted)
+        embeddings = None
+    return state

@@ -159,18 +159,20 @@ def copy_norm(norm: RMSNorm, head: VerifierHead) -> None:
     norm.weight.data = 1 + factor if head.unit_offset else factor
 
 
-class RecurrentModel(SpeculatorModel):
-    """A draft model that reads, beside a token, the state that it left one depth before.
+class ChainModel(SpeculatorModel):
+    """A draft model that reads a token embedding beside a state and leaves one for its head.
 
     Attributes:
         vocab_size: V of the verifier.
         draft_vocab_size: D.
+        target_head: of the verifier, for training; None in a model that was loaded to draft.
         scale, window: of its attention.
     """
 
     lm_head: nn.Linear
     vocab_size: int
     draft_vocab_size: int
+    target_head: VerifierHead | None
     scale: float
     window: int | None
 
@@ -189,13 +191,17 @@ class RecurrentModel(SpeculatorModel):
         """Runs once: states [S, H] and tokens [S] -> states [S, H], or [R, H] where only `rows` are wanted."""
         raise NotImplementedError
 
-    def read(self, state: torch.Tensor) -> torch.Tensor:
-        """What a step left [R, H] -> what the head reads [R, H]."""
-        return state
-
     def logits(self, read: torch.Tensor) -> torch.Tensor:
         """[R, H] -> [R, D] float32."""
         return self.lm_head(read.to(self.lm_head.weight.dtype)).float()
+
+
+class RecurrentModel(ChainModel):
+    """A chain model whose state is the one that it left one depth before."""
+
+    def read(self, state: torch.Tensor) -> torch.Tensor:
+        """What a step left [R, H] -> what the head reads [R, H]."""
+        return state
 
     @torch.no_grad()
     def replay(
@@ -291,44 +297,50 @@ def unroll_to_places(
 
 
 @attrs.define(eq=False)
-class _Sequence:
-    """State of one decoded sequence: the depth-0 keys of all verified rows, and the last row's state [1, H]."""
+class Verified:
+    """State of one decoded sequence: the depth-0 keys of all verified rows, and what the last one left, [1, H]."""
 
     cache: PrefixCache
     state: torch.Tensor
 
 
-class ChainDrafter:
-    """Drafts chains with a recurrent model, round by round; see `Drafter`.
+class PrefixDrafter:
+    """What drafters of chains do with verified tokens: run them at depth 0, and keep their keys.
 
     Args:
         model: in evaluation mode.
         target_layer_ids: of the verifier's states that it enters.
     """
 
-    def __init__(self, model: RecurrentModel, target_layer_ids: tuple[int, ...]) -> None:
+    def __init__(self, model: ChainModel, target_layer_ids: tuple[int, ...]) -> None:
         self.model = model
         self.target_layer_ids = target_layer_ids
         self.draft_to_target = model.draft_to_target
 
     @torch.no_grad()
-    def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
+    def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> Verified:
         """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
-        sequence = _Sequence(PrefixCache(), torch.empty(0))
+        sequence = Verified(PrefixCache(), torch.empty(0))
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
     @torch.no_grad()
-    def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
+    def advance(self, state: Verified, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
         model = self.model
         positions = state.cache.extend(tokens)
         attend = state.cache.attend(scale=model.scale, window=model.window)
         state.state = model.step(model.enter(hidden_states), tokens, positions, attend, None)[-1:]
 
+
+class ChainDrafter(PrefixDrafter):
+    """Drafts chains with a recurrent model, round by round; see `Drafter`."""
+
+    model: RecurrentModel
+
     @torch.no_grad()
     def propose(
-        self, state: _Sequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
+        self, state: Verified, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; greedy at temperature 0, sampled from softmax(logits / T) otherwise."""
         model, cache = self.model, state.cache

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 CosSin = tuple[torch.Tensor, torch.Tensor]
@@ -22,6 +23,8 @@ class Rotary(nn.Module):
         decoder: `transformer_layer_config` of the speculator.
     """
 
+    frequencies: torch.Tensor
+
     def __init__(self, decoder: dict[str, Any]) -> None:
         super().__init__()
         known = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
@@ -30,14 +33,19 @@ class Rotary(nn.Module):
             # Llama's default kind, unlike the others, does not read the partial factor.
             sizes["head_dim"] = int(sizes["head_dim"] * rope.get("partial_rotary_factor", 1.0))
         config = LlamaConfig(rope_parameters=rope, **sizes)
-        self.embedding = LlamaRotaryEmbedding(config)
+        kinds = {"default": LlamaRotaryEmbedding.compute_default_rope_parameters, **ROPE_INIT_FUNCTIONS}
+        # longrope's short or long factors, as vLLM takes them: by the longest sequence that there may be. transformers
+        # asks for the longest of a call, by which one document of a packed row would turn all others.
+        make = kinds[config.rope_parameters["rope_type"]]
+        frequencies, self.scaling = make(config, seq_len=config.max_position_embeddings)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     @torch.no_grad()
     def forward(self, positions: torch.Tensor) -> CosSin:
         """[R] int64 -> cos and sin [R, 1, rotary size] in float32."""
-        like = torch.empty(0, dtype=torch.float32, device=positions.device)
-        cos, sin = self.embedding(like, positions[None])
-        return cos[0, :, None], sin[0, :, None]
+        angles = positions[:, None, None].float() * self.frequencies.float()
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
 
 
 def rotate(x: torch.Tensor, cos_sin: CosSin) -> torch.Tensor:

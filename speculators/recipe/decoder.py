@@ -173,6 +173,6 @@ def _rope(facts: VerifierFacts, layer_type: str) -> dict[str, Any] | None:
         return None
     if layer_type in rope:
         rope = rope[layer_type]
-    partial = facts.get("partial_rotary_factor")
-    # Older files keep the factor outside of the rotary parameters, where it is lost when only those are copied.
-    return {**rope, "partial_rotary_factor": partial} if partial is not None else dict(rope)
+    # Older files keep these outside of the rotary parameters, where they are lost when only those are copied.
+    outside = ("partial_rotary_factor", *(["original_max_position_embeddings"] if "long_factor" in rope else []))
+    return {**rope, **{key: facts[key] for key in outside if facts.get(key) is not None}}

@@ -113,7 +113,7 @@ def _continue(
             break
         if left <= KEPT_SHARE * len(live):
             kept = open_rows.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)
             live, tokens, open_rows = live[kept], tokens[kept], open_rows[kept]
         ids = tokens[:, None]
     return [_until_stop(row, stop_ids) for row in made.tolist()]
@@ -151,12 +151,12 @@ class _InPlace(DynamicLayer):
         self.keys, self.values = (held[:, :, :stop] for held in self._held)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keeps some rows of the batch."""
         length = self.keys.shape[-2]
-        kept = [held[indices, :, :length] for held in self._held]
+        kept = [held[beam_idx, :, :length] for held in self._held]
         # The rows that stay move to the front of the same memory.
-        self._held = [held[: len(indices)] for held in self._held]
+        self._held = [held[: len(beam_idx)] for held in self._held]
         for held, rows in zip(self._held, kept, strict=True):
             held[:, :, :length] = rows
         self.keys, self.values = (held[:, :, :length] for held in self._held)

@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
+from models.test_mtp import NATIVE
 from toys import ToyDrafter, ToySpeculator, fit_p_value, greedy_response, hidden_states_of, train_toy
 from transformers import AutoModelForCausalLM
 
 from speculators.decoding import verify as verify_module
-from speculators.decoding.loop import decode
+from speculators.decoding.loop import Round, decode
 from speculators.decoding.ngram import NgramDrafter
 from speculators.decoding.target import CachedVerifier
 from speculators.drafter import Proposal, chain
@@ -168,6 +169,87 @@ def test_a_tree_on_a_sliding_window_verifier_is_refused(tmp_path):
         verifier.score(3, Proposal(torch.tensor([4, 5]), torch.tensor([-1, -1])))
 
 
+@pytest.fixture(scope="module", params=["qwen3_5_text", "qwen3_next"])
+def hybrid(request, tmp_path_factory):
+    """A verifier with linear-attention layers in float32, dense or with experts, and its greedy responses."""
+    folder = make_tiny_verifier(tmp_path_factory.mktemp("h") / "v", model_type=request.param, **NATIVE[request.param])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, [greedy_response(model, prompt, length=LENGTH) for prompt in PROMPTS]
+
+
+class _PartlyRight(_Oracle):
+    """Drafts a chain of a given continuation, wrong in places so that 4, 3, 2, 1 and 0 are accepted in turn."""
+
+    def propose(self, state, *, num_tokens, temperature, generator):
+        places = range(state["place"], min(state["place"] + num_tokens, len(self.response)))
+        return chain(torch.tensor([(self.response[at] + (at % 15 in (0, 5, 9, 12, 14))) % 320 for at in places]))
+
+
+@pytest.mark.parametrize("kind", ["plain", "random", "adversarial", "partly right"])
+def test_a_hybrid_verifiers_greedy_output_is_its_own_token_for_token(kind, hybrid):
+    """A running state cannot be cropped: it is put back after a refusal, and the accepted tokens are run again."""
+    model, responses = hybrid
+    toy = ToySpeculator(state_size=96, vocab_size=320, seed=9)
+    if kind == "adversarial":
+        train_toy(
+            toy, model, [prompt + response for prompt, response in zip(PROMPTS, responses, strict=True)], steps=60
+        )
+        toy.sign = -1.0
+    rounds = []
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        drafter = _PartlyRight(response) if kind == "partly right" else None if kind == "plain" else toy.draft()
+        decoded = _run(model, drafter, prompt)
+        assert list(decoded.tokens) == response
+        rounds += decoded.rounds[:-1]
+    accepted = {each.accepted for each in rounds}
+    if kind == "adversarial":
+        assert accepted == {0}
+    if kind == "partly right":
+        assert accepted == {0, 1, 2, 3, 4}
+
+
+def _forwards(model, drafter) -> tuple[int, list[Round]]:
+    """How often the verifier ran for a response, and its rounds."""
+    verifier = CachedVerifier(model, () if drafter is None else drafter.target_layer_ids)
+    calls = []
+    probe = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    rounds = decode(verifier, drafter, torch.tensor(PROMPTS[0]), max_new_tokens=LENGTH, num_tokens=4).rounds
+    probe.remove()
+    return len(calls), list(rounds)
+
+
+@pytest.mark.parametrize("kind", ["trained", "random", "plain"])
+def test_a_round_is_one_forward_unless_a_hybrid_verifier_refuses(kind, model, trained, hybrid):
+    """Attention alone never runs a token twice, nor does plain decoding."""
+    drafter = {
+        "trained": trained.draft,
+        "random": ToySpeculator(state_size=96, vocab_size=320, seed=9).draft,
+        "plain": lambda: None,
+    }[kind]()
+    calls, rounds = _forwards(model, drafter)
+    assert calls == 1 + len(rounds)
+    calls, rounds = _forwards(hybrid[0], drafter)
+    # The last round's drafts may be accepted and yet cut off.
+    again = [each.accepted < each.drafted for each in rounds]
+    assert calls - 1 - len(rounds) in (sum(again), sum(again[:-1]))
+
+
+def test_a_tree_on_a_hybrid_verifier_is_refused(hybrid):
+    """A running state goes through the tokens one by one: it has no branches."""
+    verifier = CachedVerifier(hybrid[0])
+    verifier.prefill(torch.tensor(PROMPTS[0]))
+    with pytest.raises(VerifierError, match="linear-attention layers"):
+        verifier.score(3, Proposal(torch.tensor([4, 5]), torch.tensor([-1, -1])))
+
+
+def test_a_verifier_that_forgets_its_states_is_refused(tmp_path):
+    """transformers' Jamba runs several tokens as if nothing stood before them: its scores would be another model's."""
+    options = {"mamba_dt_rank": 8, "use_mamba_kernels": False, "attn_layer_offset": 1, "attn_layer_period": 2}
+    folder = make_tiny_verifier(tmp_path / "v", model_type="jamba", num_experts=1, num_experts_per_tok=1, **options)
+    with pytest.raises(VerifierError, match="JambaForCausalLM: transformers runs several tokens at once without"):
+        CachedVerifier(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+
+
 def test_a_stop_token_inside_the_accepted_drafts_ends_the_response(model, responses):
     """Drafts past it do not count as accepted, and nothing is emitted after it."""
     prompt, response = PROMPTS[0], responses[0]
@@ -205,9 +287,9 @@ def eight(tmp_path_factory):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _fit(eight, branches: int, draws: int = 1200) -> float:
+def _fit(eight, branches: int, draws: int = 1200, temperature: float = 0.8) -> float:
     """Chi-square of live responses of three tokens against all 512 exact probabilities."""
-    prompt, temperature = [1, 5, 3], 0.8
+    prompt = [1, 5, 3]
     every = torch.tensor([[*prompt, *tail] for tail in itertools.product(range(8), repeat=2)])
     with torch.no_grad():
         log_p = torch.log_softmax(eight(every).logits / temperature, dim=-1)
@@ -224,6 +306,15 @@ def _fit(eight, branches: int, draws: int = 1200) -> float:
         a, b, c = decode(verifier, drafter, torch.tensor(prompt), **options).tokens
         seen[8 * a + b, c] += 1
     return fit_p_value(seen, exact.exp())
+
+
+def test_sampled_responses_of_a_hybrid_verifier_have_its_exact_distribution(tmp_path):
+    """Its states after an accepted draft, a refused one and none are those of the sampled tokens."""
+    folder = make_tiny_verifier(
+        tmp_path / "v", vocab_size=8, seed=3, model_type="qwen3_5_text", **NATIVE["qwen3_5_text"]
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert _fit(model, 1, draws=400, temperature=1.0) > 0.01
 
 
 @pytest.mark.parametrize("branches", [1, 2])

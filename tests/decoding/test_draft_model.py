@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from models.test_mtp import HYBRID
 from toys import greedy_response
 from transformers import AutoModelForCausalLM
 
@@ -38,10 +39,16 @@ def smaller(tmp_path_factory):
     return make_tiny_verifier(tmp_path_factory.mktemp("draft") / "small", num_hidden_layers=2)
 
 
-@pytest.fixture(scope="module", params=["smaller", "itself"])
-def baseline(request, verifier, smaller, tiny_verifier):
-    """A draft model that is often wrong, and the verifier itself, which never is."""
-    source = smaller if request.param == "smaller" else tiny_verifier
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory):
+    """A random model with linear-attention layers and the same tokenizer."""
+    return make_tiny_verifier(tmp_path_factory.mktemp("draft") / "hybrid", model_type="qwen3_5_text", **HYBRID)
+
+
+@pytest.fixture(scope="module", params=["smaller", "itself", "hybrid"])
+def baseline(request, verifier, smaller, hybrid, tiny_verifier):
+    """One that is often wrong, the verifier itself, which never is, and one whose states cannot be cropped."""
+    source = {"smaller": smaller, "itself": tiny_verifier, "hybrid": hybrid}[request.param]
     return make_baseline(f"draft_model:{source}", verifier)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speculators.errors import RegistryError
-from speculators.losses import LOSSES, Draft, Target, fused, head_loss, mixture, place_loss
+from speculators.losses import LOSSES, Draft, Target, fused, head_loss, mixture, place_loss, top_k
 
 # float64 against float64; sums of at most a few thousand terms.
 TOLERANCE = 1e-9
@@ -59,6 +59,26 @@ def test_float32_stays_finite_on_extreme_logits(name):
     value, grad = LOSSES.get(name)(Draft(z), Target(t))
     assert value.isfinite().all()
     assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("k", [1, 7, 40, 100])
+def test_the_top_k_loss_is_a_cross_entropy_of_the_likeliest_tokens_alone(k):
+    """Value and gradient equal the definition differentiated by autograd; of all tokens it is KL plus p's entropy."""
+    z, t = logits()
+    z.requires_grad_()
+    p, log_q = t.softmax(-1), z.log_softmax(-1)
+    kept = (p >= p.sort(-1, descending=True).values[:, [min(k, 40) - 1]]).double()
+    wanted = -(kept * p * log_q).sum(-1)
+    (grad,) = torch.autograd.grad(wanted.sum(), z)
+    value, closed = top_k(k)(Draft(z.detach()), Target(t))
+    assert (value - wanted).abs().max() < TOLERANCE
+    assert (closed - grad).abs().max() < TOLERANCE
+    if k >= 40:
+        entropy = -(p * t.log_softmax(-1)).sum(-1)
+        assert (value - entropy - LOSSES.get("kl_div")(Draft(z.detach()), Target(t))[0]).abs().max() < TOLERANCE
+    value, closed = top_k(k)(Draft(z.detach().float() * 60), Target(t.float() * 60))
+    assert value.isfinite().all()
+    assert closed.isfinite().all()
 
 
 def test_equal_distributions_cost_nothing():

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from speculators.config import CONFIGS, SpeculatorModelConfig, VerifierFacts
+from speculators.models.base_components import Shape
+from speculators.models.mtp.layers import MixtureOfExperts
+from speculators.recipe.decoder import draft_decoder_config
 from speculators.training.rng import seed_row
 from speculators.verifier.tiny import make_tiny_verifier
 
 from .conftest import World
+from .test_mtp import EXPERTS
 
 # Wide and long enough that torch's kernels share the work among threads (they do from 32,768 elements on), where a
 # sum made with atomics would come out in another order each time.
@@ -73,3 +77,22 @@ def test_loss_and_gradients_are_the_same_bits_each_time(wide, name):
     for _ in range(REPEATS - 1):
         again = once()
         assert [key for key in first if not torch.equal(first[key], again[key])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_threads")
+def test_a_mixture_of_experts_has_the_same_bits_each_time(wide):
+    """A row goes to several experts: their outputs, and the gradients that come back, add up in one order."""
+    torch.manual_seed(0)
+    decoder = draft_decoder_config(VerifierFacts.read(wide.folder / "config.json"), SpeculatorModelConfig())
+    layer = MixtureOfExperts({**decoder, **EXPERTS}, Shape.of(decoder))
+    x = torch.randn(4 * TOKENS, WIDTH, requires_grad=True)
+    asked = [x, *layer.parameters()]
+
+    def once() -> list[torch.Tensor]:
+        out = layer(x)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), asked)]
+
+    first = once()
+    for _ in range(10):
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, once(), strict=True))

@@ -16,6 +16,7 @@ from . import dense, proof
 VARIANTS = {
     "one step": {},
     "aligned": {"alignment_steps": 3, "alignment_decay": 0.7},
+    "distilled": {"alignment_steps": 3, "topk": 10, "topk_weight": 0.5},
     "reduced vocabulary": {"alignment_steps": 2, "draft_vocab_size": 96},
     "two layers": {"alignment_steps": 3, "num_layers": 2},
     "qwen3 layers": {"alignment_steps": 2, "decoder": {"model_type": "qwen3"}},
@@ -43,7 +44,7 @@ def dense_states(model, states, tokens, steps):
     return p, target, found
 
 
-@pytest.mark.parametrize("name", ["one step", "aligned", "reduced vocabulary"])
+@pytest.mark.parametrize("name", ["one step", "aligned", "distilled", "reduced vocabulary"])
 def test_the_loss_is_the_plain_definition(world, name):
     """Loss and gradients of two packed documents equal a dense float64 computation, place by place."""
     model, kwargs = build(world, VARIANTS[name])
@@ -66,7 +67,10 @@ def test_the_loss_is_the_plain_definition(world, name):
                 log_q = torch.log_softmax(p["lm_head.weight"] @ state, -1)
                 gap = (state - target[place - 1]).abs()
                 distance = torch.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean()
-                total = total + decay**step * (0.1 * (log_p.exp() * (log_p - log_q)).sum() + distance) / count
+                value = 0.1 * (log_p.exp() * (log_p - log_q)).sum() + distance
+                likeliest = log_p.argsort(descending=True)[: kwargs["topk"]]
+                value = value - kwargs["topk_weight"] * (log_p.exp() * log_q)[likeliest].sum()
+                total = total + decay**step * value / count
         expected += float(total.detach())
         own = torch.autograd.grad(total, [p[key] for key, value in model.named_parameters() if value.requires_grad])
         wanted = own if wanted is None else [a + b for a, b in zip(wanted, own, strict=True)]
@@ -127,7 +131,7 @@ def test_the_checkpoint_has_the_layout_of_published_ones(world, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["speculators_model_type"] == "eagle1"
     assert config["target_layer_ids"] == [4]
-    assert not {"alignment_steps", "regression", "loss", "noise", "num_layers"} & set(config)
+    assert not {"alignment_steps", "regression", "loss", "topk", "noise", "num_layers"} & set(config)
     vocab = world.engine.facts.vocab_size
     shapes = {name: list(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     assert shapes == {

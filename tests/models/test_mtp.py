@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import attrs
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
@@ -18,6 +20,7 @@ from speculators.errors import ArtifactError, ContractError
 from speculators.model import build_model
 from speculators.models import chains
 from speculators.models.mtp import MtpSpeculatorConfig, stitch
+from speculators.models.mtp import native as native_module
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 
@@ -265,6 +268,38 @@ def test_a_trained_native_head_is_stitched_back(world, native, tmp_path):
         stitch(tmp_path / "speculator", native.folder, tmp_path / "stitched")
 
 
+@pytest.mark.parametrize("failure", ["shape", "disk", "damaged"])
+def test_a_stitched_verifier_is_whole_or_not_there(world, native, tmp_path, monkeypatch, failure):
+    """What fails on the way leaves nothing behind, says what is wrong, and can be repeated."""
+    model, _ = build_native(world, native)
+    model.save_pretrained(tmp_path / "speculator")
+    verifier = tmp_path / "verifier"
+    shutil.copytree(native.folder, verifier)
+    head = verifier / "model-00002-of-00002.safetensors"
+    message = "cannot be made from"
+    if failure == "shape":
+        tensors = load_file(head)
+        tensors["mtp.fc.weight"] = tensors["mtp.fc.weight"][:, :40].contiguous()
+        save_file(tensors, head, metadata={"format": "pt"})
+        message = r"mtp.fc.weight is \[32, 40\]"
+    elif failure == "damaged":
+        other = verifier / "model-00003-of-00003.safetensors"
+        other.write_bytes(head.read_bytes()[:-8])
+    else:
+
+        def full(tensors, path, metadata):
+            path.write_bytes(b"a part")
+            raise SafetensorError("No space left on device (os error 28)")
+
+        monkeypatch.setattr(native_module, "save_file", full)
+        message = "No space left"
+    with pytest.raises(ArtifactError, match=message):
+        stitch(tmp_path / "speculator", verifier, tmp_path / "stitched")
+    assert not list(tmp_path.glob("stitched*"))
+    monkeypatch.undo()
+    stitch(tmp_path / "speculator", native.folder, tmp_path / "stitched")
+
+
 def test_a_native_head_is_packed_and_replayed_like_any(world, native, monkeypatch, tmp_path):
     """Packed equals unpacked, live logits equal the replay's, a loaded one drafts the same: gates, experts and all."""
     model, kwargs = build_native(world, native)
@@ -325,3 +360,18 @@ def test_native_without_a_head_is_an_error(world):
     """A verifier without `mtp.*` tensors, or of an architecture without, is told so; nothing is trained instead."""
     with pytest.raises(ArtifactError, match="no native head"):
         build(world, {"native": True})
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_5_text"])
+def test_replay_through_a_hybrid_verifier_equals_live_round_for_round(world, model_type, tmp_path):
+    """With linear-attention layers too: the same drafts are accepted, and the output is the verifier's own."""
+    folder = make_tiny_verifier(tmp_path / "v", model_type=model_type, **NATIVE[model_type])
+    engine = Engine(folder, dtype="float32")
+    hybrid = attrs.evolve(
+        world, folder=folder, engine=engine, answers=engine.generate(world.prompts, max_new_tokens=24)
+    )
+    model, kwargs = build(hybrid, {})
+    proof.fit(model, kwargs, proof.row_of(hybrid, model, 0, 1), steps=40)
+    _, decoded = proof.check_replay_equals_live(hybrid, model.eval())
+    accepted = {each.accepted for one in decoded for each in one.rounds}
+    assert {0, proof.K} <= accepted

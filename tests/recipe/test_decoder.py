@@ -81,6 +81,16 @@ def test_a_partial_rotary_factor_beside_the_rotary_parameters_is_inherited() -> 
     assert decoder(inside)["rope_parameters"]["partial_rotary_factor"] == 0.25
 
 
+def test_longropes_original_length_is_inherited_from_beside_the_rotary_parameters() -> None:
+    """Phi-3's files keep it outside; without it the longest would count as the original."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
+    made = decoder({"rope_parameters": rope, "original_max_position_embeddings": 128})
+    assert made["rope_parameters"] == {**rope, "original_max_position_embeddings": 128}
+    assert (
+        "original_max_position_embeddings" not in decoder({"original_max_position_embeddings": 128})["rope_parameters"]
+    )
+
+
 def test_rotary_parameters_of_one_layer_type_each_give_those_of_the_drafts_own() -> None:
     """Where sliding and full layers turn differently (Gemma 3), the draft takes the ones of its layer type."""
     rope = {

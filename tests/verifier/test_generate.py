@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.test_mtp import HYBRID
 
 from speculators.events import ProgressEvent
 from speculators.verifier.engine import Engine
@@ -44,9 +45,10 @@ def test_batched_greedy_equals_token_by_token(engine: Engine, prompts: list[list
     assert answers == [greedy(engine, prompt, NEW) for prompt in prompts]
 
 
-def test_answers_end_with_the_stop_token(tmp_path: Path, prompts: list[list[int]]):
-    """An answer holds its end-of-turn token and nothing after it; others in the batch go on."""
-    engine = Engine(make_tiny_verifier(tmp_path, seed=1))
+@pytest.mark.parametrize("options", [{}, {"model_type": "qwen3_5_text", **HYBRID}], ids=["attention", "hybrid"])
+def test_answers_end_with_the_stop_token(tmp_path: Path, prompts: list[list[int]], options: dict):
+    """An answer holds its end-of-turn token and nothing after it; others in the batch go on, with their own states."""
+    engine = Engine(make_tiny_verifier(tmp_path, seed=1, **options))
     free = engine.generate(prompts, max_new_tokens=NEW)
     # Whatever the second prompt says third is made the stop token.
     engine.model.generation_config.eos_token_id = free[1][2]

@@ -1,4 +1,4 @@
-"""EAGLE's config (arXiv 2401.15077), with the aligned training of HASS (arXiv 2408.15766) as an option."""
+"""EAGLE's config (arXiv 2401.15077), with the training of HASS (arXiv 2408.15766) as options."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
 
     Attributes:
         alignment_steps: depths that training unrolls, each on the state that the draft itself left; 1 is EAGLE, 3 as
-            in HASS, whose top-k distillation is not here.
+            in HASS.
         alignment_decay: weight of step k is alignment_decay ** k.
         regression: weight of the smooth L1 distance between the draft's state and the verifier's.
         loss: weight of each loss of the distributions; kl_div is the paper's cross-entropy with p, less p's entropy.
+        topk: HASS's distillation, the cross-entropy of the verifier's so many most likely tokens (of the draft
+            vocabulary) at every step; its paper takes 10, 0 leaves it out and is EAGLE.
+        topk_weight: of that loss.
         noise: training adds U(-noise, noise) to the verifier's states (section 4, "Training").
     """
 
@@ -36,6 +39,8 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
     alignment_decay: float = knob(1.0, validator=positive)
     regression: float = knob(1.0, validator=not_negative)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 0.1}, validator=known_losses)
+    topk: int = knob(0, validator=not_negative)
+    topk_weight: float = knob(1.0, validator=positive)
     noise: float = knob(0.1, validator=not_negative)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:

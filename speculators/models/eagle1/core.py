@@ -2,7 +2,8 @@
 
 Row i pairs the verifier's normed last state at place i with token x_{i+1}; the draft's state is to be the verifier's
 at i + 1, whose distribution is that of x_{i+2}. Further depths feed the draft's state back. HASS (arXiv 2408.15766)
-trains those depths, too: queries and keys of later steps come from the draft's states, as when it decodes.
+trains those depths, too: queries and keys of later steps come from the draft's states, as when it decodes; and adds,
+by option, a cross-entropy of the verifier's most likely tokens alone.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 from torch import nn
 
 from speculators.config import VerifierFacts
-from speculators.losses import head_loss, mixture
+from speculators.losses import head_loss, mixture, top_k, weighted
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape, take_over
+from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over
 from speculators.models.chains import (
     ChainDrafter,
     RecurrentModel,
@@ -76,7 +77,7 @@ class Eagle1DraftModel(RecurrentModel):
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Steps, weights and losses; only training adds noise."""
-        names = ("alignment_steps", "alignment_decay", "regression", "loss", "noise")
+        names = ("alignment_steps", "alignment_decay", "regression", "loss", "topk", "topk_weight", "noise")
         chosen = {name: kwargs[name] for name in names}
         return chosen, {**chosen, "noise": 0.0}
 
@@ -92,11 +93,13 @@ class Eagle1DraftModel(RecurrentModel):
         alignment_decay: float,
         regression: float,
         loss: dict[str, float],
+        topk: int,
+        topk_weight: float,
         noise: float,
         layout: RowLayout | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Computes regression + distribution loss (section 3.2) of every step over a packed row.
+        """Computes regression + distribution losses (section 3.2; HASS, section 3) of every step over a packed row.
 
         Returns:
             The draft's states [K, N, H] at the N supervised places, the mean loss over those places summed over steps
@@ -113,8 +116,9 @@ class Eagle1DraftModel(RecurrentModel):
         head = self.target_head
         assert head is not None, "a model that was loaded to draft cannot compute its training target"
         wanted = wanted_states(last, unrolled.places)
+        chosen = weighted([(mixture(loss), 1.0), *([(top_k(topk), topk_weight)] if topk else [])])
         result = head_loss(
-            unrolled.states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), mixture(loss)
+            unrolled.states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), chosen
         )
         distance = nn.functional.smooth_l1_loss(
             unrolled.states.float(), self.verifier_norm(wanted).float().expand_as(unrolled.states), reduction="none"
@@ -137,14 +141,10 @@ class Eagle1DraftModel(RecurrentModel):
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """Runs the decoder once; see `RecurrentModel`."""
-        cos_sin = self.rotary(positions)
         read = torch.cat((self.embed_tokens(tokens).to(state.dtype), state), dim=-1)
-        state = self.fc(read.to(self.fc.weight.dtype))
-        for index, layer in enumerate(self.layers):
-            # Only the last layer may leave rows out: the one above it needs all of them for its keys.
-            wanted = rows if index == len(self.layers) - 1 else None
-            state = layer(state, cos_sin, lambda *qkv: attend(index, *qkv), rows=wanted)  # noqa: B023
-        return state
+        return run_layers(
+            self.layers, self.fc(read.to(self.fc.weight.dtype)), self.rotary(positions), attend, rows=rows
+        )
 
     def draft(self) -> ChainDrafter:
         """Returns a drafter that decodes with this model."""

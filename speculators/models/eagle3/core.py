@@ -15,7 +15,7 @@ from torch import nn
 from speculators.config import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape, take_over
+from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over
 from speculators.models.chains import (
     ChainDrafter,
     RecurrentModel,
@@ -133,13 +133,8 @@ class Eagle3DraftModel(RecurrentModel):
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """Runs the decoder once; see `RecurrentModel`. What it leaves is normed already where `norm_output` says so."""
-        cos_sin = self.rotary(positions)
-        embeddings: torch.Tensor | None = self.embed_tokens(tokens)
-        for index, layer in enumerate(self.layers):
-            # Only the last layer may leave rows out: the one above it needs all of them for its keys.
-            wanted = rows if index == len(self.layers) - 1 else None
-            state = layer(state, cos_sin, lambda *qkv: attend(index, *qkv), embeddings=embeddings, rows=wanted)  # noqa: B023
-            embeddings = None
+        embeddings = self.embed_tokens(tokens)
+        state = run_layers(self.layers, state, self.rotary(positions), attend, embeddings=embeddings, rows=rows)
         return self.norm(state) if self.config.norm_output else state
 
     def read(self, state: torch.Tensor) -> torch.Tensor:

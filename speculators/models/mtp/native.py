@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speculators.errors import ArtifactError
@@ -88,10 +88,11 @@ def stitch(speculator: Path, verifier: Path, into: Path) -> Path:
     Args:
         speculator: folder of a saved one.
         verifier: folder it was trained from.
-        into: made; must not exist.
+        into: made whole, or not at all; must not exist.
 
     Raises:
-        ArtifactError: `into` exists, the verifier has no native head, or the head is of another shape.
+        ArtifactError: `into` exists, the verifier has no native head, the head is of another shape, or a file cannot be
+            read or written.
     """
     if into.exists():
         raise ArtifactError(f"{into}: is there already", hint="name a new folder")
@@ -103,12 +104,21 @@ def stitch(speculator: Path, verifier: Path, into: Path) -> Path:
     left = set(own) - {own_name(_EXPERT.sub(_fused, name)) for name in theirs}
     if left:
         raise ArtifactError(f"{verifier}: its head has no place for {', '.join(sorted(left))}")
-    into.mkdir(parents=True)
-    for file in sorted(verifier.iterdir()):
-        if file.suffix == ".safetensors":
-            _write_shard(file, own, into / file.name)
-        elif file.is_file():
-            shutil.copy2(file, into / file.name)
+    partial = into.with_name(f"{into.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for file in sorted(verifier.iterdir()):
+            if file.suffix == ".safetensors":
+                _write_shard(file, own, partial / file.name)
+            elif file.is_file():
+                shutil.copy2(file, partial / file.name)
+        partial.replace(into)
+    except (SafetensorError, OSError) as error:
+        hint = "is there space for a copy of the verifier, and are its files whole?"
+        raise ArtifactError(f"{into}: cannot be made from {verifier}: {error}", hint=hint) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return into
 
 

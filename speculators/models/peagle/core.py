@@ -19,12 +19,21 @@ from speculators.config import VerifierFacts
 from speculators.drafter import Proposal
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape, take_over
-from speculators.models.chains import drafted_places, drawn_metrics, pick, proposal_of, wanted_states
+from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over
+from speculators.models.chains import (
+    ChainModel,
+    PrefixDrafter,
+    Verified,
+    drafted_places,
+    drawn_metrics,
+    pick,
+    proposal_of,
+    wanted_states,
+)
 from speculators.models.peagle.config import PEagleSpeculatorConfig
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.block import Blocks, block_attention
-from speculators.nn.cache import PrefixCache
+from speculators.nn.cache import AttendAt
 from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import Rotary
@@ -81,7 +90,7 @@ class Elements:
 
 
 @SpeculatorModel.register("peagle")
-class PEagleDraftModel(SpeculatorModel):
+class PEagleDraftModel(ChainModel):
     """The P-EAGLE draft model.
 
     Args:
@@ -97,8 +106,9 @@ class PEagleDraftModel(SpeculatorModel):
         shape = Shape.of(decoder)
         size, eps = shape.hidden_size, shape.rms_norm_eps
         states = len(config.eagle_aux_hidden_state_layer_ids)
-        self.draft_vocab_size = config.draft_vocab_size or decoder["vocab_size"]
-        self.embed_tokens = nn.Embedding(decoder["vocab_size"], size).requires_grad_(False)
+        self.vocab_size: int = decoder["vocab_size"]
+        self.draft_vocab_size = config.draft_vocab_size or self.vocab_size
+        self.embed_tokens = nn.Embedding(self.vocab_size, size).requires_grad_(False)
         self.mask_hidden = nn.Parameter(torch.randn(1, 1, states * size))
         self.fc = nn.Linear(states * size, size, bias=False)
         self.input_norm = RMSNorm(states * size, eps) if config.norm_before_fc else None
@@ -106,7 +116,7 @@ class PEagleDraftModel(SpeculatorModel):
         self.layers = nn.ModuleList([first, *(DecoderLayer(shape) for _ in range(1, decoder["num_hidden_layers"]))])
         self.norm = RMSNorm(size, eps)
         self.lm_head = nn.Linear(size, self.draft_vocab_size, bias=False).requires_grad_(config.lm_head_trainable)
-        register_vocab(self, decoder["vocab_size"], self.draft_vocab_size)
+        register_vocab(self, self.vocab_size, self.draft_vocab_size)
         self.rotary = Rotary(decoder)
         self.target_head: VerifierHead | None = None
         self.scale = shape.head_dim**-0.5
@@ -202,11 +212,11 @@ class PEagleDraftModel(SpeculatorModel):
             out = unrolled_attention(q[:split], prefix, [], covered, **options)
             return torch.cat((out, block_attention(q[split:], prefix, own, blocks, causal=True, **options)))
 
-        state = torch.cat((self._fuse(hidden_states), self._unknown(len(rows))))
+        state = torch.cat((self.enter(hidden_states), self._unknown(len(rows))))
         read = torch.cat((following, tokens.new_full((len(rows),), self.config.mask_token_id)))
-        return self._decode(state, read, torch.cat((positions, positions[rows] + depths)), attend, queries)
+        return self.step(state, read, torch.cat((positions, positions[rows] + depths)), attend, queries)
 
-    def _fuse(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[S, A*H] auxiliary states -> [S, H]."""
         if self.input_norm is not None:
             hidden_states = self.input_norm(hidden_states)
@@ -214,28 +224,21 @@ class PEagleDraftModel(SpeculatorModel):
 
     def _unknown(self, count: int) -> torch.Tensor:
         """[count, H], the state of places that the verifier has not seen."""
-        return self._fuse(self.mask_hidden[0]).expand(count, -1)
+        return self.enter(self.mask_hidden[0]).expand(count, -1)
 
-    def _decode(
+    def step(
         self,
         state: torch.Tensor,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        attend: Any,
+        attend: AttendAt,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Runs the decoder: [S, H] states -> normed [S, H], or [R, H] where only `rows` are wanted."""
-        cos_sin = self.rotary(positions)
-        embeddings: torch.Tensor | None = self.embed_tokens(tokens)
-        for index, layer in enumerate(self.layers):
-            wanted = rows if index == len(self.layers) - 1 else None
-            state = layer(state, cos_sin, lambda *qkv: attend(index, *qkv), embeddings=embeddings, rows=wanted)  # noqa: B023
-            embeddings = None
-        return self.norm(state)
-
-    def logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """[R, H] -> [R, D] float32."""
-        return self.lm_head(normed.to(self.lm_head.weight.dtype)).float()
+        """Runs the decoder; see `ChainModel`. What it leaves is normed."""
+        embeddings = self.embed_tokens(tokens)
+        return self.norm(
+            run_layers(self.layers, state, self.rotary(positions), attend, embeddings=embeddings, rows=rows)
+        )
 
     @torch.no_grad()
     def replay(
@@ -264,7 +267,7 @@ class PEagleDraftModel(SpeculatorModel):
 
     def draft(self) -> PEagleDrafter:
         """Returns a drafter that decodes with this model."""
-        return PEagleDrafter(self)
+        return PEagleDrafter(self, tuple(self.config.eagle_aux_hidden_state_layer_ids))
 
 
 @on_host()
@@ -283,44 +286,18 @@ def _drafts(
     return drafts, depth, place, torch.where(depth > 0, scale, 1.0) / max(1, len(layout.places))
 
 
-@attrs.define(eq=False)
-class _Sequence:
-    """State of one decoded sequence: the depth-0 keys of all verified rows, and the last row's normed state [1, H]."""
-
-    cache: PrefixCache
-    normed: torch.Tensor
-
-
-class PEagleDrafter:
+class PEagleDrafter(PrefixDrafter):
     """Drafts chains: all tokens beyond the first from one forward over mask elements."""
 
-    def __init__(self, model: PEagleDraftModel) -> None:
-        self.model = model
-        self.target_layer_ids = tuple(model.config.eagle_aux_hidden_state_layer_ids)
-        self.draft_to_target = model.draft_to_target
-
-    @torch.no_grad()
-    def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
-        """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
-        sequence = _Sequence(PrefixCache(), torch.empty(0))
-        self.advance(sequence, tokens[1:], hidden_states)
-        return sequence
-
-    @torch.no_grad()
-    def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
-        model = self.model
-        positions = state.cache.extend(tokens)
-        attend = state.cache.attend(scale=model.scale, window=model.window)
-        state.normed = model._decode(model._fuse(hidden_states), tokens, positions, attend, None)[-1:]
+    model: PEagleDraftModel
 
     @torch.no_grad()
     def propose(
-        self, state: _Sequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
+        self, state: Verified, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; greedy at temperature 0, sampled from softmax(logits / T) otherwise."""
         model, further = self.model, num_tokens - 1
-        normed, cache = state.normed, state.cache
+        normed, cache = state.state, state.cache
         if further > 0:
             last = torch.tensor([cache.length - 1])
             blocks = Elements(last, torch.tensor([further])).blocks(((0, cache.length),))
@@ -331,6 +308,6 @@ class PEagleDrafter:
 
             positions = torch.arange(cache.length, cache.length + further, device=normed.device)
             masks = torch.full_like(positions, model.config.mask_token_id)
-            normed = torch.cat((normed, model._decode(model._unknown(further), masks, positions, attend, None)))
+            normed = torch.cat((normed, model.step(model._unknown(further), masks, positions, attend, None)))
         picks = [pick(logits, temperature, generator) for logits in model.logits(normed)]
-        return proposal_of(picks, self.draft_to_target, model.embed_tokens.num_embeddings)
+        return proposal_of(picks, self.draft_to_target, model.vocab_size)
