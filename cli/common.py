@@ -49,7 +49,7 @@ def or_warned(plan: Plan, what: str) -> Iterator[None]:
 
     A plug-in is somebody else's code and may raise anything; what our own raises is a bug, and stays one.
     """
-    from speculators.pipeline.rehearsal import is_plugin
+    from speculators.pipeline.plugins import is_plugin
 
     try:
         yield
