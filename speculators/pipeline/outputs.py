@@ -148,6 +148,7 @@ def _train(sides: Sides) -> list[Finding]:
 
 # Of a benchmark: whose result it is, where it was measured, and how fast it went.
 _PLACES = ("fingerprint", "speculator", "verifier", "device", "threads", "format")
+_TIMED = ("speed", "drafted_cost")
 # What a tolerance can be held against; the rest are counts and intervals, which the same rounding moves in steps.
 _LENGTHS = ("tau", "live_tau", "predicted_tau", "by_position")
 
@@ -184,7 +185,7 @@ def _results(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, held in value.items():
-            if key != "speed":
+            if key not in _TIMED:
                 yield from _leaves(f"{path}.{key}", held)
     elif isinstance(value, list):
         for index, held in enumerate(value):

@@ -40,7 +40,7 @@ def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Told) -> 
     (again,) = (to / "runs").iterdir()
     done = [event["stage"] for event in events(again, "StageEvent") if event["status"] == "done"]
     assert [stage for stage in STAGES if stage in done] == STAGES[1:]
-    assert {folder.name for folder in (to / "cache").iterdir()} == {"conversations", "states"}
+    assert {folder.name for folder in (to / "cache").iterdir()} == {"conversations", "locks", "states"}
     assert (again / WEIGHTS).stat().st_ino != (kept / WEIGHTS).stat().st_ino
     assert json.loads(to.with_name("first.json").read_text()) == first.json
 

@@ -27,7 +27,7 @@ def engine(spec: Spec, run_folder: Path) -> Engine:
 @pytest.fixture
 def served(fresh: Spec, engine: Engine) -> Iterator[FakeServer]:
     """A server of its states, that `spec serve-states` would have started with the same folder."""
-    told = fresh("serve-states", "smoke", "--json").json
+    told = fresh("serve-states", "smoke", "--print", "--json").json
     layers = json.loads(told["command"][told["command"].index("--speculative-config") + 1])
     ids = layers["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
     Path(told["folder"]).mkdir(parents=True)
