@@ -31,7 +31,7 @@ REBUILD_TENSORS_FILE = "training_args.safetensors"
 # Written by transformers beside our own keys, without meaning for a speculator.
 _FOREIGN_KEYS = {"transformers_version", "dtype", "torch_dtype", "model_type", "auto_map", "has_no_defaults_at_init"}
 
-# What every forward is called with; ARCHITECTURE.md section 5 gives shapes and meaning.
+# What every forward is called with; models/README.md gives shapes and meaning.
 BATCH_NAMES = (
     "hidden_states",
     "verifier_last_hidden_states",

@@ -22,7 +22,7 @@ UNRELATED, RELATED = 0.1, 0.5
 # Rows that are looked up among the verifier's, and the share of them that must be found to call them another's.
 LOOKED_UP, FOUND = 64, 0.9
 SAME_ROW = 0.9999
-# Names of what is taken from the verifier, for all algorithms (design/ALGORITHMS.md section 1, "Frozen pieces").
+# Names of what is taken from the verifier, for all algorithms.
 HEAD, EMBEDDINGS, NORM = "lm_head.weight", "embed_tokens.weight", "verifier_norm.weight"
 
 

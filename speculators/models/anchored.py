@@ -305,7 +305,7 @@ def decay_weights(drawn: Drawn, depths: int, gamma: float | None) -> torch.Tenso
 
     Args:
         depths: that a block drafts.
-        gamma: None takes the paper's 7 at 16 slots, in proportion.
+        gamma: None takes the paper's 7 where a block of 16 drafts 15, in proportion to depths + 1.
     """
     decay = torch.exp(-torch.arange(depths) / (gamma or 7 * (depths + 1) / 16))
     return (decay / decay.sum())[drawn.depth].to(drawn.states.device, non_blocking=True)

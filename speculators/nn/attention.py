@@ -2,7 +2,7 @@
 
 At depth d the query of row i sees the depth-0 keys j <= i of its document and one key of each depth 1..d, of its own
 row. So the prefix is an ordinary causal attention, the own keys are d scalar products a query, and the two are merged
-by their log-sum-exp: S^2 + d*S scores instead of a dense S x (d+1)S mask (ARCHITECTURE.md, "The hot path").
+by their log-sum-exp: S^2 + d*S scores instead of a dense S x (d+1)S mask.
 """
 
 from __future__ import annotations

@@ -22,11 +22,9 @@ from speculators.pipeline.context import Context
 from speculators.pipeline.ondisk import is_prepared, note_made
 from speculators.pipeline.regenerate import regenerated
 from speculators.pipeline.served import fill_from_server
+from speculators.recipe.cluster import CAPTURE_TOKENS
 from speculators.recipe.schema import Recipe
 from speculators.verifier.tokens import load_tokenizer
-
-# Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
-CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 
 def conversations(context: Context) -> Conversations:

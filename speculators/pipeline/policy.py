@@ -13,14 +13,13 @@ from speculators.data.lint import policy_verdict
 from speculators.data.view import Measured, OnPolicy
 from speculators.events import ProgressEvent
 from speculators.pipeline.context import Context
+from speculators.recipe.cluster import CAPTURE_TOKENS
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.weights import load_head
 
 STAGE = "on-policy"
 # Logits in memory at once: 256 places of a vocabulary of 152k are 156 MB in float32.
 PLACES = 256
-# Tokens of one forward of the verifier.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 
 @attrs.frozen(eq=False)
@@ -45,7 +44,7 @@ def on_policy(context: Context, prepared: Conversations, count: int) -> OnPolicy
         # Of a head that was misread every number below would be wrong, and look like off-policy data.
         engine.check_head(head)
         ids = [torch.from_numpy(row.input_ids).long() for row in rows]
-        for place, _, last in engine.capture_all(ids, (), batch_tokens=BATCH_TOKENS[device.type]):
+        for place, _, last in engine.capture_all(ids, (), batch_tokens=CAPTURE_TOKENS[device.type]):
             mask = torch.from_numpy(rows[place].loss_mask).to(device)
             opinions[place] = opinion(head, last, ids[place].to(device), mask, ends=prepared.turn_ends)
             note = f"{sum(len(one.agrees) for one in opinions.values()):,} supervised tokens"

@@ -24,7 +24,7 @@ PEAKS: dict[str, tuple[int, float, float]] = {
     "MI300X": (192, 1307, 163.4),
     "RTX4090": (24, 165, 82.6),
 }
-# Of the verifier's forward: what fills a GPU, and what fills two cores (pipeline/inputs.py).
+# Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
 CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
 # Of a device's peak; a guess that is told wherever it is used.
 EFFICIENCY = 0.35

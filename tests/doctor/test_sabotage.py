@@ -1,4 +1,4 @@
-"""Faults of LESSONS.md put into a healthy speculator: each is caught by the check that is there for it, and named."""
+"""Faults of the field put into a healthy speculator: each is caught by the check that is there for it, and named."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ TOLERANCE = 1e-9
 
 
 def plain(name, z, t):
-    """The definition of ALGORITHMS.md section 1, left to autograd."""
+    """The definition, left to autograd."""
     p, q = t.softmax(-1), z.softmax(-1)
     log_p, log_q = t.log_softmax(-1), z.log_softmax(-1)
     alpha = torch.minimum(p, q).sum(-1)
@@ -36,7 +36,7 @@ def logits(rows=50, vocab=40, seed=0, scale=3.0):
 
 
 def test_the_list_of_losses_is_whole():
-    """Every loss of ALGORITHMS.md section 1 is registered."""
+    """Every loss that the field trains with is registered."""
     assert LOSSES.names() == sorted(["kl_div", "rkl", "jsd", "ce", "tv", "nla", "lk_hybrid"])
 
 

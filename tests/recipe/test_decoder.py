@@ -1,4 +1,4 @@
-"""The draft inherits the verifier's decoder: the rows of LESSONS.md about RoPE, positions and layer ids."""
+"""The draft inherits the verifier's decoder: RoPE, positions and layer ids, where others went wrong."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_default_layer_ids_are_sorted_distinct_and_exist(layers: int) -> None:
 
 
 def test_smollms_default_layer_ids_are_those_that_a_server_takes() -> None:
-    """30 layers: 2, 15, 27, checked against vLLM 0.32 (ALGORITHMS.md, section 8)."""
+    """30 layers: 2, 15, 27, checked against vLLM 0.32."""
     assert default_layer_ids(30) == (2, 15, 27)
 
 

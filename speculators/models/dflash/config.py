@@ -42,7 +42,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
         weights: of the slots: "d-pace" (arXiv 2605.18810) by how likely the slots before are accepted, "exponential"
             (DFlash's own) by distance. D-PACE's are not made to sum to one: the loss is over drawn slots.
         pace: floor of an acceptance in D-PACE (its alpha).
-        gamma: of the exponential decay exp(-depth / gamma); None takes 7 at a block of 16, in proportion.
+        gamma: of the exponential decay exp(-depth / gamma); None takes 7 at 15 drafts, in proportion to drafts + 1.
         loss: weight of each loss in the mixture; D-PACE is made of "ce" alone.
     """
 

@@ -46,7 +46,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
         threshold: of the probability; or what one more drafted token costs in tokens without drafts, which `spec bench`
             measures with two K or more, and takes with `--set`.
         max_anchors: blocks drawn of a row in training.
-        gamma: of the exponential decay exp(-depth / gamma) of the slots' weights; None takes 7 at 16 slots.
+        gamma: of the exponential decay exp(-depth / gamma) of the slots' weights; None takes 7 at 15 drafts.
         confidence_weight: of the confidence's cross-entropy beside the loss.
         loss: weight of each loss in the mixture.
     """

@@ -31,7 +31,7 @@ def _fields(source: Source, fields: Fields) -> Fields:
     wrong = []
     if not source.config.get("enable_confidence_head", True):
         wrong.append("enable_confidence_head is false: a DSpark here has a confidence head")
-    if not source.config.get("markov_rank", 256):
+    if source.config.get("markov_rank") == 0:
         wrong.append("markov_rank is 0: a DSpark here has a Markov head")
     if wrong:
         raise source.wrong(*wrong)

@@ -95,7 +95,7 @@ class Eagle3DraftModel(RecurrentModel):
         layout: RowLayout | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Unrolls `ttt_steps` depths over a packed row and computes the loss (ALGORITHMS.md section 2).
+        """Unrolls `ttt_steps` depths over a packed row and computes the loss (EAGLE-3, arXiv 2503.01840).
 
         Returns:
             The draft's normed states [K, N, H] at the N supervised places, the mean loss over those places summed over
