@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before anything imports transformers: a test that would reach out must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import attrs
 
-from speculators.data.files import sha256_of
 from speculators.errors import DataError
+from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.sources import Source
 
 NO_MESSAGES = "no messages"
@@ -193,7 +193,7 @@ def _check_file(source: Source, path: Path) -> None:
         raise DataError(f"{path}: binary, not JSONL", hint="one JSON object a line, UTF-8, not compressed")
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
         raise DataError(f"{path}: a JSON array, not JSONL", hint=f"jq -c '.[]' {path.name} > {path.stem}.jsonl")
-    if source.sha256 is not None and (found := sha256_of(path)) != source.sha256:
+    if source.sha256 is not None and (found := file_sha256(path)) != source.sha256:
         raise DataError(f"{path}: its sha256 is {found}, the recipe says {source.sha256}")
 
 

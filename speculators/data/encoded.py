@@ -9,8 +9,9 @@ from typing import Any
 import attrs
 import numpy as np
 
-from speculators.data.files import read_manifest, read_part, sha256_of
+from speculators.data.files import read_manifest, read_part
 from speculators.errors import ArtifactError
+from speculators.recipe.fingerprint import file_sha256
 
 TOKENS, MASK, OFFSETS, SUPERVISED, COUNTS, IDS = (
     "tokens.i32",
@@ -71,7 +72,7 @@ class Conversations:
         for name, held in manifest["files"].items():
             path = folder / name
             size = path.stat().st_size if path.is_file() else None
-            if size != held["bytes"] or (verify and sha256_of(path) != held["sha256"]):
+            if size != held["bytes"] or (verify and file_sha256(path) != held["sha256"]):
                 what = "missing" if size is None else "not what was written"
                 raise ArtifactError(f"{path}: {what}", hint="run the stage again")
         offsets = np.load(folder / OFFSETS)

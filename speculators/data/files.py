@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -68,15 +67,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the hex digest of a file's content, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_manifest(folder: Path, file: str = MANIFEST) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import numpy as np
 from speculators.data import encoded as names
 from speculators.data.conversations import Conversation, prompt_key, stream_source, told
 from speculators.data.encoded import Conversations, Encoded
-from speculators.data.files import FORMAT, MANIFEST, sha256_of, whole_folder, write_json, write_whole
+from speculators.data.files import FORMAT, MANIFEST, whole_folder, write_json, write_whole
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.sources import DataSection
 
 ROWS_PER_REPORT = 100
@@ -153,7 +154,9 @@ def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTe
     np.save(folder / names.SUPERVISED, np.array(tally.supervised, np.int64))
     np.save(folder / names.COUNTS, tally.counts)
     write_whole(folder / names.IDS, "\n".join(tally.ids).encode())
-    files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    files = {
+        path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+    }
     content = "".join(str(files[name]["sha256"]) for name in (names.TOKENS, names.MASK, names.OFFSETS))
     manifest = {
         "format": FORMAT,

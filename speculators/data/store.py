@@ -12,8 +12,9 @@ import attrs
 import numpy as np
 import torch
 
-from speculators.data.files import FORMAT, read_manifest, read_part, sha256_of
+from speculators.data.files import FORMAT, read_manifest, read_part
 from speculators.errors import ArtifactError
+from speculators.recipe.fingerprint import file_sha256
 
 LAYOUT = "layout.json"
 SHARD_TOKENS = 8192
@@ -215,6 +216,6 @@ def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str |
     wanted = 8 + length + layout.bytes_for(rows)
     if size != wanted:
         return f"{size} bytes instead of {wanted}"
-    if sha256 is not None and sha256_of(path) != sha256:
+    if sha256 is not None and file_sha256(path) != sha256:
         return "its sha256 is not the one that was written"
     return {name: 8 + length + header[name]["data_offsets"][0] for name in (STATES, LAST)}

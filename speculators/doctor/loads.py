@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from speculators.data.files import sha256_of
 from speculators.doctor.check import WRONG, Check, Family, listed
 from speculators.doctor.patient import Origin, Patient, filled, with_knobs
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.model import SpeculatorModel, read_config, read_weights, rebuild
 from speculators.pipeline.ondisk import TRAINED
+from speculators.recipe.fingerprint import file_sha256
 
 LOADS = Family("loads")
 AGAIN = "export the run again (spec run of its recipe), copy the folder again, or import the checkpoint again"
@@ -61,7 +61,7 @@ def altered(folder: Path, origin: Origin | None) -> Iterator[Check]:
 
 
 def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_of(path) == digest
+    return path.is_file() and file_sha256(path) == digest
 
 
 def build(patient: Patient) -> list[Check]:

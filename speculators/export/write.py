@@ -20,7 +20,7 @@ from speculators.export.pages import Subject, card, serve_page
 from speculators.formats.find import served_by
 from speculators.formats.served import TARGETS, Place, Served
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
-from speculators.verifier.cache import file_sha256
+from speculators.recipe.fingerprint import file_sha256
 
 # What a draft is written in that becomes a part of the verifier's checkpoint.
 AS_STITCHED = "the verifier's"

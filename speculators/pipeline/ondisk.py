@@ -8,10 +8,11 @@ from typing import Any
 
 from speculators.bench.result import FORMAT
 from speculators.data.encoded import Conversations
-from speculators.data.files import read_json, sha256_of, write_json
+from speculators.data.files import read_json, write_json
 from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
 from speculators.pipeline.context import Places
+from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.plan import Plan, Stage
 from speculators.verifier.sources import held_folder
 
@@ -60,7 +61,7 @@ def trained(plan: Plan, places: Places) -> dict[str, Any] | None:
     if held is None:
         return None
     files = {folder / SPECULATOR / name: digest for name, digest in held["files"].items()}
-    return held if all(path.is_file() and sha256_of(path) == digest for path, digest in files.items()) else None
+    return held if all(path.is_file() and file_sha256(path) == digest for path, digest in files.items()) else None
 
 
 def note_made(folder: Path, stage: Stage, files: Mapping[str, str]) -> None:

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import attrs
 
 from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, stream_source, told
-from speculators.data.files import disk_errors, read_json, sha256_of, write_json, write_whole
+from speculators.data.files import disk_errors, read_json, write_json, write_whole
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, Problem, RecipeError
 from speculators.events import Progress, WarningEvent
 from speculators.pipeline.context import Context, Listen
+from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import DataSection, Regenerate, Source
 from speculators.verifier.endpoint import Endpoint
@@ -78,7 +79,7 @@ def answers_path(cache: Path, fingerprint: str) -> Path:
 def is_whole(file: Path) -> bool:
     """Returns whether answers are there, and are those that their provenance was written for."""
     held = read_json(_beside(file))
-    return file.is_file() and isinstance(held, dict) and held.get("sha256") == sha256_of(file)
+    return file.is_file() and isinstance(held, dict) and held.get("sha256") == file_sha256(file)
 
 
 def _beside(file: Path) -> Path:
@@ -193,7 +194,7 @@ def write_answers(
         write_whole(part, json.dumps({"facts": whence, "answers": answers}).encode())
     rows = _answered(prompts, answers, answerer.tokenizer)
     write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_json(_beside(file), {**whence, "sha256": sha256_of(file), "conversations": len(prompts)})
+    write_json(_beside(file), {**whence, "sha256": file_sha256(file), "conversations": len(prompts)})
     part.unlink(missing_ok=True)
 
 
@@ -236,7 +237,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
     weights = sorted(engine.folder.glob("*.safetensors"))
     return {
         "verifier": (read_json(engine.folder / "manifest.json") or {}).get("source", str(engine.folder)),
-        "verifier_weights_sha256": {path.name: sha256_of(path) for path in weights},
+        "verifier_weights_sha256": {path.name: file_sha256(path) for path in weights},
         "dtype": str(engine.dtype).removeprefix("torch."),
     }
 

@@ -10,9 +10,10 @@ import attrs
 import torch
 from safetensors import SafetensorError, safe_open
 
-from speculators.data.files import read_json, sha256_of
+from speculators.data.files import read_json
 from speculators.errors import ArtifactError
 from speculators.pipeline.evidence import DIFFERS, Finding, Gap, finding, unknown
+from speculators.recipe.fingerprint import file_sha256
 from speculators.training import manifest, snapshot
 from speculators.training.checkpoint import complete
 
@@ -121,7 +122,7 @@ def _noted(told: Finding, note: str) -> Finding:
 
 
 def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_of(path) == digest
+    return path.is_file() and file_sha256(path) == digest
 
 
 def _without_places(config: object) -> dict[str, object]:

@@ -13,7 +13,7 @@ from speculators.bench.responses import own_rows
 from speculators.bench.rows import Row
 from speculators.bench.suites import load_suite
 from speculators.data.encoded import Conversations
-from speculators.data.files import read_json, sha256_of, whole_folder, write_json
+from speculators.data.files import read_json, whole_folder, write_json
 from speculators.events import WarningEvent
 from speculators.model import SpeculatorModel, trainer_kwargs
 from speculators.nn.precision import place
@@ -23,6 +23,7 @@ from speculators.pipeline.feed import Feed
 from speculators.pipeline.inputs import state_source
 from speculators.pipeline.ondisk import SPECULATOR, TAU_AT, TRAINED
 from speculators.pipeline.sizes import parameter_counts
+from speculators.recipe.fingerprint import file_sha256
 from speculators.start import start_model
 from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
@@ -142,7 +143,7 @@ def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) 
         "total_steps": job.total_steps,
         "tau": held["tau"],
         "seconds": round(seconds, 1),
-        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
     }
     write_json(context.run_folder / TRAINED, done)
     return done

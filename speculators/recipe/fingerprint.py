@@ -23,7 +23,7 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's content; raises ArtifactError if it cannot be read."""
     digest = hashlib.sha256()
     try:
@@ -45,9 +45,9 @@ def verifier_identity(section: VerifierSection) -> dict[str, Any]:
     elif kind == "folder":
         # Every file: a tokenizer or template that changed changes the data as weights that changed do the states.
         files = sorted(file for file in Path(section.model).iterdir() if file.is_file() and file.name[0] != ".")
-        identity = {"files": {file.name: file_digest(file) for file in files}}
+        identity = {"files": {file.name: file_sha256(file) for file in files}}
     else:
-        identity = {"sha256": section.sha256 or file_digest(Path(section.model))}
+        identity = {"sha256": section.sha256 or file_sha256(Path(section.model))}
     return {**identity, "trust_remote_code": section.trust_remote_code}
 
 
@@ -55,7 +55,7 @@ def source_identity(source: Source) -> dict[str, Any]:
     """Returns what determines the conversations of a source."""
     chosen = {"split": source.split, "take": source.take}
     if source.is_file:
-        return {"sha256": file_digest(Path(source.path)), **chosen}
+        return {"sha256": file_sha256(Path(source.path)), **chosen}
     return {"hub": source.path, "revision": source.revision, **chosen}
 
 
@@ -67,7 +67,7 @@ def suite_identity(suite: Suite) -> dict[str, Any]:
 
 def checkpoint_identity(folder: Path) -> dict[str, Any]:
     """Returns what determines a saved speculator: its config and its weights."""
-    return {name: file_digest(folder / name) for name in ("config.json", "model.safetensors")}
+    return {name: file_sha256(folder / name) for name in ("config.json", "model.safetensors")}
 
 
 def code_identity(config_class: type) -> str | None:
@@ -81,7 +81,7 @@ def code_identity(config_class: type) -> str | None:
         return None
     # A package is all its files: config.py says little of what core.py computes.
     files = sorted(file.parent.rglob("*.py")) if "." in module or file.name == "__init__.py" else [file]
-    return fingerprint({str(path.relative_to(file.parent)): file_digest(path) for path in files})
+    return fingerprint({str(path.relative_to(file.parent)): file_sha256(path) for path in files})
 
 
 def section_values(section: Any, *leave_out: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (
     checkpoint_identity,
     code_identity,
-    file_digest,
+    file_sha256,
     fingerprint,
     section_values,
     source_identity,
@@ -26,7 +26,7 @@ from speculators.recipe.fingerprint import (
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import as_tables
 
-__all__ = ["Plan", "Stage", "default_layer_ids", "draft_decoder_config", "file_digest", "make_plan"]
+__all__ = ["Plan", "Stage", "default_layer_ids", "draft_decoder_config", "file_sha256", "make_plan"]
 
 # Raised when what a stage writes changes its meaning, so that outputs of older code are not taken for current ones.
 STAGE_VERSIONS = {"verifier": 1, "prepare": 1, "capture": 1, "train": 1, "bench": 2}

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from speculators.recipe.catalog import recipes_folder, resolved_suite, suites_folder
-from speculators.recipe.fingerprint import file_digest
+from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.lock import Lock
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import is_file_path
@@ -49,7 +49,7 @@ def relocate(recipe: Recipe, lock: Lock, run: Path) -> tuple[Recipe, list[Lost]]
         if digest is None or not is_file_path(path):
             return path  # of a hub: its revision is what identifies it
         places = [Path(path), *(folder / Path(path).name for folder in folders)]
-        digests = {place: file_digest(place) for place in places if place.is_file()}
+        digests = {place: file_sha256(place) for place in places if place.is_file()}
         for place, found in digests.items():
             if found == digest:
                 return str(place.resolve())

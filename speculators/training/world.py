@@ -27,13 +27,11 @@ class World:
 
     Attributes:
         rank: place of this process in the launch, from 0.
-        local_rank: place on its machine, which is the index of its GPU.
         backend: of the process group; "" when there is none.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
     backend: str = ""
 
@@ -90,9 +88,8 @@ def start() -> World:
         The world, with a process group (gloo on CPU; NCCL on CUDA, with gloo beside it for host values) if torchrun
         started this process.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     else:
@@ -103,7 +100,7 @@ def start() -> World:
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=PATIENCE)
     rank, size = dist.get_rank(), dist.get_world_size()
-    return World(rank=rank, size=size, local_rank=local_rank, device=device, backend=backend)
+    return World(rank=rank, size=size, device=device, backend=backend)
 
 
 def stop(world: World) -> None:

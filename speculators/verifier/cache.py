@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,25 +15,16 @@ from filelock import FileLock, Timeout
 
 from speculators.errors import VerifierError
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.fingerprint import file_sha256
 
 MANIFEST = "manifest.json"
 VARIABLE = "SPECULATORS_CACHE"
-_CHUNK_BYTES = 1 << 22
 
 
 def cache_folder() -> Path:
     """Returns $SPECULATORS_CACHE, or ~/.cache/speculators."""
     told = os.environ.get(VARIABLE, "")
     return Path(told).expanduser() if told else Path.home() / ".cache" / "speculators"
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the file's sha256 as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def make_once(

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from speculators.data.files import sha256_of
 from speculators.events import WarningEvent
 from speculators.pipeline import regenerate
 from speculators.pipeline.regenerate import LeftOut, answers_path, is_whole, read_prompts, regenerated
+from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.sources import DataSection, Regenerate, Source
 
 QUESTION, OTHER = ({"role": "user", "content": text} for text in ("What is a tree?", "And a bush?"))
@@ -60,7 +60,7 @@ def test_kept_answers_are_taken_only_if_they_are_those_that_were_written(
     file.parent.mkdir()
     file.write_text("{}\n")
     provenance = file.with_name(file.name + ".json")
-    provenance.write_text(json.dumps({"sha256": sha256_of(file)}))
+    provenance.write_text(json.dumps({"sha256": file_sha256(file)}))
     if damage == "changed":
         file.write_text('{"changed": 1}\n')
     if damage == "no provenance":

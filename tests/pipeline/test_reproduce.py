@@ -14,8 +14,8 @@ from command import WEIGHTS, Spec, Told, events
 from tampering import differing
 from test_interrupted import spawn
 
-from speculators.data.files import sha256_of
 from speculators.events import Event, StepEvent
+from speculators.recipe.fingerprint import file_sha256
 from speculators.report.progress import RunView
 
 STAGES = ["verifier", "prepare", "capture", "train", "bench"]
@@ -126,7 +126,7 @@ def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Told, tmp_path: Pat
     made = spec("run", "smoke", "--runs", runs, "--set", sources, "--set", "schedule.max_steps=1", "--json")
     assert made.code == 0, made.err
     run = Path(made.json["run"])
-    locked = sha256_of(data)
+    locked = file_sha256(data)
     data.rename(run / data.name)
     again = spec("reproduce", run, "--to", tmp_path / "to", "--until", "prepare", "--json")
     assert again.code == 0, again.out + again.err
@@ -136,7 +136,7 @@ def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Told, tmp_path: Pat
     assert told.code == 1
     found = told.json["first"]
     assert (found["stage"], found["check"], found["what"]) == ("prepare", "content", "data.sources[0].path")
-    assert (found["recorded"], found["again"]) == (locked, sha256_of(run / data.name))
+    assert (found["recorded"], found["again"]) == (locked, file_sha256(run / data.name))
     assert not (tmp_path / "other").exists()
     checked = spec("lock", "--check", run)
     assert checked.code == 1

@@ -15,10 +15,10 @@ from command import WEIGHTS, Spec, events
 from safetensors.torch import load_file
 
 from speculators.data import store
-from speculators.data.files import sha256_of
 from speculators.data.store import StoreLayout
 from speculators.events import Event, WarningEvent
 from speculators.pipeline import Places, inputs, run_recipe
+from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
 
@@ -54,7 +54,7 @@ def test_a_damaged_store_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(shards) > 2
     shards[1].write_bytes(before[1][:-1] + b"?")
     hashed: list[Path] = []
-    monkeypatch.setattr(store, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    monkeypatch.setattr(store, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     told: list[Event] = []
     captured(listen=told.append)
     assert [path.read_bytes() for path in shards] == before

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tampering import differing, edited, edited_event
 
-from speculators.data.files import sha256_of
+from speculators.recipe.fingerprint import file_sha256
 
 
 def test_a_changed_loss_is_named_at_its_update(spec: Spec, run: Path, to: Path) -> None:
@@ -68,7 +68,7 @@ def test_other_weights_are_named_even_where_the_run_vouches_for_them(spec: Spec,
     name = next(name for name, tensor in sorted(tensors.items()) if tensor.dtype == torch.float32)
     tensors[name].view(-1)[3] += 1.0
     save_file(tensors, run / WEIGHTS)
-    edited(run / "train.json", lambda held: held["files"].update({WEIGHTS.name: sha256_of(run / WEIGHTS)}))
+    edited(run / "train.json", lambda held: held["files"].update({WEIGHTS.name: file_sha256(run / WEIGHTS)}))
     found = spec("reproduce", run, "--to", to, "--json").json["first"]
     assert found["what"].startswith(f"{name}[")
     assert found["by"] == pytest.approx(1.0, rel=1e-5)
@@ -112,8 +112,8 @@ def test_other_states_are_named_by_conversation_and_tensor(spec: Spec, run: Path
     content = bytearray(shard.read_bytes())
     content[-2] ^= 1  # of the last token of the longest conversation
     shard.write_bytes(content)
-    edited(store / "manifest.json", lambda held: held["shards"][0].update(sha256=sha256_of(shard)))
-    edited(run / "made.json", lambda held: held["capture"]["files"].update({shard.name: sha256_of(shard)}))
+    edited(store / "manifest.json", lambda held: held["shards"][0].update(sha256=file_sha256(shard)))
+    edited(run / "made.json", lambda held: held["capture"]["files"].update({shard.name: file_sha256(shard)}))
     told = other("reproduce", run, "--to", to, "--until", "capture", "--json")
     assert differing(told) == [("capture", "files")]
     found = told.json["first"]
