@@ -37,7 +37,7 @@ SMALL: dict[str, dict] = {
 FIT: dict[str, dict] = {
     "eagle1": {"steps": 200},
     "eagle3": {"steps": 300},
-    "peagle": {"steps": 500, "lr": 5e-3},
+    "peagle": {"steps": 800, "lr": 5e-3},
 }
 
 # Nothing drawn at random, which a document by itself would draw in another way than beside others.
