@@ -25,7 +25,7 @@ from speculators.verifier.sources import cache_folder
 
 # One capture serves all: they read the same layers of the same conversations.
 SHORT = (
-    "data.sources=[{ path = 'data/quickstart.jsonl', split = 'train', take = 100 }]",
+    "data.sources=[{ path = 'data/quickstart.jsonl', split = 'train', take = 200 }]",
     "schedule.epochs=2",
     "schedule.evaluate_every='100%'",
     "benchmark.suites=[{ name = 'quickstart', take = 12 }]",
