@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from speculators.errors import TrainingError
+from speculators.errors import RecipeError, TrainingError
 
 # After Ctrl-C the processes finish their update and write a checkpoint before they are killed.
 SHUTDOWN_SECONDS = 600
@@ -57,7 +57,7 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
 
 
 def _exit_code(failures: dict[int, ProcessFailure], logs: Path) -> int:
-    """Returns the code of the process that failed first, if rank 0 has said why."""
+    """Returns the code of the process that failed first; tells why, unless rank 0 has."""
     spoken = failures.get(0)
     if spoken is not None and spoken.exitcode > 0:
         return spoken.exitcode
@@ -65,4 +65,8 @@ def _exit_code(failures: dict[int, ProcessFailure], logs: Path) -> int:
     if first.exitcode < 0:
         raise TrainingError(f"process {rank} was killed by signal {-first.exitcode}", hint="run again to go on")
     said = "".join(file.read_text("utf-8", "replace") for file in logs.rglob(f"{rank}/stderr.log")).strip()
+    if first.exitcode == RecipeError.exit_code and said:
+        # All found the same in the recipe, and this one ended before rank 0 could tell it.
+        print(said, file=sys.stderr)
+        return first.exitcode
     raise TrainingError(f"process {rank} failed with code {first.exitcode}:\n{said}", hint="run again to go on")

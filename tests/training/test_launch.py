@@ -1,0 +1,29 @@
+"""Processes of one machine: which of them is heard, and with which code they end."""
+
+from __future__ import annotations
+
+import pytest
+
+from speculators.errors import TrainingError
+from speculators.training.launch import launch
+
+# Rank 0 is still at work when the other one ends.
+SCRIPT = """
+import os, sys, time
+if os.environ["RANK"] == "0":
+    time.sleep(60)
+print("error: recipe.toml: 999 is too many", file=sys.stderr)
+sys.exit({code})
+"""
+
+
+def test_a_mistake_in_the_recipe_is_told_by_whoever_finds_it_first(capfd):
+    """Its words stand alone and its code is that of a bad recipe, as with one process."""
+    assert launch(["-c", SCRIPT.format(code=2)], nproc=2) == 2
+    assert capfd.readouterr().err == "error: recipe.toml: 999 is too many\n"
+
+
+def test_a_process_that_fails_alone_is_named():
+    """Any other failure of a process that does not speak is told with its rank, its code and its last words."""
+    with pytest.raises(TrainingError, match=r"process 1 failed with code 1:\nerror: recipe.toml: 999 is too many"):
+        launch(["-c", SCRIPT.format(code=1)], nproc=2)
