@@ -8,7 +8,8 @@ states and head are formed at once and backward only scales them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -41,6 +42,17 @@ class HeadLoss:
 def product_rows(vocab: int) -> int:
     """Returns how many rows one product with the head has at most, for a draft vocabulary of `vocab`."""
     return max(1, min(PRODUCT_ROWS, PRODUCT_ELEMENTS // vocab))
+
+
+@contextmanager
+def large_chunks() -> Iterator[None]:
+    """Has a CPU take a GPU's chunks: for tracing, where each operation costs the same however large it is."""
+    own = dict(CHUNK_ELEMENTS)
+    CHUNK_ELEMENTS.clear()
+    try:
+        yield
+    finally:
+        CHUNK_ELEMENTS.update(own)
 
 
 class _FusedHeadLoss(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from speculators.losses.fused import product_rows
+from speculators.losses.fused import large_chunks, product_rows
 from speculators.model import SpeculatorModel, build_model, trainer_kwargs
 from speculators.nn.layout import RowLayout
 from speculators.pipeline.build import training_kwargs
@@ -99,7 +99,7 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
         optimizer = Optimizer(model, plan.recipe.schedule.optimizer)
         with flop_counter() as update:
             optimizer.prime()
-        with flop_counter() as products:
+        with flop_counter() as products, large_chunks():
             live = _pass(model, {**_states(plan, layout.size), **row}, layout, kwargs)
         sizes = {parameter: parameter.numel() * parameter.itemsize for parameter in model.parameters()}
         trained = [parameter for parameter in sizes if parameter.requires_grad]
