@@ -29,7 +29,7 @@ from speculators.pipeline.plugins import is_plugin, named
 from speculators.pipeline.rehearsal import rehearse
 from speculators.pipeline.settled import settled, told_of
 from speculators.pipeline.shared import check_shared
-from speculators.pipeline.training import lacking_hooks, train_stage
+from speculators.pipeline.training import lacking_hooks, serve_with, train_stage
 from speculators.recipe import lock
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
@@ -151,7 +151,9 @@ def _train_stages(context: Context, held: Mapping[str, Any] | None) -> None:
         return
     for stage in ("prepare", "capture")[: 2 if context.recipe.data.stored else 1]:
         context.skip(stage, "not needed: training is done")
-    context.skip("train", f"{context.run_folder / SPECULATOR} (update {held['step']} of {held['total_steps']})")
+    changed = serve_with(context, held) if context.world.is_main else ""
+    done = f"update {held['step']} of {held['total_steps']}"
+    context.skip("train", f"{context.run_folder / SPECULATOR} ({done}{changed})")
 
 
 def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -> Context:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ from speculators.bench.responses import own_rows
 from speculators.bench.rows import Row
 from speculators.bench.suites import load_suite
 from speculators.data.encoded import Conversations
-from speculators.data.files import read_json, whole_folder, write_json
+from speculators.data.files import read_json, whole_folder, write_json, write_whole
 from speculators.events import WarningEvent
 from speculators.model import SpeculatorModel, trainer_kwargs
 from speculators.nn.precision import place
@@ -147,3 +148,22 @@ def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) 
     }
     write_json(context.run_folder / TRAINED, done)
     return done
+
+
+def serve_with(context: Context, held: Mapping[str, Any]) -> str:
+    """Puts the recipe's first K into a speculator that was exported with another, for servers draft as it says.
+
+    Returns:
+        What was changed, in words; "" where it said so already.
+    """
+    file, wanted = context.run_folder / SPECULATOR / "config.json", context.recipe.benchmark.num_speculative_tokens[0]
+    config = json.loads(file.read_text(encoding="utf-8"))
+    method = config["speculators_config"]["proposal_methods"][0]
+    before = method["speculative_tokens"]
+    if before == wanted:
+        return ""
+    method["speculative_tokens"] = wanted
+    write_whole(file, (json.dumps(config, indent=2) + "\n").encode())
+    note = {**held, "files": {**held["files"], file.name: file_sha256(file)}}
+    write_json(context.run_folder / TRAINED, note)
+    return f"; servers draft {wanted} tokens a round now, {before} before"

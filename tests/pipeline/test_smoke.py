@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,21 @@ def test_an_altered_speculator_is_exported_again(spec: Spec, run_folder: Path) -
     assert told.code == 0, told.err
     assert "train done in" in told.err
     assert (run_folder / WEIGHTS).read_bytes() == whole
+
+
+def test_another_first_k_is_what_servers_draft_from_then_on(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """K is no part of training: the speculator that is there gets it, and it is said."""
+    config = Path(shutil.copytree(run_folder, tmp_path / run_folder.name)) / "speculator" / "config.json"
+    weights = config.with_name("model.safetensors").stat()
+    again = ("run", "smoke", "--runs", tmp_path, "--set", "benchmark.num_speculative_tokens=[3]")
+    told = spec(*again)
+    assert told.code == 0, told.err
+    assert "servers draft 3 tokens a round now, 1 before" in told.err
+    (method,) = json.loads(config.read_text())["speculators_config"]["proposal_methods"]
+    assert method["speculative_tokens"] == 3
+    assert "servers draft" not in spec(*again).err
+    assert config.with_name("model.safetensors").stat() == weights
+    assert list(tmp_path.glob("smoke-*")) == [config.parents[1]]
 
 
 def test_a_benchmark_that_older_code_kept_is_made_again(spec: Spec, run_folder: Path) -> None:
