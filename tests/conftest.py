@@ -20,6 +20,11 @@ import torch
 from speculators.verifier.tiny import make_tiny_verifier
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest starts first, so that all others run beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
     """Tiny tensors gain nothing from more threads, and oversubscribed machines lose much."""

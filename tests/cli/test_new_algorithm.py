@@ -22,6 +22,7 @@ def spec(tmp_path: Path) -> Spec:
     return Spec(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_guides_own_example_passes_its_own_test(tmp_path: Path, spec: Spec) -> None:
     """Written as relay, in a process without this repository's fixtures: it trains, saves, loads, is benchmarked."""
     told = spec("new-algorithm", "relay", "--into", tmp_path / "mine", "--json")

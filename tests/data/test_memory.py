@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HARNESS = Path(__file__).parents[2] / "benchmarks" / "perf" / "memory.py"
 SIZES = ("200", "1000")
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_conversations():
     """Five times the conversations, 48 MB more of states, take at most 20 MB more at the peak (2 MB measured)."""
     runs = [subprocess.run([sys.executable, HARNESS, "--here", n], capture_output=True, check=True) for n in SIZES]

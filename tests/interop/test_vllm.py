@@ -54,7 +54,7 @@ def one_norm(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_norm")
-@pytest.mark.parametrize("recipe", ["quickstart", "quickstart_peagle", "quickstart_dflash"])
+@pytest.mark.parametrize("recipe", ["quickstart_short", "quickstart_peagle", "quickstart_dflash"])
 def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain, tmp_path):
     """The run's `speculator/` folder as it is: the same tokens as without it, and round for round the drafts that ours
     accepts, by vLLM's steps and by its counters."""

@@ -54,6 +54,7 @@ class Launch:
         return self.process.exitcode
 
 
+@pytest.mark.slow
 def test_a_run_is_one_launchs_at_a_time(fresh: Spec) -> None:
     """A second launch of the same run ends at once with what to do; the first ends as if there had been none."""
     first = Launch(fresh.home, at=StepEvent)
@@ -67,6 +68,7 @@ def test_a_run_is_one_launchs_at_a_time(fresh: Spec) -> None:
     assert fresh.run(*SHORT).code == 0
 
 
+@pytest.mark.slow
 def test_runs_of_two_seeds_share_what_one_of_them_makes(fresh: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits, and says so, until the first has captured the states; both end well."""
     from speculators.pipeline.context import Context

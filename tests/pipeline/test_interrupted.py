@@ -55,6 +55,7 @@ def spawn(home: Path, where: str) -> int | None:
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_killed_in_four_places_it_ends_with_the_same_bytes(run_folder: Path, fresh: Spec) -> None:
     """kill -9 while states, updates, a checkpoint and the export are under way: each next call goes on from there."""
     for where in KILLED_AT:
