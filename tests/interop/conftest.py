@@ -6,18 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from trained import train
 
 from speculators.recipe.load import load_recipe
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    """The real verifier, unlike the tiny ones, gains from them."""
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from trained import live, logit_gap, questions
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.long]
 
 PROMPTS, TOKENS = 6, 64
 # The verifier's cached decode and a whole forward differ by up to 8e-5 (tests/models/test_real_verifier.py).
