@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -19,6 +20,7 @@ from speculators.errors import RecipeError, TrainingError
 # After Ctrl-C the processes finish their update and write a checkpoint before they are killed.
 SHUTDOWN_SECONDS = 600
 INTERRUPTED = 130
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def launch(arguments: Sequence[str], *, nproc: int) -> int:
@@ -33,6 +35,8 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
     # What the launcher logs of its children's deaths is told below, once; its loggers have a level each.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # It puts handlers of its own in the place of these.
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     with tempfile.TemporaryDirectory(prefix="spec-launch-") as logs:
         silent = dict.fromkeys(range(1, nproc), Std.ALL)
@@ -53,6 +57,9 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
             return INTERRUPTED
         except ChildFailedError as error:
             return _exit_code(error.failures, Path(logs))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from speculators.errors import TrainingError
@@ -18,9 +20,11 @@ sys.exit({code})
 
 
 def test_a_mistake_in_the_recipe_is_told_by_whoever_finds_it_first(capfd):
-    """Its words stand alone and its code is that of a bad recipe, as with one process."""
+    """Its words stand alone and its code is that of a bad recipe, as with one process; Ctrl-C is as before."""
+    before = signal.getsignal(signal.SIGINT)
     assert launch(["-c", SCRIPT.format(code=2)], nproc=2) == 2
     assert capfd.readouterr().err == "error: recipe.toml: 999 is too many\n"
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_process_that_fails_alone_is_named():
