@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from speculators.pipeline import Places, run_recipe
+from speculators.pipeline import Outcome, Places, run_recipe
 from speculators.pipeline.locking import code_here
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
 from speculators.verifier.sources import cache_folder
 
 
-def kept_run(recipe: str, overrides: Sequence[str] = ()) -> Path:
-    """Returns the folder of a run of a shipped recipe, trained if it is not there."""
+def kept_run(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
+    """Returns what a run of a shipped recipe came to; it is trained if it is not there."""
     # What other code of ours trained is not what is tested.
     places = Places(runs=cache_folder() / "kept" / code_here().sources[:12], cache=cache_folder())
     outcome = run_recipe(load_recipe(recipe, overrides), places=places, world=World(), listen=lambda event: None)
     assert outcome.bench is not None
     assert outcome.bench["agrees"], "replay and live decode differ"
-    return outcome.folder
+    return outcome

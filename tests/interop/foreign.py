@@ -34,7 +34,7 @@ UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
 
 def home() -> Path:
-    """Returns the folder that environments, and what is trained for them, are kept in."""
+    """Returns the folder that environments are kept in."""
     told = os.environ.get("SPECULATORS_INTEROP_CACHE")
     return Path(told) if told else cache_folder() / "interop"
 

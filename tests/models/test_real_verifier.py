@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from command import events
@@ -26,37 +24,31 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 @pytest.fixture(scope="module")
 def run():
-    """The folder of a run of the recipe `quickstart_short`."""
+    """A run of the recipe `quickstart_short`, benchmark included."""
     return kept_run("quickstart_short")
 
 
-@pytest.fixture(scope="module")
-def settings(run):
-    """What its benchmark found, by temperature and K."""
-    (bench,) = (run / "bench").glob("*.json")
-    return {(s["temperature"], s["num_speculative_tokens"]): s for s in json.loads(bench.read_text())["settings"]}
-
-
-def test_a_short_run_learns_and_live_agrees_with_replay(run, settings):
+def test_a_short_run_learns_and_live_agrees_with_replay(run):
     """The loss falls, more is accepted than by chance, and live agrees at T = 0 round for round and at T = 1."""
-    losses = [event["loss"] for event in events(run, "StepEvent")]
+    losses = [event["loss"] for event in events(run.folder, "StepEvent")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    assert [setting["live"]["agreement"]["gap"] for setting in settings.values()] == [""] * 2
+    assert run.bench["agrees"]
+    settings = {(s["temperature"], s["num_speculative_tokens"]): s for s in run.bench["settings"]}
     assert settings[0.0, 3]["exact"]["tau"] > 1.1
     assert settings[0.0, 3]["live"]["agreement"]["criterion"] == "round for round"
 
 
-def test_a_run_reaches_the_band_that_its_recipe_tells(settings):
+def test_a_run_reaches_the_band_that_its_recipe_tells(run):
     """Each acceptance length lies inside its band of `[expect]`, which was measured with three seeds."""
-    held = held_against(load_recipe("quickstart_short").expect, list(settings.values()))
-    assert [row["place"] for row in held] == ["inside"] * 2, expect_lines(held)
+    held = held_against(load_recipe("quickstart_short").expect, run.bench["settings"])
+    assert [row["place"] for row in held] == ["inside"] * 4, expect_lines(held)
 
 
 @pytest.mark.parametrize("kind", ["trained", "random", "adversarial"])
 def test_greedy_output_is_the_verifiers_own(run, kind):
     """In float32 the speculative output is the verifier's own greedy output, token for token, whatever drafts."""
     folder = obtain(load_recipe("quickstart_short").verifier)
-    model = SpeculatorModel.from_pretrained(run / "speculator")
+    model = SpeculatorModel.from_pretrained(run.folder / "speculator")
     if kind == "random":
         torch.manual_seed(0)
         model.fc.weight.data.normal_(std=0.05)
