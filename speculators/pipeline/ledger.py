@@ -54,7 +54,7 @@ def _line(line: Line) -> dict[str, Any]:
 def _trained(run: Path, plan: dict[str, Any]) -> list[Trained]:
     """Returns what training measured of the checkpoint that it chose: first suite and temperature.
 
-    That is the number by which it was chosen, at the largest K, and those that the same pass gave.
+    That is the number by which it was chosen, at the largest K, and of those that the same pass gave, the recipe's K.
     """
     note, section = read_json(run / TRAINED), plan["recipe"]["benchmark"]
     if not isinstance(note, dict) or note.get("tau") is None or not section["suites"]:
@@ -73,4 +73,5 @@ def _trained(run: Path, plan: dict[str, Any]) -> list[Trained]:
             step=note["step"],
         )
         for k, tau in sorted(taus.items())
+        if k in section["num_speculative_tokens"]
     ]

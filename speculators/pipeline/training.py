@@ -77,7 +77,8 @@ def _best_words(held: dict[str, Any]) -> str:
 def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
     """Returns what measures exact acceptance length: first suite, largest K, first temperature.
 
-    Its metrics are the acceptance of each position, and the lengths at smaller K where the same pass gives them.
+    Its metrics are the acceptance of each position, and the lengths at every smaller K where the same pass gives them:
+    a log tells nothing that the fingerprint does not hold, and that holds the largest K alone.
     """
     section = context.recipe.benchmark
     if not section.suites:
@@ -87,7 +88,7 @@ def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
         context.tell(WarningEvent(message=f"acceptance length cannot be measured: {lacking}; {words}"))
         return None
     k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
-    smaller = sorted({*section.num_speculative_tokens} - {k_max}) if one_pass(model) else []
+    smaller = range(1, k_max) if one_pass(model) else []
     rows = suite_rows(context, model.draft().target_layer_ids) if context.world.is_main else []
 
     def evaluate() -> tuple[float, dict[str, float]]:

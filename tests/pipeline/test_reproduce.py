@@ -59,6 +59,17 @@ def test_the_recipe_of_the_lock_is_run_and_not_the_file(spec: Spec, run: Path, t
     assert spec("reproduce", run, "--to", to, "--quiet").code == 0
 
 
+def test_a_run_that_is_measured_at_other_k_since_is_reproduced(spec: Spec, run: Path, tmp_path: Path) -> None:
+    """K below the largest is no part of training: its log was written when 1 was among them, and tells the same."""
+    told = spec("run", "smoke", "--runs", run.parent, "--set", "benchmark.num_speculative_tokens=[3, 2]")
+    assert "train already done" in told.err, told.err
+    again = spec("reproduce", run, "--to", tmp_path / "to", "--json")
+    assert again.code == 0, again.out + again.err
+    assert again.json["reproduced"]
+    (evaluations,) = [found for found in again.json["findings"] if found["check"] == "evaluations"]
+    assert evaluations["result"] == "same"
+
+
 def test_a_table_by_stage_ends_in_the_verdict(spec: Spec, run: Path, to: Path) -> None:
     """Stage, check, result, evidence; a finished re-run is only compared, and says that it is there."""
     told = spec("reproduce", run, "--to", to)
