@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speculators.pipeline.gather import gather_run
-from speculators.pipeline.records import read_events
 from speculators.report.bench import number_text, rates_text
+from speculators.report.gather import gather_run
+from speculators.runs.log import read_events
 
 Values = Mapping[str, Any]
 

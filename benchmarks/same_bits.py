@@ -96,7 +96,8 @@ def compare(before: Path, after: Path) -> int:
         differing += not all(same)
         verdict = ["differ", "same"]
         print(
-            f"{name:20} weights {verdict[same[0]]} ({b['weights'][:12]})  {len(b['losses'])} losses {verdict[same[1]]}  "
+            f"{name:20} weights {verdict[same[0]]} ({b['weights'][:12]})  "
+            f"{len(b['losses'])} losses {verdict[same[1]]}  "
             f"{len(a['bench'])} benchmark numbers {verdict[same[2]]}"
             + (f" ({len(gone)} missing, as {gone[0]})" if gone else "")
         )

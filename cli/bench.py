@@ -61,11 +61,11 @@ def run(options: argparse.Namespace) -> int:
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
     section, decoding = _section(options, recipe), _decoding(options)
-    from speculators.pipeline.benches import file_bench
     from speculators.pipeline.measure import Subject, measure_folder
     from speculators.report.bench import bench_tables
     from speculators.report.console import console
     from speculators.report.progress import RunView
+    from speculators.runs.benches import file_bench
 
     with RunView(quiet=options.quiet) as view:
         subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
@@ -89,11 +89,11 @@ def _serve(options: argparse.Namespace) -> int:
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
     from speculators.pipeline.measure import Subject
-    from speculators.pipeline.serving import Service, file_served, measure_endpoint
+    from speculators.pipeline.measure_endpoint import Service, file_served, measure_endpoint
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.report.served import served_tables
-    from speculators.verifier.endpoint import Endpoint
+    from speculators.servers.endpoint import Endpoint
 
     service = Service(
         engine=options.engine,
@@ -150,9 +150,9 @@ def _flags(names: Iterable[str]) -> str:
 
 def _ledger(options: argparse.Namespace) -> int:
     """Prints the ledger; 1 where two numbers part."""
-    from speculators.pipeline.ledger import ledger_of
     from speculators.report.console import console
     from speculators.report.served import ledger_table
+    from speculators.runs.ledger_entries import ledger_of
 
     values = ledger_of(options.checkpoint)
     if options.json:
@@ -165,7 +165,7 @@ def _ledger(options: argparse.Namespace) -> int:
 
 def _keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
     if options.out:
-        from speculators.data.files import write_json
+        from speculators.files.whole import write_json
 
         write_json(options.out, result)
 
@@ -181,9 +181,9 @@ def _decoding(options: argparse.Namespace) -> dict[str, Any]:
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Returns `[benchmark]` of the run's own plan with what the command line replaces."""
-    from speculators.recipe.converter import structure
     from speculators.recipe.schema import BenchmarkSection, Suite
     from speculators.recipe.sources import is_file_path
+    from speculators.structure.converter import structure
 
     values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]
     given = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}

@@ -61,7 +61,7 @@ def or_warned(plan: Plan, what: str) -> Iterator[None]:
 
 def counted(plan: Plan) -> Plan:
     """Returns the plan with parameter counts, or without where a plug-in cannot be built before there are weights."""
-    from speculators.pipeline.sizes import with_parameters
+    from speculators.cost.sizes import with_parameters
 
     with or_warned(plan, "parameters cannot be counted"):
         return with_parameters(plan)

@@ -31,11 +31,11 @@ def run(options: argparse.Namespace) -> int:
     recipe = load_checked(options)
     if options.check_states:
         return _check_states(recipe, options)
-    from speculators.pipeline.context import Places
-    from speculators.pipeline.look import Wish, look
+    from speculators.inspection.inspect import Wish, look
     from speculators.report.console import console
     from speculators.report.data import data_tables
     from speculators.report.progress import RunView
+    from speculators.runs.places import Places
 
     show = 1 if options.show is None else options.show
     wish = Wish(show=show, ids=tuple(options.id), sample=options.sample)
@@ -61,11 +61,11 @@ def _refuse_others(options: argparse.Namespace) -> None:
 
 def _check_states(recipe: Recipe, options: argparse.Namespace) -> int:
     """Prints the comparison; 1 where captured states are not the verifier's."""
-    from speculators.pipeline.check_states import check_states
-    from speculators.pipeline.context import Places
+    from speculators.inspection.states import check_states
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.report.states import states_table
+    from speculators.runs.places import Places
 
     with RunView(quiet=options.quiet) as view:
         found = check_states(recipe, options.sample, places=Places(), listen=view)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import attrs
 
-from speculators.config import VerifierFacts
+from speculators.diff.changes import AGAIN, as_values, exit_code
+from speculators.diff.consequence import VOCABULARY
+from speculators.diff.revision import unpacked
+from speculators.diff.side import Side
 from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
-from speculators.recipe.consequence import VOCABULARY
-from speculators.recipe.diff import AGAIN, as_values, exit_code
+from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
 from speculators.recipe.locks import facts_of_run, shipped_facts
 from speculators.recipe.plan import make_plan
-from speculators.recipe.revision import unpacked
 from speculators.recipe.schema import Recipe
-from speculators.recipe.side import Side
 
 from .common import add_verifier_config, counted, print_json
 
@@ -53,7 +53,7 @@ def _compare(options: argparse.Namespace) -> int:
     a = _counted(a, b)
     result = as_values(a, b)
     if a.run or b.run or (RUNS.is_dir() and any(stage["status"] == AGAIN for stage in result["stages"])):
-        from speculators.pipeline.compare import with_records
+        from speculators.diff.measured import with_records
 
         result = with_records(a, b, RUNS)
     if options.json:

@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _suite(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Returns the suite that the prompts are taken from."""
-    from speculators.recipe.converter import structure
     from speculators.recipe.schema import Suite
+    from speculators.structure.converter import structure
 
     named: dict[str, Any] = {"name": options.suite or "quickstart"}
     if options.prompts:

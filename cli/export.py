@@ -32,9 +32,9 @@ def run(options: argparse.Namespace) -> int:
     """Writes and prints."""
     if options.push and options.to != "hub":
         raise RecipeError("--push needs --to hub: a repository has a model card")
-    from speculators.export.hub import push
-    from speculators.export.write import Request, export
-    from speculators.pipeline.benches import background_of
+    from speculators.exchange.export import Request, export
+    from speculators.exchange.hub import push
+    from speculators.runs.benches import background_of
 
     speculator = speculator_of(options.checkpoint)
     recipe = recipe_of(speculator)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, Any] | None) -> Path | None:
     """Returns the folder of the verifier: the one that was asked for is obtained, any other has to be here."""
-    from speculators.export.subject import verifier_here
+    from speculators.exchange.verifier import verifier_here
     from speculators.model import read_config
     from speculators.pipeline.measure import Subject, import_algorithm, verifier_of
     from speculators.report.progress import RunView

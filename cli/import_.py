@@ -7,10 +7,10 @@ from pathlib import Path
 
 import attrs
 
-from speculators.config import VerifierFacts
 from speculators.errors import RecipeError
-from speculators.recipe.converter import structure
+from speculators.facts import VerifierFacts
 from speculators.recipe.sources import VerifierSection
+from speculators.structure.converter import structure
 
 from .common import print_json
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes our checkpoint and prints what it is made of."""
-    from speculators.convert.checkpoint import Verifier, import_checkpoint
+    from speculators.exchange.importing import Verifier, import_checkpoint
     from speculators.report.progress import RunView
     from speculators.verifier.sources import obtain
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import attrs
 
-from speculators.config import VerifierFacts
 from speculators.errors import RecipeError
+from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Lock

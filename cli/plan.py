@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from speculators.config import VerifierFacts
 from speculators.errors import Problem, RecipeError, VerifierError
+from speculators.facts import VerifierFacts
 from speculators.recipe.locks import contradictions, shipped_facts
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         facts = _fetch_facts(recipe, quiet=options.quiet or options.json)
     plan = make_plan(recipe, facts, world_size=options.nproc)
-    from speculators.pipeline.context import Places
-    from speculators.pipeline.ondisk import on_disk
-    from speculators.pipeline.settled import settled_here
+    from speculators.pipeline.precision import settled_here
+    from speculators.runs.places import Places
+    from speculators.runs.stages import on_disk
 
     places = Places(runs=options.runs)
     # --gpus are other machines than this one, and compute in what the recipe says.
@@ -84,7 +84,7 @@ def _share(text: str) -> float:
 
 
 def _devices(options: argparse.Namespace) -> list[Any]:
-    from speculators.recipe.cluster import parse_bandwidths, parse_devices
+    from speculators.cost.devices import parse_bandwidths, parse_devices
 
     lacking = [
         Problem(name, f"goes with {other}")
@@ -105,7 +105,7 @@ def _devices(options: argparse.Namespace) -> list[Any]:
 
 def _costs(plan: Plan, places: Any, options: argparse.Namespace, devices: list[Any]) -> dict[str, Any] | None:
     """Returns what the plan costs, or None where the algorithm or the verifier cannot be run without values."""
-    from speculators.pipeline.estimate import Wanted, estimate
+    from speculators.cost.estimate import Wanted, estimate
 
     wanted = Wanted(
         devices=devices,

@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page and prints where it is, and what the runs lack."""
-    from speculators.data.files import write_whole
-    from speculators.pipeline.gather import gather
+    from speculators.files.whole import write_whole
+    from speculators.report.gather import gather
     from speculators.report.html import page
 
     first = [options.against] if options.against else []

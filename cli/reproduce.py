@@ -37,10 +37,10 @@ def run(options: argparse.Namespace) -> int:
         )
     if lock.environment.world_size > 1 and "RANK" not in os.environ:
         return _launch(options, lock.environment.world_size)
-    from speculators.pipeline.reproduce import reproduce
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.report.reproduce import reproduction_tables
+    from speculators.reproduce.again import reproduce
     from speculators.training.world import start, stop
 
     world = start()

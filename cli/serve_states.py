@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
         )
     options.nproc = 1
     recipe = load_checked(options)
-    from speculators.pipeline.context import Places
-    from speculators.pipeline.serve_states import Where, planned, serve_states
+    from speculators.pipeline.states_server import Where, planned, serve_states
     from speculators.report.progress import RunView
-    from speculators.verifier.serving import shell_line
+    from speculators.runs.places import Places
+    from speculators.servers.states_command import shell_line
 
     vllm = str(Path(options.vllm).absolute()) if os.sep in options.vllm else options.vllm
     where = Where(host=options.host, port=options.port, vllm=vllm, extra=tuple(options.extra))

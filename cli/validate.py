@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from speculators.config import VerifierFacts
 from speculators.errors import Problem, RecipeError
+from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_decoder, check_recipe, check_verifier
 from speculators.recipe.load import load_recipe
 

@@ -81,6 +81,7 @@ class WarningEvent:
 
 
 Event = StageEvent | ProgressEvent | StepEvent | EvalEvent | SaveEvent | WarningEvent
+Listen = Callable[[Event], None]
 Progress = Callable[[ProgressEvent], None]
 
 

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts, refuse_built_in
+from speculators.config import SpeculatorModelConfig, refuse_built_in
 from speculators.drafter import Drafter
 from speculators.errors import ArtifactError, ContractError, SpeculatorsError
-from speculators.recipe.converter import structure
+from speculators.facts import VerifierFacts
 from speculators.registry import Registry
+from speculators.structure.converter import structure
 
 M = TypeVar("M", bound="type[SpeculatorModel]")
 
@@ -40,8 +41,6 @@ BATCH_NAMES = (
     "position_ids",
     "document_ids",
 )
-# What the model is asked for; a hook of one's own must take what the base's takes.
-_HOOKS = ("align", "replay", "draft", "share_verifier")
 
 
 class SpeculatorModel(nn.Module):
@@ -81,7 +80,9 @@ class SpeculatorModel(nn.Module):
     @classmethod
     def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> SpeculatorModel:
         """Builds the model from the verifier's config and all training arguments."""
-        raise ContractError(_missing(cls, "from_training_args(cls, verifier_config, **kwargs)", "returns the model"))
+        raise ContractError(
+            missing_part(cls, "from_training_args(cls, verifier_config, **kwargs)", "returns the model")
+        )
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -111,13 +112,13 @@ class SpeculatorModel(nn.Module):
     ) -> Iterator[torch.Tensor]:
         """Yields draft logits for exact acceptance; see `speculators.drafter.Replays`."""
         raise ContractError(
-            _missing(type(self), "replay", "an iterator over K depths of draft logits [S, D], see SpeculatorModel")
+            missing_part(type(self), "replay", "an iterator over K depths of draft logits [S, D], see SpeculatorModel")
         )
 
     def draft(self) -> Drafter:
         """Returns a drafter (speculators.drafter) that decodes with this model."""
         raise ContractError(
-            _missing(type(self), "draft", "a Drafter with begin, propose and advance, see speculators/drafter.py")
+            missing_part(type(self), "draft", "a Drafter with begin, propose and advance, see speculators/drafter.py")
         )
 
     def share_verifier(self, folder: Path) -> None:
@@ -230,7 +231,7 @@ def _verifier_folder(config: SpeculatorModelConfig, folder: Path) -> Path:
     return found
 
 
-def _missing(model_class: type, part: str, gives: str) -> str:
+def missing_part(model_class: type, part: str, gives: str) -> str:
     return f"{model_class.__module__}.{model_class.__qualname__} has no {part}; it must give {gives}"
 
 
@@ -317,112 +318,6 @@ def _load(model: SpeculatorModel, tensors: dict[str, torch.Tensor], folder: Path
     # Frozen tensors may be narrower than trained ones; a model computes in one dtype.
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     model.to(max(floating, key=lambda dtype: dtype.itemsize, default=torch.float32))
-
-
-def check_contract(model_class: type[SpeculatorModel], name: str) -> None:
-    """Checks what can be seen of the contract before the model is built.
-
-    Raises:
-        ContractError: names the class, the missing part and the shape of the mend.
-    """
-    place = f"{model_class.__module__}.{model_class.__qualname__}"
-    if not (isinstance(model_class, type) and issubclass(model_class, SpeculatorModel)):
-        raise ContractError(f"{place} is registered as {name!r} but does not derive from SpeculatorModel")
-    if model_class.forward is nn.Module.forward:
-        raise ContractError(f"{place} has no forward", hint="def forward(self, **batch): return output, loss, metrics")
-    build = "from_training_args"
-    if inspect.getattr_static(model_class, build) is inspect.getattr_static(SpeculatorModel, build):
-        raise ContractError(_missing(model_class, "from_training_args", "the model: a classmethod"))
-    parameters = inspect.signature(model_class.forward).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not set(BATCH_NAMES) & set(parameters):
-        raise ContractError(
-            f"{place}.forward takes nothing of the batch", hint=f"it may name: {', '.join(BATCH_NAMES)}"
-        )
-
-
-def _check_call(model: SpeculatorModel | type[SpeculatorModel], name: str, *given: Any, **named: Any) -> None:
-    """Raises ContractError where a hook's signature does not take what it will be called with."""
-    try:
-        inspect.signature(getattr(model, name)).bind(*given, **named)
-    except TypeError as error:
-        model_class = model if isinstance(model, type) else type(model)
-        base = inspect.signature(getattr(SpeculatorModel, name))
-        plain = base.replace(
-            parameters=[p.replace(annotation=p.empty) for p in base.parameters.values()],
-            return_annotation=base.empty,
-        )
-        raise ContractError(
-            f"{model_class.__module__}.{model_class.__qualname__}.{name} cannot be called as it will be: {error}",
-            hint=f"it is called as: {name}{plain}",
-        ) from None
-
-
-def _check_hooks(model: SpeculatorModel) -> None:
-    for name in _HOOKS:
-        # Bound to this model as its own hook is, so that `self` is in neither or in both.
-        base = inspect.signature(SpeculatorModel.__dict__[name].__get__(model)).parameters.values()
-        given = [p.name for p in base if p.kind is not p.KEYWORD_ONLY]
-        _check_call(model, name, *given, **{p.name: None for p in base if p.kind is p.KEYWORD_ONLY})
-
-
-def build_model(name: str, verifier_config: VerifierFacts, kwargs: Mapping[str, Any]) -> SpeculatorModel:
-    """Builds the model of algorithm `name` from its training kwargs and checks the contract.
-
-    Raises:
-        ContractError: a part of the contract is missing, or a hook does not take what it is called with.
-    """
-    model_class = SpeculatorModel.get_class(name)
-    check_contract(model_class, name)
-    _check_call(model_class, "from_training_args", verifier_config, **kwargs)
-    model = model_class.from_training_args(verifier_config, **kwargs)
-    place = f"{model_class.__module__}.{model_class.__qualname__}"
-    if not isinstance(model, SpeculatorModel):
-        raise ContractError(f"{place}.from_training_args returned {type(model).__name__}, not the model")
-    if not isinstance(getattr(model, "layers", None), nn.ModuleList):
-        raise ContractError(
-            f"{place} has no attribute layers", hint="self.layers = nn.ModuleList([...]); each is sharded"
-        )
-    _check_hooks(model)
-    if model.config is None:
-        model.config = SpeculatorModelConfig.get_class(name).pick(kwargs)
-    plain = {key: value for key, value in kwargs.items() if _is_json(value)}
-    model.rebuild_args = {"verifier_config": verifier_config.to_dict(), "kwargs": plain}
-    model.rebuild_tensors = {key: value for key, value in kwargs.items() if isinstance(value, torch.Tensor)}
-    return model
-
-
-def trainer_kwargs(model: SpeculatorModel, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the model's kwargs of `forward` for training and validation, checked against its signature.
-
-    Raises:
-        ContractError: not a pair of dicts, names that the batch has, or names that `forward` does not take.
-    """
-    place = f"{type(model).__module__}.{type(model).__qualname__}"
-    _check_call(model, "get_trainer_kwargs", **kwargs)
-    pair = model.get_trainer_kwargs(**kwargs)
-    if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, dict) for part in pair)):
-        raise ContractError(f"{place}.get_trainer_kwargs must return (train_kwargs, val_kwargs), two dicts")
-    if twice := sorted({*pair[0], *pair[1]} & {*BATCH_NAMES, "layout"}):
-        raise ContractError(
-            f"{place}.get_trainer_kwargs gives {', '.join(twice)}, which the batch has", hint="call it something else"
-        )
-    parameters = inspect.signature(model.forward).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        extra = sorted({*pair[0], *pair[1]} - {p.name for p in parameters})
-        if extra:
-            raise ContractError(
-                f"{place}.forward does not take {', '.join(extra)}, which get_trainer_kwargs gives",
-                hint="name them in forward, or take **kwargs",
-            )
-    return pair
-
-
-def _is_json(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_json(item) for item in value)
-    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def _find(name: str) -> None:

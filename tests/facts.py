@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.recipe.schema import Recipe
 from speculators.verifier.tiny import make_tiny_verifier
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from speculators.files.once import cache_folder
 from speculators.pipeline import Outcome, Places, run_recipe
 from speculators.pipeline.locking import code_here
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
-from speculators.verifier.sources import cache_folder
 
 
 def kept_run(recipe: str, overrides: Sequence[str] = ()) -> Outcome:

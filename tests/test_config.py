@@ -6,7 +6,7 @@ import pytest
 
 from speculators.config import CONFIGS, LOSSES, SpeculatorModelConfig
 from speculators.losses import LOSSES as REGISTERED
-from speculators.recipe.converter import structure
+from speculators.structure.converter import structure
 
 
 def test_the_losses_known_without_torch_are_those_that_there_are() -> None:

@@ -25,10 +25,11 @@ from speculators.data.batches import StateSource
 from speculators.data.encoded import Conversations
 from speculators.events import ignore
 from speculators.pipeline.build import training_kwargs, vocabulary_of
-from speculators.pipeline.context import Context, Places
+from speculators.pipeline.context import Context
 from speculators.pipeline.inputs import conversations, state_source
 from speculators.pipeline.run import make_context
 from speculators.recipe.load import load_recipe
+from speculators.runs.places import Places
 from speculators.training.world import World
 
 FACTS = "samples.json"

@@ -26,8 +26,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.perf.side_by_side import Column, Side, interleave, report, table
-from speculators.config import SpeculatorModelConfig, VerifierFacts
-from speculators.model import SpeculatorModel, build_model, trainer_kwargs
+from speculators.config import SpeculatorModelConfig
+from speculators.contract import build_model, trainer_kwargs
+from speculators.facts import VerifierFacts
+from speculators.model import SpeculatorModel
 from speculators.nn.layout import RowLayout
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.schema import LearningRate, OptimizerSection, ScheduleSection

@@ -1,0 +1,1 @@
+"""Acceptance in this process: suites, exact replay, live decoding, statistics."""

@@ -1,0 +1,1 @@
+"""Conversations, chat template and loss mask, the hidden-state store, packed rows."""

@@ -13,10 +13,10 @@ import safetensors.torch
 import torch
 
 from speculators.data.encoded import Conversations
-from speculators.data.files import FORMAT, MANIFEST, disk_errors, read_manifest, write_json, write_whole
 from speculators.data.store import DTYPES, LAST, LAYOUT, STATES, StateStore, StoreLayout, check_shard, shard_name
 from speculators.errors import ArtifactError, DataError
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.files.whole import FORMAT, MANIFEST, disk_errors, read_manifest, write_json, write_whole
 
 # Takes token rows ([n] int64 each), yields (place in the list, hidden_states [n, A*H], last [n, H]) in any order.
 Capture = Callable[[list[torch.Tensor]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from speculators.errors import DataError
-from speculators.recipe.fingerprint import file_sha256
+from speculators.files.whole import file_sha256
 from speculators.recipe.sources import Source
 
 NO_MESSAGES = "no messages"

@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 import numpy as np
 
-from speculators.data.files import read_manifest, read_part
+from speculators.data.parts import read_part
 from speculators.errors import ArtifactError
-from speculators.recipe.fingerprint import file_sha256
+from speculators.files.whole import file_sha256, read_manifest
 
 TOKENS, MASK, OFFSETS, SUPERVISED, COUNTS, IDS = (
     "tokens.i32",

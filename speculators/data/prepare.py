@@ -13,11 +13,10 @@ import numpy as np
 from speculators.data import encoded as names
 from speculators.data.conversations import Conversation, prompt_key, stream_source, told
 from speculators.data.encoded import Conversations, Encoded
-from speculators.data.files import FORMAT, MANIFEST, whole_folder, write_json, write_whole
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.recipe.fingerprint import file_sha256
+from speculators.files.whole import FORMAT, MANIFEST, file_sha256, whole_folder, write_json, write_whole
 from speculators.recipe.sources import DataSection
 
 ROWS_PER_REPORT = 100

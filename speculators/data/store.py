@@ -12,9 +12,9 @@ import attrs
 import numpy as np
 import torch
 
-from speculators.data.files import FORMAT, read_manifest, read_part
+from speculators.data.parts import read_part
 from speculators.errors import ArtifactError
-from speculators.recipe.fingerprint import file_sha256
+from speculators.files.whole import FORMAT, file_sha256, read_manifest
 
 LAYOUT = "layout.json"
 SHARD_TOKENS = 8192

@@ -12,7 +12,7 @@ from speculators.decoding.ngram import NgramDrafter
 from speculators.decoding.suffix import SuffixDrafter
 from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ignore
-from speculators.recipe.validators import WITH_MODEL
+from speculators.structure.validators import WITH_MODEL
 from speculators.verifier.engine import Engine
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from speculators.bench.rows import Response
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import WARNING, Check, Family
-from speculators.doctor.patient import Patient
+from speculators.doctor.subject import Patient
 from speculators.doctor.trials import Change, Comparison, Trial, attempt, compare
 from speculators.model import SpeculatorModel
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts
+from speculators.config import SpeculatorModelConfig
 from speculators.doctor.check import Check, Family
-from speculators.doctor.patient import Origin, Patient
+from speculators.doctor.subject import Origin, Patient
 from speculators.doctor.trials import Comparison
 from speculators.errors import SpeculatorsError
+from speculators.facts import VerifierFacts
 from speculators.recipe.decoder import draft_decoder_config
 
 CONFIG = Family("config")

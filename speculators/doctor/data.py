@@ -9,25 +9,25 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from speculators.config import VerifierFacts
 from speculators.data.conversations import Conversation
 from speculators.data.encoded import Conversations
-from speculators.data.survey import raw_rows
 from speculators.data.template import ChatTemplate
-from speculators.data.view import ERROR, WARNING, DataView
 from speculators.doctor.check import Check, Family
-from speculators.doctor.patient import Origin, Patient
 from speculators.doctor.stored import conversations_of
+from speculators.doctor.subject import Origin, Patient
 from speculators.errors import ArtifactError, SpeculatorsError
-from speculators.events import ignore
-from speculators.pipeline.context import Listen, Places
-from speculators.pipeline.look import Wish, look
-from speculators.pipeline.ondisk import MADE, made
+from speculators.events import Listen, ignore
+from speculators.facts import VerifierFacts
+from speculators.inspection.inspect import Wish, look
+from speculators.inspection.survey import raw_rows
+from speculators.inspection.view import ERROR, WARNING, DataView
 from speculators.pipeline.regenerate import answers_path, is_whole
 from speculators.recipe.plan import make_plan
 from speculators.recipe.relocate import relocate
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import Source
+from speculators.runs.places import Places
+from speculators.runs.stages import MADE, made
 from speculators.verifier.tokens import load_tokenizer
 
 DATA = Family("data")

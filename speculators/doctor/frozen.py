@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from speculators.doctor.check import Check, Family
-from speculators.doctor.patient import Patient
+from speculators.doctor.subject import Patient
 from speculators.errors import SpeculatorsError
 from speculators.verifier.weights import load_embeddings
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from speculators.data.template import ChatTemplate
 from speculators.doctor.check import Check, Family, listed
-from speculators.doctor.patient import Patient
+from speculators.doctor.subject import Patient
 from speculators.errors import SpeculatorsError
-from speculators.recipe.fingerprint import file_sha256
+from speculators.files.whole import file_sha256
 from speculators.verifier.engine import Engine
 from speculators.verifier.tokens import load_tokenizer
 from speculators.verifier.weights import load_head

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from speculators.doctor.check import WRONG, Check, Family, listed
-from speculators.doctor.patient import Origin, Patient, filled, with_knobs
+from speculators.doctor.subject import Origin, Patient, filled, with_knobs
 from speculators.errors import ArtifactError, SpeculatorsError
+from speculators.files.whole import file_sha256
 from speculators.model import SpeculatorModel, read_config, read_weights, rebuild
-from speculators.pipeline.ondisk import TRAINED
-from speculators.recipe.fingerprint import file_sha256
+from speculators.runs.stages import TRAINED
 
 LOADS = Family("loads")
 AGAIN = "export the run again (spec run of its recipe), copy the folder again, or import the checkpoint again"

@@ -11,7 +11,6 @@ import attrs
 import torch
 
 from speculators.bench.suites import load_suite
-from speculators.config import VerifierFacts
 from speculators.doctor.alignment import Bench, check_acceptance, check_alignment
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import FAMILIES, WRONG, Check, Diagnosis, Family
@@ -22,16 +21,17 @@ from speculators.doctor.identity import check_head, check_identity, check_layers
 from speculators.doctor.length import check_length
 from speculators.doctor.loads import altered, build, read_files
 from speculators.doctor.parity import check_parity
-from speculators.doctor.patient import Origin, Patient
 from speculators.doctor.stored import check_memorised, check_states
+from speculators.doctor.subject import Origin, Patient
 from speculators.doctor.trained import check_trained
 from speculators.doctor.trials import FALSE_ALARM, Comparison, compare
 from speculators.doctor.vocabulary import check_vocabulary
 from speculators.errors import SpeculatorsError
-from speculators.events import StageEvent, ignore
-from speculators.pipeline.context import Listen, Places
+from speculators.events import Listen, StageEvent, ignore
+from speculators.facts import VerifierFacts
 from speculators.pipeline.measure import Subject, import_algorithm, verifier_of
 from speculators.recipe.schema import Suite
+from speculators.runs.places import Places
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 

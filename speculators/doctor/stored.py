@@ -10,11 +10,11 @@ from speculators.data.store import StateStore
 from speculators.doctor.alignment import Bench
 from speculators.doctor.check import Check, Family
 from speculators.doctor.length import first_hits
-from speculators.doctor.patient import Patient
+from speculators.doctor.subject import Patient
 from speculators.errors import ArtifactError
-from speculators.pipeline.context import Places
-from speculators.verifier.compare import TOLERANCES, StatesCheck, compare_states
+from speculators.runs.places import Places
 from speculators.verifier.engine import Engine
+from speculators.verifier.states_check import TOLERANCES, StatesCheck, compare_states
 
 DATA = Family("data")
 STATES, MEMORISED = "states", "memorised"

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from speculators.config import VerifierFacts
+from speculators.contract import build_model
 from speculators.doctor.check import Check, Family, listed
-from speculators.doctor.patient import Origin, Patient
-from speculators.model import build_model
+from speculators.doctor.subject import Origin, Patient
+from speculators.facts import VerifierFacts
 from speculators.pipeline.build import training_kwargs
-from speculators.recipe.origin import path_text
 from speculators.recipe.plan import Plan
 from speculators.recipe.values import leaves
+from speculators.structure.origin import path_text
 
 CONFIG = Family("config")
 NAME = "as trained"

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from speculators.bench.rows import Response
+from speculators.contract import build_model, trainer_kwargs
 from speculators.data.batches import build_row
 from speculators.data.encoded import Encoded
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import Check, Family
-from speculators.doctor.patient import Patient
-from speculators.model import SpeculatorModel, build_model, trainer_kwargs
+from speculators.doctor.subject import Patient
+from speculators.model import SpeculatorModel
 
 PARITY = Family("parity")
 NAME = "training's forward"

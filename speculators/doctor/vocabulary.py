@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from speculators.doctor.check import Check, Family, listed
-from speculators.doctor.patient import Patient
+from speculators.doctor.subject import Patient
 from speculators.errors import SpeculatorsError
 from speculators.verifier.tokens import end_of_turn, folder_stop_ids, load_tokenizer
 

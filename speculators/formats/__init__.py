@@ -1,0 +1,1 @@
+"""Layouts of other programs, which each algorithm describes in its `layouts.py`."""

@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 import torch
 
-from speculators.config import VerifierFacts
 from speculators.errors import ArtifactError
+from speculators.facts import VerifierFacts
 from speculators.formats.names import Names
-from speculators.recipe.converter import structure
+from speculators.structure.converter import structure
 
 Tensors = dict[str, torch.Tensor]
 

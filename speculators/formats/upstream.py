@@ -7,7 +7,8 @@ from typing import Any
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts, default_layer_ids
+from speculators.config import SpeculatorModelConfig, default_layer_ids
+from speculators.facts import VerifierFacts
 from speculators.formats.decoder import decoder_of
 from speculators.formats.foreign import Foreign, Source
 from speculators.formats.names import Names

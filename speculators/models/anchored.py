@@ -19,7 +19,7 @@ import attrs
 import torch
 from torch import nn
 
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import DecoderLayer, Shape
 from speculators.models.chains import drafted_places, wanted_states

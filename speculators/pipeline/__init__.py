@@ -1,6 +1,7 @@
 """The composition root: the stages in order, each skipped when its output is on disk, complete and intact."""
 
-from speculators.pipeline.context import Context, Places
+from speculators.pipeline.context import Context
 from speculators.pipeline.run import Outcome, run_recipe
+from speculators.runs.places import Places
 
 __all__ = ["Context", "Outcome", "Places", "run_recipe"]

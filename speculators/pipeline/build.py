@@ -10,9 +10,9 @@ import torch
 from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig
 from speculators.data.encoded import Conversations
 from speculators.data.vocab import describe_vocabulary, draft_vocabulary
+from speculators.init_from import start_vocabulary
 from speculators.pipeline.context import Context
 from speculators.recipe.plan import Plan
-from speculators.start import start_vocabulary
 from speculators.verifier.tokens import folder_stop_ids
 
 PRECISIONS = {"bf16": "bfloat16", "fp32": "float32"}

@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
 from speculators.bench.rows import Row
-from speculators.data.files import disk_errors
-from speculators.events import Event, ProgressEvent, StageEvent, to_json
+from speculators.events import Event, Listen, StageEvent
+from speculators.files.once import locked
+from speculators.files.whole import disk_errors
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
+from speculators.runs.places import Places
 from speculators.training.world import World
-from speculators.verifier.cache import locked
 from speculators.verifier.engine import Engine
-from speculators.verifier.sources import cache_folder
-
-Listen = Callable[[Event], None]
-
-
-@attrs.frozen(kw_only=True)
-class Places:
-    """Where a run keeps what it makes.
-
-    Attributes:
-        runs: holds one folder a run.
-        cache: holds what runs share: prepared conversations, hidden states.
-        verifiers: cache of converted verifiers; the same unless it is told, for they are input and not output.
-    """
-
-    runs: Path = Path("runs")
-    cache: Path = attrs.field(factory=cache_folder)
-    verifiers: Path = attrs.field()
-
-    @verifiers.default
-    def _beside(self) -> Path:
-        return self.cache
-
-    def prepared(self, plan: Plan) -> Path:
-        """Returns the folder of the prepared conversations."""
-        return self.cache / "conversations" / plan.stage("prepare").fingerprint[:16]
-
-    def states(self, plan: Plan) -> Path:
-        """Returns the folder of the cached hidden states."""
-        return self.cache / "states" / plan.stage("capture").fingerprint[:16]
-
-    def run(self, plan: Plan) -> Path:
-        """Returns the run folder."""
-        return self.runs / plan.run_name
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -119,34 +85,3 @@ class Context:
     def skip(self, name: str, why: str) -> None:
         """Tells that a stage is not run, and why."""
         self.tell(StageEvent(stage=name, status="skip", detail=why))
-
-
-@attrs.define(eq=False)
-class EventLog:
-    """Appends events to a file as JSON lines and passes them on; progress is only passed on.
-
-    Until `file` is known events are kept, so that the first stages are in the log, too.
-    """
-
-    then: Listen
-    file: Path | None = None
-    _kept: list[str] = attrs.field(init=False, factory=list)
-
-    def __call__(self, event: Event) -> None:
-        """Takes in one event."""
-        if not isinstance(event, ProgressEvent):
-            self._kept.append(json.dumps({"time": round(time.time(), 3), **to_json(event)}))
-            self.flush()
-        self.then(event)
-
-    def open(self, file: Path) -> None:
-        """Names the file, whose folder exists."""
-        self.file = file
-        self.flush()
-
-    def flush(self) -> None:
-        """Writes what is kept."""
-        if self.file is not None and self._kept:
-            with disk_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
-                stream.writelines(line + "\n" for line in self._kept)
-            self._kept.clear()

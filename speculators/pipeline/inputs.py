@@ -12,18 +12,18 @@ from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.conversations import prompt_key, told
 from speculators.data.encoded import Conversations
-from speculators.data.files import read_manifest
 from speculators.data.leakage import HeldOut
 from speculators.data.prepare import losses, prepare
 from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.events import WarningEvent
+from speculators.files.whole import read_manifest
 from speculators.pipeline.context import Context
-from speculators.pipeline.ondisk import is_prepared, note_made
 from speculators.pipeline.regenerate import regenerated
-from speculators.pipeline.served import fill_from_server
-from speculators.recipe.cluster import CAPTURE_TOKENS
+from speculators.pipeline.server_capture import fill_from_server
 from speculators.recipe.schema import Recipe
+from speculators.runs.stages import is_prepared, note_made
+from speculators.verifier.capture import CAPTURE_TOKENS
 from speculators.verifier.tokens import load_tokenizer
 
 

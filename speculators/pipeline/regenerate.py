@@ -14,21 +14,20 @@ from typing import Any, Protocol
 import attrs
 
 from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, stream_source, told
-from speculators.data.files import disk_errors, read_json, write_json, write_whole
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, Problem, RecipeError
-from speculators.events import Progress, WarningEvent
-from speculators.pipeline.context import Context, Listen
-from speculators.recipe.fingerprint import file_sha256
+from speculators.events import Listen, Progress, WarningEvent
+from speculators.files.whole import disk_errors, file_sha256, read_json, write_json, write_whole
+from speculators.pipeline.context import Context
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import DataSection, Regenerate, Source
-from speculators.verifier.endpoint import Endpoint
+from speculators.servers.answers import Answer, ServedAnswers
+from speculators.servers.endpoint import Endpoint
+from speculators.servers.states import Served
 from speculators.verifier.engine import Engine
 from speculators.verifier.generate import Sampling
 from speculators.verifier.hub import fetch_tokenizer
-from speculators.verifier.served_answers import Answer, ServedAnswers
 from speculators.verifier.sources import obtain
-from speculators.verifier.states_client import Served
 from speculators.verifier.tokens import folder_stop_ids, load_tokenizer
 
 PACKAGES = ("spec-recipes", "torch", "transformers")

@@ -10,12 +10,13 @@ from typing import Any
 import attrs
 import torch
 
-from speculators.config import VerifierFacts
+from speculators.contract import build_model, trainer_kwargs
 from speculators.data.batches import build_row
 from speculators.data.encoded import Encoded
 from speculators.errors import ContractError, SpeculatorsError
 from speculators.events import WarningEvent
-from speculators.model import BATCH_NAMES, SpeculatorModel, build_model, trainer_kwargs
+from speculators.facts import VerifierFacts
+from speculators.model import BATCH_NAMES, SpeculatorModel
 from speculators.nn.layout import RowLayout
 from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs

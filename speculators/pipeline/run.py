@@ -14,27 +14,30 @@ import attrs
 from filelock import FileLock, Timeout
 
 from speculators.bench.run import bench
-from speculators.config import CONFIGS, VerifierFacts
-from speculators.data.files import disk_errors, read_json, write_json, write_whole
+from speculators.config import CONFIGS
 from speculators.errors import ArtifactError
-from speculators.events import StageEvent, WarningEvent
+from speculators.events import Listen, StageEvent, WarningEvent
+from speculators.facts import VerifierFacts
+from speculators.files.whole import disk_errors, read_json, write_json, write_whole
+from speculators.init_from import check_start
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs
-from speculators.pipeline.context import Context, EventLog, Listen, Places
+from speculators.pipeline.context import Context
 from speculators.pipeline.inputs import conversations, state_source
 from speculators.pipeline.locking import lock_of
-from speculators.pipeline.ondisk import SPECULATOR, TRAINED, bench_file, measured, trained
 from speculators.pipeline.plugins import is_plugin, named
+from speculators.pipeline.precision import settled, told_of
 from speculators.pipeline.rehearsal import rehearse
-from speculators.pipeline.settled import settled, told_of
-from speculators.pipeline.shared import check_shared
+from speculators.pipeline.shared_folders import check_shared
 from speculators.pipeline.training import lacking_hooks, serve_with, train_stage
 from speculators.recipe import lock
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
-from speculators.start import check_start
+from speculators.runs.log import EventLog
+from speculators.runs.places import Places
+from speculators.runs.stages import SPECULATOR, TRAINED, bench_file, measured, trained
 from speculators.tracking.sinks import OPEN, Subject, check_installed
 from speculators.tracking.tracker import Tracker
 from speculators.training.world import World

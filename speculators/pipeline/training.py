@@ -13,19 +13,18 @@ from speculators.bench.replay import one_pass, replay
 from speculators.bench.responses import own_rows
 from speculators.bench.rows import Row
 from speculators.bench.suites import load_suite
+from speculators.contract import parameter_counts, trainer_kwargs
 from speculators.data.encoded import Conversations
-from speculators.data.files import read_json, whole_folder, write_json, write_whole
 from speculators.events import WarningEvent
-from speculators.model import SpeculatorModel, trainer_kwargs
+from speculators.files.whole import file_sha256, read_json, whole_folder, write_json, write_whole
+from speculators.init_from import start_model
+from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
 from speculators.pipeline.build import training_kwargs, vocabulary_of
 from speculators.pipeline.context import Context
 from speculators.pipeline.feed import Feed
 from speculators.pipeline.inputs import state_source
-from speculators.pipeline.ondisk import SPECULATOR, TAU_AT, TRAINED
-from speculators.pipeline.sizes import parameter_counts
-from speculators.recipe.fingerprint import file_sha256
-from speculators.start import start_model
+from speculators.runs.stages import SPECULATOR, TAU_AT, TRAINED
 from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic

@@ -1,0 +1,1 @@
+"""The recipe format and its meaning: load, plan, lock."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from speculators.config import CONFIGS
 from speculators.errors import RegistryError
-from speculators.recipe.converter import CONVERTER, build
-from speculators.recipe.faults import Fault, Invalid, wrong
 from speculators.recipe.schema import AlgorithmSection
 from speculators.registry import near_miss
+from speculators.structure.converter import CONVERTER, build
+from speculators.structure.faults import Fault, Invalid, wrong
 
 _OWN_KEYS = ("name", "module")
 

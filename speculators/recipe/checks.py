@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts
+from speculators.config import SpeculatorModelConfig
 from speculators.errors import Problem, RecipeError
+from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config, wrong_values
 from speculators.recipe.expect import band_key, setting_key

@@ -9,11 +9,12 @@ from typing import Any
 import attrs
 from attrs import field
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts, positive
+from speculators.config import SpeculatorModelConfig, positive
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.converter import structure
-from speculators.recipe.validators import one_of
+from speculators.facts import VerifierFacts
 from speculators.registry import near_miss
+from speculators.structure.converter import structure
+from speculators.structure.validators import one_of
 
 # Taken over as they are: with another rotary embedding or norm than the verifier's, a draft trains and fails served.
 _INHERITED = (

@@ -13,7 +13,7 @@ import tomli
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.catalog import recipe_path
 from speculators.recipe.migrate import migrate
-from speculators.recipe.origin import Origin, Part, key_lines, nearest_line
+from speculators.structure.origin import Origin, Part, key_lines, nearest_line
 
 # What belongs to the one recipe that says it: its identity, and bands that were measured with it.
 _NOT_INHERITED = ("extends", "name", "version", "summary", "expect")

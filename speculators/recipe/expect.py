@@ -10,8 +10,8 @@ from typing import Any
 import tomli
 
 from speculators.errors import RecipeError
-from speculators.recipe.origin import key_lines
 from speculators.recipe.schema import Expect
+from speculators.structure.origin import key_lines
 
 _SETTING = re.compile(r"(.+)/K=(\d+)/T=(\d+(?:\.\d+)?)")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from speculators.recipe.origin import Origin, Part, comment_at, path_text
 from speculators.recipe.schema import AlgorithmSection, Recipe
 from speculators.recipe.values import as_tables, flatten, leaves
+from speculators.structure.origin import Origin, Part, comment_at, path_text
 
 # What each part of a recipe enters as itself, the longest prefix first; tests/recipe/test_explain.py holds it against
 # the plan. What follows from `regenerate` and `hidden_states` is in `enters`.

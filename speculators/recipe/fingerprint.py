@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from speculators.errors import ArtifactError
+from speculators.files.whole import file_sha256
 from speculators.recipe.catalog import resolved_suite
 from speculators.recipe.schema import Suite
 from speculators.recipe.sources import Source, VerifierSection
@@ -21,18 +21,6 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
     """Returns 64 hex digits that depend on the JSON values alone, not on the order of keys."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's content; raises ArtifactError if it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def verifier_identity(section: VerifierSection) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from speculators.config import CONFIGS
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.catalog import recipe_path, recipes_folder
-from speculators.recipe.converter import structure, to_problem
 from speculators.recipe.document import Layer, holds, locate, merge, read_layers
-from speculators.recipe.faults import Invalid
 from speculators.recipe.migrate import MIGRATIONS, migrate
-from speculators.recipe.origin import Origin, path_text
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import is_file_path
 from speculators.recipe.values import PLACES, as_tables, known_paths, leaves
+from speculators.structure.converter import structure, to_problem
+from speculators.structure.faults import Invalid
+from speculators.structure.origin import Origin, path_text
 
 __all__ = ["MIGRATIONS", "load_recipe", "migrate", "origins"]
 

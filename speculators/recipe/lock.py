@@ -11,13 +11,13 @@ import attrs
 
 from speculators.errors import LockError, Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
-from speculators.recipe.converter import structure
-from speculators.recipe.faults import Invalid
 from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.migrate import migrate
-from speculators.recipe.origin import path_text
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import leaves
+from speculators.structure.converter import structure
+from speculators.structure.faults import Invalid
+from speculators.structure.origin import path_text
 
 FORMAT = 2
 NAME = "lock.json"

@@ -9,8 +9,8 @@ from typing import Any
 
 import attrs
 
-from speculators.config import VerifierFacts
 from speculators.errors import ArtifactError, LockError, RecipeError
+from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.checks import check_recipe
 from speculators.recipe.fingerprint import verifier_identity

@@ -9,14 +9,15 @@ from typing import Any
 
 import attrs
 
-from speculators.config import VerifierFacts, default_layer_ids
+from speculators.config import default_layer_ids
 from speculators.errors import ArtifactError, RecipeError
+from speculators.facts import VerifierFacts
+from speculators.files.whole import file_sha256
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (
     checkpoint_identity,
     code_identity,
-    file_sha256,
     fingerprint,
     section_values,
     source_identity,

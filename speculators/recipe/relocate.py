@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
+from speculators.files.whole import file_sha256
 from speculators.recipe.catalog import recipes_folder, resolved_suite, suites_folder
-from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.lock import Lock
 from speculators.recipe.schema import Recipe
 from speculators.recipe.sources import is_file_path

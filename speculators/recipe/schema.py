@@ -11,12 +11,12 @@ from attrs import field
 
 from speculators.config import SpeculatorModelConfig, few, positive
 from speculators.errors import Problem
-from speculators.recipe import validators
-from speculators.recipe.converter import CONVERTER, build
-from speculators.recipe.origin import Origin
 from speculators.recipe.sources import DataSection, VerifierSection
 from speculators.recipe.tracking import TrackingSection
-from speculators.recipe.validators import (
+from speculators.structure import validators
+from speculators.structure.converter import CONVERTER, build
+from speculators.structure.origin import Origin
+from speculators.structure.validators import (
     between,
     cadence,
     each,

@@ -8,8 +8,8 @@ import attrs
 from attrs import field
 
 from speculators.config import positive
-from speculators.recipe import validators
-from speculators.recipe.validators import matches, not_empty, not_negative, one_of, server_url
+from speculators.structure import validators
+from speculators.structure.validators import matches, not_empty, not_negative, one_of, server_url
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEX_64 = matches(r"[0-9a-f]{64}", "64 lower-case hex digits")

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 from attrs import field
 
-from speculators.recipe.validators import one_of
+from speculators.structure.validators import one_of
 
 SINKS = ("tensorboard", "wandb", "mlflow")
 

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 
 from speculators.config import SpeculatorModelConfig
-from speculators.recipe.origin import Part, path_text
 from speculators.recipe.schema import AlgorithmSection, Recipe
+from speculators.structure.origin import Part, path_text
 
 # Fields of Recipe that say where it was written: not keys of the file.
 PLACES = ("file", "origins")

@@ -1,0 +1,1 @@
+"""Tables, progress, plots and pages for people: the only room that knows Rich."""

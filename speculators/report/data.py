@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from speculators.data.view import DataView, Finding, Leakage, OnPolicy, Rows, Shown, Vocabulary
+from speculators.inspection.view import DataView, Finding, Leakage, OnPolicy, Rows, Shown, Vocabulary
 from speculators.report.recipe import plain_table
 
 BAR = 40

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from speculators.recipe.diff import headline, metric_line, text, unchanged
+from speculators.diff.changes import headline, metric_line, text, unchanged
 from speculators.report.recipe import plain_table
 
 _BARS = "▁▂▃▄▅▆▇█"

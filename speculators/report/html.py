@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from speculators.recipe.diff import headline, metric_line, stage_line, text, unchanged
+from speculators.diff.changes import headline, metric_line, stage_line, text, unchanged
 from speculators.report.bench import acceptance_cells, definitions, notes, verdict
 from speculators.report.figures import acceptance_figures, settings_by_place, training_figures
 from speculators.report.plots import check_matplotlib

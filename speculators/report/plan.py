@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from speculators.recipe.costs import size_text
+from speculators.cost.costs import size_text
 from speculators.recipe.plan import Plan
 from speculators.report.progress import duration
 from speculators.report.recipe import plain_table

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from speculators.report.recipe import plain_table
-from speculators.verifier.compare import StatesCheck
+from speculators.verifier.states_check import StatesCheck
 
 
 def states_table(found: StatesCheck) -> RenderableType:

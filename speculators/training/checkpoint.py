@@ -16,7 +16,8 @@ from torch.distributed.checkpoint import CheckpointException
 
 from speculators.errors import ArtifactError
 from speculators.events import SaveEvent, WarningEvent
-from speculators.training import manifest, snapshot
+from speculators.files import manifest
+from speculators.training import snapshot
 from speculators.training.optimizer import Optimizer
 from speculators.training.state import TrainState
 from speculators.training.world import World

@@ -1,0 +1,1 @@
+"""The frozen model: obtaining it, its weights, tokenizer, hidden states and continuations in this process."""

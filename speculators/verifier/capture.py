@@ -11,6 +11,9 @@ from torch import nn
 
 from speculators.errors import VerifierError
 
+# Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
+CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
+
 
 class _Enough(Exception):
     """Ends a forward whose remaining layers nobody needs; never leaves this module."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from speculators.config import VerifierFacts
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
+from speculators.facts import VerifierFacts
 from speculators.nn.precision import compute_dtype
 from speculators.verifier.capture import Capture, batches_by_length, decoder_layers
 from speculators.verifier.generate import Sampling, generate_batches

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from speculators.config import VerifierFacts
 from speculators.errors import VerifierError
+from speculators.facts import VerifierFacts
 from speculators.verifier.quiet import quiet
 
 

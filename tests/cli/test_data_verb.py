@@ -11,11 +11,12 @@ import pytest
 from command import Spec, Told
 
 from speculators.events import ignore
-from speculators.pipeline.context import Context, Places
+from speculators.pipeline.context import Context
 from speculators.pipeline.inputs import conversations
-from speculators.pipeline.ondisk import is_prepared
 from speculators.pipeline.run import make_context
 from speculators.recipe.load import load_recipe
+from speculators.runs.places import Places
+from speculators.runs.stages import is_prepared
 from speculators.training.world import World
 from speculators.verifier import hub
 

@@ -6,7 +6,7 @@ from data_toys import row
 
 from speculators.data.conversations import parse
 from speculators.data.leakage import Guard, HeldOut, five_grams, overlap
-from speculators.data.survey import RawRow, Survey, places_of, survey
+from speculators.inspection.survey import RawRow, Survey, places_of, survey
 
 LONG = "Explain in three short sentences why the sky over the sea is blue in the morning and red in the evening."
 HELD = [HeldOut("suite", "one", LONG), HeldOut("suite", "two", "Why?")]

@@ -18,7 +18,7 @@ from speculators.decoding.baselines import WITHOUT_MODEL, make_baseline
 from speculators.decoding.loop import decode
 from speculators.decoding.target import CachedVerifier
 from speculators.errors import SpeculatorsError, VerifierError
-from speculators.recipe.validators import BASELINES
+from speculators.structure.validators import BASELINES
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 from speculators.verifier.weights import load_head

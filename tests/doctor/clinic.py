@@ -19,12 +19,12 @@ from speculators.data.encoded import Encoded
 from speculators.data.template import ChatTemplate
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import Check, Diagnosis
-from speculators.doctor.patient import Patient
 from speculators.doctor.run import Wish, admit, examine
+from speculators.doctor.subject import Patient
 from speculators.doctor.training import training_model
-from speculators.pipeline.context import Places
 from speculators.pipeline.measure import Subject
 from speculators.recipe.schema import Suite
+from speculators.runs.places import Places
 from speculators.verifier.tiny import make_tiny_verifier
 from speculators.verifier.tokens import load_tokenizer
 

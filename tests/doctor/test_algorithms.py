@@ -8,15 +8,9 @@ import pytest
 import torch
 from clinic import Clinic, fit, training_row
 
-from speculators.config import (
-    CONFIGS,
-    ProposalConfig,
-    SpeculatorModelConfig,
-    SpeculatorsConfig,
-    VerifierConfig,
-    VerifierFacts,
-)
-from speculators.model import build_model, trainer_kwargs
+from speculators.config import CONFIGS, ProposalConfig, SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
+from speculators.contract import build_model, trainer_kwargs
+from speculators.facts import VerifierFacts
 from speculators.recipe.decoder import draft_decoder_config
 
 # What makes training exhaustive on a few answers: nothing left out at random, all depths weighed alike.

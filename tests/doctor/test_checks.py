@@ -12,17 +12,18 @@ import pytest
 import torch
 from command import Spec
 
-from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig, VerifierFacts
+from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig
+from speculators.contract import build_model
 from speculators.doctor.config import _contradicts, flat
 from speculators.doctor.data import PROMISED, _kept, check_data
 from speculators.doctor.loads import finite
-from speculators.doctor.patient import Origin
 from speculators.doctor.stored import conversations_of
+from speculators.doctor.subject import Origin
 from speculators.doctor.vocabulary import map_problem
-from speculators.model import build_model
+from speculators.facts import VerifierFacts
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
-from speculators.pipeline.context import Places
 from speculators.recipe.decoder import draft_decoder_config
+from speculators.runs.places import Places
 
 PROMPT, ANSWER = [{"role": "user", "content": "What is a tree?"}], {"role": "assistant", "content": "A tall plant."}
 IDS = torch.tensor([1, 2, 5, 6])

@@ -13,8 +13,8 @@ from command import Spec
 from test_algorithms import trained
 
 from speculators.doctor.check import Check
-from speculators.doctor.patient import Patient
 from speculators.doctor.run import admit
+from speculators.doctor.subject import Patient
 from speculators.doctor.trained import check_trained
 from speculators.pipeline.measure import Subject
 

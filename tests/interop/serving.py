@@ -14,7 +14,7 @@ from pathlib import Path
 from foreign import vllm
 
 from speculators.errors import ServerError
-from speculators.verifier.endpoint import Endpoint, Retry
+from speculators.servers.endpoint import Endpoint, Retry
 
 START_SECONDS = 300
 

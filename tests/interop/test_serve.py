@@ -8,7 +8,7 @@ import pytest
 from serving import vllm_serve
 
 from speculators.cli import main
-from speculators.verifier.endpoint import Endpoint
+from speculators.servers.endpoint import Endpoint
 
 pytestmark = pytest.mark.interop
 

@@ -8,12 +8,13 @@ import attrs
 import pytest
 import torch
 
-from speculators.config import ProposalConfig, SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig, VerifierFacts
+from speculators.config import ProposalConfig, SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
+from speculators.contract import build_model
 from speculators.data.batches import build_row
 from speculators.data.encoded import Encoded
-from speculators.model import build_model
+from speculators.facts import VerifierFacts
+from speculators.init_from import start_model
 from speculators.recipe.decoder import draft_decoder_config
-from speculators.start import start_model
 from speculators.verifier.engine import Engine
 
 LAYER_IDS = (1, 2, 4)

@@ -6,7 +6,8 @@ import attrs
 import pytest
 import torch
 
-from speculators.config import CONFIGS, SpeculatorModelConfig, VerifierFacts
+from speculators.config import CONFIGS, SpeculatorModelConfig
+from speculators.facts import VerifierFacts
 from speculators.models.base_components import Shape
 from speculators.models.mtp.layers import MixtureOfExperts
 from speculators.recipe.decoder import draft_decoder_config

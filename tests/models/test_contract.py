@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from speculators.config import CONFIGS, SpeculatorModelConfig, VerifierFacts
+from speculators.config import CONFIGS, SpeculatorModelConfig
+from speculators.contract import build_model, check_contract, trainer_kwargs
 from speculators.errors import ContractError, RegistryError
-from speculators.model import MODELS, SpeculatorModel, build_model, check_contract, trainer_kwargs
+from speculators.facts import VerifierFacts
+from speculators.model import MODELS, SpeculatorModel
 
 ALGORITHMS = CONFIGS.names()
 

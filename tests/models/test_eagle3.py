@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from speculators.bench.counts import count_decoded
 from speculators.bench.replay import replay
-from speculators.config import VerifierFacts
+from speculators.contract import build_model
 from speculators.errors import ArtifactError, SpeculatorsError
-from speculators.model import SpeculatorModel, build_model
+from speculators.facts import VerifierFacts
+from speculators.model import SpeculatorModel
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
 from speculators.verifier.weights import load_head
 

@@ -15,9 +15,9 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextDecoderLayer
 
-from speculators.config import VerifierFacts
+from speculators.contract import build_model
 from speculators.errors import ArtifactError, ContractError
-from speculators.model import build_model
+from speculators.facts import VerifierFacts
 from speculators.models import chains
 from speculators.models.mtp import MtpSpeculatorConfig, stitch
 from speculators.models.mtp import native as native_module

@@ -13,8 +13,8 @@ from command import Spec
 
 from speculators.cli.new_algorithm import skeleton
 from speculators.config import CONFIGS
+from speculators.cost import sizes
 from speculators.errors import RegistryError
-from speculators.pipeline import sizes
 
 _NAMES = (f"plugin_{number}" for number in itertools.count())
 

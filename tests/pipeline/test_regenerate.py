@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from speculators.events import WarningEvent
+from speculators.files.whole import file_sha256
 from speculators.pipeline import regenerate
 from speculators.pipeline.regenerate import LeftOut, answers_path, is_whole, read_prompts, regenerated
-from speculators.recipe.fingerprint import file_sha256
 from speculators.recipe.sources import DataSection, Regenerate, Source
 
 QUESTION, OTHER = ({"role": "user", "content": text} for text in ("What is a tree?", "And a bush?"))

@@ -10,7 +10,7 @@ from fake_server import FakeServer, served
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr("speculators.bench.counters.SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr("speculators.servers.counters.SETTLE_SECONDS", 0.01)
 
 
 def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):

@@ -11,12 +11,13 @@ import torch
 from command import WEIGHTS, Spec, Told, events
 from facts import facts_of
 
-from speculators.config import VerifierFacts
+from speculators.contract import build_model, parameter_counts
+from speculators.cost.sizes import with_parameters
+from speculators.cost.trace import trace
 from speculators.errors import ArtifactError
-from speculators.model import SpeculatorModel, build_model
+from speculators.facts import VerifierFacts
+from speculators.model import SpeculatorModel
 from speculators.pipeline.build import training_kwargs
-from speculators.pipeline.sizes import parameter_counts, with_parameters
-from speculators.pipeline.trace import trace
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 
@@ -184,7 +185,7 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(
     def full(path: Path, value: object) -> None:
         raise ArtifactError(f"{path}: the disk is full")
 
-    monkeypatch.setattr("speculators.data.files.write_json", full)
+    monkeypatch.setattr("speculators.files.whole.write_json", full)
     options = ("--k", 1, "--prompts", 1, "--live", 1, "--out", tmp_path / "result.json")
     for form in ((), ("--json",)):
         told = spec("bench", run_folder, *options, *form)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from command import WEIGHTS, Spec
 
-from speculators.config import VerifierFacts
-from speculators.recipe.diff import Side, changes
+from speculators.diff.changes import Side, changes
+from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 from speculators.tracking import sinks

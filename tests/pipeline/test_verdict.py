@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from speculators.pipeline.evidence import DIFFERS, SAME, UNKNOWN, WITHIN, Finding
-from speculators.pipeline.reproduce import Reproduction
+from speculators.reproduce.again import Reproduction
+from speculators.reproduce.findings import DIFFERS, SAME, UNKNOWN, WITHIN, Finding
 
 STATES = Finding(stage="capture", check="files", result=UNKNOWN, evidence="the sha256 differs")
 

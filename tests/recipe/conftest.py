@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from speculators.config import CONFIGS, VerifierFacts
+from speculators.config import CONFIGS
+from speculators.facts import VerifierFacts
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from speculators import models
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.explain import explain
 from speculators.recipe.load import load_recipe
-from speculators.recipe.origin import comment_at
 from speculators.recipe.plan import make_plan
+from speculators.structure.origin import comment_at
 
 Write = Callable[..., str]
 

@@ -303,7 +303,7 @@ def test_a_wheel_needs_a_sha256_and_a_folder_takes_no_revision(write: Write) -> 
 
 def test_every_field_of_the_algorithms_there_are_can_be_read_from_a_recipe() -> None:
     """No registered config has a field whose type TOML cannot give."""
-    from speculators.recipe.converter import build
+    from speculators.structure.converter import build
 
     for name in CONFIGS.names():
         config_class = CONFIGS.get(name)

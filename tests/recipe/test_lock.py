@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.load import load_recipe

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from facts import facts_of
 
-from speculators.config import VerifierFacts
 from speculators.errors import RecipeError
+from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan, make_plan

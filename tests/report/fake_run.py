@@ -10,7 +10,7 @@ from pathlib import Path
 from speculators.bench.referee import Agreement
 from speculators.bench.result import Acceptance, BaselineRow, BenchResult, Live, Setting, definition
 from speculators.bench.speed import Speed
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 

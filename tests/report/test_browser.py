@@ -14,8 +14,8 @@ from fake_run import PLACES, fake_run
 pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
 from PIL import Image
 
-from speculators.config import VerifierFacts
-from speculators.pipeline.gather import gather
+from speculators.facts import VerifierFacts
+from speculators.report.gather import gather
 from speculators.report.html import page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.theme import Theme
 
-from speculators.data.view import Piece, Shown
+from speculators.inspection.view import Piece, Shown
 from speculators.report.console import STYLES
 from speculators.report.data import conversation_text
 

@@ -14,10 +14,10 @@ from fake_run import PLACES, UPDATES, fake_run
 
 pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
 
-from speculators.config import VerifierFacts
 from speculators.errors import ArtifactError, SpeculatorsError
-from speculators.pipeline.gather import POINTS, gather, thinned
+from speculators.facts import VerifierFacts
 from speculators.report import plots
+from speculators.report.gather import POINTS, gather, thinned
 from speculators.report.html import page
 from speculators.report.sheet import SHEET
 

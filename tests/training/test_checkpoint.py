@@ -16,7 +16,8 @@ from training_toy import MUON, build, make_job, run, weights
 
 from speculators.errors import ArtifactError
 from speculators.events import SaveEvent, StepEvent, WarningEvent
-from speculators.training import manifest, snapshot
+from speculators.files import manifest
+from speculators.training import snapshot
 from speculators.training.checkpoint import best, complete, latest
 from speculators.training.snapshot import load_weights
 

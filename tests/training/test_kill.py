@@ -12,7 +12,7 @@ import torch
 from training_toy import MUON, batches, build, make_job, run, weights
 
 from speculators.events import StepEvent
-from speculators.training import manifest
+from speculators.files import manifest
 from speculators.training.checkpoint import complete
 from speculators.training.world import World
 

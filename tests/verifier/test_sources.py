@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speculators.errors import ArtifactError, RecipeError, VerifierError
 from speculators.events import ProgressEvent
-from speculators.recipe.fingerprint import file_sha256
+from speculators.files.whole import file_sha256
 from speculators.recipe.sources import VerifierSection
 from speculators.verifier import sources, wheel
 from speculators.verifier.engine import Engine

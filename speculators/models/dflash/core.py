@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from speculators.config import VerifierFacts
 from speculators.drafter import Proposal
+from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture, place_loss
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, Drawn, decay_weights, depth_logits

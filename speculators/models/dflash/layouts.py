@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.formats.decoder import FULL, decoder_of
 from speculators.formats.foreign import Foreign, Source
 from speculators.formats.names import Names

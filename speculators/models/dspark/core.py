@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from speculators.config import VerifierFacts
 from speculators.drafter import Proposal, chain
+from speculators.facts import VerifierFacts
 from speculators.losses import Draft, Target, acceptance, head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, decay_weights

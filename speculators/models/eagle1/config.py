@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
-from speculators.recipe.validators import not_negative
+from speculators.structure.validators import not_negative
 
 
 @SpeculatorModelConfig.register("eagle1")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over

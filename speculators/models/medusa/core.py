@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from speculators.config import VerifierFacts
 from speculators.drafter import Proposal
+from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.chains import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from speculators.config import VerifierFacts
+from speculators.facts import VerifierFacts
 from speculators.formats.foreign import Foreign, Source, Tensors
 from speculators.formats.names import Names
 from speculators.formats.served import VLLM, Served, vllm_draft

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, VerifierFacts, derived, few, knob, known_losses, positive
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
+from speculators.facts import VerifierFacts
 
 TARGETS = ("verifier", "data")
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from speculators.config import VerifierFacts
 from speculators.errors import ArtifactError, ContractError
+from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.chains import (

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from speculators.config import VerifierFacts
 from speculators.errors import ContractError
+from speculators.facts import VerifierFacts
 from speculators.models.base_components import MLP, Attend, Attention, Shape
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, rotate

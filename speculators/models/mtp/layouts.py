@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from speculators.config import VerifierFacts
 from speculators.errors import ContractError
+from speculators.facts import VerifierFacts
 from speculators.formats.foreign import Foreign, Source
 from speculators.formats.names import Names
 from speculators.formats.served import VLLM, Place, Served, vllm_serve

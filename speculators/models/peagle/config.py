@@ -8,7 +8,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
-from speculators.recipe.validators import not_negative
+from speculators.structure.validators import not_negative
 
 
 def _share(_: object, __: attrs.Attribute[float], value: float) -> None:

@@ -15,8 +15,8 @@ import attrs
 import torch
 from torch import nn
 
-from speculators.config import VerifierFacts
 from speculators.drafter import Proposal
+from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over

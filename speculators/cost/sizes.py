@@ -1,0 +1,169 @@
+"""How large a speculator, its verifier and its data will be, known before there are weights."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import attrs
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from speculators.contract import build_model, parameter_counts
+from speculators.cost.costs import Amount, Costs, VerifierCost
+from speculators.cost.trace import trace
+from speculators.data.batches import pack
+from speculators.data.conversations import jsonl_rows
+from speculators.data.encoded import Conversations
+from speculators.data.store import store_bytes
+from speculators.errors import ArtifactError, VerifierError
+from speculators.facts import VerifierFacts
+from speculators.pipeline.build import training_kwargs
+from speculators.recipe.plan import Plan
+from speculators.runs.places import Places
+from speculators.verifier.capture import decoder_layers
+from speculators.verifier.quiet import quiet
+
+# Modules of which a token meets only the ones it is routed to.
+_EXPERTS = ".experts."
+_FULL = "full_attention"
+
+
+def with_parameters(plan: Plan) -> Plan:
+    """Returns the plan with its parameter counts: the model is built in full, but of tensors without storage.
+
+    Raises:
+        Exception: whatever a plug-in's `from_training_args` raises where it gets no verifier to read weights from.
+    """
+    reduced = plan.draft_vocab_size < plan.facts.vocab_size
+    with torch.device("meta"):
+        kwargs = training_kwargs(plan, None, torch.arange(plan.draft_vocab_size) if reduced else None)
+        model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
+    return attrs.evolve(plan, parameters=parameter_counts(model))
+
+
+def verifier_cost(facts: VerifierFacts) -> VerifierCost:
+    """Counts the verifier from its config.json; the architecture is built of tensors without storage.
+
+    Raises:
+        VerifierError: transformers cannot build it.
+    """
+    try:
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.for_model(**facts.to_dict()).get_text_config()
+            model = AutoModelForCausalLM.from_config(config)
+    except (KeyError, ValueError, TypeError) as error:
+        raise VerifierError(f"{facts.source}: transformers cannot build this architecture: {error}") from error
+    routed = _routed_share(facts)
+    layers = decoder_layers(model)
+    matrices = [(name, parameter) for name, parameter in layers.named_parameters() if parameter.ndim > 1]
+    kinds = facts.get("layer_types") or []
+    attending = sum(kind == _FULL for kind in kinds) or len(layers)
+    return VerifierCost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        products=round(sum(p.numel() * (routed if _EXPERTS in name else 1) for name, p in matrices)),
+        # Two products of a head's width with each key: scores, and the mean of the values.
+        attention=4 * facts.num_attention_heads * facts.head_dim * attending,
+    )
+
+
+def _routed_share(facts: VerifierFacts) -> float:
+    """Returns the share of the experts that a token meets; 1 without experts."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((facts[name] for name in names if facts.get(name)), None)
+    return facts.num_experts_per_tok / experts if experts else 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Expected:
+    """What is expected of data that is not prepared yet; None takes what the recipe bounds.
+
+    Attributes:
+        conversations: of all sources.
+        mean_tokens: of one.
+    """
+
+    conversations: int | None = None
+    mean_tokens: int | None = None
+
+
+def costs_of(plan: Plan, places: Places, expected: Expected = Expected()) -> Costs:
+    """Returns what a plan costs.
+
+    Raises:
+        VerifierError: the verifier's architecture cannot be built.
+        Exception: whatever a plug-in raises where it is built or run without values.
+    """
+    prepared = _prepared(plan, places)
+    mean = expected.mean_tokens or plan.recipe.data.max_tokens
+    if prepared is None:
+        amount = _bounded(plan, expected.conversations, mean)
+    else:
+        amount, mean = _counted(plan, prepared), max(1, round(float(prepared.lengths.mean())))
+    documents = max(1, plan.row_tokens // mean)
+    width, states = plan.facts.hidden_size, len(plan.target_layer_ids)
+    return Costs(
+        plan=plan,
+        row=trace(plan, _split(plan.row_tokens, documents), amount.supervised),
+        verifier=verifier_cost(plan.facts),
+        amount=amount,
+        mean_tokens=mean,
+        state_bytes=store_bytes(1, aux_width=states * width, width=width, dtype=plan.recipe.data.states_dtype),
+    )
+
+
+def _split(tokens: int, parts: int) -> list[int]:
+    """Returns the lengths of so many nearly equal documents that fill a row."""
+    return [tokens // parts + (index < tokens % parts) for index in range(parts)]
+
+
+def _prepared(plan: Plan, places: Places) -> Conversations | None:
+    try:
+        return Conversations.open(places.prepared(plan), key=plan.stage("prepare").fingerprint)
+    except ArtifactError:
+        return None
+
+
+def _counted(plan: Plan, prepared: Conversations) -> Amount:
+    """Returns the amount of prepared data; its updates are those that the packing will give."""
+    schedule, total = plan.recipe.schedule, int(prepared.lengths.sum())
+    epochs = 1 if schedule.max_steps else schedule.epochs
+    seed, rows = plan.recipe.seed, plan.rows_per_step
+    packed = [len(pack(prepared.lengths, row_tokens=plan.row_tokens, seed=seed, epoch=e)) for e in range(epochs)]
+    updates = schedule.max_steps or sum(-(-count // rows) for count in packed)
+    trained = round(updates * rows * total / packed[0]) if schedule.max_steps else epochs * total
+    return Amount(
+        conversations=len(prepared),
+        tokens=total,
+        supervised=float(prepared.supervised.sum() / max(1, total)),
+        updates=updates,
+        trained=trained,
+        counted=True,
+    )
+
+
+def _bounded(plan: Plan, conversations: int | None, mean: int) -> Amount:
+    """Returns the most that the recipe can mean: every conversation of full length, all of it supervised."""
+    schedule = plan.recipe.schedule
+    found = conversations or _conversations(plan)
+    tokens = None if found is None else found * mean
+    updates = schedule.max_steps
+    if updates is None and tokens is not None:
+        updates = schedule.epochs * -(-tokens // schedule.tokens_per_step)
+    trained = None if tokens is None else schedule.epochs * tokens
+    if schedule.max_steps is not None:
+        trained = schedule.max_steps * schedule.tokens_per_step
+    return Amount(conversations=found, tokens=tokens, supervised=1.0, updates=updates, trained=trained, counted=False)
+
+
+def _conversations(plan: Plan) -> int | None:
+    """Returns how many rows the sources have at most; None where a hub's data set is taken whole."""
+    total = 0
+    for source in plan.recipe.data.sources:
+        if source.is_file:
+            total += sum(1 for _ in islice(jsonl_rows(source, Path(source.path)), source.take))
+        elif source.take is not None:
+            total += source.take
+        else:
+            return None
+    return total

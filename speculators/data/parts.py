@@ -1,0 +1,33 @@
+"""Parts of large files as arrays, without keeping the files in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speculators.errors import ArtifactError
+
+
+def read_part(path: Path, dtype: Any, *, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Copies an array out of a file through a memory map that lives only for this call.
+
+    A map that stays open keeps every page that was touched in the process's resident memory, which then grows with the
+    number of conversations; and it kills the process by a bus error if the file shrinks, where a new one just refuses.
+
+    Args:
+        path: the file.
+        dtype: numpy type of the array.
+        offset: where it starts, in bytes.
+        shape: its shape.
+
+    Raises:
+        ArtifactError: the file is missing or ends before the array does.
+    """
+    try:
+        return np.array(np.memmap(path, mode="r", dtype=dtype, offset=offset, shape=shape))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing", hint="run the stage again") from None
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{path}: cut short or unreadable: {error}", hint="run the stage again") from None

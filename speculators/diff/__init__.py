@@ -1,0 +1,1 @@
+"""What changed between two recipes or runs, what that invalidates, and whether results compare."""

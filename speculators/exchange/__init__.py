@@ -1,0 +1,1 @@
+"""Export to servers' layouts, and import of published checkpoints."""

@@ -1,0 +1,1 @@
+"""Writing files and folders whole, with hashes; locks; the cache folder."""

@@ -1,0 +1,177 @@
+"""Capture through a server: the folder that both sides share, what is checked before hours are spent, the filling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from speculators.data.capture import StateWriter, fill_stream
+from speculators.data.encoded import Conversations
+from speculators.errors import DataError
+from speculators.events import WarningEvent
+from speculators.files.whole import disk_errors, read_json, write_json
+from speculators.pipeline.context import Context
+from speculators.recipe.fingerprint import fingerprint
+from speculators.recipe.plan import Plan
+from speculators.runs.places import Places
+from speculators.servers.endpoint import Endpoint, Retry
+from speculators.servers.states import START, Served, StatesClient
+from speculators.verifier.states_check import StatesCheck, compare_states
+
+# Beside the states that the server writes: what `spec serve-states` started it with.
+NOTE = "serving.json"
+# In the store: which engine computed it.
+PROVENANCE = "served.json"
+# Conversations that are compared before the rest is asked for, the shortest that have so many tokens.
+SAMPLE, SAMPLE_TOKENS = 4, 16
+
+
+def serving_note(plan: Plan) -> dict[str, Any]:
+    """Returns what a server must have been started with, as JSON values."""
+    return {
+        "verifier": plan.stage("verifier").fingerprint,
+        "layer_ids": list(plan.target_layer_ids),
+        "states_dtype": plan.recipe.data.states_dtype,
+    }
+
+
+def shared_folder(plan: Plan, places: Places) -> Path:
+    """Returns the folder between the server and us: the recipe's, or one that only servers of these states have."""
+    told = plan.recipe.data.server.folder
+    # Beside the verifiers, which a re-run has in common with its run: the same server serves both.
+    return Path(told) if told is not None else places.verifiers / "served" / fingerprint(serving_note(plan))[:16]
+
+
+def states_client(context: Context) -> tuple[StatesClient, Served]:
+    """Returns who captures, after a look at the server and at the folder.
+
+    Raises:
+        ServerError: the server cannot be reached.
+        DataError: no server writes into the folder, or one that gives other states.
+    """
+    plan, server = context.plan, context.recipe.data.server
+    folder = shared_folder(plan, context.places)
+    endpoint = Endpoint(url=server.endpoint, timeout=server.timeout, retry=Retry(times=server.retries))
+    served = Served.at(endpoint)
+    if not folder.is_dir():
+        hint = f"start the server with it, or name the one that it has in data.server.folder; {START}"
+        raise DataError(f"{folder}: no such folder: no server of these states writes here", hint=hint)
+    wanted, noted = serving_note(plan), read_json(folder / NOTE)
+    if isinstance(noted, dict) and noted != wanted:
+        told = ", ".join(
+            f"{key} {noted.get(key)} instead of {wanted[key]}" for key in wanted if noted.get(key) != wanted[key]
+        )
+        raise DataError(f"{folder}: the server there was started for other states: {told}", hint=START)
+    client = StatesClient(
+        endpoint=endpoint,
+        model=served.model,
+        folder=folder,
+        layer_ids=plan.target_layer_ids,
+        num_layers=plan.facts.num_hidden_layers,
+        hidden_size=plan.facts.hidden_size,
+        dtype=getattr(torch, context.recipe.data.states_dtype),
+    )
+    return client, served
+
+
+def fill_from_server(context: Context, writer: StateWriter, prepared: Conversations) -> str:
+    """Captures what the store lacks; returns by whom, in words.
+
+    Raises:
+        DataError: a conversation is too long for the server, or the states are not the verifier's.
+    """
+    world = context.world
+    client, served = states_client(context)
+    longest = int(prepared.lengths.max())
+    if served.max_model_len is not None and longest >= served.max_model_len:
+        words = f"{client.endpoint.url}: takes {served.max_model_len} tokens, one of them to answer"
+        raise DataError(
+            f"{words}; the longest conversation has {longest}", hint="start it with a larger --max-model-len"
+        )
+    if world.is_main:
+        _keep_provenance(context, writer, served)
+        _clear(context, client.folder)
+        if writer.missing():
+            _compare_first(context, client, prepared)
+    world.barrier()
+    concurrency = max(1, context.recipe.data.server.concurrency // world.size)
+    stream = partial(client.capture_all, concurrency=concurrency)
+    fill_stream(writer, prepared, stream, rank=world.rank, world_size=world.size, progress=context.tell)
+    return f"by {served.engine or 'a server'} {served.version}".rstrip()
+
+
+def _keep_provenance(context: Context, writer: StateWriter, served: Served) -> None:
+    file, facts = writer.folder / PROVENANCE, attrs.asdict(served)
+    held = read_json(file)
+    if isinstance(held, dict) and held != facts and len(writer.missing()) < len(writer.layout.shards):
+        before, now = (f"{one.get('engine')} {one.get('version')} with {one.get('root')}" for one in (held, facts))
+        words = f"{writer.folder}: a part was captured by {before}, the rest is by {now}"
+        context.tell(WarningEvent(message=f"{words}; spec data --check-states compares them"))
+    write_json(file, facts)
+
+
+def _clear(context: Context, folder: Path) -> None:
+    """Removes what an earlier, killed capture had asked for, where the folder is nobody else's."""
+    if context.recipe.data.server.folder is None:
+        for pattern in ("*.safetensors", "*.safetensors.lock"):
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)
+
+
+def _compare_first(context: Context, client: StatesClient, prepared: Conversations) -> None:
+    """Compares a few conversations where the verifier is loaded anyway, to evaluate; else tells how it can be done."""
+    if not context.recipe.benchmark.suites:
+        untold = "the server's states are not compared with the verifier's, which this recipe never loads"
+        context.tell(WarningEvent(message=f"{untold}: spec data RECIPE --check-states does, where it fits"))
+        return
+    by_length = sorted(range(len(prepared)), key=lambda index: int(prepared.lengths[index]))
+    enough = [index for index in by_length if prepared.lengths[index] >= SAMPLE_TOKENS] or by_length
+    with context.stage("check states") as words:
+        found = compare_sample(context, client, prepared, enough[:SAMPLE])
+        if found.problems:
+            raise DataError(f"{found.source}: {'; '.join(found.problems)}", hint=found.advice)
+        worst = max(layer.error for layer in found.layers)
+        words.append(f"{found.tokens} tokens of the server's are the verifier's own within {worst:.1g}")
+
+
+def compare_sample(
+    context: Context, client: StatesClient, prepared: Conversations, indices: Sequence[int]
+) -> StatesCheck:
+    """Asks the server for some conversations and compares."""
+    rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
+    captured = [client.capture(row) for row in rows]
+    return checked(context, rows, captured, source=client.endpoint.url)
+
+
+def checked(
+    context: Context,
+    rows: Sequence[torch.Tensor],
+    captured: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    source: str,
+) -> StatesCheck:
+    """Compares captured states with those of the verifier in this process, which is let go after."""
+    dtype = context.recipe.data.states_dtype
+    engine = context.engine(dtype)
+    layers, tokens = compare_states(engine, rows, captured, context.plan.target_layer_ids)
+    context.free_engine()
+    return StatesCheck(
+        source=source,
+        dtype=str(engine.dtype).removeprefix("torch."),
+        states_dtype=dtype,
+        conversations=len(rows),
+        tokens=tokens,
+        layers=layers,
+    )
+
+
+def prepare_folder(folder: Path, note: dict[str, Any]) -> None:
+    """Makes the shared folder and notes in it what the server is started with."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / NOTE, note)

@@ -1,0 +1,1 @@
+"""Everything that speaks to an inference engine over HTTP: states, answers, acceptance, load."""

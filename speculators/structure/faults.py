@@ -1,0 +1,99 @@
+"""Faults of a value and the words for them: what was found, what is allowed, the near miss."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from speculators.registry import near_miss
+from speculators.structure.origin import Part
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"}
+_PLURALS = {bool: "true or false", int: "integers", float: "numbers", str: "texts", Any: "values"}
+
+
+@attrs.frozen
+class Fault:
+    """One fault of a value, at a path relative to it that holds it."""
+
+    path: tuple[Part, ...]
+    message: str
+    hint: str = ""
+
+    def under(self, part: Part) -> Fault:
+        """Returns the fault as seen from the value that holds this one at `part`."""
+        return attrs.evolve(self, path=(part, *self.path))
+
+
+class Invalid(Exception):
+    """Carries all faults of one value up to the value that holds it."""
+
+    def __init__(self, faults: Collection[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(fault.message for fault in faults))
+
+
+def is_sequence(annotation: Any) -> bool:
+    """Returns whether a field of this type holds a list."""
+    return (typing.get_origin(annotation) or annotation) in (tuple, list, Sequence)
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Returns whether a field of this type holds a table with keys of the author's choice."""
+    origin = typing.get_origin(annotation) or annotation
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def is_union(annotation: Any) -> bool:
+    """Returns whether a field may be of several types."""
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def is_literal(annotation: Any) -> bool:
+    """Returns whether a field may hold one of some fixed words."""
+    return typing.get_origin(annotation) is typing.Literal
+
+
+def kind(annotation: Any) -> str:
+    """Returns what a field of this type wants, for people: "an integer", "a list of 2 numbers"."""
+    parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
+    if is_union(annotation):
+        return " or ".join(kind(part) for part in parts)
+    if is_literal(annotation):
+        return "one of " + ", ".join(show(word) for word in parts)
+    if is_sequence(annotation):
+        fixed = typing.get_origin(annotation) is tuple and parts[-1] is not Ellipsis
+        items = _PLURALS.get(parts[0], "tables") if parts else "values"
+        return f"a list of {len(parts)} {items}" if fixed else f"a list of {items}"
+    return _KINDS.get(annotation, "a table")
+
+
+def show(value: Any) -> str:
+    """Returns what was found, for people, shortened."""
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, (list, tuple, str, bool, int, float)):
+        text = json.dumps(value, default=str)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    return "nothing" if value is None else f"the {type(value).__name__} {value}"
+
+
+def wrong(wanted: str, found: Any, hint: str = "") -> Fault:
+    """Returns the fault of a value that is not what is wanted."""
+    return Fault((), f"must be {wanted}, got {show(found)}", hint)
+
+
+def unknown_key(key: str, names: list[str]) -> Fault:
+    """Returns the fault of a key that does not exist, with the near miss or else all keys that do."""
+    return Fault((key,), f"unknown key {key!r}", near_miss(key, names) or f"there are: {', '.join(sorted(names))}")
+
+
+def said(error: Exception) -> str:
+    """Returns the words of a validator's error."""
+    # attrs' own validators put the attribute and the options into args, after the sentence.
+    return str(error.args[0]) if error.args else type(error).__name__

@@ -1,0 +1,399 @@
+"""Exports say what servers read, and are refused where a server would draft something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import attrs
+import huggingface_hub
+import pytest
+import torch
+from models.conftest import LAYER_IDS
+from models.test_mtp import HYBRID, native_names
+from safetensors.torch import load_file, save_file
+
+from speculators.config import CONFIGS, SpeculatorModelConfig
+from speculators.contract import build_model
+from speculators.errors import ArtifactError
+from speculators.exchange.export import Request, export
+from speculators.exchange.hub import push
+from speculators.exchange.importing import Verifier, import_checkpoint
+from speculators.facts import VerifierFacts
+from speculators.formats.served import TARGETS
+from speculators.model import SpeculatorModel, read_config
+from speculators.verifier.tiny import make_tiny_verifier
+
+BLOCK = {"num_layers": 2, "block_size": 4}
+WHOLE = {"mtp", "eagle1"}
+OPTIONS = {"dflash": BLOCK, "dspark": {**BLOCK, "markov_rank": 8}, "medusa": {"num_heads": 4}}
+
+
+def saved(world, folder: Path, algorithm: str = "eagle3", draft_vocab_size: int | None = 256, **options) -> Path:
+    """A speculator on disk whose draft vocabulary has the tokens that end a turn."""
+    config = SpeculatorModelConfig.get_class(algorithm)(**options)
+    torch.manual_seed(0)
+    kwargs = world.kwargs(config, None if algorithm in WHOLE else draft_vocab_size)
+    if kwargs["target_layer_ids"] == LAYER_IDS:
+        # SGLang does not capture the last layer's output.
+        kwargs["target_layer_ids"] = (1, 2, 3)
+    model = build_model(algorithm, world.engine.facts, kwargs)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def speculator(world, tmp_path) -> Path:
+    """An EAGLE-3 speculator that SGLang can serve, too."""
+    return saved(world, tmp_path / "speculator", norm_before_residual=False)
+
+
+def request(world, speculator: Path, target: str, **changes) -> Request:
+    plain = Request(
+        speculator=speculator,
+        target=target,
+        out=speculator.with_name(f"out-{target}"),
+        name="tiny",
+        verifier=world.folder,
+        verifier_name=None,
+        dtype=None,
+    )
+    return attrs.evolve(plain, **changes)
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def change_config(folder: Path, **values) -> None:
+    held = config_of(folder)
+    for path, value in values.items():
+        *places, last = path.split("__")
+        table = held
+        for place in places:
+            table = table[place]
+        table[last] = value
+    (folder / "config.json").write_text(json.dumps(held))
+
+
+def test_the_layout_of_vllm_is_ours_in_bf16_under_a_portable_name(world, speculator):
+    """Config and tensor names are those of the speculator, floats are bf16, maps stay integers."""
+    done = export(request(world, speculator, "vllm", verifier_name="owner/model"))
+    ours, theirs = load_file(speculator / "model.safetensors"), load_file(done.folder / "model.safetensors")
+    assert sorted(ours) == sorted(theirs)
+    for name, tensor in ours.items():
+        wanted = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        assert torch.equal(theirs[name], wanted), name
+    wanted = config_of(speculator)
+    wanted["speculators_config"]["verifier"]["name_or_path"] = "owner/model"
+    assert config_of(done.folder) == wanted
+    assert done.command == f"vllm serve {done.folder.absolute()}"
+    assert done.command in (done.folder / "serve.md").read_text()
+
+
+def test_another_number_of_states_is_said_in_the_decoder(world, speculator):
+    """vLLM takes three for granted: a checkpoint that fuses two says so, even if its config came without."""
+    held = config_of(speculator)
+    held["eagle_aux_hidden_state_layer_ids"] = [1, 3]
+    (speculator / "config.json").write_text(json.dumps(held))
+    tensors = load_file(speculator / "model.safetensors")
+    save_file({**tensors, "fc.weight": tensors["fc.weight"][:, :64].contiguous()}, speculator / "model.safetensors")
+    for held in ({}, {"transformer_layer_config__num_aux_hidden_states": 5}):
+        change_config(speculator, **held)
+        done = export(request(world, speculator, "speculators"))
+        assert config_of(done.folder)["transformer_layer_config"]["num_aux_hidden_states"] == 2
+
+
+def test_a_wrong_number_of_three_states_is_put_right(world, speculator):
+    """What a server reads is how many layer ids there are, whatever the config came with."""
+    change_config(speculator, transformer_layer_config__num_aux_hidden_states=5)
+    done = export(request(world, speculator, "vllm"))
+    assert config_of(done.folder)["transformer_layer_config"]["num_aux_hidden_states"] == 3
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "values", "words"),
+    [
+        ("eagle3", {"speculators_config__proposal_methods": []}, "must have one at least"),
+        ("medusa", {"speculators_config__proposal_methods": []}, "must have one at least"),
+        ("eagle3", {"transformer_layer_config__rope_parameters": None}, "no model can be built from its config.json"),
+        (
+            "eagle3",
+            {"transformer_layer_config__rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "(?s)no model can be built.*factor",
+        ),
+        ("eagle3", {"eagle_aux_hidden_state_layer_ids": []}, "does not say eagle_aux_hidden_state_layer_ids"),
+        ("dflash", {"aux_hidden_state_layer_ids": None}, "does not say aux_hidden_state_layer_ids"),
+        ("peagle", {"fc_norm": True}, "fc_norm = True: vLLM ignores it"),
+        ("peagle", {"scale": None}, "scale: unknown key"),
+    ],
+)
+def test_a_config_that_is_no_draft_of_ours_is_an_error_for_people(world, tmp_path, algorithm, values, words):
+    """Whatever the algorithm's code or transformers would make of it."""
+    speculator = saved(world, tmp_path / "speculator", algorithm, **OPTIONS.get(algorithm, {}))
+    change_config(speculator, **values)
+    with pytest.raises(ArtifactError, match=words):
+        export(request(world, speculator, "vllm"))
+
+
+def test_there_and_back_through_sglang_is_the_same_to_the_bit(world, speculator, tmp_path):
+    """Names, layer ids and options survive, every float32 bit too, and so the drafts do."""
+    done = export(request(world, speculator, "sglang", dtype="float32"))
+    config = config_of(done.folder)
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [0, 1, 2]
+    assert config["rope_theta"] == world.engine.facts.rope_parameters["rope_theta"]
+    names = load_file(done.folder / "model.safetensors")
+    assert "midlayer.self_attn.q_proj.weight" in names
+    assert not any(name.startswith(("layers.", "embed_tokens.")) for name in names)
+    assert "--speculative-algorithm EAGLE3" in done.command
+    assert f"--speculative-draft-model-path {done.folder.absolute()}" in done.command
+    verifier = Verifier(folder=world.folder, name=str(world.folder), facts=world.engine.facts)
+    back = import_checkpoint(done.folder, verifier, tmp_path / "back").folder
+    ours, theirs = load_file(speculator / "model.safetensors"), load_file(back / "model.safetensors")
+    assert sorted(ours) == sorted(theirs)
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    row = world.row(0, 1, layer_ids=(1, 2, 3))
+    batch = {name: row[name] for name in ("hidden_states", "input_ids", "position_ids", "document_ids")}
+    one, other = (
+        list(SpeculatorModel.from_pretrained(folder).replay(**batch, num_speculative_tokens=3))
+        for folder in (speculator, back)
+    )
+    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("algorithm", [name for name in CONFIGS.names() if name != "mtp"])
+def test_every_algorithm_of_the_package_is_served_by_vllm(world, tmp_path, algorithm):
+    """Each has a layout and a command that names the export; where it is ours, the export loads as a speculator."""
+    speculator = saved(world, tmp_path / "speculator", algorithm, **OPTIONS.get(algorithm, {}))
+    done = export(request(world, speculator, "vllm"))
+    assert str(done.folder.absolute()) in done.command
+    assert done.command.startswith("vllm serve ")
+    if "speculators_model_type" in config_of(done.folder):
+        assert SpeculatorModel.from_pretrained(done.folder).config.speculators_model_type == algorithm
+
+
+def test_eagle1_leaves_to_vllm_what_the_verifier_has(world, tmp_path):
+    """Head, final norm and maps are not among the tensors; the decoder stands at the top of config.json."""
+    speculator = saved(world, tmp_path / "speculator", "eagle1")
+    done = export(request(world, speculator, "vllm", dtype="float32"))
+    names = load_file(done.folder / "model.safetensors")
+    assert all(name.startswith(("fc.", "layers.0.")) for name in names)
+    assert config_of(done.folder)["hidden_size"] == 32
+    assert '"method": "eagle"' in done.command
+    verifier = Verifier(folder=world.folder, name=str(world.folder), facts=world.engine.facts)
+    back = import_checkpoint(done.folder, verifier, tmp_path / "back").folder
+    ours, theirs = load_file(speculator / "model.safetensors"), load_file(back / "model.safetensors")
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+
+
+def test_a_native_head_is_served_inside_a_copy_of_its_verifier(tmp_path):
+    """The export is the verifier with the trained head; it is refused where the verifier is not here."""
+    folder = make_tiny_verifier(tmp_path / "v", model_type="qwen3_5_text", **HYBRID)
+    head = {name: torch.randn(shape) for name, shape in native_names("qwen3_5_text").items()}
+    save_file(head, folder / "model-mtp.safetensors")
+    facts = VerifierFacts.read(folder / "config.json")
+    speculator = import_checkpoint(
+        folder, Verifier(folder=folder, name=str(folder), facts=facts), tmp_path / "speculator"
+    ).folder
+    asked = Request(
+        speculator=speculator,
+        target="vllm",
+        out=tmp_path / "out",
+        name="tiny",
+        verifier=folder,
+        verifier_name=None,
+        dtype=None,
+    )
+    done = export(asked)
+    found = load_file(done.folder / "model-mtp.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in head.items())
+    assert (done.folder / "tokenizer.json").is_file()
+    assert '"method": "mtp"' in done.command
+    assert done.dtype == json.loads((done.folder / "export.json").read_text())["dtype"] == "the verifier's"
+    with pytest.raises(ArtifactError, match="whose dtypes it takes: leave out --dtype"):
+        export(attrs.evolve(asked, dtype="float32", out=tmp_path / "other"))
+    with pytest.raises(ArtifactError, match="give --verifier"):
+        export(attrs.evolve(asked, verifier=None, out=tmp_path / "other"))
+
+
+REFUSALS = {
+    "a rotary embedding of another kind": (
+        "vllm",
+        {"transformer_layer_config__rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
+        "rope_type 'proportional': vllm knows default",
+    ),
+    "a rotary embedding that is not said": (
+        "sglang",
+        {"transformer_layer_config__rope_parameters": {"rope_type": "default"}},
+        "do not say rope_theta",
+    ),
+    "mixed attention": (
+        "vllm",
+        {"transformer_layer_config__layer_types": ["full_attention", "sliding_attention"]},
+        "layer_types mixes",
+    ),
+    "a window that would be lost": ("vllm", {"transformer_layer_config__sliding_window": 64}, "without the window"),
+    "layer ids out of order": ("vllm", {"eagle_aux_hidden_state_layer_ids": [2, 1, 4]}, "ascending order"),
+    "the residual": ("sglang", {"norm_before_residual": True}, "algorithm.norm_before_residual = false"),
+    "the last state": (
+        "sglang",
+        {"eagle_aux_hidden_state_layer_ids": [1, 2, 4]},
+        "nothing enters the one after the last",
+    ),
+    "part of a head": (
+        "sglang",
+        {"transformer_layer_config__rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "rotates whole heads",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_what_would_be_served_wrongly_is_refused_with_the_reason(world, speculator, what, monkeypatch):
+    """Nothing is written; the reason names the value and what the server does instead."""
+    target, values, words = REFUSALS[what]
+    # Some of these no model here can have: config.json alone says them, and is what a server reads.
+    monkeypatch.setattr(SpeculatorModel, "from_saved", classmethod(lambda cls, folder: _with_config(folder, values)))
+    with pytest.raises(ArtifactError, match=words) as told:
+        export(request(world, speculator, target))
+    assert f"{TARGETS[target]} would not draft what was trained" in str(told.value)
+    assert not speculator.with_name(f"out-{target}").exists()
+
+
+ORIGINAL = SpeculatorModel.from_saved.__func__
+
+
+def _with_config(folder, values):
+    model = ORIGINAL(SpeculatorModel, folder)
+    change_config(folder, **values)
+    model.config = read_config(folder)
+    return model
+
+
+def test_every_reason_is_told_at_once(world, tmp_path):
+    """SGLang's layout has no norm over all states, no head norms, one layer, and another residual."""
+    options = {"norm_before_fc": True, "num_layers": 2, "decoder": {"model_type": "qwen3"}}
+    speculator = saved(world, tmp_path / "speculator", **options)
+    with pytest.raises(ArtifactError) as told:
+        export(request(world, speculator, "sglang"))
+    for words in ("norm_before_residual", "norm_before_fc", "decoder.model_type 'qwen3'", "num_layers 2"):
+        assert words in str(told.value)
+
+
+def with_vocabulary(world, folder: Path, drafted: torch.Tensor) -> Path:
+    """A speculator that drafts these tokens."""
+    model, _ = world.build(SpeculatorModelConfig.get_class("eagle3")(norm_before_residual=False), len(drafted))
+    model.get_buffer("d2t").copy_(drafted - torch.arange(len(drafted)))
+    model.get_buffer("t2d").copy_(torch.zeros(320, dtype=torch.bool).index_fill_(0, drafted, True))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_draft_that_cannot_end_a_turn_is_refused(world, tmp_path):
+    """The token that ends a turn has to be drafted; where the verifier is not here it is said that nobody looked."""
+    speculator = with_vocabulary(world, tmp_path / "speculator", torch.arange(100, 196))
+    with pytest.raises(ArtifactError, match="token 2 ends a turn and is not in the draft vocabulary"):
+        export(request(world, speculator, "vllm"))
+    done = export(request(world, speculator, "vllm", verifier=None))
+    assert any("was not checked" in note for note in done.notes)
+
+
+def test_other_stop_tokens_outside_of_the_draft_vocabulary_are_noted(world, tmp_path):
+    """Llama 3.1 names three, of which an imported map may lack two that no turn ends with."""
+    verifier = tmp_path / "verifier"
+    shutil.copytree(world.folder, verifier)
+    (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 300, 310]}))
+    drafted = torch.cat((torch.tensor([2]), torch.arange(100, 195)))
+    done = export(request(world, with_vocabulary(world, tmp_path / "speculator", drafted), "vllm", verifier=verifier))
+    told = [note for note in done.notes if "not in the draft vocabulary" in note]
+    assert [note.split(",")[0] for note in told] == ["token 300", "token 310"]
+    assert all(note in (done.folder / "serve.md").read_text() for note in told)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "words"),
+    [
+        ("dflash", {**BLOCK, "sample_from_anchor": True}, "shifts the block by one"),
+        ("dflash", {"num_layers": 2, "block_size": 3}, "a block of 3 drafts 2"),
+        ("dspark", {**BLOCK, "markov_rank": 8, "markov_head_type": "gated"}, "'gated': vLLM has"),
+        ("medusa", {"num_heads": 2}, "there are 2 heads"),
+        ("mtp", {}, "MTP layers that come with a verifier"),
+    ],
+)
+def test_an_algorithm_says_what_vllm_does_not_do(world, tmp_path, algorithm, options, words):
+    """Options that vLLM ignores, and more drafts than there are, are refused."""
+    speculator = saved(world, tmp_path / "speculator", algorithm, **options)
+    with pytest.raises(ArtifactError, match=words):
+        export(request(world, speculator, "vllm"))
+
+
+def test_an_algorithm_without_a_layout_is_told_the_ones_it_has(world, tmp_path):
+    """SGLang's layout here is EAGLE-3's."""
+    speculator = saved(world, tmp_path / "speculator", "dflash", **BLOCK)
+    with pytest.raises(ArtifactError, match=r"(?s)sglang has no layout for the algorithm 'dflash'.*vllm, speculators"):
+        export(request(world, speculator, "sglang"))
+
+
+def test_weights_that_are_no_numbers_are_not_exported(world, tmp_path):
+    """A diverged training does not leave the machine."""
+    speculator = saved(world, tmp_path / "speculator")
+    model = SpeculatorModel.from_pretrained(speculator)
+    model.fc.weight.data[0, 0] = torch.nan
+    model.save_pretrained(speculator)
+    with pytest.raises(ArtifactError, match=r"fc\.weight has values that are not finite"):
+        export(request(world, speculator, "vllm"))
+
+
+def test_an_export_replaces_an_export_and_nothing_else(world, speculator):
+    """A folder without the record of an export is somebody's, and stays."""
+    first = export(request(world, speculator, "vllm"))
+    again = export(request(world, speculator, "vllm", dtype="float32"))
+    assert first.folder == again.folder
+    assert load_file(again.folder / "model.safetensors")["fc.weight"].dtype == torch.float32
+    with pytest.raises(ArtifactError, match="is there, and no export"):
+        export(request(world, speculator, "vllm", out=speculator))
+    assert (speculator / "model.safetensors").is_file()
+
+
+def test_an_export_can_be_written_into_the_working_folder(world, speculator, tmp_path, monkeypatch):
+    """It becomes the export; `.` has no name beside which it could be written first."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = export(request(world, speculator, "vllm", out=Path()))
+    assert done.folder == tmp_path / "here"
+    assert {"config.json", "model.safetensors", "serve.md"} <= {path.name for path in done.folder.iterdir()}
+    assert str(tmp_path / "here") in done.command
+
+
+def test_the_hub_gets_what_was_asked_for_and_only_then(world, speculator, monkeypatch):
+    """The repository is made where there is none, the whole folder is uploaded, and a failure tells how to go on."""
+    calls = []
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda repo, exist_ok: calls.append(("create", repo, exist_ok)))
+    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **told: calls.append(told) or "https://hub/commit")
+    done = export(request(world, speculator, "hub", verifier_name="owner/model", address="me/draft"))
+    assert calls == []
+    assert done.command == "vllm serve me/draft"
+    card = (done.folder / "README.md").read_text()
+    assert card.startswith("---\nbase_model: owner/model\n")
+    assert "Not measured." in card
+    assert push(done.folder, "me/draft") == "https://hub/commit"
+    assert calls[0] == ("create", "me/draft", True)
+    assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("me/draft", done.folder)
+
+    def fails(**told):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", fails)
+    with pytest.raises(ArtifactError, match=r"(?s)no route to host.*hf upload me/draft"):
+        push(done.folder, "me/draft")
+
+
+def test_a_verifier_of_this_machine_is_noted_on_the_way_to_the_hub(world, speculator):
+    """Nobody else has that folder."""
+    done = export(request(world, speculator, "hub"))
+    assert any("--verifier-name" in note for note in done.notes)

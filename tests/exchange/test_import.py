@@ -1,0 +1,319 @@
+"""Published checkpoints come in to the bit, or not at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from foreign_layouts import LAYOUTS, build, midlayer, own, replayed, write
+from models.test_mtp import HYBRID, native_names
+from safetensors.torch import load_file, save_file
+
+from speculators.errors import ArtifactError
+from speculators.exchange.importing import Verifier, import_checkpoint
+from speculators.facts import VerifierFacts
+from speculators.model import SpeculatorModel
+from speculators.verifier.tiny import make_tiny_verifier
+
+
+def verifier_of(folder: Path) -> Verifier:
+    return Verifier(folder=folder, name=str(folder), facts=VerifierFacts.read(folder / "config.json"))
+
+
+@pytest.fixture
+def checkpoint(world, tmp_path) -> Path:
+    """An EAGLE-3 checkpoint in SGLang's layout, to spoil."""
+    midlayer(world, tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def imported(world, folder: Path, out: Path) -> Path:
+    return import_checkpoint(folder, verifier_of(world.folder), out).folder
+
+
+def spoil_config(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def spoil_tensors(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_foreign_checkpoint_has_the_same_bits_and_drafts_the_same(world, layout, tmp_path):
+    """Every weight is what it was in the other layout, what it left out is the verifier's, and the logits are equal."""
+    written = LAYOUTS[layout](world, tmp_path / "theirs")
+    done = import_checkpoint(tmp_path / "theirs", verifier_of(world.folder), tmp_path / "ours")
+    assert done.format.startswith(written.format)
+    loaded = SpeculatorModel.from_pretrained(done.folder)
+    wanted, found = own(written.model), own(loaded)
+    assert sorted(found) == sorted(wanted)
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name].float(), tensor.float()), name
+    assert loaded.config.speculators_config.verifier.name_or_path == str(world.folder)
+    pairs = zip(
+        replayed(world, loaded, written.layer_ids), replayed(world, written.model, written.layer_ids), strict=True
+    )
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert loaded.draft().target_layer_ids == written.layer_ids
+
+
+def test_a_native_head_is_taken_out_of_its_verifier(tmp_path):
+    """A Qwen3.5 verifier's `mtp.*` tensors become a speculator; nothing else of the checkpoint is read as a draft."""
+    folder = make_tiny_verifier(tmp_path / "v", model_type="qwen3_5_text", **HYBRID)
+    generator = torch.Generator().manual_seed(3)
+    head = {name: torch.randn(shape, generator=generator) for name, shape in native_names("qwen3_5_text").items()}
+    save_file(head, folder / "model-mtp.safetensors")
+    done = import_checkpoint(folder, verifier_of(folder), tmp_path / "ours")
+    found = own(SpeculatorModel.from_pretrained(done.folder))
+    assert done.algorithm == "mtp"
+    assert done.tensors == len(head)
+    assert torch.equal(found["mtp_layers.0.input_proj.weight"], head["mtp.fc.weight"])
+    assert torch.equal(found["mtp_layers.0.self_attn.q_norm.weight"], head["mtp.layers.0.self_attn.q_norm.weight"])
+
+
+def test_layer_ids_that_are_not_said_are_those_of_the_papers_code(world, checkpoint, tmp_path):
+    """Without a word of them 2, N/2 and N - 3 are read, and without rope_theta the format's 10000, with a note."""
+    folder = make_tiny_verifier(
+        tmp_path / "v", num_hidden_layers=8, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+    )
+    spoil_config(checkpoint, eagle_config=None)
+    held = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({k: v for k, v in held.items() if k != "rope_theta"}))
+    done = import_checkpoint(checkpoint, verifier_of(folder), tmp_path / "ours")
+    config = SpeculatorModel.from_pretrained(done.folder).config
+    assert config.eagle_aux_hidden_state_layer_ids == (2, 4, 5)
+    assert config.transformer_layer_config["rope_parameters"]["rope_theta"] == 10000.0
+    assert any(note.startswith("rope_parameters is") for note in done.notes)
+
+
+def test_every_missing_and_unknown_tensor_is_told_at_once(world, checkpoint, tmp_path):
+    """One error names them all, by the names of the checkpoint where it has them; nothing is written."""
+
+    def change(tensors):
+        del tensors["midlayer.hidden_norm.weight"], tensors["norm.weight"]
+        return {**tensors, "midlayer.gate.weight": torch.ones(2), "projector.bias": torch.ones(2)}
+
+    spoil_tensors(checkpoint, change)
+    with pytest.raises(ArtifactError) as told:
+        imported(world, checkpoint, tmp_path / "ours")
+    for words in (
+        "layers.0.hidden_norm.weight is missing",
+        "norm.weight is missing",
+        "layers.0.gate.weight is unknown",
+        "projector.bias is unknown",
+    ):
+        assert words in str(told.value)
+    assert not (tmp_path / "ours").exists()
+
+
+SPOILED = {
+    "a tensor of another shape": (
+        lambda tensors: {**tensors, "fc.weight": torch.ones(32, 64)},
+        r"fc\.weight is \[32, 64\], its config says \[32, 96\]",
+    ),
+    "values that are no numbers": (
+        lambda tensors: {**tensors, "norm.weight": torch.full((32,), torch.nan)},
+        "norm.weight has values that are not finite",
+    ),
+    "a map of ids instead of offsets": (
+        lambda tensors: {**tensors, "d2t": torch.arange(96) + tensors["d2t"]},
+        "is it offsets, or ids",
+    ),
+    "maps of different vocabularies": (
+        lambda tensors: {**tensors, "t2d": ~tensors["t2d"]},
+        "t2d and d2t are of different vocabularies",
+    ),
+    "the same layer twice": (
+        lambda tensors: {**tensors, "layers.0.mlp.up_proj.weight": torch.ones(64, 32)},
+        "are the same tensor",
+    ),
+    "no head": (
+        lambda tensors: {name: held for name, held in tensors.items() if name != "lm_head.weight"},
+        "there is no lm_head.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_checkpoint_that_would_draft_nonsense_is_refused(world, checkpoint, tmp_path, what):
+    """What loads elsewhere in silence, and is then accepted never, is an error here."""
+    change, words = SPOILED[what]
+    spoil_tensors(checkpoint, change)
+    with pytest.raises(ArtifactError, match=words):
+        imported(world, checkpoint, tmp_path / "ours")
+
+
+REFUSED = {
+    "mixed attention": ({"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 2}, "mixes"),
+    "one state": ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
+    "a layer beyond": ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 4]}}, "ascending ids in 0..4"),
+    "another verifier": ({"vocab_size": 300}, "its vocab_size is 300, that of the verifier .* is 320"),
+    "no sizes": ({"hidden_size": None, "vocab_size": None}, "does not say hidden_size, vocab_size"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_path, what):
+    """The file and what of it is wrong are told."""
+    values, words = REFUSED[what]
+    spoil_config(checkpoint, **values)
+    with pytest.raises(ArtifactError, match=words):
+        imported(world, checkpoint, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("layout", "values", "words"),
+    [
+        ("upstream peagle", {"fc_norm": True}, "fc_norm = True: vLLM ignores it"),
+        ("upstream peagle", {"scale": 2}, "scale = 2 is not known here"),
+        ("upstream peagle", {"shift": False}, "shift = False is not known here; take it out of config.json if"),
+        ("upstream dflash", {"projector_type": "domino"}, "domino"),
+        ("upstream dspark", {"enable_confidence_head": False}, "confidence head"),
+        ("z-lab dflash", {"dflash_config": {"mask_token_id": 1, "target_layer_ids": [0, 3]}}, "after the final norm"),
+        ("z-lab dflash", {"dflash_config": {"selector_rank": 8}}, "selector_rank = 8 is not known here"),
+        ("vllm medusa", {"logit_scale": 0.5}, "logit_scale"),
+    ],
+)
+def test_an_option_that_is_not_known_is_refused(world, tmp_path, layout, values, words):
+    """It would be served as something else, and one that is off may be on by default where it comes from."""
+    LAYOUTS[layout](world, tmp_path / "theirs")
+    spoil_config(tmp_path / "theirs", **values)
+    with pytest.raises(ArtifactError, match=words):
+        imported(world, tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_what_other_trainers_write_off_is_passed_over(world, tmp_path):
+    """Upstream's P-EAGLE has the options of its EAGLE-3, off."""
+    LAYOUTS["upstream peagle"](world, tmp_path / "theirs")
+    spoil_config(tmp_path / "theirs", fc_norm=False, norm_output=None)
+    imported(world, tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_another_verifier_is_told_by_its_sizes_before_its_layers(world, tmp_path):
+    """Layer ids beyond the last layer follow from it, and lead astray."""
+    LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
+    folder = make_tiny_verifier(tmp_path / "other", num_hidden_layers=2, hidden_size=64)
+    with pytest.raises(ArtifactError, match=r"its hidden_size is 32, that of the verifier .* is 64") as told:
+        import_checkpoint(tmp_path / "theirs", verifier_of(folder), tmp_path / "ours")
+    assert "ascending ids" not in str(told.value)
+
+
+def test_a_run_names_the_checkpoint_in_it(world, tmp_path):
+    """The folder that `spec export` takes has no weights of its own."""
+    LAYOUTS["upstream eagle3"](world, tmp_path / "run" / "speculator")
+    with pytest.raises(ArtifactError, match=r"(?s)has no weights.*the checkpoint is .*run/speculator"):
+        imported(world, tmp_path / "run", tmp_path / "ours")
+
+
+def test_an_upstream_residual_has_to_be_said(world, tmp_path):
+    """Trainer and server default norm_before_residual otherwise, so that no default is taken."""
+    LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    held = json.loads(path.read_text())
+    del held["norm_before_residual"]
+    path.write_text(json.dumps(held))
+    with pytest.raises(ArtifactError, match="does not say norm_before_residual"):
+        imported(world, tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_a_frozen_copy_that_was_trained_is_noticed(world, tmp_path):
+    """A file whose embeddings are not the verifier's would be served with the verifier's: refused."""
+    written = LAYOUTS["z-lab dflash"](world, tmp_path / "theirs")
+    embeddings = written.model.embed_tokens.weight.detach().clone()
+    spoil_tensors(tmp_path / "theirs", lambda tensors: {**tensors, "embed_tokens.weight": embeddings})
+    imported(world, tmp_path / "theirs", tmp_path / "same")
+    spoil_tensors(tmp_path / "theirs", lambda tensors: {**tensors, "embed_tokens.weight": embeddings + 1})
+    with pytest.raises(ArtifactError, match=r"embed_tokens\.weight is not the verifier's"):
+        imported(world, tmp_path / "theirs", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "medusa_lm_head.pt"])
+def test_pickles_are_never_opened(world, checkpoint, tmp_path, name):
+    """The reason and a program that converts them without running them are told."""
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    for path in (checkpoint, checkpoint / name):
+        with pytest.raises(ArtifactError, match=rf"(?s){name}.*pickle can run any program.*weights_only=True"):
+            imported(world, path, tmp_path / "ours")
+
+
+def test_the_program_that_converts_pickles_does_what_it_says_whatever_their_name(world, checkpoint, tmp_path):
+    """It is there to be pasted into a shell, and who made the file chose its name."""
+    name = """it's "a" $(touch owned)'); print(1) #.bin"""
+    torch.save({"a": torch.ones(2)}, checkpoint / name)
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError) as caught:
+        imported(world, checkpoint, tmp_path / "ours")
+    (line,) = (line for line in str(caught.value).splitlines() if line.startswith("  python -c "))
+    done = subprocess.run(["sh", "-c", line], cwd=checkpoint, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert not (checkpoint / "owned").exists()
+    assert torch.equal(load_file(checkpoint / "model.safetensors")["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin"])
+def test_an_index_cannot_name_files_elsewhere(world, checkpoint, tmp_path, file):
+    """Nothing outside of the folder is read, whatever somebody wrote into the index."""
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": file}}))
+    with pytest.raises(ArtifactError, match="names files that are not safetensors beside it"):
+        imported(world, checkpoint, tmp_path / "ours")
+
+
+def test_a_missing_shard_is_named(world, tmp_path):
+    """A download that was cut short is no checkpoint."""
+    LAYOUTS["sglang eagle3.1, sharded"](world, tmp_path / "theirs")
+    (tmp_path / "theirs" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks model-00002-of-00002\.safetensors"):
+        imported(world, tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_what_is_of_no_known_format_is_told_the_known_ones(world, tmp_path):
+    """The first tensors are named, and every format."""
+    write(tmp_path / "theirs", {"model_type": "llama"}, {"transformer.h.0.weight": torch.ones(2)})
+    with pytest.raises(ArtifactError, match=r"(?s)transformer\.h\.0\.weight.*DFlash of z-lab"):
+        imported(world, tmp_path / "theirs", tmp_path / "ours")
+    with pytest.raises(ArtifactError, match="there is no checkpoint at"):
+        imported(world, tmp_path / "nowhere", tmp_path / "ours")
+
+
+def test_float16_is_kept_value_by_value(world, checkpoint, tmp_path):
+    """Older checkpoints are in float16, which no CPU trains or multiplies in: float32 holds the same numbers."""
+    halves = {
+        name: held.half() if held.is_floating_point() else held
+        for name, held in load_file(checkpoint / "model.safetensors").items()
+    }
+    spoil_tensors(checkpoint, lambda tensors: halves)
+    done = import_checkpoint(checkpoint, verifier_of(world.folder), tmp_path / "ours")
+    found = load_file(done.folder / "model.safetensors")
+    assert found["fc.weight"].dtype == torch.float32
+    assert torch.equal(found["fc.weight"], halves["fc.weight"].float())
+    assert any("float16" in note for note in done.notes)
+
+
+def test_embeddings_of_another_verifier_are_noted(world, tmp_path):
+    """A verifier of the same sizes that is another one is told; the right one says nothing."""
+    LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
+    other = make_tiny_verifier(tmp_path / "v", seed=1)
+    for folder, noted in ((world.folder, False), (other, True)):
+        done = import_checkpoint(tmp_path / "theirs", verifier_of(folder), tmp_path / f"ours-{noted}")
+        assert any("this is another verifier" in note for note in done.notes) is noted
+
+
+def test_an_import_never_overwrites(world, checkpoint, tmp_path):
+    """A folder that is there is left alone."""
+    (tmp_path / "ours").mkdir()
+    with pytest.raises(ArtifactError, match="name another folder"):
+        imported(world, checkpoint, tmp_path / "ours")
+
+
+def test_the_built_models_differ_from_chance(world):
+    """The fixtures' norms are no ones: a swapped or dropped norm changes the logits that the tests compare."""
+    model = build(world, "eagle3", 96)
+    norms = [held for name, held in own(model).items() if "norm" in name]
+    assert norms
+    assert all((held != 1).all() for held in norms)

@@ -1,0 +1,181 @@
+"""Findings: each rule has its level, an example where there is one, and says what to do."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from data_toys import row
+
+from speculators.data.conversations import parse
+from speculators.data.leakage import HeldOut
+from speculators.data.template import ALL_SUPERVISED, ChatTemplate
+from speculators.inspection.lint import Looked, lint, policy_verdict
+from speculators.inspection.survey import RawRow, survey
+from speculators.inspection.view import Bin, Leakage, OnPolicy, Rows, Vocabulary
+
+ROWS = Rows(
+    folder="there",
+    read=100,
+    conversations=100,
+    tokens=1000,
+    supervised=400,
+    max_tokens=64,
+    truncated=0,
+    skipped={},
+    quartiles=(1, 2, 3, 4, 5),
+    histogram=(Bin(1, 5, 100),),
+)
+WORDS = Vocabulary(size=8, of=64, coverage=1.0, unseen=0.99, ends={"<end>": 100}, missing={}, most={1: 1.99, 5: 5.8})
+POLICY = OnPolicy(
+    dtype="float32",
+    tokens=1000,
+    log_probability=-0.5,
+    perplexity=1.6,
+    entropy=0.5,
+    agreement=0.99,
+    ends=10,
+    ends_agreement=1.0,
+    verdict="greedy",
+    words="",
+    conversations=(),
+)
+
+
+def raw(*values):
+    return [RawRow(f"f.jsonl:{n}", "f.jsonl", value, parse(value, f"f:{n}")) for n, value in enumerate(values, start=1)]
+
+
+def looked(*values, held=(), **changes) -> Looked:
+    """Data that has nothing to remark, with changes."""
+    found = survey(raw(*(values or [row(f"question {k}", "answer") for k in range(100)])), held)
+    kinds = found.counts
+    fine = Looked(
+        survey=found,
+        leakage=Leakage(held_out={}, same=kinds["same"], near=kinds["near"], largest=0.0, limit=0.6),
+        rows=ROWS,
+        vocabulary=WORDS,
+        on_policy=POLICY,
+        waiting=None,
+        refused="",
+        examples={},
+        marked=True,
+        thinks=None,
+        thinking_share=0.0,
+        takes={},
+    )
+    return attrs.evolve(fine, **changes)
+
+
+def told(looked: Looked) -> dict[str, str]:
+    return {finding.rule: finding.level for finding in lint(looked)}
+
+
+def test_good_data_has_no_finding():
+    """Nothing is said where there is nothing to say."""
+    assert lint(looked()) == ()
+
+
+def test_a_leaked_prompt_is_an_error_with_its_place():
+    """And it stands first, whatever else was found."""
+    findings = lint(looked(row("What?", "a"), row("Else", "a"), held=[HeldOut("s", "h1", "what?")], marked=False))
+    assert [(finding.rule, finding.level) for finding in findings] == [
+        ("leakage", "error"),
+        ("no generation markers", "note"),
+    ]
+    assert findings[0].examples == ("f.jsonl:1 f:1 is s's h1",)
+    assert findings[0].todo
+
+
+def test_turns_that_do_not_alternate_are_told_by_how_many_they_are():
+    """A few are a note, more than a hundredth a warning, more than half of all rows an error; always with a line."""
+    bad = {"messages": [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]}
+    for count, level in ((1, "note"), (2, "warning"), (60, "warning")):
+        data = looked(*[bad] * count, *[row(f"q{k}", "a") for k in range(100 - count)])
+        reason = next(iter(data.survey.reasons))
+        skipped = attrs.evolve(ROWS, skipped=dict(data.survey.reasons))
+        findings = [f for f in lint(attrs.evolve(data, rows=skipped)) if reason in f.found]
+        assert [(f.level, f.examples[0]) for f in findings] == [(level, "f.jsonl:1")]
+        assert "user, assistant" in findings[0].todo
+        errors = [f for f in lint(attrs.evolve(data, rows=skipped)) if f.level == "error"]
+        assert len(errors) == (count > 50)
+
+
+def test_an_all_ones_mask_names_a_row_and_the_mend():
+    """What the template cannot encode has an example, too; its line is looked up by the conversation's id."""
+    skipped = attrs.evolve(ROWS, skipped={ALL_SUPERVISED: 40})
+    (finding,) = lint(looked(rows=skipped, examples={ALL_SUPERVISED: "f.jsonl:7 seven"}))
+    assert (finding.level, finding.examples) == ("warning", ("f.jsonl:7 seven",))
+    assert "generation %} markers" in finding.todo
+
+
+def test_data_that_prepare_refuses_is_an_error_in_its_words():
+    """The hint of the error is what to do."""
+    (finding,) = lint(looked(rows=None, vocabulary=None, on_policy=None, refused="no such thing\nmake one"))
+    assert (finding.level, finding.found, finding.todo) == ("error", "no such thing", "make one")
+
+
+@pytest.mark.parametrize(
+    ("thinks", "share", "words"),
+    [
+        (True, 0.0, "have no <think>"),
+        (True, 0.5, "50% of the conversations have no"),
+        (False, 1.0, "have a <think>"),
+        (True, 1.0, None),
+        (False, 0.0, None),
+        (None, 0.5, None),
+    ],
+)
+def test_thinking_flag_and_data_must_agree(thinks, share, words):
+    """What a server's default asks for is what the answers are like, or a warning says so."""
+    findings = lint(looked(thinks=thinks, thinking_share=share))
+    assert bool(findings) == (words is not None)
+    assert all(words in finding.found and finding.level == "warning" for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "level"),
+    [
+        ({"marked": False}, "no generation markers", "note"),
+        ({"rows": attrs.evolve(ROWS, truncated=20)}, "truncated", "warning"),
+        ({"vocabulary": attrs.evolve(WORDS, missing={"<tool>": 3})}, "special tokens", "warning"),
+        ({"vocabulary": attrs.evolve(WORDS, unseen=0.9)}, "coverage", "warning"),
+        ({"vocabulary": attrs.evolve(WORDS, ends={"<end>": 100, "<eot>": 0})}, "ends of text", "note"),
+        ({"on_policy": attrs.evolve(POLICY, verdict="foreign", words="w")}, "off-policy", "warning"),
+        ({"on_policy": attrs.evolve(POLICY, ends_agreement=0.5)}, "answers cut short", "warning"),
+        ({"takes": {"f.jsonl": 100}}, "take", "note"),
+        ({"waiting": 5, "rows": None, "vocabulary": None, "on_policy": None}, "answers", "note"),
+    ],
+)
+def test_each_rule_has_its_level(changes, rule, level):
+    """One thing is wrong, and one thing is told."""
+    assert told(looked(**changes)) == {rule: level}
+
+
+def test_a_take_that_took_everything_is_not_mentioned():
+    """Only a limit that was reached may have left rows out."""
+    assert told(looked(takes={"f.jsonl": 101})) == {}
+
+
+def test_verdict_goes_by_agreement_then_by_surprise():
+    """Greedy answers agree; samples disagree as often as the verifier is unsure; what surprises it more is foreign."""
+    assert policy_verdict(agreement=0.99, excess=-0.4)[0] == "greedy"
+    assert policy_verdict(agreement=0.7, excess=0.02)[0] == "sampled"
+    verdict, words = policy_verdict(agreement=0.6, excess=0.8)
+    assert verdict == "foreign"
+    assert "40% of the places" in words
+    assert "0.80 nats" in words
+
+
+@pytest.mark.parametrize(
+    ("template", "default"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
+        ("{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}", True),
+        ("{% if thinking is defined and thinking %}<think>{% endif %}", False),
+        ("{{ raise_exception('no system prompt') }}", None),
+    ],
+)
+def test_what_a_prompt_asks_for_by_default_is_tried_out(tokenizer, template, default):
+    """A template without the switch renders the same whatever it is set to."""
+    tokenizer.chat_template = template
+    assert ChatTemplate.of(tokenizer).thinks_by_default() is default

@@ -1,0 +1,216 @@
+"""`spec reproduce`: a run made again from its lock, in folders of its own, killed or not, here or elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from command import WEIGHTS, Spec, Told, events
+from tampering import differing
+from test_interrupted import spawn
+
+from speculators.events import Event, StepEvent
+from speculators.files.whole import file_sha256
+from speculators.report.progress import RunView
+
+STAGES = ["verifier", "prepare", "capture", "train", "bench"]
+
+
+def test_a_run_is_reproduced_bit_for_bit(kept: Path, first: Told) -> None:
+    """Data, states, every loss, checkpoints, weights and benchmark: exit 0, held to the bits, each check the same."""
+    assert first.code == 0, first.out + first.err
+    assert first.json["reproduced"]
+    assert first.json["tolerance"] is None
+    assert first.json["environment"] == []
+    checks = [(found["stage"], found["check"]) for found in first.json["findings"]]
+    assert [stage for stage in STAGES if stage in dict(checks)] == STAGES
+    assert {check for stage, check in checks if stage == "train"} == {
+        *("inputs", "updates", "evaluations", "checkpoints", "chosen", "weights", "config.json")
+    }
+    assert {found["result"] for found in first.json["findings"]} == {"same"}
+
+
+def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Told) -> None:
+    """Conversations, states and weights are made in the re-run's own folders; the run is left as it was."""
+    (again,) = (to / "runs").iterdir()
+    done = [event["stage"] for event in events(again, "StageEvent") if event["status"] == "done"]
+    assert [stage for stage in STAGES if stage in done] == STAGES[1:]
+    assert {folder.name for folder in (to / "cache").iterdir()} == {"conversations", "locks", "states"}
+    assert (again / WEIGHTS).stat().st_ino != (kept / WEIGHTS).stat().st_ino
+    assert json.loads(to.with_name("first.json").read_text()) == first.json
+
+
+def test_the_log_keeps_every_bit_of_a_loss(run_folder: Path) -> None:
+    """What JSON holds is read back to the same number: the text is the shortest that does so."""
+    lines = (run_folder / "events.jsonl").read_text().splitlines()
+    losses = [re.search(r'"loss": ([^,]+),', line).group(1) for line in lines if '"StepEvent"' in line]
+    assert len(losses) >= 8
+    assert all(repr(float(text)) == text and len(text) > 12 for text in losses)
+
+
+def test_the_recipe_of_the_lock_is_run_and_not_the_file(spec: Spec, run: Path, to: Path) -> None:
+    """Whatever became of the file since."""
+    (run / "recipe.toml").write_text("format = 99\n")
+    assert spec("reproduce", run, "--to", to, "--quiet").code == 0
+
+
+def test_a_run_that_is_measured_at_other_k_since_is_reproduced(spec: Spec, run: Path, tmp_path: Path) -> None:
+    """K below the largest is no part of training: its log was written when 1 was among them, and tells the same."""
+    told = spec("run", "smoke", "--runs", run.parent, "--set", "benchmark.num_speculative_tokens=[3, 2]")
+    assert "train already done" in told.err, told.err
+    again = spec("reproduce", run, "--to", tmp_path / "to", "--json")
+    assert again.code == 0, again.out + again.err
+    assert again.json["reproduced"]
+    (evaluations,) = [found for found in again.json["findings"] if found["check"] == "evaluations"]
+    assert evaluations["result"] == "same"
+
+
+def test_a_table_by_stage_ends_in_the_verdict(spec: Spec, run: Path, to: Path) -> None:
+    """Stage, check, result, evidence; a finished re-run is only compared, and says that it is there."""
+    told = spec("reproduce", run, "--to", to)
+    assert told.code == 0
+    assert "train already done" in told.err
+    assert re.search(r"train +updates +same +8 updates", told.out)
+    assert told.out.splitlines()[-1].startswith("reproduced to the same bits")
+
+
+def test_a_killed_and_resumed_run_is_reproduced(spec: Spec, fresh: Spec, first: Told) -> None:
+    """kill -9 between updates: the last record of an update counts, and the one before it is the same."""
+    assert spawn(fresh.home, "between updates") == -signal.SIGKILL
+    resumed = fresh.run()
+    assert resumed.code == 0, resumed.err
+    (run,) = fresh.runs.iterdir()
+    assert [event["step"] for event in events(run, "StepEvent")] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    told = fresh("reproduce", run, "--json")
+    assert told.code == 0, told.out
+    assert told.json["tolerance"] is None
+    repeated = [found for found in told.json["findings"] if found["check"] == "repeated updates"]
+    assert [(found["result"], found["evidence"][:1]) for found in repeated] == [("same", "1")]
+    lines = (run / "events.jsonl").read_text().splitlines()
+    place = next(index for index, line in enumerate(lines) if '"step": 5' in line)
+    other = json.loads(lines[place])
+    lines[place] = json.dumps({**other, "loss": other["loss"] + 0.5})
+    (run / "events.jsonl").write_text("\n".join(lines) + "\n")
+    told = fresh("reproduce", run, "--json")
+    assert differing(told) == [("train", "repeated updates")]
+    assert told.json["first"]["step"] == 5
+    assert told.json["first"]["by"] == pytest.approx(0.5)
+
+
+def test_ctrl_c_leaves_a_folder_that_a_second_call_goes_on_from(
+    spec: Spec, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 130, one word; the second call makes the rest, and the whole is the same bits."""
+    render, pressed = RunView.__call__, []
+
+    def press(self: RunView, event: Event) -> None:
+        if isinstance(event, StepEvent) and event.step == 2 and not pressed:
+            pressed.append(event)
+            os.kill(os.getpid(), signal.SIGINT)
+        render(self, event)
+
+    monkeypatch.setattr(RunView, "__call__", press)
+    told = spec("reproduce", kept, "--to", tmp_path / "to")
+    assert told.code == 130, told.err
+    assert told.err.splitlines()[-1] == "interrupted"
+    told = spec("reproduce", kept, "--to", tmp_path / "to", "--json")
+    assert told.code == 0, told.out
+    assert "capture already done" in told.err
+    (again,) = (tmp_path / "to" / "runs").iterdir()
+    assert [event["step"] for event in events(again, "StepEvent")] == list(range(1, 9))
+
+
+def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Told, tmp_path: Path) -> None:
+    """A file of one's own: found beside the run when it moved, refused with both hashes when its content changed."""
+    data = tmp_path / "data" / "mine.jsonl"
+    data.parent.mkdir()
+    shipped = Path(__file__).parents[2] / "recipes" / "data" / "quickstart.jsonl"
+    lines = [line for line in shipped.read_text().splitlines(keepends=True) if '"split": "train"' in line]
+    data.write_text("".join(lines[:8]))
+    sources = f"data.sources=[{{path='{data}'}}]"
+    runs = tmp_path / "runs"
+    made = spec("run", "smoke", "--runs", runs, "--set", sources, "--set", "schedule.max_steps=1", "--json")
+    assert made.code == 0, made.err
+    run = Path(made.json["run"])
+    locked = file_sha256(data)
+    data.rename(run / data.name)
+    again = spec("reproduce", run, "--to", tmp_path / "to", "--until", "prepare", "--json")
+    assert again.code == 0, again.out + again.err
+    assert spec("lock", "--check", run).code == 0
+    (run / data.name).write_text("".join(lines[1:9]))
+    told = spec("reproduce", run, "--to", tmp_path / "other", "--until", "prepare", "--json")
+    assert told.code == 1
+    found = told.json["first"]
+    assert (found["stage"], found["check"], found["what"]) == ("prepare", "content", "data.sources[0].path")
+    assert (found["recorded"], found["again"]) == (locked, file_sha256(run / data.name))
+    assert not (tmp_path / "other").exists()
+    checked = spec("lock", "--check", run)
+    assert checked.code == 1
+    assert locked in checked.out
+
+
+def test_until_makes_and_compares_no_more_than_that(spec: Spec, kept: Path, first: Told, tmp_path: Path) -> None:
+    """For a cheap check: `--until prepare` neither captures nor trains."""
+    told = spec("reproduce", kept, "--to", tmp_path / "to", "--until", "prepare", "--json")
+    assert told.code == 0
+    assert {found["stage"] for found in told.json["findings"]} == {"verifier", "prepare"}
+    (again,) = (tmp_path / "to" / "runs").iterdir()
+    assert not (again / "checkpoints").exists()
+    assert not (tmp_path / "to" / "cache" / "states").exists()
+
+
+def test_another_number_of_threads_can_matter_and_the_locks_is_used(spec: Spec, run: Path, to: Path) -> None:
+    """It is reported; the re-run is given the lock's own, so that the bits can still be promised."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    told = spec("reproduce", run, "--to", to, "--json")
+    assert torch.get_num_threads() == before
+    (difference,) = told.json["environment"]
+    assert (difference["key"], difference["locked"], difference["here"]) == ("threads", before, before + 1)
+    assert difference["matters"]
+    assert told.json["tolerance"] is None
+    assert told.code == 0
+
+
+def test_the_lock_keeps_every_environment_that_worked_on_a_run(
+    spec: Spec, run: Path, first: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage made in another one is noted, a call that finds all done is not; bits are no longer promised."""
+    (bench,) = (run / "bench").iterdir()
+    bench.unlink()
+    with monkeypatch.context() as patch:
+        patch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+        for _ in range(2):
+            assert spec("run", "smoke", "--runs", run.parent, "--quiet").code == 0
+    assert spec("run", "smoke", "--runs", run.parent, "--quiet").code == 0
+    lock = json.loads((run / "lock.json").read_text())
+    assert lock["environment"]["variables"] == {}
+    assert [other["variables"] for other in lock["resumed_in"]] == [{"NVIDIA_TF32_OVERRIDE": "0"}]
+    told = spec("reproduce", run, "--to", run.parent / "to", "--until", "prepare", "--json").json
+    assert told["tolerance"] == 0.01
+    resumed = [(each["key"], each["matters"]) for each in told["environment"]]
+    assert resumed == [("resumed in: variables.NVIDIA_TF32_OVERRIDE", True)]
+
+
+def test_bad_usage_is_one_error(spec: Spec, run: Path, tmp_path: Path) -> None:
+    """No such folder or stage, a folder that holds something else or the run itself: exit 2."""
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    for arguments, words in (
+        ((tmp_path / "nowhere",), "no such run folder"),
+        ((run, "--until", "later"), "there are: verifier, prepare"),
+        ((run, "--to", full), "holds no re-run"),
+        ((run, "--to", run / "inside"), "must be kept apart"),
+        ((run, "--to", run.parent), "must be kept apart"),
+    ):
+        told = spec("reproduce", *arguments)
+        assert told.code == 2, arguments
+        assert words in told.err
+        assert "Traceback" not in told.err
+    assert (full / "mine.txt").read_text() == "mine"

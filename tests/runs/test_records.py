@@ -1,0 +1,51 @@
+"""What a run's own log says that its stages took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from speculators.runs.log import stage_seconds
+from speculators.runs.places import Places
+from speculators.runs.records import Record, _costs_of_run
+
+
+def stage(time: float, name: str, status: str, seconds: float = 0.0) -> dict[str, Any]:
+    return {"time": time, "event": "StageEvent", "stage": name, "status": status, "detail": "", "seconds": seconds}
+
+
+def step(time: float) -> dict[str, Any]:
+    return {"time": time, "event": "StepEvent"}
+
+
+def test_a_stage_took_what_its_interrupted_launches_worked_too() -> None:
+    """Until the last that each told; not the hours between two launches, nor the other stages."""
+    first = [stage(100, "capture", "start"), stage(130, "capture", "done", 30), stage(130, "train", "start"), step(190)]
+    second = [stage(9000, "capture", "skip"), stage(9001, "train", "start"), step(9021)]
+    third = [stage(20000, "capture", "skip"), stage(20002, "train", "start"), stage(20012, "train", "done", 10)]
+    assert stage_seconds([*first, *second, *third]) == {"capture": 30, "train": pytest.approx(60 + 20 + 10)}
+
+
+def test_a_stage_that_was_made_again_took_what_it_did_last() -> None:
+    """As a benchmark of other settings; of one that never ended nothing is known."""
+    events = [stage(0, "bench", "start"), stage(40, "bench", "done", 40), stage(50, "bench", "start")]
+    assert stage_seconds([*events, stage(57, "bench", "done", 7), stage(60, "train", "start"), step(70)]) == {
+        "bench": 7
+    }
+
+
+def test_the_plug_in_of_an_unrelated_run_is_not_imported(tmp_path: Path) -> None:
+    """Telling a plan's time reads other runs, and runs none of their code."""
+    (tmp_path / "somebodys.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    recipe = 'format = 1\nname = "old"\nversion = "1.0.0"\nextends = "smoke"\n'
+    (tmp_path / "recipe.toml").write_text(recipe + '[algorithm]\nname = "somebodys"\nmodule = "somebodys"\n')
+    (tmp_path / "plan.json").write_text(json.dumps({"recipe": {"algorithm": {"module": "somebodys"}}}))
+    empty: dict[str, Any] = {"fingerprints": {}, "seconds": {}, "tokens_per_second": {}, "tokens": {}}
+    old = Record(run="old", folder=tmp_path, device="cpu", coverage=None, **empty)
+    plan: Any = SimpleNamespace(recipe=SimpleNamespace(algorithm=SimpleNamespace(module=None)))
+    assert _costs_of_run(old, plan, Places()) is None
+    assert not (tmp_path / "ran").exists()

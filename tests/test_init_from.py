@@ -1,0 +1,92 @@
+"""A start from a checkpoint whose weights mean something else: refused with both values, or taken over."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from speculators.config import SpeculatorModelConfig
+from speculators.init_from import differences, with_held
+
+DECODER = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
+def config(name: str, **values: object) -> SpeculatorModelConfig:
+    return SpeculatorModelConfig.get_class(name)(**{"transformer_layer_config": DECODER, **values})
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "told"),
+    [
+        (
+            "eagle3",
+            {"eagle_aux_hidden_state_layer_ids": (2, 4, 6)},
+            "layer_ids is [2, 4, 6], the recipe's []: set algorithm.target_layer_ids = [2, 4, 6]",
+        ),
+        ("medusa", {"target_layer_ids": (4,)}, "its target_layer_ids is [4], the recipe's none"),
+        (
+            "eagle3",
+            {"norm_before_residual": False},
+            "its norm_before_residual is false, the recipe's true: set algorithm.norm_before_residual = false",
+        ),
+        ("dflash", {"mask_token_id": 7}, "its mask_token_id is 7, the recipe's none: set algorithm.mask_token_id = 7"),
+        (
+            "dflash",
+            {"sliding_window_non_causal": False},
+            "is false, the recipe's true: set algorithm.sliding_window_non_causal = false",
+        ),
+        (
+            "mtp",
+            {"transformer_layer_config": {**DECODER, "sliding_window": 64}},
+            "its sliding_window is 64, the recipe's none: set algorithm.decoder.sliding_window = 64",
+        ),
+        (
+            "eagle1",
+            {"transformer_layer_config": {**DECODER, "rope_parameters": {"rope_theta": 5.0}}},
+            'set algorithm.decoder.rope_parameters = { rope_type = "default", rope_theta = 5.0 }',
+        ),
+        ("peagle", {"transformer_layer_config": {**DECODER, "num_attention_heads": 8}}, "its num_attention_heads is 8"),
+    ],
+)
+def test_weights_of_the_same_shapes_that_mean_something_else_are_told(
+    name: str, held: dict[str, object], told: str
+) -> None:
+    """Field, both values, what to set; in the other direction, too, where nothing is to be set."""
+    found = differences(config(name), config(name, **held))
+    assert told in "\n".join(found)
+    assert differences(config(name, **held), config(name))
+    assert differences(config(name, **held), config(name, **held)) == []
+
+
+def test_a_block_drafter_of_another_algorithm_is_compared_by_what_both_have() -> None:
+    """The mask token of DFlash is what its backbone has learnt to read; how long a block is it has not."""
+    held = config("dflash", mask_token_id=7, block_size=16, aux_hidden_state_layer_ids=(1, 2))
+    mine = config("dspark", mask_token_id=9, block_size=8, cut="gain", aux_hidden_state_layer_ids=(1, 2))
+    assert differences(mine, held) == ["its mask_token_id is 7, the recipe's 9: set algorithm.mask_token_id = 7"]
+    assert differences(attrs.evolve(mine, mask_token_id=7), held) == []
+
+
+def test_what_programs_write_differently_for_the_same_rotary_embedding_is_no_difference() -> None:
+    """An older file has rope_theta at its top, and leaves out the kind and a factor of one."""
+    older = {key: value for key, value in DECODER.items() if key != "rope_parameters"}
+    for decoder in (
+        {**older, "rope_theta": 10000},
+        {**older, "rope_parameters": {"rope_theta": 10000, "partial_rotary_factor": 1.0}},
+    ):
+        assert differences(config("eagle3"), config("eagle3", transformer_layer_config=decoder)) == []
+
+
+def test_a_mask_token_that_the_recipe_does_not_say_is_the_checkpoints() -> None:
+    """Only the checkpoint can know it; what the recipe says stands, and is compared."""
+    held = config("dflash", mask_token_id=7)
+    for name in ("dflash", "dspark"):
+        assert with_held(name, {"mask_token_id": None}, held)["mask_token_id"] == 7
+        assert with_held(name, {"mask_token_id": 9}, held)["mask_token_id"] == 9
+    assert "mask_token_id" not in with_held("eagle3", {}, held)
