@@ -11,7 +11,8 @@ import pytest
 
 from speculators.runs.log import stage_seconds
 from speculators.runs.places import Places
-from speculators.runs.records import Record, _costs_of_run
+from speculators.runs.records import Record
+from speculators.cost.history import _costs_of_run
 
 
 def stage(time: float, name: str, status: str, seconds: float = 0.0) -> dict[str, Any]:
