@@ -24,7 +24,7 @@ from speculators.bench.counts import count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
 from speculators.bench.replay import replay_each
 from speculators.bench.responses import capture_rows, own_rows
-from speculators.bench.rows import Response, Row
+from speculators.bench.rows import JudgedResponse, Response
 from speculators.bench.suites import load_suite
 from speculators.model import SpeculatorModel
 from speculators.recipe.schema import Suite
@@ -69,7 +69,7 @@ def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
     return Timed(tau=tau, seconds=time.perf_counter() - started)
 
 
-def by_decoding(setting: Setting, rows: Sequence[Row], max_new_tokens: int) -> dict[int, Timed]:
+def by_decoding(setting: Setting, rows: Sequence[JudgedResponse], max_new_tokens: int) -> dict[int, Timed]:
     """Decodes every prompt with every K, in turn; the time of a K is the sum over its prompts, prefill included."""
     contenders = [Contender(str(k), setting.model.draft, k) for k in setting.depths]
     stop_ids = frozenset(setting.engine.stop_ids)

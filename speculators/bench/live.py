@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 
-from speculators.bench.rows import Row
+from speculators.bench.rows import JudgedResponse
 from speculators.decoding.loop import Decoded, decode
 from speculators.decoding.target import CachedVerifier
 from speculators.drafter import Drafter
@@ -52,7 +52,7 @@ class LiveSettings:
 def run_live(
     model: Any,
     contenders: Sequence[Contender],
-    rows: Sequence[Row],
+    rows: Sequence[JudgedResponse],
     settings: LiveSettings,
     *,
     progress: Progress = ignore,
@@ -99,7 +99,7 @@ class _Decoder:
         engine = CachedVerifier(model, () if drafter is None else drafter.target_layer_ids)
         return cls(engine, drafter, contender.num_tokens)
 
-    def decode(self, row: Row, settings: LiveSettings, *, seed: int) -> Decoded:
+    def decode(self, row: JudgedResponse, settings: LiveSettings, *, seed: int) -> Decoded:
         length = settings.max_new_tokens
         if settings.temperature == 0:
             length = min(length, len(row.response.answer))

@@ -9,14 +9,14 @@ import attrs
 import numpy as np
 
 from speculators.bench.counts import Counts
-from speculators.bench.rows import Row
+from speculators.bench.rows import JudgedResponse
 from speculators.bench.statistics import by_group, difference_half_width
 from speculators.bench.walk import greedy_rounds, round_moments
 from speculators.decoding.loop import Decoded
 
 # (row, place in the response, token that live emitted there) -> the verifier gives both tokens the same logit but for
 # rounding, which differs between a forward over one token and one over many.
-NearTie = Callable[[Row, int, int], bool]
+NearTie = Callable[[JudgedResponse, int, int], bool]
 
 # Means over fewer prompts are not compared: an interval that holds its level is then wider than what it could find.
 FEWEST_PROMPTS = 6
@@ -62,7 +62,7 @@ class Agreement:
 
 
 def agree_by_round(
-    rows: Sequence[Row],
+    rows: Sequence[JudgedResponse],
     decoded: Sequence[Decoded],
     acceptance: Sequence[np.ndarray],
     *,

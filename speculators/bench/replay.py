@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from speculators.bench.counts import Counts
-from speculators.bench.rows import CHUNK_ENTRIES, Row, log_probability
+from speculators.bench.rows import CHUNK_ENTRIES, JudgedResponse, log_probability
 from speculators.bench.walk import walk
 from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ProgressEvent, ignore
@@ -80,7 +80,7 @@ class ShapedByK(Protocol):
 
 def replay(
     model: Replays,
-    rows: Sequence[Row],
+    rows: Sequence[JudgedResponse],
     *,
     k_max: int,
     temperature: float,
@@ -115,7 +115,12 @@ def one_pass(model: Replays) -> bool:
 
 
 def replay_each(
-    model: Replays, rows: Sequence[Row], ks: Sequence[int], *, temperature: float, progress: Progress = ignore
+    model: Replays,
+    rows: Sequence[JudgedResponse],
+    ks: Sequence[int],
+    *,
+    temperature: float,
+    progress: Progress = ignore,
 ) -> dict[int, Replayed]:
     """Replays for several K: all from one pass, or a pass each where `one_pass` is not enough.
 
@@ -127,7 +132,7 @@ def replay_each(
     return {k: replay(model, rows, k_max=k, temperature=temperature, progress=progress) for k in ks}
 
 
-def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[Row], *, k_max: int) -> Replayed:
+def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedResponse], *, k_max: int) -> Replayed:
     """Replays a drafter that reads tokens only and proposes chains without probabilities; the verifier is not needed.
 
     Its q is a point mass on what it drafts, so min(1, q(y) / p(y)) is 1 if that is y, else 0, at every temperature.
@@ -155,7 +160,9 @@ def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[Row], *, k_
     return _replayed(tables, rows, lengths)
 
 
-def _replayed(tables: Sequence[np.ndarray], rows: Sequence[Row], lengths: Sequence[np.ndarray] | None) -> Replayed:
+def _replayed(
+    tables: Sequence[np.ndarray], rows: Sequence[JudgedResponse], lengths: Sequence[np.ndarray] | None
+) -> Replayed:
     return Replayed(
         acceptance=tuple(tables),
         lengths=None if lengths is None else tuple(lengths),
@@ -166,8 +173,8 @@ def _replayed(tables: Sequence[np.ndarray], rows: Sequence[Row], lengths: Sequen
     )
 
 
-def _packs(rows: Sequence[Row], row_tokens: int) -> Iterator[list[Row]]:
-    pack: list[Row] = []
+def _packs(rows: Sequence[JudgedResponse], row_tokens: int) -> Iterator[list[JudgedResponse]]:
+    pack: list[JudgedResponse] = []
     size = 0
     for row in rows:
         length = len(row.response.tokens)
@@ -189,7 +196,7 @@ class _Pack:
         end: a response each, the place after its last token.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[JudgedResponse]
     tokens: torch.Tensor
     log_p: torch.Tensor
     lengths: torch.Tensor
@@ -202,7 +209,7 @@ class _Pack:
         return [len(places) for places in self.anchors]
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> _Pack:
+    def of(cls, rows: Sequence[JudgedResponse]) -> _Pack:
         lengths = torch.tensor([len(row.response.tokens) for row in rows])
         end = lengths.cumsum(0)
         tokens = torch.tensor([token for row in rows for token in row.response.tokens], dtype=torch.int64)

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import torch
 
-from speculators.bench.rows import Response, Row, judge
+from speculators.bench.rows import JudgedResponse, Response, judge
 from speculators.bench.suites import Prompt
 from speculators.data.conversations import Conversation, Message
 from speculators.data.template import ChatTemplate
@@ -76,7 +76,7 @@ def capture_rows(
     *,
     temperature: float,
     progress: Progress = ignore,
-) -> list[Row]:
+) -> list[JudgedResponse]:
     """Returns the judged rows of the responses, in their order; see `judge`.
 
     Args:
@@ -85,7 +85,7 @@ def capture_rows(
         temperature: that the responses were made at.
     """
     tokens = [torch.tensor(response.tokens) for response in responses]
-    rows: dict[int, Row] = {}
+    rows: dict[int, JudgedResponse] = {}
     for index, states, last in engine.capture_all(tokens, layer_ids):
         rows[index] = judge(head, responses[index], states, last, temperature=temperature)
         progress(ProgressEvent(stage="bench", done=len(rows), total=len(tokens), unit="responses", note="capture"))
@@ -102,7 +102,7 @@ def own_rows(
     max_new_tokens: int,
     seed: int = 0,
     progress: Progress = ignore,
-) -> list[Row]:
+) -> list[JudgedResponse]:
     """Returns the verifier's own responses to a suite, judged, in order of the prompts.
 
     An answer that the suite comes with and that is not this verifier's (another model's, another machine's rounding)
@@ -130,7 +130,7 @@ def own_rows(
     return rows
 
 
-def sample_rows(rows: Sequence[Row], number: int | None) -> list[int]:
+def sample_rows(rows: Sequence[JudgedResponse], number: int | None) -> list[int]:
     """Returns the indices of up to `number` rows that hold a round, evenly spread over the suite; None takes all."""
     there = [index for index, row in enumerate(rows) if len(row.response.answer) > 1]
     if number is None or number >= len(there):

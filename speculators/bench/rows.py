@@ -39,7 +39,7 @@ class Response:
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Row:
+class JudgedResponse:
     """A response that the verifier itself produces, with the states that drafts are made from.
 
     Attributes:
@@ -61,7 +61,7 @@ class Row:
 @torch.no_grad()
 def judge(
     head: VerifierHead, response: Response, hidden_states: torch.Tensor, last: torch.Tensor, *, temperature: float
-) -> Row:
+) -> JudgedResponse:
     """Makes the row of one response: on-policy check at T = 0, probabilities at T > 0.
 
     A prefix of a greedy output is a greedy output, so at T = 0 the response is cut before the first place where it is
@@ -89,7 +89,7 @@ def judge(
         else:
             log_p.append(log_probability(logits / temperature, wanted))
     kept = attrs.evolve(response, tokens=response.tokens[:end])
-    return Row(
+    return JudgedResponse(
         response=kept,
         hidden_states=hidden_states[:end],
         log_p=torch.cat(log_p) if log_p else None,
@@ -97,7 +97,7 @@ def judge(
     )
 
 
-def shortened(row: Row, length: int | None) -> Row:
+def shortened(row: JudgedResponse, length: int | None) -> JudgedResponse:
     """Returns the row with the first `length` tokens of its response, which are the verifier's own, too; None: all."""
     if length is None or length >= len(row.response.answer):
         return row

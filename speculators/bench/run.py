@@ -24,7 +24,7 @@ from speculators.bench.result import (
     summarize_categories,
     sums_by_prompt,
 )
-from speculators.bench.rows import Response, Row, shortened
+from speculators.bench.rows import JudgedResponse, Response, shortened
 from speculators.bench.speed import compare
 from speculators.bench.suites import Prompt, load_suite, prompts_digest
 from speculators.decoding.baselines import Baseline, make_baseline
@@ -48,7 +48,7 @@ MULTI_TURN = "later turns of a prompt follow the verifier's own answers; the tur
 
 
 # The verifier's own responses by (suite, temperature), made by `own_rows` with the same settings.
-Known = Mapping[tuple[str, float], Sequence[Row]]
+Known = Mapping[tuple[str, float], Sequence[JudgedResponse]]
 
 
 class Benchable(Replays, Protocol):
@@ -59,7 +59,7 @@ class Benchable(Replays, Protocol):
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Bench:
+class BenchContext:
     """What every setting of one benchmark shares.
 
     Attributes:
@@ -108,7 +108,7 @@ def bench(
     # Above T = 0 a setting is held to two criteria.
     each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
     criteria = len(section.suites) * each * len(section.num_speculative_tokens)
-    shared = Bench(
+    shared = BenchContext(
         model=model,
         engine=engine,
         head=load_head(engine.folder, engine.facts).to(engine.device),
@@ -136,7 +136,7 @@ def bench(
     )
 
 
-def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
+def _measure(shared: BenchContext, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
     """Returns the settings of one suite at one temperature, one for each K."""
     section, drafter = shared.section, shared.model.draft()
     rows = shared.known.get((suite, temperature)) or own_rows(
@@ -187,7 +187,7 @@ def _measure(shared: Bench, suite: str, prompts: Sequence[Prompt], temperature: 
 
 
 def _replay_baseline(
-    baseline: Baseline, rows: Sequence[Row], ks: Sequence[int], temperature: float
+    baseline: Baseline, rows: Sequence[JudgedResponse], ks: Sequence[int], temperature: float
 ) -> dict[int, Replayed]:
     if baseline.replays is not None:
         return replay_each(baseline.replays, rows, ks, temperature=temperature)
@@ -195,7 +195,7 @@ def _replay_baseline(
     return {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in ks}
 
 
-def _decode(shared: Bench, sample: Sequence[Row], temperature: float) -> dict[str, list[Decoded]]:
+def _decode(shared: BenchContext, sample: Sequence[JudgedResponse], temperature: float) -> dict[str, list[Decoded]]:
     """Decodes the sample: plain, with each K, and with each baseline at the largest K."""
     contenders = [Contender(PLAIN)]
     contenders += [Contender(_label(k), shared.model.draft, k) for k in shared.section.num_speculative_tokens]
@@ -210,7 +210,7 @@ def _decode(shared: Bench, sample: Sequence[Row], temperature: float) -> dict[st
 
 
 def _referee(
-    shared: Bench, sample: Sequence[Row], decoded: Mapping[str, Sequence[Decoded]], temperature: float
+    shared: BenchContext, sample: Sequence[JudgedResponse], decoded: Mapping[str, Sequence[Decoded]], temperature: float
 ) -> dict[int, Live]:
     """Returns, for each K, what live measured on the sampled rows and whether replay predicts it."""
     ids = tuple(row.response.id for row in sample)
@@ -237,7 +237,11 @@ def _referee(
 
 
 def _agree_greedy(
-    shared: Bench, rows: Sequence[Row], responses: Sequence[Decoded], measured: Counts, replayed: Replayed
+    shared: BenchContext,
+    rows: Sequence[JudgedResponse],
+    responses: Sequence[Decoded],
+    measured: Counts,
+    replayed: Replayed,
 ) -> Agreement:
     """Compares with what replay says of the verifier's own responses, which live must have given."""
     predicted = replayed.counts(measured.accepted.shape[1])
@@ -253,7 +257,11 @@ def _agree_greedy(
 
 
 def _agree_given_tokens(
-    shared: Bench, rows: Sequence[Row], responses: Sequence[Decoded], measured: Counts, temperature: float
+    shared: BenchContext,
+    rows: Sequence[JudgedResponse],
+    responses: Sequence[Decoded],
+    measured: Counts,
+    temperature: float,
 ) -> Agreement:
     """Replays what live itself emitted: given those tokens, only the acceptance of drafts is left to chance."""
     emitted = [
@@ -267,7 +275,7 @@ def _agree_given_tokens(
     return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=shared.level)
 
 
-def _near_tie(shared: Bench, row: Row, place: int, token: int) -> bool:
+def _near_tie(shared: BenchContext, row: JudgedResponse, place: int, token: int) -> bool:
     """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding."""
     response: Response = row.response
     seen = torch.tensor(response.tokens[: response.prompt_length + place])
@@ -277,7 +285,7 @@ def _near_tie(shared: Bench, row: Row, place: int, token: int) -> bool:
 
 
 def _baseline(
-    shared: Bench, name: str, replayed: Replayed, k: int, decoded: Mapping[str, Sequence[Decoded]]
+    shared: BenchContext, name: str, replayed: Replayed, k: int, decoded: Mapping[str, Sequence[Decoded]]
 ) -> BaselineRow:
     acceptance = summarize(replayed.counts(k), replayed.ids, seed=shared.seed)
     if k != shared.k_max:

@@ -15,7 +15,7 @@ from speculators.diff.side import Side
 from speculators.errors import ArtifactError
 from speculators.files.once import cache_folder
 from speculators.files.whole import read_json
-from speculators.runs.benches import Benches, read_benches
+from speculators.runs.benches import RunBenchmarks, read_benches
 from speculators.runs.log import read_events
 from speculators.runs.records import Record, flat, record, records, where_of
 
@@ -47,7 +47,7 @@ def with_records(a: Side, b: Side, runs: Path) -> dict[str, Any]:
     return result
 
 
-def _measured(side: Side, benches: Benches) -> Side:
+def _measured(side: Side, benches: RunBenchmarks) -> Side:
     keys = ("suite", "num_speculative_tokens", "temperature")
     return attrs.evolve(side, measured={tuple(setting[key] for key in keys): setting for setting in benches.settings})
 

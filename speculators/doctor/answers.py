@@ -8,7 +8,7 @@ import attrs
 import torch
 
 from speculators.bench.responses import own_rows
-from speculators.bench.rows import Row
+from speculators.bench.rows import JudgedResponse
 from speculators.bench.suites import Prompt
 from speculators.errors import DataError, VerifierError
 from speculators.events import Progress, ignore
@@ -29,7 +29,7 @@ class Answers:
 
     engine: Engine
     head: VerifierHead
-    rows: tuple[Row, ...]
+    rows: tuple[JudgedResponse, ...]
     source: str
     _states: dict[int, list[torch.Tensor]] = attrs.field(factory=dict)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-from speculators.bench.rows import Row
+from speculators.bench.rows import JudgedResponse
 from speculators.events import Event, Listen, StageEvent
 from speculators.files.once import locked
 from speculators.files.whole import disk_errors
@@ -36,7 +36,7 @@ class Context:
     places: Places
     world: World
     listen: Listen
-    rows: dict[tuple[str, float], list[Row]] = attrs.field(init=False, factory=dict)
+    rows: dict[tuple[str, float], list[JudgedResponse]] = attrs.field(init=False, factory=dict)
     _engines: dict[str, Engine] = attrs.field(init=False, factory=dict)
 
     @property

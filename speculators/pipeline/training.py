@@ -11,7 +11,7 @@ import attrs
 
 from speculators.bench.replay import one_pass, replay
 from speculators.bench.responses import own_rows
-from speculators.bench.rows import Row
+from speculators.bench.rows import JudgedResponse
 from speculators.bench.suites import load_suite
 from speculators.contract import parameter_counts, trainer_kwargs
 from speculators.data.encoded import Conversations
@@ -108,7 +108,7 @@ def lacking_hooks(context: Context) -> str:
     return f"{name} has no {' and no '.join(missing)}" if missing else ""
 
 
-def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[Row]:
+def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedResponse]:
     """Returns the first suite's responses at the first temperature with the states that drafts are made from."""
     section, engine = context.recipe.benchmark, context.engine(context.recipe.verifier.dtype)
     head = load_head(engine.folder, engine.facts).to(engine.device)

@@ -99,7 +99,7 @@ def _by_position(groups: Sequence[Group], key: str, title: str, note: str) -> st
 
 
 @attrs.frozen(kw_only=True)
-class Drafter:
+class DrafterRows:
     """The speculator or a baseline in one group; each row is (K, acceptance, speed or None)."""
 
     name: str
@@ -108,7 +108,7 @@ class Drafter:
     rows: Sequence[tuple[int, Values, Values | None]]
 
 
-def _drafters(groups: Sequence[Group]) -> list[Drafter]:
+def _drafters(groups: Sequence[Group]) -> list[DrafterRows]:
     """Returns the speculators, then the baselines in the colours of their groups and other lines."""
     own, others = [], []
     for group in groups:
@@ -119,11 +119,11 @@ def _drafters(groups: Sequence[Group]) -> list[Drafter]:
             rows.append((k, setting["exact"], live["speed"] if live else None))
             for one in setting["baselines"]:
                 baselines.setdefault(one["name"], []).append((k, one["acceptance"], one["speed"]))
-        own.append(Drafter(name=group.name, colour=group.colour, line="solid", rows=rows))
+        own.append(DrafterRows(name=group.name, colour=group.colour, line="solid", rows=rows))
         for index, (baseline, held) in enumerate(baselines.items()):
             label = baseline if len(groups) == 1 else f"{baseline}, {group.name}"
             line = "dotted" if index % 2 else "dashed"
-            others.append(Drafter(name=label, colour=group.colour, line=line, rows=held))
+            others.append(DrafterRows(name=label, colour=group.colour, line=line, rows=held))
     return [*own, *others]
 
 

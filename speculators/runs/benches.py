@@ -47,7 +47,7 @@ _SERVED_SETTING = (
 
 
 @attrs.frozen(kw_only=True)
-class Benches:
+class RunBenchmarks:
     """What was measured.
 
     Attributes:
@@ -62,7 +62,7 @@ class Benches:
     unread: tuple[str, ...]
 
 
-def read_benches(folder: Path) -> Benches:
+def read_benches(folder: Path) -> RunBenchmarks:
     """Returns the benchmarks of a run."""
     settings: dict[tuple[Any, ...], Values] = {}
     unread: list[str] = []
@@ -71,7 +71,7 @@ def read_benches(folder: Path) -> Benches:
         for setting in held["settings"]:
             settings[tuple(setting[key] for key in _KEY)] = {**setting, "file": name, "dtype": held["dtype"]}
     told = tuple({"file": name, **{key: held[key] for key in _WHERE}} for name, held in files.items())
-    return Benches(settings=tuple(settings.values()), files=told, unread=tuple(unread))
+    return RunBenchmarks(settings=tuple(settings.values()), files=told, unread=tuple(unread))
 
 
 def read_served(folder: Path) -> tuple[list[Values], list[str]]:

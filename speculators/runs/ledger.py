@@ -39,7 +39,7 @@ LATER_POSITIONS = (
 
 
 @attrs.frozen(kw_only=True)
-class Entry:
+class LedgerEntry:
     """One number of the ledger.
 
     Attributes:
@@ -66,13 +66,13 @@ class Entry:
 
 
 @attrs.frozen(kw_only=True)
-class Line:
+class LedgerLine:
     """All that is known of one (suite, K, T)."""
 
     suite: str
     num_speculative_tokens: int
     temperature: float
-    entries: tuple[Entry, ...]
+    entries: tuple[LedgerEntry, ...]
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class Line:
 
 
 @attrs.frozen(kw_only=True)
-class Trained:
+class TrainedTau:
     """What training itself measured of the checkpoint that was exported.
 
     Attributes:
@@ -96,7 +96,7 @@ class Trained:
     step: int
 
 
-def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Sequence[Trained]) -> list[Line]:
+def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Sequence[TrainedTau]) -> list[LedgerLine]:
     """Returns the ledger of a run.
 
     Args:
@@ -121,7 +121,7 @@ def ledger(benches: Sequence[Values], served: Sequence[Values], trained: Sequenc
             entries += [_live(bench, setting)] if setting["live"] else []
         entries += [_served(pair, bench, setting) for held, pair in engines.items() if held[:3] == key]
         lines.append(
-            Line(suite=key[0], num_speculative_tokens=key[1], temperature=key[2], entries=tuple(entries)),
+            LedgerLine(suite=key[0], num_speculative_tokens=key[1], temperature=key[2], entries=tuple(entries)),
         )
     return lines
 
@@ -130,9 +130,9 @@ def _key(setting: Values) -> tuple[str, int, float]:
     return setting["suite"], setting["num_speculative_tokens"], setting["temperature"]
 
 
-def _predicted(bench: Values, setting: Values) -> Entry:
+def _predicted(bench: Values, setting: Values) -> LedgerEntry:
     exact = setting["exact"]
-    return Entry(
+    return LedgerEntry(
         kind=PREDICTED,
         source=_where(bench),
         tau=exact["tau"],
@@ -142,8 +142,8 @@ def _predicted(bench: Values, setting: Values) -> Entry:
     )
 
 
-def _trained(trained: Trained, setting: Values | None) -> Entry:
-    entry = Entry(
+def _trained(trained: TrainedTau, setting: Values | None) -> LedgerEntry:
+    entry = LedgerEntry(
         kind=TRAINED,
         source=f"update {trained.step}",
         tau=trained.tau,
@@ -156,10 +156,10 @@ def _trained(trained: Trained, setting: Values | None) -> Entry:
     return _judged(entry, setting["exact"]["tau"], _pair(setting["exact"]["tau_interval"]))
 
 
-def _live(bench: Values, setting: Values) -> Entry:
+def _live(bench: Values, setting: Values) -> LedgerEntry:
     live = setting["live"]
     agreement, acceptance = live["agreement"], live["acceptance"]
-    entry = Entry(
+    entry = LedgerEntry(
         kind=MEASURED,
         source=_where(bench),
         tau=acceptance["tau"],
@@ -178,10 +178,10 @@ def _live(bench: Values, setting: Values) -> Entry:
     )
 
 
-def _served(pair: tuple[Values, Values], bench: Values | None, setting: Values | None) -> Entry:
+def _served(pair: tuple[Values, Values], bench: Values | None, setting: Values | None) -> LedgerEntry:
     result, served = pair
     acceptance = served["acceptance"]
-    entry = Entry(
+    entry = LedgerEntry(
         kind=SERVED,
         source=f"{result['engine']} {result['version']}",
         tau=acceptance["tau"],
@@ -213,12 +213,12 @@ def _served(pair: tuple[Values, Values], bench: Values | None, setting: Values |
 
 
 def _judged(
-    entry: Entry,
+    entry: LedgerEntry,
     expected: float,
     interval: tuple[float, float] | None,
     served: Values | None = None,
     setting: Values | None = None,
-) -> Entry:
+) -> LedgerEntry:
     """Returns the entry compared with what is expected: within the interval, or within rounding."""
     low, high = interval or (expected, expected)
     low, high = min(low, expected * (1 - ROUNDING)), max(high, expected * (1 + ROUNDING))

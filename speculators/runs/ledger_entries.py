@@ -12,7 +12,7 @@ from speculators.errors import ArtifactError
 from speculators.files.whole import read_json
 from speculators.recipe.plan import read_plan
 from speculators.runs.benches import read_benches, read_served
-from speculators.runs.ledger import Line, Trained, ledger
+from speculators.runs.ledger import LedgerLine, TrainedTau, ledger
 from speculators.runs.log import read_events
 from speculators.runs.stages import SPECULATOR, TAU_AT, TRAINED
 
@@ -47,11 +47,11 @@ def ledger_of(run: Path) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: LedgerLine) -> dict[str, Any]:
     return attrs.asdict(line)
 
 
-def _trained(run: Path, plan: dict[str, Any]) -> list[Trained]:
+def _trained(run: Path, plan: dict[str, Any]) -> list[TrainedTau]:
     """Returns what training measured of the checkpoint that it chose: first suite and temperature.
 
     That is the number by which it was chosen, at the largest K, and of those that the same pass gave, the recipe's K.
@@ -65,7 +65,7 @@ def _trained(run: Path, plan: dict[str, Any]) -> list[Trained]:
             smaller = {name: tau for name, tau in event["metrics"].items() if name.startswith(TAU_AT)}
             taus |= {int(name.removeprefix(TAU_AT)): tau for name, tau in smaller.items()}
     return [
-        Trained(
+        TrainedTau(
             suite=section["suites"][0]["name"],
             num_speculative_tokens=k,
             temperature=section["temperature"][0],

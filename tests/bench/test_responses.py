@@ -7,7 +7,7 @@ import torch
 from toys import greedy_response
 
 from speculators.bench.responses import capture_rows, own_rows, respond, sample_rows
-from speculators.bench.rows import Response, Row
+from speculators.bench.rows import JudgedResponse, Response
 from speculators.bench.suites import Prompt
 from speculators.data.conversations import Message
 from speculators.data.template import ChatTemplate
@@ -105,7 +105,7 @@ def test_an_answer_of_another_model_is_replaced_by_the_verifiers_own_and_marked(
 
 def _row(length):
     response = Response(id="", category="", tokens=(1,) * (3 + length), prompt_length=3)
-    return Row(response=response, hidden_states=torch.empty(3 + length, 0), log_p=None, cut=0)
+    return JudgedResponse(response=response, hidden_states=torch.empty(3 + length, 0), log_p=None, cut=0)
 
 
 def test_the_live_sample_is_spread_over_the_suite_and_skips_what_has_no_round():

@@ -12,7 +12,7 @@ from toys import greedy_response
 from transformers import AutoModelForCausalLM
 
 from speculators.bench.replay import replay
-from speculators.bench.rows import Response, Row, judge
+from speculators.bench.rows import JudgedResponse, Response, judge
 from speculators.bench.walk import greedy_rounds
 from speculators.decoding.baselines import WITHOUT_MODEL, make_baseline
 from speculators.decoding.loop import decode
@@ -52,7 +52,7 @@ def baseline(request, verifier, smaller, hybrid, tiny_verifier):
     return make_baseline(f"draft_model:{source}", verifier)
 
 
-def rows_of(verifier, temperature=0.0) -> list[Row]:
+def rows_of(verifier, temperature=0.0) -> list[JudgedResponse]:
     head = load_head(verifier.folder, verifier.facts)
     rows = []
     for index, prompt in enumerate(PROMPTS):

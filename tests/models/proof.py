@@ -11,7 +11,7 @@ import torch
 from toys import fit_p_value
 
 from speculators.bench.replay import replay
-from speculators.bench.rows import Response, Row, judge
+from speculators.bench.rows import JudgedResponse, Response, judge
 from speculators.bench.walk import greedy_rounds
 from speculators.decoding.loop import Decoded, decode
 from speculators.decoding.target import CachedVerifier
@@ -121,7 +121,7 @@ def check_saved_is_the_same(world: World, model, folder: Path) -> SpeculatorMode
     return loaded
 
 
-def judged(world: World, which, temperature=0.0, layer_ids=LAYER_IDS) -> list[Row]:
+def judged(world: World, which, temperature=0.0, layer_ids=LAYER_IDS) -> list[JudgedResponse]:
     """The verifier's own responses to some of the prompts, as replay takes them."""
     head = load_head(world.folder, world.engine.facts)
     rows = []
@@ -147,7 +147,7 @@ def accepted_share(world: World, model, which, k: int = K) -> float:
     return accepted / drafted
 
 
-def live(world: World, model, row: Row, *, num_tokens: int) -> Decoded:
+def live(world: World, model, row: JudgedResponse, *, num_tokens: int) -> Decoded:
     """Decodes one prompt greedily with the model's own drafter."""
     drafter = model.draft()
     return decode(

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from speculators.bench.referee import TOO_FEW
-from speculators.runs.ledger import MEASURED, PREDICTED, SERVED, TRAINED, Trained, ledger
+from speculators.runs.ledger import MEASURED, PREDICTED, SERVED, TRAINED, TrainedTau, ledger
 
 IDS = [str(number) for number in range(20)]
 # Prompts of different lengths and different acceptance: 2 tokens a round on the whole.
@@ -74,7 +74,7 @@ def _entry(lines, kind):
 
 def test_a_run_that_is_served_as_predicted_raises_no_alarm():
     """All four numbers of one setting, each with its definition; what was asked again stands once, by engine."""
-    trained = Trained(suite="mine", num_speculative_tokens=3, temperature=0.0, tau=_tau(BY_PROMPT), step=9)
+    trained = TrainedTau(suite="mine", num_speculative_tokens=3, temperature=0.0, tau=_tau(BY_PROMPT), step=9)
     served = [_served(_rounds(1.3)), _served(_rounds(1.0)), _served(_rounds(1.0), version="2")]
     lines = ledger([_bench()], served, [trained])
     (line,) = lines
@@ -142,7 +142,8 @@ def test_training_is_filed_under_each_k_that_it_measured():
     """The largest K by which it chose, and those of the same pass; one without a benchmark is not compared."""
     numbers = {1: 1.5, 2: 1.7, 3: _tau(BY_PROMPT)}
     trained = [
-        Trained(suite="mine", num_speculative_tokens=k, temperature=0.0, tau=tau, step=9) for k, tau in numbers.items()
+        TrainedTau(suite="mine", num_speculative_tokens=k, temperature=0.0, tau=tau, step=9)
+        for k, tau in numbers.items()
     ]
     lines = ledger([_bench()], [], trained)
     found = {line.num_speculative_tokens: line.entries[0] for line in lines}
@@ -164,7 +165,7 @@ def test_gaps_of_live_and_of_training_are_alarms_too():
     """The referee's own gap, and an export that is not what was trained."""
     wrong = _bench()
     wrong["settings"][0]["live"]["agreement"]["gap"] = "prompt 3, round 0"
-    trained = Trained(suite="mine", num_speculative_tokens=3, temperature=0.0, tau=3.0, step=9)
+    trained = TrainedTau(suite="mine", num_speculative_tokens=3, temperature=0.0, tau=3.0, step=9)
     (line,) = ledger([wrong], [], [trained])
     first, second = line.alarms
     assert "predicted in training (update 9): 3.000 where" in first

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from speculators.cost.history import _costs_of_run
 from speculators.runs.log import stage_seconds
 from speculators.runs.places import Places
 from speculators.runs.records import Record
-from speculators.cost.history import _costs_of_run
 
 
 def stage(time: float, name: str, status: str, seconds: float = 0.0) -> dict[str, Any]:
