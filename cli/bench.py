@@ -181,8 +181,8 @@ def _decoding(options: argparse.Namespace) -> dict[str, Any]:
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Returns `[benchmark]` of the run's own plan with what the command line replaces."""
+    from speculators.recipe.input_sections import is_file_path
     from speculators.recipe.schema import BenchmarkSection, Suite
-    from speculators.recipe.sources import is_file_path
     from speculators.structure.converter import structure
 
     values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]

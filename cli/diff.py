@@ -15,7 +15,7 @@ from speculators.diff.side import Side
 from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
-from speculators.recipe.locks import facts_of_run, shipped_facts
+from speculators.recipe.lock_check import facts_of_run, shipped_facts
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
 

@@ -9,7 +9,7 @@ import attrs
 
 from speculators.errors import RecipeError
 from speculators.facts import VerifierFacts
-from speculators.recipe.sources import VerifierSection
+from speculators.recipe.input_sections import VerifierSection
 from speculators.structure.converter import structure
 
 from .common import print_json

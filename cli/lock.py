@@ -12,7 +12,7 @@ from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Lock
-from speculators.recipe.locks import Checked, check_run, check_shipped, locked, read_locks, write_locks
+from speculators.recipe.lock_check import LockCheck, check_run, check_shipped, lock_of_recipe, read_locks, write_locks
 from speculators.registry import near_miss
 
 from .common import add_verifier_config, print_json
@@ -52,7 +52,7 @@ def _check(names: list[str], options: argparse.Namespace) -> int:
     return 1 if any(each.problems for each in found) else 0
 
 
-def _check_one(name: str, held: dict[str, object]) -> Checked:
+def _check_one(name: str, held: dict[str, object]) -> LockCheck:
     if name in recipe_names():
         return check_shipped(name, held)
     if not Path(name).is_dir():
@@ -61,7 +61,7 @@ def _check_one(name: str, held: dict[str, object]) -> Checked:
     return _with_verifier(check_run(Path(name)), Path(name))
 
 
-def _with_verifier(told: Checked, folder: Path) -> Checked:
+def _with_verifier(told: LockCheck, folder: Path) -> LockCheck:
     """Adds whether the verifier's files have their hashes, if it is on this machine: nothing is fetched to check."""
     from speculators.verifier.sources import held_folder, verifier_files
 
@@ -84,12 +84,12 @@ def _write(names: list[str], options: argparse.Namespace) -> int:
         model = load_recipe(name).verifier.model
         if given or model not in held["verifiers"]:
             held["verifiers"][model] = (given or _fetch(name)).to_dict()
-        held["recipes"][name] = locked(name, VerifierFacts(held["verifiers"][model]))
+        held["recipes"][name] = lock_of_recipe(name, VerifierFacts(held["verifiers"][model]))
     file = write_locks(held)
     if options.json:
         print_json({"file": str(file), "recipes": names})
     elif not options.quiet:
-        print(f"{file}: {len(names)} recipes locked")
+        print(f"{file}: {len(names)} recipes lock_of_recipe")
     return 0
 
 

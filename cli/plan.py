@@ -9,7 +9,7 @@ from typing import Any
 
 from speculators.errors import Problem, RecipeError, VerifierError
 from speculators.facts import VerifierFacts
-from speculators.recipe.locks import contradictions, shipped_facts
+from speculators.recipe.lock_check import contradictions, shipped_facts
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 

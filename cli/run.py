@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from speculators.recipe.expect import expect_lines, held_against
+from speculators.recipe.expect import band_lines, compare_bands
 
 from .common import add_recipe, count, load_checked, print_json
 
@@ -41,14 +41,14 @@ def run(options: argparse.Namespace) -> int:
         stop(world)
     if not world.is_main:
         return 0
-    held = held_against(recipe.expect, outcome.bench["settings"]) if outcome.bench else []
+    held = compare_bands(recipe.expect, outcome.bench["settings"]) if outcome.bench else []
     if options.json:
         seconds = round(outcome.seconds, 1)
         print_json({"run": str(outcome.folder), "seconds": seconds, "bench": outcome.bench, "expect": held})
         return _code(outcome.bench)
     if outcome.bench is not None:
         console().print(bench_tables(outcome.bench))
-    for line in expect_lines(held):
+    for line in band_lines(held):
         console().print(line, markup=False)
     words = f"\n{outcome.folder}: {duration(outcome.seconds)}, peak memory {outcome.peak_memory_gb:.2f} GB"
     console().print(words, style="note", markup=False)

@@ -24,7 +24,7 @@ from speculators.data.capture import StateWriter, fill
 from speculators.data.prefetch import Prefetcher
 from speculators.data.prepare import prepare
 from speculators.data.store import StoreLayout
-from speculators.recipe.sources import DataSection, Source
+from speculators.recipe.input_sections import DataSection, DataSource
 from speculators.verifier.tiny import make_byte_tokenizer
 
 VOCAB, AUX_WIDTH, WIDTH = 320, 384, 128
@@ -50,7 +50,7 @@ def measure(number: int, folder: Path) -> dict[str, float]:
     """Returns what one process needs for so many conversations."""
     start, at_start = time.perf_counter(), memory("VmRSS")
     write_conversations(folder / "rows.jsonl", number)
-    section = DataSection(sources=(Source(path="./rows.jsonl"),))
+    section = DataSection(sources=(DataSource(path="./rows.jsonl"),))
     tokenizer = make_byte_tokenizer(VOCAB)
     conversations = prepare(section, folder=folder / "rows", tokenizer=tokenizer, vocab_size=VOCAB, base=folder)
     layout = StoreLayout(

@@ -13,8 +13,8 @@ from speculators.data.conversations import Message, parse, read_source
 from speculators.errors import DataError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.fingerprint import fingerprint
+from speculators.recipe.input_sections import DataSource, is_file_path
 from speculators.recipe.schema import Suite
-from speculators.recipe.sources import Source, is_file_path
 from speculators.registry import near_miss
 
 LAYOUTS = (
@@ -74,7 +74,7 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return fingerprint({"prompts": [attrs.asdict(prompt) for prompt in prompts]})
 
 
-def _locate(suite: Suite) -> Source:
+def _locate(suite: Suite) -> DataSource:
     if suite.path is None and suite.name not in suite_names():
         hint = near_miss(suite.name, suite_names()) or f"there are: {', '.join(suite_names())}; one's own needs a path"
         raise DataError(f"no suite {suite.name!r}", hint=hint)
@@ -82,7 +82,7 @@ def _locate(suite: Suite) -> Source:
     path = str(held.path)
     if is_file_path(path):
         path = str(Path(path).expanduser())
-    return Source(path=path, split=held.split, take=held.take)
+    return DataSource(path=path, split=held.split, take=held.take)
 
 
 def _rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ import attrs
 
 from speculators.errors import DataError
 from speculators.files.whole import file_sha256
-from speculators.recipe.sources import Source
+from speculators.recipe.input_sections import DataSource
 
 NO_MESSAGES = "no messages"
 NO_ANSWER = "no assistant turn"
@@ -90,7 +90,7 @@ def _message(turn: Any) -> Message | str:
     return Message(ROLES[role], content) if content.strip() else "an empty message"
 
 
-def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator[Conversation]:
+def stream_source(source: DataSource, base: Path, skipped: Counter[str]) -> Iterator[Conversation]:
     """Yields the usable conversations among the first `source.take` rows of the split; counts the others.
 
     Args:
@@ -117,7 +117,7 @@ def stream_source(source: Source, base: Path, skipped: Counter[str]) -> Iterator
         raise DataError(f"{source.path}: none of its {reasons.total()} rows can be used: {told(reasons)}", hint=LAYOUT)
 
 
-def source_rows(source: Source, base: Path) -> Iterator[tuple[int, Any]]:
+def source_rows(source: DataSource, base: Path) -> Iterator[tuple[int, Any]]:
     """Returns (line or row number, row) of the first `take` rows of the split. Raises as `stream_source` does."""
     path = base / Path(source.path).expanduser()
     is_file = _reads_file(source, path)
@@ -126,20 +126,20 @@ def source_rows(source: Source, base: Path) -> Iterator[tuple[int, Any]]:
     return itertools.islice(jsonl_rows(source, path) if is_file else _dataset_rows(source, path), source.take)
 
 
-def source_stem(source: Source, base: Path) -> str:
+def source_stem(source: DataSource, base: Path) -> str:
     """Returns what a source's rows without an id are called after: `source_stem:number`."""
     path = base / Path(source.path).expanduser()
     return path.stem if _reads_file(source, path) else path.name
 
 
-def _reads_file(source: Source, path: Path) -> bool:
+def _reads_file(source: DataSource, path: Path) -> bool:
     return path.is_file() or (source.is_file and not path.is_dir())
 
 
 LAYOUT = 'a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
 
-def read_source(source: Source, base: Path) -> tuple[list[Conversation], Counter[str]]:
+def read_source(source: DataSource, base: Path) -> tuple[list[Conversation], Counter[str]]:
     """Returns all usable conversations of a source and the counts of the others; for small sources."""
     skipped: Counter[str] = Counter()
     return list(stream_source(source, base, skipped)), skipped
@@ -151,7 +151,7 @@ def told(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in largest_first)
 
 
-def jsonl_rows(source: Source, path: Path) -> Iterator[tuple[int, Any]]:
+def jsonl_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line number, row) of the lines of the split; a line that is not JSON is the row None.
 
     Raises:
@@ -184,7 +184,7 @@ def _json(line: bytes) -> Any:
         return None
 
 
-def _check_file(source: Source, path: Path) -> None:
+def _check_file(source: DataSource, path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file", hint="a relative path starts from the recipe's folder")
     with path.open("rb") as file:
@@ -197,7 +197,7 @@ def _check_file(source: Source, path: Path) -> None:
         raise DataError(f"{path}: its sha256 is {found}, the recipe says {source.sha256}")
 
 
-def _dataset_rows(source: Source, path: Path) -> Iterator[tuple[int, Any]]:
+def _dataset_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (row number, row) of a data set that the `datasets` library loads, by hub id or from a local folder."""
     try:
         import datasets

@@ -17,7 +17,7 @@ from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_L
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.files.whole import FORMAT, MANIFEST, file_sha256, whole_folder, write_json, write_whole
-from speculators.recipe.sources import DataSection
+from speculators.recipe.input_sections import DataSection
 
 ROWS_PER_REPORT = 100
 MENDS = {

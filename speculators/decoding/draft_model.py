@@ -15,7 +15,7 @@ from speculators.decoding.cache import Mark, check_continues, is_recurrent, mark
 from speculators.drafter import Proposal, chain
 from speculators.errors import RecipeError, VerifierError
 from speculators.events import Progress, ignore
-from speculators.recipe.sources import VerifierSection
+from speculators.recipe.input_sections import VerifierSection
 from speculators.structure.converter import structure
 from speculators.verifier.capture import cache_name
 from speculators.verifier.engine import Engine

@@ -11,7 +11,7 @@ import attrs
 from speculators.config import CONFIGS
 from speculators.diff.consequence import consequence
 from speculators.diff.side import Side
-from speculators.recipe.relocate import differing_inputs
+from speculators.recipe.lock_check import differing_inputs
 from speculators.recipe.values import defaults
 
 # What a recipe is called, what it is for, how it is held to its word and who is told: no part of what it does.

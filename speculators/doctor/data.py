@@ -22,10 +22,10 @@ from speculators.inspection.inspect import Wish, look
 from speculators.inspection.survey import raw_rows
 from speculators.inspection.view import ERROR, WARNING, DataView
 from speculators.pipeline.regenerate import answers_path, is_whole
+from speculators.recipe.input_sections import DataSource
+from speculators.recipe.lock_check import relocate
 from speculators.recipe.plan import make_plan
-from speculators.recipe.relocate import relocate
 from speculators.recipe.schema import Recipe
-from speculators.recipe.sources import Source
 from speculators.runs.places import Places
 from speculators.runs.stages import MADE, made
 from speculators.verifier.tokens import load_tokenizer
@@ -144,7 +144,7 @@ def _sources(recipe: Recipe, places: Places, key: str) -> Iterator[Conversation]
     sources = recipe.data.sources
     if recipe.data.regenerate is not None:
         file = answers_path(places.cache, key)
-        sources = (Source(path=str(file)),) if is_whole(file) else ()
+        sources = (DataSource(path=str(file)),) if is_whole(file) else ()
     for row in raw_rows(sources, Path()):
         if not isinstance(row.conversation, str):
             yield row.conversation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from speculators.errors import VerifierError
-from speculators.recipe.sources import VerifierSection
+from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import hub
 from speculators.verifier.sources import held_folder
 

@@ -26,9 +26,9 @@ from speculators.pipeline.context import Context
 from speculators.pipeline.inputs import conversations, held_out
 from speculators.pipeline.regenerate import LeftOut, answers_file, is_whole, stream_prompts
 from speculators.pipeline.run import make_context
+from speculators.recipe.input_sections import DataSource
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
-from speculators.recipe.sources import Source
 from speculators.registry import near_miss
 from speculators.runs.places import Places
 from speculators.runs.stages import is_prepared
@@ -127,11 +127,11 @@ def _waits(context: Context) -> bool:
 
 
 def _raw(context: Context, waiting: bool) -> Iterator[RawRow]:
-    sources: Sequence[Source] = context.recipe.data.sources
+    sources: Sequence[DataSource] = context.recipe.data.sources
     if context.recipe.data.regenerate is None:
         yield from raw_rows(sources, Path())
     elif not waiting and is_whole(file := answers_file(context)):
-        yield from raw_rows([Source(path=str(file))], Path())
+        yield from raw_rows([DataSource(path=str(file))], Path())
     else:
         for source in sources:
             for place, row in stream_prompts(source, LeftOut()):

@@ -12,7 +12,7 @@ import attrs
 from speculators.data.conversations import Conversation, parse, prompt_key, source_rows, source_stem
 from speculators.data.leakage import MAX_OVERLAP, Guard, HeldOut
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.recipe.sources import Source
+from speculators.recipe.input_sections import DataSource
 
 EXAMPLES = 3
 ROWS_PER_REPORT = 1000
@@ -38,7 +38,7 @@ class RawRow:
     conversation: Conversation | str
 
 
-def raw_rows(sources: Iterable[Source], base: Path) -> Iterator[RawRow]:
+def raw_rows(sources: Iterable[DataSource], base: Path) -> Iterator[RawRow]:
     """Yields the rows of all sources, in order; raises DataError where one cannot be read."""
     for source in sources:
         stem = source_stem(source, base)

@@ -17,8 +17,8 @@ from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
+from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.schema import BenchmarkSection
-from speculators.recipe.sources import VerifierSection
 from speculators.structure.converter import structure
 from speculators.structure.faults import Invalid
 from speculators.verifier.engine import Engine

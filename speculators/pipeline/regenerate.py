@@ -19,8 +19,8 @@ from speculators.errors import DataError, Problem, RecipeError
 from speculators.events import Listen, Progress, WarningEvent
 from speculators.files.whole import disk_errors, file_sha256, read_json, write_json, write_whole
 from speculators.pipeline.context import Context
+from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
 from speculators.recipe.schema import Recipe
-from speculators.recipe.sources import DataSection, Regenerate, Source
 from speculators.servers.answers import Answer, ServedAnswers
 from speculators.servers.endpoint import Endpoint
 from speculators.servers.states import Served
@@ -62,7 +62,7 @@ def regenerated(context: Context) -> DataSection:
             context.tell(WarningEvent(message=words))
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
         write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.tell)
-    return attrs.evolve(data, sources=(Source(path=str(file)),), regenerate=None)
+    return attrs.evolve(data, sources=(DataSource(path=str(file)),), regenerate=None)
 
 
 def answers_file(context: Context) -> Path:
@@ -108,12 +108,12 @@ class LeftOut:
         return found
 
 
-def read_prompts(source: Source, left_out: LeftOut) -> list[dict[str, Any]]:
+def read_prompts(source: DataSource, left_out: LeftOut) -> list[dict[str, Any]]:
     """Returns the rows of `stream_prompts`."""
     return [row for _, row in stream_prompts(source, left_out)]
 
 
-def stream_prompts(source: Source, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Any]]]:
+def stream_prompts(source: DataSource, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (place, row) with messages up to the first user turn's end; answers that are there are dropped.
 
     Args:
@@ -273,7 +273,7 @@ def regenerate_file(
     """
     settings = recipe.data.regenerate or Regenerate()
     left_out = LeftOut()
-    rows = read_prompts(Source(path=str(prompts.resolve())), left_out)
+    rows = read_prompts(DataSource(path=str(prompts.resolve())), left_out)
     for words in left_out.words():
         progress(WarningEvent(message=words))
     section = recipe.verifier

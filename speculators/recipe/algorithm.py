@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speculators.config import CONFIGS
+import attrs
+
+from speculators.config import CONFIGS, SpeculatorModelConfig
 from speculators.errors import RegistryError
-from speculators.recipe.schema import AlgorithmSection
 from speculators.registry import near_miss
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.faults import Fault, Invalid, wrong
@@ -41,6 +42,20 @@ def _file(module: str) -> str:
     """Returns what was imported under that name."""
     spec = sys.modules[module].__spec__
     return f"{module} of {spec.origin}" if spec is not None and spec.origin else module
+
+
+@attrs.frozen(kw_only=True)
+class AlgorithmSection:
+    """`[algorithm]`: a registered name, and the fields of the config registered under it as the other keys.
+
+    Attributes:
+        name: of the algorithm, as `spec ls` lists them or the plug-in registers it.
+        module: a plug-in that registers the algorithm when imported.
+    """
+
+    name: str
+    module: str | None = None
+    config: SpeculatorModelConfig
 
 
 @CONVERTER.register_structure_hook

@@ -9,8 +9,8 @@ import attrs
 import tomli
 
 from speculators.errors import Problem, RecipeError
+from speculators.recipe.input_sections import is_file_path
 from speculators.recipe.schema import Suite
-from speculators.recipe.sources import is_file_path
 from speculators.registry import near_miss
 
 

@@ -11,8 +11,8 @@ from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config, wrong_values
 from speculators.recipe.expect import band_key, setting_key
+from speculators.recipe.input_sections import is_file_path
 from speculators.recipe.schema import Recipe
-from speculators.recipe.sources import is_file_path
 from speculators.registry import near_miss
 
 

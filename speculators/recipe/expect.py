@@ -27,7 +27,7 @@ def band_key(written: str) -> str:
     return setting_key(found[1], int(found[2]), float(found[3])) if found else written
 
 
-def held_against(expect: Mapping[str, Expect], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def compare_bands(expect: Mapping[str, Expect], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns each band with the acceptance length that was measured and where it lies.
 
     Args:
@@ -52,7 +52,7 @@ def held_against(expect: Mapping[str, Expect], settings: Sequence[Mapping[str, A
     return rows
 
 
-def expect_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def band_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns one line a band in words."""
     lines = []
     for row in rows:

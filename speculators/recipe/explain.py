@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from speculators.recipe.schema import AlgorithmSection, Recipe
+from speculators.recipe.algorithm import AlgorithmSection
+from speculators.recipe.schema import Recipe
 from speculators.recipe.values import as_tables, flatten, leaves
 from speculators.structure.origin import Origin, Part, comment_at, path_text
 

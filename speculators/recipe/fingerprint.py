@@ -13,8 +13,8 @@ import attrs
 
 from speculators.files.whole import file_sha256
 from speculators.recipe.catalog import resolved_suite
+from speculators.recipe.input_sections import DataSource, VerifierSection
 from speculators.recipe.schema import Suite
-from speculators.recipe.sources import Source, VerifierSection
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -39,7 +39,7 @@ def verifier_identity(section: VerifierSection) -> dict[str, Any]:
     return {**identity, "trust_remote_code": section.trust_remote_code}
 
 
-def source_identity(source: Source) -> dict[str, Any]:
+def source_identity(source: DataSource) -> dict[str, Any]:
     """Returns what determines the conversations of a source."""
     chosen = {"split": source.split, "take": source.take}
     if source.is_file:
@@ -50,7 +50,7 @@ def source_identity(source: Source) -> dict[str, Any]:
 def suite_identity(suite: Suite) -> dict[str, Any]:
     """Returns what determines the prompts of a suite."""
     whole = resolved_suite(suite)
-    return source_identity(Source(path=str(whole.path), split=whole.split, take=whole.take))
+    return source_identity(DataSource(path=str(whole.path), split=whole.split, take=whole.take))
 
 
 def checkpoint_identity(folder: Path) -> dict[str, Any]:

@@ -14,15 +14,12 @@ from speculators.errors import Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.catalog import recipe_path, recipes_folder
 from speculators.recipe.document import Layer, holds, locate, merge, read_layers
-from speculators.recipe.migrate import MIGRATIONS, migrate
+from speculators.recipe.input_sections import is_file_path
 from speculators.recipe.schema import Recipe
-from speculators.recipe.sources import is_file_path
 from speculators.recipe.values import PLACES, as_tables, known_paths, leaves
 from speculators.structure.converter import structure, to_problem
 from speculators.structure.faults import Invalid
 from speculators.structure.origin import Origin, path_text
-
-__all__ = ["MIGRATIONS", "load_recipe", "migrate", "origins"]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -47,11 +44,6 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         problems.sort(key=lambda problem: (problem.file or "", problem.line or 0))
         raise RecipeError([_point_elsewhere(problem, data) for problem in problems])
     return _anchored(attrs.evolve(recipe, file=path), layers)
-
-
-def origins(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, str]:
-    """Returns where each value came from: "file:line", "extends file:line", "--set" or "default"."""
-    return {path: str(origin) for path, origin in load_recipe(name_or_path, overrides).origins.items()}
 
 
 def _import_module(data: Mapping[str, Any], layers: Sequence[Layer]) -> list[Problem]:

@@ -11,8 +11,8 @@ import attrs
 
 from speculators.errors import LockError, Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
+from speculators.recipe.document import migrate
 from speculators.recipe.fingerprint import fingerprint
-from speculators.recipe.migrate import migrate
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import leaves
 from speculators.structure.converter import structure
@@ -200,9 +200,15 @@ class Difference:
 
     key: str
     locked: Any
-    here: Any
+    current: Any
     matters: bool
     why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values under the keys that reproduction.json has had from the start."""
+        values = attrs.asdict(self)
+        values["here"] = values.pop("current")
+        return values
 
 
 # Why each kind of difference can change bits of the result. What is not here cannot, or is decided by code.sources.
@@ -230,7 +236,7 @@ def differences(locked: Environment, here: Environment) -> list[Difference]:
         before, after = one.get(key), other.get(key)
         if before != after:
             matters, why = _weigh(key, before, after)
-            found.append(Difference(key=key, locked=before, here=after, matters=matters, why=why))
+            found.append(Difference(key=key, locked=before, current=after, matters=matters, why=why))
     return found
 
 

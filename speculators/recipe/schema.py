@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 from attrs import field
 
-from speculators.config import SpeculatorModelConfig, few, positive
+from speculators.config import few, positive
 from speculators.errors import Problem
-from speculators.recipe.sources import DataSection, VerifierSection
-from speculators.recipe.tracking import TrackingSection
+from speculators.recipe.algorithm import AlgorithmSection
+from speculators.recipe.input_sections import DataSection, VerifierSection
 from speculators.structure import validators
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.origin import Origin
@@ -27,24 +27,12 @@ from speculators.structure.validators import (
     one_of,
 )
 
+SINKS = ("tensorboard", "wandb", "mlflow")
+
 
 def _band(_: object, __: attrs.Attribute[Any], value: tuple[float, float]) -> None:
     if not 1 <= value[0] <= value[1]:
         raise ValueError(f"must be [low, high] with 1 <= low <= high, got {list(value)}")
-
-
-@attrs.frozen(kw_only=True)
-class AlgorithmSection:
-    """`[algorithm]`: a registered name, and the fields of the config registered under it as the other keys.
-
-    Attributes:
-        name: of the algorithm, as `spec ls` lists them or the plug-in registers it.
-        module: a plug-in that registers the algorithm when imported.
-    """
-
-    name: str
-    module: str | None = None
-    config: SpeculatorModelConfig
 
 
 @attrs.frozen(kw_only=True)
@@ -207,6 +195,25 @@ class Expect:
 
     tau: tuple[float, float] = field(validator=_band)
     source: str = field(validator=not_empty)
+
+
+@attrs.frozen(kw_only=True)
+class TrackingSection:
+    """`[tracking]`.
+
+    Attributes:
+        sinks: what gets loss and acceptance besides `events.jsonl`, which is always written; each is an optional
+            extra of the same name.
+    """
+
+    sinks: tuple[str, ...] = field(default=())
+
+    @sinks.validator
+    def _known_and_distinct(self, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+        for sink in value:
+            one_of(*SINKS)(self, attribute, sink)
+        if len(set(value)) != len(value):
+            raise ValueError(f"must hold distinct values, got {list(value)}")
 
 
 @attrs.frozen(kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from speculators.config import SpeculatorModelConfig
-from speculators.recipe.schema import AlgorithmSection, Recipe
+from speculators.recipe.algorithm import AlgorithmSection
+from speculators.recipe.schema import Recipe
 from speculators.structure.origin import Part, path_text
 
 # Fields of Recipe that say where it was written: not keys of the file.

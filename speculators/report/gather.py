@@ -10,7 +10,7 @@ from speculators.diff.measured import points, with_records
 from speculators.diff.side import Side
 from speculators.errors import ArtifactError
 from speculators.files.whole import read_json
-from speculators.recipe.expect import expect_lines, held_against
+from speculators.recipe.expect import band_lines, compare_bands
 from speculators.recipe.plan import read_plan
 from speculators.recipe.schema import Expect
 from speculators.recipe.values import flatten_tables
@@ -193,7 +193,7 @@ def _derived(plan: Values | None) -> dict[str, str]:
 def _expect(recipe: Values | None, settings: Sequence[Values]) -> list[str]:
     bands: Mapping[str, Values] = recipe["expect"] if recipe else {}
     expect = {name: Expect(tau=tuple(band["tau"]), source=band["source"]) for name, band in bands.items()}
-    return expect_lines(held_against(expect, settings))
+    return band_lines(compare_bands(expect, settings))
 
 
 def _diff(a: Path, b: Path, names: Mapping[str, str]) -> Values:

@@ -18,8 +18,8 @@ from speculators.files.whole import disk_errors, read_json, write_json
 from speculators.pipeline.locking import environment_here
 from speculators.pipeline.run import run_recipe
 from speculators.recipe.lock import Difference, Environment, Lock, differences
+from speculators.recipe.lock_check import MissingFile, differing_inputs, relocate
 from speculators.recipe.plan import Plan, make_plan
-from speculators.recipe.relocate import Lost, differing_inputs, relocate
 from speculators.recipe.schema import Recipe
 from speculators.reproduce.findings import DIFFERS, SAME, UNKNOWN, WITHIN, Finding
 from speculators.reproduce.outputs import Sides, compare
@@ -93,7 +93,7 @@ class Reproduction:
             "unverified": self.unverified,
             "promise": self.promise,
             "tolerance": self.tolerance,
-            "environment": [attrs.asdict(each) for each in self.environment],
+            "environment": [each.to_json() for each in self.environment],
             "findings": [attrs.asdict(each) for each in self.findings],
             "first": None if self.first is None else attrs.asdict(self.first),
         }
@@ -173,7 +173,7 @@ def _inputs(run: Path, lock: Lock, tolerance: float | None) -> tuple[Recipe, lis
     return recipe, findings
 
 
-def _lost(each: Lost) -> Finding:
+def _lost(each: MissingFile) -> Finding:
     return Finding(
         stage=each.stage,
         check="content",
@@ -181,7 +181,7 @@ def _lost(each: Lost) -> Finding:
         evidence=str(each),
         what=each.key,
         recorded=each.locked,
-        again=each.found,
+        again=each.current,
     )
 
 

@@ -11,7 +11,7 @@ from speculators.events import Progress, ignore
 from speculators.facts import VerifierFacts
 from speculators.files.once import MANIFEST, cache_folder, is_intact, make_once
 from speculators.files.whole import file_sha256
-from speculators.recipe.sources import VerifierSection
+from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import gguf, hub
 from speculators.verifier.wheel import WheelSource, fetch
 

@@ -13,8 +13,8 @@ from speculators.bench.suites import load_suite
 from speculators.data.conversations import Conversation, Message
 from speculators.errors import DataError
 from speculators.recipe.catalog import suite_names, suites_folder
+from speculators.recipe.input_sections import DataSource
 from speculators.recipe.schema import Suite
-from speculators.recipe.sources import Source
 
 MESSAGES = [
     {
@@ -87,8 +87,8 @@ def test_a_suite_of_the_catalogue_may_be_a_data_set_of_the_hub(tmp_path, monkeyp
     assert [prompt.answer for prompt in load_suite(Suite(name="hub"))] == ["Hello."]
     load_suite(Suite(name="hub", split="train", take=2))
     assert asked == [
-        Source(path="owner/questions", split="test", take=7),
-        Source(path="owner/questions", split="train", take=2),
+        DataSource(path="owner/questions", split="test", take=7),
+        DataSource(path="owner/questions", split="train", take=2),
     ]
 
 

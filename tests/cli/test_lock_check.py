@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import Spec
 
-from speculators.recipe import catalog, locks
+from speculators.recipe import catalog, lock_check
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def spec(tmp_path: Path) -> Spec:
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the shipped recipes in their place, to change."""
     folder = Path(shutil.copytree(catalog.recipes_folder(), tmp_path / "recipes"))
-    for module in ("catalog", "load", "locks", "relocate"):
+    for module in ("catalog", "load", "lock_check"):
         monkeypatch.setattr(f"speculators.recipe.{module}.recipes_folder", lambda: folder)
     return folder
 
@@ -65,7 +65,7 @@ def test_a_wanted_change_is_locked_anew(spec: Spec, recipes: Path) -> None:
     # What extends it changed with it, and is not locked anew by the way.
     assert spec("lock", "--check", "quickstart_mtp", "smoke").code == 1
     assert spec("lock", "--check", "smoke").code == 0
-    assert json.loads((recipes / locks.NAME).read_text())["recipes"]["quickstart"]["inputs"]["train"]["seed"] == 7
+    assert json.loads((recipes / lock_check.NAME).read_text())["recipes"]["quickstart"]["inputs"]["train"]["seed"] == 7
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import attrs
 import torch
 
 from speculators.data.conversations import Conversation, Message
-from speculators.recipe.sources import DataSection, Source
+from speculators.recipe.input_sections import DataSection, DataSource
 
 VOCAB = 320
 WORDS = ["the", "rain", "in", "spain", "stays", "on", "a", "plain", "and", "then", "it", "goes", "to", "town", "again"]
@@ -34,7 +34,7 @@ def some_rows(count: int) -> list[dict]:
 
 def section(path: Path, **keys) -> DataSection:
     """A data section with one source."""
-    return DataSection(sources=(Source(path=str(path)),), **keys)
+    return DataSection(sources=(DataSource(path=str(path)),), **keys)
 
 
 def fake_capture(rows: list[torch.Tensor]):

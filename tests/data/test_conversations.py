@@ -11,11 +11,11 @@ from data_toys import row, talk
 
 from speculators.data.conversations import parse, prompt_key, read_source, stream_source
 from speculators.errors import DataError
-from speculators.recipe.sources import Source
+from speculators.recipe.input_sections import DataSource
 
 
 def read(path, base, **keys):
-    return read_source(Source(path=str(path), **keys), base)
+    return read_source(DataSource(path=str(path), **keys), base)
 
 
 def test_both_layouts_give_the_same_conversation(jsonl, tmp_path):
@@ -147,7 +147,7 @@ def test_rows_stream(jsonl, tmp_path):
     """Rows are read as they are asked for: a bad row further down is not seen before it is reached."""
     skipped: Counter[str] = Counter()
     path = jsonl([row("1", "a"), {"bad": 1}])
-    stream = stream_source(Source(path=str(path)), tmp_path, skipped)
+    stream = stream_source(DataSource(path=str(path)), tmp_path, skipped)
     assert next(stream).prompt == "1"
     assert not skipped
     assert list(stream) == []

@@ -14,7 +14,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.prepare import losses, prepare
 from speculators.data.template import ChatTemplate
 from speculators.errors import ArtifactError, DataError
-from speculators.recipe.sources import DataSection, Source
+from speculators.recipe.input_sections import DataSection, DataSource
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_end_of_turn_tokens_are_known(run, jsonl, tokenizer):
 def test_sources_are_concatenated_in_order(run, jsonl):
     """Several sources follow each other as the recipe lists them, each with its own take."""
     one, two = jsonl(some_rows(4), "one.jsonl"), jsonl([row("z", "y", id="other")], "two.jsonl")
-    prepared = run(DataSection(sources=(Source(path=str(one), take=2), Source(path=str(two)))))
+    prepared = run(DataSection(sources=(DataSource(path=str(one), take=2), DataSource(path=str(two)))))
     assert prepared.ids() == ["row0", "row1", "other"]
     assert [source["usable"] for source in prepared.manifest["sources"]] == [2, 1]
 

@@ -12,7 +12,7 @@ from speculators.bench.suites import load_suite
 from speculators.decoding.loop import decode
 from speculators.decoding.target import CachedVerifier
 from speculators.model import SpeculatorModel
-from speculators.recipe.expect import expect_lines, held_against
+from speculators.recipe.expect import band_lines, compare_bands
 from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Suite
 from speculators.verifier.engine import Engine
@@ -40,8 +40,8 @@ def test_a_short_run_learns_and_live_agrees_with_replay(run):
 
 def test_a_run_reaches_the_band_that_its_recipe_tells(run):
     """Each acceptance length lies inside its band of `[expect]`, which was measured with three seeds."""
-    held = held_against(load_recipe("quickstart_short").expect, run.bench["settings"])
-    assert [row["place"] for row in held] == ["inside"] * 4, expect_lines(held)
+    held = compare_bands(load_recipe("quickstart_short").expect, run.bench["settings"])
+    assert [row["place"] for row in held] == ["inside"] * 4, band_lines(held)
 
 
 @pytest.mark.parametrize("kind", ["trained", "random", "adversarial"])

@@ -14,15 +14,15 @@ from speculators.events import WarningEvent
 from speculators.files.whole import file_sha256
 from speculators.pipeline import regenerate
 from speculators.pipeline.regenerate import LeftOut, answers_path, is_whole, read_prompts, regenerated
-from speculators.recipe.sources import DataSection, Regenerate, Source
+from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
 
 QUESTION, OTHER = ({"role": "user", "content": text} for text in ("What is a tree?", "And a bush?"))
 ANSWER = {"role": "assistant", "content": "A plant."}
 
 
-def rows_file(folder: Path, *rows: Any) -> Source:
+def rows_file(folder: Path, *rows: Any) -> DataSource:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Source(path=str(folder / "rows.jsonl"))
+    return DataSource(path=str(folder / "rows.jsonl"))
 
 
 def test_sharegpt_rows_are_read_as_messages(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_rows_of_a_data_set_that_cannot_be_used_are_counted_by_reason(monkeypatc
     rows = [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION]}, {"messages": []}, {"messages": [OTHER]}]
     monkeypatch.setattr("speculators.data.conversations._dataset_rows", lambda source, path: enumerate(rows))
     left_out = LeftOut()
-    assert len(read_prompts(Source(path="owner/set"), left_out)) == 1
+    assert len(read_prompts(DataSource(path="owner/set"), left_out)) == 1
     assert left_out.skipped == Counter({"no assistant turn": 2, "no messages": 1})
     assert left_out.words() == ["3 rows cannot be used and get no answer: 2 no assistant turn, 1 no messages"]
 
@@ -76,7 +76,7 @@ def test_kept_answers_are_taken_only_if_they_are_those_that_were_written(
         tell=told.append,
         progress=told.append,
     )
-    assert regenerated(context).sources == (Source(path=str(file)),)
+    assert regenerated(context).sources == (DataSource(path=str(file)),)
     assert is_whole(file) == (damage == "none")
     assert made == ([] if damage == "none" else [file])
     warned = [event.message for event in told if isinstance(event, WarningEvent)]

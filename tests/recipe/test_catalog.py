@@ -11,7 +11,7 @@ import pytest
 import tomli
 
 from speculators.errors import RecipeError
-from speculators.recipe import schema, sources, tracking
+from speculators.recipe import algorithm, input_sections, schema
 from speculators.recipe.catalog import recipe_names, recipe_path, recipes_folder
 
 
@@ -52,15 +52,17 @@ def test_a_path_needs_a_slash_or_the_suffix(tmp_path: Path, monkeypatch: pytest.
 def test_the_guide_names_every_recipe_and_every_key() -> None:
     """A key that is added to the schema, or a recipe to the folder, is added to recipes/README.md."""
     guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")
-    names = {module.__name__ for module in (schema, sources, tracking)}
-    values = [value for module in (schema, sources, tracking) for value in vars(module).values()]
+    names = {module.__name__ for module in (algorithm, input_sections, schema)}
+    values = [value for module in (algorithm, input_sections, schema) for value in vars(module).values()]
     sections = [value for value in values if isinstance(value, type) and attrs.has(value) and value.__module__ in names]
     keys = {field.name for section in sections for field in attrs.fields(section)}
     keys -= {"config", "file", "origins"}
     assert [word for word in [*sorted(keys), *recipe_names()] if word not in guide] == []
 
 
-@pytest.mark.parametrize(("key", "section"), [("server", sources.StatesServer()), ("regenerate", sources.Regenerate())])
+@pytest.mark.parametrize(
+    ("key", "section"), [("server", input_sections.StatesServer()), ("regenerate", input_sections.Regenerate())]
+)
 def test_the_guides_tables_hold_the_defaults(key: str, section: Any) -> None:
     """Every key of an inline table with the value that it has where a recipe does not say it."""
     guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speculators.errors import RecipeError
-from speculators.recipe.expect import expect_lines, held_against, without_bands
+from speculators.recipe.expect import band_lines, compare_bands, without_bands
 from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Expect
 
@@ -21,23 +21,23 @@ def setting(tau: float, k: int = 5) -> dict:
 )
 def test_a_figure_is_inside_below_or_above_its_band(tau: float, place: str) -> None:
     """The ends belong to the band."""
-    (row,) = held_against(BAND, [setting(2.0, k=3), setting(tau)])
+    (row,) = compare_bands(BAND, [setting(2.0, k=3), setting(tau)])
     assert (row["tau"], row["place"]) == (tau, place)
-    assert expect_lines([row]) == [
+    assert band_lines([row]) == [
         f"quickstart/K=5/T=0: tau {tau:.3f} is {place} what is expected, 1.6 to 1.8 (measured: somewhere)"
     ]
 
 
 def test_a_band_that_was_not_measured_says_so() -> None:
     """A benchmark of another K does not pass in silence."""
-    (row,) = held_against(BAND, [setting(1.7, k=3)])
+    (row,) = compare_bands(BAND, [setting(1.7, k=3)])
     assert row["place"] == "not measured"
-    assert "not measured" in expect_lines([row])[0]
+    assert "not measured" in band_lines([row])[0]
 
 
 def test_a_band_is_found_however_its_temperature_is_written() -> None:
     """The check of a recipe takes T=0.0 for T=0: so does the comparison."""
-    (row,) = held_against({"quickstart/K=5/T=0.0": BAND["quickstart/K=5/T=0"]}, [setting(1.7)])
+    (row,) = compare_bands({"quickstart/K=5/T=0.0": BAND["quickstart/K=5/T=0"]}, [setting(1.7)])
     assert (row["tau"], row["place"]) == (1.7, "inside")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from speculators.config import CONFIGS
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.load import load_recipe, origins
+from speculators.recipe.load import load_recipe
 from speculators.recipe.values import flatten
 
 Write = Callable[..., str]
@@ -138,7 +138,7 @@ def test_origins_say_where_each_value_was_written(write: Write) -> None:
     base = write(name="base.toml")
     text = 'format = 1\nname = "child"\nversion = "1.0.0"\nextends = "base.toml"\n\n[data]\nmax_tokens = 128\n'
     child = write(name="child.toml", text=text)
-    where = origins(child, ["schedule.epochs=3"])
+    where = {path: str(origin) for path, origin in load_recipe(child, ["schedule.epochs=3"]).origins.items()}
     assert where["data.max_tokens"] == "child.toml:7"
     assert where["verifier.model"] == "extends base.toml:6"
     assert where["schedule.optimizer.lr"] == "extends base.toml:19"

@@ -78,7 +78,7 @@ def test_a_difference_says_whether_it_can_matter(change: dict[str, Any], key: st
     """Each by its path in the lock, with both values and the reason."""
     (found,) = differences(HERE, attrs.evolve(HERE, **change))
     assert (found.key, found.matters) == (key, matters)
-    assert found.locked != found.here
+    assert found.locked != found.current
     assert found.why
 
 

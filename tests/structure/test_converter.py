@@ -7,8 +7,8 @@ from typing import Any, Literal
 import attrs
 import pytest
 
+from speculators.recipe.input_sections import Regenerate
 from speculators.recipe.schema import BenchmarkSection, ScheduleSection, Suite
-from speculators.recipe.sources import Regenerate
 from speculators.structure.converter import structure
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speculators.recipe.sources import VerifierSection
+from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 from speculators.verifier.weights import load_head

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from speculators.errors import ArtifactError, RecipeError, VerifierError
 from speculators.events import ProgressEvent
 from speculators.files.whole import file_sha256
-from speculators.recipe.sources import VerifierSection
+from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import sources, wheel
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import fetch_facts, obtain

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from speculators.errors import RecipeError
+from speculators.recipe.document import MIGRATIONS, migrate
 from speculators.recipe.load import load_recipe
-from speculators.recipe.migrate import MIGRATIONS, migrate
 
 
 def rename_depth(document: dict[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class VerifierSection:
 
 
 @attrs.frozen(kw_only=True)
-class Source:
+class DataSource:
     """One source of conversations: a JSONL file (path relative to the recipe's folder) or a data set's hub id.
 
     Attributes:
@@ -154,7 +154,7 @@ class DataSection:
         server: where the states come from if a server computes them.
     """
 
-    sources: tuple[Source, ...] = field(validator=not_empty)
+    sources: tuple[DataSource, ...] = field(validator=not_empty)
     max_tokens: int = field(default=2048, validator=positive)
     hidden_states: str = field(default="online", validator=one_of("online", "cached", "server"))
     states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
