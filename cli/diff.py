@@ -105,9 +105,9 @@ def _recipe_side(name: str, recipe: Recipe, options: argparse.Namespace) -> Side
 
 def _known_facts(recipe: Recipe, runs: list[Path]) -> VerifierFacts | None:
     """Returns the verifier's config.json if it is on this machine: nothing is fetched to compare two files."""
-    from speculators.verifier.sources import held_folder
+    from speculators.verifier.sources import existing_folder
 
-    if folder := held_folder(recipe.verifier):
+    if folder := existing_folder(recipe.verifier):
         return VerifierFacts.read(folder / "config.json")
     found = (facts_of_run(run, recipe.verifier) for run in runs)
     return next((facts for facts in found if facts), None) or shipped_facts(recipe.verifier)

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from speculators.errors import RecipeError
-from speculators.formats.served import TARGETS
+from speculators.formats.server_layout import TARGETS
 
 from .common import print_json, recipe_of, speculator_of
 

@@ -63,10 +63,10 @@ def _check_one(name: str, held: dict[str, object]) -> LockCheck:
 
 def _with_verifier(told: LockCheck, folder: Path) -> LockCheck:
     """Adds whether the verifier's files have their hashes, if it is on this machine: nothing is fetched to check."""
-    from speculators.verifier.sources import held_folder, verifier_files
+    from speculators.verifier.sources import existing_folder, verifier_files
 
     lock = Lock.read(folder)
-    there = held_folder(lock.resolved(folder).verifier)
+    there = existing_folder(lock.resolved(folder).verifier)
     if there is None:
         return attrs.evolve(told, notes=(*told.notes, "the verifier is not on this machine: not checked"))
     files, wanted = verifier_files(there), lock.verifier.files

@@ -16,7 +16,7 @@ from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan, make_plan
 from speculators.runs.places import Places
 from speculators.runs.records import Record, records
-from speculators.verifier.sources import held_folder
+from speculators.verifier.sources import existing_folder
 
 
 @attrs.frozen(kw_only=True)
@@ -94,7 +94,7 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
         return None
     try:
         recipe = load_recipe(str(record.folder / "recipe.toml"))
-        folder = held_folder(recipe.verifier, cache=places.verifiers)
+        folder = existing_folder(recipe.verifier, cache=places.verifiers)
         same = recipe.verifier == plan.recipe.verifier
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None
         if facts is None:

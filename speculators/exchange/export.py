@@ -16,8 +16,8 @@ from speculators.exchange.pages import Subject, card, serve_page
 from speculators.exchange.refusals import config_refusals, layer_ids, undraftable, weight_refusals
 from speculators.facts import VerifierFacts
 from speculators.files.whole import file_sha256, write_json, write_whole
-from speculators.formats.find import served_by
-from speculators.formats.served import TARGETS, Place, Served
+from speculators.formats.find import layouts_of
+from speculators.formats.server_layout import TARGETS, Deployment, ServerLayout
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
 from speculators.runs.background import Background
 
@@ -94,7 +94,7 @@ def export(request: Request) -> Exported:
     verifier = config.speculators_config.verifier.name_or_path
     tokens = config.speculators_config.proposal_methods[0].speculative_tokens
     address = request.address or str(request.out.absolute())
-    command = served.command(Place(folder=address, verifier=verifier, tokens=tokens))
+    command = served.command(Deployment(folder=address, verifier=verifier, num_speculative_tokens=tokens))
     notes = (*request.background.unread, *_unchecked(request, verifier), *noted, *served.notes(config))
     subject = Subject(
         name=request.name,
@@ -111,7 +111,9 @@ def export(request: Request) -> Exported:
         write_whole(partial / "serve.md", serve_page(subject).encode())
         if request.target == "hub":
             # Whoever reads the card has it from a repository: no folder of this machine is of use there.
-            place = Place(folder=request.address or request.out.name, verifier=verifier, tokens=tokens)
+            place = Deployment(
+                folder=request.address or request.out.name, verifier=verifier, num_speculative_tokens=tokens
+            )
             page = card(attrs.evolve(subject, command=served.command(place)))
             write_whole(partial / "README.md", page.encode())
         write_json(partial / RECORD, _record(attrs.evolve(request, dtype=dtype), algorithm))
@@ -138,8 +140,8 @@ def _named(config: Any, verifier_name: str | None) -> Any:
     return attrs.evolve(config, speculators_config=attrs.evolve(held, verifier=verifier))
 
 
-def _layout(algorithm: str, target: str) -> Served:
-    layouts = {served.server: served for served in served_by(algorithm)}
+def _layout(algorithm: str, target: str) -> ServerLayout:
+    layouts = {served.server: served for served in layouts_of(algorithm)}
     server = TARGETS[target]
     if server not in layouts:
         known = [name for name, each in TARGETS.items() if each in layouts]
@@ -150,7 +152,7 @@ def _layout(algorithm: str, target: str) -> Served:
     return layouts[server]
 
 
-def _refuse(model: SpeculatorModel, config: Any, served: Served, request: Request, found: list[str]) -> None:
+def _refuse(model: SpeculatorModel, config: Any, served: ServerLayout, request: Request, found: list[str]) -> None:
     """Raises with every reason for which the server would not draft what was trained, those that were found first."""
     facts = VerifierFacts.read(request.verifier / "config.json") if request.verifier else None
     found = [*config_refusals(config, served.server, facts), *served.refusals(config), *found]
@@ -175,7 +177,7 @@ def _unchecked(request: Request, verifier: str) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _write(model: SpeculatorModel, config: Any, served: Served, request: Request, partial: Path) -> None:
+def _write(model: SpeculatorModel, config: Any, served: ServerLayout, request: Request, partial: Path) -> None:
     if served.stitch is not None:
         assert request.verifier is not None, "refused before"
         partial.rmdir()
@@ -191,7 +193,7 @@ def _write(model: SpeculatorModel, config: Any, served: Served, request: Request
         model.save_pretrained(partial, state)
         return
     names = {name: served.names.theirs(name) if served.names else name for name in state}
-    kept = {name: theirs for name, theirs in names.items() if not name.startswith(served.left_out or ("\0",))}
+    kept = {name: theirs for name, theirs in names.items() if not name.startswith(served.from_verifier or ("\0",))}
     if nameless := [name for name, theirs in kept.items() if theirs is None]:
         raise ArtifactError(f"{served.server} has no name for {', '.join(nameless)}")
     tensors = {str(theirs): state[name].detach().contiguous().clone() for name, theirs in kept.items()}

@@ -23,8 +23,8 @@ from speculators.exchange.fill import (
 from speculators.exchange.source import open_source
 from speculators.facts import VerifierFacts
 from speculators.files.whole import whole_folder
-from speculators.formats.find import fitting, formats_of
-from speculators.formats.foreign import Foreign, Source, Tensors, build_config
+from speculators.formats.find import formats_of, matching_formats
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors, build_config
 from speculators.model import SpeculatorModel
 
 
@@ -102,8 +102,8 @@ def import_checkpoint(path: Path, verifier: Verifier, out: Path) -> Imported:
     )
 
 
-def _recognised(source: Source) -> tuple[str, Foreign]:
-    found = fitting(source)
+def _recognised(source: PublishedCheckpoint) -> tuple[str, PublishedFormat]:
+    found = matching_formats(source)
     if len(found) == 1:
         return found[0]
     if found:
@@ -116,7 +116,7 @@ def _recognised(source: Source) -> tuple[str, Foreign]:
     )
 
 
-def _config(algorithm: str, foreign: Foreign, source: Source, verifier: Verifier) -> Any:
+def _config(algorithm: str, foreign: PublishedFormat, source: PublishedCheckpoint, verifier: Verifier) -> Any:
     fields = foreign.config(source, verifier.facts)
     tokens = fields.pop("speculative_tokens", ProposalConfig().speculative_tokens)
     fields["speculators_config"] = {
@@ -129,12 +129,12 @@ def _config(algorithm: str, foreign: Foreign, source: Source, verifier: Verifier
     top = verifier.facts.num_hidden_layers
     for each in ids:
         if sorted({*each}) != list(each) or each[0] < 0 or each[-1] > top:
-            raise source.wrong(f"the states it reads are {list(each)}: must be distinct, ascending ids in 0..{top}")
+            raise source.error(f"the states it reads are {list(each)}: must be distinct, ascending ids in 0..{top}")
     return config
 
 
 def _tensors(
-    model: SpeculatorModel, foreign: Foreign, source: Source, verifier: Verifier
+    model: SpeculatorModel, foreign: PublishedFormat, source: PublishedCheckpoint, verifier: Verifier
 ) -> tuple[Tensors, tuple[str, ...], list[str]]:
     """Returns the tensors of our checkpoint, which of them are the verifier's, and all that is wrong with them."""
     found, problems = _named(foreign, source) if foreign.tensors is None else (foreign.tensors(source), [])
@@ -168,7 +168,7 @@ def _tensors(
     return {name: _as_held(tensor, wanted[name]) for name, tensor in kept.items()}, taken, problems
 
 
-def _named(foreign: Foreign, source: Source) -> tuple[Tensors, list[str]]:
+def _named(foreign: PublishedFormat, source: PublishedCheckpoint) -> tuple[Tensors, list[str]]:
     """Reads the tensors by our names; returns those and what is wrong with theirs."""
     problems: list[str] = []
     chosen: dict[str, str] = {}
@@ -218,7 +218,7 @@ def _exact(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
     return wide, ("float16 weights are kept as float32, each with its value",)
 
 
-def _check_verifier(source: Source, verifier: Verifier) -> None:
+def _check_verifier(source: PublishedCheckpoint, verifier: Verifier) -> None:
     """Raises where the sizes say that this cannot be the verifier that the checkpoint was trained for."""
     tables = (source.config, *(source.config.get(key) for key in ("text_config", "transformer_layer_config")))
     told = {key: value for table in tables if isinstance(table, Mapping) for key, value in table.items()}
@@ -228,7 +228,7 @@ def _check_verifier(source: Source, verifier: Verifier) -> None:
         if isinstance(told.get(key), int) and told[key] != verifier.facts[key]
     ]
     if problems:
-        raise source.wrong(*problems)
+        raise source.error(*problems)
 
 
 def _differences(config: Any, facts: VerifierFacts) -> list[str]:

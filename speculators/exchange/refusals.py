@@ -10,7 +10,7 @@ import torch
 
 from speculators.facts import VerifierFacts
 from speculators.formats.decoder import FULL
-from speculators.formats.served import SGLANG, VLLM
+from speculators.formats.server_layout import SGLANG, VLLM
 from speculators.model import SpeculatorModel
 from speculators.verifier.tokens import folder_stop_ids, load_tokenizer, turn_end
 

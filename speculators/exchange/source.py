@@ -10,13 +10,13 @@ from safetensors import SafetensorError, safe_open
 
 from speculators.errors import ArtifactError, VerifierError
 from speculators.facts import VerifierFacts
-from speculators.formats.foreign import Source
+from speculators.formats.published import PublishedCheckpoint
 from speculators.verifier.sources import shard_index
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> PublishedCheckpoint:
     """Returns what there is at a folder, or at a safetensors file with its config.json beside it.
 
     Raises:
@@ -43,7 +43,7 @@ def open_source(path: Path) -> Source:
         with _opened(held[name]) as shard:
             return shard.get_tensor(name)
 
-    return Source(folder, config, shapes, read)
+    return PublishedCheckpoint(folder, config, shapes, read)
 
 
 def _files(folder: Path) -> list[Path]:

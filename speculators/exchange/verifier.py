@@ -7,7 +7,7 @@ from pathlib import Path
 from speculators.errors import VerifierError
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import hub
-from speculators.verifier.sources import held_folder
+from speculators.verifier.sources import existing_folder
 
 
 def verifier_here(section: VerifierSection, named: str) -> Path | None:
@@ -17,7 +17,7 @@ def verifier_here(section: VerifierSection, named: str) -> Path | None:
         section: the `[verifier]` of the run, with absolute paths.
         named: what config.json names: the folder that training used, which may be in another cache than this one.
     """
-    held = _fetched(section) if section.kind == "hub" else held_folder(section)
+    held = _fetched(section) if section.kind == "hub" else existing_folder(section)
     return Path(named) if held is None and Path(named).is_dir() else held
 
 

@@ -1,1 +1,1 @@
-"""Layouts of other programs, which each algorithm describes in its `layouts.py`."""
+"""Values with which an algorithm's `layouts.py` describes how servers and other projects store its speculators."""

@@ -1,4 +1,4 @@
-"""The draft's decoder as other programs write it down, turned into `transformer_layer_config`."""
+"""Converts a draft's decoder, as other programs write it, into our `transformer_layer_config`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from speculators.formats.foreign import Source
+from speculators.formats.published import PublishedCheckpoint
 from speculators.verifier.quiet import quiet
 
 _KEYS = (
@@ -24,15 +24,15 @@ _KEYS = (
     "attention_bias",
     "mlp_bias",
 )
-# What a file must say: the classes' own values for it are those of one model, and no draft's.
-_SAID = (
+# A file must contain these: the defaults of transformers' classes are the sizes of one large model, never a draft's.
+_REQUIRED = (
     "hidden_size",
     "intermediate_size",
     "num_attention_heads",
     "num_hidden_layers",
     "vocab_size",
 )
-# Read besides: the older keys of the rotary embedding, and those that say which layers have a window.
+# Passed to transformers as well: older keys of the rotary embedding, and keys that select the layers with a window.
 _ALSO = (
     "num_hidden_layers",
     "rope_theta",
@@ -45,40 +45,44 @@ _ALSO = (
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def decoder_of(raw: Mapping[str, Any], kind: str, source: Source, *, num_states: int) -> dict[str, Any]:
-    """Returns `transformer_layer_config` from a config in Hugging Face's keys, older or newer.
+def decoder_config(
+    raw: Mapping[str, Any], kind: str, source: PublishedCheckpoint, *, num_states: int
+) -> dict[str, Any]:
+    """Builds `transformer_layer_config` from a config with Hugging Face's keys, older or newer.
 
-    Files leave out what equals the class's own values (`to_diff_dict`), so those are filled in from transformers: they
-    are what the checkpoint was trained with, whatever its verifier has.
+    Writers omit values that equal the class's defaults (`to_diff_dict`). The omitted values are filled in from
+    transformers, not from the verifier: the checkpoint was trained with them.
 
     Args:
         raw: the decoder's keys.
-        kind: "llama" or "qwen3": the layers that the tensors are of.
+        kind: "llama" or "qwen3", the kind of layer that the tensors belong to.
+        source: the checkpoint, for errors.
         num_states: verifier states that the draft fuses (A).
 
     Raises:
-        ArtifactError: keys are missing or not taken, or full and sliding attention are mixed.
+        ArtifactError: keys are missing or rejected, or full and sliding attention are mixed.
     """
-    if missing := [key for key in _SAID if not isinstance(raw.get(key), int)]:
-        raise source.wrong(f"does not say {', '.join(missing)}")
-    told = {key: raw[key] for key in (*_KEYS, *_ALSO) if raw.get(key) is not None}
+    if missing := [key for key in _REQUIRED if not isinstance(raw.get(key), int)]:
+        raise source.error(f"lacks {', '.join(missing)}")
+    values = {key: raw[key] for key in (*_KEYS, *_ALSO) if raw.get(key) is not None}
     try:
         with quiet():
-            filled = AutoConfig.for_model(kind, **told).to_dict()
+            filled = AutoConfig.for_model(kind, **values).to_dict()
     # transformers validates with classes of its own that change between versions.
     except Exception as error:
-        raise source.wrong(f"transformers does not take it for a {kind}: {error}") from error
+        raise source.error(f"transformers rejects it as a {kind} config: {error}") from error
     types = raw.get("layer_types") or filled.get("layer_types") or [FULL] * raw["num_hidden_layers"]
     if len({*types}) > 1:
-        raise source.wrong(f"layer_types mixes {', '.join(sorted({*types}))}: the layers of a draft here have one kind")
+        raise source.error(f"layer_types mixes {', '.join(sorted({*types}))}: all layers of a draft must have one kind")
     decoder: dict[str, Any] = {"model_type": kind, "num_hidden_layers": raw["num_hidden_layers"]}
     decoder |= {key: filled.get(key) for key in _KEYS}
     decoder["mlp_bias"] = bool(decoder["mlp_bias"])
     decoder |= {"layer_types": types, "tie_word_embeddings": False}
     if types[0] == SLIDING:
         if not isinstance(raw.get("sliding_window"), int):
-            raise source.wrong("layer_types says sliding_attention, and no sliding_window is said")
+            raise source.error("layer_types is sliding_attention, but sliding_window is missing")
         decoder["sliding_window"] = raw["sliding_window"]
+    # vLLM assumes three fused states unless this key says otherwise.
     if num_states != 3:
         decoder["num_aux_hidden_states"] = num_states
     return decoder

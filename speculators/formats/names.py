@@ -1,4 +1,4 @@
-"""Tensor names of a format beside ours: one table a format, read both ways."""
+"""Translates tensor names between another format and ours, by one table read in both directions."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import attrs
 
 
 @attrs.frozen
-class Names:
+class TensorNames:
     """The tensor names of a format.
 
     Attributes:
-        table: (theirs, ours), the first that fits counts. Names that end in a dot are beginnings, others are whole.
-            Ours is "" for a tensor that says nothing about the draft, and is left out.
-        before: what some writers put before every name ("model.").
+        table: pairs (theirs, ours); the first match wins. A name that ends in a dot stands for all names with that
+            prefix, any other name for itself. An empty `ours` marks a tensor to leave out, which no draft depends on.
+        before: prefixes that some writers put before every name ("model.").
     """
 
     table: tuple[tuple[str, str], ...]
     before: tuple[str, ...] = ()
 
     def ours(self, name: str) -> str | None:
-        """Returns our name of a tensor of the format, "" for one that is left out, None for one that it has not."""
+        """Translates a name of the format into ours: "" for a tensor to leave out, None for an unknown one."""
         for prefix in self.before:
             name = name.removeprefix(prefix)
         return _translated(name, self.table)
 
     def theirs(self, name: str) -> str | None:
-        """Returns the format's name of one of our tensors, None where it has none."""
+        """Translates one of our names into the format's; None if the format has no such tensor."""
         return _translated(name, tuple((ours, theirs) for theirs, ours in self.table if ours))
 
 

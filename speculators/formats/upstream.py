@@ -1,4 +1,4 @@
-"""Checkpoints of the `speculators` project (0.5 to 0.9), whose layout of names ours follows."""
+"""Checkpoints of the upstream `speculators` project (0.5 to 0.9), whose layout of names ours follows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import attrs
 
 from speculators.config import SpeculatorModelConfig, default_layer_ids
 from speculators.facts import VerifierFacts
-from speculators.formats.decoder import decoder_of
-from speculators.formats.foreign import Foreign, Source
-from speculators.formats.names import Names
+from speculators.formats.decoder import decoder_config
+from speculators.formats.names import TensorNames
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat
 
-# Of every config.json of that project: said by us anew, or about no weights.
-_PASSED_OVER = (
+# Keys in every upstream config.json that an import ignores: it writes them anew, or they do not concern the weights.
+_IGNORED = (
     "speculators_config",
     "transformer_layer_config",
     "speculators_version",
@@ -27,43 +27,43 @@ _PASSED_OVER = (
     "transformers_version",
     "tie_word_embeddings",
 )
-# Frozen copies of the verifier's, which older versions saved.
-VERIFIERS_OWN = (("verifier_lm_head.", ""), ("verifier_norm.", ""))
+# Frozen copies of the verifier's tensors, which older versions saved; an import leaves them out.
+VERIFIER_COPIES = (("verifier_lm_head.", ""), ("verifier_norm.", ""))
 
 Fields = dict[str, Any]
 
 
-def upstream(
+def upstream_format(
     algorithm: str,
     *,
-    names: Names,
+    names: TensorNames,
     from_verifier: tuple[str, ...],
     layer_ids: str,
     training: tuple[str, ...] = (),
-    adapt: Callable[[Source, Fields], Fields] = lambda source, fields: fields,
-) -> Foreign:
-    """Returns the format of an algorithm's checkpoints.
+    adapt: Callable[[PublishedCheckpoint, Fields], Fields] = lambda source, fields: fields,
+) -> PublishedFormat:
+    """Describes upstream's checkpoints of one algorithm.
 
     Args:
         algorithm: `speculators_model_type`.
         names: of the tensors.
-        from_verifier: as `Foreign` has it.
-        layer_ids: the key that holds the ids of the verifier's states.
-        training: keys that training alone reads.
-        adapt: what is special about the algorithm's fields.
+        from_verifier: see `PublishedFormat`.
+        layer_ids: the key that lists the verifier layers whose states the draft reads.
+        training: keys that only training reads.
+        adapt: adjusts the fields to the algorithm's peculiarities.
     """
 
-    def config(source: Source, facts: VerifierFacts) -> Fields:
+    def config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
         config_class = SpeculatorModelConfig.get_class(algorithm)
-        fields = taken_over(source, config_class, (*training, layer_ids))
+        fields = shared_fields(source, config_class, (*training, layer_ids))
         ids = source.config.get(layer_ids) or default_layer_ids(facts.num_hidden_layers)
         raw = source.config["transformer_layer_config"]
         kind = raw.get("model_type", config_class.decoder_type)
-        decoder = decoder_of(raw, kind, source, num_states=len(ids))
+        decoder = decoder_config(raw, kind, source, num_states=len(ids))
         fields |= {layer_ids: list(ids), "transformer_layer_config": decoder}
         return adapt(source, {"draft_vocab_size": decoder["vocab_size"], **fields})
 
-    return Foreign(
+    return PublishedFormat(
         name=f"speculators 0.5-0.9, {algorithm}",
         fits=lambda source: source.config.get("speculators_model_type") == algorithm,
         config=config,
@@ -72,23 +72,29 @@ def upstream(
     )
 
 
-def taken_over(source: Source, config_class: type[SpeculatorModelConfig], passed_over: tuple[str, ...]) -> Fields:
-    """Returns the keys of a config.json that our config has, and K; one that nobody here knows is an error."""
+def shared_fields(
+    source: PublishedCheckpoint, config_class: type[SpeculatorModelConfig], ignored: tuple[str, ...]
+) -> Fields:
+    """Picks the keys of a config.json that our config has too, and K ("speculative_tokens").
+
+    Raises:
+        ArtifactError: a key is unknown; it could change what the network computes, so it must not be dropped.
+    """
     raw = source.config
     if not isinstance(raw.get("transformer_layer_config"), Mapping):
-        raise source.wrong("has no transformer_layer_config")
-    own = {field.name for field in attrs.fields(config_class) if not field.metadata.get("knob")} - {*_PASSED_OVER}
-    known = {*own, *config_class.others, *_PASSED_OVER, *passed_over}
-    found = config_class.refusals(raw)
+        raise source.error("lacks transformer_layer_config")
+    own = {field.name for field in attrs.fields(config_class) if not field.metadata.get("knob")} - {*_IGNORED}
+    known = {*own, *config_class.others, *_IGNORED, *ignored}
+    problems = config_class.refusals(raw)
     for key, value in raw.items():
         if key not in known:
-            # What is off may be on by default where it comes from.
+            # An option that is switched off here may be on by default in the project that wrote it.
             off = value in (None, False)
-            mend = "; take it out of config.json if the draft is the same without it" if off else ""
-            found.append(f"{key} = {value!r} is not known here{mend}")
-    if found:
-        raise source.wrong(*found)
-    fields = {key: value for key, value in raw.items() if key in own and key not in passed_over}
+            remedy = "; remove it from config.json if the draft is the same without it" if off else ""
+            problems.append(f"{key} = {value!r} is unknown{remedy}")
+    if problems:
+        raise source.error(*problems)
+    fields = {key: value for key, value in raw.items() if key in own and key not in ignored}
     methods = (raw.get("speculators_config") or {}).get("proposal_methods") or [{}]
     if tokens := methods[0].get("speculative_tokens"):
         fields["speculative_tokens"] = tokens

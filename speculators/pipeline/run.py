@@ -41,7 +41,7 @@ from speculators.runs.stages import SPECULATOR, TRAINED, bench_file, measured, t
 from speculators.tracking.sinks import OPEN, Subject, check_installed
 from speculators.tracking.tracker import Tracker
 from speculators.training.world import World
-from speculators.verifier.sources import fetch_facts, held_folder, obtain
+from speculators.verifier.sources import existing_folder, fetch_facts, obtain
 
 
 @attrs.frozen(kw_only=True)
@@ -166,7 +166,7 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
         make_plan(recipe, fetch_facts(section), world_size=world.size)
     began = time.monotonic()
     if world.is_main:
-        held = held_folder(section, cache=places.verifiers)
+        held = existing_folder(section, cache=places.verifiers)
         if held is None:
             listen(StageEvent(stage="verifier", status="start", detail=section.model))
         folder = obtain(section, cache=places.verifiers, progress=listen)

@@ -13,7 +13,7 @@ from speculators.errors import ArtifactError
 from speculators.files.whole import file_sha256, read_json, write_json
 from speculators.recipe.plan import Plan, Stage
 from speculators.runs.places import Places
-from speculators.verifier.sources import held_folder
+from speculators.verifier.sources import existing_folder
 
 TRAINED = "train.json"
 # Before K in the metrics of an evaluation: acceptance length at a K below the largest.
@@ -25,7 +25,9 @@ SPECULATOR = "speculator"
 def on_disk(plan: Plan, places: Places) -> dict[str, bool]:
     """Returns for each stage whether its output is there; of a hub's model its own client knows, so it is left out."""
     verifier = plan.recipe.verifier
-    known = {} if verifier.kind == "hub" else {"verifier": held_folder(verifier, cache=places.verifiers) is not None}
+    known = (
+        {} if verifier.kind == "hub" else {"verifier": existing_folder(verifier, cache=places.verifiers) is not None}
+    )
     known["prepare"] = is_prepared(plan, places)
     if plan.recipe.data.stored:
         known["capture"] = is_captured(plan, places)

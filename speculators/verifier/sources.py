@@ -15,7 +15,7 @@ from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import gguf, hub
 from speculators.verifier.wheel import WheelSource, fetch
 
-__all__ = ["cache_folder", "check_folder", "fetch_facts", "held_folder", "obtain", "shard_index", "verifier_files"]
+__all__ = ["cache_folder", "check_folder", "existing_folder", "fetch_facts", "obtain", "shard_index", "verifier_files"]
 
 # Part of a converted folder's name: raise it when the conversion changes, and older folders are left alone.
 CONVERSION = 1
@@ -57,7 +57,7 @@ def obtain(
     return folder
 
 
-def held_folder(section: VerifierSection, *, cache: Path | None = None) -> Path | None:
+def existing_folder(section: VerifierSection, *, cache: Path | None = None) -> Path | None:
     """Returns the folder that `obtain` would return without any work; None if there is work, or the hub's client knows.
 
     Args:

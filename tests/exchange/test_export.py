@@ -21,7 +21,7 @@ from speculators.exchange.export import Request, export
 from speculators.exchange.hub import push
 from speculators.exchange.importing import Verifier, import_checkpoint
 from speculators.facts import VerifierFacts
-from speculators.formats.served import TARGETS
+from speculators.formats.server_layout import TARGETS
 from speculators.model import SpeculatorModel, read_config
 from speculators.verifier.tiny import make_tiny_verifier
 

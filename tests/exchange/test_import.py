@@ -154,7 +154,7 @@ REFUSED = {
     "one state": ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
     "a layer beyond": ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 4]}}, "ascending ids in 0..4"),
     "another verifier": ({"vocab_size": 300}, "its vocab_size is 300, that of the verifier .* is 320"),
-    "no sizes": ({"hidden_size": None, "vocab_size": None}, "does not say hidden_size, vocab_size"),
+    "no sizes": ({"hidden_size": None, "vocab_size": None}, "lacks hidden_size, vocab_size"),
 }
 
 
@@ -171,8 +171,8 @@ def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_pa
     ("layout", "values", "words"),
     [
         ("upstream peagle", {"fc_norm": True}, "fc_norm = True: vLLM ignores it"),
-        ("upstream peagle", {"scale": 2}, "scale = 2 is not known here"),
-        ("upstream peagle", {"shift": False}, "shift = False is not known here; take it out of config.json if"),
+        ("upstream peagle", {"scale": 2}, "scale = 2 is unknown"),
+        ("upstream peagle", {"shift": False}, "shift = False is unknown; remove it from config.json if"),
         ("upstream dflash", {"projector_type": "domino"}, "domino"),
         ("upstream dspark", {"enable_confidence_head": False}, "confidence head"),
         ("z-lab dflash", {"dflash_config": {"mask_token_id": 1, "target_layer_ids": [0, 3]}}, "after the final norm"),

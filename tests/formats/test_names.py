@@ -1,15 +1,15 @@
 """Tables of names, read both ways."""
 
-from speculators.formats.names import Names
+from speculators.formats.names import TensorNames
 
-NAMES = Names(
+NAMES = TensorNames(
     (("midlayer.", "layers.0."), ("layers.0.", "layers.0."), ("norm.", "norm."), ("d2t", "d2t"), ("old.", "")),
     before=("model.",),
 )
 
 
 def test_a_beginning_is_translated_and_the_rest_kept():
-    """Names that end in a dot are beginnings; the first that fits counts, both ways."""
+    """TensorNames that end in a dot are beginnings; the first that fits counts, both ways."""
     assert NAMES.ours("midlayer.mlp.up_proj.weight") == "layers.0.mlp.up_proj.weight"
     assert NAMES.ours("layers.0.mlp.up_proj.weight") == "layers.0.mlp.up_proj.weight"
     assert NAMES.theirs("layers.0.mlp.up_proj.weight") == "midlayer.mlp.up_proj.weight"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from speculators.facts import VerifierFacts
-from speculators.formats.decoder import FULL, decoder_of
-from speculators.formats.foreign import Foreign, Source
-from speculators.formats.names import Names
-from speculators.formats.served import VLLM, Served, vllm_serve
-from speculators.formats.upstream import VERIFIERS_OWN, Fields, upstream
+from speculators.formats.decoder import FULL, decoder_config
+from speculators.formats.names import TensorNames
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat
+from speculators.formats.server_layout import VLLM, ServerLayout, vllm_serve
+from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
-NAMES = Names(
+NAMES = TensorNames(
     (
         ("layers.", "layers."),
         ("fc.", "fc."),
@@ -21,7 +21,7 @@ NAMES = Names(
         ("embed_tokens.", "embed_tokens."),
         ("d2t", "d2t"),
         ("t2d", "t2d"),
-        *VERIFIERS_OWN,
+        *VERIFIER_COPIES,
     ),
     before=("model.",),
 )
@@ -30,7 +30,7 @@ _NEUTRAL = {"input_embedding_scale": 1.0, "output_multiplier": 1.0, "projector_t
 _READ = ("mask_token_id", "target_layer_ids", "block_size")
 
 
-def _zlab_config(source: Source, facts: VerifierFacts) -> Fields:
+def _zlab_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     raw, table = source.config, source.config["dflash_config"]
     other = {key: value for key, value in table.items() if key not in _READ and value is not None}
     wrong = [
@@ -45,13 +45,13 @@ def _zlab_config(source: Source, facts: VerifierFacts) -> Fields:
     told = {"block_size": block, **{key: table.get(key) for key in ("mask_token_id", "target_layer_ids")}}
     wrong += [f"does not say {key}" for key, value in told.items() if value is None]
     if wrong:
-        raise source.wrong(*wrong)
+        raise source.error(*wrong)
     ids = [layer + 1 for layer in table["target_layer_ids"]]
     if facts.num_hidden_layers in ids:
-        raise source.wrong(
+        raise source.error(
             "target_layer_ids has the last layer: z-lab reads its state after the final norm, ours before"
         )
-    decoder = decoder_of(raw, "qwen3", source, num_states=len(ids))
+    decoder = decoder_config(raw, "qwen3", source, num_states=len(ids))
     # Their sliding layers see only what was before, unless the file says otherwise; full ones see the whole block.
     causal = raw.get("is_causal")
     return {
@@ -66,9 +66,9 @@ def _zlab_config(source: Source, facts: VerifierFacts) -> Fields:
     }
 
 
-def _upstream_fields(source: Source, fields: Fields) -> Fields:
+def _upstream_fields(source: PublishedCheckpoint, fields: Fields) -> Fields:
     if (kind := source.config.get("projector_type", "dflash")) != "dflash":
-        raise source.wrong(f"projector_type = {kind!r} is not known here")
+        raise source.error(f"projector_type = {kind!r} is not known here")
     # In that project the flag is about sliding layers alone: full ones always see the whole block.
     full = fields["transformer_layer_config"]["layer_types"][0] == FULL
     return {**fields, "sliding_window_non_causal": full or bool(source.config.get("sliding_window_non_causal"))}
@@ -87,15 +87,15 @@ def _vllm_refuses(config: Any) -> list[str]:
     return found
 
 
-SERVED = (Served(server=VLLM, command=vllm_serve, refusals=_vllm_refuses),)
-FOREIGN = (
-    Foreign(
+SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, refusals=_vllm_refuses),)
+PUBLISHED_FORMATS = (
+    PublishedFormat(
         name="DFlash of z-lab",
         fits=lambda source: "speculators_model_type" not in source.config and "dflash_config" in source.config,
         config=_zlab_config,
         names=NAMES,
     ),
-    upstream(
+    upstream_format(
         "dflash",
         names=NAMES,
         from_verifier=(),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from speculators.formats.decoder import FULL
-from speculators.formats.foreign import Source
-from speculators.formats.names import Names
-from speculators.formats.served import VLLM, Served, vllm_serve
-from speculators.formats.upstream import VERIFIERS_OWN, Fields, upstream
+from speculators.formats.names import TensorNames
+from speculators.formats.published import PublishedCheckpoint
+from speculators.formats.server_layout import VLLM, ServerLayout, vllm_serve
+from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
-NAMES = Names(
+NAMES = TensorNames(
     (
         ("layers.", "layers."),
         ("fc.", "fc."),
@@ -22,19 +22,19 @@ NAMES = Names(
         ("embed_tokens.", "embed_tokens."),
         ("d2t", "d2t"),
         ("t2d", "t2d"),
-        *VERIFIERS_OWN,
+        *VERIFIER_COPIES,
     )
 )
 
 
-def _fields(source: Source, fields: Fields) -> Fields:
+def _fields(source: PublishedCheckpoint, fields: Fields) -> Fields:
     wrong = []
     if not source.config.get("enable_confidence_head", True):
         wrong.append("enable_confidence_head is false: a DSpark here has a confidence head")
     if source.config.get("markov_rank") == 0:
         wrong.append("markov_rank is 0: a DSpark here has a Markov head")
     if wrong:
-        raise source.wrong(*wrong)
+        raise source.error(*wrong)
     full = fields["transformer_layer_config"]["layer_types"][0] == FULL
     return {**fields, "sliding_window_non_causal": full or bool(source.config.get("sliding_window_non_causal"))}
 
@@ -62,9 +62,9 @@ def _vllm_notes(config: Any) -> list[str]:
     return found
 
 
-SERVED = (Served(server=VLLM, command=vllm_serve, refusals=_vllm_refuses, notes=_vllm_notes),)
-FOREIGN = (
-    upstream(
+SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, refusals=_vllm_refuses, notes=_vllm_notes),)
+PUBLISHED_FORMATS = (
+    upstream_format(
         "dspark",
         names=NAMES,
         from_verifier=(),

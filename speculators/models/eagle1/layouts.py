@@ -5,31 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from speculators.facts import VerifierFacts
-from speculators.formats.decoder import decoder_of
-from speculators.formats.foreign import Foreign, Source
-from speculators.formats.names import Names
-from speculators.formats.served import VLLM, Served, flat_decoder, vllm_draft
+from speculators.formats.decoder import decoder_config
+from speculators.formats.names import TensorNames
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat
+from speculators.formats.server_layout import VLLM, ServerLayout, flat_decoder, vllm_draft
 from speculators.formats.upstream import Fields
 
-NAMES = Names((("layers.", "layers."), ("fc.", "fc."), ("embed_tokens.", "embed_tokens.")), before=("model.",))
+NAMES = TensorNames((("layers.", "layers."), ("fc.", "fc."), ("embed_tokens.", "embed_tokens.")), before=("model.",))
 _VERIFIERS = ("lm_head.", "verifier_norm.", "embed_tokens.")
 
 
-def _fits(source: Source) -> bool:
+def _fits(source: PublishedCheckpoint) -> bool:
     others = ("midlayer.", "norm.", "hidden_norm.", "lm_head.")
     return (
         "speculators_model_type" not in source.config
-        and source.has("fc.", "layers.0.self_attn.")
-        and not any(source.has(name) for name in others)
+        and source.has_tensors("fc.", "layers.0.self_attn.")
+        and not any(source.has_tensors(name) for name in others)
     )
 
 
-def _config(source: Source, facts: VerifierFacts) -> Fields:
+def _config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     return {
-        "fc_bias": source.has("fc.bias"),
+        "fc_bias": source.has_tensors("fc.bias"),
         "target_layer_ids": [facts.num_hidden_layers],
         "draft_vocab_size": facts.vocab_size,
-        "transformer_layer_config": decoder_of(source.config, "llama", source, num_states=1),
+        "transformer_layer_config": decoder_config(source.config, "llama", source, num_states=1),
     }
 
 
@@ -49,16 +49,18 @@ def _vllm_refuses(config: Any) -> list[str]:
     return found
 
 
-SERVED = (
-    Served(
+SERVER_LAYOUTS = (
+    ServerLayout(
         server=VLLM,
         command=vllm_draft("eagle"),
         names=NAMES,
-        left_out=_VERIFIERS,
+        from_verifier=_VERIFIERS,
         config=_vllm_config,
         refusals=_vllm_refuses,
     ),
 )
-FOREIGN = (
-    Foreign(name="EAGLE-1 of SafeAILab, HASS", fits=_fits, config=_config, names=NAMES, from_verifier=_VERIFIERS),
+PUBLISHED_FORMATS = (
+    PublishedFormat(
+        name="EAGLE-1 of SafeAILab, HASS", fits=_fits, config=_config, names=NAMES, from_verifier=_VERIFIERS
+    ),
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from speculators.facts import VerifierFacts
-from speculators.formats.decoder import decoder_of
-from speculators.formats.foreign import Foreign, Source, Tensors
-from speculators.formats.names import Names
-from speculators.formats.served import SGLANG, VLLM, Served, flat_decoder, sglang_draft, vllm_serve
-from speculators.formats.upstream import VERIFIERS_OWN, Fields, upstream
+from speculators.formats.decoder import decoder_config
+from speculators.formats.names import TensorNames
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
+from speculators.formats.server_layout import SGLANG, VLLM, ServerLayout, flat_decoder, sglang_draft, vllm_serve
+from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
 _SHARED = (
     ("fc.", "fc."),
@@ -21,7 +21,7 @@ _SHARED = (
     ("d2t", "d2t"),
     ("t2d", "t2d"),
 )
-MIDLAYER = Names(
+MIDLAYER = TensorNames(
     (
         ("midlayer.", "layers.0."),
         ("layers.0.", "layers.0."),
@@ -33,7 +33,7 @@ MIDLAYER = Names(
     ),
     before=("model.",),
 )
-LAYERS = Names((("layers.", "layers."), *_SHARED, *VERIFIERS_OWN))
+LAYERS = TensorNames((("layers.", "layers."), *_SHARED, *VERIFIER_COPIES))
 
 
 def _sglang_config(config: Any) -> dict[str, Any]:
@@ -72,36 +72,36 @@ def _sglang_refuses(config: Any) -> list[str]:
     return found
 
 
-def _fits_midlayer(source: Source) -> bool:
-    return "speculators_model_type" not in source.config and source.has("midlayer.", "fc.")
+def _fits_midlayer(source: PublishedCheckpoint) -> bool:
+    return "speculators_model_type" not in source.config and source.has_tensors("midlayer.", "fc.")
 
 
-def _midlayer_config(source: Source, facts: VerifierFacts) -> Fields:
+def _midlayer_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     raw = source.config
     table = raw.get("eagle_config") or {}
     if table.get("use_aux_hidden_state") is False:
-        raise source.wrong("eagle_config.use_aux_hidden_state is false: such a draft reads one state, and fc three")
+        raise source.error("eagle_config.use_aux_hidden_state is false: such a draft reads one state, and fc three")
     if (before := table.get("eagle_aux_hidden_state_layer_ids")) is not None:
         ids = [layer + 1 for layer in before]
     else:
         # Without a word of them SafeAILab, SpecForge, SGLang and vLLM all read these.
         count = facts.num_hidden_layers
         ids = raw.get("eagle_aux_hidden_state_layer_ids") or [2, count // 2, count - 3]
-    heads = source.has("midlayer.self_attn.q_norm.")
+    heads = source.has_tensors("midlayer.self_attn.q_norm.")
     fields = {name: bool(raw.get(name)) for name in ("norm_before_residual", "norm_before_fc", "norm_output")}
     return {
         **fields,
         "fc_norm": bool(raw.get("fc_norm") or raw.get("use_aux_norm")),
         "eagle_aux_hidden_state_layer_ids": list(ids),
         "draft_vocab_size": _draft_vocab_size(source),
-        "transformer_layer_config": decoder_of(raw, "qwen3" if heads else "llama", source, num_states=len(ids)),
+        "transformer_layer_config": decoder_config(raw, "qwen3" if heads else "llama", source, num_states=len(ids)),
     }
 
 
-def _draft_vocab_size(source: Source) -> int:
+def _draft_vocab_size(source: PublishedCheckpoint) -> int:
     rows = [shape[0] for name, shape in source.shapes.items() if name.endswith("lm_head.weight")]
     if not rows:
-        raise source.wrong("there is no lm_head.weight beside it: such a draft has a head of its own")
+        raise source.error("there is no lm_head.weight beside it: such a draft has a head of its own")
     return rows[0]
 
 
@@ -113,26 +113,26 @@ def _without_identity_map(config: Any, tensors: Tensors) -> Tensors:
     return tensors
 
 
-def _residual_is_said(source: Source, fields: Fields) -> Fields:
+def _residual_is_said(source: PublishedCheckpoint, fields: Fields) -> Fields:
     if "norm_before_residual" not in source.config:
         message = "does not say norm_before_residual, which trainers and servers default otherwise: write it in"
-        raise source.wrong(message)
+        raise source.error(message)
     return fields
 
 
-SERVED = (
-    Served(server=VLLM, command=vllm_serve),
-    Served(
+SERVER_LAYOUTS = (
+    ServerLayout(server=VLLM, command=vllm_serve),
+    ServerLayout(
         server=SGLANG,
         command=sglang_draft("EAGLE3"),
         names=MIDLAYER,
-        left_out=("embed_tokens.",),
+        from_verifier=("embed_tokens.",),
         config=_sglang_config,
         refusals=_sglang_refuses,
     ),
 )
-FOREIGN = (
-    Foreign(
+PUBLISHED_FORMATS = (
+    PublishedFormat(
         name="EAGLE-3 of SafeAILab, SpecForge and SGLang",
         fits=_fits_midlayer,
         config=_midlayer_config,
@@ -140,7 +140,7 @@ FOREIGN = (
         from_verifier=("embed_tokens.",),
         amend=_without_identity_map,
     ),
-    upstream(
+    upstream_format(
         "eagle3",
         names=LAYERS,
         from_verifier=("embed_tokens.",),

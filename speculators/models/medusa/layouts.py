@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from speculators.facts import VerifierFacts
-from speculators.formats.foreign import Foreign, Source, Tensors
-from speculators.formats.names import Names
-from speculators.formats.served import VLLM, Served, vllm_draft
+from speculators.formats.names import TensorNames
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
+from speculators.formats.server_layout import VLLM, ServerLayout, vllm_draft
 from speculators.formats.upstream import Fields
 from speculators.models.medusa.config import MedusaSpeculatorConfig
 from speculators.recipe.decoder import draft_decoder_config
 
-NAMES = Names(
+NAMES = TensorNames(
     (
         ("blocks.", "blocks."),
         ("lm_heads.", "lm_heads."),
@@ -25,12 +25,12 @@ NAMES = Names(
 )
 
 
-def _fits(source: Source) -> bool:
+def _fits(source: PublishedCheckpoint) -> bool:
     is_ours = source.config.get("speculators_model_type", "medusa") == "medusa"
     return is_ours and source.config.get("model_type") == "medusa"
 
 
-def _config(source: Source, facts: VerifierFacts) -> Fields:
+def _config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     raw = source.config
     # vLLM takes any key with "num" and "heads" or "layers" in it.
     heads = [value for key, value in raw.items() if "num" in key and "heads" in key]
@@ -40,7 +40,7 @@ def _config(source: Source, facts: VerifierFacts) -> Fields:
     if raw.get("logit_scale") not in (None, 1.0):
         wrong.append(f"logit_scale = {raw['logit_scale']!r} is not known here")
     if wrong:
-        raise source.wrong(*wrong)
+        raise source.error(*wrong)
     own = MedusaSpeculatorConfig(num_layers=layers[0], num_heads=heads[0])
     return {
         "hidden_size": raw["hidden_size"],
@@ -83,9 +83,9 @@ def _vllm_refuses(config: Any) -> list[str]:
     return [f"speculative_tokens {tokens}: there are {config.num_heads} heads"] if tokens > config.num_heads else []
 
 
-SERVED = (Served(server=VLLM, command=vllm_draft("medusa"), refusals=_vllm_refuses),)
-FOREIGN = (
-    Foreign(
+SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_draft("medusa"), refusals=_vllm_refuses),)
+PUBLISHED_FORMATS = (
+    PublishedFormat(
         name="Medusa of vLLM",
         fits=_fits,
         config=_config,

@@ -7,32 +7,32 @@ from typing import Any
 
 from speculators.errors import ContractError
 from speculators.facts import VerifierFacts
-from speculators.formats.foreign import Foreign, Source
-from speculators.formats.names import Names
-from speculators.formats.served import VLLM, Place, Served, vllm_serve
-from speculators.formats.upstream import VERIFIERS_OWN, Fields, taken_over
+from speculators.formats.names import TensorNames
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat
+from speculators.formats.server_layout import VLLM, Deployment, ServerLayout, vllm_serve
+from speculators.formats.upstream import VERIFIER_COPIES, Fields, shared_fields
 from speculators.models.mtp.config import MtpSpeculatorConfig
 from speculators.models.mtp.layers import KINDS, native_decoder
 from speculators.models.mtp.native import PREFIX, extract, stitch
 from speculators.recipe.decoder import draft_decoder_config
 
-NAMES = Names(
+NAMES = TensorNames(
     (
         ("mtp_layers.", "mtp_layers."),
         ("embed_tokens.", "embed_tokens."),
         ("lm_head.", "lm_head."),
         ("verifier_norm.", "verifier_norm."),
-        *VERIFIERS_OWN,
+        *VERIFIER_COPIES,
     )
 )
 _VERIFIERS = ("embed_tokens.", "lm_head.", "verifier_norm.")
 
 
-def _fields(source: Source, facts: VerifierFacts) -> Fields:
+def _fields(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     try:
         decoder = native_decoder(draft_decoder_config(facts, MtpSpeculatorConfig()), facts)
     except ContractError as error:
-        raise source.wrong(f"{facts.source}: {error}") from error
+        raise source.error(f"{facts.source}: {error}") from error
     return {
         "target_layer_ids": [facts.num_hidden_layers],
         "draft_vocab_size": facts.vocab_size,
@@ -40,13 +40,13 @@ def _fields(source: Source, facts: VerifierFacts) -> Fields:
     }
 
 
-def _upstream_config(source: Source, facts: VerifierFacts) -> Fields:
-    return {**taken_over(source, MtpSpeculatorConfig, ()), **_fields(source, facts)}
+def _upstream_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
+    return {**shared_fields(source, MtpSpeculatorConfig, ()), **_fields(source, facts)}
 
 
-def _command(place: Place) -> tuple[str, ...]:
-    told = {"method": "mtp", "num_speculative_tokens": place.tokens}
-    return (*vllm_serve(place), "--speculative-config", json.dumps(told))
+def _command(deployment: Deployment) -> tuple[str, ...]:
+    told = {"method": "mtp", "num_speculative_tokens": deployment.num_speculative_tokens}
+    return (*vllm_serve(deployment), "--speculative-config", json.dumps(told))
 
 
 def _vllm_refuses(config: Any) -> list[str]:
@@ -60,17 +60,19 @@ def _vllm_notes(_: Any) -> list[str]:
     return ["each tensor of the head is in the dtype that the verifier's file has for it"]
 
 
-SERVED = (Served(server=VLLM, command=_command, refusals=_vllm_refuses, notes=_vllm_notes, stitch=stitch),)
-FOREIGN = (
-    Foreign(
+SERVER_LAYOUTS = (
+    ServerLayout(server=VLLM, command=_command, refusals=_vllm_refuses, notes=_vllm_notes, stitch=stitch),
+)
+PUBLISHED_FORMATS = (
+    PublishedFormat(
         name="MTP heads in a verifier's checkpoint (Qwen3-Next, Qwen3.5)",
-        fits=lambda source: source.has(PREFIX) and "speculators_model_type" not in source.config,
+        fits=lambda source: source.has_tensors(PREFIX) and "speculators_model_type" not in source.config,
         config=_fields,
         names=NAMES,
         from_verifier=_VERIFIERS,
         tensors=lambda source: extract(source.folder),
     ),
-    Foreign(
+    PublishedFormat(
         name="speculators 0.5-0.9, mtp",
         fits=lambda source: source.config.get("speculators_model_type") == "mtp",
         config=_upstream_config,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from speculators.formats.names import Names
-from speculators.formats.served import VLLM, Served, vllm_serve
-from speculators.formats.upstream import VERIFIERS_OWN, upstream
+from speculators.formats.names import TensorNames
+from speculators.formats.server_layout import VLLM, ServerLayout, vllm_serve
+from speculators.formats.upstream import VERIFIER_COPIES, upstream_format
 
-NAMES = Names(
+NAMES = TensorNames(
     (
         ("layers.", "layers."),
         ("fc.", "fc."),
@@ -17,13 +17,13 @@ NAMES = Names(
         ("embed_tokens.", "embed_tokens."),
         ("d2t", "d2t"),
         ("t2d", "t2d"),
-        *VERIFIERS_OWN,
+        *VERIFIER_COPIES,
     )
 )
 
-SERVED = (Served(server=VLLM, command=vllm_serve),)
-FOREIGN = (
-    upstream(
+SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve),)
+PUBLISHED_FORMATS = (
+    upstream_format(
         "peagle",
         names=NAMES,
         from_verifier=("embed_tokens.",),

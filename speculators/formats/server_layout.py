@@ -1,0 +1,112 @@
+"""How servers read speculators: an algorithm's `layouts.py` lists the layouts, `spec export` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from speculators.formats.names import TensorNames
+
+VLLM, SGLANG = "vllm", "sglang"
+# Values of `spec export --to`, and the server whose layout each one writes.
+TARGETS = {"vllm": VLLM, "sglang": SGLANG, "speculators": VLLM, "hub": VLLM}
+
+
+@attrs.frozen(kw_only=True)
+class Deployment:
+    """What the command that serves an export has to name.
+
+    Attributes:
+        folder: of the export, or its hub id.
+        verifier: its folder or hub id.
+        num_speculative_tokens: K.
+    """
+
+    folder: str
+    verifier: str
+    num_speculative_tokens: int
+
+
+def vllm_serve(deployment: Deployment) -> tuple[str, ...]:
+    """Builds the command for a folder whose config.json names algorithm, verifier and K, where vLLM reads them."""
+    return ("vllm", "serve", deployment.folder)
+
+
+def vllm_draft(method: str) -> Callable[[Deployment], tuple[str, ...]]:
+    """Makes a command builder for a draft that vLLM loads beside the verifier, by `--speculative-config`."""
+
+    def command(deployment: Deployment) -> tuple[str, ...]:
+        options = {
+            "method": method,
+            "model": deployment.folder,
+            "num_speculative_tokens": deployment.num_speculative_tokens,
+        }
+        return ("vllm", "serve", deployment.verifier, "--speculative-config", json.dumps(options))
+
+    return command
+
+
+def sglang_draft(algorithm: str) -> Callable[[Deployment], tuple[str, ...]]:
+    """Makes a command builder for SGLang, drafting a chain (`topk` 1) of K tokens."""
+
+    def command(deployment: Deployment) -> tuple[str, ...]:
+        k = deployment.num_speculative_tokens
+        options = {
+            "model-path": deployment.verifier,
+            "speculative-algorithm": algorithm,
+            "speculative-draft-model-path": deployment.folder,
+            "speculative-num-steps": str(k),
+            "speculative-eagle-topk": "1",
+            # SGLang counts the verifier's own token among those it verifies.
+            "speculative-num-draft-tokens": str(k + 1),
+        }
+        arguments = (part for name, value in options.items() for part in (f"--{name}", value))
+        return ("python", "-m", "sglang.launch_server", *arguments)
+
+    return command
+
+
+def _nothing(_: Any) -> list[str]:
+    return []
+
+
+@attrs.frozen(kw_only=True)
+class ServerLayout:
+    """How one server reads the speculators of one algorithm.
+
+    Attributes:
+        server: VLLM or SGLANG.
+        command: builds the command that serves an export.
+        names: of the tensors; None for ours.
+        from_verifier: prefixes of our names. The server takes these tensors from the verifier; they are not written.
+        config: converts our config into the server's config.json (a dict of JSON values); None writes ours.
+        refusals: lists the options of a config that the server would get wrong, each with the reason and the remedy.
+        notes: lists what users of the export should know.
+        stitch: writes the whole export (speculator's folder, verifier's folder, new folder) where the draft becomes
+            part of a copy of the verifier; None where the export has a folder of its own.
+    """
+
+    server: str
+    command: Callable[[Deployment], tuple[str, ...]]
+    names: TensorNames | None = None
+    from_verifier: tuple[str, ...] = ()
+    config: Callable[[Any], dict[str, Any]] | None = None
+    refusals: Callable[[Any], list[str]] = _nothing
+    notes: Callable[[Any], list[str]] = _nothing
+    stitch: Callable[[Path, Path, Path], Path] | None = None
+
+
+def flat_decoder(decoder: dict[str, Any]) -> dict[str, Any]:
+    """Flattens `transformer_layer_config` to the top level of a config.json, with the older rotary keys.
+
+    Servers on transformers 4 read `rope_theta` and `rope_scaling`; transformers 5 turns them into `rope_parameters`.
+    """
+    rope = dict(decoder["rope_parameters"])
+    theta = rope.pop("rope_theta")
+    scaling = rope if rope.get("rope_type", "default") != "default" else None
+    plain = {key: value for key, value in decoder.items() if key not in ("rope_parameters", "layer_types")}
+    return {**plain, "rope_theta": theta, "rope_scaling": scaling}
