@@ -61,14 +61,14 @@ def run(options: argparse.Namespace) -> int:
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
     section, decoding = _section(options, recipe), _decoding(options)
-    from speculators.pipeline.measure import Subject, measure_folder
+    from speculators.pipeline.measure import SavedSpeculator, measure_folder
     from speculators.report.bench import bench_tables
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.runs.benches import file_bench
 
     with RunView(quiet=options.quiet) as view:
-        subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
+        subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
         result = measure_folder(subject, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
@@ -88,8 +88,7 @@ def _serve(options: argparse.Namespace) -> int:
     """Measures on a running server, files the result in the run, and prints it."""
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
-    from speculators.pipeline.measure import Subject
-    from speculators.pipeline.measure_endpoint import Service, file_served, measure_endpoint
+    from speculators.pipeline.measure import SavedSpeculator, Service, file_served, measure_endpoint
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.report.served import served_tables
@@ -106,7 +105,7 @@ def _serve(options: argparse.Namespace) -> int:
         take=options.prompts,
     )
     options.prompts = None  # the suite stays whole: the server is asked a part of it
-    subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
+    subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
     with RunView(quiet=options.quiet) as view:
         result = measure_endpoint(subject, _section(options, recipe), service, progress=view)
     if not options.json:

@@ -27,13 +27,13 @@ def run(options: argparse.Namespace) -> int:
     recipe = recipe_of(folder)
     suite = _suite(options, recipe)
     from speculators.doctor.run import Wish, examine
-    from speculators.pipeline.measure import Subject
+    from speculators.pipeline.measure import SavedSpeculator
     from speculators.report.console import console
     from speculators.report.doctor import diagnosis_tables
     from speculators.report.progress import RunView
 
     with RunView(quiet=options.quiet) as view:
-        subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
+        subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
         found = examine(subject, Wish(suite=suite, listen=view))
     result = found.to_json()
     if options.json:

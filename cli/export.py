@@ -68,13 +68,13 @@ def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, A
     """Returns the folder of the verifier: the one that was asked for is obtained, any other has to be here."""
     from speculators.exchange.verifier import verifier_here
     from speculators.model import read_config
-    from speculators.pipeline.measure import Subject, import_algorithm, verifier_of
+    from speculators.pipeline.measure import SavedSpeculator, import_algorithm, verifier_of
     from speculators.report.progress import RunView
     from speculators.verifier.sources import obtain
 
     if recipe is not None:
         import_algorithm(recipe["algorithm"], speculator.parent)
-    section = verifier_of(Subject(folder=speculator, recipe=recipe, verifier=options.verifier))
+    section = verifier_of(SavedSpeculator(folder=speculator, recipe=recipe, verifier=options.verifier))
     if options.verifier:
         with RunView(quiet=options.quiet) as view:
             return obtain(section, progress=view)

@@ -53,13 +53,13 @@ def run(options: argparse.Namespace) -> int:
     else:
         facts = _fetch_facts(recipe, quiet=options.quiet or options.json)
     plan = make_plan(recipe, facts, world_size=options.nproc)
-    from speculators.pipeline.precision import settled_here
+    from speculators.pipeline.setup import on_this_machine
     from speculators.runs.places import Places
     from speculators.runs.stages import on_disk
 
     places = Places(runs=options.runs)
     # --gpus are other machines than this one, and compute in what the recipe says.
-    plan = plan if devices else settled_here(plan)
+    plan = plan if devices else on_this_machine(plan)
     plan, done = counted(plan), on_disk(plan, places)
     costs = _costs(plan, places, options, devices)
     if options.json:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from speculators.files.once import cache_folder
 from speculators.pipeline import Outcome, Places, run_recipe
-from speculators.pipeline.locking import code_here
+from speculators.pipeline.run_lock import code_here
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
 

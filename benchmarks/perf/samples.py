@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from speculators.data.batches import StateSource
 from speculators.data.encoded import Conversations
 from speculators.events import ignore
-from speculators.pipeline.build import training_kwargs, vocabulary_of
+from speculators.pipeline.arguments import training_kwargs, vocabulary_of
+from speculators.pipeline.capture import state_source
 from speculators.pipeline.context import Context
-from speculators.pipeline.inputs import conversations, state_source
-from speculators.pipeline.run import make_context
+from speculators.pipeline.prepare import prepared_conversations
+from speculators.pipeline.setup import make_context
 from speculators.recipe.load import load_recipe
 from speculators.runs.places import Places
 from speculators.training.world import World
@@ -52,7 +53,7 @@ class Inputs:
 def stages(recipe: str, overrides: list[str], places: Places) -> Inputs:
     """Runs the stages before training, or finds them done."""
     context = make_context(load_recipe(recipe, overrides), places, World(), ignore)
-    prepared = conversations(context)
+    prepared = prepared_conversations(context)
     source = state_source(context, prepared)
     context.free_engine()
     vocabulary, _ = vocabulary_of(context, prepared)

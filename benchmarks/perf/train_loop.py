@@ -27,7 +27,7 @@ from benchmarks.perf.samples import read_facts, stages
 from benchmarks.perf.side_by_side import Column, Side, interleave, report, table
 from speculators.contract import build_model, trainer_kwargs
 from speculators.events import StepEvent
-from speculators.pipeline.feed import Feed
+from speculators.pipeline.train import Feed
 from speculators.runs.places import Places
 from speculators.training.loop import train
 from speculators.training.rng import deterministic

@@ -18,7 +18,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.store import store_bytes
 from speculators.errors import ArtifactError, VerifierError
 from speculators.facts import VerifierFacts
-from speculators.pipeline.build import training_kwargs
+from speculators.pipeline.arguments import training_kwargs
 from speculators.recipe.plan import Plan
 from speculators.runs.places import Places
 from speculators.verifier.capture import decoder_layers

@@ -21,7 +21,7 @@ from speculators.cost.costs import RowCost
 from speculators.losses.fused import large_chunks, product_rows
 from speculators.model import SpeculatorModel
 from speculators.nn.layout import RowLayout
-from speculators.pipeline.build import training_kwargs
+from speculators.pipeline.arguments import training_kwargs
 from speculators.recipe.plan import Plan
 from speculators.training.optimizer import Optimizer
 from speculators.verifier.head import HeadRules, VerifierHead

@@ -29,7 +29,7 @@ from speculators.doctor.vocabulary import check_vocabulary
 from speculators.errors import SpeculatorsError
 from speculators.events import Listen, StageEvent, ignore
 from speculators.facts import VerifierFacts
-from speculators.pipeline.measure import Subject, import_algorithm, verifier_of
+from speculators.pipeline.measure import SavedSpeculator, import_algorithm, verifier_of
 from speculators.recipe.schema import Suite
 from speculators.runs.places import Places
 from speculators.verifier.engine import Engine
@@ -57,7 +57,7 @@ class Wish:
     answers: Answers | None = None
 
 
-def examine(subject: Subject, wish: Wish) -> Diagnosis:
+def examine(subject: SavedSpeculator, wish: Wish) -> Diagnosis:
     """Makes every check that can be made; a checkpoint that cannot be loaded has at least those of its files.
 
     Raises:
@@ -95,7 +95,7 @@ def examine(subject: Subject, wish: Wish) -> Diagnosis:
     )
 
 
-def admit(subject: Subject, wish: Wish) -> tuple[Patient | None, list[Check]]:
+def admit(subject: SavedSpeculator, wish: Wish) -> tuple[Patient | None, list[Check]]:
     """Reads the checkpoint, obtains its verifier, and builds the model as far as that works."""
     if subject.recipe is not None:
         import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
@@ -119,7 +119,7 @@ def admit(subject: Subject, wish: Wish) -> tuple[Patient | None, list[Check]]:
     return patient, checks
 
 
-def _named(subject: Subject, raw: Mapping[str, Any]) -> Subject:
+def _named(subject: SavedSpeculator, raw: Mapping[str, Any]) -> SavedSpeculator:
     """Returns the subject with the verifier that config.json names where nobody else does; it need not be a config."""
     if subject.recipe is not None or subject.verifier is not None:
         return subject
@@ -129,7 +129,7 @@ def _named(subject: Subject, raw: Mapping[str, Any]) -> Subject:
     return attrs.evolve(subject, verifier=name) if isinstance(name, str) and name else subject
 
 
-def _engine(subject: Subject, patient: Patient) -> Engine:
+def _engine(subject: SavedSpeculator, patient: Patient) -> Engine:
     """Loads the verifier in the dtype of the run, or in that of the checkpoint."""
     section = verifier_of(_named(subject, patient.raw))
     told = subject.recipe is not None and subject.verifier is None

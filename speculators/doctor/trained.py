@@ -11,7 +11,7 @@ from speculators.contract import build_model
 from speculators.doctor.check import Check, Family, listed
 from speculators.doctor.subject import Origin, Patient
 from speculators.facts import VerifierFacts
-from speculators.pipeline.build import training_kwargs
+from speculators.pipeline.arguments import training_kwargs
 from speculators.recipe.plan import Plan
 from speculators.recipe.values import leaves
 from speculators.structure.origin import path_text

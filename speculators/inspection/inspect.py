@@ -21,11 +21,11 @@ from speculators.inspection.on_policy import on_policy
 from speculators.inspection.summary import count_rows, describe, show
 from speculators.inspection.survey import RawRow, Survey, places_of, raw_rows, short_path, survey
 from speculators.inspection.view import DataView, Leakage, OnPolicy, Shown, Vocabulary
-from speculators.pipeline.build import draft_tokens
+from speculators.pipeline.arguments import draft_tokens
 from speculators.pipeline.context import Context
-from speculators.pipeline.inputs import conversations, held_out
+from speculators.pipeline.prepare import held_out, prepared_conversations
 from speculators.pipeline.regenerate import LeftOut, answers_file, is_whole, stream_prompts
-from speculators.pipeline.run import make_context
+from speculators.pipeline.setup import make_context
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
@@ -145,7 +145,7 @@ def _prepared(context: Context, found: Survey) -> tuple[Conversations | None, st
     if found.counts[Survey.SAME] or not found.usable:
         return None, "" if found.usable else "no row of the sources can be used"
     try:
-        return conversations(context), ""
+        return prepared_conversations(context), ""
     except DataError as error:
         return None, str(error)
 

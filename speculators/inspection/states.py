@@ -10,9 +10,9 @@ from speculators.data.store import StateStore
 from speculators.errors import ArtifactError, RecipeError
 from speculators.events import Listen
 from speculators.pipeline.context import Context
-from speculators.pipeline.inputs import conversations
-from speculators.pipeline.run import make_context
-from speculators.pipeline.server_capture import checked, compare_sample, states_client
+from speculators.pipeline.prepare import prepared_conversations
+from speculators.pipeline.server_states import compare_sample, compare_with_verifier, states_client
+from speculators.pipeline.setup import make_context
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
 from speculators.training.world import World
@@ -30,7 +30,7 @@ def check_states(recipe: Recipe, count: int, *, places: Places, listen: Listen) 
         raise RecipeError('--check-states: data.hidden_states = "online" keeps no states, there is nothing to compare')
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     context = make_context(recipe, places, world, listen)
-    prepared = conversations(context)
+    prepared = prepared_conversations(context)
     chosen = np.unique(np.linspace(0, len(prepared) - 1, min(count, len(prepared))).round().astype(int)).tolist()
     with context.stage("check states") as words:
         found = _stored(context, prepared, chosen)
@@ -49,4 +49,4 @@ def _stored(context: Context, prepared: Conversations, chosen: list[int]) -> Sta
         client, _ = states_client(context)
         return compare_sample(context, client, prepared, chosen)
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in chosen]
-    return checked(context, rows, store.states(chosen), source=str(folder))
+    return compare_with_verifier(context, rows, store.states(chosen), source=str(folder))

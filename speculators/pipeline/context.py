@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from speculators.files.whole import disk_errors
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
+from speculators.runs.stages import note_made
 from speculators.training.world import World
 from speculators.verifier.engine import Engine
 
@@ -85,3 +86,9 @@ class Context:
     def skip(self, name: str, why: str) -> None:
         """Tells that a stage is not run, and why."""
         self.tell(StageEvent(stage=name, status="skip", detail=why))
+
+    def note(self, stage: str, files: Mapping[str, str]) -> None:
+        """Records in the run folder the sha256 of each file that a stage made in the cache."""
+        # `spec data` prepares a run's data when there is no run folder yet.
+        if self.world.is_main and self.run_folder.is_dir():
+            note_made(self.run_folder, self.plan.stage(stage), files)

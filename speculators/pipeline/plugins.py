@@ -1,16 +1,35 @@
-"""Somebody else's algorithm: which ones are, and what their code raises told as their own."""
+"""Somebody else's algorithm: rehearsed before data is read, and named where it fails."""
 
 from __future__ import annotations
 
 import inspect
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
 
 from speculators.config import SpeculatorModelConfig
+from speculators.contract import build_model, trainer_kwargs
+from speculators.data.batches import build_row
+from speculators.data.encoded import Encoded
 from speculators.errors import ContractError, SpeculatorsError
-from speculators.model import MODELS, SpeculatorModel
+from speculators.events import WarningEvent
+from speculators.facts import VerifierFacts
+from speculators.model import BATCH_NAMES, MODELS, SpeculatorModel
+from speculators.nn.layout import RowLayout
+from speculators.nn.precision import place
+from speculators.pipeline.arguments import training_kwargs
+from speculators.pipeline.context import Context
+from speculators.recipe.plan import Plan, make_plan
+from speculators.training.shard import precision
+from speculators.training.update import accepted_by, loss_and_metrics
+from speculators.training.world import World
+from speculators.verifier.tiny import make_tiny_verifier
 
 
 def is_plugin(name: str) -> bool:
@@ -19,11 +38,11 @@ def is_plugin(name: str) -> bool:
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
+def blaming_plugin(name: str) -> Iterator[None]:
     """Turns an exception out of a plug-in's own code into an error that names it; any other passes.
 
     Raises:
-        ContractError: as `failure`.
+        ContractError: as `plugin_failure`.
     """
     try:
         yield
@@ -33,10 +52,10 @@ def named(name: str) -> Iterator[None]:
     except Exception as error:
         if not is_plugin(name) or not _own_frames(name, error):
             raise
-        raise failure(name, error, "") from error
+        raise plugin_failure(name, error, "") from error
 
 
-def failure(name: str, error: Exception, where: str) -> ContractError:
+def plugin_failure(name: str, error: Exception, where: str) -> ContractError:
     """Returns what says that a plug-in failed: its class, the exception, and the lines of its own that led there.
 
     Args:
@@ -63,3 +82,107 @@ def _own_frames(name: str, error: Exception) -> list[traceback.FrameSummary]:
         return file.parent in path.parents if package else path == file
 
     return [frame for frame in traceback.extract_tb(error.__traceback__) if own(Path(frame.filename).resolve())]
+
+
+VOCABULARY = 128
+
+
+DOCUMENTS = (20, 12)
+
+
+# Keys of `algorithm.decoder` that mean the same for a decoder of another size.
+SIZELESS = ("model_type", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
+
+
+def rehearse(context: Context) -> None:
+    """Builds a plug-in's model for a tiny verifier with as many layers and runs one forward and backward.
+
+    What fails may be the small sizes' fault: it is tried again at the run's own, and told as a warning if that works.
+
+    Raises:
+        ContractError: a part of the contract is missing or wrong, or the plug-in fails at the run's own sizes, too.
+    """
+    name, world = context.recipe.algorithm.name, context.world
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _step(_tiny(context.plan, Path(folder)), Path(folder), DOCUMENTS, world)
+        return
+    except SpeculatorsError:
+        raise
+    # Somebody else's code may raise anything.
+    except Exception as error:
+        small = error
+    size = min(context.plan.row_tokens, context.recipe.data.max_tokens)
+    try:
+        _step(context.plan, context.folder, (size - size // 3, size // 3), world)
+    except SpeculatorsError:
+        raise
+    except Exception as error:
+        raise plugin_failure(name, error, "in its first step, on a tiny verifier and on this one") from error
+    words = f"{plugin_failure(name, small, 'on a tiny verifier')}"
+    context.tell(WarningEvent(message=f"{words}\nIts first step on this run's verifier went well: the run goes on"))
+
+
+def _tiny(plan: Plan, folder: Path) -> Plan:
+    """Makes a tiny verifier in `folder` and returns the plan for it."""
+    make_tiny_verifier(folder, num_hidden_layers=plan.facts.num_hidden_layers)
+    section = plan.recipe.algorithm
+    decoder = {key: value for key, value in section.config.decoder.items() if key in SIZELESS}
+    size = VOCABULARY if plan.draft_vocab_size < plan.facts.vocab_size else None
+    config = attrs.evolve(section.config, decoder=decoder, draft_vocab_size=size)
+    recipe = attrs.evolve(plan.recipe, algorithm=attrs.evolve(section, config=config))
+    tiny = make_plan(recipe, VerifierFacts.read(folder / "config.json"), world_size=plan.world_size)
+    return attrs.evolve(tiny, precision=plan.precision)
+
+
+def _step(plan: Plan, folder: Path, lengths: tuple[int, ...], world: World) -> None:
+    """Builds the model and runs forward and backward on one row of documents of these lengths."""
+    reduced = plan.draft_vocab_size < plan.facts.vocab_size
+    kwargs = training_kwargs(plan, str(folder), torch.arange(plan.draft_vocab_size) if reduced else None)
+    model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
+    given, _ = trainer_kwargs(model, kwargs)
+    _check_signature(model, given)
+    place(model, world.device)
+    row = _row(plan, model, lengths)
+    layout = RowLayout.of(row["document_ids"], row["loss_mask"])
+    batch = {**{key: tensor.to(world.device) for key, tensor in row.items()}, "layout": layout}
+    names = accepted_by(model, batch)
+    with precision(world, plan.precision):
+        loss, _ = loss_and_metrics(model, model(**{name: batch[name] for name in names}, **given))
+    loss.backward()
+    if all(parameter.grad is None for parameter in model.parameters()):
+        raise ContractError(
+            f"{_place(model)}.forward's loss gives no gradient to any parameter",
+            hint="compute it from the model's parameters, without detach() or no_grad()",
+        )
+
+
+def _check_signature(model: SpeculatorModel, given: dict[str, Any]) -> None:
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    wanted = {p.name for p in parameters if p.default is p.empty and p.kind not in kinds}
+    if lacking := sorted(wanted - {*BATCH_NAMES, *given}):
+        names = ", ".join(lacking)
+        raise ContractError(
+            f"{_place(model)}.forward wants {names}, which neither the batch has nor get_trainer_kwargs gives",
+            hint=f"return them from get_trainer_kwargs, or give them defaults; the batch has {', '.join(BATCH_NAMES)}",
+        )
+
+
+def _place(model: SpeculatorModel) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _row(plan: Plan, model: SpeculatorModel, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Returns a packed row of random documents, the second half of each supervised."""
+    generator = torch.Generator().manual_seed(0)
+    width = plan.facts.hidden_size
+    widths = (len(plan.target_layer_ids) * width, width)
+    items = []
+    for length in lengths:
+        ids = torch.randint(plan.draft_vocab_size, (length,), generator=generator)
+        states = [torch.randn(length, each, generator=generator) for each in widths]
+        encoded = Encoded(ids.int().numpy(), (torch.arange(length) >= length // 2).numpy())
+        items.append((encoded, (states[0], states[1])))
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    return build_row(items, widths=widths, dtype=dtype, align=model.align)

@@ -15,8 +15,8 @@ from speculators.events import Listen
 from speculators.facts import VerifierFacts
 from speculators.files.once import cache_folder
 from speculators.files.whole import disk_errors, read_json, write_json
-from speculators.pipeline.locking import environment_here
 from speculators.pipeline.run import run_recipe
+from speculators.pipeline.run_lock import environment_here
 from speculators.recipe.lock import Difference, Environment, Lock, differences
 from speculators.recipe.lock_check import MissingFile, differing_inputs, relocate
 from speculators.recipe.plan import Plan, make_plan

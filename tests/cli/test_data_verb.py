@@ -12,8 +12,8 @@ from command import Spec, Told
 
 from speculators.events import ignore
 from speculators.pipeline.context import Context
-from speculators.pipeline.inputs import conversations
-from speculators.pipeline.run import make_context
+from speculators.pipeline.prepare import prepared_conversations
+from speculators.pipeline.setup import make_context
 from speculators.recipe.load import load_recipe
 from speculators.runs.places import Places
 from speculators.runs.stages import is_prepared
@@ -163,7 +163,7 @@ def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
     assert told.out.startswith("prompt rows.jsonl:1")
     assert "⟦" not in told.out
     assert not (spec.cache / "regenerated").exists()
-    conversations(context_of(spec, *regenerate[1::2]))
+    prepared_conversations(context_of(spec, *regenerate[1::2]))
     after = spec("data", "smoke", *regenerate, "--json").json
     assert (after["waiting"], after["rows"]["conversations"]) == (None, 1)
     assert after["on_policy"]["tokens"] == after["rows"]["supervised"]

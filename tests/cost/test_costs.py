@@ -20,7 +20,7 @@ from speculators.data.batches import build_row
 from speculators.data.encoded import Encoded
 from speculators.facts import VerifierFacts
 from speculators.nn.layout import RowLayout
-from speculators.pipeline.build import training_kwargs
+from speculators.pipeline.arguments import training_kwargs
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 from speculators.training import loop

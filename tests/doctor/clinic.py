@@ -22,7 +22,7 @@ from speculators.doctor.check import Check, Diagnosis
 from speculators.doctor.run import Wish, admit, examine
 from speculators.doctor.subject import Patient
 from speculators.doctor.training import training_model
-from speculators.pipeline.measure import Subject
+from speculators.pipeline.measure import SavedSpeculator
 from speculators.recipe.schema import Suite
 from speculators.runs.places import Places
 from speculators.verifier.tiny import make_tiny_verifier
@@ -87,7 +87,7 @@ class Clinic:
         """What the doctor says; the verifier's answers are those that were made before."""
         plan = speculator.parent / "plan.json"
         recipe = json.loads(plan.read_text())["recipe"] if plan.is_file() else None
-        subject = Subject(folder=speculator, recipe=recipe, verifier=str(verifier) if verifier else None)
+        subject = SavedSpeculator(folder=speculator, recipe=recipe, verifier=str(verifier) if verifier else None)
         return Examined(examine(subject, self.wish(cache)))
 
     def wish(self, cache: Path | None = None) -> Wish:
@@ -96,7 +96,7 @@ class Clinic:
 
     def patient(self, speculator: Path) -> Patient:
         """What is examined, loaded."""
-        patient, _ = admit(Subject(folder=speculator, recipe=None, verifier=str(self.verifier)), self.wish())
+        patient, _ = admit(SavedSpeculator(folder=speculator, recipe=None, verifier=str(self.verifier)), self.wish())
         assert patient is not None
         return patient
 

@@ -16,7 +16,7 @@ from speculators.doctor.check import Check
 from speculators.doctor.run import admit
 from speculators.doctor.subject import Patient
 from speculators.doctor.trained import check_trained
-from speculators.pipeline.measure import Subject
+from speculators.pipeline.measure import SavedSpeculator
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def check(clinic: Clinic, run: Path, home: Path, change: Change) -> tuple[Check,
     """What is said of a copy of a run whose config.json was changed."""
     speculator = Path(shutil.copytree(run, home / run.name)) / "speculator"
     edit(speculator, change)
-    subject = Subject(folder=speculator, recipe=None, verifier=str(clinic.verifier))
+    subject = SavedSpeculator(folder=speculator, recipe=None, verifier=str(clinic.verifier))
     patient, _ = admit(subject, clinic.wish())
     assert patient is not None
     return check_trained(patient), patient

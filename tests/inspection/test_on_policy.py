@@ -14,7 +14,7 @@ from speculators.events import ProgressEvent
 from speculators.inspection import on_policy as policy
 from speculators.inspection.on_policy import on_policy, opinion
 from speculators.pipeline.context import Context
-from speculators.pipeline.run import make_context
+from speculators.pipeline.setup import make_context
 from speculators.recipe.load import load_recipe
 from speculators.runs.places import Places
 from speculators.training.world import World

@@ -6,7 +6,7 @@ import pytest
 
 from speculators.errors import RecipeError
 from speculators.models.dspark.config import DSparkSpeculatorConfig
-from speculators.pipeline.measure import Subject, decoding_otherwise, verifier_of
+from speculators.pipeline.measure import SavedSpeculator, decoding_otherwise, verifier_of
 
 SHA256 = "5" * 64
 WHEEL = "wheel:tiny-gguf==1.0#tiny_gguf/tiny.gguf"
@@ -23,7 +23,7 @@ WHEEL = "wheel:tiny-gguf==1.0#tiny_gguf/tiny.gguf"
 )
 def test_a_verifier_of_the_command_line_has_its_pin_behind_it(named, model, revision, sha256, tmp_path):
     """The form of a draft model in `--against`: a revision of a hub id, the sha256 of a GGUF file."""
-    section = verifier_of(Subject(folder=tmp_path, recipe=None, verifier=named))
+    section = verifier_of(SavedSpeculator(folder=tmp_path, recipe=None, verifier=named))
     assert (section.model, section.revision, section.sha256) == (model, revision, sha256)
 
 
@@ -31,14 +31,14 @@ def test_a_folder_is_taken_whatever_its_name(tmp_path, monkeypatch):
     """Also one with an @ in it, and without the ./ of recipes."""
     (tmp_path / "model@2").mkdir()
     monkeypatch.chdir(tmp_path)
-    section = verifier_of(Subject(folder=tmp_path, recipe=None, verifier="model@2"))
+    section = verifier_of(SavedSpeculator(folder=tmp_path, recipe=None, verifier="model@2"))
     assert (section.model, section.revision) == (str(tmp_path / "model@2"), None)
 
 
 def test_a_wheel_without_its_sha256_is_told_how_to_give_it(tmp_path):
     """The file inside is checked before use."""
     with pytest.raises(RecipeError, match=r"verifier: a wheel: model needs sha256.*@SHA256"):
-        verifier_of(Subject(folder=tmp_path, recipe=None, verifier=WHEEL))
+        verifier_of(SavedSpeculator(folder=tmp_path, recipe=None, verifier=WHEEL))
 
 
 def test_what_only_decoding_reads_can_be_tried_otherwise():

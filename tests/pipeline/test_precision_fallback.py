@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speculators.facts import VerifierFacts
-from speculators.pipeline.precision import bf16_asked, settled, told_of
+from speculators.pipeline.setup import bf16_parts, on_device, precision_warning
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 
@@ -14,18 +14,18 @@ from speculators.recipe.plan import make_plan
 @pytest.mark.parametrize("has", [True, False])
 def test_the_plan_says_what_is_computed_in_and_keeps_its_fingerprints(has, tiny_verifier, monkeypatch):
     """The same recipe has the same fingerprints on every machine: what a stage is for does not change with the CPU."""
-    monkeypatch.setattr("speculators.pipeline.precision.has_bf16_products", lambda device_type: has)
+    monkeypatch.setattr("speculators.pipeline.setup.has_bf16_products", lambda device_type: has)
     facts = VerifierFacts.read(tiny_verifier / "config.json")
     plan = make_plan(load_recipe("smoke", ['schedule.precision="bf16"']), facts)
-    here = settled(plan, torch.device("cpu"))
+    here = on_device(plan, torch.device("cpu"))
     assert plan.precision == "bf16"
     assert here.precision == ("bf16" if has else "fp32")
     assert here.stages == plan.stages
-    assert ("training compute in float32" in told_of(plan, torch.device("cpu"))) != has
+    assert ("training compute in float32" in precision_warning(plan, torch.device("cpu"))) != has
 
 
 def test_what_asks_for_bf16_is_named():
     """The warning of a run names every part that computes in float32 instead."""
-    assert bf16_asked(load_recipe("smoke")) == ""
-    assert bf16_asked(load_recipe("smollm2_eagle3")) == "answers, states, training"
-    assert bf16_asked(load_recipe("eagle3_llama8b")) == "verifier, states, training"
+    assert bf16_parts(load_recipe("smoke")) == ""
+    assert bf16_parts(load_recipe("smollm2_eagle3")) == "answers, states, training"
+    assert bf16_parts(load_recipe("eagle3_llama8b")) == "verifier, states, training"

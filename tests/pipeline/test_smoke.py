@@ -17,7 +17,7 @@ from speculators.cost.trace import trace
 from speculators.errors import ArtifactError
 from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel
-from speculators.pipeline.build import training_kwargs
+from speculators.pipeline.arguments import training_kwargs
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 

@@ -18,7 +18,7 @@ from speculators.data import store
 from speculators.data.store import StoreLayout
 from speculators.events import Event, WarningEvent
 from speculators.files.whole import file_sha256
-from speculators.pipeline import Places, inputs, run_recipe
+from speculators.pipeline import Places, capture, run_recipe
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
 
@@ -45,7 +45,7 @@ def test_cached_and_online_states_give_the_same_losses(spec: Spec, run_folder: P
 
 def test_a_damaged_store_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who looks which shards are whole tells it on; only the damaged one is captured again."""
-    monkeypatch.setattr(inputs, "StoreLayout", partial(StoreLayout, shard_tokens=1000))
+    monkeypatch.setattr(capture, "StoreLayout", partial(StoreLayout, shard_tokens=1000))
     places = Places(runs=tmp_path / "runs", cache=tmp_path / "cache")
     captured = partial(run_recipe, load_recipe("smoke"), places=places, world=World(), until="capture")
     captured(listen=lambda event: None)

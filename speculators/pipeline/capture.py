@@ -1,80 +1,22 @@
-"""The stages before training: conversations as tokens, and the verifier's states for them."""
+"""The stage `capture`: the verifier's hidden states, on disk or on the fly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from speculators.bench.suites import load_suite
 from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
-from speculators.data.conversations import prompt_key, told
 from speculators.data.encoded import Conversations
-from speculators.data.leakage import HeldOut
-from speculators.data.prepare import losses, prepare
 from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.events import WarningEvent
 from speculators.files.whole import read_manifest
 from speculators.pipeline.context import Context
-from speculators.pipeline.regenerate import regenerated
-from speculators.pipeline.server_capture import fill_from_server
-from speculators.recipe.schema import Recipe
-from speculators.runs.stages import is_prepared, note_made
+from speculators.pipeline.server_states import fill_from_server
 from speculators.verifier.capture import CAPTURE_TOKENS
-from speculators.verifier.tokens import load_tokenizer
-
-
-def conversations(context: Context) -> Conversations:
-    """Returns the prepared conversations: stage `prepare`."""
-    folder = context.places.prepared(context.plan)
-    with context.alone(folder, "prepare"):
-        return _conversations(context, folder)
-
-
-def _conversations(context: Context, folder: Path) -> Conversations:
-    plan, data = context.plan, context.recipe.data
-    key = plan.stage("prepare").fingerprint
-    # Rank 0 decides: another that looked when the stage was already done would miss its barrier.
-    if context.world.broadcast(context.world.is_main and is_prepared(plan, context.places, verify=True)):
-        found = Conversations.open(folder, key=key)
-        context.skip("prepare", f"{len(found)} conversations are in {folder}")
-        _note(context, "prepare", {name: held["sha256"] for name, held in found.manifest["files"].items()})
-        return found
-    with context.stage("prepare") as words:
-        if context.world.is_main:
-            prepare(
-                regenerated(context) if data.regenerate else data,
-                folder=folder,
-                tokenizer=load_tokenizer(context.folder, trust_remote_code=context.recipe.verifier.trust_remote_code),
-                vocab_size=plan.facts.vocab_size,
-                base=Path(),
-                held_out={prompt_key(held.prompt) for held in held_out(context.recipe)},
-                key=key,
-                progress=context.tell,
-            )
-        context.world.barrier()
-        made = Conversations.open(folder, key=key)
-        words.append(f"{len(made)} conversations, {made.lengths.sum():,} tokens, {made.supervised.sum():,} supervised")
-        if made.skipped:
-            words.append(f"left out: {told(made.skipped)}")
-        if made.truncated:
-            words.append(f"{made.truncated} cut at {data.max_tokens} tokens")
-    for lost in losses(made):
-        context.tell(WarningEvent(message=lost))
-    _note(context, "prepare", {name: held["sha256"] for name, held in made.manifest["files"].items()})
-    return made
-
-
-def held_out(recipe: Recipe) -> list[HeldOut]:
-    """Returns the prompts of the recipe's suites, by their first user turn: none of them may be trained on."""
-    return [
-        HeldOut(suite.name, prompt.id, next(message.content for message in prompt.messages if message.role == "user"))
-        for suite in recipe.benchmark.suites
-        for prompt in load_suite(suite)
-    ]
 
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:
@@ -97,14 +39,8 @@ def _store(context: Context, prepared: Conversations, folder: Path) -> StateStor
             how = _fill(context, prepared, folder, missing)
             words.append(f"{prepared.lengths.sum():,} tokens{how}, {_gigabytes(folder):.2f} GB in {folder}")
     store = StateStore.open(folder, key=key)
-    _note(context, "capture", {held["file"]: held["sha256"] for held in read_manifest(folder)["shards"]})
+    context.note("capture", {held["file"]: held["sha256"] for held in read_manifest(folder)["shards"]})
     return store
-
-
-def _note(context: Context, stage: str, files: Mapping[str, str]) -> None:
-    # `spec data` looks at a run's data where there is no run yet.
-    if context.world.is_main and context.run_folder.is_dir():
-        note_made(context.run_folder, context.plan.stage(stage), files)
 
 
 def _look(context: Context, folder: Path, key: str) -> tuple[bool, list[int] | None]:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import attrs
+import torch
 
-from speculators.bench.replay import one_pass, replay
-from speculators.bench.responses import own_rows
-from speculators.bench.rows import JudgedResponse
-from speculators.bench.suites import load_suite
 from speculators.contract import parameter_counts, trainer_kwargs
+from speculators.data.batches import Align, Batches, StateSource, rows_of_step
 from speculators.data.encoded import Conversations
-from speculators.events import WarningEvent
+from speculators.data.prefetch import Prefetcher
 from speculators.files.whole import file_sha256, read_json, whole_folder, write_json, write_whole
 from speculators.init_from import start_model
 from speculators.model import SpeculatorModel
+from speculators.nn.layout import RowLayout
 from speculators.nn.precision import place
-from speculators.pipeline.build import training_kwargs, vocabulary_of
+from speculators.pipeline.arguments import training_kwargs, vocabulary_of
+from speculators.pipeline.bench import evaluation
+from speculators.pipeline.capture import state_source
 from speculators.pipeline.context import Context
-from speculators.pipeline.feed import Feed
-from speculators.pipeline.inputs import state_source
-from speculators.runs.stages import SPECULATOR, TAU_AT, TRAINED
+from speculators.runs.stages import SPECULATOR, TRAINED
 from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
 from speculators.training.snapshot import load_weights
-from speculators.training.state import Evaluate, Job
-from speculators.verifier.weights import load_head
+from speculators.training.state import Batch, Job, Row
 
 
 def train_stage(context: Context, prepared: Conversations) -> None:
@@ -44,7 +43,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     train_kwargs, _ = trainer_kwargs(model, kwargs)
     place(model, context.world.device)
     feed = Feed(context, prepared, state_source(context, prepared), model.align)
-    evaluate = _evaluation(context, model)
+    evaluate = evaluation(context, model)
     if recipe.data.stored:
         context.free_engine()
     job = Job(
@@ -71,61 +70,6 @@ def _best_words(held: dict[str, Any]) -> str:
     if held["tau"] is None:
         return f"no suite to choose by: the last of {held['step']} updates is taken"
     return f"best at update {held['step']} of {held['total_steps']}, acceptance length {held['tau']:.3f}"
-
-
-def _evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
-    """Returns what measures exact acceptance length: first suite, largest K, first temperature.
-
-    Its metrics are the acceptance of each position, and the lengths at every smaller K where the same pass gives them:
-    a log tells nothing that the fingerprint does not hold, and that holds the largest K alone.
-    """
-    section = context.recipe.benchmark
-    if not section.suites:
-        return None
-    if lacking := lacking_hooks(context):
-        words = "the last checkpoint is taken as the best (speculators/model.py says what the hooks must return)"
-        context.tell(WarningEvent(message=f"acceptance length cannot be measured: {lacking}; {words}"))
-        return None
-    k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
-    smaller = range(1, k_max) if one_pass(model) else []
-    rows = suite_rows(context, model.draft().target_layer_ids) if context.world.is_main else []
-
-    def evaluate() -> tuple[float, dict[str, float]]:
-        if not context.world.is_main:
-            return 0.0, {}
-        replayed = replay(model, rows, k_max=k_max, temperature=temperature)
-        counts = replayed.counts(k_max)
-        metrics = {f"accept_{j}": rate for j, rate in enumerate(counts.by_position, start=1)}
-        return counts.tau, metrics | {f"{TAU_AT}{k}": replayed.counts(k).tau for k in smaller}
-
-    return evaluate
-
-
-def lacking_hooks(context: Context) -> str:
-    """Returns in words which hooks the algorithm has not, "" if it can be measured."""
-    name = context.recipe.algorithm.name
-    missing = SpeculatorModel.get_class(name).missing_hooks()
-    return f"{name} has no {' and no '.join(missing)}" if missing else ""
-
-
-def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedResponse]:
-    """Returns the first suite's responses at the first temperature with the states that drafts are made from."""
-    section, engine = context.recipe.benchmark, context.engine(context.recipe.verifier.dtype)
-    head = load_head(engine.folder, engine.facts).to(engine.device)
-    with context.stage("suite") as words:
-        rows = own_rows(
-            engine,
-            head,
-            load_suite(section.suites[0]),
-            layer_ids,
-            temperature=section.temperature[0],
-            max_new_tokens=section.max_new_tokens,
-            seed=context.recipe.seed,
-            progress=context.tell,
-        )
-        words.append(f"{len(rows)} responses of {section.suites[0].name}")
-    context.rows[section.suites[0].name, section.temperature[0]] = rows
-    return rows
 
 
 def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) -> dict[str, Any]:
@@ -167,3 +111,90 @@ def serve_with(context: Context, held: Mapping[str, Any]) -> str:
     note = {**held, "files": {**held["files"], file.name: file_sha256(file)}}
     write_json(context.run_folder / TRAINED, note)
     return f"; servers draft {wanted} tokens a round now, {before} before"
+
+
+@attrs.define(eq=False)
+class Feed:
+    """Gives each update's rows of this process; a pure function of the update's number."""
+
+    context: Context
+    prepared: Conversations
+    source: StateSource
+    align: Align
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The rows by epoch and step."""
+        plan, world = self.context.plan, self.context.world
+        width = plan.facts.hidden_size
+        bf16 = plan.precision == "bf16"
+        return Batches(
+            conversations=self.prepared,
+            source=self.source,
+            widths=(len(plan.target_layer_ids) * width, width),
+            row_tokens=plan.row_tokens,
+            rows_per_step=plan.rows_per_step,
+            seed=plan.recipe.seed,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            align=self.align,
+            rank=world.rank,
+            world_size=world.size,
+        )
+
+    @cached_property
+    def ahead(self) -> Prefetcher:
+        """The rows, built one step ahead."""
+        return Prefetcher(self.batches, self._following)
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        schedule = self.context.recipe.schedule
+        return schedule.max_steps or sum(self.batches.steps(epoch) for epoch in range(schedule.epochs))
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Returns the epoch and the step within it of the update after `step` updates."""
+        epoch = 0
+        while step >= (steps := self.batches.steps(epoch)):
+            step -= steps
+            epoch += 1
+        return epoch, step
+
+    def _following(self, epoch: int, step: int) -> tuple[int, int] | None:
+        after = (epoch, step + 1) if step + 1 < self.batches.steps(epoch) else (epoch + 1, 0)
+        done = sum(self.batches.steps(before) for before in range(after[0])) + after[1]
+        return after if done < self.total_steps else None
+
+    def __call__(self, step: int) -> Batch:
+        """Returns this process's part of the batch after `step` updates."""
+        epoch, place = self.place(step)
+        batches, world = self.batches, self.context.world
+        members = rows_of_step(
+            batches.packed(epoch),
+            step=place,
+            rows_per_step=batches.rows_per_step,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        return Batch(
+            epoch=epoch,
+            rows=self._rows(epoch, place, members),
+            num_rows=len(members),
+            tokens=batches.tokens(epoch, place),
+            supervised=batches.supervised(epoch, place),
+        )
+
+    def _rows(self, epoch: int, place: int, members: list[tuple[int, ...]]) -> Iterator[Row]:
+        world = self.context.world
+        for number, (tensors, documents) in enumerate(zip(self.ahead(epoch, place), members, strict=True)):
+            yield Row(
+                tensors=tensors,
+                layout=RowLayout.of(tensors["document_ids"], tensors["loss_mask"]),
+                supervised=int(self.prepared.supervised[list(documents)].sum()),
+                index=number * world.size + world.rank,
+                documents=tuple(self._names[index] for index in documents),
+            )
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return self.prepared.ids()

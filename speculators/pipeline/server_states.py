@@ -1,32 +1,44 @@
-"""Capture through a server: the folder that both sides share, what is checked before hours are spent, the filling."""
+"""Hidden states from a vLLM server: the server that `spec serve-states` starts, and capture through it."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import torch
 
 from speculators.data.capture import StateWriter, fill_stream
 from speculators.data.encoded import Conversations
-from speculators.errors import DataError
-from speculators.events import WarningEvent
+from speculators.errors import DataError, ServerError
+from speculators.events import Progress, WarningEvent
 from speculators.files.whole import disk_errors, read_json, write_json
+from speculators.nn.precision import compute_dtype
 from speculators.pipeline.context import Context
 from speculators.recipe.fingerprint import fingerprint
-from speculators.recipe.plan import Plan
+from speculators.recipe.plan import Plan, make_plan
+from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
 from speculators.servers.endpoint import Endpoint, Retry
+from speculators.servers.process import run_until_stopped
 from speculators.servers.states import START, Served, StatesClient
+from speculators.servers.states_command import ServeStates
+from speculators.verifier.sources import fetch_facts, obtain
 from speculators.verifier.states_check import StatesCheck, compare_states
 
 # Beside the states that the server writes: what `spec serve-states` started it with.
 NOTE = "serving.json"
+
+
 # In the store: which engine computed it.
 PROVENANCE = "served.json"
+
+
 # Conversations that are compared before the rest is asked for, the shortest that have so many tokens.
 SAMPLE, SAMPLE_TOKENS = 4, 16
 
@@ -145,10 +157,10 @@ def compare_sample(
     """Asks the server for some conversations and compares."""
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
     captured = [client.capture(row) for row in rows]
-    return checked(context, rows, captured, source=client.endpoint.url)
+    return compare_with_verifier(context, rows, captured, source=client.endpoint.url)
 
 
-def checked(
+def compare_with_verifier(
     context: Context,
     rows: Sequence[torch.Tensor],
     captured: Sequence[tuple[torch.Tensor, torch.Tensor]],
@@ -175,3 +187,75 @@ def prepare_folder(folder: Path, note: dict[str, Any]) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NOTE, note)
+
+
+# Of URLs that name none.
+_PORTS = {"http": 80, "https": 443}
+
+
+@attrs.frozen(kw_only=True)
+class Where:
+    """How the server is started, which no recipe says.
+
+    Attributes:
+        host, port: where it listens; None for those of the recipe's `data.server.endpoint`.
+        vllm: the program, by path or name.
+        extra: further arguments of `vllm serve`.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    vllm: str = "vllm"
+    extra: tuple[str, ...] = ()
+
+
+def plan_server(
+    recipe: Recipe, where: Where, *, places: Places, progress: Progress
+) -> tuple[ServeStates, dict[str, Any]]:
+    """Returns what a recipe's server is started with, and the note of it that capture looks for.
+
+    Of a hub's model only config.json is fetched here.
+    """
+    section = recipe.verifier
+    hub = section.kind == "hub"
+    facts = fetch_facts(section, cache=places.verifiers, progress=progress)
+    model = section.model if hub else str(obtain(section, cache=places.verifiers, progress=progress).absolute())
+    plan = make_plan(recipe, facts)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = compute_dtype(getattr(torch, recipe.data.states_dtype), torch.device(device))
+    # Where capture will ask: a server elsewhere would never be found.
+    asked = urlsplit(recipe.data.server.endpoint)
+    settings = ServeStates(
+        model=model,
+        name=section.model,
+        revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
+        layer_ids=plan.target_layer_ids,
+        num_layers=facts.num_hidden_layers,
+        dtype=str(dtype).removeprefix("torch."),
+        # A conversation that fills all positions leaves none to answer: capture tells so, if there is one.
+        max_model_len=min(recipe.data.max_tokens + 1, facts.max_position_embeddings),
+        folder=shared_folder(plan, places).absolute(),
+        device=device,
+        host=where.host or str(asked.hostname),
+        port=where.port or asked.port or _PORTS[asked.scheme],
+        vllm=where.vllm,
+        extra=where.extra,
+    )
+    return settings, serving_note(plan)
+
+
+def serve_states(settings: ServeStates, note: dict[str, Any]) -> int:
+    """Runs the server until it ends or is stopped; returns its exit code.
+
+    Raises:
+        ServerError: there is no such program.
+        KeyboardInterrupt: it was stopped by Ctrl-C, or by SIGTERM; it is gone then.
+    """
+    program = shutil.which(settings.vllm)
+    if program is None:
+        hint = "vLLM has an environment of its own: name its program, --vllm /path/to/environment/bin/vllm"
+        raise ServerError(f"{settings.vllm}: no such program", hint=hint)
+    prepare_folder(settings.folder, note)
+    command = attrs.evolve(settings, vllm=program).command()
+    return run_until_stopped(command, {**os.environ, **settings.environment(os.environ)})
