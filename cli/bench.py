@@ -164,7 +164,7 @@ def _ledger(options: argparse.Namespace) -> int:
 
 def _keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
     if options.out:
-        from speculators.files.whole import write_json
+        from speculators.files.disk import write_json
 
         write_json(options.out, result)
 

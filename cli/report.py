@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the page and prints where it is, and what the runs lack."""
-    from speculators.files.whole import write_whole
+    from speculators.files.disk import write_whole
     from speculators.report.gather import gather
     from speculators.report.html import page
 

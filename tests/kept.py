@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speculators.files.once import cache_folder
+from speculators.files.disk import cache_folder
 from speculators.pipeline import Outcome, Places, run_recipe
 from speculators.pipeline.run_lock import code_here
 from speculators.recipe.load import load_recipe

@@ -11,7 +11,7 @@ from speculators.cost.costs import Costs
 from speculators.cost.sizes import costs_of
 from speculators.errors import SpeculatorsError
 from speculators.facts import VerifierFacts
-from speculators.files.whole import read_json
+from speculators.files.disk import read_json
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan, make_plan
 from speculators.runs.places import Places

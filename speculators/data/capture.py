@@ -16,7 +16,8 @@ from speculators.data.encoded import Conversations
 from speculators.data.store import DTYPES, LAST, LAYOUT, STATES, StateStore, StoreLayout, check_shard, shard_name
 from speculators.errors import ArtifactError, DataError
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.files.whole import FORMAT, MANIFEST, disk_errors, read_manifest, write_json, write_whole
+from speculators.files.disk import disk_errors, write_json, write_whole
+from speculators.files.folders import FORMAT, MANIFEST, read_record, write_manifest
 
 # Takes token rows ([n] int64 each), yields (place in the list, hidden_states [n, A*H], last [n, H]) in any order.
 Capture = Callable[[list[torch.Tensor]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
@@ -51,7 +52,7 @@ class StateWriter:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if (folder / LAYOUT).exists():
-            if read_manifest(folder, LAYOUT) != layout.to_json():
+            if read_record(folder / LAYOUT) != layout.to_json():
                 raise ArtifactError(f"{folder}: holds states of other inputs", hint="remove the folder")
         else:
             write_json(folder / LAYOUT, layout.to_json())
@@ -79,7 +80,7 @@ class StateWriter:
         if not note.exists():
             return False
         try:
-            written = read_manifest(self.folder, note.name)["sha256"]
+            written = read_record(note)["sha256"]
             found = check_shard(self.folder, self.layout, number, sha256=written)
         except (ArtifactError, KeyError):
             found = "its note is unreadable"
@@ -150,14 +151,12 @@ class StateWriter:
         """Writes the manifest, when all processes have written their shards, and opens the store."""
         shards = []
         for number in range(len(self.layout.shards)):
-            note = read_manifest(self.folder, _note(self.folder, number).name)
+            note = read_record(_note(self.folder, number))
             shards.append({"file": shard_name(number), "sha256": note["sha256"], "bytes": note["bytes"]})
         for left in self.folder.glob("*.tmp"):
             left.unlink()
         tokens = sum(self.layout.lengths)
-        write_json(
-            self.folder / MANIFEST, {"format": FORMAT, "key": self.layout.key, "tokens": tokens, "shards": shards}
-        )
+        write_manifest(self.folder, {"key": self.layout.key, "tokens": tokens, "shards": shards})
         return StateStore.open(self.folder)
 
 

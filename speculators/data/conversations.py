@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from speculators.errors import DataError
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.recipe.input_sections import DataSource
 
 NO_MESSAGES = "no messages"

@@ -11,7 +11,7 @@ import numpy as np
 
 from speculators.data.parts import read_part
 from speculators.errors import ArtifactError
-from speculators.files.whole import file_sha256, read_manifest
+from speculators.files.folders import verify as verify_files
 
 TOKENS, MASK, OFFSETS, SUPERVISED, COUNTS, IDS = (
     "tokens.i32",
@@ -66,15 +66,9 @@ class Conversations:
         Raises:
             ArtifactError: the folder is missing, incomplete, damaged, or made by another stage; names the file.
         """
-        manifest = read_manifest(folder)
+        manifest = verify_files(folder, hashes="all" if verify else "none")
         if key is not None and manifest["key"] != key:
             raise ArtifactError(f"{folder}: made for other inputs (its key is {manifest['key']}, wanted {key})")
-        for name, held in manifest["files"].items():
-            path = folder / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != held["bytes"] or (verify and file_sha256(path) != held["sha256"]):
-                what = "missing" if size is None else "not what was written"
-                raise ArtifactError(f"{path}: {what}", hint="run the stage again")
         offsets = np.load(folder / OFFSETS)
         return cls(folder, np.diff(offsets), np.load(folder / SUPERVISED), manifest, offsets[:-1])
 

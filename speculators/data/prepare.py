@@ -16,7 +16,8 @@ from speculators.data.encoded import Conversations, Encoded
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.files.whole import FORMAT, MANIFEST, file_sha256, whole_folder, write_json, write_whole
+from speculators.files.disk import file_sha256, write_whole
+from speculators.files.folders import seal, whole_folder
 from speculators.recipe.input_sections import DataSection
 
 ROWS_PER_REPORT = 100
@@ -153,12 +154,8 @@ def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTe
     np.save(folder / names.SUPERVISED, np.array(tally.supervised, np.int64))
     np.save(folder / names.COUNTS, tally.counts)
     write_whole(folder / names.IDS, "\n".join(tally.ids).encode())
-    files = {
-        path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
-    }
-    content = "".join(str(files[name]["sha256"]) for name in (names.TOKENS, names.MASK, names.OFFSETS))
-    manifest = {
-        "format": FORMAT,
+    content = "".join(file_sha256(folder / name) for name in (names.TOKENS, names.MASK, names.OFFSETS))
+    counts = {
         **facts,
         "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
         "conversations": len(tally.lengths),
@@ -169,9 +166,8 @@ def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTe
         "skipped_examples": tally.examples,
         "turn_ends": [int(number) for number in template.special_ids if _counted(tally.counts, number)],
         "chat_template_sha256": hashlib.sha256(template.source.encode()).hexdigest(),
-        "files": files,
     }
-    write_json(folder / MANIFEST, manifest)
+    seal(folder, counts)
 
 
 def _one_line(text: str) -> str:

@@ -14,7 +14,8 @@ import torch
 
 from speculators.data.parts import read_part
 from speculators.errors import ArtifactError
-from speculators.files.whole import FORMAT, file_sha256, read_manifest
+from speculators.files.disk import file_sha256
+from speculators.files.folders import FORMAT, read_manifest, read_record
 
 LAYOUT = "layout.json"
 SHARD_TOKENS = 8192
@@ -155,7 +156,7 @@ class StateStore:
             ArtifactError: the store is incomplete, or was computed from something else.
         """
         manifest = read_manifest(folder)
-        layout = StoreLayout.from_json(read_manifest(folder, LAYOUT))
+        layout = StoreLayout.from_json(read_record(folder / LAYOUT))
         if key is not None and layout.key != key:
             raise ArtifactError(f"{folder}: states of other inputs (its key is {layout.key}, wanted {key})")
         problems: dict[int, str] = {}

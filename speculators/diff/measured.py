@@ -13,8 +13,7 @@ from speculators.diff.acceptance import differences
 from speculators.diff.changes import REUSED, as_values
 from speculators.diff.side import Side
 from speculators.errors import ArtifactError
-from speculators.files.once import cache_folder
-from speculators.files.whole import read_json
+from speculators.files.disk import cache_folder, read_json
 from speculators.runs.benches import RunBenchmarks, read_benches
 from speculators.runs.log import read_events
 from speculators.runs.records import Record, flat, record, records, where_of

@@ -10,7 +10,7 @@ from speculators.data.template import ChatTemplate
 from speculators.doctor.check import Check, Family, listed
 from speculators.doctor.subject import Patient
 from speculators.errors import SpeculatorsError
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.verifier.engine import Engine
 from speculators.verifier.tokens import load_tokenizer
 from speculators.verifier.weights import load_head

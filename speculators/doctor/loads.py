@@ -12,7 +12,7 @@ import torch
 from speculators.doctor.check import WRONG, Check, Family, listed
 from speculators.doctor.subject import Origin, Patient, filled, with_knobs
 from speculators.errors import ArtifactError, SpeculatorsError
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.model import SpeculatorModel, read_config, read_weights, rebuild
 from speculators.runs.stages import TRAINED
 

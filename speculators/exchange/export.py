@@ -15,7 +15,7 @@ from speculators.exchange.folder import RECORD, new_folder
 from speculators.exchange.pages import Subject, card, serve_page
 from speculators.exchange.refusals import config_refusals, layer_ids, undraftable, weight_refusals
 from speculators.facts import VerifierFacts
-from speculators.files.whole import file_sha256, write_json, write_whole
+from speculators.files.disk import file_sha256, write_json, write_whole
 from speculators.formats.find import layouts_of
 from speculators.formats.server_layout import TARGETS, Deployment, ServerLayout
 from speculators.model import WEIGHTS_FILE, SpeculatorModel

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from speculators.errors import ArtifactError
-from speculators.files.whole import whole_folder
+from speculators.files.folders import whole_folder
 
 RECORD = "export.json"
 

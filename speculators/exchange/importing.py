@@ -22,7 +22,7 @@ from speculators.exchange.fill import (
 )
 from speculators.exchange.source import open_source
 from speculators.facts import VerifierFacts
-from speculators.files.whole import whole_folder
+from speculators.files.folders import whole_folder
 from speculators.formats.find import formats_of, matching_formats
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors, build_config
 from speculators.model import SpeculatorModel

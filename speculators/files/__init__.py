@@ -1,1 +1,1 @@
-"""Writing files and folders whole, with hashes; locks; the cache folder."""
+"""Writes files and folders whole, with their hashes; holds locks; knows the cache folder."""

@@ -11,7 +11,7 @@ from speculators.bench.rows import JudgedResponse
 from speculators.bench.run import bench
 from speculators.bench.suites import load_suite
 from speculators.events import WarningEvent
-from speculators.files.whole import disk_errors, read_json, write_json
+from speculators.files.disk import disk_errors, read_json, write_json
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
 from speculators.pipeline.context import Context

@@ -13,7 +13,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.store import DamagedShards, StateStore, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.events import WarningEvent
-from speculators.files.whole import read_manifest
+from speculators.files.folders import read_manifest
 from speculators.pipeline.context import Context
 from speculators.pipeline.server_states import fill_from_server
 from speculators.verifier.capture import CAPTURE_TOKENS

@@ -11,8 +11,7 @@ import attrs
 
 from speculators.bench.rows import JudgedResponse
 from speculators.events import Event, Listen, StageEvent
-from speculators.files.once import locked
-from speculators.files.whole import disk_errors
+from speculators.files.locks import locked
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
@@ -68,10 +67,7 @@ class Context:
         if not self.world.is_main:
             yield
             return
-        locks = self.places.cache / "locks"
-        with disk_errors(locks):
-            locks.mkdir(parents=True, exist_ok=True)
-        with locked(locks / f"{stage}-{folder.name}", self.tell, stage=stage):
+        with locked(self.places.cache / "locks" / f"{stage}-{folder.name}", self.tell, stage=stage):
             yield
 
     @contextmanager

@@ -16,7 +16,7 @@ from speculators.data.template import ChatTemplate
 from speculators.decoding.draft_model import pinned
 from speculators.errors import ArtifactError, Problem, RecipeError, ServerError
 from speculators.events import Progress
-from speculators.files.whole import disk_errors, write_json
+from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.recipe.algorithm import import_plugin

@@ -17,7 +17,7 @@ from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, p
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, Problem, RecipeError
 from speculators.events import Listen, Progress, WarningEvent
-from speculators.files.whole import disk_errors, file_sha256, read_json, write_json, write_whole
+from speculators.files.disk import disk_errors, file_sha256, read_json, write_json, write_whole
 from speculators.pipeline.context import Context
 from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
 from speculators.recipe.schema import Recipe

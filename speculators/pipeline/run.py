@@ -14,7 +14,7 @@ import attrs
 
 from speculators.config import CONFIGS
 from speculators.events import Listen
-from speculators.files.whole import disk_errors, write_json, write_whole
+from speculators.files.disk import disk_errors, write_json, write_whole
 from speculators.pipeline.bench import bench_stage
 from speculators.pipeline.capture import state_source
 from speculators.pipeline.context import Context

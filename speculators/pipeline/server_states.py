@@ -17,7 +17,7 @@ from speculators.data.capture import StateWriter, fill_stream
 from speculators.data.encoded import Conversations
 from speculators.errors import DataError, ServerError
 from speculators.events import Progress, WarningEvent
-from speculators.files.whole import disk_errors, read_json, write_json
+from speculators.files.disk import disk_errors, read_json, write_json
 from speculators.nn.precision import compute_dtype
 from speculators.pipeline.context import Context
 from speculators.recipe.fingerprint import fingerprint

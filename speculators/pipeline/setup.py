@@ -16,8 +16,7 @@ from filelock import FileLock, Timeout
 from speculators.errors import ArtifactError
 from speculators.events import Listen, StageEvent, WarningEvent
 from speculators.facts import VerifierFacts
-from speculators.files.once import VARIABLE
-from speculators.files.whole import disk_errors
+from speculators.files.disk import disk_errors
 from speculators.init_from import check_start
 from speculators.nn.precision import has_bf16_products
 from speculators.pipeline.arguments import training_kwargs

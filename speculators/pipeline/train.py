@@ -15,7 +15,8 @@ from speculators.contract import parameter_counts, trainer_kwargs
 from speculators.data.batches import Align, Batches, StateSource, rows_of_step
 from speculators.data.encoded import Conversations
 from speculators.data.prefetch import Prefetcher
-from speculators.files.whole import file_sha256, read_json, whole_folder, write_json, write_whole
+from speculators.files.disk import file_sha256, read_json, write_json, write_whole
+from speculators.files.folders import whole_folder
 from speculators.init_from import start_model
 from speculators.model import SpeculatorModel
 from speculators.nn.layout import RowLayout

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.recipe.catalog import resolved_suite
 from speculators.recipe.input_sections import DataSource, VerifierSection
 from speculators.recipe.schema import Suite

@@ -11,7 +11,7 @@ import attrs
 
 from speculators.errors import ArtifactError, LockError, RecipeError
 from speculators.facts import VerifierFacts
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.recipe.catalog import recipes_folder, resolved_suite, suites_folder
 from speculators.recipe.checks import check_recipe
 from speculators.recipe.fingerprint import verifier_identity

@@ -12,7 +12,7 @@ import attrs
 from speculators.config import default_layer_ids
 from speculators.errors import ArtifactError, RecipeError
 from speculators.facts import VerifierFacts
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (

@@ -9,7 +9,7 @@ from typing import Any
 from speculators.diff.measured import points, with_records
 from speculators.diff.side import Side
 from speculators.errors import ArtifactError
-from speculators.files.whole import read_json
+from speculators.files.disk import read_json
 from speculators.recipe.expect import band_lines, compare_bands
 from speculators.recipe.plan import read_plan
 from speculators.recipe.schema import Expect

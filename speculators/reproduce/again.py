@@ -13,8 +13,7 @@ import torch
 from speculators.errors import LockError, RecipeError
 from speculators.events import Listen
 from speculators.facts import VerifierFacts
-from speculators.files.once import cache_folder
-from speculators.files.whole import disk_errors, read_json, write_json
+from speculators.files.disk import cache_folder, disk_errors, read_json, write_json
 from speculators.pipeline.run import run_recipe
 from speculators.pipeline.run_lock import environment_here
 from speculators.recipe.lock import Difference, Environment, Lock, differences

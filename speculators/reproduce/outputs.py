@@ -11,7 +11,7 @@ import attrs
 from speculators.data.encoded import Conversations
 from speculators.data.store import LAST, STATES, StateStore
 from speculators.errors import ArtifactError
-from speculators.files.whole import read_json
+from speculators.files.disk import read_json
 from speculators.recipe.lock import Lock
 from speculators.recipe.plan import Plan
 from speculators.reproduce.findings import DIFFERS, SAME, UNKNOWN, WITHIN, Finding, Gap, finding, gap, unknown

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from speculators.errors import ArtifactError
-from speculators.files import manifest
-from speculators.files.whole import file_sha256, read_json
+from speculators.files.disk import file_sha256, read_json
+from speculators.files.folders import verify
 from speculators.reproduce.findings import DIFFERS, Finding, Gap, finding, unknown
 from speculators.training import snapshot
 from speculators.training.checkpoint import complete
@@ -70,7 +70,7 @@ def compare_checkpoints(run: Path, again: Path, *, tolerance: float | None) -> l
     for ours, theirs in both:
         step = int(ours.name.removeprefix("step-"))
         try:
-            manifest.verify(ours)
+            verify(ours, hint="")
         except ArtifactError as error:
             words = f"altered since it was written: {error}"
             return [Finding(stage="train", check="checkpoints", result=DIFFERS, evidence=words, step=step)]

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from speculators.bench.result import FORMAT
-from speculators.files.whole import disk_errors, read_json, write_json
+from speculators.files.disk import disk_errors, read_json, write_json
 from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.lock import Lock, LockError
 from speculators.runs.background import Background

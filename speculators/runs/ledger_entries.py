@@ -9,7 +9,7 @@ import attrs
 
 from speculators.bench.result import jsonable
 from speculators.errors import ArtifactError
-from speculators.files.whole import read_json
+from speculators.files.disk import read_json
 from speculators.recipe.plan import read_plan
 from speculators.runs.benches import read_benches, read_served
 from speculators.runs.ledger import LedgerLine, TrainedTau, ledger

@@ -12,7 +12,7 @@ import attrs
 
 from speculators.errors import ArtifactError
 from speculators.events import Event, Listen, ProgressEvent, to_json
-from speculators.files.whole import disk_errors
+from speculators.files.disk import disk_errors
 
 # What readers of an event rely on.
 _NUMBER = (int, float)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 
-from speculators.files.once import cache_folder
+from speculators.files.disk import cache_folder
 from speculators.recipe.plan import Plan
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from speculators.errors import ArtifactError
-from speculators.files.whole import read_json
+from speculators.files.disk import read_json
 from speculators.runs.log import read_events, stage_seconds
 
 _TOKENS = re.compile(r"([\d,]+) tokens")

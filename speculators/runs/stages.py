@@ -10,7 +10,7 @@ from speculators.bench.result import FORMAT
 from speculators.data.encoded import Conversations
 from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
-from speculators.files.whole import file_sha256, read_json, write_json
+from speculators.files.disk import file_sha256, read_json, write_json
 from speculators.recipe.plan import Plan, Stage
 from speculators.runs.places import Places
 from speculators.verifier.sources import existing_folder

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from speculators.errors import ArtifactError
 from speculators.events import SaveEvent, WarningEvent
-from speculators.files import manifest
+from speculators.files.folders import MANIFEST, read_manifest, replace_folder, seal, verify
 from speculators.training import snapshot
 from speculators.training.optimizer import Optimizer
 from speculators.training.state import TrainState
@@ -30,7 +30,7 @@ DAMAGED = "damaged-"
 
 def complete(folder: Path) -> list[Path]:
     """Returns the checkpoints in `folder` that have a manifest, oldest first; they may still be damaged."""
-    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / manifest.NAME).exists()]
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / MANIFEST).exists()]
     return sorted(found)
 
 
@@ -41,7 +41,7 @@ def latest(folder: Path) -> Path | None:
 
 def best(folder: Path) -> Path | None:
     """Returns the checkpoint with the largest exact acceptance length, the earliest of equals; None if none has one."""
-    taus = {path: manifest.read(path)["tau"] for path in complete(folder)}
+    taus = {path: read_manifest(path)["tau"] for path in complete(folder)}
     measured = [path for path, tau in taus.items() if tau is not None]
     return max(measured, key=lambda path: taus[path], default=None)
 
@@ -106,7 +106,7 @@ class Checkpoints:
                 intact[path] = found
             else:
                 aside = path.with_name(DAMAGED + path.name)
-                self._together(partial(self._on_main, _replace, path, aside))
+                self._together(partial(self._on_main, replace_folder, path, aside))
                 yield WarningEvent(message=f"damaged checkpoint, moved to {aside} and not used: {problem}")
         if not intact:
             return TrainState()
@@ -121,7 +121,7 @@ class Checkpoints:
         if not self.world.is_main:
             return {}, None
         try:
-            return manifest.verify(path), None
+            return verify(path, hint=""), None
         except ArtifactError as error:
             return {}, str(error)
 
@@ -174,8 +174,8 @@ class Checkpoints:
         aside.mkdir(parents=True)
 
     def _publish(self, aside: Path, path: Path, facts: dict[str, Any]) -> None:
-        manifest.seal(aside, facts)
-        _replace(aside, path)
+        seal(aside, facts)
+        replace_folder(aside, path)
         self._forget_old()
 
     def _forget_old(self) -> None:
@@ -183,7 +183,7 @@ class Checkpoints:
         for path in self.folder.glob("step-*"):
             if path not in stay:
                 # Without its manifest it is not a checkpoint: dying in the middle of the removal leaves no half one.
-                (path / manifest.NAME).unlink(missing_ok=True)
+                (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path)
 
 
@@ -196,13 +196,6 @@ def _state_of(newest: Path, intact: dict[Path, dict[str, Any]]) -> TrainState:
     if left is None:
         return attrs.evolve(state, best_tau=None, best_step=None)
     return attrs.evolve(state, best_tau=intact[left]["tau"], best_step=intact[left]["state"]["step"])
-
-
-def _replace(source: Path, path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-    source.replace(path)
-    manifest.sync_folder(path.parent)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
 from speculators.facts import VerifierFacts
-from speculators.files.once import MANIFEST, cache_folder, is_intact, make_once
-from speculators.files.whole import file_sha256
+from speculators.files.disk import cache_folder, file_sha256
+from speculators.files.folders import MANIFEST, is_intact, make_once
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import gguf, hub
 from speculators.verifier.wheel import WheelSource, fetch

@@ -20,7 +20,7 @@ import attrs
 import pytest
 from filelock import FileLock
 
-from speculators.files.once import cache_folder
+from speculators.files.disk import cache_folder
 
 TORCH = "torch==2.13.0"
 VLLM = "0.32.0"

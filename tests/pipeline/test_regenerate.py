@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from speculators.events import WarningEvent
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.pipeline import regenerate
 from speculators.pipeline.regenerate import LeftOut, answers_path, is_whole, read_prompts, regenerated
 from speculators.recipe.input_sections import DataSection, DataSource, Regenerate

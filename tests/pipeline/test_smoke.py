@@ -185,7 +185,7 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(
     def full(path: Path, value: object) -> None:
         raise ArtifactError(f"{path}: the disk is full")
 
-    monkeypatch.setattr("speculators.files.whole.write_json", full)
+    monkeypatch.setattr("speculators.files.disk.write_json", full)
     options = ("--k", 1, "--prompts", 1, "--live", 1, "--out", tmp_path / "result.json")
     for form in ((), ("--json",)):
         told = spec("bench", run_folder, *options, *form)

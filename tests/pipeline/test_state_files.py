@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from speculators.data import store
 from speculators.data.store import StoreLayout
 from speculators.events import Event, WarningEvent
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.pipeline import Places, capture, run_recipe
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World

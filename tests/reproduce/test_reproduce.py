@@ -15,7 +15,7 @@ from tampering import differing
 from test_interrupted import spawn
 
 from speculators.events import Event, StepEvent
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.report.progress import RunView
 
 STAGES = ["verifier", "prepare", "capture", "train", "bench"]

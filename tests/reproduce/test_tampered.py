@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tampering import differing, edited, edited_event
 
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 
 
 def test_a_changed_loss_is_named_at_its_update(spec: Spec, run: Path, to: Path) -> None:

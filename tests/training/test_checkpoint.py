@@ -16,7 +16,7 @@ from training_toy import MUON, build, make_job, run, weights
 
 from speculators.errors import ArtifactError
 from speculators.events import SaveEvent, StepEvent, WarningEvent
-from speculators.files import manifest
+from speculators.files.folders import read_manifest, seal
 from speculators.training import snapshot
 from speculators.training.checkpoint import best, complete, latest
 from speculators.training.snapshot import load_weights
@@ -124,7 +124,7 @@ class FullDisk:
 def test_a_full_disk_is_one_clear_error_and_the_earlier_checkpoint_stays(tmp_path, monkeypatch, where):
     """Whichever file fills the disk, the error says so and names the checkpoint to go on from, which still works."""
     real_open = type(tmp_path).open
-    fills = {"tensors": ".distcp", "index": ".metadata.tmp", "manifest": "manifest.json"}[where]
+    fills = {"tensors": ".distcp", "index": ".metadata.tmp", "manifest": "manifest.json.tmp"}[where]
 
     def fill(path, *arguments, **named):
         stream = real_open(path, *arguments, **named)
@@ -194,9 +194,9 @@ def test_a_checkpoint_with_a_program_in_it_is_refused(kind, tmp_path):
     else:
         forged.state_dict_metadata["model.fc.weight"] = BytesStorageMetadata()
     (path / ".metadata").write_bytes(pickle.dumps(forged))
-    facts = {key: value for key, value in manifest.read(path).items() if key != "files"}
+    facts = {key: value for key, value in read_manifest(path).items() if key != "files"}
     (path / "manifest.json").unlink()
-    manifest.seal(path, facts)
+    seal(path, facts)
     told = "posix.mkdir" if kind == "a program" else r"metadata\.BytesStorageMetadata"
     words = rf"\.metadata: not a checkpoint of ours: it asks for \S*{told}, which"
     with pytest.raises(ArtifactError, match=words):

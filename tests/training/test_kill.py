@@ -12,7 +12,7 @@ import torch
 from training_toy import MUON, batches, build, make_job, run, weights
 
 from speculators.events import StepEvent
-from speculators.files import manifest
+from speculators.files import folders
 from speculators.training.checkpoint import complete
 from speculators.training.world import World
 
@@ -43,9 +43,9 @@ def child(folder: Path, where: str) -> None:
     if where == "while tensors are written":
         os.fsync = die_when_written(folder, "writing-00000004", os.fsync)
     elif where == "before the rename":
-        Path.replace = die_when_written(folder, "writing-00000004", Path.replace)
+        Path.replace = die_when_written(folder, "writing-00000004/manifest.json", Path.replace)
     elif where == "while old ones are removed":
-        manifest.sync_folder = die_when_written(folder, "step-00000004", manifest.sync_folder)
+        folders.sync_folder = die_when_written(folder, "step-00000004", folders.sync_folder)
     model = build(host_random=True)
     pure = batches(World(), before=lambda step: step == deadly_step and die())
     events = list(run(model, make_job(folder, optimizer=MUON, keep_checkpoints=1), batches=pure))
@@ -82,7 +82,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterru
     """After kill -9, whole checkpoints only are left; the next process ends with the same bits in every weight."""
     assert spawn(tmp_path, where) == -signal.SIGKILL
     left = complete(tmp_path)
-    assert all(manifest.verify(path)["state"]["step"] < resumes_at for path in left)
+    assert all(folders.verify(path)["state"]["step"] < resumes_at for path in left)
     assert spawn(tmp_path) == 0
     found = torch.load(tmp_path / "out.pt")
     assert found["losses"] == {step: loss for step, loss in uninterrupted["losses"].items() if step >= resumes_at}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speculators.errors import ArtifactError, RecipeError, VerifierError
 from speculators.events import ProgressEvent
-from speculators.files.whole import file_sha256
+from speculators.files.disk import file_sha256
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import sources, wheel
 from speculators.verifier.engine import Engine
@@ -204,7 +204,7 @@ def test_an_environment_without_pip_says_so(cache: Path, monkeypatch: pytest.Mon
 def test_a_file_system_that_cannot_be_written_is_explained(tmp_path: Path):
     """A cache that cannot be made names the folder and the variable that moves it."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(VerifierError, match=r"(?s)cannot write.*SPECULATORS_CACHE"):
+    with pytest.raises(ArtifactError, match=r"(?s)cannot be written.*SPECULATORS_CACHE"):
         obtain(VerifierSection(model="tiny:0"), cache=tmp_path / "file")
 
 

@@ -1,4 +1,4 @@
-"""Folders that are made once, whatever happens while they are made."""
+"""Folders are complete or not there, whatever happens while they are made."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from speculators.errors import VerifierError
-from speculators.files.once import cache_folder, is_intact, make_once
+from speculators.errors import ArtifactError, VerifierError
+from speculators.files.disk import cache_folder
+from speculators.files.folders import is_intact, make_once
 
 CONTENT = b"weights" * 1000
 
@@ -91,7 +92,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path):
     def make(work: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(VerifierError, match=r"(?s)No space left.*SPECULATORS_CACHE"):
+    with pytest.raises(ArtifactError, match=r"(?s)f: the disk is full.*SPECULATORS_CACHE"):
         make_once(tmp_path / "f", make, facts={})
 
 

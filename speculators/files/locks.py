@@ -1,0 +1,67 @@
+"""Locks between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from speculators.errors import ArtifactError
+from speculators.events import Progress, ProgressEvent
+from speculators.files.disk import CACHE_VARIABLE, disk_errors
+
+
+@contextmanager
+def locked(folder: Path, progress: Progress, *, stage: str) -> Iterator[None]:
+    """Holds an exclusive lock on a folder (existing or not), reporting progress while it waits.
+
+    Args:
+        folder: a folder of the cache, which need not exist; the lock is a hidden file beside it.
+        progress: called once per second while another process holds the lock.
+        stage: the stage that the progress belongs to.
+
+    Raises:
+        ArtifactError: the lock's folder cannot be made or written.
+    """
+
+    def wait(seconds: int) -> None:
+        note = f"waiting for another process that makes {folder.name}"
+        progress(ProgressEvent(stage=stage, done=seconds, unit="s", note=note))
+
+    with disk_errors(folder.parent, hint=f"set {CACHE_VARIABLE} to a folder that can be written"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with _hold(folder.parent / f".{folder.name}.lock", wait):
+        yield
+
+
+@contextmanager
+def locked_or_refused(folder: Path, error: ArtifactError) -> Iterator[None]:
+    """Holds an exclusive lock inside a folder, which is made if missing; raises `error` if another process holds it."""
+
+    def refuse(_: int) -> None:
+        raise error from None
+
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _hold(folder / ".lock", refuse):
+        yield
+
+
+@contextmanager
+def _hold(file: Path, wait: Callable[[int], None]) -> Iterator[None]:
+    """Holds the lock `file`; while it is taken, calls `wait` with the seconds waited so far, which may raise."""
+    lock, seconds = FileLock(file), 0
+    with disk_errors(file):
+        while True:
+            try:
+                lock.acquire(timeout=min(seconds, 1))
+                break
+            except Timeout:
+                wait(seconds)
+                seconds += 1
+    try:
+        yield
+    finally:
+        lock.release()
