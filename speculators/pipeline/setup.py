@@ -129,7 +129,7 @@ def check_shared(places: Places, world: World) -> None:
     if apart:
         raise ArtifactError(
             f"not the folder that the first process writes to, on {'; '.join(apart)}",
-            hint=f"set {VARIABLE} and --runs to a folder that all nodes share",
+            hint=f"set {CACHE_VARIABLE} and --runs to a folder that all nodes share",
         )
 
 
