@@ -5,18 +5,18 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import attrs
 import torch
-from filelock import FileLock, Timeout
 
 from speculators.errors import ArtifactError
 from speculators.events import Listen, StageEvent, WarningEvent
 from speculators.facts import VerifierFacts
-from speculators.files.disk import disk_errors
+from speculators.files.disk import CACHE_VARIABLE, disk_errors
+from speculators.files.locks import locked_or_refused
 from speculators.init_from import check_start
 from speculators.nn.precision import has_bf16_products
 from speculators.pipeline.arguments import training_kwargs
@@ -28,21 +28,10 @@ from speculators.training.world import World
 from speculators.verifier.sources import existing_folder, fetch_facts, obtain
 
 
-@contextmanager
-def working_in(folder: Path) -> Iterator[None]:
-    """Keeps a run to one launch at a time; raises ArtifactError where another works on it: neither would be whole."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / ".lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        hint = "wait until it ends, or give this one a folder of its own: --runs FOLDER"
-        raise ArtifactError(f"{folder}: another launch is working on this run", hint=hint) from None
-    try:
-        yield
-    finally:
-        held.release()
+def working_in(folder: Path) -> AbstractContextManager[None]:
+    """Keeps a run to one launch at a time: with two at work neither result would be whole."""
+    hint = "wait until it ends, or give this one a folder of its own: --runs FOLDER"
+    return locked_or_refused(folder, ArtifactError(f"{folder}: another launch is working on this run", hint=hint))
 
 
 def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -> Context:
