@@ -1,8 +1,8 @@
-"""The runs of several algorithms in two Markdown tables: what each reached, and what it costs.
+"""Compares the runs of several algorithms in two Markdown tables: acceptance, and cost of training.
 
     python -m benchmarks.algorithms runs/quickstart-* runs/quickstart_*-*
 
-A run's figures are those of its own benchmarks and events; benchmarks/README.md defines them.
+The figures come from each run's own benchmarks and events; benchmarks/README.md defines them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ COSTS = "| algorithm | parameters trained | tokens/s in training | minutes of tr
 
 
 def settings_of(run: Values) -> list[Values]:
-    """Returns a run's settings by suite, temperature and K."""
+    """Sorts a run's settings by suite, temperature and K."""
     return sorted(run["settings"], key=lambda s: (s["suite"], s["temperature"], s["num_speculative_tokens"]))
 
 
 def reached(name: str, run: Values) -> Iterator[tuple[tuple[str, float, int], str]]:
-    """Yields a row for each setting, and one for each baseline that was measured beside it, with drafts, T and K."""
+    """Yields ((drafts, T, K), table row) for each setting and for each baseline measured beside it."""
     for setting in settings_of(run):
         k, temperature, live = setting["num_speculative_tokens"], setting["temperature"], setting["live"]
         agrees = "not asked" if live is None else live["agreement"]["verdict"].replace("disagrees", "**disagrees**")
@@ -50,7 +50,7 @@ def _row(name: str, temperature: float, k: int, acceptance: Values, live: str, s
 
 
 def costs(name: str, folder: Path, run: Values) -> str:
-    """Returns the row of what a run's training took; its rate is the median over updates."""
+    """Formats what a run's training took, as one row; the rate is the median over updates."""
     rates = [each["tokens_per_second"] for each in read_events(folder / "events.jsonl") if each["event"] == "StepEvent"]
     train = next(stage for stage in run["stages"] if stage["name"] == "train")
     seconds, trained = train["seconds"], re.search(r"([\d,]+) trainable parameters", train["detail"])
@@ -60,10 +60,10 @@ def costs(name: str, folder: Path, run: Values) -> str:
 
 
 def tables(folders: Sequence[Path]) -> str:
-    """Returns both tables; a baseline is told once for each setting, by the last run that it was measured in."""
+    """Formats both tables. A baseline appears once per setting, as the last run that includes it measured it."""
     runs = {folder: gather_run(folder, folder.name) for folder in folders}
     names = {folder: run["recipe"]["algorithm.name"] for folder, run in runs.items()}
-    rows = dict(found for folder, run in runs.items() for found in reached(names[folder], run)).values()
+    rows = dict(row for folder, run in runs.items() for row in reached(names[folder], run)).values()
     spent = [costs(names[folder], folder, run) for folder, run in runs.items()]
     return "\n".join([REACHED, _rule(REACHED), *rows, "", COSTS, _rule(COSTS), *spent])
 
@@ -73,7 +73,7 @@ def _rule(header: str) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     print(tables(parser.parse_args().runs))

@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     **{f"quickstart{name}": SHORT for name in ALGORITHMS},
     "quickstart_short": (),
 }
-# Numbers of a benchmark that measure the clock.
+# Parts of the names of benchmark numbers that depend on the clock.
 TIMED = ("seconds", "speed", "ms", "cost", "tokens_per", "overhead", "created", "device", "code", "version")
 
 
@@ -42,7 +42,7 @@ def sha256(path: Path) -> str:
 
 
 def numbers(value: Any, path: str = "") -> dict[str, float]:
-    """Every number of a JSON document by its path, those of the clock left out."""
+    """Maps the path of each number in a JSON document to the number, leaving out those that depend on the clock."""
     if isinstance(value, dict):
         parts = [numbers(item, f"{path}.{key}") for key, item in value.items() if not any(t in key for t in TIMED)]
     elif isinstance(value, list):
@@ -53,12 +53,13 @@ def numbers(value: Any, path: str = "") -> dict[str, float]:
 
 
 def losses(run: Path) -> list[float]:
-    """The loss of every update, as events.jsonl has it."""
+    """Reads the loss of every update from events.jsonl."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     return [event["loss"] for event in events if event["event"] == "StepEvent"]
 
 
 def record(out: Path, python: str, only: list[str]) -> None:
+    """Runs the recipes with one checkout's interpreter and writes what they give; keeps what is done after each."""
     results: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
     with tempfile.TemporaryDirectory() as folder:
         for name in only or RUNS:
@@ -78,7 +79,7 @@ def record(out: Path, python: str, only: list[str]) -> None:
 
 
 def compare(before: Path, after: Path) -> int:
-    """Prints what differs; 0 where nothing does."""
+    """Prints what differs and returns the exit code: 0 if nothing does."""
     old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (before, after))
     differing = 0
     for name in sorted({*old, *new} - {"machine"}):
@@ -110,7 +111,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("out", type=Path)
-    recording.add_argument("recipes", nargs="*", help="of the recorded recipes only these")
+    recording.add_argument("recipes", nargs="*", help="only these recipes (all of them)")
     recording.add_argument("--python", default=sys.executable)
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)

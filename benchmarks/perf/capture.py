@@ -1,9 +1,9 @@
-"""Capture against a bare forward of the same verifier without its head, interleaved, on the same batches.
+"""Times capture against a bare forward of the same verifier without its head, in turn on the same batches.
 
 python -m benchmarks.perf.capture FOLDER [--tokens 4096] [--rounds 3]
 
-FOLDER is a verifier's Hugging Face folder. Prints both sides in tokens/s (padding not counted) and their ratio,
-in float32 and bfloat16. Row lengths are those of short chats: 64 to 384 tokens, fixed seed.
+FOLDER is a verifier's Hugging Face folder. Prints both sides in tokens/s (without padding) and their ratio, in float32
+and bfloat16. Rows have the lengths of short chats: 64 to 384 tokens, from a fixed seed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ BATCH_TOKENS = 2048
 
 
 class Seconds(NamedTuple):
-    """By the clock, and of processor time: the latter is not disturbed by what else a busy machine does."""
+    """Wall clock and processor time; other processes on the machine disturb only the first."""
 
     wall: float
     cpu: float
 
 
 def make_rows(tokens: int, vocab_size: int) -> list[torch.Tensor]:
-    """Returns rows of random ids, about `tokens` in all."""
+    """Makes rows of random ids, about `tokens` in total."""
     generator = torch.Generator().manual_seed(0)
     rows: list[torch.Tensor] = []
     while sum(map(len, rows)) < tokens:
@@ -41,14 +41,14 @@ def make_rows(tokens: int, vocab_size: int) -> list[torch.Tensor]:
 
 
 def compare(folder: Path, dtype: torch.dtype, tokens: int, rounds: int) -> str:
-    """Runs both sides in turn, batch by batch, and returns the line of the table."""
+    """Runs both sides in turn, batch by batch, and formats the result as one line."""
     engine = Engine(folder, dtype=dtype)
     depth = engine.num_layers
     layer_ids = (2, depth // 2, depth - 3)
     rows = make_rows(tokens, engine.facts.vocab_size)
     decoder = engine.model.get_decoder()
     pairs: list[tuple[Seconds, Seconds]] = []
-    # The first round warms up. In turn, so that whatever else the machine does falls on both sides alike.
+    # The first round warms up. Sides take turns, so that other load on the machine affects both alike.
     for number in range(rounds + 1):
         for indices in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
             batch = [rows[index] for index in indices]
@@ -80,7 +80,7 @@ def _seconds(work: Callable[[], object]) -> Seconds:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=4096)

@@ -1,10 +1,10 @@
-"""The verifier's answers: our loop against transformers' generate on the same batch, in turn.
+"""Times the verifier's answers by our loop against transformers' generate, in turn on the same batch.
 
 python -m benchmarks.perf.generate FOLDER [--prompts 64] [--max-new-tokens 160]
 
-FOLDER is a verifier's Hugging Face folder. Prints tokens/s of both sides (end-of-turn tokens counted, what comes after
-them not), by the clock and by processor time, the ratio, and how many answers are the same token for token: with other
-batch shapes in the products, rounding may decide a near-tie otherwise.
+FOLDER is a verifier's Hugging Face folder. Prints tokens/s of both sides (the end-of-turn token is the last that
+counts) by the clock and by processor time, their ratio, and how many answers agree token for token. Not all need to:
+the products have other batch shapes, so rounding may decide a near tie differently.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Answers = list[list[int]]
 
 
 def theirs(engine: Engine, prompts: Answers, new: int) -> Answers:
-    """transformers' own loop, padded on the left."""
+    """Generates with transformers' own loop, padded on the left."""
     length, stops = max(map(len, prompts)), engine.stop_ids
     ids = torch.tensor([[stops[0]] * (length - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
@@ -39,14 +39,14 @@ def theirs(engine: Engine, prompts: Answers, new: int) -> Answers:
 
 
 def timed(work: Callable[[], Answers]) -> tuple[Answers, float, float]:
-    """Returns the answers, the seconds by the clock and those of processor time."""
+    """Runs `work` and returns its answers, wall-clock seconds and processor seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     answers = work()
     return answers, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main() -> None:
-    """Prints one line a dtype."""
+    """Prints one line per dtype."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompts", type=int, default=64)

@@ -1,10 +1,10 @@
-"""Peak memory of preparing, capturing and reading conversations, for different numbers of them (cached mode).
+"""Measures peak memory of preparing, capturing and reading conversations against their number (cached mode).
 
     python benchmarks/perf/memory.py 1000 20000
 
-Each number runs in a process of its own: conversations of about 60 tokens are written, tokenized, given states of 1 KB
-a token (made up: this measures the data path, not a verifier) and read through one epoch of packed rows. Memory is flat
-if the peaks agree though the store grows with the number.
+Each number runs in a process of its own. It writes conversations of about 60 tokens, tokenizes them, makes up states of
+1 KB per token (this measures the data path, not a verifier), and reads them through one epoch of packed rows. Memory is
+flat if the peaks agree although the store grows with the number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VOCAB, AUX_WIDTH, WIDTH = 320, 384, 128
 
 
 def write_conversations(path: Path, number: int) -> None:
-    """Writes so many different conversations as JSONL."""
+    """Writes `number` different conversations as JSONL."""
     with path.open("w", encoding="utf-8") as file:
         for k in range(number):
             turns = [("user", f"question {k}?"), ("assistant", "word " * (k % 17))]
@@ -40,14 +40,14 @@ def write_conversations(path: Path, number: int) -> None:
 
 
 def made_up(rows: list[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yields states of the right shapes."""
+    """Yields (place, [S, AUX_WIDTH], [S, WIDTH]) for each row of ids, in the place of a verifier's states."""
     for place, ids in enumerate(rows):
         states = ids[:, None].float().expand(-1, AUX_WIDTH)
         yield place, states, states[:, :WIDTH]
 
 
 def measure(number: int, folder: Path) -> dict[str, float]:
-    """Returns what one process needs for so many conversations."""
+    """Takes `number` conversations through the data path in this process and returns its peak memory."""
     start, at_start = time.perf_counter(), memory("VmRSS")
     write_conversations(folder / "rows.jsonl", number)
     section = DataSection(sources=(DataSource(path="./rows.jsonl"),))
@@ -74,19 +74,19 @@ def measure(number: int, folder: Path) -> dict[str, float]:
 
 
 def memory(field: str) -> float:
-    """Returns a field of /proc/self/status, in MB."""
+    """Reads a field of /proc/self/status, in MB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(f"{field}:"))
 
 
 def in_own_process(number: int) -> dict[str, float]:
-    """Runs `measure` in a fresh process, on a temporary folder."""
+    """Runs `measure` in a fresh process: VmHWM is the peak of a whole process."""
     done = subprocess.run([sys.executable, __file__, "--here", str(number)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def main(arguments: list[str]) -> None:
-    """Prints one line of JSON a number; with `--here N` measures this very process."""
+    """Prints one line of JSON per number; with `--here N`, measures this process."""
     if arguments[:1] == ["--here"]:
         with tempfile.TemporaryDirectory() as folder:
             sys.stdout.write(json.dumps(measure(int(arguments[1]), Path(folder))) + "\n")

@@ -1,12 +1,13 @@
-"""The peer's side of train_loop: the Trainer, data classes and defaults of vllm-project/speculators 0.9.0, on a CPU.
+"""Runs the peer's side of train_loop: Trainer, data and defaults of vllm-project/speculators 0.9.0, on a CPU.
 
     PEER/bin/python benchmarks/perf/peer_loop.py FOLDER --steps 8              times a part of one epoch
     PEER/bin/python benchmarks/perf/peer_loop.py FOLDER --epochs 6 --save OUT  trains, and saves the draft model
 
-FOLDER is what benchmarks.perf.samples wrote. Runs in the peer's own environment and imports nothing of ours (its import
-name is ours, too, so its modules are imported by name). What it cannot do on a CPU as shipped is overridden: flex
-attention (sdpa instead) and Triton losses (eager instead) by its own options, the accelerator's index, its
-synchronisation and the autocast device by hand. All else, the optimizer and its rate included, is its default.
+benchmarks.perf.samples writes FOLDER. This script runs in the peer's own environment and imports nothing of ours. The
+peer has our import name, so a type checker would take its modules for ours: they are imported by name. Parts that
+cannot run on a CPU as shipped are overridden: flex attention (by sdpa) and Triton losses (by eager ones) by its own
+options, the accelerator's index, its synchronisation and the autocast device by hand. Everything else is its default,
+optimizer and rate included.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from safetensors.torch import load_file
 
 
 class Transfer:
-    """Gives the peer's data set the states of a sample, in the shape of its own cache files."""
+    """Gives the peer's data set the states of a sample, in the layout of its own cache files."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
 
     def setup(self) -> None:
-        """Nothing to set up."""
+        """Does nothing; the peer calls it."""
 
     def get_cached(self, file_idx: int) -> dict[str, torch.Tensor]:
-        """Returns token_ids [n] and hidden_states [n, A + 1, H], the last layer's state behind the others."""
-        held = load_file(self.files[file_idx])
-        last = held["last"]
-        parts = held["hidden_states"].view(len(last), -1, last.shape[1])
-        return {"token_ids": held["input_ids"], "hidden_states": torch.cat([parts, last[:, None]], dim=1)}
+        """Reads token_ids [n] and hidden_states [n, A + 1, H], the last layer's state after the others."""
+        sample = load_file(self.files[file_idx])
+        last = sample["last"]
+        parts = sample["hidden_states"].view(len(last), -1, last.shape[1])  # [n, A, H]
+        return {"token_ids": sample["input_ids"], "hidden_states": torch.cat([parts, last[:, None]], dim=1)}
 
 
 class Clocked:
-    """A loader that notes when each batch was asked for and when its step was over."""
+    """A loader that times each step, from the request for its batch to the request for the next one."""
 
     def __init__(self, loader: Any, lengths: list[int]) -> None:
         self.loader = loader
@@ -60,39 +61,39 @@ class Clocked:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the batches; files (tokens of the conversations, seconds) of each step."""
+        """Yields the batches and records (tokens of the conversations, seconds) of each step."""
         members = list(self.batch_sampler)
         batches = iter(self.loader)
         for indices in members:
             started = time.perf_counter()
             yield next(batches)
-            # Control comes back when the trainer wants the next one: the step is over.
+            # The trainer asks for the next batch when its step is over.
             tokens = sum(self.lengths[int(index)] for index in indices)
             self.steps.append((tokens, time.perf_counter() - started))
 
 
 class Losses(logging.Handler):
-    """Keeps the loss of each step from what the trainer logs."""
+    """Collects the loss of each step from the trainer's log."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values: list[float] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes in one record."""
+        """Keeps the loss, if the record has one."""
         if isinstance(record.msg, dict) and "train" in record.msg:
             self.values.append(record.msg["train"]["loss"])
 
 
 def make_dataset(folder: Path, work: Path) -> tuple[list[Path], list[int]]:
-    """Writes the peer's table of samples; returns the files and lengths that it stands for."""
+    """Writes the peer's table of samples and returns their files and lengths."""
     files = sorted((folder / "samples").glob("*.safetensors"))
     columns: dict[str, list[Any]] = {"input_ids": [], "loss_mask": [], "seq_len": []}
     for file in files:
-        held = load_file(file)
-        columns["input_ids"].append(held["input_ids"].tolist())
-        columns["loss_mask"].append(held["loss_mask"].tolist())
-        columns["seq_len"].append(len(held["input_ids"]))
+        sample = load_file(file)
+        columns["input_ids"].append(sample["input_ids"].tolist())
+        columns["loss_mask"].append(sample["loss_mask"].tolist())
+        columns["seq_len"].append(len(sample["input_ids"]))
     table = datasets.Dataset.from_dict(columns)
     table.set_format(type="torch", columns=["input_ids", "loss_mask"], output_all_columns=True)
     table.save_to_disk(str(work))
@@ -100,7 +101,7 @@ def make_dataset(folder: Path, work: Path) -> tuple[list[Path], list[int]]:
 
 
 def make_args(folder: Path, work: Path, options: argparse.Namespace) -> argparse.Namespace:
-    """Returns the peer's own resolved settings."""
+    """Resolves the settings by the peer's own code."""
     facts = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     chosen = {
         "verifier_name_or_path": facts["verifier"],
@@ -114,10 +115,10 @@ def make_args(folder: Path, work: Path, options: argparse.Namespace) -> argparse
         "target_layer_ids": facts["layer_ids"],
         "draft_attn_impl": "sdpa",
         "loss_implementation": "eager",
-        # Else it loads the tokenizer to look for a mask token, which this algorithm has no use for.
+        # Otherwise it loads the tokenizer to look for a mask token, which this algorithm does not use.
         "mask_token_id": 0,
         "epochs": options.epochs or 1,
-        # A checkpoint after the first epoch it writes anyway; then one at the end.
+        # It writes a checkpoint after the first epoch in any case, then one at the end.
         "checkpoint_freq": float(max(1, options.epochs or 1)),
     }
     config = importlib.import_module("speculators.train.config").TrainConfig.from_sources(cli=chosen, argv=sys.argv)
@@ -125,7 +126,7 @@ def make_args(folder: Path, work: Path, options: argparse.Namespace) -> argparse
 
 
 def make_loader(args: argparse.Namespace, model: Any, files: list[Path], max_batches: int | None) -> Any:
-    """Returns the peer's loader over all conversations: its data set, packing, collation and shift."""
+    """Builds the peer's loader over all conversations: its data set, packing, collation and shift."""
     train: Any = importlib.import_module("speculators.train.dataloader")
     data = importlib.import_module("speculators.train.data").ArrowDataset(
         max_len=args.total_seq_len,
@@ -148,7 +149,7 @@ def make_loader(args: argparse.Namespace, model: Any, files: list[Path], max_bat
 
 
 def make_trainer(args: argparse.Namespace, model: Any, loader: Any) -> Any:
-    """Returns the peer's Trainer, on the CPU."""
+    """Builds the peer's Trainer and overrides what would need an accelerator."""
     module: Any = importlib.import_module("speculators.train.trainer")
     module.get_local_rank = lambda: "cpu"
     torch.accelerator.synchronize = lambda *_, **__: None
@@ -169,7 +170,7 @@ def make_trainer(args: argparse.Namespace, model: Any, loader: Any) -> Any:
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Trains, saves where that is wanted, and returns the figures."""
+    """Trains, saves the draft model if asked to, and returns the figures."""
     torch.set_num_threads(options.threads)
     files, lengths = make_dataset(options.folder, work / "data")
     args = make_args(options.folder, work, options)
@@ -221,16 +222,18 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=None, help="train on everything so often instead")
-    parser.add_argument("--save", default=None, help="where the trained draft model goes, in float32")
+    parser.add_argument("--epochs", type=int, default=None, help="train N whole epochs instead")
+    parser.add_argument("--save", default=None, help="folder for the trained draft model, in float32")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=0, help="of its data loader; its default of 12 is for servers")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes of its data loader (0; its own default of 12 suits servers)"
+    )
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""Acceptance length for K = 1..5 by replay against the live decode: same prompts, both timed in one run.
+"""Times replay against live decode for the acceptance length at K = 1 to 5: same prompts, one run.
 
     python -m benchmarks.perf.replay_vs_live SPECULATOR [--verifier FOLDER] [--suite quickstart] [--prompts 16]
 
@@ -34,11 +34,11 @@ from speculators.verifier.weights import VerifierHead, load_head
 
 @attrs.frozen(eq=False)
 class Setting:
-    """What both sides share.
+    """The speculator and verifier that both sides use.
 
     Attributes:
         head: the verifier's, over its whole vocabulary, in float32.
-        depths: the K that are measured.
+        depths: the values of K to measure.
     """
 
     model: Any
@@ -49,10 +49,10 @@ class Setting:
 
 @attrs.frozen(kw_only=True)
 class Timed:
-    """One way to get the acceptance lengths.
+    """The acceptance lengths that one side found, and its time.
 
     Attributes:
-        tau: by K.
+        tau: acceptance length by K.
     """
 
     tau: dict[int, float]
@@ -60,7 +60,7 @@ class Timed:
 
 
 def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
-    """Times states, the check that responses are the verifier's own, unrolls and walk; K share a pass if they can."""
+    """Times all of replay: states, the check that responses are the verifier's own, one pass for all K if possible."""
     started = time.perf_counter()
     layer_ids = setting.model.draft().target_layer_ids
     rows = capture_rows(setting.engine, setting.head, responses, layer_ids, temperature=0.0)
@@ -70,7 +70,7 @@ def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
 
 
 def by_decoding(setting: Setting, rows: Sequence[JudgedResponse], max_new_tokens: int) -> dict[int, Timed]:
-    """Decodes every prompt with every K, in turn; the time of a K is the sum over its prompts, prefill included."""
+    """Decodes every prompt with every K, in turn; the time of a K is summed over its prompts, prefill included."""
     contenders = [Contender(str(k), setting.model.draft, k) for k in setting.depths]
     stop_ids = frozenset(setting.engine.stop_ids)
     live = LiveSettings(temperature=0.0, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
@@ -85,7 +85,7 @@ def by_decoding(setting: Setting, rows: Sequence[JudgedResponse], max_new_tokens
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs replay, live, replay, and returns the figures; replay's time is the mean of its two."""
+    """Runs replay, live decode and replay again, and returns the figures; replay's time is the mean of both."""
     torch.set_num_threads(options.threads)
     model = SpeculatorModel.from_pretrained(options.speculator)
     verifier = options.verifier or Path(model.config.speculators_config.verifier.name_or_path)
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     responding = time.perf_counter() - started
     rows = [row for row in rows if len(row.response.answer) > 1]
     responses = [row.response for row in rows]
-    by_replay(setting, responses[:2])  # what is set up once is no part of either side; run_live warms itself up
+    by_replay(setting, responses[:2])  # warms up, so that no side pays for one-time work; run_live warms itself up
     first = by_replay(setting, responses)
     lives = by_decoding(setting, rows, length)
     second = by_replay(setting, responses)
@@ -127,27 +127,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speculator", type=Path)
-    parser.add_argument("--verifier", type=Path, help="instead of the one that the speculator's config.json names")
+    parser.add_argument(
+        "--verifier", type=Path, help="verifier's folder (the one that the speculator's config.json names)"
+    )
     parser.add_argument("--suite", default="quickstart")
-    parser.add_argument("--path", help="of a suite that is not in the catalogue")
+    parser.add_argument("--path", help="JSONL of a suite that does not come with the package")
     parser.add_argument("--split")
-    parser.add_argument("--prompts", type=int, help="the first so many; all without it")
+    parser.add_argument("--prompts", type=int, help="only the first N (all)")
     parser.add_argument("--k-max", type=int, default=5)
     parser.add_argument("--max-new-tokens", type=int, default=160)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    found = measure(options)
+    result = measure(options)
     print("| K | tau by replay | tau live | live s |\n|---|---|---|---|")
-    for k, live in found["live_seconds_by_k"].items():
-        print(f"| {k} | {found['tau_replay'][k]:.4f} | {found['tau_live'][k]:.4f} | {live:.1f} |")
-    print(
-        f"\nall K: replay {found['replay_seconds']:.2f} s, live {found['live_seconds']:.1f} s: {found['ratio']:.1f} x"
-    )
-    report(found)
+    for k, live in result["live_seconds_by_k"].items():
+        print(f"| {k} | {result['tau_replay'][k]:.4f} | {result['tau_live'][k]:.4f} | {live:.1f} |")
+    replay, live = result["replay_seconds"], result["live_seconds"]
+    print(f"\nall K: replay {replay:.2f} s, live {live:.1f} s: {result['ratio']:.1f} x")
+    report(result)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The same conversations, hidden states and loss masks for two training loops: a folder for the one that is not ours.
+"""Writes a recipe's conversations, hidden states and loss masks to a folder that the peer's training loop reads.
 
     python -m benchmarks.perf.samples RECIPE FOLDER [--set section.key=value ...]
 
-Runs the recipe's stages verifier, prepare and capture (or finds them done), and writes
+Runs the recipe's stages verifier, prepare and capture, or finds them done, and writes:
 
-    samples/00000.safetensors  a conversation each: input_ids [n] int64, loss_mask [n] bool (the token belongs to an
+    samples/00000.safetensors  one conversation: input_ids [n] int64, loss_mask [n] bool (the token belongs to an
                                answer), hidden_states [n, A*H], last [n, H], in the recipe's data.states_dtype
     vocabulary.safetensors     t2d [V] bool, d2t [D] int64 (offsets)
     samples.json               verifier folder, layer ids, row length, depths; written last
@@ -38,10 +38,10 @@ FACTS = "samples.json"
 
 @attrs.frozen(eq=False)
 class Inputs:
-    """What `spec run` has in hand when training starts.
+    """The inputs of training, as `spec run` prepares them.
 
     Attributes:
-        kwargs: what the model is built from.
+        kwargs: the arguments that the model is built from.
     """
 
     context: Context
@@ -51,7 +51,7 @@ class Inputs:
 
 
 def stages(recipe: str, overrides: list[str], places: Places) -> Inputs:
-    """Runs the stages before training, or finds them done."""
+    """Runs the stages before training, skipping those that are done."""
     context = make_context(load_recipe(recipe, overrides), places, World(), ignore)
     prepared = prepared_conversations(context)
     source = state_source(context, prepared)
@@ -61,7 +61,7 @@ def stages(recipe: str, overrides: list[str], places: Places) -> Inputs:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Returns what `samples.json` says; raises SystemExit that says how to make it."""
+    """Reads `samples.json`; raises SystemExit with the command that writes it if it is missing."""
     if not (folder / FACTS).is_file():
         raise SystemExit(f"{folder} has no {FACTS}: python -m benchmarks.perf.samples RECIPE {folder}")
     facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def export(recipe: str, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Writes the folder; returns what `samples.json` says."""
+    """Writes the folder and returns the contents of `samples.json`."""
     inputs = stages(recipe, overrides, Places())
     plan, prepared = inputs.context.plan, inputs.prepared
     (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,9 @@ def export(recipe: str, overrides: list[str], folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a name of the catalogue or a TOML file")
+    parser.add_argument("recipe", help="name of a shipped recipe, or a TOML file")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()

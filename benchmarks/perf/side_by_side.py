@@ -1,6 +1,6 @@
-"""Two programs at one task, in turn, each run in a process of its own; what they print is put beside each other.
+"""Compares two programs at one task: runs them in turn, each in a process of its own, and tabulates their results.
 
-A program reports by one line on stdout that begins with `RESULT ` and goes on with a JSON object.
+A program reports its result as one line on stdout: `RESULT ` and a JSON object.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import attrs
 
 MARK = "RESULT "
 
-# Both sides find their own packages: ours from the current folder, a peer of the same import name from its environment.
+# The peer's package has our import name: each side must find its own, ours in the current folder.
 _NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME")
 
 
 @attrs.frozen
 class Side:
-    """One program.
+    """One program to time.
 
     Attributes:
         name: for the table.
@@ -41,8 +41,8 @@ class Column:
     Attributes:
         key: its name in the result.
         title: for the table.
-        higher_is_better: which of (ours / theirs) and (theirs / ours) is printed.
-        digits: behind the point.
+        higher_is_better: the ratio is ours / theirs if true, theirs / ours if false.
+        digits: after the decimal point.
     """
 
     key: str
@@ -52,19 +52,19 @@ class Column:
 
 
 def report(result: Mapping[str, Any]) -> None:
-    """Prints a result for whoever started this process."""
+    """Prints a result for the process that started this one."""
     print(MARK + json.dumps(result), flush=True)
 
 
 def run(side: Side, *, threads: int) -> dict[str, Any]:
-    """Runs one program to its end and returns its result.
+    """Runs one program and returns its result.
 
     Raises:
-        RuntimeError: it failed, or did not report; with the end of what it printed.
+        RuntimeError: it failed or reported nothing; the message ends with the last lines of its output.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
-    environment = {**kept, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(side.command, env=environment, capture_output=True, text=True, check=False)
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
+    settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(side.command, env={**inherited, **settings}, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode != 0 or not lines:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
@@ -74,28 +74,28 @@ def run(side: Side, *, threads: int) -> dict[str, Any]:
 
 
 def interleave(sides: Sequence[Side], *, rounds: int, threads: int) -> dict[str, list[dict[str, Any]]]:
-    """Runs all sides in turn, `rounds` times, so that a machine that slows down slows all of them.
+    """Runs all sides in turn, `rounds` times, so that a slow moment of the machine affects all of them.
 
     Returns:
-        The results of each side by its name, in order.
+        Each side's results in order, by its name.
     """
-    found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
+    results: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for number in range(rounds):
         for side in sides:
             before = os.getloadavg()[0]
             result = {**run(side, threads=threads), "load_before": round(before, 2)}
-            found[side.name].append(result)
+            results[side.name].append(result)
             print(f"  round {number + 1}/{rounds} {side.name}: {json.dumps(result)}", file=sys.stderr, flush=True)
-    return found
+    return results
 
 
 def medians(results: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> dict[str, float]:
-    """Returns the median of each column over a side's results."""
+    """Takes the median of each column over a side's results."""
     return {column.key: statistics.median(float(result[column.key]) for result in results) for column in columns}
 
 
 def table(cells: Mapping[str, Mapping[str, list[dict[str, Any]]]], columns: Sequence[Column]) -> str:
-    """Returns the medians of every side in every cell as a Markdown table, with ours over theirs.
+    """Formats the medians of both sides and their ratio as a Markdown table, one row per cell.
 
     Args:
         cells: cell -> side -> results; the first side is ours.

@@ -1,10 +1,10 @@
-"""The real training loop on real conversations: ours, or ours and the peer's in turn, on the same samples.
+"""Times the real training loop on real conversations: ours, or ours and the peer's in turn, on the same samples.
 
     python -m benchmarks.perf.samples quickstart FOLDER
     python -m benchmarks.perf.train_loop FOLDER [--steps 8]
     python -m benchmarks.perf.train_loop FOLDER --peer PEER/bin/python [--rounds 3]
 
-Ours is speculators.training.loop.train with the recipe's schedule, fed as `spec run` feeds it; the peer's is
+Our side is speculators.training.loop.train with the recipe's schedule, fed as `spec run` feeds it. The peer's side is
 benchmarks/perf/peer_loop.py. benchmarks/README.md defines the figures.
 """
 
@@ -42,24 +42,24 @@ PEER = Path(__file__).with_name("peer_loop.py")
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Times our loop and returns the figures."""
+    """Times our loop and returns the figures of the table in benchmarks/README.md."""
     torch.set_num_threads(options.threads)
     facts = read_facts(folder)
     inputs = stages(facts["recipe"], facts["overrides"], Places())
     if inputs.prepared.fingerprint != facts["data"]:
-        raise SystemExit(f"{folder} was written from other conversations: write it again")
+        raise SystemExit(f"{folder} holds other conversations than the recipe now has: write it again")
     recipe = inputs.context.recipe
-    # Neither side pays for checkpoints in the time that is measured; this one shall not pay for their disk either.
+    # Checkpoints are outside the measured time on both sides; this also avoids writing them to disk.
     schedule = attrs.evolve(recipe.schedule, checkpoint_every="100%")
     deterministic(recipe.seed)
     model = build_model(recipe.algorithm.name, inputs.context.plan.facts, inputs.kwargs)
     train_kwargs, _ = trainer_kwargs(model, inputs.kwargs)
     total = options.warmup + options.steps
     feed = Feed(inputs.context, inputs.prepared, inputs.source, model.align)
-    asked: list[float] = []
+    request_times: list[float] = []
 
     def batches(step: int) -> Batch:
-        asked.append(time.perf_counter())
+        request_times.append(time.perf_counter())
         return feed(step)
 
     with tempfile.TemporaryDirectory(prefix="train_loop_") as temporary, feed.ahead:
@@ -68,7 +68,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         )
         ended = list(_ends(train(model, job, World(), batches=batches, train_kwargs=train_kwargs)))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    steps = [(event.tokens, end - begin) for (event, end), begin in zip(ended, asked, strict=True)][options.warmup :]
+    updates = zip(ended, request_times, strict=True)
+    steps = [(event.tokens, end - begin) for (event, end), begin in updates][options.warmup :]
     tokens, seconds = (sum(column) for column in zip(*steps, strict=True))
     return {
         "side": "ours",
@@ -93,7 +94,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ends(events: Iterator[Any]) -> Iterator[tuple[StepEvent, float]]:
-    """Yields each update's event with the time at which it came: checkpoints are written after it."""
+    """Yields each update's event with its arrival time, which is before a checkpoint is written."""
     for event in events:
         if isinstance(event, StepEvent):
             yield event, time.perf_counter()
@@ -108,18 +109,18 @@ def compare(options: argparse.Namespace) -> None:
         Side("ours", (sys.executable, "-m", "benchmarks.perf.train_loop", *shared)),
         Side("peer", (options.peer, str(PEER), *shared)),
     )
-    found = interleave(sides, rounds=options.rounds, threads=options.threads)
+    results = interleave(sides, rounds=options.rounds, threads=options.threads)
     cell = f"D = {facts['draft_vocab_size']}, rows of {facts['row_tokens']}"
     share = facts["supervised"] / facts["tokens"]
     print(f"{facts['conversations']} conversations, {facts['tokens']} tokens, {share:.0%} supervised,")
     print(f"ttt {facts['ttt_steps']}, {options.threads} threads,")
-    print(f"medians of {options.rounds} processes a side, in turn, {options.steps} steps each\n")
-    print(table({cell: found}, COLUMNS))
-    report(found)
+    print(f"medians of {options.rounds} processes per side, in turn, {options.steps} steps each\n")
+    print(table({cell: results}, COLUMNS))
+    report(results)
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="written by benchmarks.perf.samples")
     parser.add_argument("--warmup", type=int, default=2)

@@ -1,11 +1,11 @@
-"""One training step of the SmolLM2-135M shape: ours, or ours and the peer's in turn.
+"""Times one training step of the SmolLM2-135M shape: ours, or ours and the peer's in turn.
 
     python -m benchmarks.perf.train_step [--algo eagle3] [--draft-vocab 8192] [--dtype bfloat16] [--profile]
     python -m benchmarks.perf.train_step --peer PEER/bin/python --peer-script peer_train_step.py [--rounds 3]
 
-One document of `--seq-len` tokens, all supervised, random states; forward, backward, clipping and optimizer, through
-the update of the real training loop. The verifier is a folder of random weights, read as any other.
-benchmarks/README.md defines the figures.
+The batch is one document of `--seq-len` tokens with random states, all supervised. A step is forward, backward,
+clipping and optimizer, through the update of the real training loop. The verifier is a folder of random weights, read
+like any other. benchmarks/README.md defines the figures.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ SHAPE: dict[str, Any] = {
 
 @attrs.frozen
 class Cell:
-    """One comparison.
+    """One line of the comparison.
 
     Attributes:
-        algo: registered name, the same on both sides.
-        settings: of our config, as they differ from its defaults.
+        algo: the registered name, which is the same on both sides.
+        settings: fields of our config that differ from its defaults.
         peer: the same settings as options of the peer's script.
     """
 
@@ -75,8 +75,8 @@ class Cell:
     peer: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = "".join(f", {name} {value}" for name, value in self.settings.items())
-        return f"{self.algo}, {self.dtype}, D = {self.draft_vocab}{told}"
+        settings = "".join(f", {name} {value}" for name, value in self.settings.items())
+        return f"{self.algo}, {self.dtype}, D = {self.draft_vocab}{settings}"
 
 
 ANCHORS = ("--max-anchors", "128")
@@ -93,7 +93,7 @@ CELLS = (
 COLUMNS = (
     Column(key="tokens_per_s", title="tokens/s (mean)"),
     Column(key="best_tokens_per_s", title="tokens/s (best)"),
-    Column(key="cpu_s_per_step", title="CPU s a step", higher_is_better=False, digits=2),
+    Column(key="cpu_s_per_step", title="CPU s per step", higher_is_better=False, digits=2),
     Column(key="peak_rss_mb", title="peak RSS MB", higher_is_better=False),
 )
 
@@ -110,7 +110,7 @@ def make_verifier(folder: Path) -> Path:
 
 
 def build(folder: Path, options: argparse.Namespace) -> tuple[SpeculatorModel, dict[str, Any]]:
-    """Returns the model and the kwargs that it was built from."""
+    """Builds the model as a recipe would; also returns the kwargs that it was built from."""
     draft_vocab = options.draft_vocab
     facts = VerifierFacts.read(folder / "config.json")
     config = SpeculatorModelConfig.get_class(options.algo)(**json.loads(options.settings))
@@ -131,7 +131,7 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[SpeculatorModel, d
 
 
 def make_batch(length: int, dtype: torch.dtype, states: int) -> Batch:
-    """Returns a batch of one row: one document of random tokens and `states` states, all of it supervised."""
+    """Makes a batch of one row: one document of random tokens with `states` states per token, all supervised."""
     generator = torch.Generator().manual_seed(1)
     width, size = SHAPE["hidden_size"], SHAPE["vocab_size"]
     tensors = {
@@ -148,7 +148,7 @@ def make_batch(length: int, dtype: torch.dtype, states: int) -> Batch:
 
 
 def step_gflop(length: int, draft_vocab: int, depths: int) -> float:
-    """Returns the multiplications and additions that a step cannot do without, in 10^9.
+    """Counts the multiplications and additions that a step cannot avoid, in 10^9.
 
     Backward counts twice the forward, the frozen head once (no weight gradient), `fc` once (no input gradient), the
     causal attention half of S x S, the targets once. Own-position keys, norms and softmaxes are left out.
@@ -163,7 +163,7 @@ def step_gflop(length: int, draft_vocab: int, depths: int) -> float:
 
 
 def matmul_gflops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
-    """Returns the rate of a square product on this machine, 10^9 operations a second, best of some."""
+    """Measures this machine's rate at a square product, in 10^9 operations per second; the best repeat counts."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     times = []
     for _ in range(repeats + 1):
@@ -174,7 +174,7 @@ def matmul_gflops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> flo
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Times our step and returns the figures."""
+    """Times our step and returns the figures of the table in benchmarks/README.md."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     keep_freed_memory()
@@ -232,10 +232,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def floor(options: argparse.Namespace, model: SpeculatorModel, dtype: torch.dtype, seconds: float) -> dict[str, float]:
-    """Returns the step's share of its arithmetic floor, for the algorithm whose arithmetic is counted here."""
+    """Compares a step with its arithmetic floor; empty for algorithms whose arithmetic `step_gflop` does not count."""
     if options.algo != "eagle3":
         return {}
-    # After the peak was read: the product's own matrices are no part of a step.
+    # Called after the peak memory was read: the matrices of this product do not belong to a step.
     rate, gflop = matmul_gflops(dtype), step_gflop(options.seq_len, options.draft_vocab, model.config.ttt_steps)
     return {
         "gflop": round(gflop, 1),
@@ -245,9 +245,9 @@ def floor(options: argparse.Namespace, model: SpeculatorModel, dtype: torch.dtyp
 
 
 def _steps(worker: Worker, batch: Batch, first: int, stop: int) -> tuple[list[float], list[float]]:
-    """Makes the updates `first` to `stop`; returns the seconds and the loss of each."""
+    """Makes the updates `first` to `stop` and returns the seconds and the loss of each."""
     times, losses = [], []
-    # Not entered: a Ctrl-C shall end a benchmark at once.
+    # Not entered as a context: Ctrl-C should end a benchmark at once, not after the update.
     request = StopRequest()
     for step in range(first, stop):
         started = time.perf_counter()
@@ -265,7 +265,7 @@ def _profile(worker: Worker, batch: Batch) -> None:
 
 
 def sides(cell: Cell, options: argparse.Namespace) -> tuple[Side, Side]:
-    """Returns both programs for one cell of the comparison."""
+    """Builds the command lines of both programs for one cell."""
     shared = ["--algo", cell.algo, "--draft-vocab", cell.draft_vocab, "--dtype", cell.dtype]
     shared += ["--optimizer", options.optimizer, "--seq-len", options.seq_len, "--threads", options.threads]
     shared += ["--steps", options.steps, "--warmup", options.warmup]
@@ -277,18 +277,18 @@ def sides(cell: Cell, options: argparse.Namespace) -> tuple[Side, Side]:
 
 def compare(options: argparse.Namespace) -> None:
     """Runs both sides in every cell and prints the table."""
-    found = {}
+    results = {}
     for cell in (CELLS[number] for number in options.cells):
         print(cell, file=sys.stderr, flush=True)
-        found[str(cell)] = interleave(sides(cell, options), rounds=options.rounds, threads=options.threads)
+        results[str(cell)] = interleave(sides(cell, options), rounds=options.rounds, threads=options.threads)
     print(f"S = {options.seq_len}, {options.optimizer}, {options.threads} threads,")
-    print(f"medians of {options.rounds} processes a side, in turn, {options.steps} steps each\n")
-    print(table(found, COLUMNS))
-    report(found)
+    print(f"medians of {options.rounds} processes per side, in turn, {options.steps} steps each\n")
+    print(table(results, COLUMNS))
+    report(results)
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algo", default="eagle3")
     parser.add_argument("--draft-vocab", type=int, default=8192)

@@ -1,4 +1,4 @@
-"""The harnesses that compare with others run and report; what they measure is not judged here."""
+"""The harnesses that compare with other projects run and report; tests do not judge what they measure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ schedule = {{ tokens_per_step = 64, optimizer = {{ name = "muon", lr = 1e-3 }} }
 
 @pytest.fixture
 def perf(monkeypatch: pytest.MonkeyPatch):
-    """Imports a module of benchmarks/perf, which is no part of the installed package."""
+    """Imports a module of benchmarks/perf, which the installed package does not contain."""
     monkeypatch.syspath_prepend(str(ROOT))
     return lambda name: importlib.import_module(f"benchmarks.perf.{name}")
 
@@ -34,26 +34,26 @@ def perf(monkeypatch: pytest.MonkeyPatch):
 def test_our_loop_trains_on_exported_samples_and_the_export_holds_every_conversation(
     perf, tmp_path, cache, tiny_verifier
 ):
-    """`samples` writes tokens, mask and states of each conversation; `train_loop` then reports its tokens a second."""
+    """`samples` writes tokens, mask and states of each conversation; `train_loop` then reports tokens per second."""
     rows = tmp_path / "rows.jsonl"
     turns = [[{"role": "user", "content": f"{k}?"}, {"role": "assistant", "content": f"It is {k}."}] for k in range(6)]
     rows.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns), encoding="utf-8")
     recipe, folder = tmp_path / "harness.toml", tmp_path / "samples"
     recipe.write_text(RECIPE.format(verifier=tiny_verifier, rows=rows), encoding="utf-8")
     facts = perf("samples").export(str(recipe), [], folder)
-    held = [load_file(file) for file in sorted((folder / "samples").iterdir())]
-    assert len(held) == facts["conversations"] == 6
-    assert sum(len(sample["input_ids"]) for sample in held) == facts["tokens"]
-    assert sum(int(sample["loss_mask"].sum()) for sample in held) == facts["supervised"]
-    assert all(sample["hidden_states"].shape == (len(sample["last"]), 3 * 32) for sample in held)
+    samples = [load_file(file) for file in sorted((folder / "samples").iterdir())]
+    assert len(samples) == facts["conversations"] == 6
+    assert sum(len(sample["input_ids"]) for sample in samples) == facts["tokens"]
+    assert sum(int(sample["loss_mask"].sum()) for sample in samples) == facts["supervised"]
+    assert all(sample["hidden_states"].shape == (len(sample["last"]), 3 * 32) for sample in samples)
     options = argparse.Namespace(steps=2, warmup=1, threads=torch.get_num_threads())
     result = perf("train_loop").measure(folder, options)
     assert result["steps"] == 2
     assert 0 < result["tokens"] <= 2 * 64
 
 
-def test_the_arithmetic_of_a_step_is_what_issue_and_hand_count_say(perf):
-    """About 340 GFLOP at D = 8192 (S = 2048, three depths); each draft token more adds seven head products."""
+def test_the_arithmetic_of_a_step_matches_a_count_by_hand(perf):
+    """A step takes about 340 GFLOP at D = 8192 (S = 2048, three depths); each further token adds seven head rows."""
     step_gflop = perf("train_step").step_gflop
     assert step_gflop(2048, 8192, 3) == pytest.approx(340, rel=0.02)
     more = step_gflop(2048, 8193, 3) - step_gflop(2048, 8192, 3)
@@ -61,7 +61,7 @@ def test_the_arithmetic_of_a_step_is_what_issue_and_hand_count_say(perf):
 
 
 def test_sides_are_compared_by_their_medians_in_the_direction_that_is_better(perf):
-    """Speed is ours over theirs, memory theirs over ours: above 1 is better for us in both."""
+    """The ratio is ours over theirs for speed and theirs over ours for memory: above 1, ours is better at both."""
     side_by_side = perf("side_by_side")
     columns = (
         side_by_side.Column(key="speed", title="tokens/s"),
@@ -73,8 +73,8 @@ def test_sides_are_compared_by_their_medians_in_the_direction_that_is_better(per
     assert last == "| cell | 40 | 10 | 4.00 | 100 | 250 | 2.50 |"
 
 
-def test_a_side_that_fails_stops_the_comparison_with_what_it_said(perf):
-    """A crashed side must not become a missing number."""
+def test_a_side_that_fails_stops_the_comparison_with_its_message(perf):
+    """A side that crashes raises its own message instead of leaving a number out."""
     side_by_side = perf("side_by_side")
     broken = side_by_side.Side("peer", (sys.executable, "-c", "raise SystemExit('no accelerator')"))
     with pytest.raises(RuntimeError, match="no accelerator"):
