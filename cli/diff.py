@@ -1,4 +1,4 @@
-"""Tells what two recipes or runs differ in by meaning, what that invalidates, and whether their results compare."""
+"""Compares two recipes or runs by meaning: what changed, what that invalidates, and whether their results compare."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import attrs
 
-from speculators.diff.changes import AGAIN, as_values, exit_code
+from speculators.diff.compare import compare
+from speculators.diff.comparison import AGAIN
 from speculators.diff.consequence import VOCABULARY
 from speculators.diff.revision import unpacked
-from speculators.diff.side import Side
+from speculators.diff.side import DiffSide
 from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
@@ -29,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     text = "a recipe's name or file, a file at a git revision (REV:path.toml), or a run folder"
     parser.add_argument("a", metavar="A", help=text)
-    parser.add_argument("b", metavar="B", help="likewise")
+    parser.add_argument("b", metavar="B", help="what to compare A with, in any of these forms")
     add_verifier_config(parser)
     parser.add_argument("--md", action="store_true", help="print Markdown, for a pull request")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the comparison; 0 if nothing differs, 1 if something does, and so 2 for every error."""
+    """Prints the comparison; exits with 0 if nothing differs, 1 if something does, and therefore 2 for every error."""
     try:
         return _compare(options)
     except SpeculatorsError as error:
@@ -48,16 +49,16 @@ def _compare(options: argparse.Namespace) -> int:
     a, b = (_side(name, options) for name in (options.a, options.b))
     if options.facts and a.facts and b.facts and a.stages["verifier"] != b.stages["verifier"]:
         models = " / ".join(side.values["verifier.model"] for side in (a, b))
-        words = f"the verifiers differ ({models}), and one config.json cannot be that of both"
-        raise RecipeError([Problem("--verifier-config", words, "leave it out")])
-    a = _counted(a, b)
-    result = as_values(a, b)
-    if a.run or b.run or (RUNS.is_dir() and any(stage["status"] == AGAIN for stage in result["stages"])):
-        from speculators.diff.measured import with_records
+        message = f"the verifiers differ ({models}), and one config.json cannot describe both"
+        raise RecipeError([Problem("--verifier-config", message, "leave it out")])
+    a = _with_parameters(a, b)
+    result = compare(a, b)
+    if a.run or b.run or (RUNS.is_dir() and any(stage.status == AGAIN for stage in result.stages)):
+        from speculators.diff.measured import compare_with_records
 
-        result = with_records(a, b, RUNS)
+        result = compare_with_records(a, b, RUNS)
     if options.json:
-        print_json(result)
+        print_json(result.to_json())
     elif options.md:
         from speculators.report.diff import to_markdown
 
@@ -67,30 +68,30 @@ def _compare(options: argparse.Namespace) -> int:
         from speculators.report.diff import diff_tables
 
         console().print(diff_tables(result))
-    return exit_code(result)
+    return 1 if result.differs else 0
 
 
-def _side(name: str, options: argparse.Namespace) -> Side:
+def _side(name: str, options: argparse.Namespace) -> DiffSide:
     if _is_run(name):
-        return Side.of_run(name, Path(name))
+        return DiffSide.of_run(name, Path(name))
     if Path(name).is_dir():
-        raise ArtifactError(f"{name}: no run: there is no plan.json", hint="spec ls lists the runs")
-    found = _REVISION.fullmatch(name)
-    if found and not Path(name).exists():
-        with unpacked(found["rev"], found["path"]) as held:
-            return held.moved(_recipe_side(name, held.recipe, options))
+        raise ArtifactError(f"{name}: not a run folder: it has no plan.json", hint="spec ls lists the runs")
+    revision = _REVISION.fullmatch(name)
+    if revision and not Path(name).exists():
+        with unpacked(revision["rev"], revision["path"]) as recipe_then:
+            return recipe_then.relocated(_recipe_side(name, recipe_then.recipe, options))
     return _recipe_side(name, load_recipe(name), options)
 
 
-def _counted(a: Side, b: Side) -> Side:
-    """Returns A with the parameters that both draft vocabularies give one speculator, where a recipe can build it."""
+def _with_parameters(a: DiffSide, b: DiffSide) -> DiffSide:
+    """Counts A's parameters with the draft vocabularies of both sides, where a recipe can build the speculator."""
     plan = a.plan or b.plan
     if plan is None or a.values.get("algorithm.name") != b.values.get("algorithm.name"):
         return a
     sizes = {side.values.get(VOCABULARY) or plan.facts.vocab_size for side in (a, b)}
-    found = {size: counted(attrs.evolve(plan, draft_vocab_size=size)) for size in sizes if len(sizes) > 1}
+    plans = {size: counted(attrs.evolve(plan, draft_vocab_size=size)) for size in sizes if len(sizes) > 1}
     return attrs.evolve(
-        a, parameters={size: sum(each.parameters.values()) for size, each in found.items() if each.parameters}
+        a, parameters={size: sum(each.parameters.values()) for size, each in plans.items() if each.parameters}
     )
 
 
@@ -98,16 +99,16 @@ def _is_run(name: str) -> bool:
     return (Path(name) / "plan.json").is_file()
 
 
-def _recipe_side(name: str, recipe: Recipe, options: argparse.Namespace) -> Side:
+def _recipe_side(name: str, recipe: Recipe, options: argparse.Namespace) -> DiffSide:
     facts = options.facts or _known_facts(recipe, [Path(each) for each in (options.a, options.b) if _is_run(each)])
-    return Side.of_recipe(name, recipe, make_plan(recipe, facts) if facts else None)
+    return DiffSide.of_recipe(name, recipe, make_plan(recipe, facts) if facts else None)
 
 
 def _known_facts(recipe: Recipe, runs: list[Path]) -> VerifierFacts | None:
-    """Returns the verifier's config.json if it is on this machine: nothing is fetched to compare two files."""
+    """Reads the verifier's config.json if it is on this machine; comparing two files never fetches anything."""
     from speculators.verifier.sources import existing_folder
 
     if folder := existing_folder(recipe.verifier):
         return VerifierFacts.read(folder / "config.json")
-    found = (facts_of_run(run, recipe.verifier) for run in runs)
-    return next((facts for facts in found if facts), None) or shipped_facts(recipe.verifier)
+    candidates = (facts_of_run(run, recipe.verifier) for run in runs)
+    return next((facts for facts in candidates if facts), None) or shipped_facts(recipe.verifier)

@@ -8,37 +8,34 @@ from typing import Any
 import numpy as np
 
 from speculators.bench.statistics import bootstrap_difference
+from speculators.diff.comparison import AcceptanceChange
 
 Values = Mapping[str, Any]
 
 
-def differences(a: Sequence[Values], b: Sequence[Values]) -> list[dict[str, Any]]:
-    """Returns tau of both wherever they measured the same, with an interval of the difference.
+def acceptance_changes(a: Sequence[Values], b: Sequence[Values]) -> list[AcceptanceChange]:
+    """Pairs the settings (suite, K, T) that both runs measured on the same prompts.
 
     Args:
         a, b: settings of benchmarks as JSON values.
-
-    Returns:
-        A row for each (suite, K, T) that both have on the same prompts; `interval` is None where they do not tell the
-        same prompts one by one.
     """
-    keys = ("suite", "num_speculative_tokens", "temperature")
-    same = (*keys, "prompts_digest")
+    same = ("suite", "num_speculative_tokens", "temperature", "prompts_digest")
     others = {tuple(setting[key] for key in same): setting for setting in b}
-    rows = []
+    changes = []
     for setting in a:
         other = others.get(tuple(setting[key] for key in same))
-        if other is None:
-            continue
-        rows.append(
-            {
-                **{key: setting[key] for key in keys},
-                "before": setting["exact"]["tau"],
-                "after": other["exact"]["tau"],
-                "interval": _interval(setting.get("by_prompt"), other.get("by_prompt")),
-            }
-        )
-    return rows
+        if other is not None:
+            changes.append(
+                AcceptanceChange(
+                    suite=setting["suite"],
+                    num_speculative_tokens=setting["num_speculative_tokens"],
+                    temperature=setting["temperature"],
+                    before=setting["exact"]["tau"],
+                    after=other["exact"]["tau"],
+                    interval=_interval(setting.get("by_prompt"), other.get("by_prompt")),
+                )
+            )
+    return changes
 
 
 def _interval(a: Values | None, b: Values | None) -> tuple[float, float] | None:

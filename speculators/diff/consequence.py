@@ -1,4 +1,4 @@
-"""What a change of one value means, in one line."""
+"""Explains in one line what a change of one value means."""
 
 from __future__ import annotations
 
@@ -13,64 +13,64 @@ VOCABULARY = "algorithm.draft_vocab_size"
 def consequence(
     path: str, before: Any, after: Any, facts: VerifierFacts | None, parameters: Mapping[int, int] | None = None
 ) -> str:
-    """Returns one line about what a change means; "" where nothing certain can be said.
+    """Explains a change in one line; "" where nothing certain can be said.
 
     Args:
         facts: the verifier's config.json, where it is known.
-        parameters: of the speculator by draft vocabulary, where they were counted.
+        parameters: parameters of the speculator by size of its draft vocabulary, where they were counted.
     """
     if path == VOCABULARY:
         return _vocabulary(before, after, facts, parameters or {})
-    told = _COUNTED.get(path)
-    if told is not None and _counts(before) and _counts(after):
-        return told(float(before), float(after))
-    for prefix, words in _WORDS.items():
+    ratio = _RATIOS.get(path)
+    if ratio is not None and _is_positive(before) and _is_positive(after):
+        return ratio(float(before), float(after))
+    for prefix, text in _BY_PREFIX.items():
         if path == prefix or path.startswith((f"{prefix}.", f"{prefix}[")):
-            return words
+            return text
     return ""
 
 
-def _counts(value: Any) -> bool:
+def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _vocabulary(before: Any, after: Any, facts: VerifierFacts | None, parameters: Mapping[int, int]) -> str:
-    if facts is not None:  # none is all of the verifier's
+    if facts is not None:  # "none" means the verifier's whole vocabulary
         before, after = (facts.vocab_size if size is None else size for size in (before, after))
-    if not (_counts(before) and _counts(after)):
+    if not (_is_positive(before) and _is_positive(after)):
         return ""
     if before in parameters and after in parameters:
         return f"{parameters[after] - parameters[before]:+,} parameters"
-    # How many heads there are, and what else has a row a token, only the model knows.
+    # Only the model knows how many heads it has, and what else has a row per token.
     rows = after - before
     return f"{rows:+,} rows of one head" if facts is None else f"{rows * facts.hidden_size:+,} parameters of one head"
 
 
-_COUNTED = {
+_RATIOS = {
     "schedule.epochs": lambda a, b: f"{b / a:.3g} times the training",
     "schedule.max_steps": lambda a, b: f"{b / a:.3g} times the updates",
-    "schedule.tokens_per_step": lambda a, b: f"{b / a:.3g} times the tokens an update, {a / b:.3g} times the updates",
+    "schedule.tokens_per_step": lambda a, b: f"{b / a:.3g} times the tokens per update, {a / b:.3g} times the updates",
     "data.max_tokens": lambda _, b: f"conversations are cut at {b:,.0f} tokens",
 }
-# From the most particular path to the least.
-_WORDS = {
-    "verifier.dtype": "the same verifier in another precision: what it computes is made anew; results do not compare",
+# From the most particular path to the least: the first that fits is used.
+_BY_PREFIX = {
+    "verifier.dtype": "the same verifier in another precision: all it computes is made again; results do not compare",
     "verifier": "another verifier: nothing is reused, and results do not compare",
-    "data.hidden_states": "where the states come from; they are the same, by a server but for rounding",
-    "data.server": "where the server is, and how hard it is worked; the same states",
-    "data.states_dtype": "the same conversations; their states are made in another precision, and trained on anew",
+    "data.hidden_states": "where the states come from; they are the same, except for rounding by a server",
+    "data.server": "where the server is and how many requests it gets at once; the states are the same",
+    "data.states_dtype": "the same conversations; their states are stored in another precision and trained on again",
     "data": "other training data",
-    "algorithm.target_layer_ids": "other hidden states: they are captured anew",
-    "algorithm.name": "another algorithm: its other keys are its own",
-    "algorithm": "trained anew",
-    "schedule.checkpoint_every": "how often, not what: the same weights",
-    "schedule.keep_checkpoints": "how many are kept, not what: the same weights",
-    "schedule": "trained anew",
+    "algorithm.target_layer_ids": "other hidden states: they are captured again",
+    "algorithm.name": "another algorithm, with keys of its own",
+    "algorithm": "the speculator is trained again",
+    "schedule.checkpoint_every": "how often checkpoints are written; the weights are the same",
+    "schedule.keep_checkpoints": "how many checkpoints are kept; the weights are the same",
+    "schedule": "the speculator is trained again",
     "seed": "other initial weights and another order of the data",
-    "distributed": "how the work is shared; the same recipe",
-    "benchmark.live_prompts": "how much the live decode confirms; tau is the same",
-    "benchmark.live_tokens": "how much the live decode confirms; tau is the same",
-    "benchmark.baselines": "what is measured beside; tau is the same",
-    "benchmark.suites": "measured on other prompts, which are also kept out of the training data: that is made anew",
-    "benchmark": "measured anew; a change of the largest K or the first T also chooses the checkpoint anew",
+    "distributed": "how processes share the work; the recipe is the same",
+    "benchmark.live_prompts": "how much of tau the live decode confirms; tau is the same",
+    "benchmark.live_tokens": "how much of tau the live decode confirms; tau is the same",
+    "benchmark.baselines": "which baselines are measured as well; tau is the same",
+    "benchmark.suites": "other prompts, which are also kept out of the training data: that is prepared again",
+    "benchmark": "acceptance is measured again; another largest K or first T also changes which checkpoint is chosen",
 }

@@ -1,4 +1,4 @@
-"""One of two recipes or runs that are compared: its values, where they come from, and what its stages read."""
+"""One side of a comparison, a recipe or a run: its values, where they were written, and what its stages read."""
 
 from __future__ import annotations
 
@@ -10,89 +10,100 @@ import attrs
 
 from speculators.facts import VerifierFacts
 from speculators.recipe.fingerprint import source_identity, suite_identity, verifier_identity
-from speculators.recipe.plan import Plan, read_plan
+from speculators.recipe.plan import Plan, Stage, read_plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten, flatten_tables
 
 # Suite, K, T.
-Setting = tuple[str, int, float]
+SettingKey = tuple[str, int, float]
+
+
+@attrs.frozen
+class Conditions:
+    """How one setting was measured: the definition of tau, and the precision in which the verifier computed."""
+
+    definition: str
+    dtype: str
 
 
 @attrs.frozen(kw_only=True)
-class Side:
-    """One of two recipes or runs.
+class DiffSide:
+    """One of the two recipes or runs that `spec diff` compares.
 
     Attributes:
-        name: as it was asked for.
+        name: as the user typed it.
         values: every value by its TOML path, defaults included.
-        origins: where each was written.
-        contents: sha256 of what a path in `values` stands for, where it is known: of a file, or of a suite's file.
-        stages: fingerprint and inputs of each stage; empty where the verifier is not known.
+        origins: where each value was written.
+        contents: sha256 of the file or suite that a path in `values` names, where it is known.
+        stages: by name; empty where the verifier is not known.
         facts: the verifier's config.json, where it is known.
-        plan: of a recipe, where its verifier is known.
-        parameters: of the speculator with draft vocabularies of these sizes, where they were counted.
-        precision: what a run trained in; None for a recipe, and for a run of before this was kept.
-        run: its folder, None for a recipe.
-        measured: of a run, the definition and the verifier's precision that each setting was measured with.
-        notes: what of it is not as it was asked for.
+        plan: None for runs, and for recipes whose verifier is not known.
+        parameters: parameters of the speculator by size of its draft vocabulary, where they were counted.
+        precision: what a run trained in; None for recipes and for runs that predate this field.
+        run: the run folder; None for a recipe.
+        conditions: how a run measured each setting.
+        notes: what was not read as the user named it.
     """
 
     name: str
     values: Mapping[str, Any]
     origins: Mapping[str, str]
     contents: Mapping[str, str]
-    stages: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    stages: Mapping[str, Stage] = attrs.field(factory=dict)
     facts: VerifierFacts | None = None
     plan: Plan | None = None
     parameters: Mapping[int, int] = attrs.field(factory=dict)
     precision: str | None = None
     run: Path | None = None
-    measured: Mapping[Setting, Mapping[str, str]] = attrs.field(factory=dict)
+    conditions: Mapping[SettingKey, Conditions] = attrs.field(factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of_recipe(cls, name: str, recipe: Recipe, plan: Plan | None = None) -> Side:
-        """Returns a recipe's side; with a plan its stages are known."""
-        stages = {stage.name: attrs.asdict(stage) for stage in plan.stages} if plan else {}
+    def of_recipe(cls, name: str, recipe: Recipe, plan: Plan | None = None) -> DiffSide:
+        """Describes a recipe; its stages are known only with a plan."""
+        # asdict turns tuples into lists, so that inputs compare with those that a run wrote as JSON.
+        stages = {stage.name: Stage(**attrs.asdict(stage)) for stage in plan.stages} if plan else {}
         return cls(
             name=name,
             values=flatten(recipe),
             origins={path: str(origin) for path, origin in recipe.origins.items()},
-            contents=_contents(stages) if plan else _contents_here(recipe),
+            contents=_planned_contents(stages) if plan else _contents_now(recipe),
             stages=stages,
             facts=plan.facts if plan else None,
             plan=plan,
         )
 
     @classmethod
-    def of_run(cls, name: str, folder: Path) -> Side:
-        """Returns a run's side, from what it wrote down; one of before origins were kept has the file for each.
+    def of_run(cls, name: str, folder: Path) -> DiffSide:
+        """Describes a run from its plan.json; a plan that predates origins is itself the origin of every value.
 
         Raises:
             ArtifactError: `plan.json` is missing or damaged.
         """
         plan = read_plan(folder)
-        values, kept = flatten_tables(plan["recipe"]), plan.get("origins")
-        stages = {stage["name"]: stage for stage in plan["stages"]}
+        values, origins = flatten_tables(plan["recipe"]), plan.get("origins")
+        stages = {
+            stage["name"]: Stage(stage["name"], stage["fingerprint"], stage["inputs"]) for stage in plan["stages"]
+        }
         return cls(
             name=name,
             values=values,
-            origins={path: kept.get(path, "default") if kept else str(folder / "plan.json") for path in values},
-            contents=_contents(stages),
+            origins={path: origins.get(path, "default") if origins else str(folder / "plan.json") for path in values},
+            contents=_planned_contents(stages),
             stages=stages,
             precision=plan.get("precision"),
             run=folder,
         )
 
 
-def _contents(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the content of each path that a plan hashed."""
-    prepare = stages["prepare"]["inputs"]
-    return _hashed(stages["verifier"]["inputs"], prepare["sources"], prepare["held_out"])
+def _planned_contents(stages: Mapping[str, Stage]) -> dict[str, str]:
+    """Takes the hashes that a plan computed."""
+    prepare = stages["prepare"].inputs
+    return _hashes(stages["verifier"].inputs, prepare["sources"], prepare["held_out"])
 
 
-def _contents_here(recipe: Recipe) -> dict[str, str]:
-    """Returns the content of each path of a recipe whose verifier is not known; a file that is not there has none."""
+def _contents_now(recipe: Recipe) -> dict[str, str]:
+    """Hashes the files of a recipe that has no plan, skipping files that are not there."""
     verifier = recipe.verifier
     suites = [suite_identity(suite) for suite in recipe.benchmark.suites]
     sources = [
@@ -100,11 +111,11 @@ def _contents_here(recipe: Recipe) -> dict[str, str]:
         for source in recipe.data.sources
     ]
     local = verifier.kind == "gguf" and Path(verifier.model).is_file()
-    return _hashed(verifier_identity(verifier) if local or verifier.sha256 else {}, sources, suites)
+    return _hashes(verifier_identity(verifier) if local or verifier.sha256 else {}, sources, suites)
 
 
-def _hashed(verifier: Mapping[str, Any], sources: Any, suites: Any) -> dict[str, str]:
-    named = [("verifier.model", verifier)]
-    named += [(f"data.sources[{index}].path", source) for index, source in enumerate(sources)]
-    named += [(f"benchmark.suites[{index}].path", suite) for index, suite in enumerate(suites)]
-    return {path: identity["sha256"] for path, identity in named if "sha256" in identity}
+def _hashes(verifier: Mapping[str, Any], sources: Any, suites: Any) -> dict[str, str]:
+    identities = [("verifier.model", verifier)]
+    identities += [(f"data.sources[{index}].path", source) for index, source in enumerate(sources)]
+    identities += [(f"benchmark.suites[{index}].path", suite) for index, suite in enumerate(suites)]
+    return {path: identity["sha256"] for path, identity in identities if "sha256" in identity}

@@ -1,107 +1,118 @@
-"""The comparison of two recipes or runs, for people."""
+"""Renders a comparison of two recipes or runs, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from speculators.diff.changes import headline, metric_line, text, unchanged
+from speculators.diff.comparison import Comparison, StageChange, ValueChange, value_text
 from speculators.report.recipe import plain_table
 
 _BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
 
 
-def diff_tables(result: Mapping[str, Any]) -> RenderableType:
-    """Returns the tables of a comparison: changes by section, stages, verdict, and what runs measured."""
+def diff_tables(result: Comparison) -> RenderableType:
+    """Lays out changes by section, stages, whether results compare, and what runs measured."""
     parts: list[RenderableType] = []
-    sections = dict.fromkeys(change["section"] for change in result["changes"])
-    for section in sections:
-        table = plain_table(section, result["a"], result["b"], "means")
-        for change in (change for change in result["changes"] if change["section"] == section):
-            sides = [
-                f"{escape(text(change[side]))}\n[note]{escape(change[f'{side}_from'])}[/note]"
-                for side in ("before", "after")
-            ]
-            table.add_row(escape(change["path"]), *sides, escape(change["consequence"]))
+    for section in dict.fromkeys(change.section for change in result.changes):
+        table = plain_table(section, result.a, result.b, "means")
+        for change in result.changes:
+            if change.section == section:
+                sides = [
+                    f"{escape(value_text(value))}\n[note]{escape(origin)}[/note]" for value, origin in _sides(change)
+                ]
+                table.add_row(escape(change.path), *sides, escape(change.consequence))
         parts += [table, Text()]
-    if not sections:
-        parts += [Text(unchanged(result)), Text()]
-    if result["stages"]:
-        told = plain_table("stage", "", "because of", "costs")
-        for stage in result["stages"]:
-            cells = (stage["stage"], stage["status"], ", ".join(stage["because"]), stage.get("cost", ""))
-            told.add_row(*map(escape, cells))
-        parts += [told, Text()]
-    parts.append(Text.assemble((headline(result["comparable"]), "title"), ": ", "; ".join(result["reasons"])))
-    parts += [Text(metric_line(row)) for row in result.get("metrics", [])]
+    if not result.changes:
+        parts += [Text(result.without_changes), Text()]
+    if result.stages:
+        table = plain_table("stage", "", "because of", "costs")
+        for stage in result.stages:
+            table.add_row(*map(escape, _stage_cells(stage)))
+        parts += [table, Text()]
+    parts.append(Text.assemble((result.headline, "title"), ": ", "; ".join(result.reasons)))
+    parts += [Text(line) for line in _metric_lines(result)]
     parts += [Text(line) for line in curve_lines(result)]
-    for key, (before, after) in result.get("environment", {}).items():
-        parts.append(Text(f"{key}: {before} -> {after}", style="note"))
-    parts += [Text(note, style="note") for note in result["notes"]]
+    parts += [Text(line, style="note") for line in (*_environment_lines(result), *result.notes)]
     return Group(*parts)
 
 
-def to_markdown(result: Mapping[str, Any]) -> str:
-    """Returns the comparison as Markdown, for a pull request."""
-    lines = [f"### `{result['a']}` against `{result['b']}`", ""]
-    if result["changes"]:
-        lines += [_row("key", result["a"], result["b"], "means"), "|---|---|---|---|"]
-        for change in result["changes"]:
-            sides = " | ".join(_with_origin(change, side) for side in ("before", "after"))
-            lines.append(f"| `{_cell(change['path'])}` | {sides} | {_cell(change['consequence'])} |")
+def to_markdown(result: Comparison) -> str:
+    """Writes the comparison as Markdown, for a pull request."""
+    lines = [f"### `{result.a}` against `{result.b}`", ""]
+    if result.changes:
+        lines += [_row("key", result.a, result.b, "means"), "|---|---|---|---|"]
+        for change in result.changes:
+            sides = " | ".join(
+                _cell(value_text(value)) + (f"<br><sub>{_cell(origin)}</sub>" if origin else "")
+                for value, origin in _sides(change)
+            )
+            lines.append(f"| `{_cell(change.path)}` | {sides} | {_cell(change.consequence)} |")
     else:
-        words = unchanged(result)
-        lines.append(f"{words[0].upper()}{words[1:]}.")
-    if result["stages"]:
+        sentence = result.without_changes
+        lines.append(f"{sentence[0].upper()}{sentence[1:]}.")
+    if result.stages:
         lines += ["", _row("stage", "", "because of", "costs"), "|---|---|---|---|"]
-        for stage in result["stages"]:
-            lines.append(_row(stage["stage"], stage["status"], ", ".join(stage["because"]), stage.get("cost", "")))
-    lines += ["", f"**{headline(result['comparable'])}**: {'; '.join(result['reasons'])}."]
-    lines += _list(metric_line(row) for row in result.get("metrics", []))
+        lines += [_row(*_stage_cells(stage)) for stage in result.stages]
+    lines += ["", f"**{result.headline}**: {'; '.join(result.reasons)}."]
+    lines += _list(_metric_lines(result))
     lines += _list(f"`{line}`" for line in curve_lines(result))
-    lines += _list(f"{key}: {before} -> {after}" for key, (before, after) in result.get("environment", {}).items())
-    lines += _list(result["notes"])
+    lines += _list(_environment_lines(result))
+    lines += _list(result.notes)
     return "\n".join(lines) + "\n"
 
 
-def _with_origin(change: Mapping[str, Any], side: str) -> str:
-    origin = change[f"{side}_from"]
-    return _cell(text(change[side])) + (f"<br><sub>{_cell(origin)}</sub>" if origin else "")
+def _sides(change: ValueChange) -> tuple[tuple[object, str], tuple[object, str]]:
+    return (change.before, change.before_from), (change.after, change.after_from)
+
+
+def _stage_cells(stage: StageChange) -> tuple[str, str, str, str]:
+    return stage.stage, stage.status, ", ".join(stage.because), stage.cost or ""
+
+
+def _metric_lines(result: Comparison) -> list[str]:
+    return [str(row) for row in result.runs.metrics] if result.runs else []
+
+
+def _environment_lines(result: Comparison) -> list[str]:
+    environment = result.runs.environment if result.runs else {}
+    return [f"{key}: {before} -> {after}" for key, (before, after) in environment.items()]
 
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(map(_cell, cells))} |"
 
 
-def _cell(told: str) -> str:
-    """Returns a text that cannot end its cell or its row."""
-    return told.replace("|", "\\|").replace("\n", " ")
+def _cell(text: str) -> str:
+    """Escapes whatever would end a cell or its row."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _list(told: Iterable[str]) -> list[str]:
-    """Returns the lines of a list, [] for an empty one."""
-    items = [f"* {each}" for each in told]
+def _list(lines: Iterable[str]) -> list[str]:
+    """Writes a bullet list with the empty line before it; nothing for no lines."""
+    items = [f"* {line}" for line in lines]
     return ["", *items] if items else []
 
 
-def curve_lines(result: Mapping[str, Any]) -> list[str]:
-    """Returns what was logged while the runs trained, a line of bars each."""
+def curve_lines(result: Comparison) -> list[str]:
+    """Draws what the runs logged while they trained, one line of bars for each curve."""
+    if result.runs is None:
+        return []
     return [
-        f"{name}, {result[side]}  {sparkline(values)}"
-        for side, points in result.get("curves", {}).items()
-        for name, values in points.items()
+        f"{name}, {side}  {sparkline(values)}"
+        for side, curves in zip((result.a, result.b), result.runs.curves, strict=True)
+        for name, values in (("loss", curves.loss), ("tau", curves.tau))
         if values
     ]
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Returns a line of bars, the mean of equal parts of the values, with the first and the last value."""
+    """Draws values as bars between the first and the last value; each bar is the mean of an equal part."""
     size = min(WIDTH, len(values))
     cuts = [round(index * len(values) / size) for index in range(size + 1)]
     means = [sum(values[i:j]) / (j - i) for i, j in pairwise(cuts)]

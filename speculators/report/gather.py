@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speculators.diff.measured import points, with_records
-from speculators.diff.side import Side
+import attrs
+
+from speculators.diff.comparison import Comparison
+from speculators.diff.measured import compare_with_records, points
+from speculators.diff.side import DiffSide
 from speculators.errors import ArtifactError
 from speculators.files.disk import read_json
 from speculators.recipe.expect import band_lines, compare_bands
@@ -27,6 +30,22 @@ _STATUS = {"none": "not begun", "start": "begun, not ended", "done": "done", "sk
 Values = dict[str, Any]
 
 
+@attrs.frozen(kw_only=True)
+class RunDiff:
+    """Two runs compared, or why they cannot be.
+
+    Attributes:
+        a, b: the names that the report gives the runs.
+        comparison: None where a run is damaged.
+        error: the damage; "" otherwise.
+    """
+
+    a: str
+    b: str
+    comparison: Comparison | None
+    error: str = ""
+
+
 def gather(folders: Sequence[Path]) -> Values:
     """Returns everything that a report of these runs tells.
 
@@ -44,7 +63,7 @@ def gather(folders: Sequence[Path]) -> Values:
     first, *others = names
     return {
         "runs": [gather_run(folder, name) for folder, name in names.items()],
-        "diffs": [_diff(first, other, {"a": names[first], "b": names[other]}) for other in others],
+        "diffs": [_diff(first, other, names[first], names[other]) for other in others],
     }
 
 
@@ -196,10 +215,9 @@ def _expect(recipe: Values | None, settings: Sequence[Values]) -> list[str]:
     return band_lines(compare_bands(expect, settings))
 
 
-def _diff(a: Path, b: Path, names: Mapping[str, str]) -> Values:
-    """Returns the comparison of two runs, or why there is none."""
+def _diff(a: Path, b: Path, name: str, other: str) -> RunDiff:
     try:
-        sides = Side.of_run(names["a"], a), Side.of_run(names["b"], b)
-        return {**with_records(*sides, a.parent), "error": ""}
+        sides = DiffSide.of_run(name, a), DiffSide.of_run(other, b)
+        return RunDiff(a=name, b=other, comparison=compare_with_records(*sides, a.parent))
     except ArtifactError as error:
-        return {**names, "error": str(error)}
+        return RunDiff(a=name, b=other, comparison=None, error=str(error))

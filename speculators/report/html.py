@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from speculators.diff.changes import headline, metric_line, stage_line, text, unchanged
+from speculators.diff.comparison import value_text
 from speculators.report.bench import acceptance_cells, definitions, notes, verdict
 from speculators.report.figures import acceptance_figures, settings_by_place, training_figures
+from speculators.report.gather import RunDiff
 from speculators.report.plots import check_matplotlib
 from speculators.report.progress import duration
 from speculators.report.sheet import SHEET
@@ -200,34 +201,35 @@ def _side_by_side(runs: Sequence[Values], part: str) -> str:
     keys = list(dict.fromkeys(key for run in runs for key in run[part]))
     if not keys:
         return ""
-    rows = [[text(run[part][key]) if key in run[part] else "-" for run in runs] for key in keys]
+    rows = [[value_text(run[part][key]) if key in run[part] else "-" for run in runs] for key in keys]
     marked = [index for index, row in enumerate(rows) if len(set(row)) > 1]
     columns = ["key", *(run["name"] for run in runs)] if len(runs) > 1 else ["key", "value"]
     cells = [[escape(key), *map(escape, row)] for key, row in zip(keys, rows, strict=True)]
     return table(columns, cells, marked=marked)
 
 
-def _difference(diff: Values) -> str:
-    head = f"<h3>{escape(diff['a'])} → {escape(diff['b'])}</h3>"
-    if diff["error"]:
-        return f'{head}<p class="bad">cannot be told: {escape(diff["error"])}</p>'
+def _difference(diff: RunDiff) -> str:
+    head = f"<h3>{escape(diff.a)} → {escape(diff.b)}</h3>"
+    comparison = diff.comparison
+    if comparison is None:
+        return f'{head}<p class="bad">cannot be compared: {escape(diff.error)}</p>'
     parts = [head]
-    if diff["changes"]:
+    if comparison.changes:
         rows = [
-            [escape(each) for each in (c["path"], text(c["before"]), text(c["after"]), c["consequence"])]
-            for c in diff["changes"]
+            [escape(each) for each in (c.path, value_text(c.before), value_text(c.after), c.consequence)]
+            for c in comparison.changes
         ]
-        parts.append(table(["key", diff["a"], diff["b"], "means"], rows))
+        parts.append(table(["key", diff.a, diff.b, "means"], rows))
     else:
-        parts.append(f"<p>{unchanged(diff)}</p>")
-    if diff["stages"]:
-        told = "; ".join(map(stage_line, diff["stages"]))
-        parts.append(f"<p>Stages: {escape(told)}.</p>")
-    parts.append(f"<p><b>{escape(headline(diff['comparable']))}</b>: {escape('; '.join(diff['reasons']))}.</p>")
-    parts += [f"<p>{escape(metric_line(row))}</p>" for row in diff["metrics"]]
-    for key, (before, after) in diff["environment"].items():
-        parts.append(f'<p class="note">{escape(f"{key}: {before} → {after}")}</p>')
-    parts += [f'<p class="note">{escape(note)}</p>' for note in diff["notes"]]
+        parts.append(f"<p>{comparison.without_changes}</p>")
+    if comparison.stages:
+        parts.append(f"<p>Stages: {escape('; '.join(map(str, comparison.stages)))}.</p>")
+    parts.append(f"<p><b>{escape(comparison.headline)}</b>: {escape('; '.join(comparison.reasons))}.</p>")
+    if comparison.runs is not None:
+        parts += [f"<p>{escape(str(row))}</p>" for row in comparison.runs.metrics]
+        for key, (before, after) in comparison.runs.environment.items():
+            parts.append(f'<p class="note">{escape(f"{key}: {before} → {after}")}</p>')
+    parts += [f'<p class="note">{escape(note)}</p>' for note in comparison.notes]
     return "".join(parts)
 
 

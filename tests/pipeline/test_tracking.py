@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from command import WEIGHTS, Spec
 
-from speculators.diff.changes import Side, changes
+from speculators.diff.compare import value_changes
+from speculators.diff.side import DiffSide
 from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
@@ -22,7 +23,7 @@ def test_tracking_is_no_part_of_what_a_recipe_does(tiny_verifier: Path) -> None:
     facts = VerifierFacts.read(tiny_verifier / "config.json")
     plain, tracked = (load_recipe("smoke", sets) for sets in ([], ['tracking.sinks=["wandb"]']))
     assert make_plan(plain, facts).stages == make_plan(tracked, facts).stages
-    assert changes(Side.of_recipe("a", plain), Side.of_recipe("b", tracked)) == []
+    assert value_changes(DiffSide.of_recipe("a", plain), DiffSide.of_recipe("b", tracked)) == []
 
 
 def test_an_unknown_sink_is_a_bad_recipe(spec: Spec) -> None:

@@ -171,7 +171,7 @@ def test_a_file_that_is_missing_or_damaged_is_told(run: Path, file: str, content
 def test_a_damaged_plan_leaves_out_the_difference(run: Path, runs: list[Path]) -> None:
     """And says why."""
     (run / "plan.json").write_text("{}")
-    assert "cannot be told: " in page(gather([runs[0], run]))
+    assert "cannot be compared: " in page(gather([runs[0], run]))
 
 
 def test_the_newest_of_several_benchmarks_tells_a_setting(run: Path) -> None:
@@ -195,7 +195,8 @@ def test_runs_of_one_recipe_in_two_places_are_told_apart(tmp_path: Path, facts: 
     here, there = (fake_run(tmp_path / place, facts, places=PLACES[:1]) for place in ("here", "there"))
     report = gather([here, there, here])
     assert [run["name"] for run in report["runs"]] == [str(here), str(there)]
-    assert [(diff["a"], diff["b"], diff["changes"]) for diff in report["diffs"]] == [(str(here), str(there), [])]
+    (diff,) = report["diffs"]
+    assert (diff.a, diff.b, diff.comparison.changes) == (str(here), str(there), ())
 
 
 def test_a_run_has_one_colour_on_the_page(tmp_path: Path, facts: VerifierFacts) -> None:
