@@ -179,7 +179,7 @@ def _lock(plan: Plan, verifier: VerifierLock, environment: Environment) -> Lock:
     return Lock(
         recipe=json.loads(json.dumps(as_tables(recipe))),
         verifier=verifier,
-        fingerprints={stage.name: stage.fingerprint for stage in plan.stages},
+        fingerprints=plan.fingerprints(),
         inputs=plan.inputs(),
         seed=recipe.seed,
         dtypes={

@@ -87,7 +87,7 @@ def _files(recipe: Recipe) -> list[Problem]:
 
 def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
     schedule = recipe.schedule
-    row = schedule.row_tokens or recipe.data.max_tokens
+    row = recipe.row_tokens
     if row < recipe.data.max_tokens:
         message = f"must be at least data.max_tokens = {recipe.data.max_tokens}: a conversation is never split"
         return [recipe.problem("schedule.row_tokens", f"{message}; got {row}")]

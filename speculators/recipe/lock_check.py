@@ -18,7 +18,7 @@ from speculators.recipe.fingerprint import verifier_identity
 from speculators.recipe.input_sections import VerifierSection, is_file_path
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Lock
-from speculators.recipe.plan import Plan, make_plan
+from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
 
 FORMAT = 1
@@ -105,7 +105,7 @@ def write_locks(held: Mapping[str, Any]) -> Path:
 def lock_of_recipe(name: str, facts: VerifierFacts) -> dict[str, Any]:
     """Returns the lock of a recipe of the catalogue."""
     plan = make_plan(load_recipe(name), facts)
-    return {"version": plan.recipe.version, "fingerprints": _fingerprints(plan), "inputs": plan.inputs()}
+    return {"version": plan.recipe.version, "fingerprints": plan.fingerprints(), "inputs": plan.inputs()}
 
 
 def check_shipped(name: str, held: Mapping[str, Any]) -> LockCheck:
@@ -134,10 +134,6 @@ def check_run(folder: Path) -> LockCheck:
     return LockCheck(name=str(folder), problems=problems, notes=_unpinned(recipe))
 
 
-def _fingerprints(plan: Plan) -> dict[str, str]:
-    return {stage.name: stage.fingerprint for stage in plan.stages}
-
-
 def _compared(
     recipe: Recipe, facts: VerifierFacts, inputs: Mapping[str, Any], fingerprints: Mapping[str, str]
 ) -> tuple[str, ...]:
@@ -147,7 +143,7 @@ def _compared(
         plan = make_plan(recipe, facts)
     except RecipeError as error:
         return tuple(str(problem) for problem in error.problems)
-    here, found = plan.inputs(), _fingerprints(plan)
+    here, found = plan.inputs(), plan.fingerprints()
     told = [
         f"{stage}: {path} is {before!r} in the lock, and {after!r} here"
         for stage in dict.fromkeys([*inputs, *here])

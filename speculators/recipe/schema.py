@@ -268,6 +268,11 @@ class Recipe:
     file: Path | None = field(default=None, eq=False)
     origins: Mapping[str, Origin] = field(factory=dict, eq=False, repr=False)
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of one packed row: `schedule.row_tokens`, or the length of the longest conversation."""
+        return self.schedule.row_tokens or self.data.max_tokens
+
     def problem(self, path: str, message: str, hint: str = "") -> Problem:
         """Returns a Problem at a TOML path, with file and line of the value or of what is written nearest to it."""
         written = {key: origin for key, origin in self.origins.items() if origin.kind != "default"}

@@ -11,7 +11,8 @@ from speculators.data.encoded import Conversations
 from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
 from speculators.files.disk import file_sha256, read_json, write_json
-from speculators.recipe.plan import Plan, Stage
+from speculators.recipe.plan import Plan
+from speculators.recipe.stages import Stage
 from speculators.runs.places import Places
 from speculators.verifier.sources import existing_folder
 

@@ -116,7 +116,7 @@ RECIPE_MISTAKES: dict[str, tuple[Callable[[], tuple[str, ...]], str]] = {
     "data that is a folder": (lambda: (Path("rows.jsonl").mkdir(), *data_of("rows.jsonl"))[1:], "no such file"),
     "other data": (
         lambda: (data(rows([USER, ANSWER])), "--set", f'data.sources=[{{path="./rows.jsonl", sha256="{SHA256}"}}]')[1:],
-        "is not the file's",
+        "does not match the file",
     ),
     "an unknown suite": (lambda: ("--set", 'benchmark.suites=["quickstrt"]'), "did you mean 'quickstart'?"),
     "an unknown baseline": (lambda: ("--set", 'benchmark.baselines=["n-gram"]'), "did you mean 'ngram'?"),

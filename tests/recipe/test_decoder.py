@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from transformers.activations import ACT2FN
 
-from speculators.config import CONFIGS, SpeculatorModelConfig
+from speculators.config import CONFIGS, SpeculatorModelConfig, default_layer_ids
 from speculators.errors import RecipeError
 from speculators.facts import VerifierFacts
 from speculators.nn.rotary import Rotary
-from speculators.recipe.decoder import _ACTIVATIONS, _ROPES
-from speculators.recipe.plan import default_layer_ids, draft_decoder_config
+from speculators.recipe.decoder import _ACTIVATIONS, _ROPES, draft_decoder_config
 
 BASE = {
     "hidden_size": 64,

@@ -205,7 +205,7 @@ def test_files_that_are_not_there_are_named(write: Write, llama: VerifierFacts, 
 def test_a_data_file_with_another_sha256_is_refused(write: Write, llama: VerifierFacts) -> None:
     """A recipe that names the content gets that content or an error."""
     override = f"data.sources=[{{path='rows.jsonl', sha256='{'0' * 64}'}}]"
-    assert "is not the file's" in refusals(write(), llama, override)["data.sources[0].sha256"]
+    assert "does not match the file" in refusals(write(), llama, override)["data.sources[0].sha256"]
 
 
 @pytest.mark.parametrize(
