@@ -328,3 +328,14 @@ def _find(name: str) -> None:
 
 
 MODELS: Registry[Any] = Registry("model of algorithm", find=_find)
+
+
+# Parts of the contract that plug-ins and their tests import from here; `contract` imports this module, so they are
+# looked up when they are used.
+_IN_CONTRACT = ("build_model", "check_contract", "trainer_kwargs")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _IN_CONTRACT:
+        return getattr(importlib.import_module("speculators.contract"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

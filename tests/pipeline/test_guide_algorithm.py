@@ -1,47 +1,50 @@
-"""Somebody else's algorithm, written by section 5 of the architecture and nothing more, in a folder of its own."""
+"""Somebody else's algorithm, written as the guide says and nothing more, in a folder outside the package."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from command import Spec
 from safetensors.torch import load_file
 
-from speculators.model import SpeculatorModel
+from speculators import SpeculatorModel, SpeculatorModelConfig
 
 INIT = """\
-from {name}.config import Config
-from {name}.core import Model
+from {name}.config import MyAlgoSpeculatorConfig
+from {name}.core import MyAlgoDraftModel
 
-__all__ = ["Config", "Model"]
+__all__ = ["MyAlgoDraftModel", "MyAlgoSpeculatorConfig"]
 """
 
 CONFIG = """\
-from speculators.config import SpeculatorModelConfig
+from speculators import SpeculatorModelConfig
 
 
 @SpeculatorModelConfig.register("{name}")
-class Config(SpeculatorModelConfig):
+class MyAlgoSpeculatorConfig(SpeculatorModelConfig):
     speculators_model_type: str = "{name}"
-    block_size: int = 4
+    block_size: int = 8
+    num_layers: int = 1
 """
 
 HEAD = """\
 import torch
 from torch import nn
 
-from speculators.model import SpeculatorModel
-from {name}.config import Config
+from speculators import SpeculatorModel
+
+from {name}.config import MyAlgoSpeculatorConfig
 
 
 @SpeculatorModel.register("{name}")
-class Model(SpeculatorModel):
+class MyAlgoDraftModel(SpeculatorModel):
 """
 
-# Built from its config alone.
+# Built from its config alone; `get_trainer_kwargs` is a static method.
 BY_CONFIG = """\
     def __init__(self, config):
         super().__init__(config)
@@ -51,10 +54,14 @@ BY_CONFIG = """\
 
     @classmethod
     def from_training_args(cls, verifier_config, **kwargs):
-        return cls(Config.pick(kwargs))
+        return cls(MyAlgoSpeculatorConfig.pick(kwargs))
+
+    @staticmethod
+    def get_trainer_kwargs(**kwargs):
+        return {"scale": 1.0 / kwargs["block_size"]}, {"scale": 1.0}
 """
 
-# Built from arguments of its own, the draft vocabulary's tensors among them.
+# Built from arguments of its own, the draft vocabulary's tensors among them; `get_trainer_kwargs` is a class method.
 BY_ARGUMENTS = """\
     def __init__(self, size, t2d, *, depth):
         super().__init__()
@@ -66,13 +73,13 @@ BY_ARGUMENTS = """\
     def from_training_args(cls, verifier_config, **kwargs):
         assert len(kwargs["d2t"]) == kwargs["draft_vocab_size"]
         return cls(verifier_config.hidden_size, kwargs["t2d"], depth=kwargs["block_size"])
+
+    @classmethod
+    def get_trainer_kwargs(cls, **kwargs):
+        return {"scale": 1.0 / kwargs["block_size"]}, {"scale": 1.0}
 """
 
-REST = """\
-    @staticmethod
-    def get_trainer_kwargs(**kwargs):
-        return {"scale": 1.0 / kwargs["block_size"]}, {"scale": 1.0}
-
+FORWARD = """\
     def forward(self, hidden_states, input_ids, loss_mask, scale, **kwargs):
         state = hidden_states[0, :, : self.head.in_features].float()
         for layer in self.layers:
@@ -98,17 +105,17 @@ block_size = 2
 """
 
 
-@pytest.fixture(params=[("by_config", BY_CONFIG), ("by_arguments", BY_ARGUMENTS)], ids=lambda param: param[0])
+@pytest.fixture(params=[("myalgo", BY_CONFIG), ("myalgo_by_arguments", BY_ARGUMENTS)], ids=lambda param: param[0])
 def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> Path:
     """A recipe beside a package that the import path does not have."""
-    name, build = f"outside_{request.param[0]}", request.param[1]
+    name, build = request.param
     folder = tmp_path_factory.mktemp(name)
     (folder / name).mkdir()
     files = {"__init__.py": INIT, "config.py": CONFIG, "core.py": HEAD}
     for file, text in files.items():
         (folder / name / file).write_text(text.format(name=name))
     with (folder / name / "core.py").open("a") as core:
-        core.write(build + "\n" + REST)
+        core.write(build + "\n" + FORWARD)
     (folder / "mine.toml").write_text(RECIPE.format(name=name))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(folder)
@@ -116,7 +123,7 @@ def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object, recipe: Path, tmp_path: Path) -> None:
-    """`spec plan`, `run` and a second `run` work; what needs hooks is left out with a warning that names them."""
+    """`spec plan`, `run` and a second `run` work; a warning names the hooks that measuring would need."""
     runs = ("--runs", tmp_path / "runs")
     plan = spec("plan", recipe, *runs, "--json")
     assert plan.code == 0, plan.err
@@ -130,8 +137,15 @@ def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object,
     assert "bench is left out" in warnings[1]
     assert "the last of 8 updates is taken" in told.err
 
+    assert SpeculatorModel.get_class(name).__qualname__ == "MyAlgoDraftModel"
+    config_class = SpeculatorModelConfig.get_class(name)
+    # `register` made an attrs class of the bare one: its annotated fields are keys of a recipe.
+    assert {field.name for field in attrs.fields(config_class)} >= {"block_size", "num_layers", "draft_vocab_size"}
+    assert (config_class().block_size, config_class().num_layers) == (8, 1)
+
     folder = Path(told.json["run"])
     model = SpeculatorModel.from_pretrained(folder / "speculator")
+    assert type(model) is SpeculatorModel.get_class(name)
     assert model.config.block_size == len(model.layers) == 2
     saved = load_file(folder / "speculator" / "model.safetensors")
     for key, tensor in model.state_dict().items():
