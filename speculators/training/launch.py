@@ -13,8 +13,9 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.launcher.api import elastic_launch
 
+from speculators.compat import launch_config
 from speculators.errors import RecipeError, TrainingError
 
 # After Ctrl-C the processes finish their update and write a checkpoint before they are killed.
@@ -40,7 +41,7 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     with tempfile.TemporaryDirectory(prefix="spec-launch-") as logs:
         silent = dict.fromkeys(range(1, nproc), Std.ALL)
-        config = LaunchConfig(
+        config = launch_config(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=nproc,
@@ -49,7 +50,7 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=silent),
-            shutdown_timeout=SHUTDOWN_SECONDS,
+            shutdown_seconds=SHUTDOWN_SECONDS,
         )
         try:
             elastic_launch(config, sys.executable)(*arguments)
