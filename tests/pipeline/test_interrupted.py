@@ -8,51 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from command import WEIGHTS, Spec
-from forked import SERVER
+from forked import spawn
 
 from speculators.events import EvalEvent, Event, ProgressEvent, StageEvent, StepEvent
 from speculators.report.progress import RunView
 
 KILLED_AT = ("in capture", "between updates", "in a checkpoint", "in the export")
-
-
-def die(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def deadly(real: Callable, due: Callable[[], bool]) -> Callable:
-    """Returns `real`, which kills the process where `due`."""
-    return lambda *arguments, **named: die() if due() else real(*arguments, **named)
-
-
-def child(home: Path, threads: int, where: str) -> None:
-    """Runs smoke and dies at `where`."""
-    from speculators import model
-    from speculators.pipeline.context import Context
-
-    torch.set_num_threads(threads)
-    spec = Spec(home)
-    if where == "in capture":
-        os.fsync = deadly(os.fsync, lambda: any(spec.cache.rglob("states-*.safetensors.tmp")))
-    elif where == "between updates":
-        tell = Context.tell
-        Context.tell = lambda self, event: die() if getattr(event, "step", 0) == 6 else tell(self, event)
-    elif where == "in a checkpoint":
-        os.fsync = deadly(os.fsync, lambda: any(spec.runs.rglob("writing-00000008")))
-    elif where == "in the export":
-        model.save_file = deadly(model.save_file, lambda: True)
-    told = spec.run()
-    (home / "said.txt").write_text(told.err)
-    os._exit(told.code)
-
-
-def spawn(home: Path, where: str) -> int | None:
-    process = SERVER.Process(target=child, args=(home, torch.get_num_threads(), where))
-    process.start()
-    process.join(120)
-    return process.exitcode
 
 
 @pytest.mark.slow

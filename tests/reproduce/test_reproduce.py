@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from command import WEIGHTS, Spec, Told, events
+from forked import spawn
 from tampering import differing
-from test_interrupted import spawn
 
 from speculators.events import Event, StepEvent
 from speculators.files.disk import file_sha256
