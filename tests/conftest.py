@@ -24,7 +24,7 @@ from data_toys import VOCAB, section, some_rows
 from transformers import AutoTokenizer
 
 from speculators.data.prepare import prepare
-from speculators.files.once import cache_folder
+from speculators.files.disk import cache_folder
 from speculators.recipe.load import load_recipe
 from speculators.verifier.sources import obtain
 from speculators.verifier.tiny import make_tiny_verifier
