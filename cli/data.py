@@ -1,4 +1,4 @@
-"""Looks at what a run would train on: the mask, lengths, what is left out, coverage, leaks, how on-policy it is."""
+"""Shows what a run would train on: mask, lengths, rows left out, coverage, leaks, how on-policy it is."""
 
 from __future__ import annotations
 
@@ -14,45 +14,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
     parser.add_argument("--show", metavar="N", type=natural, help="print the first N conversations (1)")
-    parser.add_argument("--id", metavar="ID", action="append", default=[], help="print this one instead; several times")
-    text = "let the verifier read N conversations, to tell how on-policy they are (8); 0 needs none of its weights"
+    text = "print this conversation instead; may be repeated"
+    parser.add_argument("--id", metavar="ID", action="append", default=[], help=text)
+    text = "measure on N conversations how on-policy they are (8); 0 needs no weights of the verifier"
     parser.add_argument("--sample", metavar="N", type=natural, default=8, help=text)
-    text = (
-        "instead of all that: compare the captured states of N conversations (--sample) with the verifier's, by layer"
-    )
+    text = "only compare the captured states of N conversations (--sample) with the verifier's, layer by layer"
     parser.add_argument("--check-states", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what was found; 1 if an error is among it."""
+    """Prints what was measured; exits with 1 if a finding is an error."""
     if options.check_states:
         _refuse_others(options)
     options.nproc = 1
     recipe = load_checked(options)
     if options.check_states:
         return _check_states(recipe, options)
-    from speculators.inspection.inspect import Wish, look
+    from speculators.inspection.inspect import inspect_data
     from speculators.report.console import console
     from speculators.report.data import data_tables
     from speculators.report.progress import RunView
     from speculators.runs.places import Places
 
     show = 1 if options.show is None else options.show
-    wish = Wish(show=show, ids=tuple(options.id), sample=options.sample)
-    with RunView(quiet=options.quiet) as view:
-        found = look(recipe, wish, places=Places(), listen=view)
+    with RunView(quiet=options.quiet) as progress:
+        view = inspect_data(recipe, show=show, ids=options.id, sample=options.sample, places=Places(), listen=progress)
     if options.json:
-        print_json(found.to_json())
+        print_json(view.to_json())
     else:
-        console().print(data_tables(found))
-    return 1 if found.failed else 0
+        console().print(data_tables(view))
+    return 1 if view.failed else 0
 
 
 def _refuse_others(options: argparse.Namespace) -> None:
-    """Raises RecipeError for options that say nothing beside `--check-states`."""
-    message = "does not go with --check-states, which prints no conversations"
-    given = {"--show": options.show is not None, "--id": bool(options.id)}
-    problems = [Problem(name, message) for name, there in given.items() if there]
+    """Raises RecipeError for options that mean nothing with `--check-states`."""
+    message = "cannot be combined with --check-states, which prints no conversations"
+    used = {"--show": options.show is not None, "--id": bool(options.id)}
+    problems = [Problem(name, message) for name, present in used.items() if present]
     if options.sample == 0:
         problems.append(Problem("--sample", "must be at least 1 with --check-states, got 0"))
     if problems:
@@ -60,17 +58,17 @@ def _refuse_others(options: argparse.Namespace) -> None:
 
 
 def _check_states(recipe: Recipe, options: argparse.Namespace) -> int:
-    """Prints the comparison; 1 where captured states are not the verifier's."""
+    """Prints the comparison; exits with 1 where captured states are not the verifier's."""
     from speculators.inspection.states import check_states
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.report.states import states_table
     from speculators.runs.places import Places
 
-    with RunView(quiet=options.quiet) as view:
-        found = check_states(recipe, options.sample, places=Places(), listen=view)
+    with RunView(quiet=options.quiet) as progress:
+        result = check_states(recipe, options.sample, places=Places(), listen=progress)
     if options.json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        console().print(states_table(found))
-    return 1 if found.problems else 0
+        console().print(states_table(result))
+    return 1 if result.problems else 0

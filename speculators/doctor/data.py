@@ -18,7 +18,7 @@ from speculators.doctor.subject import Origin, Patient
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.events import Listen, ignore
 from speculators.facts import VerifierFacts
-from speculators.inspection.inspect import Wish, look
+from speculators.inspection.inspect import inspect_data
 from speculators.inspection.survey import raw_rows
 from speculators.inspection.view import ERROR, WARNING, DataView
 from speculators.pipeline.regenerate import answers_path, is_whole
@@ -153,7 +153,7 @@ def _sources(recipe: Recipe, places: Places, key: str) -> Iterator[Conversation]
 def _looked(recipe: Recipe, places: Places, listen: Listen) -> Iterator[Check]:
     """Yields what `spec data` finds."""
     try:
-        view = look(recipe, Wish(show=0, sample=SAMPLE), places=places, listen=listen)
+        view = inspect_data(recipe, show=0, sample=SAMPLE, places=places, listen=listen)
     except SpeculatorsError as error:
         yield DATA.skipped("lint", str(error))
         return
@@ -167,7 +167,7 @@ def _lint(view: DataView) -> Check:
     if not grave:
         return DATA.ok(name, f"{len(view.findings)} notes of spec data, nothing that costs acceptance")
     first = grave[0]
-    words = f"{first.rule}: {first.found}" + (f" (and {len(grave) - 1} more: spec data)" if len(grave) > 1 else "")
+    words = f"{first.rule}: {first.message}" + (f" (and {len(grave) - 1} more: spec data)" if len(grave) > 1 else "")
     return attrs.evolve(DATA.warning(name, words, first.todo), result="wrong" if first.level == ERROR else "warning")
 
 
@@ -180,5 +180,7 @@ def _on_policy(view: DataView) -> Check:
         f"{len(policy.conversations)} conversations (perplexity {policy.perplexity:.2f})"
     )
     if policy.verdict == "foreign":
-        return DATA.warning(name, f"off-policy: {told}; {policy.words}", "let the verifier answer: [data.regenerate]")
+        return DATA.warning(
+            name, f"off-policy: {told}; {policy.consequence}", "let the verifier answer: [data.regenerate]"
+        )
     return DATA.ok(name, f"{policy.verdict}: {told}")

@@ -1,1 +1,1 @@
-"""What a run would train on, for `spec data`: masks, lengths, leaks, how on-policy the answers are."""
+"""Shows what a run would train on, for `spec data`: masks, lengths, leaks, how on-policy the answers are."""

@@ -1,4 +1,4 @@
-"""`look`: what a run would train on, through the stage `prepare` itself, so that a later run finds it done."""
+"""Prepares a recipe's data through the stage `prepare`, so that a later run finds it done, and describes it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 
 from speculators.data.conversations import parse
 from speculators.data.encoded import Conversations, Encoded
-from speculators.data.leakage import MAX_OVERLAP, HeldOut
+from speculators.data.leakage import MAX_OVERLAP
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, RecipeError
 from speculators.events import Listen
-from speculators.inspection.lint import Looked, lint
-from speculators.inspection.on_policy import on_policy
-from speculators.inspection.summary import count_rows, describe, show
-from speculators.inspection.survey import RawRow, Survey, places_of, raw_rows, short_path, survey
-from speculators.inspection.view import DataView, Leakage, OnPolicy, Shown, Vocabulary
+from speculators.inspection.lint import lint
+from speculators.inspection.on_policy import measure_on_policy
+from speculators.inspection.summary import count_rows, describe_vocabulary, render_conversation
+from speculators.inspection.survey import RawRow, Survey, places_of, raw_rows, short_path, survey_rows
+from speculators.inspection.view import DataView, Leakage, RenderedConversation, Vocabulary
 from speculators.pipeline.arguments import draft_tokens
 from speculators.pipeline.context import Context
 from speculators.pipeline.prepare import held_out, prepared_conversations
@@ -37,80 +37,67 @@ from speculators.verifier.hub import fetch_tokenizer
 from speculators.verifier.sources import fetch_facts, obtain
 from speculators.verifier.tokens import load_tokenizer
 
-ANSWER = {"role": "assistant", "content": "-"}
+# Stands for the answer that a prompt does not have yet, so that its row parses as a conversation.
+PLACEHOLDER = {"role": "assistant", "content": "-"}
 
 
-@attrs.frozen(kw_only=True)
-class Wish:
-    """What a person wants to see.
+def inspect_data(
+    recipe: Recipe, *, show: int = 1, ids: Sequence[str] = (), sample: int = 8, places: Places, listen: Listen
+) -> DataView:
+    """Prepares the data, unless that was done before, and describes it. Never generates missing answers.
 
-    Attributes:
-        show: the first so many conversations.
-        ids: these conversations instead.
-        sample: so many conversations for the on-policy measure; 0 needs no weights of the verifier.
-    """
-
-    show: int = 1
-    ids: tuple[str, ...] = ()
-    sample: int = 8
-
-
-def look(recipe: Recipe, wish: Wish, *, places: Places, listen: Listen) -> DataView:
-    """Prepares the data, unless it is prepared, and looks at it; answers that are not generated yet are left so.
+    Args:
+        show: how many conversations to render, from the first on.
+        ids: render these conversations instead.
+        sample: how many conversations to measure on-policy; 0 needs no weights of the verifier.
 
     Raises:
-        RecipeError: an id is not there.
-        SpeculatorsError: a source cannot be read, the tokenizer has no chat template, the verifier cannot be had.
+        RecipeError: no conversation has one of the ids.
+        SpeculatorsError: a source cannot be read, the tokenizer has no chat template, the verifier cannot be obtained.
     """
     context = _context(recipe, places, listen)
     trust = recipe.verifier.trust_remote_code
     template = ChatTemplate.of(load_tokenizer(context.folder, trust_remote_code=trust))
-    waiting = _waits(context)
-    found = survey(_raw(context, waiting), (held := held_out(recipe)), progress=context.tell)
-    prepared, refused = (None, "") if waiting else _prepared(context, found)
-    shown = _shown(context, wish, prepared, template) if prepared else _prompts(context, wish, template, waiting)
+    waiting = _awaits_answers(context)
+    suite_prompts = held_out(recipe)
+    survey = survey_rows(_raw_rows(context, waiting), suite_prompts, progress=context.tell)
+    prepared, refusal = (None, "") if waiting else _prepare(context, survey)
+    if prepared:
+        shown = _render(context, prepared, template, show=show, ids=ids)
+    else:
+        shown = _render_prompts(context, template, show=show, ids=ids) if waiting else ()
     vocabulary = _vocabulary(context, prepared, template) if prepared else None
-    policy = _policy(context, prepared, wish.sample) if prepared and wish.sample else None
-    rows = count_rows(prepared) if prepared else None
-    return _view(
-        Looked(
-            survey=found,
-            leakage=_leakage(found, held),
-            rows=rows,
-            vocabulary=vocabulary,
-            on_policy=policy,
-            waiting=found.usable if waiting else None,
-            refused=refused,
-            examples=_examples(context, prepared) if prepared else {},
-            marked=template.has_markers,
-            thinks=template.thinks_by_default(),
-            thinking_share=found.counts[Survey.THINKING] / max(found.usable, 1),
-            takes={source.path: source.take for source in recipe.data.sources if source.take is not None},
+    on_policy = None
+    if prepared and sample:
+        # So far only the tokenizer of a hub's model was fetched; its weights go into the same folder.
+        obtain(recipe.verifier, cache=places.cache, progress=context.tell)
+        on_policy = measure_on_policy(context, prepared, sample)
+    view = DataView(
+        recipe=recipe.name,
+        sources={short_path(path): count for path, count in survey.rows.items()},
+        waiting=survey.usable if waiting else None,
+        rows=count_rows(prepared) if prepared else None,
+        vocabulary=vocabulary,
+        leakage=Leakage(
+            held_out=dict(Counter(prompt.suite for prompt in suite_prompts)),
+            same=survey.counts[Survey.SAME],
+            near=survey.counts[Survey.NEAR],
+            largest=survey.largest,
+            limit=MAX_OVERLAP,
         ),
-        shown,
-        recipe.name,
-    )
-
-
-def _view(looked: Looked, shown: tuple[Shown, ...], name: str) -> DataView:
-    return DataView(
-        recipe=name,
-        sources={short_path(path): count for path, count in looked.survey.rows.items()},
-        waiting=looked.waiting,
-        rows=looked.rows,
-        vocabulary=looked.vocabulary,
-        leakage=looked.leakage,
-        on_policy=looked.on_policy,
-        marked=looked.marked,
-        thinks=looked.thinks,
-        thinking_share=looked.thinking_share,
-        findings=lint(looked),
+        on_policy=on_policy,
+        marked=template.has_markers,
+        thinks=template.thinks_by_default(),
+        thinking_share=survey.counts[Survey.THINKING] / max(survey.usable, 1),
         shown=shown,
     )
+    takes = {source.path: source.take for source in recipe.data.sources if source.take is not None}
+    examples = _skipped_examples(context, prepared) if prepared else {}
+    return attrs.evolve(view, findings=lint(view, survey, refusal=refusal, skipped_examples=examples, takes=takes))
 
 
 def _context(recipe: Recipe, places: Places, listen: Listen) -> Context:
-    """Returns the context of a run; of a hub's model only the tokenizer is fetched, gigabytes of weights are not."""
+    """Makes a run's context, but fetches only the tokenizer of a hub's model, not its gigabytes of weights."""
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     section = recipe.verifier
     if section.kind != "hub":
@@ -120,13 +107,13 @@ def _context(recipe: Recipe, places: Places, listen: Listen) -> Context:
     return Context(recipe=recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)
 
 
-def _waits(context: Context) -> bool:
-    """Returns whether answers have still to be generated: an hour's work that nobody asked for by looking."""
+def _awaits_answers(context: Context) -> bool:
+    """Whether answers have yet to be generated: an hour's work that nobody asked `spec data` to do."""
     regenerate = context.recipe.data.regenerate is not None
     return regenerate and not (is_whole(answers_file(context)) or is_prepared(context.plan, context.places))
 
 
-def _raw(context: Context, waiting: bool) -> Iterator[RawRow]:
+def _raw_rows(context: Context, waiting: bool) -> Iterator[RawRow]:
     sources: Sequence[DataSource] = context.recipe.data.sources
     if context.recipe.data.regenerate is None:
         yield from raw_rows(sources, Path())
@@ -135,75 +122,62 @@ def _raw(context: Context, waiting: bool) -> Iterator[RawRow]:
     else:
         for source in sources:
             for place, row in stream_prompts(source, LeftOut()):
-                value = {**row, "messages": [*row["messages"], ANSWER]}
-                here = short_path(place)
-                yield RawRow(here, source.path, value, parse(value, here))
+                value = {**row, "messages": [*row["messages"], PLACEHOLDER]}
+                yield RawRow(short_path(place), source.path, value, parse(value, short_path(place)))
 
 
-def _prepared(context: Context, found: Survey) -> tuple[Conversations | None, str]:
-    """Returns the stage's conversations; or None, and why it refuses the data where no other finding tells so."""
-    if found.counts[Survey.SAME] or not found.usable:
-        return None, "" if found.usable else "no row of the sources can be used"
+def _prepare(context: Context, survey: Survey) -> tuple[Conversations | None, str]:
+    """Runs the stage; returns None, and its refusal where no other finding gives the reason, if the data is no good."""
+    if survey.counts[Survey.SAME] or not survey.usable:
+        return None, "" if survey.usable else "no row of the sources can be used"
     try:
         return prepared_conversations(context), ""
     except DataError as error:
         return None, str(error)
 
 
-def _shown(context: Context, wish: Wish, prepared: Conversations, template: ChatTemplate) -> tuple[Shown, ...]:
+def _render(
+    context: Context, prepared: Conversations, template: ChatTemplate, *, show: int, ids: Sequence[str]
+) -> tuple[RenderedConversation, ...]:
     names = prepared.ids()
-    indices = [_index(name, names) for name in wish.ids] or list(range(min(wish.show, len(names))))
+    indices = [_index(name, names) for name in ids] or list(range(min(show, len(names))))
     limit = context.recipe.data.max_tokens
-    return tuple(show(names[index], prepared.row(index), template, max_tokens=limit) for index in indices)
+    return tuple(
+        render_conversation(names[index], prepared.row(index), template, max_tokens=limit) for index in indices
+    )
+
+
+def _render_prompts(
+    context: Context, template: ChatTemplate, *, show: int, ids: Sequence[str]
+) -> tuple[RenderedConversation, ...]:
+    """Renders prompts as the verifier will read them; nothing in them is supervised."""
+    rows = (row.conversation for row in _raw_rows(context, waiting=True))
+    prompts = {row.id: row.messages[:-1] for row in rows if not isinstance(row, str)}
+    names = list(prompts)
+    rendered = []
+    for name in [names[_index(name, names)] for name in ids] or names[:show]:
+        tokens = np.array(template.prompt_ids(prompts[name]), np.int32)
+        encoded = Encoded(tokens, np.zeros(len(tokens), np.bool_))
+        rendered.append(render_conversation(name, encoded, template, max_tokens=context.recipe.data.max_tokens))
+    return tuple(rendered)
 
 
 def _index(name: str, names: Sequence[str]) -> int:
     if name not in names:
-        hint = near_miss(name, list(names)) or "it may be one that is left out: see the counts"
+        hint = near_miss(name, list(names)) or "it may have been left out: see the counts"
         raise RecipeError(f"--id: no prepared conversation is called {name!r} ({hint})")
     return names.index(name)
-
-
-def _prompts(context: Context, wish: Wish, template: ChatTemplate, waiting: bool) -> tuple[Shown, ...]:
-    """Returns prompts as the verifier will read them: nothing of them is supervised."""
-    if not waiting:
-        return ()
-    rows = (row.conversation for row in _raw(context, waiting))
-    prompts = {row.id: row.messages[:-1] for row in rows if not isinstance(row, str)}
-    names = list(prompts)
-    chosen = [names[_index(name, names)] for name in wish.ids] or names[: wish.show]
-    shown = []
-    for name in chosen:
-        ids = np.array(template.prompt_ids(prompts[name]), np.int32)
-        encoded = Encoded(ids, np.zeros(len(ids), np.bool_))
-        shown.append(show(name, encoded, template, max_tokens=context.recipe.data.max_tokens))
-    return tuple(shown)
 
 
 def _vocabulary(context: Context, prepared: Conversations, template: ChatTemplate) -> Vocabulary:
     ids, ends = draft_tokens(context, prepared)
     ids = np.arange(context.plan.facts.vocab_size) if ids is None else ids
-    return describe(prepared, ids, ends, template=template, depths=context.recipe.benchmark.num_speculative_tokens)
+    depths = context.recipe.benchmark.num_speculative_tokens
+    return describe_vocabulary(prepared, ids, ends, template=template, depths=depths)
 
 
-def _policy(context: Context, prepared: Conversations, sample: int) -> OnPolicy:
-    # Of a hub's model the weights are not there yet; they come into the same folder.
-    obtain(context.recipe.verifier, cache=context.places.cache, progress=context.tell)
-    return on_policy(context, prepared, sample)
-
-
-def _leakage(found: Survey, held: Sequence[HeldOut]) -> Leakage:
-    return Leakage(
-        held_out=dict(Counter(one.suite for one in held)),
-        same=found.counts[Survey.SAME],
-        near=found.counts[Survey.NEAR],
-        largest=found.largest,
-        limit=MAX_OVERLAP,
-    )
-
-
-def _examples(context: Context, prepared: Conversations) -> dict[str, str]:
-    """Returns, for each reason of the template not to take a row, the first such row with its place."""
-    first = prepared.skipped_examples
-    places = places_of(_raw(context, waiting=False), first.values()) if first else {}
-    return {reason: f"{places[name]} {name}" if name in places else name for reason, name in first.items()}
+def _skipped_examples(context: Context, prepared: Conversations) -> dict[str, str]:
+    """Locates, for each reason of the template to refuse a row, the first such row."""
+    examples = prepared.skipped_examples
+    places = places_of(_raw_rows(context, waiting=False), examples.values()) if examples else {}
+    return {reason: f"{places[name]} {name}" if name in places else name for reason, name in examples.items()}

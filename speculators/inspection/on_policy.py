@@ -1,4 +1,4 @@
-"""How on-policy the answers are: the verifier reads them and tells what it would have said at supervised places."""
+"""Measures how on-policy the answers are: the verifier reads them and scores every supervised token."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import torch
 from speculators.data.encoded import Conversations
 from speculators.events import ProgressEvent
 from speculators.inspection.lint import policy_verdict
-from speculators.inspection.view import Measured, OnPolicy
+from speculators.inspection.view import ConversationScore, OnPolicy
 from speculators.pipeline.context import Context
 from speculators.verifier.capture import CAPTURE_TOKENS
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.weights import load_head
 
 STAGE = "on-policy"
-# Logits in memory at once: 256 places of a vocabulary of 152k are 156 MB in float32.
+# Places whose logits are in memory at once: 256 of a vocabulary of 152k are 156 MB in float32.
 PLACES = 256
 
 
 @attrs.frozen(eq=False)
-class Opinion:
-    """The verifier on a conversation's supervised tokens, each [n]; `ends` tells which of them end a turn."""
+class TokenScores:
+    """The verifier's view of one conversation's n supervised tokens.
+
+    Attributes:
+        log_probability: [n] of the data's token, in nats.
+        entropy: [n] of the verifier's distribution, in nats.
+        agrees: [n] bool, the verifier's greedy token is the data's.
+        ends: [n] bool, the token ends a turn.
+    """
 
     log_probability: torch.Tensor
     entropy: torch.Tensor
@@ -32,63 +39,69 @@ class Opinion:
     ends: torch.Tensor
 
 
-def on_policy(context: Context, prepared: Conversations, count: int) -> OnPolicy:
-    """Measures `count` of the conversations, evenly spread over all; the verifier runs in the recipe's dtype."""
+def spread(count: int, total: int) -> list[int]:
+    """Chooses at most `count` indices below `total`, evenly spread from the first to the last."""
+    return list(np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist())
+
+
+def measure_on_policy(context: Context, prepared: Conversations, count: int) -> OnPolicy:
+    """Scores `count` of the conversations, evenly spread over all; the verifier runs in the recipe's dtype."""
     dtype, device = context.recipe.verifier.dtype, context.world.device
-    chosen = np.unique(np.linspace(0, len(prepared) - 1, min(count, len(prepared))).round().astype(int)).tolist()
-    rows = [prepared.row(index) for index in chosen]
-    opinions: dict[int, Opinion] = {}
-    with context.stage(STAGE) as words:
+    indices = spread(count, len(prepared))
+    rows = [prepared.row(index) for index in indices]
+    scores: dict[int, TokenScores] = {}
+    with context.stage(STAGE) as details:
         engine = context.engine(dtype)
         head = load_head(context.folder, context.plan.facts, dtype=engine.dtype).to(device)
-        # Of a head that was misread every number below would be wrong, and look like off-policy data.
+        # With a head that was misread every number below would be wrong, and look like off-policy data.
         engine.check_head(head)
         ids = [torch.from_numpy(row.input_ids).long() for row in rows]
         for place, _, last in engine.capture_all(ids, (), batch_tokens=CAPTURE_TOKENS[device.type]):
             mask = torch.from_numpy(rows[place].loss_mask).to(device)
-            opinions[place] = opinion(head, last, ids[place].to(device), mask, ends=prepared.turn_ends)
-            note = f"{sum(len(one.agrees) for one in opinions.values()):,} supervised tokens"
-            progress = ProgressEvent(stage=STAGE, done=len(opinions), total=len(rows), unit="conversations", note=note)
+            scores[place] = score_tokens(head, last, ids[place].to(device), mask, ends=prepared.turn_ends)
+            note = f"{sum(len(each.agrees) for each in scores.values()):,} supervised tokens"
+            progress = ProgressEvent(stage=STAGE, done=len(scores), total=len(rows), unit="conversations", note=note)
             context.tell(progress)
         context.free_engine()
         names = prepared.ids()
-        result = _result(dtype, [names[index] for index in chosen], [opinions[place] for place in range(len(rows))])
-        words.append(f"{len(rows)} conversations, {result.tokens:,} supervised tokens")
+        result = _summarise(dtype, [names[index] for index in indices], [scores[place] for place in range(len(rows))])
+        details.append(f"{len(rows)} conversations, {result.tokens:,} supervised tokens")
     return result
 
 
 @torch.no_grad()
-def opinion(
+def score_tokens(
     head: VerifierHead, last: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, *, ends: tuple[int, ...]
-) -> Opinion:
-    """Returns what the verifier says at the supervised places; the logits are formed a few places at a time.
+) -> TokenScores:
+    """Scores the supervised tokens of one conversation, forming the logits of a few places at a time.
 
     Args:
         head: final norm and head, of the whole vocabulary.
-        last: [n, H], what leaves the last layer, before the final norm.
+        last: [n, H], output of the last layer, before the final norm.
         ids: [n] the conversation's tokens.
-        mask: [n] which of them are supervised; never the first.
+        mask: [n] bool, the supervised tokens; the first token is never among them.
         ends: tokens that end a turn.
     """
     places = mask.nonzero()[:, 0]
     log_probability, entropy, agrees = [], [], []
     for chunk in places.split(PLACES):
         # Token t is predicted from the state at t - 1.
-        logs = head.logits(last[chunk - 1]).log_softmax(-1)
+        logs = head.logits(last[chunk - 1]).log_softmax(-1)  # [PLACES, V]
         log_probability.append(logs.gather(1, ids[chunk, None])[:, 0].cpu())
         agrees.append((logs.argmax(-1) == ids[chunk]).cpu())
         entropy.append(-(logs.exp() * logs).sum(-1).cpu())
-    said = torch.isin(ids[places], torch.tensor(ends, device=ids.device)).cpu()
-    return Opinion(torch.cat(log_probability), torch.cat(entropy), torch.cat(agrees), said)
+    at_ends = torch.isin(ids[places], torch.tensor(ends, device=ids.device)).cpu()
+    return TokenScores(torch.cat(log_probability), torch.cat(entropy), torch.cat(agrees), at_ends)
 
 
-def _result(dtype: str, names: list[str], opinions: list[Opinion]) -> OnPolicy:
-    logs = torch.cat([one.log_probability for one in opinions]).double()
-    entropies = torch.cat([one.entropy for one in opinions]).double()
-    agrees = torch.cat([one.agrees for one in opinions])
-    at_ends = agrees[torch.cat([one.ends for one in opinions])]
+def _summarise(dtype: str, names: list[str], scores: list[TokenScores]) -> OnPolicy:
+    # Means over all tokens of the sample in float64: a long conversation counts by its length.
+    logs = torch.cat([each.log_probability for each in scores]).double()
+    entropies = torch.cat([each.entropy for each in scores]).double()
+    agrees = torch.cat([each.agrees for each in scores])
+    at_ends = agrees[torch.cat([each.ends for each in scores])]
     agreement, mean, entropy = agrees.double().mean().item(), logs.mean().item(), entropies.mean().item()
-    verdict, words = policy_verdict(agreement=agreement, excess=-mean - entropy)
+    verdict, consequence = policy_verdict(agreement=agreement, excess=-mean - entropy)
     return OnPolicy(
         dtype=dtype,
         tokens=len(logs),
@@ -99,9 +112,11 @@ def _result(dtype: str, names: list[str], opinions: list[Opinion]) -> OnPolicy:
         ends=len(at_ends),
         ends_agreement=at_ends.double().mean().item() if len(at_ends) else None,
         verdict=verdict,
-        words=words,
+        consequence=consequence,
         conversations=tuple(
-            Measured(name, len(one.agrees), one.log_probability.mean().item(), one.agrees.double().mean().item())
-            for name, one in zip(names, opinions, strict=True)
+            ConversationScore(
+                name, len(each.agrees), each.log_probability.mean().item(), each.agrees.double().mean().item()
+            )
+            for name, each in zip(names, scores, strict=True)
         ),
     )

@@ -1,4 +1,4 @@
-"""Prepared conversations in numbers, and single ones as text with the mask on it."""
+"""Describes prepared conversations in numbers, and renders single ones as text with their mask."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from speculators.data.encoded import Conversations, Encoded
 from speculators.data.template import ChatTemplate
 from speculators.data.vocab import draft_vocabulary
-from speculators.inspection.view import Bin, Piece, Rows, Shown, Vocabulary
+from speculators.inspection.view import Bin, RenderedConversation, Rows, TextSpan, Vocabulary
 
 BINS = 10
-# Conversations that are read to tell what the draft vocabulary covers of unseen text: enough for a percent.
+# At most about this many conversations are left out to estimate coverage of new text: enough for a percent.
 LEFT_OUT = 2000
 
 
 def count_rows(prepared: Conversations) -> Rows:
-    """Returns the numbers of prepared conversations."""
+    """Counts conversations, tokens and rows left out."""
     skipped = prepared.skipped
     return Rows(
         folder=str(prepared.folder),
@@ -36,7 +36,7 @@ def count_rows(prepared: Conversations) -> Rows:
 
 
 def histogram(lengths: np.ndarray) -> tuple[Bin, ...]:
-    """Returns how many of the lengths are in each of at most `BINS` equal ranges from the shortest to the longest."""
+    """Counts the lengths in at most `BINS` ranges of equal width, from the shortest to the longest."""
     shortest, longest = int(lengths.min()), int(lengths.max())
     width = -(-(longest - shortest + 1) // BINS)
     counts = np.bincount((lengths - shortest) // width)
@@ -46,17 +46,16 @@ def histogram(lengths: np.ndarray) -> tuple[Bin, ...]:
     )
 
 
-def describe(
+def describe_vocabulary(
     prepared: Conversations, ids: np.ndarray, ends: Collection[int], *, template: ChatTemplate, depths: Sequence[int]
 ) -> Vocabulary:
-    """Returns what a draft vocabulary covers.
+    """Measures how much of the data a draft vocabulary covers.
 
     Args:
-        prepared: the conversations.
-        ids: [D] target ids.
+        ids: [D] target ids of the draft vocabulary.
         ends: tokens that end a turn or a text.
         template: knows the special tokens.
-        depths: the K to tell the largest acceptance length for.
+        depths: the K to give the largest possible acceptance length for.
     """
     counts = prepared.token_counts()
     unseen = unseen_coverage(prepared, len(ids), ends)
@@ -69,16 +68,16 @@ def describe(
         unseen=unseen,
         ends={_name(template, token): int(counts[token]) for token in sorted(ends)},
         missing={_name(template, token): int(counts[token]) for token in missing},
-        # K drafts of which each is possible with probability c, and the verifier's own token: 1 + c + ... + c^K.
+        # Each of K drafts is possible with probability c, and the verifier adds a token: tau = 1 + c + ... + c^K.
         most={k: sum(unseen**depth for depth in range(k + 1)) for k in depths},
     )
 
 
 def unseen_coverage(prepared: Conversations, size: int, ends: Collection[int]) -> float:
-    """Returns the share of supervised tokens of text like this that a draft vocabulary of `size` would have.
+    """Estimates which share of the supervised tokens of new, similar text a draft vocabulary of `size` covers.
 
-    A vocabulary chosen by counting looks complete on what was counted. So some conversations (a tenth, if these are
-    not too many to read) are taken out of the counts, and the vocabulary of the rest is held against them.
+    A vocabulary chosen by counting looks complete on the text that was counted. So some conversations (a tenth, or
+    about `LEFT_OUT` if a tenth is more) are taken out of the counts, and a vocabulary of the rest is tested on them.
     """
     counts = prepared.token_counts()
     step = max(10, -(-len(prepared) // LEFT_OUT))
@@ -90,20 +89,20 @@ def unseen_coverage(prepared: Conversations, size: int, ends: Collection[int]) -
     return float(left_out[ids].sum() / left_out.sum())
 
 
-def show(name: str, row: Encoded, template: ChatTemplate, *, max_tokens: int) -> Shown:
-    """Returns one conversation in pieces."""
+def render_conversation(name: str, row: Encoded, template: ChatTemplate, *, max_tokens: int) -> RenderedConversation:
+    """Decodes one conversation into spans that are supervised or not."""
     ids, mask = row.input_ids, row.loss_mask
     special = np.isin(ids, template.special_ids)
-    # A piece ends where the mask changes, and before and after a special token.
-    new = np.ones(len(ids), np.bool_)
-    new[1:] = (mask[1:] != mask[:-1]) | special[1:] | special[:-1]
-    starts = np.flatnonzero(new)
+    # A span ends where the mask changes, and before and after a special token.
+    begins = np.ones(len(ids), np.bool_)
+    begins[1:] = (mask[1:] != mask[:-1]) | special[1:] | special[:-1]
+    starts = np.flatnonzero(begins)
     pieces = [
-        Piece(template.tokenizer.decode(ids[start:end].tolist()), bool(mask[start]), bool(special[start]))
+        TextSpan(template.tokenizer.decode(ids[start:end].tolist()), bool(mask[start]), bool(special[start]))
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
     ]
     cut = len(ids) >= max_tokens
-    return Shown(id=name, tokens=len(ids), supervised=int(mask.sum()), cut=cut, pieces=tuple(pieces))
+    return RenderedConversation(id=name, tokens=len(ids), supervised=int(mask.sum()), cut=cut, pieces=tuple(pieces))
 
 
 def _name(template: ChatTemplate, token: int) -> str:

@@ -1,4 +1,4 @@
-"""One pass over the rows as they were written: what cannot be used, what repeats, what the benchmark has, too."""
+"""Reads every row once, as it was written: rows that cannot be used, repeats, prompts shared with the benchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speculators.recipe.input_sections import DataSource
 EXAMPLES = 3
 ROWS_PER_REPORT = 1000
 THINK = "<think>"
-# Where data sets keep reasoning apart from the answer; conversations are read without these.
+# Fields in which data sets keep reasoning apart from the answer; conversations are read without them.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -27,9 +27,9 @@ class RawRow:
 
     Attributes:
         place: file and line, for messages.
-        source: what the recipe calls the source.
-        value: as it was written.
-        conversation: what it holds, or the reason why it cannot be used.
+        source: the recipe's name for the source.
+        value: the row as it was written.
+        conversation: the parsed row, or the reason why it cannot be used.
     """
 
     place: str
@@ -47,20 +47,21 @@ def raw_rows(sources: Iterable[DataSource], base: Path) -> Iterator[RawRow]:
 
 
 def short_path(path: str) -> str:
-    """Returns a path as seen from the working folder, if it is below it."""
+    """Shortens a path below the working folder to a relative one."""
     whole = Path(path)
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else path
 
 
 class Survey:
-    """What the rows are like; filled by `survey`.
+    """Counts what the rows are like; filled by `survey_rows`.
 
     Attributes:
-        rows: by source.
-        usable: conversations.
-        counts: how many rows there are of each kind: of each reason not to use a row, and of the names below.
-        examples: places (and what is there) of the first few of each kind.
-        largest: largest overlap with a benchmark prompt that is not the same.
+        rows: number of rows by source.
+        usable: number of conversations.
+        reasons: number of rows by reason not to use them.
+        counts: number of rows of each kind: the reasons, and the names below.
+        examples: places (and detail) of the first few rows of each kind.
+        largest: the largest overlap with a benchmark prompt that is not the same.
     """
 
     SAME, NEAR, REPEATED, THINKING, REASONING = "same", "near", "repeated", "thinking", "reasoning"
@@ -85,58 +86,61 @@ class Survey:
         self.note(reason, example)
 
 
-def survey(rows: Iterable[RawRow], held_out: Iterable[HeldOut], *, progress: Progress = ignore) -> Survey:
-    """Looks at every row once.
+def survey_rows(rows: Iterable[RawRow], held_out: Iterable[HeldOut], *, progress: Progress = ignore) -> Survey:
+    """Reads every row once.
 
     Args:
-        rows: of all sources.
+        rows: the rows of all sources.
         held_out: the benchmark's prompts.
-        progress: told every so many rows.
+        progress: gets an event every `ROWS_PER_REPORT` rows.
     """
-    found, held = Survey(), list(held_out)
-    same = {prompt_key(one.prompt): one for one in held}
-    guard, seen = Guard(held), set[str]()
+    survey, prompts = Survey(), list(held_out)
+    same = {prompt_key(prompt.prompt): prompt for prompt in prompts}
+    guard, seen = Guard(prompts), set[str]()
     for done, row in enumerate(rows, start=1):
-        found.rows[row.source] += 1
+        survey.rows[row.source] += 1
         if isinstance(row.conversation, str):
-            found.skip(row.conversation, row.place)
+            survey.skip(row.conversation, row.place)
         else:
-            found.usable += 1
-            _look(found, row, row.conversation, same, guard)
+            survey.usable += 1
+            _classify(survey, row, row.conversation, same, guard)
+            # 64 bits of the hash are enough to tell prompts apart, and keep the set of millions of rows small.
             key = prompt_key(row.conversation.prompt)[:16]
             if key in seen:
-                found.note(Survey.REPEATED, f"{row.place} {row.conversation.id}")
+                survey.note(Survey.REPEATED, f"{row.place} {row.conversation.id}")
             seen.add(key)
         if done % ROWS_PER_REPORT == 0:
-            progress(ProgressEvent(stage="data", done=done, unit="rows looked at"))
-    return found
+            progress(ProgressEvent(stage="data", done=done, unit="rows read"))
+    return survey
 
 
 def places_of(rows: Iterable[RawRow], ids: Iterable[str]) -> dict[str, str]:
-    """Returns where the conversations of these ids are written; reads no further than it must."""
-    missing, found = set(ids), dict[str, str]()
+    """Locates the conversations of these ids, reading no further than needed."""
+    missing, places = set(ids), dict[str, str]()
     for row in rows if missing else ():
         if not isinstance(row.conversation, str) and row.conversation.id in missing:
             missing.discard(row.conversation.id)
-            found[row.conversation.id] = row.place
+            places[row.conversation.id] = row.place
             if not missing:
                 break
-    return found
+    return places
 
 
-def _look(found: Survey, row: RawRow, conversation: Conversation, same: Mapping[str, HeldOut], guard: Guard) -> None:
-    here = f"{row.place} {conversation.id}"
-    if held := same.get(prompt_key(conversation.prompt)):
-        found.note(Survey.SAME, f"{here} is {held.suite}'s {held.id}")
+def _classify(
+    survey: Survey, row: RawRow, conversation: Conversation, same: Mapping[str, HeldOut], guard: Guard
+) -> None:
+    example = f"{row.place} {conversation.id}"
+    if prompt := same.get(prompt_key(conversation.prompt)):
+        survey.note(Survey.SAME, f"{example} is {prompt.suite}'s {prompt.id}")
     else:
         share, nearest = guard.nearest(conversation.prompt)
-        found.largest = max(found.largest, share)
+        survey.largest = max(survey.largest, share)
         if nearest is not None and share > MAX_OVERLAP:
-            found.note(Survey.NEAR, f"{here} has {share:.0%} of {nearest.suite}'s {nearest.id}")
+            survey.note(Survey.NEAR, f"{example} has {share:.0%} of {nearest.suite}'s {nearest.id}")
     if any(THINK in message.content for message in conversation.messages if message.role == "assistant"):
-        found.note(Survey.THINKING, here)
+        survey.note(Survey.THINKING, example)
     if _has_reasoning_field(row.value):
-        found.note(Survey.REASONING, here)
+        survey.note(Survey.REASONING, example)
 
 
 def _has_reasoning_field(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What `spec data` finds out, as frozen values: the terminal, the JSON and the tests read the same."""
+"""What `spec data` finds out, as frozen values that the terminal, the JSON and the tests share."""
 
 from __future__ import annotations
 
@@ -11,27 +11,37 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 
 
 @attrs.frozen(kw_only=True)
-class Finding:
-    """One thing about the data that a person should know.
+class DataFinding:
+    """One thing about the data that the user should know.
 
     Attributes:
         rule: short name of the check.
-        level: "error" (the run is refused, or its number cannot be trusted), "warning" (it costs acceptance) or "note".
-        found: what was found, in words.
-        examples: rows that show it, with file and line where they are known.
+        level: ERROR (the run is refused, or its number cannot be trusted), WARNING (costs acceptance length) or NOTE.
+        message: what was noticed, in a sentence.
+        examples: rows that show it, with file and line where those are known.
         todo: what to do about it; "" where nothing needs to be done.
     """
 
     rule: str
     level: str
-    found: str
+    message: str
     examples: tuple[str, ...] = ()
     todo: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON calls the message `found`, as it always did."""
+        return {
+            "rule": self.rule,
+            "level": self.level,
+            "found": self.message,
+            "examples": list(self.examples),
+            "todo": self.todo,
+        }
+
 
 @attrs.frozen
-class Piece:
-    """A stretch of a conversation's tokens that are all supervised or all not; a special token is a piece by itself."""
+class TextSpan:
+    """A stretch of a conversation, all of it supervised or none of it; a special token is a span of its own."""
 
     text: str
     supervised: bool
@@ -39,12 +49,12 @@ class Piece:
 
 
 @attrs.frozen(kw_only=True)
-class Shown:
+class RenderedConversation:
     """One conversation as the verifier sees it.
 
     Attributes:
-        tokens: how many it has.
-        supervised: how many of these are trained on.
+        tokens: its length.
+        supervised: how many of these tokens are trained on.
         cut: it fills `max_tokens`, so that its end may be missing.
     """
 
@@ -52,7 +62,7 @@ class Shown:
     tokens: int
     supervised: int
     cut: bool
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextSpan, ...]
 
 
 @attrs.frozen
@@ -70,10 +80,10 @@ class Rows:
 
     Attributes:
         folder: where the stage `prepare` keeps them.
-        read: rows of the sources, those left out included.
+        read: rows of the sources, including those left out.
         truncated: conversations cut at `max_tokens`.
-        skipped: rows left out, by reason.
-        quartiles: tokens of the shortest, first quarter's, median, third quarter's and longest conversation.
+        skipped: number of rows left out, by reason.
+        quartiles: tokens of the conversations at 0, 25, 50, 75 and 100% of the lengths.
     """
 
     folder: str
@@ -89,22 +99,22 @@ class Rows:
 
     @property
     def supervised_share(self) -> float:
-        """Returns the share of all tokens that is trained on."""
+        """The share of all tokens that is trained on."""
         return self.supervised / self.tokens
 
 
 @attrs.frozen(kw_only=True)
 class Vocabulary:
-    """What a draft can say of what it is trained on.
+    """How much of the data the draft vocabulary can say.
 
     Attributes:
-        size: of the draft vocabulary.
-        of: of the verifier's.
-        coverage: share of the supervised tokens that are in it.
-        unseen: the same of conversations that were not counted: what to expect of new text.
-        ends: tokens that end a turn or a text, all of them in it, with how often each is supervised.
-        missing: special tokens that are supervised and not in it, likewise.
-        most: the acceptance length on new text of a draft that errs nowhere else, by K.
+        size: tokens of the draft vocabulary.
+        of: tokens of the verifier's vocabulary.
+        coverage: share of the supervised tokens that are in the draft vocabulary.
+        unseen: the same for conversations that were not counted: what to expect of new text.
+        ends: how often each token that ends a turn or a text is supervised; all of them are in the draft vocabulary.
+        missing: how often each special token outside the draft vocabulary is supervised.
+        most: by K, the acceptance length on new text of a draft without any other error.
     """
 
     size: int
@@ -121,10 +131,10 @@ class Leakage:
     """What the training prompts share with the recipe's suites.
 
     Attributes:
-        held_out: prompts by suite.
-        same: training prompts that are a suite's prompt, apart from case and spacing.
-        near: training prompts with more than `limit` of a suite prompt's word 5-grams.
-        largest: largest such share of any training prompt that is not the same.
+        held_out: number of prompts by suite.
+        same: training prompts that equal a suite's prompt, apart from case and spacing.
+        near: other training prompts with more than `limit` of a suite prompt's word 5-grams.
+        largest: the largest such share of any training prompt that is not the same.
     """
 
     held_out: Mapping[str, int]
@@ -135,8 +145,8 @@ class Leakage:
 
 
 @attrs.frozen
-class Measured:
-    """The verifier's opinion of one conversation's supervised tokens."""
+class ConversationScore:
+    """How the verifier scores the supervised tokens of one conversation: means over its tokens."""
 
     id: str
     tokens: int
@@ -146,19 +156,19 @@ class Measured:
 
 @attrs.frozen(kw_only=True)
 class OnPolicy:
-    """How far the data is what the verifier itself says, over the supervised tokens of a sample, teacher-forced.
+    """How far the data is what the verifier itself would say, teacher-forced over a sample's supervised tokens.
 
     Attributes:
-        dtype: in which the verifier ran.
+        dtype: the precision in which the verifier ran.
         tokens: supervised tokens of the sample.
-        log_probability: mean, of the data's token, in nats.
-        entropy: mean, of the verifier's distribution at these places, in nats.
+        log_probability: mean log-probability of the data's tokens, in nats.
+        entropy: mean entropy of the verifier's distribution at these places, in nats.
         agreement: share of places at which the verifier's greedy token is the data's.
         ends: how many of the tokens end a turn.
-        ends_agreement: share of these at which the verifier ends the turn, too; None without any.
+        ends_agreement: share of these at which the verifier ends the turn too; None without any.
         verdict: "greedy", "sampled" or "foreign"; see `lint.policy_verdict`.
-        words: the consequence.
-        conversations: each one of the sample.
+        consequence: what the verdict means for training, in a sentence.
+        conversations: one score for each conversation of the sample.
     """
 
     dtype: str
@@ -170,29 +180,35 @@ class OnPolicy:
     ends: int
     ends_agreement: float | None
     verdict: str
-    words: str
-    conversations: tuple[Measured, ...]
+    consequence: str
+    conversations: tuple[ConversationScore, ...]
 
     @property
     def excess(self) -> float:
-        """Returns by how many nats a token surprises the verifier more than its own samples would: 0 for these."""
+        """By how many nats per token the data surprises the verifier more than its own samples, which give 0."""
         return -self.log_probability - self.entropy
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON calls the consequence `words`, as it always did."""
+        values = {"words" if key == "consequence" else key: value for key, value in attrs.asdict(self).items()}
+        return {**values, "excess": self.excess}
 
 
 @attrs.frozen(kw_only=True)
 class DataView:
-    """All of it.
+    """The whole result of `spec data`.
 
     Attributes:
         recipe: its name.
-        sources: rows of each that are read, by what the recipe calls it.
-        waiting: prompts whose answers are not generated yet; None where there are answers.
-        rows: None where nothing could be prepared; a finding tells why.
-        vocabulary: likewise.
+        sources: number of rows read, by the recipe's name for the source.
+        waiting: prompts whose answers are not generated yet; None once there are answers.
+        rows, vocabulary: None where nothing could be prepared; a finding says why.
         on_policy: None where it was not asked for, or there are no answers.
-        marked: the chat template itself marks what the assistant generates.
-        thinks: whether it asks for reasoning by default; None without such a switch.
+        marked: whether the chat template itself marks what the assistant generates.
+        thinks: whether the template asks for reasoning by default; None if it has no such switch.
         thinking_share: share of the conversations with a `<think>` block.
+        findings: the gravest first.
+        shown: the conversations to print.
     """
 
     recipe: str
@@ -205,19 +221,20 @@ class DataView:
     marked: bool
     thinks: bool | None
     thinking_share: float
-    findings: tuple[Finding, ...]
-    shown: tuple[Shown, ...]
+    findings: tuple[DataFinding, ...] = ()
+    shown: tuple[RenderedConversation, ...] = ()
 
     @property
     def failed(self) -> bool:
-        """Returns whether an error was found."""
+        """Whether any finding is an error."""
         return any(finding.level == ERROR for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values."""
+        """The values that `spec data --json` prints."""
         values = attrs.asdict(self)
+        values["findings"] = [finding.to_json() for finding in self.findings]
         if self.rows is not None:
             values["rows"]["supervised_share"] = self.rows.supervised_share
         if self.on_policy is not None:
-            values["on_policy"]["excess"] = self.on_policy.excess
+            values["on_policy"] = self.on_policy.to_json()
         return values

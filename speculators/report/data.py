@@ -1,4 +1,4 @@
-"""The data for people: conversations with their mask on them, numbers, findings. Readable without colour, too."""
+"""Renders what `spec data` measured: conversations with their mask, numbers, findings. Readable without colour too."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from speculators.inspection.view import DataView, Finding, Leakage, OnPolicy, Rows, Shown, Vocabulary
+from speculators.inspection.view import DataFinding, DataView, Leakage, OnPolicy, RenderedConversation, Rows, Vocabulary
 from speculators.report.recipe import plain_table
 
 BAR = 40
-# Around what is supervised: the colour is gone in a pipe, in a file and to some eyes.
+# Brackets around supervised text: colour is lost in a pipe, in a file and to some eyes.
 OPEN, CLOSE = "⟦", "⟧"
 LEVELS = {"error": "bad", "warning": "warn", "note": "note"}
-# Data may hold control characters, which a terminal would obey: shown as their pictures. Newline and tab stay.
+# Control characters in data, which a terminal would obey, become their pictures. Newline and tab stay.
 PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
 PICTURES |= {0x7F: "␡", **dict.fromkeys(range(0x80, 0xA0), "�")}
 
 
 def data_tables(view: DataView) -> RenderableType:
-    """Returns conversations, numbers, lengths and findings, in this order: what asks for action stands last."""
+    """Lays out conversations, numbers, lengths and findings; what asks for action comes last."""
     parts: list[RenderableType] = []
-    for shown in view.shown:
-        parts += [_heading(shown, prompt=view.waiting is not None), conversation_text(shown), Text()]
+    for conversation in view.shown:
+        parts += [_heading(conversation, prompt=view.waiting is not None), conversation_text(conversation), Text()]
     parts.append(_numbers(view))
     if view.rows is not None:
         parts += [Text(), _lengths(view.rows)]
@@ -33,10 +33,10 @@ def data_tables(view: DataView) -> RenderableType:
     return Group(*parts)
 
 
-def conversation_text(shown: Shown) -> Text:
-    """Returns a conversation: what is supervised in brackets and underlined, special tokens by their names."""
+def conversation_text(conversation: RenderedConversation) -> Text:
+    """Renders a conversation: supervised text in brackets and underlined, special tokens by their names."""
     text, inside = Text(), False
-    for piece in shown.pieces:
+    for piece in conversation.pieces:
         if piece.supervised != inside:
             text.append(CLOSE if inside else OPEN, style="mask")
             inside = piece.supervised
@@ -46,17 +46,16 @@ def conversation_text(shown: Shown) -> Text:
 
 
 def visible(text: str) -> str:
-    """Returns a text whose control characters are pictures of them."""
+    """Replaces control characters by their pictures."""
     return text.translate(PICTURES)
 
 
-def _heading(shown: Shown, *, prompt: bool) -> Text:
-    what = "prompt" if prompt else "conversation"
-    mask = "" if prompt else f", {shown.supervised:,} supervised: {OPEN}these{CLOSE}"
-    cut = "; cut at data.max_tokens" if shown.cut else ""
-    return Text.assemble(
-        (f"{what} ", "title"), (visible(shown.id), "name"), (f"  {shown.tokens:,} tokens{mask}{cut}", "note")
-    )
+def _heading(conversation: RenderedConversation, *, prompt: bool) -> Text:
+    kind = "prompt" if prompt else "conversation"
+    mask = "" if prompt else f", {conversation.supervised:,} supervised: {OPEN}these{CLOSE}"
+    cut = "; cut at data.max_tokens" if conversation.cut else ""
+    size = f"  {conversation.tokens:,} tokens{mask}{cut}"
+    return Text.assemble((f"{kind} ", "title"), (visible(conversation.id), "name"), (size, "note"))
 
 
 def _numbers(view: DataView) -> Table:
@@ -65,7 +64,7 @@ def _numbers(view: DataView) -> Table:
     table.add_column(overflow="fold")
     lines = {"recipe": view.recipe, "sources": _sources(view.sources)}
     if view.waiting is not None:
-        lines["answers"] = f"of {view.waiting:,} prompts none is generated yet"
+        lines["answers"] = f"none is generated yet, for {view.waiting:,} prompts"
     if view.rows is not None:
         lines |= _row_lines(view.rows)
     lines["mask from"] = (
@@ -78,10 +77,10 @@ def _numbers(view: DataView) -> Table:
     lines["held out"] = _leakage(view.leakage)
     if view.on_policy is not None:
         lines["on-policy"] = _policy(view.on_policy)
-        # Of foreign answers the finding below tells.
-        lines |= {} if view.on_policy.verdict == "foreign" else {"which means": view.on_policy.words}
-    for name, words in lines.items():
-        table.add_row(name, Text(visible(words)))
+        # The consequence of foreign answers is a finding, further below.
+        lines |= {} if view.on_policy.verdict == "foreign" else {"which means": view.on_policy.consequence}
+    for name, text in lines.items():
+        table.add_row(name, Text(visible(text)))
     return table
 
 
@@ -111,13 +110,13 @@ def _vocabulary_lines(vocabulary: Vocabulary) -> dict[str, str]:
     whole = vocabulary.size == vocabulary.of
     size = "the whole vocabulary" if whole else f"{vocabulary.size:,} of {vocabulary.of:,} tokens"
     most = ", ".join(f"{tau:.2f} for K = {k}" for k, tau in vocabulary.most.items())
-    new = f", about {vocabulary.unseen:.1%} of new text; without any other error tau would end at about {most}"
+    new = f", about {vocabulary.unseen:.1%} of new text; without any other error, tau would reach about {most}"
     ends = ", ".join(f"{token} {count:,} times" for token, count in vocabulary.ends.items())
     missing = ", ".join(f"{token} {count:,} times" for token, count in vocabulary.missing.items())
     return {
-        "can be drafted": f"{size}: {vocabulary.coverage:.1%} of what is supervised{'' if whole else new}",
+        "can be drafted": f"{size}: {vocabulary.coverage:.1%} of the supervised tokens{'' if whole else new}",
         "ends": f"{ends}; all can be drafted",
-        "special tokens": f"supervised and not to be drafted: {missing}" if missing else "none is missing",
+        "special tokens": f"supervised, but cannot be drafted: {missing}" if missing else "none is missing",
     }
 
 
@@ -127,9 +126,8 @@ def _leakage(leakage: Leakage) -> str:
     suites = ", ".join(f"{count:,} prompts of {suite}" for suite, count in leakage.held_out.items())
     seen = f"{leakage.same:,} are trained on" if leakage.same else "none is trained on"
     near = f"{leakage.near:,} training prompts are near-duplicates"
-    return (
-        f"{suites}: {seen}; {near} (the nearest shares {leakage.largest:.0%} of 5-grams, {leakage.limit:.0%} is near)"
-    )
+    share = f"the nearest shares {leakage.largest:.0%} of its 5-grams; near is {leakage.limit:.0%}"
+    return f"{suites}: {seen}; {near} ({share})"
 
 
 def _policy(policy: OnPolicy) -> str:
@@ -144,7 +142,7 @@ def _policy(policy: OnPolicy) -> str:
 
 def _lengths(rows: Rows) -> RenderableType:
     shortest, low, median, high, longest = rows.quartiles
-    title = f"{shortest:,} to {longest:,} tokens a conversation, half of them {low:,} to {high:,}, median {median:,}"
+    title = f"{shortest:,} to {longest:,} tokens per conversation, half of them {low:,} to {high:,}, median {median:,}"
     table = plain_table()
     table.add_column(justify="right")
     table.add_column()
@@ -155,15 +153,15 @@ def _lengths(rows: Rows) -> RenderableType:
     return Group(Text(title), table)
 
 
-def _findings(findings: Sequence[Finding]) -> RenderableType:
+def _findings(findings: Sequence[DataFinding]) -> RenderableType:
     if not findings:
-        return Text("nothing to remark", style="good")
+        return Text("no findings", style="good")
     return Group(*(part for finding in findings for part in _finding(finding)))
 
 
-def _finding(finding: Finding) -> Iterator[RenderableType]:
+def _finding(finding: DataFinding) -> Iterator[RenderableType]:
     style = LEVELS[finding.level]
-    yield Text.assemble((finding.level, style), (f" {finding.rule}: ", "title"), visible(finding.found))
+    yield Text.assemble((finding.level, style), (f" {finding.rule}: ", "title"), visible(finding.message))
     lines = [f"e.g. {visible(example)}" for example in finding.examples]
     lines += [f"do: {finding.todo}"] if finding.todo else []
     for line in lines:

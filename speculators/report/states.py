@@ -1,4 +1,4 @@
-"""The comparison of captured states for people: one line a layer, then what is wrong."""
+"""Renders the comparison of captured states: one line per layer, then what is wrong."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from speculators.report.recipe import plain_table
 from speculators.verifier.states_check import StatesCheck
 
 
-def states_table(found: StatesCheck) -> RenderableType:
-    """Returns the errors by layer with their definition, and the verdict."""
+def states_table(check: StatesCheck) -> RenderableType:
+    """Lays out the error of each layer, its definition, and advice where a layer is wrong."""
     table = plain_table("layer", "error", "nearest layer", "its error", "")
-    for layer in found.layers:
-        words = layer.words(found.tolerance)
-        verdict = f"[bad]{escape(words)}[/]" if words else "[good]the verifier's own[/]"
+    for layer in check.layers:
+        problem = layer.words(check.tolerance)
+        verdict = f"[bad]{escape(problem)}[/]" if problem else "[good]the verifier's own[/]"
         table.add_row(str(layer.layer), f"{layer.error:.2e}", str(layer.nearest), f"{layer.nearest_error:.2e}", verdict)
-    title = f"states of {found.conversations} conversations, {found.tokens:,} tokens, from {found.source}"
-    meaning = (
-        f"error: mean over tokens of |captured - in process| / |in process|, captured in {found.states_dtype}, "
-        f"in process in {found.dtype}; up to {found.tolerance:g} is rounding"
+    title = f"states of {check.conversations} conversations, {check.tokens:,} tokens, from {check.source}"
+    definition = (
+        f"error: mean over tokens of |captured - in process| / |in process|, captured in {check.states_dtype}, "
+        f"in process in {check.dtype}; up to {check.tolerance:g} is rounding"
     )
-    parts: list[RenderableType] = [Text(title, style="title"), table, Text(meaning, style="note")]
-    if found.problems:
-        parts.append(Text(f"do: {found.advice}"))
+    parts: list[RenderableType] = [Text(title, style="title"), table, Text(definition, style="note")]
+    if check.problems:
+        parts.append(Text(f"do: {check.advice}"))
     return Group(*parts)

@@ -159,7 +159,7 @@ def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
     regenerate = (*data(TALK), "--set", "data.regenerate={max_new_tokens=4}")
     told = spec("data", "smoke", *regenerate)
     assert told.code == 0, told.err
-    assert "of 1 prompts none is generated yet" in told.out
+    assert "none is generated yet, for 1 prompts" in told.out
     assert told.out.startswith("prompt rows.jsonl:1")
     assert "⟦" not in told.out
     assert not (spec.cache / "regenerated").exists()

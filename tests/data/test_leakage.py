@@ -6,7 +6,7 @@ from data_toys import row
 
 from speculators.data.conversations import parse
 from speculators.data.leakage import Guard, HeldOut, five_grams, overlap
-from speculators.inspection.survey import RawRow, Survey, places_of, survey
+from speculators.inspection.survey import RawRow, Survey, places_of, survey_rows
 
 LONG = "Explain in three short sentences why the sky over the sea is blue in the morning and red in the evening."
 HELD = [HeldOut("suite", "one", LONG), HeldOut("suite", "two", "Why?")]
@@ -29,7 +29,9 @@ def test_nearest_is_the_largest_overlap_with_any_held_out_prompt():
 
 def test_same_and_near_prompts_are_told_apart_with_their_places():
     """Case and spacing make no other prompt; a changed word makes a near one; what is near is not counted as same."""
-    found = survey(rows(row(LONG.upper() + " ", "a"), row(LONG.replace("morning", "winter"), "b"), row("x", "c")), HELD)
+    found = survey_rows(
+        rows(row(LONG.upper() + " ", "a"), row(LONG.replace("morning", "winter"), "b"), row("x", "c")), HELD
+    )
     assert (found.counts[Survey.SAME], found.counts[Survey.NEAR], found.usable) == (1, 1, 3)
     assert found.examples[Survey.SAME] == ["f.jsonl:1 f:1 is suite's one"]
     assert found.examples[Survey.NEAR][0].startswith("f.jsonl:2 f:2 has ")
@@ -38,7 +40,7 @@ def test_same_and_near_prompts_are_told_apart_with_their_places():
 
 def test_rows_that_cannot_be_used_are_counted_by_reason_with_file_and_line():
     """As many examples as a person reads, and the first ones."""
-    found = survey(rows(*[{"messages": [{"role": "user", "content": "q"}]}] * 5, row("q", "a"), {"x": 1}), [])
+    found = survey_rows(rows(*[{"messages": [{"role": "user", "content": "q"}]}] * 5, row("q", "a"), {"x": 1}), [])
     assert dict(found.reasons) == {"no assistant turn": 5, "no messages": 1}
     assert found.examples["no assistant turn"] == ["f.jsonl:1", "f.jsonl:2", "f.jsonl:3"]
     assert found.rows == {"f.jsonl": 7}
@@ -48,7 +50,7 @@ def test_repeats_reasoning_and_thinking_are_counted():
     """A prompt that was there before, a <think> block, and reasoning in a field that is not read."""
     apart = row("q", "a")
     apart["messages"][1]["reasoning_content"] = "because"
-    found = survey(rows(row("q", "<think>so</think>a"), apart), [])
+    found = survey_rows(rows(row("q", "<think>so</think>a"), apart), [])
     assert (found.counts[Survey.REPEATED], found.counts[Survey.THINKING], found.counts[Survey.REASONING]) == (1, 1, 1)
 
 

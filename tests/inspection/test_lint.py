@@ -9,9 +9,9 @@ from data_toys import row
 from speculators.data.conversations import parse
 from speculators.data.leakage import HeldOut
 from speculators.data.template import ALL_SUPERVISED, ChatTemplate
-from speculators.inspection.lint import Looked, lint, policy_verdict
-from speculators.inspection.survey import RawRow, survey
-from speculators.inspection.view import Bin, Leakage, OnPolicy, Rows, Vocabulary
+from speculators.inspection.lint import lint, policy_verdict
+from speculators.inspection.survey import RawRow, Survey, survey_rows
+from speculators.inspection.view import Bin, DataFinding, DataView, Leakage, OnPolicy, Rows, Vocabulary
 
 ROWS = Rows(
     folder="there",
@@ -36,7 +36,7 @@ POLICY = OnPolicy(
     ends=10,
     ends_agreement=1.0,
     verdict="greedy",
-    words="",
+    consequence="",
     conversations=(),
 )
 
@@ -45,39 +45,53 @@ def raw(*values):
     return [RawRow(f"f.jsonl:{n}", "f.jsonl", value, parse(value, f"f:{n}")) for n, value in enumerate(values, start=1)]
 
 
-def looked(*values, held=(), **changes) -> Looked:
-    """Data that has nothing to remark, with changes."""
-    found = survey(raw(*(values or [row(f"question {k}", "answer") for k in range(100)])), held)
-    kinds = found.counts
-    fine = Looked(
-        survey=found,
+def surveyed(*values, held_out=()) -> Survey:
+    return survey_rows(raw(*(values or [row(f"question {k}", "answer") for k in range(100)])), held_out)
+
+
+def measured(survey: Survey, **changes) -> DataView:
+    """Data without any finding, with changes."""
+    kinds = survey.counts
+    fine = DataView(
+        recipe="r",
+        sources={"f.jsonl": 100},
         leakage=Leakage(held_out={}, same=kinds["same"], near=kinds["near"], largest=0.0, limit=0.6),
         rows=ROWS,
         vocabulary=WORDS,
         on_policy=POLICY,
         waiting=None,
-        refused="",
-        examples={},
         marked=True,
         thinks=None,
         thinking_share=0.0,
-        takes={},
     )
     return attrs.evolve(fine, **changes)
 
 
-def told(looked: Looked) -> dict[str, str]:
-    return {finding.rule: finding.level for finding in lint(looked)}
+def linted(*values, refusal="", skipped_examples=(), takes=(), **changes) -> tuple[DataFinding, ...]:
+    """Findings of data that has none but for the changes."""
+    survey = surveyed(*values)
+    return lint(
+        measured(survey, **changes),
+        survey,
+        refusal=refusal,
+        skipped_examples=dict(skipped_examples),
+        takes=dict(takes),
+    )
+
+
+def levels(findings: tuple[DataFinding, ...]) -> dict[str, str]:
+    return {finding.rule: finding.level for finding in findings}
 
 
 def test_good_data_has_no_finding():
     """Nothing is said where there is nothing to say."""
-    assert lint(looked()) == ()
+    assert linted() == ()
 
 
 def test_a_leaked_prompt_is_an_error_with_its_place():
     """And it stands first, whatever else was found."""
-    findings = lint(looked(row("What?", "a"), row("Else", "a"), held=[HeldOut("s", "h1", "what?")], marked=False))
+    survey = surveyed(row("What?", "a"), row("Else", "a"), held_out=[HeldOut("s", "h1", "what?")])
+    findings = lint(measured(survey, marked=False), survey)
     assert [(finding.rule, finding.level) for finding in findings] == [
         ("leakage", "error"),
         ("no generation markers", "note"),
@@ -90,28 +104,28 @@ def test_turns_that_do_not_alternate_are_told_by_how_many_they_are():
     """A few are a note, more than a hundredth a warning, more than half of all rows an error; always with a line."""
     bad = {"messages": [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]}
     for count, level in ((1, "note"), (2, "warning"), (60, "warning")):
-        data = looked(*[bad] * count, *[row(f"q{k}", "a") for k in range(100 - count)])
-        reason = next(iter(data.survey.reasons))
-        skipped = attrs.evolve(ROWS, skipped=dict(data.survey.reasons))
-        findings = [f for f in lint(attrs.evolve(data, rows=skipped)) if reason in f.found]
+        survey = surveyed(*[bad] * count, *[row(f"q{k}", "a") for k in range(100 - count)])
+        reason = next(iter(survey.reasons))
+        every = lint(measured(survey, rows=attrs.evolve(ROWS, skipped=dict(survey.reasons))), survey)
+        findings = [f for f in every if reason in f.message]
         assert [(f.level, f.examples[0]) for f in findings] == [(level, "f.jsonl:1")]
         assert "user, assistant" in findings[0].todo
-        errors = [f for f in lint(attrs.evolve(data, rows=skipped)) if f.level == "error"]
+        errors = [f for f in every if f.level == "error"]
         assert len(errors) == (count > 50)
 
 
 def test_an_all_ones_mask_names_a_row_and_the_mend():
     """What the template cannot encode has an example, too; its line is looked up by the conversation's id."""
     skipped = attrs.evolve(ROWS, skipped={ALL_SUPERVISED: 40})
-    (finding,) = lint(looked(rows=skipped, examples={ALL_SUPERVISED: "f.jsonl:7 seven"}))
+    (finding,) = linted(rows=skipped, skipped_examples={ALL_SUPERVISED: "f.jsonl:7 seven"})
     assert (finding.level, finding.examples) == ("warning", ("f.jsonl:7 seven",))
     assert "generation %} markers" in finding.todo
 
 
 def test_data_that_prepare_refuses_is_an_error_in_its_words():
     """The hint of the error is what to do."""
-    (finding,) = lint(looked(rows=None, vocabulary=None, on_policy=None, refused="no such thing\nmake one"))
-    assert (finding.level, finding.found, finding.todo) == ("error", "no such thing", "make one")
+    (finding,) = linted(rows=None, vocabulary=None, on_policy=None, refusal="no such thing\nmake one")
+    assert (finding.level, finding.message, finding.todo) == ("error", "no such thing", "make one")
 
 
 @pytest.mark.parametrize(
@@ -127,9 +141,9 @@ def test_data_that_prepare_refuses_is_an_error_in_its_words():
 )
 def test_thinking_flag_and_data_must_agree(thinks, share, words):
     """What a server's default asks for is what the answers are like, or a warning says so."""
-    findings = lint(looked(thinks=thinks, thinking_share=share))
+    findings = linted(thinks=thinks, thinking_share=share)
     assert bool(findings) == (words is not None)
-    assert all(words in finding.found and finding.level == "warning" for finding in findings)
+    assert all(words in finding.message and finding.level == "warning" for finding in findings)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +154,7 @@ def test_thinking_flag_and_data_must_agree(thinks, share, words):
         ({"vocabulary": attrs.evolve(WORDS, missing={"<tool>": 3})}, "special tokens", "warning"),
         ({"vocabulary": attrs.evolve(WORDS, unseen=0.9)}, "coverage", "warning"),
         ({"vocabulary": attrs.evolve(WORDS, ends={"<end>": 100, "<eot>": 0})}, "ends of text", "note"),
-        ({"on_policy": attrs.evolve(POLICY, verdict="foreign", words="w")}, "off-policy", "warning"),
+        ({"on_policy": attrs.evolve(POLICY, verdict="foreign", consequence="w")}, "off-policy", "warning"),
         ({"on_policy": attrs.evolve(POLICY, ends_agreement=0.5)}, "answers cut short", "warning"),
         ({"takes": {"f.jsonl": 100}}, "take", "note"),
         ({"waiting": 5, "rows": None, "vocabulary": None, "on_policy": None}, "answers", "note"),
@@ -148,12 +162,12 @@ def test_thinking_flag_and_data_must_agree(thinks, share, words):
 )
 def test_each_rule_has_its_level(changes, rule, level):
     """One thing is wrong, and one thing is told."""
-    assert told(looked(**changes)) == {rule: level}
+    assert levels(linted(**changes)) == {rule: level}
 
 
 def test_a_take_that_took_everything_is_not_mentioned():
     """Only a limit that was reached may have left rows out."""
-    assert told(looked(takes={"f.jsonl": 101})) == {}
+    assert levels(linted(takes={"f.jsonl": 101})) == {}
 
 
 def test_verdict_goes_by_agreement_then_by_surprise():

@@ -12,7 +12,7 @@ import torch
 from speculators.data.encoded import Encoded
 from speculators.events import ProgressEvent
 from speculators.inspection import on_policy as policy
-from speculators.inspection.on_policy import on_policy, opinion
+from speculators.inspection.on_policy import measure_on_policy, score_tokens
 from speculators.pipeline.context import Context
 from speculators.pipeline.setup import make_context
 from speculators.recipe.load import load_recipe
@@ -25,7 +25,7 @@ PROMPTS = [[1, 5 + 3 * k, 40 + k, 200 - 5 * k] for k in range(24)]
 
 @attrs.frozen
 class Answered:
-    """What `on_policy` reads of prepared conversations: prompts with answers, all of which is supervised."""
+    """What `measure_on_policy` reads of prepared conversations: prompts with answers, all of which is supervised."""
 
     answers: list[list[int]]
     turn_ends: tuple[int, ...] = (2,)
@@ -67,7 +67,7 @@ def test_numbers_are_those_of_the_models_own_logits(context: Context, monkeypatc
     mask = torch.zeros(len(ids), dtype=torch.bool)
     mask[[1, 3, *range(10, 40)]] = True
     head = load_head(context.folder, context.plan.facts)
-    got = opinion(head, engine.capture([ids], ())[0][1], ids, mask, ends=(21, 30))
+    got = score_tokens(head, engine.capture([ids], ())[0][1], ids, mask, ends=(21, 30))
     with torch.no_grad():
         logs = engine.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)
     places = mask.nonzero()[:, 0]
@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_models_own_logits(context: Context, monkeypatc
 
 def test_the_verifiers_greedy_answers_are_on_policy(context: Context, greedy: list[list[int]]) -> None:
     """It would say every token of them again."""
-    found = on_policy(context, Answered(greedy), 24)
+    found = measure_on_policy(context, Answered(greedy), 24)
     assert (found.agreement, found.verdict) == (1.0, "greedy")
     assert found.excess < 0
 
@@ -87,7 +87,7 @@ def test_the_verifiers_greedy_answers_are_on_policy(context: Context, greedy: li
 def test_the_verifiers_samples_are_on_policy_at_their_temperature(context: Context) -> None:
     """They surprise it by its entropy, within chance, though the greedy token is often another."""
     sampled = context.engine("float32").generate(PROMPTS, max_new_tokens=48, temperature=1.0, seed=1)
-    found = on_policy(context, Answered(sampled), 24)
+    found = measure_on_policy(context, Answered(sampled), 24)
     assert found.verdict == "sampled"
     assert found.agreement < 0.8
     assert abs(found.excess) < 0.15
@@ -96,15 +96,15 @@ def test_the_verifiers_samples_are_on_policy_at_their_temperature(context: Conte
 def test_text_of_another_is_off_policy(context: Context) -> None:
     """Tokens that nobody chose: the consequence is told in words."""
     rng = np.random.default_rng(0)
-    found = on_policy(context, Answered([rng.integers(3, 300, 40).tolist() for _ in PROMPTS]), 24)
+    found = measure_on_policy(context, Answered([rng.integers(3, 300, 40).tolist() for _ in PROMPTS]), 24)
     assert found.verdict == "foreign"
-    assert "not the verifier's own text" in found.words
+    assert "not the verifier's own text" in found.consequence
 
 
 def test_an_answer_that_was_cut_shows_at_its_end(context: Context, greedy: list[list[int]]) -> None:
     """Greedy answers with an end of turn put behind them: the verifier would have gone on."""
     cut = [[*answer[:20], 2] for answer in greedy if len(answer) > 24]
-    found = on_policy(context, Answered(cut), len(cut))
+    found = measure_on_policy(context, Answered(cut), len(cut))
     assert found.ends >= len(cut)
     assert found.ends_agreement is not None
     assert found.ends_agreement < 0.5
@@ -116,9 +116,9 @@ def test_the_sample_is_spread_evenly_and_told_as_it_goes(
     """From the first conversation to the last; progress by conversation; never more than there are."""
     told = Answered(greedy)
     before = len(events)
-    found = on_policy(context, told, 3)
+    found = measure_on_policy(context, told, 3)
     assert [one.id for one in found.conversations] in (["row0", "row12", "row23"], ["row0", "row11", "row23"])
     done = [event.done for event in events[before:] if isinstance(event, ProgressEvent) and event.stage == "on-policy"]
     assert done == [1, 2, 3]
     assert sum(one.tokens for one in found.conversations) == found.tokens
-    assert len(on_policy(context, told, 1000).conversations) == 24
+    assert len(measure_on_policy(context, told, 1000).conversations) == 24

@@ -8,7 +8,13 @@ from data_toys import VOCAB, row, section, some_rows, talk
 from speculators.data.prepare import prepare
 from speculators.data.template import ChatTemplate
 from speculators.data.vocab import draft_vocabulary
-from speculators.inspection.summary import count_rows, describe, histogram, show, unseen_coverage
+from speculators.inspection.summary import (
+    count_rows,
+    describe_vocabulary,
+    histogram,
+    render_conversation,
+    unseen_coverage,
+)
 
 
 def test_histogram_holds_every_length_once():
@@ -36,7 +42,7 @@ def test_pieces_are_the_text_with_the_mask(tokenizer):
     """Joined they are the rendering; the supervised ones are the answers; special tokens stand alone."""
     template = ChatTemplate.of(tokenizer)
     conversation = talk("hi 🙂", "héllo there", "and?", "bye")
-    shown = show("c", template.encode(conversation, 512), template, max_tokens=512)
+    shown = render_conversation("c", template.encode(conversation, 512), template, max_tokens=512)
     assert "".join(piece.text for piece in shown.pieces) == template.render(conversation.messages)
     assert [piece.text for piece in shown.pieces if piece.supervised] == [
         "héllo there",
@@ -46,7 +52,7 @@ def test_pieces_are_the_text_with_the_mask(tokenizer):
     ]
     assert {piece.text for piece in shown.pieces if piece.special} == {"<|im_start|>", "<|im_end|>"}
     assert not shown.cut
-    assert show("c", template.encode(conversation, 30), template, max_tokens=30).cut
+    assert render_conversation("c", template.encode(conversation, 30), template, max_tokens=30).cut
 
 
 def test_coverage_of_new_text_is_that_of_rows_that_were_not_counted(tokenizer, jsonl, tmp_path):
@@ -57,7 +63,7 @@ def test_coverage_of_new_text_is_that_of_rows_that_were_not_counted(tokenizer, j
     counts, ends = prepared.token_counts(), set(prepared.turn_ends)
     size = int((counts > 0).sum())
     ids = draft_vocabulary(counts, size, ends)
-    told = describe(prepared, ids, ends, template=ChatTemplate.of(tokenizer), depths=(1, 3))
+    told = describe_vocabulary(prepared, ids, ends, template=ChatTemplate.of(tokenizer), depths=(1, 3))
     assert told.coverage == 1.0
     tokens_a_row = prepared.supervised[0]
     assert told.unseen == unseen_coverage(prepared, size, ends) == 1 - 1 / tokens_a_row
@@ -72,5 +78,5 @@ def test_special_tokens_outside_of_the_draft_vocabulary_are_named(tokenizer, jso
     keys = {"folder": tmp_path / "out", "tokenizer": tokenizer, "vocab_size": VOCAB, "base": tmp_path}
     prepared = prepare(section(jsonl(rows)), **keys)
     ids = np.array([2, 50, 60])
-    told = describe(prepared, ids, {2}, template=ChatTemplate.of(tokenizer), depths=(1,))
+    told = describe_vocabulary(prepared, ids, {2}, template=ChatTemplate.of(tokenizer), depths=(1,))
     assert told.missing == {"<|endoftext|>": 1}

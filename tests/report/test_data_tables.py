@@ -8,22 +8,22 @@ import pytest
 from rich.console import Console
 from rich.theme import Theme
 
-from speculators.inspection.view import Piece, Shown
+from speculators.inspection.view import RenderedConversation, TextSpan
 from speculators.report.console import STYLES
 from speculators.report.data import conversation_text
 
-SHOWN = Shown(
+SHOWN = RenderedConversation(
     id="c",
     tokens=6,
     supervised=3,
     cut=False,
     pieces=(
-        Piece("<|user|>", False, True),
-        Piece("Wh[bold]y?\n", False, False),
-        Piece("Because\nof that", True, False),
-        Piece("<|end|>", True, True),
-        Piece("\n", False, False),
-        Piece("So", True, False),
+        TextSpan("<|user|>", False, True),
+        TextSpan("Wh[bold]y?\n", False, False),
+        TextSpan("Because\nof that", True, False),
+        TextSpan("<|end|>", True, True),
+        TextSpan("\n", False, False),
+        TextSpan("So", True, False),
     ),
 )
 
@@ -59,5 +59,7 @@ def test_any_width_shows_all_of_it(width):
 
 def test_control_characters_are_shown_not_obeyed():
     """An escape sequence in a conversation is printed as its picture."""
-    shown = Shown(id="c", tokens=1, supervised=0, cut=False, pieces=(Piece("a\x1b[31mb\x9bc\x07\td", False, False),))
+    shown = RenderedConversation(
+        id="c", tokens=1, supervised=0, cut=False, pieces=(TextSpan("a\x1b[31mb\x9bc\x07\td", False, False),)
+    )
     assert conversation_text(shown).plain == "a␛[31mb�c␇\td"
