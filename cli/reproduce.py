@@ -1,4 +1,4 @@
-"""Makes a run again from its lock, in folders of its own, and verifies it stage by stage: names what differs first."""
+"""Makes a run again from its lock, in folders of its own, and verifies it stage by stage, naming what differs first."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .common import print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("folder", metavar="RUN", type=Path, help="a run folder")
-    text = "where the re-run is kept, and gone on with after Ctrl-C (beside RUN, RUN-reproduced)"
+    text = "where to keep the re-run, which continues there after Ctrl-C (RUN-reproduced, beside RUN)"
     parser.add_argument("--to", metavar="FOLDER", type=Path, help=text)
-    text = "the last stage that is made and compared, for a cheap check (all)"
+    text = "the last stage to make and compare, for a cheap check (all)"
     parser.add_argument("--until", metavar="STAGE", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what the re-run showed; 0 if the run is reproduced, 1 if something differs or could not be compared."""
-    # Before torch is imported: a folder that is no run is told at once.
+    """Prints the findings; exits with 0 if the run is reproduced, 1 if something differs or could not be compared."""
+    # Before torch is imported, so that a folder that is not a run is reported at once.
     lock = Lock.read(options.folder)
     lock.resolved(options.folder)
     folder = options.folder.resolve()
@@ -40,23 +40,22 @@ def run(options: argparse.Namespace) -> int:
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.report.reproduce import reproduction_tables
-    from speculators.reproduce.again import reproduce
+    from speculators.reproduce.rerun import reproduce
     from speculators.training.world import start, stop
 
     world = start()
     try:
-        with RunView(quiet=options.quiet) as view:
-            found = reproduce(folder, lock, to=to, until=until, world=world, listen=view)
+        with RunView(quiet=options.quiet) as progress:
+            result = reproduce(folder, lock, to=to, until=until, world=world, listen=progress)
     finally:
         stop(world)
     if not world.is_main:
         return 0
-    result = found.to_json()
     if options.json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         console().print(reproduction_tables(result))
-    return 0 if result["reproduced"] else 1
+    return 0 if result.verdict == "reproduced" else 1
 
 
 def _launch(options: argparse.Namespace, nproc: int) -> int:
@@ -65,5 +64,5 @@ def _launch(options: argparse.Namespace, nproc: int) -> int:
     arguments = ["-m", "speculators.cli", "reproduce", str(options.folder)]
     arguments += ["--to", str(options.to)] if options.to else []
     arguments += ["--until", options.until] if options.until else []
-    arguments += [flag for flag, given in (("--json", options.json), ("--quiet", options.quiet)) if given]
+    arguments += [flag for flag, used in (("--json", options.json), ("--quiet", options.quiet)) if used]
     return launch(arguments, nproc=nproc)

@@ -1,1 +1,1 @@
-"""A run made again from its lock, and verified."""
+"""Makes a run again from its lock and verifies it stage by stage."""

@@ -1,4 +1,4 @@
-"""What a re-run showed, one finding a check, and when two numbers count as the same."""
+"""What one check of a re-run shows, and when two values count as the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Finding:
 
     Attributes:
         result: SAME (the bits), WITHIN (the recipe's tolerance), DIFFERS, or UNKNOWN (the run did not keep it).
-        evidence: in words.
+        evidence: a sentence that supports the result.
         step: the optimizer update of the first difference.
         what: the value, file or tensor that differs first.
-        recorded: what the run has; again: what the re-run has.
-        by: how much they differ, where that is a number.
+        recorded, again: its value in the run and in the re-run.
+        by: the absolute difference, where both are numbers.
     """
 
     stage: str
@@ -40,15 +40,16 @@ class Gap:
 
     Attributes:
         what: its name.
-        by: the absolute difference; None where it is no number.
+        recorded, again: the value in the run and in the re-run.
+        by: the absolute difference; None where it is not a number.
         within: the tolerance allows it.
     """
 
     what: str
     recorded: Any
     again: Any
-    by: float | None
-    within: bool
+    by: float | None = None
+    within: bool = False
 
     def __str__(self) -> str:
         by = "" if self.by is None else f", by {self.by:.3g}"
@@ -57,13 +58,13 @@ class Gap:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return repr(value)
+        return repr(value)  # the shortest text that reads back to the same bits
     text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def gap(what: str, recorded: Any, again: Any, tolerance: float | None) -> Gap | None:
-    """Returns how two values differ, None where they are the same.
+    """Compares two values; None where they are the same.
 
     Args:
         tolerance: relative to the larger value, or to 1 if both are smaller; None where only equal values will do.
@@ -71,8 +72,8 @@ def gap(what: str, recorded: Any, again: Any, tolerance: float | None) -> Gap | 
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (recorded, again))
     if not numbers:
         same = type(recorded) is type(again) and recorded == again
-        return None if same else Gap(what=what, recorded=recorded, again=again, by=None, within=False)
-    # A metric of nothing (a position never reached) is nan, and the same as another nan.
+        return None if same else Gap(what=what, recorded=recorded, again=again)
+    # A metric over nothing (a position never reached) is nan, and counts as the same as another nan.
     if recorded == again or (math.isnan(recorded) and math.isnan(again)):
         return None
     by = abs(recorded - again)
@@ -81,41 +82,41 @@ def gap(what: str, recorded: Any, again: Any, tolerance: float | None) -> Gap | 
 
 
 def worst(gaps: list[Gap]) -> str:
-    """Returns the result that some gaps amount to."""
+    """Summarises gaps as SAME, WITHIN or DIFFERS."""
     if not gaps:
         return SAME
     return WITHIN if all(each.within for each in gaps) else DIFFERS
 
 
 def first(gaps: list[Gap]) -> Gap:
-    """Returns the gap to tell of: the first that no tolerance allows, else the first."""
+    """Picks the gap to report: the first that no tolerance allows, else the first."""
     return next((each for each in gaps if not each.within), gaps[0])
 
 
 def finding(stage: str, check: str, gaps: list[Gap], *, same: str, step: int | None = None) -> Finding:
-    """Returns what gaps amount to.
+    """Turns the gaps of one check into a finding.
 
     Args:
-        same: the evidence where there is none.
-        step: the update at which they were found.
+        same: the evidence if there are no gaps.
+        step: the update of the gaps.
     """
     if not gaps:
         return Finding(stage=stage, check=check, result=SAME, evidence=same)
-    told = first(gaps)
+    reported = first(gaps)
     more = f"; {len(gaps)} values differ" if len(gaps) > 1 else ""
     return Finding(
         stage=stage,
         check=check,
         result=worst(gaps),
-        evidence=f"{told}{more}",
+        evidence=f"{reported}{more}",
         step=step,
-        what=told.what,
-        recorded=told.recorded,
-        again=told.again,
-        by=told.by,
+        what=reported.what,
+        recorded=reported.recorded,
+        again=reported.again,
+        by=reported.by,
     )
 
 
 def unknown(stage: str, check: str, why: str) -> Finding:
-    """Returns that something cannot be compared, and why."""
+    """A finding for what cannot be compared, with the reason."""
     return Finding(stage=stage, check=check, result=UNKNOWN, evidence=why)

@@ -1,4 +1,4 @@
-"""Training as two logs tell it: every loss, gradient norm, metric and evaluation, in full precision."""
+"""Compares training by two logs: every loss, gradient norm, metric and evaluation, in full precision."""
 
 from __future__ import annotations
 
@@ -11,58 +11,61 @@ import attrs
 from speculators.reproduce.findings import DIFFERS, SAME, Finding, Gap, finding, first, gap, unknown, worst
 from speculators.runs.log import read_events
 
-# What an event says of the clock, and not of the training.
+# Fields of an event that measure the clock and not the training.
 _TIMES = ("time", "event", "tokens_per_second", "seconds_left")
 _NOUN = {"StepEvent": "update", "EvalEvent": "evaluation"}
 
-# By update number, each record of it in the order of the log: a resumed run repeats what came after its checkpoint.
-Records = Mapping[int, list[dict[str, Any]]]
+# The values of one update, by name.
+Values = dict[str, Any]
+# By update, its records in the order of the log: a resumed run repeats what came after its checkpoint.
+Records = Mapping[int, list[Values]]
 
 
 def records_of(folder: Path, kind: str) -> Records:
-    """Returns the records of one kind of event in a run's log."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    """Reads the records of one kind of event from a run's log."""
+    records: dict[int, list[Values]] = {}
     for event in read_events(folder / "events.jsonl"):
         if event.get("event") == kind and isinstance(event.get("step"), int):
-            found.setdefault(event["step"], []).append(_values(event))
-    return found
+            records.setdefault(event["step"], []).append(_values(event))
+    return records
 
 
-def _values(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what an event says, metrics by their own names, the loss first."""
+def _values(event: Mapping[str, Any]) -> Values:
+    """Takes the values out of an event, metrics by their own names; the loss comes first, to be reported first."""
     values = {key: value for key, value in event.items() if key not in (*_TIMES, "step", "metrics")}
     metrics = event.get("metrics")
-    told = {"loss": values["loss"]} if "loss" in values else {}
-    return {**told, **values, **(metrics if isinstance(metrics, dict) else {})}
+    loss = {"loss": values["loss"]} if "loss" in values else {}
+    return {**loss, **values, **(metrics if isinstance(metrics, dict) else {})}
 
 
 def gaps_of(recorded: Mapping[str, Any], again: Mapping[str, Any], tolerance: float | None) -> list[Gap]:
-    """Returns the values that two records differ in."""
+    """Compares two records value by value."""
     names = dict.fromkeys([*again, *recorded])
-    return [found for name in names if (found := gap(name, recorded.get(name), again.get(name), tolerance)) is not None]
+    return [each for name in names if (each := gap(name, recorded.get(name), again.get(name), tolerance)) is not None]
 
 
 def compare_logs(run: Path, again: Path, *, tolerance: float | None, whole: bool) -> list[Finding]:
-    """Returns what the logs of a run and of its re-run show.
+    """Compares the logs of a run and of its re-run.
 
     Args:
-        whole: the run says that its training is done, so that a missing update is a difference.
+        whole: the run finished its training, so that a missing update is a difference.
     """
-    found = []
+    findings = []
     for kind, noun in _NOUN.items():
         recorded, repeated = records_of(run, kind), records_of(again, kind)
         if not recorded and not repeated:
             continue
-        found.append(_compare(noun, recorded, repeated, tolerance, whole=whole))
+        findings.append(_compare(noun, recorded, repeated, tolerance, whole=whole))
         if twice := _repeats(noun, recorded, tolerance):
-            found.append(twice)
-    return found or [unknown("train", "updates", "the run logged no update")]
+            findings.append(twice)
+    return findings or [unknown("train", "updates", "the run logged no update")]
 
 
 def _compare(noun: str, recorded: Records, again: Records, tolerance: float | None, *, whole: bool) -> Finding:
     check = f"{noun}s"
     differing: dict[int, list[Gap]] = {}
     for step in sorted(recorded.keys() & again.keys()):
+        # The last record of an update counts: a resumed run went on from that one.
         if gaps := gaps_of(recorded[step][-1], again[step][-1], tolerance):
             differing[step] = gaps
     result = worst([each for gaps in differing.values() for each in gaps])
@@ -70,8 +73,8 @@ def _compare(noun: str, recorded: Records, again: Records, tolerance: float | No
     bad = [step for step, gaps in differing.items() if worst(gaps) == DIFFERS]
     if lacking and (whole or set(lacking) & recorded.keys()) and not (bad and bad[0] < lacking[0]):
         side = "the run" if lacking[0] in again else "the re-run"
-        words = f"{noun} {lacking[0]} is not in the log of {side}"
-        return Finding(stage="train", check=check, result=DIFFERS, evidence=words, step=lacking[0], what=noun)
+        evidence = f"{noun} {lacking[0]} is not in the log of {side}"
+        return Finding(stage="train", check=check, result=DIFFERS, evidence=evidence, step=lacking[0], what=noun)
     both = len(recorded.keys() & again.keys())
     if not both:
         return unknown("train", check, f"the run logged no {noun}")
@@ -81,21 +84,20 @@ def _compare(noun: str, recorded: Records, again: Records, tolerance: float | No
     if not differing:
         return Finding(stage="train", check=check, result=SAME, evidence=same)
     step = next(iter(bad or differing))
-    told = finding("train", check, differing[step], same="", step=step)
-    words = f"{noun} {step}: {first(differing[step])}; {len(differing)} of {both} {noun}s differ"
-    return attrs.evolve(told, result=result, evidence=words)
+    evidence = f"{noun} {step}: {first(differing[step])}; {len(differing)} of {both} {noun}s differ"
+    return attrs.evolve(finding("train", check, differing[step], same="", step=step), result=result, evidence=evidence)
 
 
 def _repeats(noun: str, recorded: Records, tolerance: float | None) -> Finding | None:
-    """Returns whether updates that a resumed run made twice came out the same; None where none was."""
+    """Compares the updates that a resumed run made twice; None where there are none."""
     twice = {step: records for step, records in recorded.items() if len(records) > 1}
     for step, records in sorted(twice.items()):
         for earlier in records[:-1]:
             if gaps := gaps_of(earlier, records[-1], tolerance):
-                told = finding("train", f"repeated {noun}s", gaps, same="", step=step)
-                words = f"{noun} {step} was made twice: {told.what} {told.recorded!r}, then {told.again!r}"
-                return attrs.evolve(told, evidence=words)
+                repeated = finding("train", f"repeated {noun}s", gaps, same="", step=step)
+                values = f"{repeated.what} {repeated.recorded!r}, then {repeated.again!r}"
+                return attrs.evolve(repeated, evidence=f"{noun} {step} was made twice: {values}")
     if not twice:
         return None
-    words = f"{len(twice)} {noun}s were made again after an interruption, to the same values"
-    return Finding(stage="train", check=f"repeated {noun}s", result=SAME, evidence=words)
+    evidence = f"{len(twice)} {noun}s were made again after an interruption, to the same values"
+    return Finding(stage="train", check=f"repeated {noun}s", result=SAME, evidence=evidence)

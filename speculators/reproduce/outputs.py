@@ -1,4 +1,4 @@
-"""What the stages of a run and of its re-run made: conversations, states, training, benchmark, side by side."""
+"""Compares what the stages of a run and of its re-run made: conversations, states, training, benchmark."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from speculators.runs.stages import SPECULATOR, TRAINED, made
 
 
 @attrs.frozen(kw_only=True)
-class Sides:
+class RunPair:
     """A run and its re-run.
 
     Attributes:
         run: the folder of the run.
-        lock: of the run.
+        lock: the run's lock.
         cache: where the run may have left conversations and states.
         plan, places: of the re-run.
         tolerance: None where the bits must be the same.
@@ -46,14 +46,14 @@ class Sides:
         return self.places.run(self.plan)
 
 
-def compare(stage: str, sides: Sides) -> list[Finding]:
-    """Returns what the outputs of one stage show; the verifier is an input, and checked before."""
-    return _COMPARES[stage](sides) if stage in _COMPARES else []
+def compare(stage: str, pair: RunPair) -> list[Finding]:
+    """Compares the outputs of one stage; the verifier is an input, and was checked before."""
+    return _COMPARISONS[stage](pair) if stage in _COMPARISONS else []
 
 
-def _files(sides: Sides, stage: str, detail: Callable[[Sides], Gap | None]) -> list[Finding]:
-    """Compares the hashes of a stage's files; `detail` finds what differs in them where the run's are still there."""
-    recorded, again = (made(folder).get(stage) for folder in (sides.run, sides.again))
+def _files(pair: RunPair, stage: str, detail: Callable[[RunPair], Gap | None]) -> list[Finding]:
+    """Compares the hashes of a stage's files; `detail` locates the difference if the run's files are still there."""
+    recorded, again = (made(folder).get(stage) for folder in (pair.run, pair.again))
     if recorded is None or again is None:
         return [unknown(stage, "files", f"the {'run' if recorded is None else 're-run'} kept no hashes of it")]
     differ = [
@@ -63,106 +63,108 @@ def _files(sides: Sides, stage: str, detail: Callable[[Sides], Gap | None]) -> l
     ]
     if not differ:
         return [finding(stage, "files", [], same=f"{len(again['files'])} by sha256")]
-    found = detail(sides)
-    if found is not None:
-        told = finding(stage, "files", [found], same="")
-        return [attrs.evolve(told, evidence=f"{', '.join(differ)}: {told.evidence}")]
-    words = f"{', '.join(differ)}: the sha256 differs; what was there is not in {sides.cache} any more"
-    one, other = (side["files"].get(differ[0]) for side in (recorded, again))
-    # States are numbers, and another platform's may be off by a rounding that a hash cannot tell from another text.
-    result = UNKNOWN if stage == "capture" and sides.tolerance is not None else DIFFERS
+    if (located := detail(pair)) is not None:
+        difference = finding(stage, "files", [located], same="")
+        return [attrs.evolve(difference, evidence=f"{', '.join(differ)}: {difference.evidence}")]
+    # States are numbers: by its hash, another platform's rounding cannot be told from other text.
+    result = UNKNOWN if stage == "capture" and pair.tolerance is not None else DIFFERS
     return [
-        Finding(stage=stage, check="files", result=result, evidence=words, what=differ[0], recorded=one, again=other)
+        Finding(
+            stage=stage,
+            check="files",
+            result=result,
+            evidence=f"{', '.join(differ)}: the sha256 differs; the run's own files are no longer in {pair.cache}",
+            what=differ[0],
+            recorded=recorded["files"].get(differ[0]),
+            again=again["files"].get(differ[0]),
+        )
     ]
 
 
-def _first_token(sides: Sides) -> Gap | None:
-    """Returns the first conversation that differs, and where, if the run's own are still in the cache."""
-    key = sides.lock.fingerprints["prepare"]
+def _first_token(pair: RunPair) -> Gap | None:
+    """Locates the first conversation that differs, if the run's own are still in the cache."""
+    key = pair.lock.fingerprints["prepare"]
     try:
-        ours = Conversations.open(sides.cache / "conversations" / key[:16], key=key, verify=True)
-        theirs = Conversations.open(sides.places.prepared(sides.plan))
+        ours = Conversations.open(pair.cache / "conversations" / key[:16], key=key, verify=True)
+        theirs = Conversations.open(pair.places.prepared(pair.plan))
     except ArtifactError:
         return None
-    if made(sides.run)["prepare"]["files"] != {name: held["sha256"] for name, held in ours.manifest["files"].items()}:
+    if made(pair.run)["prepare"]["files"] != {name: file["sha256"] for name, file in ours.manifest["files"].items()}:
         return None
     for index, (one, other) in enumerate(zip(ours.ids(), theirs.ids(), strict=False)):
         if one != other:
-            return Gap(what=f"conversation {index}", recorded=one, again=other, by=None, within=False)
-        rows = ours.row(index), theirs.row(index)
+            return Gap(what=f"conversation {index}", recorded=one, again=other)
+        row, row_again = ours.row(index), theirs.row(index)
         for name in ("input_ids", "loss_mask"):
-            pair = [getattr(row, name) for row in rows]
-            if len(pair[0]) != len(pair[1]):
-                what = f"conversation {one}, tokens"
-                return Gap(what=what, recorded=len(pair[0]), again=len(pair[1]), by=None, within=False)
-            if len(places := (pair[0] != pair[1]).nonzero()[0]):
-                what = f"conversation {one}, {name}[{places[0]}]"
-                values = [int(side[places[0]]) for side in pair]
-                return Gap(what=what, recorded=values[0], again=values[1], by=None, within=False)
-    return Gap(what="conversations", recorded=len(ours), again=len(theirs), by=None, within=False)
+            recorded, again = getattr(row, name), getattr(row_again, name)
+            if len(recorded) != len(again):
+                return Gap(what=f"conversation {one}, tokens", recorded=len(recorded), again=len(again))
+            if len(places := (recorded != again).nonzero()[0]):
+                place = places[0]
+                what = f"conversation {one}, {name}[{place}]"
+                return Gap(what=what, recorded=int(recorded[place]), again=int(again[place]))
+    return Gap(what="conversations", recorded=len(ours), again=len(theirs))
 
 
-def _first_state(sides: Sides) -> Gap | None:
-    """Returns the first conversation's states that differ, if the run's own are still in the cache."""
-    key = sides.lock.fingerprints["capture"]
+def _first_state(pair: RunPair) -> Gap | None:
+    """Locates the first conversation whose states differ, if the run's own are still in the cache."""
+    key = pair.lock.fingerprints["capture"]
     try:
-        ours = StateStore.open(sides.cache / "states" / key[:16], key=key, verify=True)
-        theirs = StateStore.open(sides.places.states(sides.plan))
+        ours = StateStore.open(pair.cache / "states" / key[:16], key=key, verify=True)
+        theirs = StateStore.open(pair.places.states(pair.plan))
     except ArtifactError:
         return None
     if ours.layout.lengths != theirs.layout.lengths:
-        return Gap(
-            what="tokens", recorded=sum(ours.layout.lengths), again=sum(theirs.layout.lengths), by=None, within=False
-        )
-    found = None
+        return Gap(what="tokens", recorded=sum(ours.layout.lengths), again=sum(theirs.layout.lengths))
+    tolerated = None
     for index in range(len(ours.layout.lengths)):
         for name, one, other in zip((STATES, LAST), ours.read(index), theirs.read(index), strict=True):
-            told = tensor_gap(f"conversation {index}, {name}", one, other, sides.tolerance)
-            if told is not None and not told.within:
-                return told
-            found = found or told
-    return found
+            difference = tensor_gap(f"conversation {index}, {name}", one, other, pair.tolerance)
+            if difference is not None and not difference.within:
+                return difference
+            tolerated = tolerated or difference
+    return tolerated
 
 
-def _train(sides: Sides) -> list[Finding]:
-    run, again, tolerance = sides.run, sides.again, sides.tolerance
+def _train(pair: RunPair) -> list[Finding]:
+    run, again, tolerance = pair.run, pair.again, pair.tolerance
     done, redone = (read_json(folder / TRAINED) for folder in (run, again))
     whole = isinstance(done, dict)
-    found = compare_logs(run, again, tolerance=tolerance, whole=whole)
-    found += compare_checkpoints(run, again, tolerance=tolerance)
+    findings = compare_logs(run, again, tolerance=tolerance, whole=whole)
+    findings += compare_checkpoints(run, again, tolerance=tolerance)
     if not whole or not isinstance(redone, dict):
-        return [*found, unknown("train", "weights", "the run's training was not finished")]
+        return [*findings, unknown("train", "weights", "the run's training was not finished")]
     gaps = [each for key in ("step", "total_steps", "tau") if (each := gap(key, done[key], redone[key], tolerance))]
     same = f"update {done['step']} of {done['total_steps']}"
     chosen = finding("train", "chosen", gaps, same=same, step=done["step"])
     if tolerance is not None and done["step"] != redone["step"]:
-        # Near equals: another platform may well prefer another of them.
+        # Evaluations may be nearly equal: rounding on another platform may well prefer another of them.
         near = gap("tau", done["tau"], redone["tau"], tolerance)
         result = WITHIN if near is None or near.within else DIFFERS
-        why = "another update was chosen, so that the weights do not compare"
-        return [*found, attrs.evolve(chosen, result=result), unknown("train", "weights", why)]
+        why = "another update was chosen, so the weights cannot be compared"
+        return [*findings, attrs.evolve(chosen, result=result), unknown("train", "weights", why)]
     speculators = compare_speculators(run / SPECULATOR, again / SPECULATOR, done["files"], tolerance=tolerance)
     at = [attrs.evolve(each, step=done["step"]) if each.result != SAME else each for each in speculators]
-    return [*found, chosen, *at]
+    return [*findings, chosen, *at]
 
 
-# Of a benchmark: whose result it is, where it was measured, and how fast it went.
+# Keys of a benchmark that say whose result it is, where it was measured, and how fast it went.
 _PLACES = ("fingerprint", "speculator", "verifier", "device", "threads", "format")
 _TIMED = ("speed", "drafted_cost")
-# What a tolerance can be held against; the rest are counts and intervals, which the same rounding moves in steps.
+# Values to which a tolerance applies; the rest are counts and intervals, which rounding moves in steps.
 _LENGTHS = ("tau", "live_tau", "predicted_tau", "by_position")
 
 
-def _bench(sides: Sides) -> list[Finding]:
-    name = sides.lock.fingerprints["bench"][:8]
-    recorded = read_json(sides.run / "bench" / f"{name}.json")
-    again = read_json(sides.again / "bench" / f"{sides.plan.stage('bench').fingerprint[:8]}.json")
+def _bench(pair: RunPair) -> list[Finding]:
+    name = pair.lock.fingerprints["bench"][:8]
+    recorded = read_json(pair.run / "bench" / f"{name}.json")
+    again = read_json(pair.again / "bench" / f"{pair.plan.stage('bench').fingerprint[:8]}.json")
     if not isinstance(recorded, dict) or not isinstance(again, dict):
         side = "run" if not isinstance(recorded, dict) else "re-run"
         return [unknown("bench", "results", f"the {side} has no benchmark of these inputs")]
     one, other = (dict(_results(side)) for side in (recorded, again))
-    names = [name for name in dict.fromkeys([*one, *other]) if sides.tolerance is None or _is_length(name)]
-    gaps = [each for name in names if (each := gap(name, one.get(name), other.get(name), sides.tolerance))]
+    names = [name for name in dict.fromkeys([*one, *other]) if pair.tolerance is None or _is_length(name)]
+    gaps = [each for name in names if (each := gap(name, one.get(name), other.get(name), pair.tolerance))]
     same = f"{len(names)} numbers of {len(again['settings'])} settings; speeds are not compared"
     return [finding("bench", "results", gaps, same=same)]
 
@@ -172,7 +174,7 @@ def _is_length(name: str) -> bool:
 
 
 def _results(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields (name, value) of everything that was measured, speeds left out."""
+    """Yields (name, value) of everything that was measured, except speeds."""
     for key, value in result.items():
         if key == "settings":
             for setting in value:
@@ -184,19 +186,19 @@ def _results(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        for key, held in value.items():
+        for key, item in value.items():
             if key not in _TIMED:
-                yield from _leaves(f"{path}.{key}", held)
+                yield from _leaves(f"{path}.{key}", item)
     elif isinstance(value, list):
-        for index, held in enumerate(value):
-            yield from _leaves(f"{path}[{index}]", held)
+        for index, item in enumerate(value):
+            yield from _leaves(f"{path}[{index}]", item)
     else:
         yield path, value
 
 
-_COMPARES: dict[str, Callable[[Sides], list[Finding]]] = {
-    "prepare": lambda sides: _files(sides, "prepare", _first_token),
-    "capture": lambda sides: _files(sides, "capture", _first_state),
+_COMPARISONS: dict[str, Callable[[RunPair], list[Finding]]] = {
+    "prepare": lambda pair: _files(pair, "prepare", _first_token),
+    "capture": lambda pair: _files(pair, "capture", _first_state),
     "train": _train,
     "bench": _bench,
 }

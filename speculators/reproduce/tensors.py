@@ -1,4 +1,4 @@
-"""Weights of a run and of its re-run: which tensor differs first, in how many elements, and by how much."""
+"""Compares the weights of a run and of its re-run: which tensor differs first, in how many elements, by how much."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ Read = Callable[[str], torch.Tensor]
 
 
 def tensor_gap(name: str, recorded: torch.Tensor, again: torch.Tensor, tolerance: float | None) -> Gap | None:
-    """Returns how two tensors differ, None where they have the same bits.
+    """Compares two tensors; None where they have the same bits.
 
     Args:
-        tolerance: of the norm of the difference, relative to that of `recorded`; None where only the same bits will do.
+        tolerance: norm of the difference, relative to that of `recorded`; None where only the same bits will do.
     """
     shapes = [f"{list(tensor.shape)} {tensor.dtype}" for tensor in (recorded, again)]
     if shapes[0] != shapes[1]:
-        return Gap(what=name, recorded=shapes[0], again=shapes[1], by=None, within=False)
+        return Gap(what=name, recorded=shapes[0], again=shapes[1])
+    # As bytes, for 0.0 == -0.0 and nan != nan.
     bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (recorded, again)]
     if torch.equal(*bits):
         return None
     one, other = (tensor.reshape(-1).double() for tensor in (recorded, again))
-    # An element that only one side has as a number is as far off as can be.
+    # An element that is nan on one side only is as far off as can be.
     off = (one - other).abs().nan_to_num(nan=torch.inf)
     place = int(off.argmax())
     within = tolerance is not None and bool(torch.linalg.vector_norm(off) <= tolerance * torch.linalg.vector_norm(one))
@@ -48,18 +49,15 @@ def tensor_gap(name: str, recorded: torch.Tensor, again: torch.Tensor, tolerance
 def tensor_gaps(
     recorded: Iterable[str], again: Iterable[str], read: Read, reread: Read, tolerance: float | None
 ) -> list[Gap]:
-    """Returns the tensors that differ, in their order; those of one side alone come first."""
+    """Compares tensors by name; those that only one side has come first, then the rest in their order."""
     one, other = list(recorded), list(again)
-    gaps = [
-        Gap(what=name, recorded=name in one, again=name in other, by=None, within=False)
-        for name in sorted({*one} ^ {*other})
-    ]
+    gaps = [Gap(what=name, recorded=name in one, again=name in other) for name in sorted({*one} ^ {*other})]
     pairs = ((name, read(name), reread(name)) for name in one if name in other)
-    return gaps + [found for pair in pairs if (found := tensor_gap(*pair, tolerance)) is not None]
+    return gaps + [each for pair in pairs if (each := tensor_gap(*pair, tolerance)) is not None]
 
 
 def compare_checkpoints(run: Path, again: Path, *, tolerance: float | None) -> list[Finding]:
-    """Returns, for the checkpoints that both still have, the first tensor of the first that differs.
+    """Compares the checkpoints that both still have, up to the first tensor that differs.
 
     Their optimizer state counts only where bits do: a second moment may be off by more than the weights it moves.
     """
@@ -72,23 +70,22 @@ def compare_checkpoints(run: Path, again: Path, *, tolerance: float | None) -> l
         try:
             verify(ours, hint="")
         except ArtifactError as error:
-            words = f"altered since it was written: {error}"
-            return [Finding(stage="train", check="checkpoints", result=DIFFERS, evidence=words, step=step)]
+            evidence = f"altered since it was written: {error}"
+            return [Finding(stage="train", check="checkpoints", result=DIFFERS, evidence=evidence, step=step)]
         names, others = (
             [name for name in snapshot.names(side) if tolerance is None or name.startswith("model.")]
             for side in (ours, theirs)
         )
         read, reread = (partial(snapshot.read_tensor, side) for side in (ours, theirs))
-        gaps = tensor_gaps(names, others, read, reread, tolerance)
-        if gaps:
+        if gaps := tensor_gaps(names, others, read, reread, tolerance):
             return [finding("train", "checkpoints", gaps, same="", step=step)]
-    told = ", ".join(str(int(ours.name.removeprefix("step-"))) for ours, _ in both)
-    which = "every tensor, those of the optimizer too" if tolerance is None else "every weight"
-    return [finding("train", "checkpoints", [], same=f"update {told}: {which}")]
+    steps = ", ".join(str(int(ours.name.removeprefix("step-"))) for ours, _ in both)
+    scope = "every tensor, including the optimizer's" if tolerance is None else "every weight"
+    return [finding("train", "checkpoints", [], same=f"update {steps}: {scope}")]
 
 
 def compare_speculators(run: Path, again: Path, files: dict[str, str], *, tolerance: float | None) -> list[Finding]:
-    """Returns what the exported speculators show: weights, and config.json without the path of the verifier.
+    """Compares the exported speculators: weights, and config.json without the path of the verifier.
 
     Args:
         run, again: the folders `speculator`.
@@ -101,24 +98,25 @@ def compare_speculators(run: Path, again: Path, files: dict[str, str], *, tolera
             names = ours.keys()
             gaps = tensor_gaps(names, theirs.keys(), ours.get_tensor, theirs.get_tensor, tolerance)
     except (OSError, SafetensorError) as error:
-        words = f"cannot be read: {error}{note}"
-        return [Finding(stage="train", check="weights", result=DIFFERS, evidence=words, what=WEIGHTS)]
-    told = [finding("train", "weights", gaps, same=f"{len(names)} tensors of the speculator, bit for bit")]
+        evidence = f"cannot be read: {error}{note}"
+        return [Finding(stage="train", check="weights", result=DIFFERS, evidence=evidence, what=WEIGHTS)]
+    weights = finding("train", "weights", gaps, same=f"{len(names)} tensors of the speculator, bit for bit")
     one, other = (_without_places(read_json(folder / "config.json")) for folder in (run, again))
-    if one != other:
-        keys = [key for key in dict.fromkeys([*one, *other]) if one.get(key) != other.get(key)]
-        gaps = [Gap(what=key, recorded=one.get(key), again=other.get(key), by=None, within=False) for key in keys]
-    else:
-        gaps = []
-    told.append(finding("train", "config.json", gaps, same="every value but the verifier's path"))
-    if altered and all(each.result != DIFFERS for each in told):
-        # Bytes that no comparison looks at, such as a header's: still not what the run wrote.
-        return [*told, Finding(stage="train", check="files", result=DIFFERS, evidence=note.removeprefix("; "))]
-    return [_noted(each, note) for each in told]
+    gaps = [
+        Gap(what=key, recorded=one.get(key), again=other.get(key))
+        for key in dict.fromkeys([*one, *other])
+        if one.get(key) != other.get(key)
+    ]
+    config = finding("train", "config.json", gaps, same="every value except the verifier's path")
+    if altered and all(each.result != DIFFERS for each in (weights, config)):
+        # Bytes that no comparison reads, such as a header's, are still not what the run wrote.
+        files_altered = Finding(stage="train", check="files", result=DIFFERS, evidence=note.removeprefix("; "))
+        return [weights, config, files_altered]
+    return [_with_note(each, note) for each in (weights, config)]
 
 
-def _noted(told: Finding, note: str) -> Finding:
-    return attrs.evolve(told, evidence=told.evidence + note) if told.result == DIFFERS else told
+def _with_note(compared: Finding, note: str) -> Finding:
+    return attrs.evolve(compared, evidence=compared.evidence + note) if compared.result == DIFFERS else compared
 
 
 def _is(path: Path, digest: str) -> bool:
@@ -126,12 +124,12 @@ def _is(path: Path, digest: str) -> bool:
 
 
 def _without_places(config: object) -> dict[str, object]:
-    """Returns a config without what names a folder of the machine that wrote it."""
+    """Removes the paths of the machine that wrote a config."""
 
     def cleaned(value: object) -> object:
         if isinstance(value, dict):
-            return {key: cleaned(held) for key, held in value.items() if key != "name_or_path"}
-        return [cleaned(held) for held in value] if isinstance(value, list) else value
+            return {key: cleaned(item) for key, item in value.items() if key != "name_or_path"}
+        return [cleaned(item) for item in value] if isinstance(value, list) else value
 
-    found = cleaned(config)
-    return found if isinstance(found, dict) else {"config.json": found}
+    result = cleaned(config)
+    return result if isinstance(result, dict) else {"config.json": result}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from speculators.reproduce.again import Reproduction
 from speculators.reproduce.findings import DIFFERS, SAME, UNKNOWN, WITHIN, Finding
+from speculators.reproduce.result import Reproduction
 
 STATES = Finding(stage="capture", check="files", result=UNKNOWN, evidence="the sha256 differs")
 
