@@ -1,4 +1,4 @@
-"""What a speculator's config.json holds, and the frozen view of its verifier's config.json. No torch here."""
+"""The configs of algorithms: keys of `[algorithm]` in a recipe, and a speculator's config.json. No torch here."""
 
 from __future__ import annotations
 
@@ -13,29 +13,38 @@ import attrs
 
 from speculators.errors import RegistryError
 from speculators.facts import VerifierFacts
-from speculators.registry import Registry, near_miss
+from speculators.registry import Registry, near_miss, qualified_name
 
 C = TypeVar("C", bound=type)
 
 ENTRY_POINTS = "speculators.models"
 
-# The layout of config.json and weight names that vLLM reads; not the version of this package.
+# The version of the layout of config.json and weight names that vLLM reads; not the version of this package.
 LAYOUT_VERSION = "0.9.0"
 
-# The losses that speculators.losses registers, which a recipe is checked against without torch.
+# The losses that speculators.losses registers, listed again so that recipes are checked without torch; a test compares.
 LOSSES = ("ce", "jsd", "kl_div", "lk_hybrid", "nla", "rkl", "tv")
 
-# Of a draft's layers, of tokens drafted a round, of depths that training unrolls; published drafts have 16 at most.
+# Upper limit on a draft's layers, on tokens drafted per round, and on depths that training unrolls. Published drafts
+# have at most 16: a larger number is a mistake, and would fill the memory before it is noticed.
 MOST = 64
 
 
 def derived(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
-    """Declares a config field that the build fills in: written to config.json, never a key of a recipe."""
+    """Declares a config field that the build fills in: written to config.json, never a key of a recipe.
+
+    Example:
+        architectures: tuple[str, ...] = derived(("RelayDraftModel",))
+    """
     return attrs.field(default=default, metadata={"derived": True}, **kwargs)
 
 
 def knob(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
-    """Declares a config field that only training reads: a key of `[algorithm]`, never written to config.json."""
+    """Declares a config field that only training reads: a key of `[algorithm]`, never written to config.json.
+
+    Example:
+        depths: int = knob(3, validator=positive)
+    """
     return attrs.field(default=default, metadata={"knob": True}, **kwargs)
 
 
@@ -46,31 +55,31 @@ def positive(_: object, __: attrs.Attribute[Any], value: Any) -> None:
 
 
 def few(_: object, __: attrs.Attribute[Any], value: int) -> None:
-    """attrs validator: 1 <= value <= MOST; above, something else was meant."""
+    """attrs validator: 1 <= value <= MOST."""
     positive(_, __, value)
     if value > MOST:
         raise ValueError(f"must be at most {MOST}, got {value}")
 
 
 def known_losses(_: object, __: attrs.Attribute[Any], value: dict[str, float]) -> None:
-    """attrs validator: weights >= 0 of losses that there are, one of them > 0."""
+    """attrs validator: weights >= 0 of registered losses, at least one of them > 0."""
     for name in value:
         if name not in LOSSES:
             hint = near_miss(name, list(LOSSES))
             raise ValueError(f"no loss {name!r}; there are: {', '.join(LOSSES)}{f'; {hint}' if hint else ''}")
     if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
-        raise ValueError(f"must give at least one loss a weight > 0 and none one below 0, got {value}")
+        raise ValueError(f"must give at least one loss a weight > 0 and none a weight below 0, got {value}")
 
 
 def default_layer_ids(num_layers: int) -> tuple[int, ...]:
-    """Returns (2, N//2, N-3), and for N < 7 the nearest distinct ids in 0..N.
+    """The verifier layers that are read by default: (2, N//2, N-3), for N < 7 the nearest distinct ids in 0..N.
 
     Args:
         num_layers: layers of the verifier (N).
     """
     middle = num_layers // 2
-    wanted = {min(2, middle - 1), middle, max(num_layers - 3, middle + 1)}
-    return tuple(sorted({min(max(layer, 0), num_layers) for layer in wanted}))
+    ids = {min(2, middle - 1), middle, max(num_layers - 3, middle + 1)}
+    return tuple(sorted({min(max(layer, 0), num_layers) for layer in ids}))
 
 
 def _sorted_layer_ids(_: object, __: attrs.Attribute[Any], value: tuple[int, ...] | None) -> None:
@@ -82,7 +91,15 @@ def _sorted_layer_ids(_: object, __: attrs.Attribute[Any], value: tuple[int, ...
 
 @attrs.frozen(kw_only=True, slots=False)
 class VerifierConfig:
-    """The verifier that a speculator drafts for; vLLM loads model and tokenizer from `name_or_path`."""
+    """The verifier that a speculator drafts for, as config.json names it.
+
+    Attributes:
+        name_or_path: where a server loads model and tokenizer from.
+        architectures: the class names in the verifier's own config.json.
+
+    Example:
+        VerifierConfig(name_or_path="Qwen/Qwen3-8B", architectures=("Qwen3ForCausalLM",))
+    """
 
     name_or_path: str
     architectures: tuple[str, ...] = ()
@@ -93,7 +110,10 @@ class ProposalConfig:
     """How a server should draft.
 
     Attributes:
-        speculative_tokens: tokens drafted a round (K).
+        speculative_tokens: tokens drafted per round (K).
+
+    Example:
+        ProposalConfig(speculative_tokens=5)
     """
 
     proposal_type: str = "greedy"
@@ -104,12 +124,16 @@ class ProposalConfig:
 
 def _some(_: object, __: attrs.Attribute[Any], value: tuple[Any, ...]) -> None:
     if not value:
-        raise ValueError("must have one at least: it says how many tokens are drafted a round (speculative_tokens)")
+        raise ValueError("must have at least one entry: it sets the tokens drafted per round (speculative_tokens)")
 
 
 @attrs.frozen(kw_only=True, slots=False)
 class SpeculatorsConfig:
-    """The `speculators_config` table of config.json: algorithm, proposal methods, verifier."""
+    """The `speculators_config` table of config.json: algorithm, proposal methods, verifier.
+
+    Example:
+        SpeculatorsConfig(algorithm="eagle3", verifier=VerifierConfig(name_or_path="Qwen/Qwen3-8B"))
+    """
 
     algorithm: str
     default_proposal_method: str = "greedy"
@@ -121,31 +145,38 @@ class SpeculatorsConfig:
 class SpeculatorModelConfig:
     """Base of every algorithm's config; subclasses add annotated fields with defaults.
 
-    A plain field is both a key of `[algorithm]` and written to config.json; `knob()` fields are only the former,
-    `derived()` fields only the latter.
+    A plain field is a key of `[algorithm]` in a recipe and is written to config.json. A `knob()` field is only a key, a
+    `derived()` field is only written.
 
     Attributes:
-        draft_vocab_size: tokens that can be drafted (D); None is the verifier's whole vocabulary.
+        draft_vocab_size: tokens that can be drafted (D); None for the verifier's whole vocabulary.
         num_layers: decoder layers of the draft model.
         target_layer_ids: verifier layers whose states are read: id l is the residual stream entering layer l, id N the
-            last layer's output before the final norm. None takes [2, N//2, N-3], made distinct.
+            last layer's output before the final norm. None for [2, N//2, N-3], made distinct.
         decoder: keys that replace those inherited from the verifier in `transformer_layer_config`
             (`model_type`, `intermediate_size`, `sliding_window`, ...).
         init_from: folder of a saved speculator whose weights and draft vocabulary training starts from; None starts
-            from chance. Its content, not its path, enters the fingerprint.
+            from random weights. Its content, not its path, enters the fingerprint.
+
+    Example:
+        @SpeculatorModelConfig.register("myalgo")
+        class MyAlgoSpeculatorConfig(SpeculatorModelConfig):
+            speculators_model_type: str = "myalgo"
+            block_size: int = 8
     """
 
-    # The kind of the draft's layers where a recipe does not say one in `decoder`.
+    # The type of the draft's layers unless a recipe sets `decoder.model_type`.
     decoder_type: ClassVar[str] = "llama"
-    # Fields that a model takes over from the checkpoint that it starts from, where the recipe does not say them.
+    # Fields that training from a checkpoint takes from the checkpoint unless the recipe sets them.
     taken_over: ClassVar[tuple[str, ...]] = ()
-    # Derived fields that a saved config.json has to say, since no default of theirs is any draft's.
+    # Derived fields that a saved config.json must contain: no default fits every draft.
     must_say: ClassVar[tuple[str, ...]] = ()
-    # Options of other trainers' files that drafts here do not have: passed over where off; the reason to refuse one on.
-    others: ClassVar[Mapping[str, str]] = {}
-    # Fields of config.json that a model may have otherwise than the checkpoint: its weights mean the same.
+    # Options in files of other trainers that drafts here do not have. Ignored where off; where on, the file is refused
+    # for the reason given here.
+    unsupported: ClassVar[Mapping[str, str]] = {}
+    # Fields that may differ from the checkpoint that training starts from: its weights mean the same with any value.
     changeable: ClassVar[tuple[str, ...]] = ()
-    # Those of them that only decoding reads: a benchmark may try others without training.
+    # Those of `changeable` that only decoding reads: a benchmark may try other values without training.
     decoding: ClassVar[tuple[str, ...]] = ()
     speculators_model_type: str = derived("")
     architectures: tuple[str, ...] = derived(())
@@ -172,17 +203,17 @@ class SpeculatorModelConfig:
             if "__attrs_attrs__" not in config_class.__dict__:
                 config_class = attrs.frozen(kw_only=True, slots=False)(config_class)
             fields = {field.name: field for field in attrs.fields(config_class)}
-            told = fields["speculators_model_type"].default
-            if told != name:
+            place, model_type = qualified_name(config_class), fields["speculators_model_type"].default
+            if model_type != name:
                 raise RegistryError(
-                    f"{config_class.__qualname__} is registered as {name!r} but its speculators_model_type is {told!r}",
+                    f"{place} is registered as {name!r} but its speculators_model_type is {model_type!r}",
                     hint=f'write speculators_model_type: str = "{name}"',
                 )
             missing = [field.name for field in fields.values() if field.default is attrs.NOTHING]
             if missing:
                 raise RegistryError(
-                    f"{config_class.__qualname__}: no default for {', '.join(missing)}",
-                    hint="every field of an algorithm's config needs a default: it is what a recipe may leave out",
+                    f"{place}: no default for {', '.join(missing)}",
+                    hint="give every field of an algorithm's config a default: a recipe may leave any of them out",
                 )
             return CONFIGS.add(name, config_class)
 
@@ -190,25 +221,29 @@ class SpeculatorModelConfig:
 
     @classmethod
     def get_class(cls, name: str) -> type[SpeculatorModelConfig]:
-        """Returns the config class of algorithm `name`, importing its folder on first look-up."""
+        """Looks up the config class of algorithm `name`, importing its folder the first time."""
         return CONFIGS.get(name)
 
     @classmethod
     def recipe_fields(cls) -> tuple[attrs.Attribute[Any], ...]:
-        """Returns the fields that are keys of `[algorithm]`."""
+        """The fields that are keys of `[algorithm]`."""
         own_type = "speculators_model_type"
         return tuple(f for f in attrs.fields(cls) if not f.metadata.get("derived") and f.name != own_type)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
-        """Returns the ids of the states that are read of a verifier of `num_layers`; the hook of an own default."""
+        """The verifier states that the draft reads; a hook for algorithms with a default of their own.
+
+        Args:
+            num_layers: layers of the verifier (N); id N is the last layer's output.
+        """
         return self.target_layer_ids or default_layer_ids(num_layers)
 
     def max_drafts(self) -> tuple[int, str] | None:
-        """Returns the most tokens that are drafted a round (K), and the field that sets it; None without a limit."""
+        """The largest number of tokens per round (K), and the field that sets it; None without a limit. A hook."""
         return None
 
     def misfits(self, facts: VerifierFacts) -> Iterator[tuple[str, str, str]]:
-        """Yields what cannot be with this verifier: field, what is wrong with it, what to do; a hook to add to."""
+        """Yields the values that do not fit a verifier, each as (field, fault, remedy); a hook to extend."""
         token = getattr(self, "mask_token_id", None)
         if token is not None and token >= facts.vocab_size:
             message = f"must be a token of the verifier, 0 to {facts.vocab_size - 1}, got {token}"
@@ -216,18 +251,18 @@ class SpeculatorModelConfig:
 
     @classmethod
     def refusals(cls, raw: Mapping[str, Any]) -> list[str]:
-        """Returns which of `others` are on in a config.json, each with the reason that no such draft is read."""
-        on = {key: raw[key] for key in cls.others if raw.get(key) not in (None, False)}
-        return [f"{key} = {value!r}: {cls.others[key]}" for key, value in on.items()]
+        """Lists the `unsupported` options that a config.json switches on, each with the reason to refuse it."""
+        on = {key: raw[key] for key in cls.unsupported if raw.get(key) not in (None, False)}
+        return [f"{key} = {value!r}: {cls.unsupported[key]}" for key, value in on.items()]
 
     @classmethod
     def pick(cls, kwargs: Mapping[str, Any]) -> Any:
-        """Builds the config from training kwargs: takes the names it has, leaves the others."""
+        """Builds the config from training kwargs, ignoring names that it does not have."""
         names = {field.name for field in attrs.fields(cls)}
         return cls(**{name: value for name, value in kwargs.items() if name in names})
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns config.json as a dict of JSON values."""
+        """The content of config.json: every field but knobs, as JSON values."""
         return attrs.asdict(self, filter=lambda f, _: not f.metadata.get("knob"), value_serializer=_jsonable)
 
     def save(self, folder: Path) -> None:
@@ -236,10 +271,10 @@ class SpeculatorModelConfig:
 
 
 def refuse_built_in(name: str, thing: type) -> None:
-    """Raises RegistryError where `thing`, which is not of this package, takes the name of one of its algorithms."""
+    """Rejects a plug-in whose name collides with a built-in algorithm, with a RegistryError."""
     if name in _folders() and not f"{thing.__module__}.".startswith(f"speculators.models.{name}."):
-        message = f"{thing.__module__}.{thing.__qualname__} is registered as {name!r}, an algorithm of speculators"
-        raise RegistryError(message, hint="take another name")
+        message = f"{qualified_name(thing)} is registered as {name!r}, an algorithm of speculators"
+        raise RegistryError(message, hint="choose another name")
 
 
 def _jsonable(_: object, __: object, value: Any) -> Any:
@@ -247,7 +282,7 @@ def _jsonable(_: object, __: object, value: Any) -> Any:
 
 
 def _folders() -> list[str]:
-    """Returns the names of our own algorithms."""
+    """The names of the built-in algorithms: folders of `speculators.models`."""
     from speculators import models
 
     return [module.name for module in pkgutil.iter_modules(models.__path__) if module.ispkg]
@@ -256,14 +291,15 @@ def _folders() -> list[str]:
 def _discover() -> list[str]:
     folders, points = _folders(), _entry_points()
     if twice := sorted(set(folders) & points.keys()):
-        told = ", ".join(f"{name!r} ({points[name].value})" for name in twice)
-        raise RegistryError(f"an installed package calls its algorithm as one of speculators: {told}", hint="rename it")
+        clashes = ", ".join(f"{name!r} ({points[name].value})" for name in twice)
+        message = f"an installed package gives its algorithm the name of a built-in one: {clashes}"
+        raise RegistryError(message, hint="rename it, or uninstall the package")
     return [*folders, *points]
 
 
 def _find(name: str) -> None:
-    """Imports the folder of algorithm `name`: one of ours, or one that an entry point names."""
-    # Ours first, without asking what is installed: that takes a tenth of a second, and `_discover` tells of a clash.
+    """Imports the folder of algorithm `name`: a built-in one, or one that an entry point names."""
+    # Built-in ones first: listing installed packages takes a tenth of a second, and `_discover` reports clashes.
     if name in _folders():
         importlib.import_module(f"speculators.models.{name}.config")
     elif point := _entry_points().get(name):
@@ -271,7 +307,7 @@ def _find(name: str) -> None:
 
 
 def _entry_points() -> dict[str, Any]:
-    # Late: it brings the standard library's e-mail parser along.
+    # Imported here because it loads the standard library's e-mail parser.
     from importlib import metadata
 
     return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with an input.
+    """One fault of an input.
 
     Args:
         path: dotted TOML (or JSON) path of the value, "" for the whole file.
         message: what was found and what is allowed, in one sentence.
-        hint: what to do, or the near miss; "" if there is none.
-        file: the file that holds the value, None for a value from the command line.
-        line: 1-based line in `file`, where it can be known.
+        hint: the remedy, or the closest known name; "" for none.
+        file: the file that contains the value, None for a value from the command line.
+        line: 1-based line in `file`, where it is known.
     """
 
     path: str
@@ -31,7 +31,14 @@ class Problem:
 
 
 class SpeculatorsError(Exception):
-    """Base of every error that is a user's to mend; the CLI prints it without a traceback."""
+    """Base of every error that the user can remedy; the CLI prints it without a traceback.
+
+    Example:
+        try:
+            recipe = load_recipe("mine.toml")
+        except SpeculatorsError as error:
+            print(error)
+    """
 
     exit_code = 1
 
@@ -40,13 +47,12 @@ class SpeculatorsError(Exception):
 
 
 class RecipeError(SpeculatorsError):
-    """A recipe (or a command line) that cannot be used; carries every problem that was found."""
+    """A recipe or a command line that cannot be used; lists all its problems."""
 
     exit_code = 2
 
     def __init__(self, problems: Iterable[Problem] | str) -> None:
-        found = [Problem("", problems)] if isinstance(problems, str) else list(problems)
-        self.problems = tuple(found)
+        self.problems = (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
@@ -57,17 +63,17 @@ class RegistryError(SpeculatorsError):
 
 
 class ContractError(SpeculatorsError):
-    """An algorithm that lacks a part of the contract; names the class, the part and the mend."""
+    """An algorithm that lacks a part of the contract; names the class, the part and the remedy."""
 
 
 class LockError(SpeculatorsError):
-    """A lock that cannot be used: missing, damaged, of another format, or of something else than what was asked."""
+    """A lock that cannot be used: missing, damaged, of another format, or of another recipe."""
 
     exit_code = 2
 
 
 class ArtifactError(SpeculatorsError):
-    """A file or folder that is missing, damaged, or not what its manifest says."""
+    """A file or folder that is missing, damaged, or differs from its manifest."""
 
 
 class VerifierError(SpeculatorsError):
@@ -79,16 +85,16 @@ class DataError(SpeculatorsError):
 
 
 class TrainingError(SpeculatorsError):
-    """Training that cannot go on: a non-finite loss, processes that disagree."""
+    """Training that cannot go on: a non-finite loss, or processes that disagree."""
 
 
 class ServerError(SpeculatorsError):
-    """A server that cannot be reached, refuses, or answers what cannot be; tells it in the server's own words.
+    """A server that cannot be reached, refuses a request, or answers nonsense; quotes the server.
 
     Args:
-        message: where, and what it said.
+        message: where, and what the server answered.
         hint: what to do.
-        status: of the HTTP answer; None where there was none.
+        status: of the HTTP answer; None without an answer.
         passes: whether the same request may succeed later.
     """
 
@@ -97,7 +103,7 @@ class ServerError(SpeculatorsError):
         self.message, self.hint, self.status, self.passes = message, hint, status, passes
 
     def after(self, attempts: int) -> ServerError:
-        """Returns the error that says how often it was tried."""
+        """The same error with the number of attempts in its message."""
         if attempts == 1:
             return self
         return ServerError(f"{self.message} (tried {attempts} times)", hint=self.hint, status=self.status)

@@ -23,16 +23,17 @@ _TABLES = ("text_config", "rope_scaling", "rope_parameters")
 
 
 def _check_kinds(raw: Any, source: str) -> None:
-    """Raises VerifierError with every value that cannot be computed with; null stands for a missing one."""
+    """Raises VerifierError that lists every unusable value; null counts as missing."""
     if not isinstance(raw, Mapping):
         raise VerifierError(f"{source}: must be a JSON object, got a {type(raw).__name__}")
-    held = {key: raw[key] for key in (*_SIZES, *_TABLES) if raw.get(key) is not None}
+    values = {key: raw[key] for key in (*_SIZES, *_TABLES) if raw.get(key) is not None}
     wrong = [
-        f"{key} must be a table, got {held[key]!r}" for key in _TABLES if not isinstance(held.get(key, {}), Mapping)
+        f"{key} must be a table, got {values[key]!r}" for key in _TABLES if not isinstance(values.get(key, {}), Mapping)
     ]
     for key in _SIZES:
-        if key in held and not (type(held[key]) is int and held[key] > 0):
-            wrong.append(f"{key} must be an integer > 0, got {held[key]!r}")
+        # Not isinstance: True is an int, and 64.0 would pass as a size until the first tensor is made.
+        if key in values and not (type(values[key]) is int and values[key] > 0):
+            wrong.append(f"{key} must be an integer > 0, got {values[key]!r}")
     if wrong:
         raise VerifierError(f"{source}: {'; '.join(wrong)}", hint="is this the config.json of a language model?")
 
@@ -40,12 +41,15 @@ def _check_kinds(raw: Any, source: str) -> None:
 class VerifierFacts(Mapping[str, Any]):
     """A frozen view of a verifier's config.json that keeps Hugging Face's attribute names.
 
-    Text models nested in a multimodal config (`text_config`) are looked through. `head_dim`, `num_key_value_heads` and
-    `rope_parameters` are filled in the way transformers does where an older file leaves them out.
+    Values of a text model nested in a multimodal config (`text_config`) appear at the top. `head_dim`,
+    `num_key_value_heads` and `rope_parameters` are filled in as transformers does where an older file omits them.
 
     Raises:
-        VerifierError: a size is not an integer > 0, or a table is none; a key that is missing is no error here.
-        AttributeError: for a key that the file does not have, naming the file.
+        VerifierError: a size is not an integer > 0, or a table is not a table. Missing keys are allowed.
+        AttributeError: on access to a key that the file does not have; names the file.
+
+    Example:
+        VerifierFacts.read(Path("verifier/config.json")).hidden_size
     """
 
     def __init__(self, raw: Mapping[str, Any], source: str = "config.json") -> None:
@@ -71,13 +75,14 @@ class VerifierFacts(Mapping[str, Any]):
         except FileNotFoundError:
             raise ArtifactError(f"{path}: there is no config.json here") from None
         except IsADirectoryError:
-            raise ArtifactError(f"{path}: is a folder", hint="give the config.json in it") from None
+            raise ArtifactError(f"{path}: is a folder", hint="name the config.json in it") from None
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path}: not JSON: {error}") from None
 
     def __getattr__(self, name: str) -> Any:
+        # pickle and copy look for __reduce__ and others before __init__ has run, when there is no _flat yet.
         if name.startswith("__") or name not in self._flat:
             raise AttributeError(f"{self.__dict__.get('source', 'config.json')} has no {name!r}")
         return self._flat[name]
@@ -98,5 +103,5 @@ class VerifierFacts(Mapping[str, Any]):
         return (VerifierFacts, (dict(self._raw), self.source))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the file's content as it was."""
+        """The content of the file, unchanged."""
         return dict(self._raw)

@@ -1,4 +1,4 @@
-"""SpeculatorModel: the base of every algorithm's model, and the contract it is held to before anything is sharded."""
+"""SpeculatorModel: the base of every algorithm's model, with saving and loading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from speculators.config import SpeculatorModelConfig, refuse_built_in
 from speculators.drafter import Drafter
 from speculators.errors import ArtifactError, ContractError, SpeculatorsError
 from speculators.facts import VerifierFacts
-from speculators.registry import Registry
+from speculators.registry import Registry, qualified_name
 from speculators.structure.converter import structure
 
 M = TypeVar("M", bound="type[SpeculatorModel]")
@@ -29,10 +29,10 @@ WEIGHTS_FILE = "model.safetensors"
 REBUILD_FILE = "training_args.json"
 REBUILD_TENSORS_FILE = "training_args.safetensors"
 
-# Written by transformers beside our own keys, without meaning for a speculator.
+# Keys that transformers writes beside ours; they mean nothing to a speculator.
 _FOREIGN_KEYS = {"transformers_version", "dtype", "torch_dtype", "model_type", "auto_map", "has_no_defaults_at_init"}
 
-# What every forward is called with; models/README.md gives shapes and meaning.
+# The arguments of every forward; models/README.md gives shapes and meaning.
 BATCH_NAMES = (
     "hidden_states",
     "verifier_last_hidden_states",
@@ -44,16 +44,20 @@ BATCH_NAMES = (
 
 
 class SpeculatorModel(nn.Module):
-    """A draft model and what is needed to train, save, load and draft with it.
+    """A draft model: trained, saved, loaded and drafted with.
 
     A subclass sets `layers`, an nn.ModuleList whose entries are sharded one by one, and implements
-    `from_training_args` and `forward`; the hooks below have defaults that say what is missing.
+    `from_training_args` and `forward`. The other hooks have defaults; those that measuring needs say what is missing.
+
+    Example:
+        model = SpeculatorModel.from_pretrained("runs/quickstart-1a2b3c4d/speculator")
+        model.save_pretrained("copy")
     """
 
     layers: nn.ModuleList
-    # Prefixes of state-dict names that are the verifier's and not part of the checkpoint.
+    # Prefixes of state-dict names that belong to the verifier and are not part of the checkpoint.
     not_saved: tuple[str, ...] = ()
-    # Prefixes of what training can start from in another algorithm's checkpoint; without any it starts from its own.
+    # Prefixes of the tensors that training can take from another algorithm's checkpoint; () accepts only its own.
     backbone: tuple[str, ...] = ()
 
     def __init__(self, config: SpeculatorModelConfig | None = None) -> None:
@@ -64,7 +68,11 @@ class SpeculatorModel(nn.Module):
 
     @staticmethod
     def register(name: str) -> Callable[[M], M]:
-        """Class decorator that registers a model under `name`; raises RegistryError if the name is taken."""
+        """Class decorator that registers a model under `name`.
+
+        Raises:
+            RegistryError: the name is taken, or is that of a built-in algorithm.
+        """
 
         def decorate(model_class: M) -> M:
             refuse_built_in(name, model_class)
@@ -74,30 +82,30 @@ class SpeculatorModel(nn.Module):
 
     @staticmethod
     def get_class(name: str) -> type[SpeculatorModel]:
-        """Returns the model class of algorithm `name`, importing its folder on first look-up."""
+        """Looks up the model class of algorithm `name`, importing its folder the first time."""
         return MODELS.get(name)
 
     @classmethod
     def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> SpeculatorModel:
         """Builds the model from the verifier's config and all training arguments."""
         raise ContractError(
-            missing_part(cls, "from_training_args(cls, verifier_config, **kwargs)", "returns the model")
+            missing_part(cls, "from_training_args(cls, verifier_config, **kwargs)", "it must return the model")
         )
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns what `forward` is given besides the batch, in training and in validation."""
+        """The arguments of `forward` besides the batch: a dict for training and one for validation."""
         return {}, {}
 
     @staticmethod
     def align(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Shifts tokens and hidden states of one document before it is packed; by default nothing is shifted.
+        """Shifts tokens and hidden states of one document before it is packed; by default shifts nothing.
 
         Args:
-            sample: what `forward` receives, by name, without the leading 1 and without `document_ids`: [n, ...] each.
+            sample: the arguments of `forward` by name, without the leading 1 and without `document_ids`: [n, ...] each.
 
         Returns:
-            The same names; lengths may differ from n, the number of supervised tokens may not.
+            The same names. Lengths may differ from n; the number of supervised tokens may not.
         """
         return sample
 
@@ -112,27 +120,35 @@ class SpeculatorModel(nn.Module):
     ) -> Iterator[torch.Tensor]:
         """Yields draft logits for exact acceptance; see `speculators.drafter.Replays`."""
         raise ContractError(
-            missing_part(type(self), "replay", "an iterator over K depths of draft logits [S, D], see SpeculatorModel")
+            missing_part(
+                type(self),
+                "replay",
+                "it must return an iterator over K depths of draft logits [S, D], see speculators/drafter.py",
+            )
         )
 
     def draft(self) -> Drafter:
-        """Returns a drafter (speculators.drafter) that decodes with this model."""
+        """Makes a drafter (see `speculators.drafter`) that decodes with this model."""
         raise ContractError(
-            missing_part(type(self), "draft", "a Drafter with begin, propose and advance, see speculators/drafter.py")
+            missing_part(
+                type(self),
+                "draft",
+                "it must return a Drafter with begin, propose and advance, see speculators/drafter.py",
+            )
         )
 
     def share_verifier(self, folder: Path) -> None:
-        """Takes from the verifier what a checkpoint of this algorithm leaves out; by default it leaves out nothing."""
+        """Loads the weights that a checkpoint of this algorithm shares with its verifier; by default there are none."""
 
     @classmethod
     def missing_hooks(cls) -> tuple[str, ...]:
-        """Returns the hooks that acceptance cannot be measured without and that the algorithm does not have."""
+        """The hooks that the algorithm lacks and that measuring acceptance needs."""
         return tuple(hook for hook in ("replay", "draft") if getattr(cls, hook) is getattr(SpeculatorModel, hook))
 
     @property
     def draft_to_target(self) -> torch.Tensor:
         """[D] int64, the verifier's id of each draft id."""
-        # Not by state_dict(): FSDP2's hook on it would shard a model again that evaluation has gathered.
+        # Not through state_dict(): FSDP2's hook on it would shard the model again after evaluation has gathered it.
         offsets = dict(self.named_buffers()).get("d2t")
         if offsets is None:
             return torch.arange(self.config.draft_vocab_size)
@@ -142,8 +158,8 @@ class SpeculatorModel(nn.Module):
         """Writes config.json and model.safetensors.
 
         Args:
-            folder: is created.
-            state: full tensors by name where the model itself holds shards; None for its own.
+            folder: created if missing.
+            state: full tensors by name, for a model that holds only shards; None for the model's own.
 
         Raises:
             ArtifactError: the weights cannot be written (a full disk).
@@ -160,20 +176,21 @@ class SpeculatorModel(nn.Module):
         _write_tensors(owned, folder / WEIGHTS_FILE)
 
     def saved_names(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the part of a state dict that belongs to the checkpoint."""
+        """The part of a state dict that belongs to the checkpoint."""
         return {name: tensor for name, tensor in state.items() if not name.startswith(self.not_saved or ("\0",))}
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, verifier: Path | None = None) -> SpeculatorModel:
-        """Loads a saved speculator of any registered algorithm, ready to draft, in the widest dtype that is saved.
+        """Loads a saved speculator of any registered algorithm, ready to draft, in the widest dtype of its file.
 
         Args:
-            verifier: its verifier's folder, for algorithms that share weights with it; None takes the one that
+            folder: contains config.json and model.safetensors.
+            verifier: the verifier's folder, for algorithms that share weights with it; None for the one that
                 config.json names.
 
         Raises:
             ArtifactError: config or weights are missing or damaged; a tensor is missing, unknown or of another shape.
-            VerifierError: the verifier's tensors are wanted and are not there.
+            VerifierError: the verifier lacks a tensor that the speculator shares with it.
         """
         folder = Path(folder)
         model = cls.from_saved(folder)
@@ -184,7 +201,7 @@ class SpeculatorModel(nn.Module):
 
     @classmethod
     def from_saved(cls, folder: Path) -> SpeculatorModel:
-        """Loads what is saved and no more: what it shares with its verifier is not filled in, so it cannot draft.
+        """Loads only the saved tensors; a model that shares others with its verifier cannot draft yet.
 
         Raises:
             ArtifactError: as `from_pretrained`.
@@ -199,40 +216,41 @@ def read_config(folder: Path) -> SpeculatorModelConfig:
     """Reads a speculator's config.json into its algorithm's config class.
 
     Raises:
-        ArtifactError: not a speculator's config.json, or values that its algorithm does not take.
+        ArtifactError: not a speculator's config.json, or values that its algorithm rejects; lists all of them.
     """
     path = folder / "config.json"
     raw = VerifierFacts.read(path).to_dict()
     if "speculators_model_type" not in raw:
         raise ArtifactError(f"{path}: no 'speculators_model_type': this is not a speculator")
     config_class = SpeculatorModelConfig.get_class(raw["speculators_model_type"])
-    found = config_class.refusals(raw)
-    found += [
-        f"does not say {key}: write in what the draft was trained with, each program has a default of its own"
+    faults = config_class.refusals(raw)
+    faults += [
+        f"lacks {key}: add the value that the draft was trained with, since programs differ in their defaults"
         for key in config_class.must_say
         if not raw.get(key)
     ]
-    plain = {key: value for key, value in raw.items() if key not in {*_FOREIGN_KEYS, *config_class.others}}
+    plain = {key: value for key, value in raw.items() if key not in {*_FOREIGN_KEYS, *config_class.unsupported}}
     config, problems = structure(plain, config_class)
-    found += [str(problem) for problem in problems]
-    if config is None or found:
-        raise ArtifactError("\n".join(f"{path}: {words}" for words in found))
+    faults += [str(problem) for problem in problems]
+    if config is None or faults:
+        raise ArtifactError("\n".join(f"{path}: {fault}" for fault in faults))
     return config
 
 
 def _verifier_folder(config: SpeculatorModelConfig, folder: Path) -> Path:
-    named = config.speculators_config.verifier.name_or_path if config.speculators_config else ""
-    found = Path(named)
-    if not (named and found.is_dir()):
+    name = config.speculators_config.verifier.name_or_path if config.speculators_config else ""
+    if not (name and Path(name).is_dir()):
         raise ArtifactError(
-            f"{folder}: its checkpoint leaves out what the verifier has, and the verifier {named!r} is no folder here",
-            hint="download the verifier, and give its folder: from_pretrained(folder, verifier=...)",
+            f"{folder}: its checkpoint omits the weights that it shares with the verifier, and {name!r}, the verifier "
+            "that its config.json names, is not a folder on this machine",
+            hint="download the verifier and pass its folder: from_pretrained(folder, verifier=...)",
         )
-    return found
+    return Path(name)
 
 
-def missing_part(model_class: type, part: str, gives: str) -> str:
-    return f"{model_class.__module__}.{model_class.__qualname__} has no {part}; it must give {gives}"
+def missing_part(model_class: type, part: str, requirement: str) -> str:
+    """The message about a hook that a model class lacks."""
+    return f"{qualified_name(model_class)} has no {part}; {requirement}"
 
 
 def _takes_config(model_class: type[SpeculatorModel]) -> bool:
@@ -251,13 +269,13 @@ def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a saved speculator; raises ArtifactError where they are missing or damaged."""
+    """Reads the tensors of a saved speculator; raises ArtifactError if they are missing or damaged."""
     return _read_tensors(folder / WEIGHTS_FILE)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        # Copies: the file's own memory is not aligned, and products over it differ in the last bit.
+        # Cloned because the file's memory is not aligned, and products over unaligned memory differ in the last bit.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise ArtifactError(f"{path}: there are no weights here") from None
@@ -266,19 +284,19 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
-    """Builds the model of a config.json, its weights not read yet.
+    """Builds the model that a config.json describes, with weights still to be loaded.
 
     Args:
-        folder: of the checkpoint, which has what an algorithm needs that is not built from its config alone.
+        folder: the checkpoint's; it also has the training arguments of models that a config alone cannot build.
 
     Raises:
-        ArtifactError: that is missing or damaged, or no model can be built of the config's values.
+        ArtifactError: those arguments are missing or damaged, or no model can be built from the config's values.
     """
     try:
         return _rebuild(config, folder)
     except SpeculatorsError:
         raise
-    # What wrong values lead to inside an algorithm's own code, or inside transformers, can be anything.
+    # Wrong values can raise anything inside an algorithm's own code, or inside transformers.
     except Exception as error:
         raise ArtifactError(
             f"{folder}: no model can be built from its config.json: {type(error).__name__}: {error}",
@@ -292,30 +310,31 @@ def _rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
         return model_class(config)
     path = folder / REBUILD_FILE
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        arguments = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        message = f"{path}: missing or damaged; {model_class.__qualname__} cannot be built from its config alone"
+        message = f"{path}: missing or damaged; {qualified_name(model_class)} cannot be built from its config alone"
         raise ArtifactError(message) from error
     tensors = _read_tensors(folder / REBUILD_TENSORS_FILE)
-    kwargs = {**kept["kwargs"], **tensors, **attrs.asdict(config, recurse=False)}
-    model = model_class.from_training_args(VerifierFacts(kept["verifier_config"]), **kwargs)
-    model.config, model.rebuild_args, model.rebuild_tensors = config, kept, tensors
+    # The config goes last: whoever edits config.json expects its values to count.
+    kwargs = {**arguments["kwargs"], **tensors, **attrs.asdict(config, recurse=False)}
+    model = model_class.from_training_args(VerifierFacts(arguments["verifier_config"]), **kwargs)
+    model.config, model.rebuild_args, model.rebuild_tensors = config, arguments, tensors
     return model
 
 
 def _load(model: SpeculatorModel, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    wanted = model.saved_names(model.state_dict())
-    missing, unknown = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    own = model.saved_names(model.state_dict())
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     shapes = [
-        f"{name} is {list(tensors[name].shape)}, the config says {list(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(tensors))
-        if wanted[name].shape != tensors[name].shape
+        f"{name} is {list(tensors[name].shape)}, the config says {list(own[name].shape)}"
+        for name in sorted(set(own) & set(tensors))
+        if own[name].shape != tensors[name].shape
     ]
     problems = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(unknown)
     if problems + shapes:
         raise ArtifactError(f"{folder / WEIGHTS_FILE}: {'; '.join(problems + shapes)}")
     model.load_state_dict(tensors, strict=False, assign=True)
-    # Frozen tensors may be narrower than trained ones; a model computes in one dtype.
+    # Frozen tensors may be saved in a narrower dtype than trained ones, but a model computes in one.
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     model.to(max(floating, key=lambda dtype: dtype.itemsize, default=torch.float32))
 
@@ -330,8 +349,7 @@ def _find(name: str) -> None:
 MODELS: Registry[Any] = Registry("model of algorithm", find=_find)
 
 
-# Parts of the contract that plug-ins and their tests import from here; `contract` imports this module, so they are
-# looked up when they are used.
+# Plug-ins import these from here. `contract` imports this module, so a plain import would be a cycle.
 _IN_CONTRACT = ("build_model", "check_contract", "trainer_kwargs")
 
 

@@ -1,4 +1,4 @@
-"""A registry of named things that lists what exists when a name is not found."""
+"""A registry of named things whose errors list what exists, and the spelling of names in messages."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ T = TypeVar("T")
 
 
 def near_miss(name: str, known: list[str]) -> str:
-    """Returns "did you mean 'x'?" for the closest known name, or ""."""
+    """Suggests the closest known name, as "did you mean 'x'?"; "" if none is close."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
 
 
+def qualified_name(thing: object) -> str:
+    """The spelling of a class or function in messages: `package.module.Class`."""
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
+
+
 class Registry(Generic[T]):
-    """Maps a name to a thing, once.
+    """Maps each name to one thing.
 
     Args:
-        kind: what the things are, for messages ("algorithm").
+        kind: the kind of things, for messages ("algorithm").
         find: called with a name that is not registered yet; may register it by importing a module.
-        discover: lists names that `find` could register, so that messages and `names()` are complete.
+        discover: lists the names that `find` could register, which completes messages and `names()`.
     """
 
     def __init__(
@@ -38,19 +43,20 @@ class Registry(Generic[T]):
         self._things: dict[str, T] = {}
 
     def add(self, name: str, thing: T) -> T:
-        """Registers `thing`; raises RegistryError that names both if the name is taken."""
-        held = self._things.get(name)
-        # A module that is imported a second time (reload, run as a script) registers the same thing again.
-        if held is not None and _address(held) != _address(thing):
+        """Registers `thing`; raises RegistryError that names both things if the name is taken."""
+        present = self._things.get(name)
+        # A module that is imported a second time (a reload, a script run as __main__) registers the same class again
+        # as another object, so names are compared and not identities.
+        if present is not None and qualified_name(present) != qualified_name(thing):
             raise RegistryError(
-                f"{self.kind} {name!r} is registered twice: {_address(held)} and {_address(thing)}",
+                f"{self.kind} {name!r} is registered twice: {qualified_name(present)} and {qualified_name(thing)}",
                 hint="rename one of them",
             )
         self._things[name] = thing
         return thing
 
     def get(self, name: str) -> T:
-        """Returns the thing called `name`; raises RegistryError that lists the names there are."""
+        """Looks up `name`, importing what registers it; raises RegistryError that lists the names that exist."""
         if name not in self._things:
             self._find(name)
         if name not in self._things:
@@ -60,9 +66,5 @@ class Registry(Generic[T]):
         return self._things[name]
 
     def names(self) -> list[str]:
-        """Returns all names, registered or discoverable, sorted."""
+        """Lists all names, registered or discoverable, sorted."""
         return sorted({*self._things, *self._discover()})
-
-
-def _address(thing: object) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"

@@ -22,7 +22,7 @@ def test_the_losses_known_without_torch_are_those_that_there_are() -> None:
         ({"kl_dvi": 1.0}, "did you mean 'kl_div'?"),
         ({}, "at least one loss a weight > 0"),
         ({"ce": -1.0}, "at least one loss a weight > 0"),
-        ({"ce": 2.0, "tv": -1.0}, "none one below 0"),
+        ({"ce": 2.0, "tv": -1.0}, "none a weight below 0"),
     ],
 )
 def test_every_algorithm_refuses_a_mixture_that_cannot_be_trained_on(

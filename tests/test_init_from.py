@@ -1,4 +1,4 @@
-"""A start from a checkpoint whose weights mean something else: refused with both values, or taken over."""
+"""Starting from a checkpoint whose weights mean something else is refused; values that only it knows are inherited."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from speculators.config import SpeculatorModelConfig
-from speculators.init_from import differences, with_held
+from speculators.init_from import differences, with_saved_values
 
 DECODER = {
     "num_attention_heads": 4,
@@ -23,7 +23,7 @@ def config(name: str, **values: object) -> SpeculatorModelConfig:
 
 
 @pytest.mark.parametrize(
-    ("name", "held", "told"),
+    ("name", "other", "message"),
     [
         (
             "eagle3",
@@ -55,26 +55,25 @@ def config(name: str, **values: object) -> SpeculatorModelConfig:
         ("peagle", {"transformer_layer_config": {**DECODER, "num_attention_heads": 8}}, "its num_attention_heads is 8"),
     ],
 )
-def test_weights_of_the_same_shapes_that_mean_something_else_are_told(
-    name: str, held: dict[str, object], told: str
+def test_weights_of_the_same_shapes_that_mean_something_else_are_refused(
+    name: str, other: dict[str, object], message: str
 ) -> None:
-    """Field, both values, what to set; in the other direction, too, where nothing is to be set."""
-    found = differences(config(name), config(name, **held))
-    assert told in "\n".join(found)
-    assert differences(config(name, **held), config(name))
-    assert differences(config(name, **held), config(name, **held)) == []
+    """The message gives the field, both values and the key to set; the reverse start is refused, too."""
+    assert message in "\n".join(differences(config(name), config(name, **other)))
+    assert differences(config(name, **other), config(name))
+    assert differences(config(name, **other), config(name, **other)) == []
 
 
 def test_a_block_drafter_of_another_algorithm_is_compared_by_what_both_have() -> None:
-    """The mask token of DFlash is what its backbone has learnt to read; how long a block is it has not."""
-    held = config("dflash", mask_token_id=7, block_size=16, aux_hidden_state_layer_ids=(1, 2))
+    """The backbone of DFlash has learnt its mask token, so that must be the same; its block length may differ."""
+    saved = config("dflash", mask_token_id=7, block_size=16, aux_hidden_state_layer_ids=(1, 2))
     mine = config("dspark", mask_token_id=9, block_size=8, cut="gain", aux_hidden_state_layer_ids=(1, 2))
-    assert differences(mine, held) == ["its mask_token_id is 7, the recipe's 9: set algorithm.mask_token_id = 7"]
-    assert differences(attrs.evolve(mine, mask_token_id=7), held) == []
+    assert differences(mine, saved) == ["its mask_token_id is 7, the recipe's 9: set algorithm.mask_token_id = 7"]
+    assert differences(attrs.evolve(mine, mask_token_id=7), saved) == []
 
 
-def test_what_programs_write_differently_for_the_same_rotary_embedding_is_no_difference() -> None:
-    """An older file has rope_theta at its top, and leaves out the kind and a factor of one."""
+def test_different_spellings_of_the_same_rotary_embedding_do_not_differ() -> None:
+    """Older files put rope_theta at the top and omit the type; a factor of one may be omitted."""
     older = {key: value for key, value in DECODER.items() if key != "rope_parameters"}
     for decoder in (
         {**older, "rope_theta": 10000},
@@ -83,10 +82,10 @@ def test_what_programs_write_differently_for_the_same_rotary_embedding_is_no_dif
         assert differences(config("eagle3"), config("eagle3", transformer_layer_config=decoder)) == []
 
 
-def test_a_mask_token_that_the_recipe_does_not_say_is_the_checkpoints() -> None:
-    """Only the checkpoint can know it; what the recipe says stands, and is compared."""
-    held = config("dflash", mask_token_id=7)
+def test_a_mask_token_that_the_recipe_leaves_out_is_the_checkpoints() -> None:
+    """Only the checkpoint knows it; a value in the recipe stands, and is compared."""
+    saved = config("dflash", mask_token_id=7)
     for name in ("dflash", "dspark"):
-        assert with_held(name, {"mask_token_id": None}, held)["mask_token_id"] == 7
-        assert with_held(name, {"mask_token_id": 9}, held)["mask_token_id"] == 9
-    assert "mask_token_id" not in with_held("eagle3", {}, held)
+        assert with_saved_values(name, {"mask_token_id": None}, saved)["mask_token_id"] == 7
+        assert with_saved_values(name, {"mask_token_id": 9}, saved)["mask_token_id"] == 9
+    assert "mask_token_id" not in with_saved_values("eagle3", {}, saved)

@@ -84,7 +84,7 @@ def shared_fields(
     if not isinstance(raw.get("transformer_layer_config"), Mapping):
         raise source.error("lacks transformer_layer_config")
     own = {field.name for field in attrs.fields(config_class) if not field.metadata.get("knob")} - {*_IGNORED}
-    known = {*own, *config_class.others, *_IGNORED, *ignored}
+    known = {*own, *config_class.unsupported, *_IGNORED, *ignored}
     problems = config_class.refusals(raw)
     for key, value in raw.items():
         if key not in known:

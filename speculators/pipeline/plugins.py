@@ -26,6 +26,7 @@ from speculators.nn.precision import place
 from speculators.pipeline.arguments import training_kwargs
 from speculators.pipeline.context import Context
 from speculators.recipe.plan import Plan, make_plan
+from speculators.registry import qualified_name
 from speculators.training.shard import precision
 from speculators.training.update import accepted_by, loss_and_metrics
 from speculators.training.world import World
@@ -63,7 +64,7 @@ def plugin_failure(name: str, error: Exception, where: str) -> ContractError:
     """
     # Its class may not be there yet: its module may be what failed.
     get = SpeculatorModel.get_class if name in MODELS.names() else SpeculatorModelConfig.get_class
-    place = f"{get(name).__module__}.{get(name).__qualname__}"
+    place = qualified_name(get(name))
     words = " ".join(filter(None, (place, "failed", where)))
     lines = [f"  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in _own_frames(name, error)]
     return ContractError(f"{words}: {type(error).__name__}: {error}", hint="\n".join(lines))
@@ -152,7 +153,7 @@ def _step(plan: Plan, folder: Path, lengths: tuple[int, ...], world: World) -> N
     loss.backward()
     if all(parameter.grad is None for parameter in model.parameters()):
         raise ContractError(
-            f"{_place(model)}.forward's loss gives no gradient to any parameter",
+            f"{qualified_name(type(model))}.forward's loss gives no gradient to any parameter",
             hint="compute it from the model's parameters, without detach() or no_grad()",
         )
 
@@ -162,15 +163,11 @@ def _check_signature(model: SpeculatorModel, given: dict[str, Any]) -> None:
     parameters = inspect.signature(model.forward).parameters.values()
     wanted = {p.name for p in parameters if p.default is p.empty and p.kind not in kinds}
     if lacking := sorted(wanted - {*BATCH_NAMES, *given}):
-        names = ", ".join(lacking)
+        place, names = qualified_name(type(model)), ", ".join(lacking)
         raise ContractError(
-            f"{_place(model)}.forward wants {names}, which neither the batch has nor get_trainer_kwargs gives",
+            f"{place}.forward wants {names}, which neither the batch has nor get_trainer_kwargs gives",
             hint=f"return them from get_trainer_kwargs, or give them defaults; the batch has {', '.join(BATCH_NAMES)}",
         )
-
-
-def _place(model: SpeculatorModel) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _row(plan: Plan, model: SpeculatorModel, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from speculators.errors import ContractError, DataError, TrainingError
+from speculators.registry import qualified_name
 from speculators.training.optimizer import Optimizer
 from speculators.training.rng import seed_row
 from speculators.training.schedule import factor
@@ -147,30 +148,25 @@ def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
 
 def loss_and_metrics(model: nn.Module, result: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
     """Returns what a forward gave, or says what of the contract it does not keep."""
+    place = qualified_name(type(model))
     if not (isinstance(result, tuple) and len(result) == 3):
         found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-        raise ContractError(f"{_place(model)}.forward returned {found}", hint="return output, loss, metrics")
+        raise ContractError(f"{place}.forward returned {found}", hint="return output, loss, metrics")
     _, loss, metrics = result
     if not (isinstance(metrics, Mapping) and "loss" in metrics):
-        raise ContractError(
-            f'{_place(model)}.forward gave metrics without "loss"', hint='metrics["loss"] = loss.detach()'
-        )
+        raise ContractError(f'{place}.forward gave metrics without "loss"', hint='metrics["loss"] = loss.detach()')
     if many := sorted(name for name, value in metrics.items() if not _is_number(value)):
         raise ContractError(
-            f"{_place(model)}.forward gave metrics that are not one number each: {', '.join(many)}",
+            f"{place}.forward gave metrics that are not one number each: {', '.join(many)}",
             hint="give their mean, detached",
         )
     if not (isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1):
-        raise ContractError(f"{_place(model)}.forward's loss is not one number that gradients can flow from")
+        raise ContractError(f"{place}.forward's loss is not one number that gradients can flow from")
     return loss, metrics
 
 
 def _is_number(value: Any) -> bool:
     return value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
-
-
-def _place(model: nn.Module) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def _whole(norm: torch.Tensor) -> torch.Tensor:

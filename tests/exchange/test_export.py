@@ -118,16 +118,16 @@ def test_a_wrong_number_of_three_states_is_put_right(world, speculator):
 @pytest.mark.parametrize(
     ("algorithm", "values", "words"),
     [
-        ("eagle3", {"speculators_config__proposal_methods": []}, "must have one at least"),
-        ("medusa", {"speculators_config__proposal_methods": []}, "must have one at least"),
+        ("eagle3", {"speculators_config__proposal_methods": []}, "must have at least one entry"),
+        ("medusa", {"speculators_config__proposal_methods": []}, "must have at least one entry"),
         ("eagle3", {"transformer_layer_config__rope_parameters": None}, "no model can be built from its config.json"),
         (
             "eagle3",
             {"transformer_layer_config__rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
             "(?s)no model can be built.*factor",
         ),
-        ("eagle3", {"eagle_aux_hidden_state_layer_ids": []}, "does not say eagle_aux_hidden_state_layer_ids"),
-        ("dflash", {"aux_hidden_state_layer_ids": None}, "does not say aux_hidden_state_layer_ids"),
+        ("eagle3", {"eagle_aux_hidden_state_layer_ids": []}, "lacks eagle_aux_hidden_state_layer_ids"),
+        ("dflash", {"aux_hidden_state_layer_ids": None}, "lacks aux_hidden_state_layer_ids"),
         ("peagle", {"fc_norm": True}, "fc_norm = True: vLLM ignores it"),
         ("peagle", {"scale": None}, "scale: unknown key"),
     ],

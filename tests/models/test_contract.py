@@ -176,9 +176,9 @@ def test_every_config_field_needs_a_default():
 
 def test_a_missing_hook_says_what_it_must_return():
     """`replay` and `draft` have defaults that say which hook is missing and what it returns."""
-    with pytest.raises(ContractError, match=r"Toy has no replay; it must give an iterator over K depths"):
+    with pytest.raises(ContractError, match=r"Toy has no replay; it must return an iterator over K depths"):
         Toy(None).replay(
             hidden_states=None, input_ids=None, position_ids=None, document_ids=None, num_speculative_tokens=1
         )
-    with pytest.raises(ContractError, match=r"Toy has no draft; it must give a Drafter"):
+    with pytest.raises(ContractError, match=r"Toy has no draft; it must return a Drafter"):
         Toy(None).draft()

@@ -48,8 +48,8 @@ def test_all_that_does_not_fit_is_one_error(world, start):
     with pytest.raises(ArtifactError) as told:
         world.start(Eagle3SpeculatorConfig(init_from=str(folder), num_layers=2, fc_norm=True), 128)
     for words in (
-        "fc_norm.0.weight is not in it",
-        "layers.1.mlp.up_proj.weight is not in it",
+        "it lacks fc_norm.0.weight",
+        "it lacks layers.1.mlp.up_proj.weight",
         "lm_head.weight is [96, 32], the recipe's is [128, 32]",
     ):
         assert words in str(told.value)
@@ -60,7 +60,7 @@ def test_all_that_does_not_fit_is_one_error(world, start):
 def test_another_algorithm_is_no_start_unless_it_says_so(world, start):
     """EAGLE-1 has nothing to take from EAGLE-3, and its vocabulary stays that of its data."""
     folder, _ = start
-    with pytest.raises(ArtifactError, match="starts from its own alone"):
+    with pytest.raises(ArtifactError, match="starts only from its own"):
         world.start(Eagle1SpeculatorConfig(init_from=str(folder)))
     assert start_vocabulary("eagle1", str(folder), 96) is None
 

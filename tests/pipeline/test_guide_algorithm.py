@@ -165,5 +165,5 @@ def test_bench_says_which_hook_is_missing_and_what_it_must_return(
     told = spec("run", recipe, "--runs", tmp_path / "runs", "--set", "schedule.max_steps=1", "--json")
     failed = spec("bench", told.json["run"])
     assert failed.code == 1
-    assert "has no draft; it must give a Drafter" in failed.err
+    assert "has no draft; it must return a Drafter" in failed.err
     assert "Traceback" not in failed.err

@@ -78,19 +78,19 @@ BROKEN = {
     ),
     "training arguments that nobody takes": (
         [("(cls, verifier_config, **kwargs):", "(cls, verifier_config, loss):\n        kwargs = {}")],
-        "from_training_args cannot be called as it will be: got an unexpected keyword argument",
+        "from_training_args does not accept the arguments of its call: got an unexpected keyword argument",
     ),
     "trainer kwargs without the rest": (
         [("get_trainer_kwargs(**kwargs):", "get_trainer_kwargs(depths, loss):\n        kwargs = {}")],
-        "get_trainer_kwargs cannot be called as it will be: got an unexpected keyword argument",
+        "get_trainer_kwargs does not accept the arguments of its call: got an unexpected keyword argument",
     ),
     "trainer kwargs of the batch's names": (
         [('"loss": kwargs["loss"]}', '"loss": kwargs["loss"], "input_ids": 1}')],
-        "get_trainer_kwargs gives input_ids, which the batch has",
+        "get_trainer_kwargs returns input_ids, a name of the batch",
     ),
     "a hook that wants more": (
         [("def draft(self):", "def draft(self, heat):")],
-        "draft cannot be called as it will be",
+        "draft does not accept the arguments of its call",
     ),
     "metrics that are no numbers": (
         [(RETURNED, 'return unrolled.states, total, {"loss": total.detach(), "each": result.per_depth.detach()}')],

@@ -34,7 +34,7 @@ class PEagleSpeculatorConfig(SpeculatorModelConfig):
     """
 
     must_say: ClassVar[tuple[str, ...]] = ("eagle_aux_hidden_state_layer_ids",)
-    others: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "fc_norm": "vLLM ignores it in a P-EAGLE draft, and would read states that are not normed",
         "norm_output": "vLLM ignores it in a P-EAGLE draft",
     }
