@@ -9,7 +9,7 @@ from speculators.drafter import Proposal
 
 
 @attrs.frozen
-class Verdict:
+class Verification:
     """The outcome of one round.
 
     Attributes:
@@ -23,7 +23,7 @@ class Verdict:
 
 def verify(
     logits: torch.Tensor, proposal: Proposal | None, *, temperature: float, generator: torch.Generator | None
-) -> Verdict:
+) -> Verification:
     """Judges a proposal at the given temperature; None (nothing drafted) only yields the verifier's own token.
 
     Args:
@@ -35,7 +35,7 @@ def verify(
     return verify_sampling(logits, proposal, temperature=temperature, generator=generator)
 
 
-def verify_greedy(logits: torch.Tensor, proposal: Proposal | None) -> Verdict:
+def verify_greedy(logits: torch.Tensor, proposal: Proposal | None) -> Verification:
     """Accepts the path on which every node is the verifier's argmax.
 
     Args:
@@ -50,13 +50,13 @@ def verify_greedy(logits: torch.Tensor, proposal: Proposal | None) -> Verdict:
         token = wanted[node + 1]
         node = next((child for child in children.get(node, ()) if tokens[child] == token), -1)
         if node < 0:
-            return Verdict(tuple(path), token)
+            return Verification(tuple(path), token)
         path.append(node)
 
 
 def verify_sampling(
     logits: torch.Tensor, proposal: Proposal | None, *, temperature: float, generator: torch.Generator | None
-) -> Verdict:
+) -> Verification:
     """Accepts nodes by exact rejection sampling, so that every emitted token has the verifier's distribution.
 
     A node drawn from q is accepted with probability min(1, p/q); after a rejection p becomes norm(max(p - q, 0)) and
@@ -86,7 +86,7 @@ def verify_sampling(
                 break
             p = residual(p, q, token)
         if accepted < 0:
-            return Verdict(tuple(path), int(torch.multinomial(p, 1, generator=generator)))
+            return Verification(tuple(path), int(torch.multinomial(p, 1, generator=generator)))
         path.append(accepted)
         node = accepted
 

@@ -1,128 +1,84 @@
-"""What algorithms share that draft a chain: who predicts which place, how it is counted, and the recurrent unroll.
+"""Drafting a chain: the recurrent unroll in training and replay, and the drafters that decode with it.
 
 Row r pairs the verifier's state at place r with token r + 1. Depth k (from 0) reads token r + 1 + k at position r + k,
-beside the state that depth k - 1 left, and drafts place r + 2 + k. Training, replay and live drafting are one
-computation: the keys of depth 0 for all verified rows, and one key a depth of the row's own.
+beside the state that depth k - 1 left, and drafts place r + 2 + k. Training, replay and live drafting are the same
+computation: every depth attends to the depth-0 keys of the verified rows and to one key per later depth of its own row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import torch
-from torch import nn
 
 from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
-from speculators.model import SpeculatorModel
+from speculators.models.base_components import HeadedModel
+from speculators.models.places import (
+    chain_metrics,
+    depth_weights,
+    drafted_places,
+    drawn_metrics,
+    predicting_rows,
+    query_index,
+    wanted_states,
+)
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.cache import AttendAt, KeysValues, PrefixCache
-from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
+from speculators.nn.layout import PackedRow, RowLayout, Segment, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.verifier.weights import VerifierHead
 
+# What plug-ins import from here, also where it is defined in `places`.
+__all__ = [
+    "ChainDrafter",
+    "ChainModel",
+    "PrefixDrafter",
+    "RecurrentModel",
+    "Unrolled",
+    "Verified",
+    "chain_metrics",
+    "copy_norm",
+    "depth_weights",
+    "drafted_places",
+    "drawn_metrics",
+    "pick",
+    "predicting_rows",
+    "proposal_of",
+    "query_index",
+    "unroll",
+    "unroll_to_places",
+    "wanted_states",
+]
 
-def predicting_rows(layout: RowLayout, depths: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns which row predicts each supervised place at each depth, on the host.
 
-    Returns:
-        rows: [K, N] int64, place - 2 - k.
-        valid: [K, N] bool, that row lies in the place's document; the others are set to row 0.
+def copy_norm(norm: RMSNorm, head: VerifierHead) -> None:
+    """Makes `norm` the verifier's final norm.
+
+    Raises:
+        ContractError: the verifier's is not an RMSNorm, or has another eps.
     """
-    wanted = layout.places[None] - 2 - torch.arange(depths)[:, None]
-    return wanted.clamp_min(0), wanted >= layout.place_starts[None]
-
-
-def query_index(layout: RowLayout, segments: tuple[Segment, ...]) -> torch.Tensor:
-    """Returns [S] int64 on the host: which of the query rows of `segments` each row is; 0 for a row that is none."""
-    queries = rows_of(segments, torch.device("cpu"))
-    index = torch.zeros(max(layout.size, 1), dtype=torch.int64)
-    index[queries] = torch.arange(len(queries))
-    return index
-
-
-def chain_metrics(
-    loss: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, size: int
-) -> dict[str, torch.Tensor]:
-    """Accuracy by depth: `accuracy_k` with all earlier depths of the same row right, `conditional_k` given that.
-
-    Args:
-        loss: of the row.
-        right: [K, N] bool, the draft of place n at depth k is the verifier's.
-        rows: [K, N] int64 below `size`, the row it was drafted from.
-        valid: [K, N] bool, there is such a row.
-        size: rows that can be told apart.
-    """
-    metrics = {"loss": loss.detach()}
-    # A slot past the last row takes what is not to be marked: a boolean index would wait for the device.
-    blank = torch.zeros(size + 1, dtype=torch.bool, device=right.device)
-    reached = supervised = None
-    for depth, (hit, row, ok) in enumerate(zip(right & valid, rows, valid, strict=True)):
-        here, good = (blank.index_fill(0, torch.where(mark, row, size), True)[:size] for mark in (ok, hit))
-        supervised = here if supervised is None else here & supervised
-        before = supervised if reached is None else reached & supervised
-        reached = good & before
-        metrics[f"accuracy_{depth + 1}"] = reached.sum() / supervised.sum().clamp_min(1)
-        metrics[f"conditional_{depth + 1}"] = reached.sum() / before.sum().clamp_min(1)
-    return metrics
-
-
-@on_host()
-def drafted_places(layout: RowLayout, rows: torch.Tensor, depths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns which of some drafts are of a supervised place in the document of their row; all on the host.
-
-    Args:
-        rows: [E] int64 that drafts are made from.
-        depths: [E] int64 from 0; place row + 2 + depth is drafted.
-
-    Returns:
-        drafts: [M] int64, indices of those.
-        place: [M] int64, which of the supervised places each drafts.
-    """
-    document = torch.full((layout.size + 1,), -1)
-    for index, (start, stop) in enumerate(layout.documents):
-        document[start:stop] = index
-    supervised = torch.full((layout.size + 1,), -1)
-    supervised[layout.places] = torch.arange(len(layout.places))
-    target = (rows + 2 + depths).clamp_max(layout.size)
-    drafts = torch.nonzero((supervised[target] >= 0) & (document[target] == document[rows]))[:, 0]
-    return drafts, supervised[target[drafts]]
-
-
-def drawn_metrics(
-    loss: torch.Tensor, right: torch.Tensor, layout: RowLayout, depths: int, depth: torch.Tensor, place: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Accuracies as of `chain_metrics` over drafts that were drawn.
-
-    Args:
-        right: [M] bool, on the device.
-        depths: K.
-        depth: [M] int64 below K of each draft, on the host; `place` [M], which supervised place it drafts.
-    """
-    rows, valid, flat = _drawn_grid(layout, depths, depth, place)
-    device = right.device
-    flat = flat.to(device, non_blocking=True)
-    hit = torch.zeros(valid.numel(), dtype=torch.bool, device=device).index_copy_(0, flat, right).view(valid.shape)
-    rows, valid = rows.to(device, non_blocking=True), valid.to(device, non_blocking=True)
-    return chain_metrics(loss, hit, rows, valid, layout.size)
-
-
-@on_host()
-def _drawn_grid(
-    layout: RowLayout, depths: int, depth: torch.Tensor, place: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns rows and which are drawn, [K, N] each, and where in them the drafts stand, [M]; on the host."""
-    rows, _ = predicting_rows(layout, depths)
-    valid = torch.zeros(depths, len(layout.places), dtype=torch.bool)
-    valid[depth, place] = True
-    return rows, valid, depth * len(layout.places) + place
+    if head.centered or head.eps != norm.eps:
+        kind = "LayerNorm" if head.centered else f"RMSNorm with eps {head.eps}"
+        raise ContractError(
+            f"the verifier's final norm is a {kind}, the draft's an RMSNorm with eps {norm.eps}",
+            hint="algorithms that read the normed last state need an RMSNorm; leave out algorithm.decoder.rms_norm_eps",
+        )
+    factor = head.norm_weight.float()
+    # Gemma and Qwen3-Next save w of x * (1 + w).
+    norm.weight.data = 1 + factor if head.unit_offset else factor
 
 
 def pick(
     logits: torch.Tensor, temperature: float, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns a draft id [1], the likeliest at temperature 0 and sampled otherwise, and what it was drawn from [D]."""
+    """Chooses a draft id from logits [D]: the most likely at temperature 0, else one sampled from softmax(logits / T).
+
+    Returns:
+        The id, [1] int64, and the distribution it was drawn from, [D] float32; None at temperature 0.
+    """
     if temperature == 0.0:
         return logits.argmax(-1, keepdim=True), None
     q = torch.softmax(logits.float() / temperature, -1)
@@ -132,52 +88,23 @@ def pick(
 def proposal_of(
     picks: list[tuple[torch.Tensor, torch.Tensor | None]], draft_to_target: torch.Tensor, vocab_size: int
 ) -> Proposal:
-    """Returns the chain of what `pick` gave, depth by depth, in the verifier's vocabulary of `vocab_size`."""
+    """Chains the results of `pick`, depth by depth, in the verifier's vocabulary of `vocab_size` tokens."""
     if not picks:
         return chain(torch.empty(0, dtype=torch.int64, device=draft_to_target.device))
     tokens = draft_to_target[torch.cat([token for token, _ in picks])]
     drawn = [q for _, q in picks if q is not None]
     if not drawn:
         return chain(tokens)
+    # Verification compares q with p over all V tokens; those outside the draft vocabulary have q = 0.
     probs = torch.zeros(len(drawn), vocab_size, device=tokens.device)
     return chain(tokens, probs.index_copy_(1, draft_to_target, torch.stack(drawn)))
 
 
-def copy_norm(norm: RMSNorm, head: VerifierHead) -> None:
-    """Makes `norm` the verifier's final norm.
-
-    Raises:
-        ContractError: the verifier's is of another kind.
-    """
-    if head.centered or head.eps != norm.eps:
-        kind = "LayerNorm" if head.centered else f"RMSNorm with eps {head.eps}"
-        raise ContractError(
-            f"the verifier's final norm is a {kind}, the draft's an RMSNorm with eps {norm.eps}",
-            hint="algorithms that read the normed last state need an RMSNorm; leave out algorithm.decoder.rms_norm_eps",
-        )
-    factor = head.norm_weight.float()
-    norm.weight.data = 1 + factor if head.unit_offset else factor
-
-
-class ChainModel(SpeculatorModel):
-    """A draft model that reads a token embedding beside a state and leaves one for its head.
-
-    Attributes:
-        vocab_size: V of the verifier.
-        draft_vocab_size: D.
-        target_head: of the verifier, for training; None in a model that was loaded to draft.
-        scale, window: of its attention.
-    """
-
-    lm_head: nn.Linear
-    vocab_size: int
-    draft_vocab_size: int
-    target_head: VerifierHead | None
-    scale: float
-    window: int | None
+class ChainModel(HeadedModel):
+    """A draft model that reads a token embedding beside a state and leaves a state for its head."""
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The verifier's states [S, A*H] -> the state [S, H] that depth 0 reads."""
+        """Maps the verifier's states [S, A*H] to the state [S, H] that depth 0 reads."""
         raise NotImplementedError
 
     def step(
@@ -188,41 +115,38 @@ class ChainModel(SpeculatorModel):
         attend: AttendAt,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Runs once: states [S, H] and tokens [S] -> states [S, H], or [R, H] where only `rows` are wanted."""
+        """Runs one depth: states [S, H] and tokens [S] -> states [S, H], or [R, H] for the given `rows` only."""
         raise NotImplementedError
 
-    def logits(self, read: torch.Tensor) -> torch.Tensor:
-        """[R, H] -> [R, D] float32."""
-        return self.lm_head(read.to(self.lm_head.weight.dtype)).float()
+    def depths(self, row: PackedRow, hidden_states: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+        """Yields what the head reads of all rows, [S, H], at each of `count` depths, given the row's own tokens.
 
-
-class RecurrentModel(ChainModel):
-    """A chain model whose state is the one that it left one depth before."""
-
-    def read(self, state: torch.Tensor) -> torch.Tensor:
-        """What a step left [R, H] -> what the head reads [R, H]."""
-        return state
+        Args:
+            hidden_states: [S, A*H] of the row's places.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def replay(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
+        self, *, hidden_states: torch.Tensor, num_speculative_tokens: int, **batch: Any
     ) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, D]; see `speculators.drafter.Replays`."""
-        whole = RowLayout.of(document_ids, torch.zeros_like(document_ids, dtype=torch.bool))
-        layout, kept, (states, tokens, positions) = whole.without_padding(
-            hidden_states[0], input_ids[0], position_ids[0]
-        )
-        entered = self.enter(states)
-        for read in unroll(self, entered, tokens, positions, layout, layout.whole(), num_speculative_tokens):
-            logits = torch.zeros(whole.size, self.draft_vocab_size, device=input_ids.device)
-            logits[kept] = self.logits(read)
-            yield logits
+        """Yields the draft logits [S', D] of each depth, 0 at padding; see `speculators.drafter.Replays`."""
+        row = PackedRow.of(**batch)
+        for read in self.depths(row, row.cut(hidden_states), num_speculative_tokens):
+            yield row.padded(self.logits(read))
+
+
+class RecurrentModel(ChainModel):
+    """A chain model whose depths each read the state that the depth before left."""
+
+    def read(self, state: torch.Tensor) -> torch.Tensor:
+        """Maps what a step left [R, H] to what the head reads [R, H]."""
+        return state
+
+    def depths(self, row: PackedRow, hidden_states: torch.Tensor, count: int) -> Iterator[torch.Tensor]:
+        """Unrolls all rows; see `ChainModel`."""
+        layout = row.layout
+        yield from unroll(self, self.enter(hidden_states), row.tokens, row.positions, layout, layout.whole(), count)
 
 
 def unroll(
@@ -234,11 +158,11 @@ def unroll(
     segments: tuple[Segment, ...],
     depths: int,
 ) -> Iterator[torch.Tensor]:
-    """Yields what the head reads [R, H] of the query rows of `segments` at each depth, teacher-forced.
+    """Yields what the head reads, [R, H], of the query rows of `segments` at each depth, teacher-forced.
 
     Args:
         state: [S, H], what depth 0 reads.
-        tokens: [S] the row's own.
+        tokens: [S], the row's own.
         positions: [S].
     """
     rows = rows_of(segments, tokens.device)
@@ -250,11 +174,13 @@ def unroll(
 
         def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, depth: int = depth) -> torch.Tensor:
             (own[index] if depth > 0 else prefix).append((k, v))
-            # At depth 0 only the last layer may leave rows out: the one above needs all of them for its keys.
+            # At depth 0 only the last layer may skip rows: each one below it gives the next layer all of its keys.
             covered = segments if depth > 0 or index == len(own) - 1 else layout.whole()
             return unrolled_attention(q, prefix[index], own[index], covered, scale=model.scale, window=model.window)
 
+        # Depth 0 computes keys for all S rows; later depths only continue the R query rows.
         source = everything if depth == 0 else rows
+        # Rows near the end of the row read its last token again; no supervised place depends on what they draft.
         read = tokens[(source + 1 + depth).clamp_max(last)]
         state = model.step(state, read, positions[source] + depth, attend, rows if depth == 0 else None)
         yield model.read(state)
@@ -262,12 +188,13 @@ def unroll(
 
 @attrs.frozen(eq=False)
 class Unrolled:
-    """What the head reads where a supervised place is predicted.
+    """What the head reads to predict each of N supervised places at K depths.
 
     Attributes:
         states: [K, N, H].
-        rows: [K, N] int64, the row that predicts, and `valid` [K, N] bool, whether there is one; on the device.
-        places: [N] int64, on the device.
+        rows: [K, N] int64, the row that predicts.
+        valid: [K, N] bool, whether there is such a row.
+        places: [N] int64; all on the device.
     """
 
     states: torch.Tensor
@@ -284,7 +211,7 @@ def unroll_to_places(
     layout: RowLayout,
     depths: int,
 ) -> Unrolled:
-    """Unrolls the rows that reach a supervised place; arguments as `unroll`, without padding."""
+    """Unrolls the rows that reach a supervised place, and gathers their states by place; arguments as of `unroll`."""
     device = tokens.device
     segments = layout.reaching(2, depths + 1)
     rows, valid = predicting_rows(layout, depths)
@@ -298,14 +225,19 @@ def unroll_to_places(
 
 @attrs.define(eq=False)
 class Verified:
-    """State of one decoded sequence: the depth-0 keys of all verified rows, and what the last one left, [1, H]."""
+    """State of one decoded sequence.
+
+    Attributes:
+        cache: depth-0 keys and values of all verified rows.
+        state: [1, H], what depth 0 left at the last of them.
+    """
 
     cache: PrefixCache
     state: torch.Tensor
 
 
 class PrefixDrafter:
-    """What drafters of chains do with verified tokens: run them at depth 0, and keep their keys.
+    """Runs verified tokens at depth 0 and keeps their keys, as every drafter of chains does.
 
     Args:
         model: in evaluation mode.
@@ -319,14 +251,14 @@ class PrefixDrafter:
 
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> Verified:
-        """Takes in a prompt: tokens [n + 1], states [n, A*H]."""
+        """Starts a sequence from a prompt: tokens [n + 1], states [n, A*H]."""
         sequence = Verified(PrefixCache(), torch.empty(0))
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
     @torch.no_grad()
     def advance(self, state: Verified, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in what a round emitted: tokens [m], states [m, A*H] of the places before them."""
+        """Adds the tokens [m] that a round emitted, with the verifier's states [m, A*H] of the places before them."""
         model = self.model
         positions = state.cache.extend(tokens)
         attend = state.cache.attend(scale=model.scale, window=model.window)
@@ -334,7 +266,7 @@ class PrefixDrafter:
 
 
 class ChainDrafter(PrefixDrafter):
-    """Drafts chains with a recurrent model, round by round; see `Drafter`."""
+    """Drafts chains with a recurrent model, one step per token; see `Drafter`."""
 
     model: RecurrentModel
 
@@ -342,9 +274,10 @@ class ChainDrafter(PrefixDrafter):
     def propose(
         self, state: Verified, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
-        """Drafts a chain of `num_tokens`; greedy at temperature 0, sampled from softmax(logits / T) otherwise."""
+        """Drafts a chain of `num_tokens`; see `pick` for the temperature."""
         model, cache = self.model, state.cache
         last = cache.length - 1
+        # Keys of the drafted depths, for this round only: the next one recomputes them from the verifier's states.
         own: list[list[KeysValues]] = [[] for _ in model.layers]
         segments = (Segment(0, last, cache.length),)
 
@@ -362,14 +295,3 @@ class ChainDrafter(PrefixDrafter):
                 token = self.draft_to_target[picks[-1][0]]
                 hidden = model.step(hidden, token, position + depth, attend, None)
         return proposal_of(picks, self.draft_to_target, model.vocab_size)
-
-
-def depth_weights(weights: list[float], valid: torch.Tensor) -> torch.Tensor:
-    """Returns [K, N]: the depth's weight over the number of supervised places, 0 where no row predicts the place."""
-    by_depth = torch.tensor(weights).to(valid.device, non_blocking=True)
-    return by_depth[:, None] * valid / max(valid.shape[1], 1)
-
-
-def wanted_states(last: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Returns the verifier's states [N, H] that give its distributions of `places` [N]: those one place before."""
-    return last[(places - 1).clamp_min(0)]

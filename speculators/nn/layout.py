@@ -1,22 +1,27 @@
-"""Where the documents of a packed row lie, known on the host so that no step has to ask the device."""
+"""Where the documents of a packed row lie, known on the host so that no step has to ask the device.
+
+Several documents are packed into one row of S places. They never see each other: attention, targets and draft blocks
+all work on the document bounds kept here.
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-# Decorates what works on indices that the host knows: it has values, too, while a model is traced without any.
+# Decorator for index arithmetic on the host: it computes real values even while a model is traced with fake tensors.
 on_host = unset_fake_temporarily
 
 
 @attrs.frozen
 class Segment:
-    """The rows of one document that are worked on.
+    """The part of one document that a pass computes.
 
-    Queries are the rows [first, stop), keys the rows [start, stop): a query sees its document's rows up to itself.
+    Queries are the rows [first, stop), keys the rows [start, stop). A query sees its document's rows up to itself.
     """
 
     start: int
@@ -26,12 +31,12 @@ class Segment:
 
 @attrs.frozen(eq=False)
 class RowLayout:
-    """Documents of a packed row of S places, and the rows that a loss can reach.
+    """The documents of a packed row of S places, and which of its places are supervised.
 
     Attributes:
         size: S.
         documents: (start, stop) of each document, in order; padding belongs to none.
-        supervised: for each document, the first and the last supervised place, or None.
+        supervised: for each document, its first and last supervised place, or None.
         places: [N] int64 on the host, the supervised places.
         place_starts: [N] int64 on the host, where the document of each supervised place starts.
     """
@@ -52,14 +57,14 @@ class RowLayout:
         spans: list[tuple[int, int] | None] = []
         places, starts = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
         for start, stop in documents:
-            found = start + torch.nonzero(mask[start:stop])[:, 0]
-            spans.append((int(found[0]), int(found[-1])) if len(found) else None)
-            places.append(found)
-            starts.append(torch.full_like(found, start))
+            own = start + torch.nonzero(mask[start:stop])[:, 0]
+            spans.append((int(own[0]), int(own[-1])) if len(own) else None)
+            places.append(own)
+            starts.append(torch.full_like(own, start))
         return cls(len(ids), documents, tuple(spans), torch.cat(places), torch.cat(starts))
 
     def without_padding(self, *tensors: torch.Tensor) -> tuple[RowLayout, torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Leaves out the places that belong to no document.
+        """Cuts out the places that belong to no document.
 
         Args:
             tensors: [S, ...] each.
@@ -72,6 +77,7 @@ class RowLayout:
             return self, kept, tensors
         lengths = [stop - start for start, stop in self.documents]
         ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        # How far each document moves to the left, by its old start.
         moved = {old[0]: old[0] - new for old, new in zip(self.documents, ends, strict=False)}
         spans = tuple(
             None if span is None else (span[0] - moved[start], span[1] - moved[start])
@@ -83,13 +89,14 @@ class RowLayout:
         return layout, kept, tuple(tensor[kept] for tensor in tensors)
 
     def whole(self) -> tuple[Segment, ...]:
-        """Returns every document with all its rows as queries."""
+        """Makes every row of every document a query."""
         return tuple(Segment(start, start, stop) for start, stop in self.documents)
 
     def reaching(self, nearest: int, farthest: int) -> tuple[Segment, ...]:
-        """Returns the rows r from which a supervised place lies between r + nearest and r + farthest.
+        """Selects the rows r that have a supervised place between r + nearest and r + farthest.
 
-        One segment a document, from the first such row to the last; rows between two supervised turns are kept.
+        Yields one segment per document, from the first such row to the last; rows between two supervised turns are
+        kept, since cutting them out would split a document into segments with shared keys.
         """
         segments = []
         for (start, _), span in zip(self.documents, self.supervised, strict=True):
@@ -99,8 +106,60 @@ class RowLayout:
         return tuple(segments)
 
 
+@attrs.frozen(eq=False)
+class PackedRow:
+    """A packed row of S' places as a model computes with it: the S places that belong to a document.
+
+    Attributes:
+        layout: of the S places.
+        kept: [S] int64, their indices in the packed row.
+        padded_size: S'.
+        tokens: [S] int64.
+        positions: [S] int64, place in the document.
+    """
+
+    layout: RowLayout
+    kept: torch.Tensor
+    padded_size: int
+    tokens: torch.Tensor
+    positions: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_ids: torch.Tensor,
+        loss_mask: torch.Tensor | None = None,
+        layout: RowLayout | None = None,
+        **_: Any,
+    ) -> PackedRow:
+        """Reads the batch that `forward` and `replay` receive, by its names; [1, S'] each, other names are ignored.
+
+        Args:
+            loss_mask: None supervises nothing, as in replay.
+            layout: of the padded row, where the caller knows it; None reads it off the tensors.
+        """
+        if layout is None:
+            mask = torch.zeros_like(document_ids, dtype=torch.bool) if loss_mask is None else loss_mask
+            layout = RowLayout.of(document_ids, mask)
+        inner, kept, (tokens, positions) = layout.without_padding(input_ids[0], position_ids[0])
+        return cls(inner, kept, layout.size, tokens, positions)
+
+    def cut(self, values: torch.Tensor) -> torch.Tensor:
+        """Drops the padding: [1, S', ...] -> [S, ...]."""
+        return values[0] if len(self.kept) == self.padded_size else values[0][self.kept]
+
+    def padded(self, values: torch.Tensor) -> torch.Tensor:
+        """Puts the padding back as zeros: [S, ...] -> [S', ...] float32."""
+        whole = torch.zeros(self.padded_size, *values.shape[1:], device=values.device)
+        whole[self.kept] = values
+        return whole
+
+
 @on_host()
 def rows_of(segments: tuple[Segment, ...], device: torch.device) -> torch.Tensor:
-    """Returns the query rows of `segments` in order, [R] int64."""
+    """Lists the query rows of `segments` in order, [R] int64."""
     rows = [torch.arange(segment.first, segment.stop) for segment in segments]
     return torch.cat(rows).to(device, non_blocking=True) if rows else torch.zeros(0, dtype=torch.int64, device=device)

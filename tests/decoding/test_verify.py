@@ -9,7 +9,7 @@ import torch
 from toys import fit_p_value
 
 from speculators.decoding import verify as module
-from speculators.decoding.verify import Verdict, residual, verify, verify_greedy, verify_sampling
+from speculators.decoding.verify import Verification, residual, verify, verify_greedy, verify_sampling
 from speculators.drafter import Proposal, chain
 
 VOCAB = 8
@@ -19,16 +19,16 @@ DRAWS = 4000
 def test_greedy_accepts_the_drafts_that_are_the_argmax_and_adds_the_verifiers_own_token():
     """A chain is accepted up to the first draft that is not the verifier's argmax; that argmax is emitted instead."""
     logits = torch.eye(VOCAB)[[3, 5, 1, 2]]
-    assert verify_greedy(logits, chain(torch.tensor([3, 5, 7]))) == Verdict((0, 1), 1)
-    assert verify_greedy(logits, chain(torch.tensor([3, 5, 1]))) == Verdict((0, 1, 2), 2)
-    assert verify_greedy(logits, chain(torch.tensor([0, 5, 1]))) == Verdict((), 3)
+    assert verify_greedy(logits, chain(torch.tensor([3, 5, 7]))) == Verification((0, 1), 1)
+    assert verify_greedy(logits, chain(torch.tensor([3, 5, 1]))) == Verification((0, 1, 2), 2)
+    assert verify_greedy(logits, chain(torch.tensor([0, 5, 1]))) == Verification((), 3)
 
 
 def test_greedy_walks_down_the_branch_of_a_tree_that_the_verifier_takes():
     """Among siblings the one that is the argmax is followed, wherever it stands."""
     tree = Proposal(tokens=torch.tensor([4, 3, 6, 5]), parents=torch.tensor([-1, -1, 0, 1]))
     logits = torch.eye(VOCAB)[[3, 6, 5, 0, 2]]
-    assert verify_greedy(logits, tree) == Verdict((1, 3), 2)
+    assert verify_greedy(logits, tree) == Verification((1, 3), 2)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -37,7 +37,7 @@ def test_without_drafts_the_verifiers_own_token_is_all_there_is(temperature):
     logits = torch.tensor([[0.0, 200.0, 0.0]])
     for proposal in (None, chain(torch.empty(0, dtype=torch.int64))):
         generator = torch.Generator().manual_seed(0)
-        assert verify(logits, proposal, temperature=temperature, generator=generator) == Verdict((), 1)
+        assert verify(logits, proposal, temperature=temperature, generator=generator) == Verification((), 1)
 
 
 def test_the_residual_is_the_part_of_p_that_q_did_not_cover():

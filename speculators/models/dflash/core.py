@@ -1,21 +1,25 @@
-"""DFlash (arXiv 2602.06036): a block of tokens is drafted at once, by slots that all see each other."""
+"""DFlash (arXiv 2602.06036): drafts a block of tokens at once, in slots that all see each other.
+
+The verifier's states enter every layer as keys and values; the slots only carry the anchor token and masks. One forward
+drafts the whole block, each token chosen by itself. `models/anchored.py` has the backbone; this file adds the loss,
+whose weights favour the first slots, since a rejected draft makes those after it worthless.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from speculators.drafter import Proposal
-from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture, place_loss
 from speculators.model import SpeculatorModel
-from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, Drawn, decay_weights, depth_logits
-from speculators.models.base_components import take_over
-from speculators.models.chains import drawn_metrics, pick, proposal_of
+from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, Drawn, decay_weights
+from speculators.models.base_components import same_kwargs, target_logits
+from speculators.models.chains import pick, proposal_of
 from speculators.models.dflash.config import DFlashSpeculatorConfig
-from speculators.nn.layout import RowLayout
+from speculators.models.places import drawn_metrics
+from speculators.nn.layout import PackedRow
 
 
 @SpeculatorModel.register("dflash")
@@ -26,110 +30,69 @@ class DFlashDraftModel(BlockDraftModel):
         config: complete, as in config.json.
     """
 
-    def __init__(self, config: DFlashSpeculatorConfig) -> None:
-        super().__init__(config)
-
-    @classmethod
-    def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> DFlashDraftModel:
-        """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
-        ids = tuple(kwargs["target_layer_ids"])
-        model = cls(DFlashSpeculatorConfig.pick({**kwargs, "aux_hidden_state_layer_ids": ids}))
-        take_over(model, verifier_config, kwargs)
-        return model
+    config_class = DFlashSpeculatorConfig
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Blocks a row, the weights of slots, and the loss; validation uses the same."""
-        chosen = {name: kwargs[name] for name in ("max_anchors", "weights", "pace", "gamma", "loss")}
-        return chosen, chosen
+        """Picks blocks per row, the weights of slots and the loss, the same for validation."""
+        return same_kwargs(kwargs, "max_anchors", "weights", "pace", "gamma", "loss")
 
     def forward(
         self,
         *,
         hidden_states: torch.Tensor,
         verifier_last_hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        loss_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
         max_anchors: int,
         weights: str,
         pace: float,
         gamma: float | None,
         loss: dict[str, float],
-        layout: RowLayout | None = None,
-        **_: Any,
+        **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Drafts blocks at drawn anchors of a packed row and computes the loss (section 3.3).
 
         Returns:
-            The states [M, H] of the slots that draft a supervised place; their weighted mean loss, as if all anchors
-            had been drawn, over the supervised places; and accuracies by depth.
+            The states [M, H] of the slots that draft a supervised place; their weighted mean loss over the supervised
+            places, as if all anchors had been drawn; and accuracies by depth.
         """
-        drawn = self.draw(
-            hidden_states=hidden_states,
-            verifier_last_hidden_states=verifier_last_hidden_states,
-            input_ids=input_ids,
-            loss_mask=loss_mask,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            max_anchors=max_anchors,
-            layout=layout,
-        )
-        states, head = drawn.of_drafts(drawn.states), self.target_head
-        assert head is not None, "a model that was loaded to draft cannot compute its training target"
-
-        def target_logits(chunk: slice) -> torch.Tensor:
-            return head.logits(drawn.wanted[chunk])
-
+        row = PackedRow.of(**batch)
+        fused, last = row.cut(hidden_states), row.cut(verifier_last_hidden_states)
+        drawn = self.draw(row, fused, last, max_anchors=max_anchors)
+        states = drawn.of_drafts(drawn.states)  # [M, H]
+        targets = target_logits(self.target_head, drawn.target_states)
         if weights == "d-pace":
-            values, right = place_loss(states, self.lm_head.weight, target_logits, mixture(loss))
+            # D-PACE's weights depend on the losses, so they come first and are weighted after.
+            values, right = place_loss(states, self.lm_head.weight, targets, mixture(loss))
             total = (values * pace_weights(values.detach(), drawn, self.depths, pace)).sum() * drawn.scale
         else:
             by_place = decay_weights(drawn, self.depths, gamma) * drawn.scale
-            result = head_loss(states[None], self.lm_head.weight, by_place[None], target_logits, mixture(loss))
+            result = head_loss(states[None], self.lm_head.weight, by_place[None], targets, mixture(loss))
             total, right = result.per_depth.sum(), result.right[0]
         return states, total, drawn_metrics(total, right, drawn.layout, self.depths, drawn.depth, drawn.place)
 
-    @torch.no_grad()
-    def replay(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
-    ) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, D] in float32, at most as many as a block drafts."""
-        states = self.replay_states(
-            hidden_states=hidden_states,
-            input_ids=input_ids,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            num_speculative_tokens=num_speculative_tokens,
-        )
-        yield from depth_logits(self, states)
-
     def draft(self) -> DFlashDrafter:
-        """Returns a drafter that decodes with this model."""
+        """Makes a drafter that decodes with this model."""
         return DFlashDrafter(self)
 
 
 def pace_weights(values: torch.Tensor, drawn: Drawn, depths: int, pace: float) -> torch.Tensor:
-    """Returns [M] D-PACE weights: how many slots from this one on a round is expected to reach, over the block's slots.
+    """Weighs each draft by how many slots from it on a round is expected to reach (D-PACE, arXiv 2605.18810).
 
-    Slot i is reached with P_i, the product over the slots up to it of s = (1 - pace) q + pace, where q is the draft's
-    probability of the wanted token; w_j is the sum of P_i over i >= j. Slots of no supervised place are passed over.
+    Slot i is reached with P_i = prod_{j <= i} s_j, s_j = (1 - pace) q_j + pace, where q_j is the draft's probability of
+    the target token, exp(-cross-entropy). The weight of slot j is sum_{i >= j} P_i, divided by the block's slots. Slots
+    without a supervised place count neither in the product nor in the sum.
 
     Args:
         values: [M] cross-entropies, detached.
+
+    Returns:
+        [M].
     """
     blocks, place = len(drawn.anchors), (drawn.block * depths + drawn.depth).to(values.device, non_blocking=True)
     softened = torch.ones(blocks * depths, device=values.device, dtype=values.dtype)
-    softened = softened.index_copy(0, place, (1 - pace) * (-values).exp() + pace).view(blocks, depths)
-    there = torch.zeros_like(softened).view(-1).index_fill(0, place, 1.0).view(blocks, depths)
-    reached = softened.cumprod(1) * there
+    softened = softened.index_copy(0, place, (1 - pace) * (-values).exp() + pace).view(blocks, depths)  # [G, K]
+    supervised = torch.zeros_like(softened).view(-1).index_fill(0, place, 1.0).view(blocks, depths)
+    reached = softened.cumprod(1) * supervised
     ahead = reached.flip(1).cumsum(1).flip(1)
     return ahead.flatten()[place] / depths
 
@@ -141,7 +104,7 @@ class DFlashDrafter(BlockDrafter):
     def propose(
         self, state: BlockSequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
-        """Drafts a chain of `num_tokens`, or as many as a block drafts."""
+        """Drafts a chain of `num_tokens`, at most as many as a block drafts."""
         model = self.model
         picks = [pick(logits, temperature, generator) for logits in model.logits(self.block(state, num_tokens))]
         return proposal_of(picks, self.draft_to_target, model.vocab_size)

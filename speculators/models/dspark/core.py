@@ -1,8 +1,9 @@
-"""DSpark (arXiv 2607.05147): a drafted block whose tokens depend on each other, and that is cut where it gets unlikely.
+"""DSpark (arXiv 2607.05147): a drafted block whose tokens depend on each other, cut where acceptance gets unlikely.
 
-The slots' states come from one forward, as in every block drafter. A Markov head then adds to each slot's logits a
-bias that the token before it gives, so that tokens are chosen one after the other; and a confidence head tells how
-likely the verifier is to accept a slot's token if it accepted those before.
+One forward gives the states of all slots, as in every block drafter. A Markov head then biases each slot's logits by
+the token before it, so that tokens are chosen one after the other at the price of a small matrix product. A confidence
+head estimates how likely the verifier is to accept a slot's token if it accepted those before; where that gets too low,
+a round can stop drafting.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ import torch
 from torch import nn
 
 from speculators.drafter import Proposal, chain
-from speculators.facts import VerifierFacts
 from speculators.losses import Draft, Target, acceptance, head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, decay_weights
-from speculators.models.base_components import take_over
-from speculators.models.chains import drawn_metrics, pick, proposal_of
+from speculators.models.base_components import same_kwargs, target_logits
+from speculators.models.chains import pick, proposal_of
 from speculators.models.dspark.config import DSparkSpeculatorConfig
-from speculators.nn.layout import RowLayout
+from speculators.models.places import drawn_metrics
+from speculators.nn.layout import PackedRow
 
 
 class MarkovHead(nn.Module):
-    """Logit biases from the token before: W2 f(W1[previous]).
+    """Biases a slot's logits by the token before it: W2 f(W1[previous]).
 
     Args:
-        kind: f is the identity ("vanilla"), a gate from state and embedding ("gated"), or a recurrence ("rnn").
+        kind: of f, with e = W1[previous] and the slot's state h. "vanilla" is e, "gated" is sigmoid(G [h; e]) * e,
+            "rnn" a recurrence over the block's slots.
+        size: H.
+        rank: r, the width of e.
     """
 
     def __init__(self, kind: str, vocab_size: int, draft_vocab_size: int, size: int, rank: int) -> None:
@@ -39,21 +43,25 @@ class MarkovHead(nn.Module):
         if kind == "gated":
             self.gate_proj = nn.Linear(size + rank, rank)
         if kind == "rnn":
-            # Gate, candidate and output side by side, of [carried; embedding; state]: the layout that others read.
+            # Gate, candidate and output side by side, from [carried; embedding; state]: as other code lays it out.
             self.joint_proj = nn.Linear(size + 2 * rank, 3 * rank)
-        # It starts without effect, and the block as the backbone drafts it.
+        # W2 = 0: the head starts without effect, and the block as the backbone drafts it.
         nn.init.normal_(self.markov_w1.weight, std=0.02)
         nn.init.zeros_(self.markov_w2.weight)
 
     def forward(
         self, states: torch.Tensor, previous: torch.Tensor, carried: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Returns features that W2 multiplies and embeddings of the tokens before, [..., K, r], and what is carried on.
+        """Computes the features f of K slots in order; W2, which the caller applies, turns them into biases.
 
         Args:
-            states: [..., K, H] of slots in order.
+            states: [..., K, H].
             previous: [..., K] int64, the token before each.
-            carried: [..., r], what the recurrence carried out of the slot before the first; None at a block's start.
+            carried: [..., r], the recurrence's state after the slot before the first; None at a block's start.
+
+        Returns:
+            Features and embeddings, [..., K, r] each, and the recurrence's state after the last slot (None without
+            one).
         """
         embedded = self.markov_w1(previous)
         if self.kind == "vanilla":
@@ -61,25 +69,25 @@ class MarkovHead(nn.Module):
         states = states.to(embedded.dtype)
         if self.kind == "gated":
             return torch.sigmoid(self.gate_proj(torch.cat((states, embedded), -1))) * embedded, embedded, None
-        held = torch.zeros_like(embedded[..., 0, :]) if carried is None else carried
-        found = []
+        carry = torch.zeros_like(embedded[..., 0, :]) if carried is None else carried
+        features = []
         for state, token in zip(states.unbind(-2), embedded.unbind(-2), strict=True):
-            gate, candidate, out = self.joint_proj(torch.cat((held, token, state), -1)).chunk(3, -1)
+            gate, candidate, out = self.joint_proj(torch.cat((carry, token, state), -1)).chunk(3, -1)
             keep = torch.sigmoid(gate)
-            held = keep * held + (1 - keep) * torch.tanh(candidate)
-            found.append(torch.tanh(out))
-        return torch.stack(found, -2), embedded, held
+            carry = keep * carry + (1 - keep) * torch.tanh(candidate)
+            features.append(torch.tanh(out))
+        return torch.stack(features, -2), embedded, carry
 
 
 class ConfidenceHead(nn.Module):
-    """How likely the verifier accepts a slot's token, as a logit."""
+    """Estimates how likely the verifier is to accept a slot's token, as a logit."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.proj = nn.Linear(size, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., size] -> [...] float32."""
+        """Projects [..., size] -> [...] float32."""
         return self.proj(x)[..., 0].float()
 
 
@@ -91,8 +99,10 @@ class DSparkDraftModel(BlockDraftModel):
         config: complete, as in config.json.
     """
 
-    # Any block drafter of the same shape has it.
+    # Tensors that any block drafter of the same shape has: training can start from a DFlash checkpoint.
     backbone = ("fc.", "hidden_norm.", "layers.", "norm.")
+
+    config_class = DSparkSpeculatorConfig
 
     def __init__(self, config: DSparkSpeculatorConfig) -> None:
         super().__init__(config)
@@ -100,166 +110,150 @@ class DSparkDraftModel(BlockDraftModel):
         self.markov_head = MarkovHead(config.markov_head_type, self.vocab_size, self.draft_vocab_size, size, rank)
         self.confidence_head = ConfidenceHead(size + rank if config.confidence_head_with_markov else size)
 
-    @classmethod
-    def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> DSparkDraftModel:
-        """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
-        ids = tuple(kwargs["target_layer_ids"])
-        model = cls(DSparkSpeculatorConfig.pick({**kwargs, "aux_hidden_state_layer_ids": ids}))
-        take_over(model, verifier_config, kwargs)
-        return model
-
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Blocks a row, the weights of slots, and the losses; validation uses the same."""
-        chosen = {name: kwargs[name] for name in ("max_anchors", "gamma", "confidence_weight", "loss")}
-        return chosen, chosen
+        """Picks blocks per row, the weights of slots and the losses, the same for validation."""
+        return same_kwargs(kwargs, "max_anchors", "gamma", "confidence_weight", "loss")
 
     def forward(
         self,
         *,
         hidden_states: torch.Tensor,
         verifier_last_hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        loss_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
         max_anchors: int,
         gamma: float | None,
         confidence_weight: float,
         loss: dict[str, float],
-        layout: RowLayout | None = None,
-        **_: Any,
+        **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Drafts blocks at drawn anchors of a packed row and computes the loss (section 3).
 
+        L = sum_m w_m [l(p_m, q_m) + confidence_weight * BCE(c_m, alpha_m)], alpha = sum_v min(p, q) without gradient.
+
         Returns:
-            The states [M, H] of the slots that draft a supervised place; the weighted mean over the supervised places
-            of loss and confidence's cross-entropy, as if all anchors had been drawn; accuracies by depth and
-            "confidence_error", how far the confidence is from the acceptance it foretells.
+            The states [M, H] of the slots that draft a supervised place; L, whose weights w decay with depth and
+            average over the supervised places as if all anchors had been drawn; accuracies by depth, and
+            "confidence_error", the mean distance of the confidence from the acceptance it predicts.
         """
-        drawn = self.draw(
-            hidden_states=hidden_states,
-            verifier_last_hidden_states=verifier_last_hidden_states,
-            input_ids=input_ids,
-            loss_mask=loss_mask,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            max_anchors=max_anchors,
-            layout=layout,
-        )
-        features, embedded, _ = self.markov_head(drawn.states, drawn.previous)
-        states, head = drawn.of_drafts(drawn.states), self.target_head
-        assert head is not None, "a model that was loaded to draft cannot compute its training target"
+        row = PackedRow.of(**batch)
+        fused, last = row.cut(hidden_states), row.cut(verifier_last_hidden_states)
+        drawn = self.draw(row, fused, last, max_anchors=max_anchors)
+        features, embedded, _ = self.markov_head(drawn.states, drawn.previous)  # [G, K, r] each
+        states = drawn.of_drafts(drawn.states)  # [M, H]
         weights = decay_weights(drawn, self.depths, gamma) * drawn.scale
         accepted: list[torch.Tensor] = []
         chosen = mixture(loss)
 
-        def noted(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+        # head_loss sees p and q chunk by chunk, and only there: the acceptance that confidence learns is noted in
+        # passing.
+        def noting_acceptance(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
             accepted.append(acceptance(draft, target))
             return chosen(draft, target)
 
-        # logits = lm_head state + W2 f: one product with both heads side by side.
+        # logits = lm_head h + W2 f, as one product with both heads side by side: [M, H + r] times [D, H + r]^T.
         inputs = torch.cat((states, drawn.of_drafts(features).to(states.dtype)), 1)
         result = head_loss(
             inputs[None],
             self.markov_head.markov_w2.weight,
             weights[None],
-            lambda chunk: head.logits(drawn.wanted[chunk]),
-            noted,
+            target_logits(self.target_head, drawn.target_states),
+            noting_acceptance,
             frozen=self.lm_head.weight,
         )
-        told = drawn.of_drafts(self.confidence(drawn.states, embedded))
-        truth = torch.cat(accepted) if accepted else torch.zeros_like(told)
-        doubt = nn.functional.binary_cross_entropy_with_logits(told, truth, weight=weights, reduction="sum")
+        confidence = drawn.of_drafts(self.confidence(drawn.states, embedded))  # [M] logits
+        truth = torch.cat(accepted) if accepted else torch.zeros_like(confidence)
+        doubt = nn.functional.binary_cross_entropy_with_logits(confidence, truth, weight=weights, reduction="sum")
         total = result.per_depth.sum() + confidence_weight * doubt
         metrics = drawn_metrics(total, result.right[0], drawn.layout, self.depths, drawn.depth, drawn.place)
-        error = (torch.sigmoid(told.detach()) - truth).abs().sum() / max(1, len(told))
+        error = (torch.sigmoid(confidence.detach()) - truth).abs().sum() / max(1, len(confidence))
         return states, total, {**metrics, "confidence_error": error}
 
     def confidence(self, states: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        """Returns logits [..., K] from states [..., K, H] and the embeddings [..., K, r] of the tokens before."""
+        """Estimates acceptance, as logits [..., K].
+
+        Args:
+            states: [..., K, H].
+            embedded: [..., K, r], embeddings of the tokens before.
+        """
         if self.config.confidence_head_with_markov:
             states = torch.cat((states, embedded.to(states.dtype)), -1)
         return self.confidence_head(states)
 
     @property
     def cuts(self) -> bool:
-        """Whether the confidence cuts blocks."""
+        """Whether a live round drafts fewer tokens where confidence is low."""
         return self.config.cut is not None
 
     def lengths(self, confidence: torch.Tensor) -> torch.Tensor:
-        """Returns [...] int64, how many of K slots are drafted, from their confidence logits [..., K]."""
+        """Counts the slots of a block that are drafted, [...] int64, from their confidence logits [..., K]."""
+        # Slot k is reached if all before it are accepted: the product of the confidences up to it.
         reached = torch.sigmoid(confidence).cumprod(-1)
-        bar = self.config.threshold
+        bar: float = self.config.threshold
         if self.config.cut is None:
             kept = torch.ones_like(reached, dtype=torch.bool)
         elif self.config.cut == "threshold":
             kept = reached >= bar
         else:
-            # One more token is worth its cost while it gives more than the round gives so far, for the same cost.
+            # A round of k drafts emits 1 + sum_{j <= k} reached_j tokens and costs 1 + bar * k. One more draft pays off
+            # while it adds tokens per cost at a higher rate than the round has so far.
             count = torch.arange(reached.shape[-1], device=reached.device)
             before = 1 + reached.cumsum(-1) - reached
             kept = reached >= bar * before / (1 + bar * count)
+        # Up to the first slot that fails.
         return kept.long().cumprod(-1).sum(-1)
 
-    @torch.no_grad()
-    def replay(self, **batch: Any) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, D] in float32, at most as many as a block drafts.
-
-        Args:
-            batch: of `replay_states`, as of all that follows.
-        """
-        states, features, _ = self._replayed(**batch)
+    def depth_logits(self, states: torch.Tensor, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yields the draft logits [S, D] of each depth with the row's own tokens before each slot."""
+        features, _ = self._own_features(states, tokens)
         for depth in range(states.shape[1]):
             yield self.biased(states[:, depth], features[:, depth])
 
     @torch.no_grad()
     def replay_lengths(self, **batch: Any) -> torch.Tensor:
-        """Returns [S] int64, how many tokens a live round drafts from each row.
+        """Counts the tokens that a live round drafts from each row, [S] int64; arguments as of `replay`.
 
-        With `confidence_head_with_markov` it is what a round drafts whose drafts are right: behind a wrong one, where
-        nothing is accepted, live may stop elsewhere.
+        With `confidence_head_with_markov` this holds for rounds whose drafts are right. Behind a wrong draft, where
+        nothing is accepted anyway, a live round may stop elsewhere.
         """
-        states, _, embedded = self._replayed(**batch)
+        states = self.replay_states(**batch).to(self.fc.weight.dtype)
+        _, embedded = self._own_features(states, batch["input_ids"][0])
         return self.lengths(self.confidence(states, embedded))
 
-    def _replayed(self, **batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns states [S, K, H], features and embeddings [S, K, r] of all rows."""
-        states = self.replay_states(**batch).to(self.fc.weight.dtype)
-        tokens = batch["input_ids"][0]
+    def _own_features(self, states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs the Markov head on states [S, K, H] with the row's own tokens [S]: features and embeddings [S, K, r]."""
         rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-        following = (rows + 1 + torch.arange(states.shape[1], device=tokens.device)).clamp_max(len(tokens) - 1)
-        features, embedded, _ = self.markov_head(states, tokens[following])
-        return states, features, embedded
+        previous = (rows + 1 + torch.arange(states.shape[1], device=tokens.device)).clamp_max(len(tokens) - 1)
+        features, embedded, _ = self.markov_head(states, tokens[previous])
+        return features, embedded
 
     def biased(self, states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Returns the draft logits [R, D] in float32 of states [R, H] and the Markov head's features [R, r]."""
+        """Computes the draft logits [R, D] in float32 from states [R, H] and the Markov head's features [R, r]."""
         return self.logits(states) + self.markov_head.markov_w2(features).float()
 
     def draft(self) -> DSparkDrafter:
-        """Returns a drafter that decodes with this model."""
+        """Makes a drafter that decodes with this model."""
         return DSparkDrafter(self)
 
 
 class DSparkDrafter(BlockDrafter):
-    """Drafts chains: the tokens of one block, each chosen after the one before, up to where the confidence cuts it."""
+    """Drafts chains: the tokens of one block, each chosen after the one before, up to where confidence cuts it."""
 
     @torch.no_grad()
     def propose(
         self, state: BlockSequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
-        """Drafts a chain of up to `num_tokens`, at most as many as a block drafts."""
+        """Drafts a chain of up to `num_tokens`, at most as many as a block drafts and confidence allows."""
         model = self.model
         states = self.block(state, num_tokens)
         token = state.anchor
         carried: torch.Tensor | None = None
-        picks, told = [], []
+        picks, confidences = [], []
         for slot in states:
             features, embedded, carried = model.markov_head(slot[None], token, carried)
             picks.append(pick(model.biased(slot[None], features)[0], temperature, generator))
-            told.append(model.confidence(slot[None], embedded))
+            confidences.append(model.confidence(slot[None], embedded))
             token = self.draft_to_target[picks[-1][0]]
         if not picks:
             return chain(token[:0])
-        kept = int(model.lengths(torch.cat(told)))
+        kept = int(model.lengths(torch.cat(confidences)))
         return proposal_of(picks[:kept], self.draft_to_target, model.vocab_size)

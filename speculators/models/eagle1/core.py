@@ -1,9 +1,9 @@
-"""EAGLE (arXiv 2401.15077): a decoder layer that foresees the verifier's next normed state, which its own head reads.
+"""EAGLE (arXiv 2401.15077): a decoder layer that predicts the verifier's next state, which the verifier's head reads.
 
-Row i pairs the verifier's normed last state at place i with token x_{i+1}; the draft's state is to be the verifier's
-at i + 1, whose distribution is that of x_{i+2}. Further depths feed the draft's state back. HASS (arXiv 2408.15766)
-trains those depths, too: queries and keys of later steps come from the draft's states, as when it decodes; and adds,
-by option, a cross-entropy of the verifier's most likely tokens alone.
+Row i pairs the verifier's normed last state at place i with token x_{i+1}. The draft's state is trained towards the
+verifier's at i + 1, which gives the distribution of x_{i+2}; further depths feed the draft's state back. HASS (arXiv
+2408.15766) also trains those depths, on states that the draft itself left, and can add a cross-entropy over the
+verifier's most likely tokens.
 """
 
 from __future__ import annotations
@@ -16,23 +16,19 @@ from torch import nn
 from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture, top_k, weighted
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over
-from speculators.models.chains import (
-    ChainDrafter,
-    RecurrentModel,
-    chain_metrics,
-    copy_norm,
-    depth_weights,
-    unroll_to_places,
-    wanted_states,
+from speculators.models.base_components import (
+    DecoderLayer,
+    Shape,
+    run_layers,
+    take_over,
+    target_logits,
 )
+from speculators.models.chains import ChainDrafter, RecurrentModel, copy_norm, unroll_to_places
 from speculators.models.eagle1.config import Eagle1SpeculatorConfig
+from speculators.models.places import chain_metrics, depth_weights, wanted_states
 from speculators.nn.cache import AttendAt
-from speculators.nn.layout import RowLayout
+from speculators.nn.layout import PackedRow
 from speculators.nn.norm import RMSNorm
-from speculators.nn.rotary import Rotary
-from speculators.nn.vocab import register_vocab
-from speculators.verifier.weights import VerifierHead
 
 
 @SpeculatorModel.register("eagle1")
@@ -43,31 +39,22 @@ class Eagle1DraftModel(RecurrentModel):
         config: complete, as in config.json.
     """
 
-    not_saved = ("target_head.", "rotary.")
-
     def __init__(self, config: Eagle1SpeculatorConfig) -> None:
         super().__init__(config)
-        decoder = config.transformer_layer_config
-        shape = Shape.of(decoder)
+        shape = Shape.of(config.transformer_layer_config)
         size = shape.hidden_size
-        self.vocab_size: int = decoder["vocab_size"]
-        self.draft_vocab_size = config.draft_vocab_size or self.vocab_size
-        self.embed_tokens = nn.Embedding(self.vocab_size, size).requires_grad_(False)
+        self.add_embeddings()
         self.fc = nn.Linear(2 * size, size, bias=config.fc_bias)
-        self.layers = nn.ModuleList([DecoderLayer(shape) for _ in range(decoder["num_hidden_layers"])])
-        # The first layer reads what fc gives as it is: published checkpoints have no norm there.
+        count = config.transformer_layer_config["num_hidden_layers"]
+        self.layers = nn.ModuleList([DecoderLayer(shape) for _ in range(count)])
+        # The first layer reads fc's output without a norm: published checkpoints have none there.
         self.layers[0].input_layernorm = nn.Identity()
         self.verifier_norm = RMSNorm(size, shape.rms_norm_eps).requires_grad_(False)
-        self.lm_head = nn.Linear(size, self.draft_vocab_size, bias=False).requires_grad_(False)
-        register_vocab(self, self.vocab_size, self.draft_vocab_size)
-        self.rotary = Rotary(decoder)
-        self.target_head: VerifierHead | None = None
-        self.scale = shape.head_dim**-0.5
-        self.window = decoder.get("sliding_window")
+        self.add_head()
 
     @classmethod
     def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> Eagle1DraftModel:
-        """Builds the model with the verifier's embeddings, norm and head; none if `verifier_name_or_path` is None."""
+        """Builds the model with the verifier's embeddings, final norm and head; see `take_over`."""
         ids = (verifier_config.num_hidden_layers,)
         model = cls(Eagle1SpeculatorConfig.pick({**kwargs, "target_layer_ids": ids}))
         if (head := take_over(model, verifier_config, kwargs)) is not None:
@@ -76,7 +63,7 @@ class Eagle1DraftModel(RecurrentModel):
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Steps, weights and losses; only training adds noise."""
+        """Picks steps, weights and losses; only training adds noise."""
         names = ("alignment_steps", "alignment_decay", "regression", "loss", "topk", "topk_weight", "noise")
         chosen = {name: kwargs[name] for name in names}
         return chosen, {**chosen, "noise": 0.0}
@@ -85,10 +72,6 @@ class Eagle1DraftModel(RecurrentModel):
         self,
         *,
         verifier_last_hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        loss_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
         alignment_steps: int,
         alignment_decay: float,
         regression: float,
@@ -96,40 +79,41 @@ class Eagle1DraftModel(RecurrentModel):
         topk: int,
         topk_weight: float,
         noise: float,
-        layout: RowLayout | None = None,
-        **_: Any,
+        **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Computes regression + distribution losses (section 3.2; HASS, section 3) of every step over a packed row.
+        """Computes regression and distribution losses of every step over a packed row.
+
+        L = sum_k decay^k mean_n [l(p_n, q_{k,n}) + regression * SmoothL1(f_{k,n}, f_n)] over the N supervised places,
+        where f are the verifier's normed states and f_k the draft's (EAGLE, section 3.2; HASS, section 3). `topk` adds
+        the top-k distillation of HASS to l.
 
         Returns:
-            The draft's states [K, N, H] at the N supervised places, the mean loss over those places summed over steps
-            with weight alignment_decay ** k, and metrics: the regression's part, and accuracies by step.
+            The draft's states [K, N, H] at the supervised places, L, and metrics: the regression's part, and accuracies
+            by step.
         """
-        layout, _kept, (last, tokens, positions) = (layout or RowLayout.of(document_ids, loss_mask)).without_padding(
-            verifier_last_hidden_states[0], input_ids[0], position_ids[0]
-        )
+        row = PackedRow.of(**batch)
+        last = row.cut(verifier_last_hidden_states)
         state = self.enter(last)
         if noise:
+            # U(-noise, noise) on the verifier's states makes the draft robust to its own errors (section 4).
             state = state + noise * (2 * torch.rand_like(state) - 1)
-        unrolled = unroll_to_places(self, state, tokens, positions, layout, alignment_steps)
-        weights = depth_weights([alignment_decay**step for step in range(alignment_steps)], unrolled.valid)
-        head = self.target_head
-        assert head is not None, "a model that was loaded to draft cannot compute its training target"
-        wanted = wanted_states(last, unrolled.places)
+        unrolled = unroll_to_places(self, state, row.tokens, row.positions, row.layout, alignment_steps)
+        weights = depth_weights([alignment_decay**step for step in range(alignment_steps)], unrolled.valid)  # [K, N]
+        targets = wanted_states(last, unrolled.places)  # [N, H]
         chosen = weighted([(mixture(loss), 1.0), *([(top_k(topk), topk_weight)] if topk else [])])
         result = head_loss(
-            unrolled.states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), chosen
+            unrolled.states, self.lm_head.weight, weights, target_logits(self.target_head, targets), chosen
         )
         distance = nn.functional.smooth_l1_loss(
-            unrolled.states.float(), self.verifier_norm(wanted).float().expand_as(unrolled.states), reduction="none"
+            unrolled.states.float(), self.verifier_norm(targets).float().expand_as(unrolled.states), reduction="none"
         )
         regressed = regression * (weights * distance.mean(-1)).sum()
         total = result.per_depth.sum() + regressed
-        metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, layout.size)
+        metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, row.layout.size)
         return unrolled.states, total, {**metrics, "regression": regressed.detach()}
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The verifier's last states [S, H], normed."""
+        """Norms the verifier's last states [S, H]."""
         return self.verifier_norm(hidden_states)
 
     def step(
@@ -141,11 +125,11 @@ class Eagle1DraftModel(RecurrentModel):
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """Runs the decoder once; see `RecurrentModel`."""
-        read = torch.cat((self.embed_tokens(tokens).to(state.dtype), state), dim=-1)
+        read = torch.cat((self.embed_tokens(tokens).to(state.dtype), state), dim=-1)  # [S, 2H]
         return run_layers(
             self.layers, self.fc(read.to(self.fc.weight.dtype)), self.rotary(positions), attend, rows=rows
         )
 
     def draft(self) -> ChainDrafter:
-        """Returns a drafter that decodes with this model."""
+        """Makes a drafter that decodes with this model."""
         return ChainDrafter(self, self.config.target_layer_ids)

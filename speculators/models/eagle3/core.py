@@ -1,8 +1,10 @@
-"""EAGLE-3 (arXiv 2503.01840): one decoder layer that reads a token embedding beside the verifier's fused states.
+"""EAGLE-3 (arXiv 2503.01840): a small decoder that drafts one token after the other from the verifier's own states.
 
-Row i pairs the verifier's state at place i with token x_{i+1} at rotary position i and drafts x_{i+2}; the unroll
-(training-time test) feeds the draft's own state back, so that depth k of row i reads x_{i+1+k} at position i + k and
-drafts x_{i+2+k}. Live decoding is the same computation, one row at a time.
+It reads the verifier's states of three layers, fused to one, beside the embedding of the next token. After the first
+draft it feeds its own output state back in place of the verifier's, in training (training-time test) as in decoding.
+
+Row i pairs the verifier's state at place i with token x_{i+1} at rotary position i and drafts x_{i+2}; depth k of row i
+reads x_{i+1+k} at position i + k and drafts x_{i+2+k}.
 """
 
 from __future__ import annotations
@@ -15,59 +17,47 @@ from torch import nn
 from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.base_components import DecoderLayer, Shape, run_layers, take_over
-from speculators.models.chains import (
-    ChainDrafter,
-    RecurrentModel,
-    chain_metrics,
-    depth_weights,
-    unroll_to_places,
-    wanted_states,
+from speculators.models.base_components import (
+    Shape,
+    layers_with_embeddings,
+    run_layers,
+    same_kwargs,
+    take_over,
+    target_logits,
 )
+from speculators.models.chains import ChainDrafter, RecurrentModel, unroll_to_places
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
+from speculators.models.places import chain_metrics, depth_weights, wanted_states
 from speculators.nn.cache import AttendAt
-from speculators.nn.layout import RowLayout
+from speculators.nn.layout import PackedRow
 from speculators.nn.norm import RMSNorm
-from speculators.nn.rotary import Rotary
-from speculators.nn.vocab import register_vocab
-from speculators.verifier.weights import VerifierHead
 
 
 @SpeculatorModel.register("eagle3")
 class Eagle3DraftModel(RecurrentModel):
-    """The EAGLE-3 draft model.
+    """The EAGLE-3 draft model, with the norms of 3.1 as options.
 
     Args:
         config: complete, as in config.json.
     """
 
-    not_saved = ("target_head.", "rotary.")
-
     def __init__(self, config: Eagle3SpeculatorConfig) -> None:
         super().__init__(config)
-        decoder = config.transformer_layer_config
-        shape = Shape.of(decoder)
+        shape = Shape.of(config.transformer_layer_config)
         size, eps = shape.hidden_size, shape.rms_norm_eps
         states = len(config.eagle_aux_hidden_state_layer_ids)
-        self.vocab_size: int = decoder["vocab_size"]
-        self.draft_vocab_size = config.draft_vocab_size or self.vocab_size
-        self.embed_tokens = nn.Embedding(self.vocab_size, size).requires_grad_(False)
+        self.add_embeddings()
         self.fc = nn.Linear(states * size, size, bias=False)
         self.input_norm = RMSNorm(states * size, eps) if config.norm_before_fc else None
         self.fc_norm = nn.ModuleList([RMSNorm(size, eps) for _ in range(states)]) if config.fc_norm else None
-        first = DecoderLayer(shape, with_embeddings=True, norm_before_residual=config.norm_before_residual)
-        self.layers = nn.ModuleList([first, *(DecoderLayer(shape) for _ in range(1, decoder["num_hidden_layers"]))])
+        count = config.transformer_layer_config["num_hidden_layers"]
+        self.layers = layers_with_embeddings(shape, count, norm_before_residual=config.norm_before_residual)
         self.norm = RMSNorm(size, eps)
-        self.lm_head = nn.Linear(size, self.draft_vocab_size, bias=False).requires_grad_(config.lm_head_trainable)
-        register_vocab(self, self.vocab_size, self.draft_vocab_size)
-        self.rotary = Rotary(decoder)
-        self.target_head: VerifierHead | None = None
-        self.scale = shape.head_dim**-0.5
-        self.window = decoder.get("sliding_window")
+        self.add_head(trainable=config.lm_head_trainable)
 
     @classmethod
     def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> Eagle3DraftModel:
-        """Builds the model with the verifier's embeddings and head rows; none where `verifier_name_or_path` is None."""
+        """Builds the model with the verifier's embeddings and head rows; see `take_over`."""
         ids = tuple(kwargs["target_layer_ids"])
         model = cls(Eagle3SpeculatorConfig.pick({**kwargs, "eagle_aux_hidden_state_layer_ids": ids}))
         take_over(model, verifier_config, kwargs, head_trainable=model.config.lm_head_trainable)
@@ -75,48 +65,40 @@ class Eagle3DraftModel(RecurrentModel):
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Depths, their weights and the loss; validation uses the same."""
-        names = ("ttt_steps", "ttt_gamma", "loss")
-        chosen = {name: kwargs[name] for name in names}
-        return chosen, chosen
+        """Picks depths, their weights and the loss, the same for validation."""
+        return same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "loss")
 
     def forward(
         self,
         *,
         hidden_states: torch.Tensor,
         verifier_last_hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        loss_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
         ttt_steps: int,
         ttt_gamma: float,
         loss: dict[str, float],
-        layout: RowLayout | None = None,
-        **_: Any,
+        **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Unrolls `ttt_steps` depths over a packed row and computes the loss (EAGLE-3, arXiv 2503.01840).
+        """Unrolls `ttt_steps` depths over a packed row and computes the loss.
+
+        L = sum_k ttt_gamma^k mean_n l(p_n, q_{k,n}) over the N supervised places.
 
         Returns:
-            The draft's normed states [K, N, H] at the N supervised places, the mean loss over those places summed over
-            depths with weight ttt_gamma ** k, and accuracies by depth.
+            The draft's normed states [K, N, H] at the supervised places, L, and accuracies by depth.
         """
-        layout, _kept, (fused, last, tokens, positions) = (
-            layout or RowLayout.of(document_ids, loss_mask)
-        ).without_padding(hidden_states[0], verifier_last_hidden_states[0], input_ids[0], position_ids[0])
-        unrolled = unroll_to_places(self, self.enter(fused), tokens, positions, layout, ttt_steps)
-        weights = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)
-        head = self.target_head
-        assert head is not None, "a model that was loaded to draft cannot compute its training target"
-        wanted = wanted_states(last, unrolled.places)
+        row = PackedRow.of(**batch)
+        entered = self.enter(row.cut(hidden_states))
+        unrolled = unroll_to_places(self, entered, row.tokens, row.positions, row.layout, ttt_steps)
+        weights = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)  # [K, N]
+        targets = wanted_states(row.cut(verifier_last_hidden_states), unrolled.places)  # [N, H]
         result = head_loss(
-            unrolled.states, self.lm_head.weight, weights, lambda chunk: head.logits(wanted[chunk]), mixture(loss)
+            unrolled.states, self.lm_head.weight, weights, target_logits(self.target_head, targets), mixture(loss)
         )
         total = result.per_depth.sum()
-        return unrolled.states, total, chain_metrics(total, result.right, unrolled.rows, unrolled.valid, layout.size)
+        metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, row.layout.size)
+        return unrolled.states, total, metrics
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The verifier's auxiliary states [S, A*H], fused to [S, H]."""
+        """Fuses the verifier's auxiliary states: [S, A*H] -> [S, H]."""
         if self.input_norm is not None:
             hidden_states = self.input_norm(hidden_states)
         if self.fc_norm is not None:
@@ -132,15 +114,15 @@ class Eagle3DraftModel(RecurrentModel):
         attend: AttendAt,
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Runs the decoder once; see `RecurrentModel`. What it leaves is normed already where `norm_output` says so."""
+        """Runs the decoder once; see `RecurrentModel`. With `norm_output` the next depth reads the normed state."""
         embeddings = self.embed_tokens(tokens)
         state = run_layers(self.layers, state, self.rotary(positions), attend, embeddings=embeddings, rows=rows)
         return self.norm(state) if self.config.norm_output else state
 
     def read(self, state: torch.Tensor) -> torch.Tensor:
-        """The normed state."""
+        """Norms the state for the head, unless `step` already has."""
         return state if self.config.norm_output else self.norm(state)
 
     def draft(self) -> ChainDrafter:
-        """Returns a drafter that decodes with this model."""
+        """Makes a drafter that decodes with this model."""
         return ChainDrafter(self, tuple(self.config.eagle_aux_hidden_state_layer_ids))

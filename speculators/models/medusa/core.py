@@ -1,7 +1,8 @@
-"""Medusa (arXiv 2401.10774): heads that each guess one later token from the verifier's last state alone.
+"""Medusa (arXiv 2401.10774): heads on the verifier's last state, each of which guesses one later token.
 
-Head k (from 0) of row r reads the verifier's normed last state at place r and drafts place r + 2 + k: the verifier's
-own head gives r + 1, which is known. A head is residual blocks, x + silu(W x + b), and a projection of its own.
+The heads draft in parallel and know nothing of each other's tokens. Head k (from 0) of row r reads the verifier's
+normed last state at place r and drafts place r + 2 + k: the verifier's own head gives r + 1, which is known. A head is
+residual blocks, x + silu(W x + b), and a projection of its own.
 """
 
 from __future__ import annotations
@@ -18,23 +19,17 @@ from speculators.drafter import Proposal
 from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.chains import (
-    chain_metrics,
-    copy_norm,
-    depth_weights,
-    pick,
-    predicting_rows,
-    proposal_of,
-    wanted_states,
-)
+from speculators.models.base_components import same_kwargs, target_logits
+from speculators.models.chains import copy_norm, pick, proposal_of
 from speculators.models.medusa.config import MedusaSpeculatorConfig
+from speculators.models.places import chain_metrics, depth_weights, predicting_rows, wanted_states
 from speculators.nn.layout import RowLayout
 from speculators.nn.norm import RMSNorm
 from speculators.verifier.weights import VerifierHead, load_head
 
 
 class ResidualBlocks(nn.Module):
-    """The residual part of one head; starts as the identity (section 2.1.1: the head then is the verifier's)."""
+    """The residual blocks of one head; start as the identity, so that the head is the verifier's (section 2.1.1)."""
 
     def __init__(self, size: int, num_layers: int) -> None:
         super().__init__()
@@ -43,7 +38,7 @@ class ResidualBlocks(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., H] -> [..., H]."""
+        """Adds silu(W x + b) block by block: [..., H] -> [..., H]."""
         for layer in self.layers:
             x = x + nn.functional.silu(layer(x))
         return x
@@ -63,7 +58,7 @@ class MedusaDraftModel(SpeculatorModel):
         super().__init__(config)
         size, vocab = config.hidden_size, config.truncated_vocab_size
         self.vocab_size = config.vocab_size
-        # Not the draft's own: vLLM hands its heads normed states and passes over this tensor.
+        # Kept here because replay starts from states before the norm. vLLM norms them itself and skips this tensor.
         self.verifier_norm = RMSNorm(size, config.transformer_layer_config["rms_norm_eps"]).requires_grad_(False)
         self.blocks = nn.ModuleList([ResidualBlocks(size, config.num_hidden_layers) for _ in range(config.num_heads)])
         self.lm_heads = nn.ModuleList([nn.Linear(size, vocab, bias=False) for _ in range(config.num_heads)])
@@ -72,19 +67,21 @@ class MedusaDraftModel(SpeculatorModel):
         self.target_head: VerifierHead | None = None
 
     @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]  # vLLM's name for them is another
-        """The residual blocks, by the name of the contract."""
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]  # vLLM calls them blocks
+        """The residual blocks, under the name that the contract asks for."""
         return self.blocks
 
     @property
     def draft_to_target(self) -> torch.Tensor:
         """[D] int64, the verifier's id of each draft id."""
-        held = dict(self.named_buffers()).get("token_map")
-        return torch.arange(self.vocab_size, device=self.verifier_norm.weight.device) if held is None else held
+        token_map = dict(self.named_buffers()).get("token_map")
+        if token_map is None:
+            return torch.arange(self.vocab_size, device=self.verifier_norm.weight.device)
+        return token_map
 
     @classmethod
     def from_training_args(cls, verifier_config: VerifierFacts, **kwargs: Any) -> MedusaDraftModel:
-        """Builds the heads as copies of the verifier's; random ones where `verifier_name_or_path` is None."""
+        """Builds the heads as copies of the verifier's, or at random if `verifier_name_or_path` is None."""
         facts = {
             "hidden_size": verifier_config.hidden_size,
             "vocab_size": verifier_config.vocab_size,
@@ -108,9 +105,8 @@ class MedusaDraftModel(SpeculatorModel):
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The loss and the weight of each head's; validation uses the same."""
-        chosen = {name: kwargs[name] for name in ("head_decay", "loss")}
-        return chosen, chosen
+        """Picks the loss and the weights of the heads, the same for validation."""
+        return same_kwargs(kwargs, "head_decay", "loss")
 
     def forward(
         self,
@@ -125,26 +121,26 @@ class MedusaDraftModel(SpeculatorModel):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Computes the loss of all heads over a packed row (section 2.2.1).
 
+        L = sum_k head_decay^k mean_n l(p_n, q_{k,n}) over the N supervised places.
+
         Returns:
-            The heads' states [K, N, H] at the N supervised places, the mean loss over those places summed over heads
-            with weight head_decay ** k, and accuracies by head.
+            The heads' states [K, N, H] at the supervised places, L, and accuracies by head.
         """
         layout = layout or RowLayout.of(document_ids, loss_mask)
         last = verifier_last_hidden_states[0]
         device, depths = last.device, len(self.blocks)
         rows, valid = (tensor.to(device, non_blocking=True) for tensor in predicting_rows(layout, depths))
         normed = self.verifier_norm(last)
+        # Heads read single rows, so only the rows that predict a place are run: [K, N, H].
         states = torch.stack([block(normed[row]) for block, row in zip(self.blocks, rows, strict=True)])
         weights = depth_weights([head_decay**depth for depth in range(depths)], valid)
-        target = self.target_head
-        assert target is not None, "heads that were loaded to draft cannot compute their training target"
-        wanted = wanted_states(last, layout.places.to(device, non_blocking=True))
+        targets = target_logits(self.target_head, wanted_states(last, layout.places.to(device, non_blocking=True)))
         results = [
             head_loss(
                 states[depth : depth + 1],
                 head.get_parameter("weight"),
                 weights[depth : depth + 1],
-                lambda chunk: target.logits(wanted[chunk]),
+                targets,
                 mixture(loss),
             )
             for depth, head in enumerate(self.lm_heads)
@@ -154,31 +150,25 @@ class MedusaDraftModel(SpeculatorModel):
         return states, total, chain_metrics(total, right, rows, valid, layout.size)
 
     def head_logits(self, hidden_states: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yields each head's logits [R, D] in float32 for the verifier's last states [R, H], before its final norm."""
+        """Yields each head's logits [R, D] in float32, from the verifier's last states [R, H] before its final norm."""
         normed = self.verifier_norm(hidden_states)
         for block, head in zip(self.blocks, self.lm_heads, strict=True):
             yield head(block(normed).to(head.weight.dtype)).float()
 
     @torch.no_grad()
     def replay(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
+        self, *, hidden_states: torch.Tensor, num_speculative_tokens: int, **batch: Any
     ) -> Iterator[torch.Tensor]:
-        """Yields the logits [S, D] of each head, at most `num_speculative_tokens`: there are no deeper drafts."""
+        """Yields the logits [S, D] of each head, at most `num_speculative_tokens`; deeper drafts do not exist."""
         yield from islice(self.head_logits(hidden_states[0]), num_speculative_tokens)
 
     def draft(self) -> MedusaDrafter:
-        """Returns a drafter that decodes with these heads."""
+        """Makes a drafter that decodes with these heads."""
         return MedusaDrafter(self)
 
 
 class MedusaDrafter:
-    """Drafts chains: head k's likeliest (or a sampled) token at depth k, whatever the heads before it drafted."""
+    """Drafts chains: at depth k the token of head k, independent of what the heads before it drafted."""
 
     def __init__(self, model: MedusaDraftModel) -> None:
         self.model = model
@@ -187,17 +177,17 @@ class MedusaDrafter:
 
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> list[torch.Tensor]:
-        """Keeps the last verified state; the sequence's state is a list of that one [H]."""
+        """Starts a sequence; its state is a list that holds the last verified state [H]."""
         return [hidden_states[-1]]
 
     @torch.no_grad()
     def advance(self, state: list[torch.Tensor], tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in what a round emitted: its last state is all that the next one needs."""
+        """Keeps the last state of a round: the next one needs no other."""
         state[0] = hidden_states[-1]
 
     @torch.no_grad()
     def candidates(self, state: list[torch.Tensor], num_tokens: int) -> torch.Tensor:
-        """Returns the logits [K, D] of the next round's heads, K at most `num_tokens`: what a tree is built from."""
+        """Computes the logits [K, D] of the next round's heads, K at most `num_tokens`."""
         heads = self.model.head_logits(state[0][None])
         return torch.cat(list(islice(heads, num_tokens)))
 
@@ -205,6 +195,6 @@ class MedusaDrafter:
     def propose(
         self, state: list[torch.Tensor], *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
-        """Drafts a chain of `num_tokens`, or as many as there are heads."""
+        """Drafts a chain of `num_tokens`, at most one per head."""
         picks = [pick(logits, temperature, generator) for logits in self.candidates(state, num_tokens)]
         return proposal_of(picks, self.draft_to_target, self.model.vocab_size)

@@ -1,12 +1,15 @@
-"""Multi-token prediction: one decoder layer, used again for every depth, in front of the verifier's own head.
+"""Multi-token prediction (FastMTP, arXiv 2509.18362): one decoder layer in front of the verifier's own head.
 
-Row i pairs the verifier's normed last state at place i with token x_{i+1} and drafts x_{i+2}; further depths feed the
-layer's normed output back (FastMTP, arXiv 2509.18362). Qwen3-Next and Qwen3.5 come with such a layer, which is then
-where training starts (`native`).
+The layer turns a verifier state and the next token into a state whose head output is the token after that. It is reused
+for every depth, on its own output, so K drafts cost K passes of one layer. Qwen3-Next and Qwen3.5 come with such a
+layer; with `native` training starts from it.
+
+Row i pairs the verifier's normed last state at place i with token x_{i+1} and drafts x_{i+2}.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +20,19 @@ from speculators.errors import ArtifactError, ContractError
 from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
-from speculators.models.chains import (
-    ChainDrafter,
-    RecurrentModel,
-    chain_metrics,
-    copy_norm,
-    depth_weights,
-    unroll_to_places,
-    wanted_states,
-)
+from speculators.models.base_components import same_kwargs, target_logits
+from speculators.models.chains import ChainDrafter, RecurrentModel, copy_norm, unroll_to_places
 from speculators.models.mtp.config import MtpSpeculatorConfig
 from speculators.models.mtp.layers import MtpLayer, native_decoder
 from speculators.models.mtp.native import extract
+from speculators.models.places import chain_metrics, depth_weights, wanted_states
 from speculators.nn.cache import AttendAt
-from speculators.nn.layout import RowLayout
+from speculators.nn.layout import PackedRow
 from speculators.nn.norm import RMSNorm
-from speculators.nn.rotary import Rotary
-from speculators.verifier.weights import VerifierHead, load_embeddings, load_head
+from speculators.verifier.weights import load_embeddings, load_head
 
-# Logit of a token that the data does not have: its probability is exactly 0, its product with 0 is not nan.
+# Logit of every token but the data's own. Its probability is exactly 0 in float32, and unlike -inf it times 0 is not
+# nan.
 _IMPOSSIBLE = -1e4
 
 
@@ -47,26 +44,17 @@ class MtpDraftModel(RecurrentModel):
         config: complete, as in config.json.
     """
 
-    not_saved = ("target_head.", "rotary.")
-
     def __init__(self, config: MtpSpeculatorConfig) -> None:
         super().__init__(config)
         decoder = config.transformer_layer_config
-        size = decoder["hidden_size"]
-        self.vocab_size: int = decoder["vocab_size"]
-        self.draft_vocab_size = self.vocab_size
-        self.embed_tokens = nn.Embedding(self.vocab_size, size).requires_grad_(False)
+        self.add_embeddings()
         self.mtp_layers = nn.ModuleList([MtpLayer(decoder)])
-        self.verifier_norm = RMSNorm(size, decoder["rms_norm_eps"]).requires_grad_(False)
-        self.lm_head = nn.Linear(size, self.vocab_size, bias=False).requires_grad_(False)
-        self.rotary = Rotary(decoder)
-        self.target_head: VerifierHead | None = None
-        self.scale = decoder["head_dim"] ** -0.5
-        self.window = decoder.get("sliding_window")
+        self.verifier_norm = RMSNorm(decoder["hidden_size"], decoder["rms_norm_eps"]).requires_grad_(False)
+        self.add_head()
 
     @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]  # the served layout has another name for it
-        """The one layer, by the name of the contract."""
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]  # servers call it mtp_layers
+        """The one layer, under the name that the contract asks for."""
         return self.mtp_layers
 
     @classmethod
@@ -74,7 +62,8 @@ class MtpDraftModel(RecurrentModel):
         """Builds the model with the verifier's embeddings, norm, head and, if `native`, its MTP layer.
 
         Raises:
-            ContractError: a reduced draft vocabulary, or a native head of an architecture that is not known.
+            ContractError: the draft vocabulary is reduced, or `native` and no layer here has the verifier's
+                architecture.
             ArtifactError: `native`, and the verifier has no such head.
         """
         if kwargs["draft_vocab_size"] != verifier_config.vocab_size:
@@ -90,70 +79,70 @@ class MtpDraftModel(RecurrentModel):
         return model
 
     def _take_over(self, folder: Path, facts: VerifierFacts, kwargs: dict[str, Any]) -> None:
-        # What stays frozen keeps the file's dtype: a float32 copy of a bf16 embedding is memory without a use.
+        # Frozen tensors keep the file's dtype: a float32 copy of a bf16 embedding would only take memory.
         head = load_head(folder, facts, dtype=None)
         copy_norm(self.verifier_norm, head)
         self.lm_head.weight.data = head.weight
         self.embed_tokens.weight.data = head.weight if head.rules.tied else load_embeddings(folder)
         self.target_head = head.to(getattr(torch, kwargs["dtype"]))
         if kwargs["native"]:
-            found = {name: tensor.float() for name, tensor in extract(folder).items()}
-            wanted = {name: value for name, value in self.state_dict().items() if name.startswith("mtp_layers.")}
-            wrong = sorted(set(found) ^ set(wanted)) or sorted(k for k in wanted if found[k].shape != wanted[k].shape)
-            if wrong:
-                raise ArtifactError(f"{folder}: its MTP head is not one of {facts['model_type']}: {', '.join(wrong)}")
-            self.load_state_dict(found, strict=False)
+            saved = {name: tensor.float() for name, tensor in extract(folder).items()}
+            own = {name: value for name, value in self.state_dict().items() if name.startswith("mtp_layers.")}
+            misfits = sorted(set(saved) ^ set(own)) or sorted(
+                name for name in own if saved[name].shape != own[name].shape
+            )
+            if misfits:
+                kind = f"{folder}: its MTP head is not one of {facts['model_type']}"
+                raise ArtifactError(f"{kind}; missing, unknown or of another shape: {', '.join(misfits)}")
+            self.load_state_dict(saved, strict=False)
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Depths, their weights, targets and loss; validation uses the same."""
-        chosen = {name: kwargs[name] for name in ("mtp_steps", "mtp_beta", "targets", "loss")}
-        return chosen, chosen
+        """Picks depths, their weights, targets and the loss, the same for validation."""
+        return same_kwargs(kwargs, "mtp_steps", "mtp_beta", "targets", "loss")
 
     def forward(
         self,
         *,
         verifier_last_hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        loss_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
         mtp_steps: int,
         mtp_beta: float,
         targets: str,
         loss: dict[str, float],
-        layout: RowLayout | None = None,
-        **_: Any,
+        **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Unrolls `mtp_steps` depths over a packed row and computes the loss.
 
+        L = sum_k w_k mean_n l(p_n, q_{k,n}) over the N supervised places, w_k = beta^k / sum_j beta^j (equation 2).
+
         Returns:
-            The draft's states [K, N, H] at the N supervised places, the mean loss over those places summed over depths
-            with normalised weights mtp_beta ** k, and accuracies by depth.
+            The draft's states [K, N, H] at the supervised places, L, and accuracies by depth.
         """
-        layout, _kept, (last, tokens, positions) = (layout or RowLayout.of(document_ids, loss_mask)).without_padding(
-            verifier_last_hidden_states[0], input_ids[0], position_ids[0]
-        )
-        unrolled = unroll_to_places(self, self.enter(last), tokens, positions, layout, mtp_steps)
+        row = PackedRow.of(**batch)
+        last = row.cut(verifier_last_hidden_states)
+        unrolled = unroll_to_places(self, self.enter(last), row.tokens, row.positions, row.layout, mtp_steps)
         powers = [mtp_beta**depth for depth in range(mtp_steps)]
-        weights = depth_weights([power / sum(powers) for power in powers], unrolled.valid)
-        head = self.target_head
-        assert head is not None, "a model that was loaded to draft cannot compute its training target"
-        wanted, said = wanted_states(last, unrolled.places), tokens[unrolled.places]
-
-        def target_logits(chunk: slice) -> torch.Tensor:
-            if targets == "verifier":
-                return head.logits(wanted[chunk])
-            known = said[chunk, None]
-            logits = torch.full((len(known), self.vocab_size), _IMPOSSIBLE, device=known.device)
-            return logits.scatter_(1, known, 0.0)
-
-        result = head_loss(unrolled.states, self.lm_head.weight, weights, target_logits, mixture(loss))
+        weights = depth_weights([power / sum(powers) for power in powers], unrolled.valid)  # [K, N]
+        if targets == "verifier":
+            goal = target_logits(self.target_head, wanted_states(last, unrolled.places))
+        else:
+            goal = self._data_logits(row.tokens[unrolled.places])
+        result = head_loss(unrolled.states, self.lm_head.weight, weights, goal, mixture(loss))
         total = result.per_depth.sum()
-        return unrolled.states, total, chain_metrics(total, result.right, unrolled.rows, unrolled.valid, layout.size)
+        metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, row.layout.size)
+        return unrolled.states, total, metrics
+
+    def _data_logits(self, tokens: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+        """Gives logits [C, V] that put all probability on the data's own tokens [N], a slice at a time."""
+
+        def logits(chunk: slice) -> torch.Tensor:
+            own = tokens[chunk, None]
+            return torch.full((len(own), self.vocab_size), _IMPOSSIBLE, device=own.device).scatter_(1, own, 0.0)
+
+        return logits
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The verifier's last states [S, H], normed."""
+        """Norms the verifier's last states [S, H]."""
         return self.verifier_norm(hidden_states)
 
     def step(
@@ -169,5 +158,5 @@ class MtpDraftModel(RecurrentModel):
         return self.mtp_layers[0](state, embeddings, self.rotary(positions), lambda *qkv: attend(0, *qkv), rows)
 
     def draft(self) -> ChainDrafter:
-        """Returns a drafter that decodes with this model."""
+        """Makes a drafter that decodes with this model."""
         return ChainDrafter(self, self.config.target_layer_ids)
