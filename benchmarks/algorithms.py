@@ -10,50 +10,49 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from speculators.bench.result import Acceptance, Setting
+from speculators.bench.speed import Speed
 from speculators.report.bench import number_text, rates_text
-from speculators.report.gather import gather_run
+from speculators.report.gather import RunReport, gather_run
 from speculators.runs.log import read_events
-
-Values = Mapping[str, Any]
 
 REACHED = "| algorithm | T | K | tau (95%) | accepted by position | live | draft + verify ms | speed-up |"
 COSTS = "| algorithm | parameters trained | tokens/s in training | minutes of training |"
 
 
-def settings_of(run: Values) -> list[Values]:
+def settings_of(run: RunReport) -> list[Setting]:
     """Sorts a run's settings by suite, temperature and K."""
-    return sorted(run["settings"], key=lambda s: (s["suite"], s["temperature"], s["num_speculative_tokens"]))
+    return sorted(run.settings, key=lambda s: (s.suite, s.temperature, s.num_speculative_tokens))
 
 
-def reached(name: str, run: Values) -> Iterator[tuple[tuple[str, float, int], str]]:
+def reached(name: str, run: RunReport) -> Iterator[tuple[tuple[str, float, int], str]]:
     """Yields ((drafts, T, K), table row) for each setting and for each baseline measured beside it."""
     for setting in settings_of(run):
-        k, temperature, live = setting["num_speculative_tokens"], setting["temperature"], setting["live"]
-        agrees = "not asked" if live is None else live["agreement"]["verdict"].replace("disagrees", "**disagrees**")
-        yield (name, temperature, k), _row(name, temperature, k, setting["exact"], agrees, live and live["speed"])
-        for each in setting["baselines"]:
-            row = _row(each["name"], temperature, k, each["acceptance"], "", each["speed"])
-            yield (each["name"], temperature, k), row
+        k, temperature, live = setting.num_speculative_tokens, setting.temperature, setting.live
+        agrees = "not asked" if live is None else live.agreement.verdict.replace("disagrees", "**disagrees**")
+        yield (name, temperature, k), _row(name, temperature, k, setting.exact, agrees, live and live.speed)
+        for each in setting.baselines:
+            row = _row(each.name, temperature, k, each.acceptance, "", each.speed)
+            yield (each.name, temperature, k), row
 
 
-def _row(name: str, temperature: float, k: int, acceptance: Values, live: str, speed: Values | None) -> str:
-    low, high = acceptance["tau_interval"]
-    tau = f"{number_text(acceptance['tau'], 3)} ({number_text(low, 2)} to {number_text(high, 2)})"
-    cost = f"{1e3 * speed['draft_seconds']:.0f} + {1e3 * speed['verify_seconds']:.0f}" if speed else ""
-    gain = f"{speed['speed_up']:.2f}" if speed else ""
-    cells = (name, f"{temperature:g}", str(k), tau, rates_text(acceptance["by_position"]), live, cost, gain)
+def _row(name: str, temperature: float, k: int, acceptance: Acceptance, live: str, speed: Speed | None) -> str:
+    low, high = acceptance.tau_interval
+    tau = f"{number_text(acceptance.tau, 3)} ({number_text(low, 2)} to {number_text(high, 2)})"
+    cost = f"{1e3 * speed.draft_seconds:.0f} + {1e3 * speed.verify_seconds:.0f}" if speed else ""
+    gain = f"{speed.speed_up:.2f}" if speed else ""
+    cells = (name, f"{temperature:g}", str(k), tau, rates_text(acceptance.by_position), live, cost, gain)
     return f"| {' | '.join(cells)} |"
 
 
-def costs(name: str, folder: Path, run: Values) -> str:
+def costs(name: str, folder: Path, run: RunReport) -> str:
     """Formats what a run's training took, as one row; the rate is the median over updates."""
     rates = [each["tokens_per_second"] for each in read_events(folder / "events.jsonl") if each["event"] == "StepEvent"]
-    train = next(stage for stage in run["stages"] if stage["name"] == "train")
-    seconds, trained = train["seconds"], re.search(r"([\d,]+) trainable parameters", train["detail"])
+    train = next(stage for stage in run.stages if stage.name == "train")
+    seconds, trained = train.seconds, re.search(r"([\d,]+) trainable parameters", train.detail)
     rate = f"{statistics.median(rates):,.0f}" if rates else "-"
     minutes = "-" if seconds is None else f"{seconds / 60:.1f}"
     return f"| {name} | {trained.group(1) if trained else '-'} | {rate} | {minutes} |"
@@ -62,7 +61,7 @@ def costs(name: str, folder: Path, run: Values) -> str:
 def tables(folders: Sequence[Path]) -> str:
     """Formats both tables. A baseline appears once per setting, as the last run that includes it measured it."""
     runs = {folder: gather_run(folder, folder.name) for folder in folders}
-    names = {folder: run["recipe"]["algorithm.name"] for folder, run in runs.items()}
+    names = {folder: run.recipe["algorithm.name"] for folder, run in runs.items()}
     rows = dict(row for folder, run in runs.items() for row in reached(names[folder], run)).values()
     spent = [costs(names[folder], folder, run) for folder, run in runs.items()]
     return "\n".join([REACHED, _rule(REACHED), *rows, "", COSTS, _rule(COSTS), *spent])

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         raise RecipeError("--push needs --to hub: a repository has a model card")
     from speculators.exchange.export import Request, export
     from speculators.exchange.hub import push
-    from speculators.runs.benches import background_of
+    from speculators.runs.background import background_of
 
     speculator = speculator_of(options.checkpoint)
     recipe = recipe_of(speculator)

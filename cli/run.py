@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+import attrs
+
 from speculators.recipe.expect import band_lines, compare_bands
 
 from .common import add_recipe, count, load_checked, print_json
@@ -27,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = load_checked(options)
     if options.nproc > 1 and "RANK" not in os.environ:
         return _launch(options)
+    from speculators.bench.result import taus
     from speculators.pipeline import Places, run_recipe
     from speculators.report.bench import bench_tables
     from speculators.report.console import console
@@ -41,22 +44,21 @@ def run(options: argparse.Namespace) -> int:
         stop(world)
     if not world.is_main:
         return 0
-    held = compare_bands(recipe.expect, outcome.bench["settings"]) if outcome.bench else []
+    code = 0 if outcome.bench is None or outcome.bench.agrees else 1
+    bands = compare_bands(recipe.expect, taus(outcome.bench.settings)) if outcome.bench else []
     if options.json:
         seconds = round(outcome.seconds, 1)
-        print_json({"run": str(outcome.folder), "seconds": seconds, "bench": outcome.bench, "expect": held})
-        return _code(outcome.bench)
+        bench = outcome.bench.to_json() if outcome.bench else None
+        expect = [attrs.asdict(band) for band in bands]
+        print_json({"run": str(outcome.folder), "seconds": seconds, "bench": bench, "expect": expect})
+        return code
     if outcome.bench is not None:
         console().print(bench_tables(outcome.bench))
-    for line in band_lines(held):
+    for line in band_lines(bands):
         console().print(line, markup=False)
     words = f"\n{outcome.folder}: {duration(outcome.seconds)}, peak memory {outcome.peak_memory_gb:.2f} GB"
     console().print(words, style="note", markup=False)
-    return _code(outcome.bench)
-
-
-def _code(bench: dict[str, object] | None) -> int:
-    return 0 if bench is None or bench["agrees"] else 1
+    return code
 
 
 def _launch(options: argparse.Namespace) -> int:

@@ -17,5 +17,5 @@ def kept_run(recipe: str, overrides: Sequence[str] = ()) -> Outcome:
     places = Places(runs=cache_folder() / "kept" / code_here().sources[:12], cache=cache_folder())
     outcome = run_recipe(load_recipe(recipe, overrides), places=places, world=World(), listen=lambda event: None)
     assert outcome.bench is not None
-    assert outcome.bench["agrees"], "replay and live decode differ"
+    assert outcome.bench.agrees, "replay and live decode differ"
     return outcome

@@ -1,4 +1,4 @@
-"""Whether the live decode did what replay predicts; a gap is a failure, not a footnote."""
+"""Checks the live decode against the prediction of replay; a gap is a failure, not a footnote."""
 
 from __future__ import annotations
 
@@ -13,49 +13,53 @@ from speculators.bench.rows import JudgedResponse
 from speculators.bench.statistics import by_group, difference_half_width
 from speculators.bench.walk import greedy_rounds, round_moments
 from speculators.decoding.loop import Decoded
+from speculators.structure.faults import FloatOrNaN
 
-# (row, place in the response, token that live emitted there) -> the verifier gives both tokens the same logit but for
-# rounding, which differs between a forward over one token and one over many.
+# (row, place in the response, token that live emitted there) -> the verifier's logits of both tokens differ by rounding
+# alone, which is not the same in a forward over one token and in one over many.
 NearTie = Callable[[JudgedResponse, int, int], bool]
 
-# Means over fewer prompts are not compared: an interval that holds its level is then wider than what it could find.
+# Means over fewer prompts are not compared: the interval that keeps its level is then wider than any gap worth finding.
 FEWEST_PROMPTS = 6
 TOO_FEW = "too few prompts"
 
 
 @attrs.frozen(kw_only=True)
 class Agreement:
-    """Predicted beside measured.
+    """Prediction beside measurement.
 
     Attributes:
-        criterion: what was demanded.
-        predicted_tau: replay's acceptance length on the prompts that were decoded live.
-        interval: where it had to lie; None where every single round had to agree, or nothing could be judged.
-        own_tau: at T > 0, where `predicted_tau` is of live's own responses: that of the verifier's, which the printed
-            acceptance length is of, on the same prompts; None at T = 0.
-        own_interval: where that had to lie; None at T = 0, or where it could not be judged.
-        near_ties: responses that rounding turned into another one; compared up to there.
-        gap: the disagreement, with the criterion that failed; "" if there is none.
-        untold: a criterion that could not be judged, and why; "" if there is none. It is no disagreement.
+        criterion: the requirement.
+        predicted_tau: replay's acceptance length on the prompts that were decoded live; at T > 0, over the responses
+            that live itself emitted.
+        interval: where `predicted_tau` had to lie; None where every single round had to agree, or nothing was judged.
+        own_tau: at T > 0, replay's acceptance length on the same prompts over the verifier's own responses, as in the
+            printed tau; None at T = 0.
+        own_interval: where `own_tau` had to lie; None at T = 0 and where it was not judged.
+        near_ties: responses that left the verifier's output by rounding; they were compared up to that token.
+        gap: the disagreement and the criterion it breaks, or "".
+        untold: a criterion that was not judged and why, or ""; not a disagreement.
+        agrees: whether there is no gap.
+        verdict: "agrees", "disagrees", or TOO_FEW where nothing was judged.
     """
 
     criterion: str
-    predicted_tau: float
-    interval: tuple[float, float] | None = None
+    predicted_tau: FloatOrNaN
+    interval: tuple[FloatOrNaN, FloatOrNaN] | None = None
     own_tau: float | None = None
-    own_interval: tuple[float, float] | None = None
+    own_interval: tuple[FloatOrNaN, FloatOrNaN] | None = None
     near_ties: int = 0
     gap: str = ""
     untold: str = ""
+    agrees: bool = attrs.field(init=False)
+    verdict: str = attrs.field(init=False)
 
-    @property
-    def agrees(self) -> bool:
-        """Whether there is no gap."""
+    @agrees.default
+    def _agrees(self) -> bool:
         return not self.gap
 
-    @property
-    def verdict(self) -> str:
-        """Returns "agrees", "disagrees", or TOO_FEW where nothing could be judged."""
+    @verdict.default
+    def _verdict(self) -> str:
         if self.gap:
             return "disagrees"
         return TOO_FEW if self.untold and self.interval is None else "agrees"
@@ -69,13 +73,14 @@ def agree_by_round(
     predicted: Counts,
     near_tie: NearTie,
 ) -> Agreement:
-    """At T = 0 the walk is deterministic: the same tokens, and the same drafts accepted in every round.
+    """Demands, at T = 0, the same tokens and the same accepted drafts in every round: the walk is deterministic there.
 
     Args:
-        rows: with the verifier's own responses.
-        decoded: what live made of their prompts.
-        acceptance: replay's table of each row.
+        rows: the verifier's own responses.
+        decoded: live's responses to the same prompts.
+        acceptance: replay's table of each row, [L, K].
         predicted: replay's counts for the rows at this K.
+        near_tie: whether two tokens are a near-tie of the verifier's logits.
     """
     num_tokens = predicted.accepted.shape[1]
     ties, gap = 0, ""
@@ -83,17 +88,18 @@ def agree_by_round(
         answer = row.response.answer
         same = _common_prefix(answer, live.tokens)
         if same < max(len(answer), len(live.tokens)):
+            # A response that merely ends early is a fault, too: rounding can only exchange a token.
             if same == min(len(answer), len(live.tokens)) or not near_tie(row, same, live.tokens[same]):
                 gap = f"prompt {row.response.id}: live differs from the verifier's own output at token {same}"
                 break
             ties += 1
-        wanted = greedy_rounds(table, num_tokens)
-        got = [(each.anchor, each.accepted) for each in live.rounds]
-        # A round tells something only if all that it emitted lies before the place where rounding took over.
-        common = [pair for pair in wanted if same == len(answer) or sum(pair) + 1 < same]
-        if got[: len(common)] != common or (same == len(answer) and len(got) != len(common)):
-            first = _common_prefix(wanted, got)
-            live_round, replay_round = got[first : first + 1], wanted[first : first + 1]
+        expected = greedy_rounds(table, num_tokens)
+        measured = [(each.anchor, each.accepted) for each in live.rounds]
+        # A round counts only if everything it emitted lies before the token where rounding took over.
+        comparable = [pair for pair in expected if same == len(answer) or sum(pair) + 1 < same]
+        if measured[: len(comparable)] != comparable or (same == len(answer) and len(measured) != len(comparable)):
+            first = _common_prefix(expected, measured)
+            live_round, replay_round = measured[first : first + 1], expected[first : first + 1]
             gap = (
                 f"prompt {row.response.id}, round {first}, (anchor, accepted): live {live_round}, replay {replay_round}"
             )
@@ -104,19 +110,22 @@ def agree_by_round(
 def agree_given_tokens(
     measured: Counts, acceptance: Sequence[np.ndarray], *, predicted: Counts, level: float
 ) -> Agreement:
-    """At T > 0: given the tokens that live emitted, its rounds are random with mean and variance that the walk knows.
+    """Compares, at T > 0, live with a replay of the very tokens it emitted.
+
+    Given its tokens, only the acceptance of drafts is left to chance, so the number of rounds has a mean and a variance
+    that follow from the tables (`round_moments`).
 
     Args:
         measured: live counts at this K.
         acceptance: replay's tables of the responses that live itself emitted.
-        predicted: their counts.
+        predicted: replay's counts for the same responses.
         level: probability that a correct decode agrees.
     """
     criterion = f"{level:.2%} interval of live, given its tokens"
     if not measured.rounds.sum():
         return Agreement(criterion=criterion, predicted_tau=predicted.tau, untold=f"{criterion}: live made no round")
     mean, variance = round_moments(acceptance, predicted.accepted.shape[1])
-    # The last term is for rounding where nothing is random.
+    # Responses are independent, so variances add up. The last term leaves room for rounding where nothing is random.
     half = NormalDist().inv_cdf((1 + level) / 2) * float(variance.sum()) ** 0.5 + 1e-4 * float(mean.sum())
     rounds, tokens = float(measured.rounds.sum()), float(measured.tokens.sum())
     interval = (tokens / (rounds + half), tokens / max(rounds - half, 1.0))
@@ -126,14 +135,14 @@ def agree_given_tokens(
 def agree_over_prompts(
     measured: Counts, *, predicted: Counts, groups: Sequence[str], level: float, what: str
 ) -> Agreement:
-    """Where live's responses may be others than replay's, only the means can be compared, by the prompts' differences.
+    """Compares means over the same prompts, where live's responses may differ from those of replay.
 
     Args:
         measured: live counts at this K.
         predicted: replay's counts for the same prompts.
-        groups: the prompt of each response.
+        groups: [n] the prompt of each response.
         level: probability that a correct decode agrees.
-        what: is compared, for the criterion.
+        what: names the comparison in the criterion.
     """
     prompts = len({group for group, rounds in zip(groups, measured.rounds, strict=True) if rounds})
     criterion = f"{level:.2%} interval of the difference by prompt, {what}"
@@ -141,28 +150,28 @@ def agree_over_prompts(
         untold = f"{criterion}: {prompts} prompts are too few to tell, {FEWEST_PROMPTS} are needed"
         return Agreement(criterion=criterion, predicted_tau=predicted.tau, untold=untold)
     before, after = (
-        np.stack([by_group(side.tokens, groups), by_group(side.rounds, groups)], axis=1)
+        np.stack([by_group(side.tokens, groups), by_group(side.rounds, groups)], axis=1)  # [prompts, 2]
         for side in (predicted, measured)
     )
-    # The last term is for rounding where all prompts part alike.
+    # The last term leaves room for rounding where all prompts differ by the same ratio.
     half = difference_half_width(before, after, level=level) + 1e-4 * measured.tau
     return _in_interval(criterion, predicted.tau, (measured.tau - half, measured.tau + half))
 
 
-def agree_on_both(given: Agreement, own: Agreement) -> Agreement:
-    """Returns one verdict of the two criteria at T > 0.
+def agree_on_both(given_tokens: Agreement, own: Agreement) -> Agreement:
+    """Combines the two criteria at T > 0 into one verdict.
 
     Args:
-        given: over live's own responses.
-        own: over the verifier's, to the same prompts.
+        given_tokens: over live's own responses.
+        own: over the verifier's own responses to the same prompts.
     """
     return attrs.evolve(
-        given,
-        criterion=f"{given.criterion}; {own.criterion}",
+        given_tokens,
+        criterion=f"{given_tokens.criterion}; {own.criterion}",
         own_tau=own.predicted_tau,
         own_interval=own.interval,
-        gap="; ".join(filter(None, (given.gap, own.gap))),
-        untold="; ".join(filter(None, (given.untold, own.untold))),
+        gap="; ".join(filter(None, (given_tokens.gap, own.gap))),
+        untold="; ".join(filter(None, (given_tokens.untold, own.untold))),
     )
 
 

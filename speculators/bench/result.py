@@ -1,8 +1,9 @@
-"""What a benchmark says: frozen values, the definition beside every number, JSON."""
+"""The result of a benchmark: frozen values with the definition beside every number, written to JSON and read back."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -12,41 +13,44 @@ from speculators.bench.referee import Agreement
 from speculators.bench.replay import Replayed
 from speculators.bench.speed import Speed
 from speculators.bench.statistics import bootstrap_ratio
+from speculators.recipe.expect import setting_key
+from speculators.structure.faults import FloatOrNaN
 
-# Raised when what a result holds changes, so that results of older code are measured again.
+# Raised when the meaning of a result changes, so that results of older code are measured again.
 FORMAT = 4
 
 
 @attrs.frozen(kw_only=True)
 class Acceptance:
-    """Acceptance length and rates.
+    """Acceptance length and rates over a set of responses; NaN where nothing was counted.
 
     Attributes:
         prompts: distinct prompts.
-        tokens: emitted by rounds.
-        rounds: expected ones where the numbers are exact.
+        tokens: tokens emitted by rounds.
+        rounds: rounds; expected rounds where the numbers are exact.
         tau: tokens / rounds.
         tau_interval: 95%, bootstrap over prompts.
-        drafted: mean tokens drafted a round; below K where the drafter may stop early.
-        by_position: probability that a round accepts its j-th draft, j = 1..K.
-        by_position_conditional: the same, given that the round reached position j.
+        drafted: mean tokens drafted per round; below K where the drafter may stop early.
+        by_position: [K] probability that a round accepts its j-th draft.
+        by_position_conditional: [K] the same, given that the round reached position j.
     """
 
     prompts: int
     tokens: float
     rounds: float
-    tau: float
-    tau_interval: tuple[float, float]
-    drafted: float
-    by_position: tuple[float, ...]
-    by_position_conditional: tuple[float, ...]
+    tau: FloatOrNaN
+    tau_interval: tuple[FloatOrNaN, FloatOrNaN]
+    drafted: FloatOrNaN
+    by_position: tuple[FloatOrNaN, ...]
+    by_position_conditional: tuple[FloatOrNaN, ...]
 
 
 @attrs.frozen(kw_only=True)
 class Live:
-    """The live referee on a sample of the prompts.
+    """The live decode of a sample of the prompts.
 
     Attributes:
+        acceptance: as counted in the decode.
         agreement: with replay on the same prompts.
         speed: against plain decoding.
     """
@@ -58,11 +62,12 @@ class Live:
 
 @attrs.frozen(kw_only=True)
 class BaselineRow:
-    """A drafter without training on the same responses.
+    """A training-free drafter on the same responses.
 
     Attributes:
         name: as `--against` takes it.
-        live_tau: acceptance length of the decode that the speed is from; None, like `speed`, where it was not decoded.
+        acceptance: by replay, over all prompts of the suite.
+        live_tau: acceptance length of the decode that gave `speed`; both are None where it was not decoded.
     """
 
     name: str
@@ -76,15 +81,17 @@ class Setting:
     """The numbers of one (suite, K, T).
 
     Attributes:
-        prompts_digest: of the suite's prompts; equal digests are the same questions.
-        definition: what tau counts, K, T and how drafts were sampled, in one line.
-        note: what else a reader must know about the suite's prompts; "" if nothing.
+        prompts_digest: of the suite's prompts; equal digests mean the same questions.
+        definition: how tau is counted, K, T and how drafts were sampled, in one line.
+        note: anything else to know about the suite's prompts, or "".
         exact: by replay, over all prompts of the suite.
         by_category: acceptance of each category.
-        by_prompt: tokens and rounds of each prompt, of which tau is the ratio of sums.
+        by_prompt: (tokens, rounds) of each prompt; tau is the ratio of their sums.
+        live: None where no live decode was asked for.
         cut_prompts: responses cut because they left the verifier's own greedy output.
-        cut_tokens: tokens that were cut off.
-        replaced_prompts: answers of the suite that are not this verifier's; generated ones were measured instead.
+        cut_tokens: tokens cut off.
+        replaced_prompts: answers of the suite that are not this verifier's, measured on generated ones instead.
+        drafted_cost: cost of one more drafted token, in tokens of plain decoding; see `with_drafted_costs`.
     """
 
     suite: str
@@ -101,6 +108,12 @@ class Setting:
     cut_prompts: int
     cut_tokens: int
     replaced_prompts: int
+    drafted_cost: float | None = None
+
+    @property
+    def key(self) -> tuple[str, int, float]:
+        """(suite, K, T)."""
+        return self.suite, self.num_speculative_tokens, self.temperature
 
 
 @attrs.frozen(kw_only=True)
@@ -108,12 +121,16 @@ class BenchResult:
     """One benchmark of one speculator.
 
     Attributes:
-        speculator: what was measured (a folder or run name).
-        verifier: that it was measured with.
-        device: and threads, dtype: where and in which precision the verifier and the speculator ran.
+        fingerprint: of the run's stage `bench`; None where `spec bench` measured.
+        speculator: a folder or a run's name.
+        verifier: the model it was measured with.
+        device: where verifier and speculator ran, with `threads` CPU threads.
+        dtype: the precision they ran in.
         seed: of sampling and of the bootstrap.
+        agrees: whether live agrees with replay in every setting that was decoded live.
     """
 
+    fingerprint: str | None = None
     speculator: str
     verifier: str
     device: str
@@ -123,43 +140,57 @@ class BenchResult:
     max_new_tokens: int
     settings: tuple[Setting, ...]
     format: int = FORMAT
+    agrees: bool = attrs.field(init=False)
 
-    @property
-    def agrees(self) -> bool:
-        """Whether live agrees with replay wherever it was asked."""
+    @agrees.default
+    def _agrees(self) -> bool:
         return all(setting.live is None or setting.live.agreement.agrees for setting in self.settings)
 
-    def drafted_cost(self, setting: Setting) -> float | None:
-        """Returns what one more drafted token costs, draft and verification, in tokens without drafts.
-
-        By the rounds of a setting against those of the smallest K of its suite and temperature; None for that one,
-        where nothing was timed, and where the difference is noise.
-        """
-        alike = [
-            each
-            for each in self.settings
-            if (each.suite, each.temperature) == (setting.suite, setting.temperature) and each.live
-        ]
-        few = min(alike, key=lambda each: each.num_speculative_tokens, default=setting)
-        if few.live is None or setting.live is None or setting.exact.drafted <= few.exact.drafted:
-            return None
-        short, long = few.live.speed, setting.live.speed
-        seconds = long.draft_seconds + long.verify_seconds - short.draft_seconds - short.verify_seconds
-        return max(0.0, seconds) / (setting.exact.drafted - few.exact.drafted) * long.plain or None
-
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values; what is not a number (a position never reached) is null."""
+        """Converts to JSON values, NaN to null; `structure(document, BenchResult)` reads them back."""
         document: dict[str, Any] = jsonable(attrs.asdict(self))
-        for each, setting in zip(document["settings"], self.settings, strict=True):
-            if setting.live is not None:
-                agreement = setting.live.agreement
-                each["live"]["agreement"] |= {"agrees": agreement.agrees, "verdict": agreement.verdict}
-            each["drafted_cost"] = self.drafted_cost(setting)
-        return {**document, "agrees": self.agrees}
+        if self.fingerprint is None:
+            del document["fingerprint"]
+        return document
+
+
+def taus(settings: Iterable[Setting]) -> dict[str, float]:
+    """Maps each setting, named as in `[expect]`, to its exact acceptance length."""
+    return {setting_key(*setting.key): setting.exact.tau for setting in settings}
+
+
+def with_drafted_costs(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    """Fills in `drafted_cost` of the settings of one benchmark."""
+    return tuple(attrs.evolve(setting, drafted_cost=drafted_cost(setting, settings)) for setting in settings)
+
+
+def drafted_cost(setting: Setting, settings: Sequence[Setting]) -> float | None:
+    """Computes the cost of one more drafted token, draft and verification, in tokens of plain decoding.
+
+    Compares the duration of a setting's rounds with that of the smallest K on the same suite and temperature.
+
+    Returns:
+        None for the smallest K itself, where nothing was timed, and where the difference is noise.
+    """
+    timed = [
+        each
+        for each in settings
+        if (each.suite, each.temperature) == (setting.suite, setting.temperature) and each.live
+    ]
+    smallest = min(timed, key=lambda each: each.num_speculative_tokens, default=setting)
+    if smallest.live is None or setting.live is None or setting.exact.drafted <= smallest.exact.drafted:
+        return None
+    short, long = smallest.live.speed, setting.live.speed
+    seconds = long.draft_seconds + long.verify_seconds - short.draft_seconds - short.verify_seconds
+    # Seconds per drafted token times plain tokens per second: a count of plain tokens. 0 is noise, hence None.
+    return max(0.0, seconds) / (setting.exact.drafted - smallest.exact.drafted) * long.plain or None
 
 
 def definition(num_tokens: int, temperature: float) -> str:
-    """Returns the line that is printed beside every acceptance length."""
+    """Formats the line that is printed beside every acceptance length.
+
+    Results are compared by it, so another wording makes every earlier result incomparable.
+    """
     drafts = (
         "greedy (argmax)" if temperature == 0 else f"sampled from the draft's own distribution at T={temperature:g}"
     )
@@ -170,10 +201,10 @@ def definition(num_tokens: int, temperature: float) -> str:
 
 
 def summarize(counts: Counts, ids: tuple[str, ...], *, seed: int) -> Acceptance:
-    """Returns the summary of a set of responses.
+    """Summarises a set of responses.
 
     Args:
-        ids: the prompt of each.
+        ids: [n] the prompt of each response.
         seed: of the bootstrap.
     """
     return Acceptance(
@@ -189,27 +220,27 @@ def summarize(counts: Counts, ids: tuple[str, ...], *, seed: int) -> Acceptance:
 
 
 def summarize_categories(replayed: Replayed, counts: Counts, *, seed: int) -> dict[str, Acceptance]:
-    """Returns the summary of each category, in order of first appearance."""
-    found: dict[str, Acceptance] = {}
+    """Summarises each category, in order of first appearance."""
+    summaries: dict[str, Acceptance] = {}
     for category in dict.fromkeys(replayed.categories):
-        rows = [row for row, held in enumerate(replayed.categories) if held == category]
-        found[category] = summarize(counts.select(rows), tuple(replayed.ids[row] for row in rows), seed=seed)
-    return found
+        rows = [row for row, each in enumerate(replayed.categories) if each == category]
+        summaries[category] = summarize(counts.select(rows), tuple(replayed.ids[row] for row in rows), seed=seed)
+    return summaries
 
 
 def sums_by_prompt(counts: Counts, ids: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """Returns tokens and rounds of each prompt, its turns added up."""
-    found: dict[str, tuple[float, float]] = {}
+    """Adds up tokens and rounds of each prompt over its turns."""
+    sums: dict[str, tuple[float, float]] = {}
     for name, tokens, rounds in zip(ids, counts.tokens.tolist(), counts.rounds.tolist(), strict=True):
-        held = found.get(name, (0.0, 0.0))
-        found[name] = (held[0] + tokens, held[1] + rounds)
-    return found
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = (before[0] + tokens, before[1] + rounds)
+    return sums
 
 
 def jsonable(value: Any) -> Any:
-    """Returns the value with lists for tuples and None for what is not a number."""
+    """Replaces tuples with lists, and NaN and infinities with None: JSON has none of them."""
     if isinstance(value, dict):
-        return {key: jsonable(held) for key, held in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [jsonable(held) for held in value]
+        return [jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The whole benchmark of one speculator: exact by replay, confirmed live, beside baselines without training."""
+"""The whole benchmark of one speculator: exact by replay, confirmed live, beside training-free baselines."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from speculators.bench.result import (
     summarize,
     summarize_categories,
     sums_by_prompt,
+    with_drafted_costs,
 )
-from speculators.bench.rows import JudgedResponse, Response, shortened
+from speculators.bench.rows import JudgedResponse, shortened
 from speculators.bench.speed import compare
 from speculators.bench.suites import Prompt, load_suite, prompts_digest
 from speculators.decoding.baselines import Baseline, make_baseline
@@ -36,26 +37,26 @@ from speculators.recipe.schema import BenchmarkSection
 from speculators.verifier.engine import Engine
 from speculators.verifier.weights import VerifierHead, load_head
 
-# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32); room for more.
+# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32). This leaves room.
 NEAR_TIE_LOGITS = 1e-3
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
 FALSE_ALARM = 0.01
 PLAIN = "plain"
-# What is compared over prompts.
+# These texts are part of results, which reproduction compares: another wording makes earlier runs differ.
 OWN = "live and replay over the verifier's own responses"
 SIXTEEN_BIT = "live and replay in 16 bits"
 MULTI_TURN = "later turns of a prompt follow the verifier's own answers; the turns of a prompt are resampled together"
 
 
 # The verifier's own responses by (suite, temperature), made by `own_rows` with the same settings.
-Known = Mapping[tuple[str, float], Sequence[JudgedResponse]]
+KnownRows = Mapping[tuple[str, float], Sequence[JudgedResponse]]
 
 
 class Benchable(Replays, Protocol):
     """A speculator that can be measured: it replays, and it drafts live."""
 
     def draft(self) -> Drafter:
-        """Returns a drafter that decodes with it."""
+        """Makes a drafter that decodes with it."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -63,11 +64,11 @@ class BenchContext:
     """What every setting of one benchmark shares.
 
     Attributes:
-        head: the verifier's, over its whole vocabulary, in float32.
-        level: of one interval that live must agree within, where agreement is a matter of chance; all settings
-            together agree with probability 1 - FALSE_ALARM or more.
-        known: rows that were made before.
-        baselines: to measure beside it.
+        head: the verifier's head over its whole vocabulary, in float32.
+        level: confidence level of one interval. All sampled settings together agree with probability 1 - FALSE_ALARM or
+            more if the speculator is correct.
+        known_rows: rows that the caller already has.
+        baselines: training-free drafters to measure beside it.
     """
 
     model: Benchable
@@ -77,7 +78,7 @@ class BenchContext:
     seed: int
     level: float
     progress: Progress
-    known: Known
+    known_rows: KnownRows
     baselines: tuple[Baseline, ...]
 
     @property
@@ -94,21 +95,26 @@ def bench(
     name: str,
     seed: int = 0,
     progress: Progress = ignore,
-    known: Known = MappingProxyType({}),
+    known_rows: KnownRows = MappingProxyType({}),
 ) -> BenchResult:
     """Measures a speculator on every suite, temperature and K of the section.
 
     Args:
         model: the speculator, in evaluation mode, on the engine's device.
-        engine: its verifier; replay and live compare round for round where it runs in float32.
-        name: of the speculator, for the result.
+        engine: its verifier. Replay and live are compared round for round where it runs in float32.
+        section: `[benchmark]` of a recipe.
+        name: the speculator's name in the result.
         seed: of sampling and of the bootstrap.
-        known: rows that the caller has already, so that the verifier need not be run for them again.
+        progress: receives progress events.
+        known_rows: rows that the caller already has, which saves the verifier's work.
+
+    Raises:
+        DataError: a suite cannot be loaded, or no response has anything to measure.
     """
-    # Above T = 0 a setting is held to two criteria.
+    # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
     each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
     criteria = len(section.suites) * each * len(section.num_speculative_tokens)
-    shared = BenchContext(
+    context = BenchContext(
         model=model,
         engine=engine,
         head=load_head(engine.folder, engine.facts).to(engine.device),
@@ -116,14 +122,14 @@ def bench(
         seed=seed,
         level=1 - FALSE_ALARM / max(1, criteria),
         progress=progress,
-        known=known,
-        baselines=tuple(make_baseline(each, engine, progress=progress) for each in section.baselines),
+        known_rows=known_rows,
+        baselines=tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines),
     )
-    found: list[Setting] = []
+    settings: list[Setting] = []
     for suite in section.suites:
         prompts = load_suite(suite)
         for temperature in section.temperature:
-            found += _measure(shared, suite.name, prompts, temperature)
+            settings += _measure(context, suite.name, prompts, temperature)
     return BenchResult(
         speculator=name,
         verifier=engine.facts.source,
@@ -132,40 +138,40 @@ def bench(
         dtype=str(engine.dtype).removeprefix("torch."),
         seed=seed,
         max_new_tokens=section.max_new_tokens,
-        settings=tuple(found),
+        settings=with_drafted_costs(settings),
     )
 
 
-def _measure(shared: BenchContext, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
-    """Returns the settings of one suite at one temperature, one for each K."""
-    section, drafter = shared.section, shared.model.draft()
-    rows = shared.known.get((suite, temperature)) or own_rows(
-        shared.engine,
-        shared.head,
+def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
+    """Measures one suite at one temperature; one setting for each K."""
+    section, drafter = context.section, context.model.draft()
+    rows = context.known_rows.get((suite, temperature)) or own_rows(
+        context.engine,
+        context.head,
         prompts,
         drafter.target_layer_ids,
         temperature=temperature,
         max_new_tokens=section.max_new_tokens,
-        seed=shared.seed,
-        progress=shared.progress,
+        seed=context.seed,
+        progress=context.progress,
     )
     ks = section.num_speculative_tokens
-    replayed = replay_each(shared.model, rows, ks, temperature=temperature, progress=shared.progress)
-    if not any(len(table) for table in replayed[shared.k_max].acceptance):
+    replayed = replay_each(context.model, rows, ks, temperature=temperature, progress=context.progress)
+    if not any(len(table) for table in replayed[context.k_max].acceptance):
         raise DataError(
             f"suite {suite}: no response has two tokens of the verifier's own at T={temperature:g}: nothing to measure",
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
-    baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in shared.baselines}
+    baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in context.baselines}
     sample = [shortened(rows[index], section.live_tokens) for index in sample_rows(rows, section.live_prompts)]
-    decoded = _decode(shared, sample, temperature)
-    lives = _referee(shared, sample, decoded, temperature)
+    decoded = _decode(context, sample, temperature)
+    lives = _referee(context, sample, decoded, temperature)
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
-    found = []
+    settings = []
     for k in ks:
         counts = replayed[k].counts(k)
-        found.append(
+        settings.append(
             Setting(
                 suite=suite,
                 prompts_digest=digest,
@@ -173,17 +179,17 @@ def _measure(shared: BenchContext, suite: str, prompts: Sequence[Prompt], temper
                 temperature=temperature,
                 definition=definition(k, temperature),
                 note=note,
-                exact=summarize(counts, replayed[k].ids, seed=shared.seed),
-                by_category=summarize_categories(replayed[k], counts, seed=shared.seed),
+                exact=summarize(counts, replayed[k].ids, seed=context.seed),
+                by_category=summarize_categories(replayed[k], counts, seed=context.seed),
                 by_prompt=sums_by_prompt(counts, replayed[k].ids),
-                baselines=tuple(_baseline(shared, name, held[k], k, decoded) for name, held in baselines.items()),
+                baselines=tuple(_baseline(context, name, by_k[k], k, decoded) for name, by_k in baselines.items()),
                 live=lives[k],
                 cut_prompts=replayed[k].cut_prompts,
                 cut_tokens=replayed[k].cut_tokens,
                 replaced_prompts=sum(row.replaced for row in rows),
             )
         )
-    return found
+    return settings
 
 
 def _replay_baseline(
@@ -191,73 +197,77 @@ def _replay_baseline(
 ) -> dict[int, Replayed]:
     if baseline.replays is not None:
         return replay_each(baseline.replays, rows, ks, temperature=temperature)
-    # A pass each: what is drafted may depend on how much may be drafted.
+    # One pass for each K: a baseline's drafts may depend on how many tokens it may draft.
     return {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in ks}
 
 
-def _decode(shared: BenchContext, sample: Sequence[JudgedResponse], temperature: float) -> dict[str, list[Decoded]]:
-    """Decodes the sample: plain, with each K, and with each baseline at the largest K."""
+def _decode(context: BenchContext, sample: Sequence[JudgedResponse], temperature: float) -> dict[str, list[Decoded]]:
+    """Decodes the sample plainly, with each K, and with each baseline at the largest K."""
     contenders = [Contender(PLAIN)]
-    contenders += [Contender(_label(k), shared.model.draft, k) for k in shared.section.num_speculative_tokens]
-    contenders += [Contender(each.name, each.draft, shared.k_max) for each in shared.baselines]
+    contenders += [Contender(_label(k), context.model.draft, k) for k in context.section.num_speculative_tokens]
+    contenders += [Contender(each.name, each.draft, context.k_max) for each in context.baselines]
     settings = LiveSettings(
         temperature=temperature,
-        max_new_tokens=shared.section.live_tokens or shared.section.max_new_tokens,
-        stop_ids=frozenset(shared.engine.stop_ids),
-        seed=shared.seed,
+        max_new_tokens=context.section.live_tokens or context.section.max_new_tokens,
+        stop_ids=frozenset(context.engine.stop_ids),
+        seed=context.seed,
     )
-    return run_live(shared.engine.model, contenders, sample, settings, progress=shared.progress)
+    return run_live(context.engine.model, contenders, sample, settings, progress=context.progress)
 
 
 def _referee(
-    shared: BenchContext, sample: Sequence[JudgedResponse], decoded: Mapping[str, Sequence[Decoded]], temperature: float
+    context: BenchContext,
+    sample: Sequence[JudgedResponse],
+    decoded: Mapping[str, Sequence[Decoded]],
+    temperature: float,
 ) -> dict[int, Live]:
-    """Returns, for each K, what live measured on the sampled rows and whether replay predicts it."""
+    """Compares the live decode of the sample with its replay, for each K."""
     ids = tuple(row.response.id for row in sample)
-    ks = shared.section.num_speculative_tokens
-    replayed = replay_each(shared.model, sample, ks, temperature=temperature)
-    found = {}
+    ks = context.section.num_speculative_tokens
+    replayed = replay_each(context.model, sample, ks, temperature=temperature)
+    lives = {}
     for k in ks:
         responses = decoded[_label(k)]
         measured = count_decoded(responses, k)
         if temperature > 0:
-            given = _agree_given_tokens(shared, sample, responses, measured, temperature)
+            given_tokens = _agree_given_tokens(context, sample, responses, measured, temperature)
             own = agree_over_prompts(
-                measured, predicted=replayed[k].counts(k), groups=ids, level=shared.level, what=OWN
+                measured, predicted=replayed[k].counts(k), groups=ids, level=context.level, what=OWN
             )
-            agreement = agree_on_both(given, own)
+            agreement = agree_on_both(given_tokens, own)
         else:
-            agreement = _agree_greedy(shared, sample, responses, measured, replayed[k])
-        found[k] = Live(
-            acceptance=summarize(measured, ids, seed=shared.seed),
+            agreement = _agree_greedy(context, sample, responses, measured, replayed[k])
+        lives[k] = Live(
+            acceptance=summarize(measured, ids, seed=context.seed),
             agreement=agreement,
             speed=compare(decoded[PLAIN], responses, tau=measured.tau),
         )
-    return found
+    return lives
 
 
 def _agree_greedy(
-    shared: BenchContext,
+    context: BenchContext,
     rows: Sequence[JudgedResponse],
     responses: Sequence[Decoded],
     measured: Counts,
     replayed: Replayed,
 ) -> Agreement:
-    """Compares with what replay says of the verifier's own responses, which live must have given."""
+    """Compares with the replay of the verifier's own responses, which live must have produced, too."""
     predicted = replayed.counts(measured.accepted.shape[1])
-    if shared.engine.dtype == torch.float32:
+    if context.engine.dtype == torch.float32:
         return agree_by_round(
             rows,
             responses,
             replayed.acceptance,
             predicted=predicted,
-            near_tie=lambda row, place, token: _near_tie(shared, row, place, token),
+            near_tie=lambda row, place, token: _near_tie(context, row, place, token),
         )
-    return agree_over_prompts(measured, predicted=predicted, groups=replayed.ids, level=shared.level, what=SIXTEEN_BIT)
+    # In 16 bits near-ties are too common to compare round by round.
+    return agree_over_prompts(measured, predicted=predicted, groups=replayed.ids, level=context.level, what=SIXTEEN_BIT)
 
 
 def _agree_given_tokens(
-    shared: BenchContext,
+    context: BenchContext,
     rows: Sequence[JudgedResponse],
     responses: Sequence[Decoded],
     measured: Counts,
@@ -268,27 +278,27 @@ def _agree_given_tokens(
         attrs.evolve(row.response, tokens=(*row.response.prompt, *response.tokens))
         for row, response in zip(rows, responses, strict=True)
     ]
-    layer_ids = shared.model.draft().target_layer_ids
-    own = capture_rows(shared.engine, shared.head, emitted, layer_ids, temperature=temperature)
+    layer_ids = context.model.draft().target_layer_ids
+    own = capture_rows(context.engine, context.head, emitted, layer_ids, temperature=temperature)
     k = measured.accepted.shape[1]
-    replayed = replay(shared.model, own, k_max=k, temperature=temperature)
-    return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=shared.level)
+    replayed = replay(context.model, own, k_max=k, temperature=temperature)
+    return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)
 
 
-def _near_tie(shared: BenchContext, row: JudgedResponse, place: int, token: int) -> bool:
+def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int) -> bool:
     """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding."""
-    response: Response = row.response
-    seen = torch.tensor(response.tokens[: response.prompt_length + place])
-    _, last = shared.engine.capture([seen], ())[0]
-    logits = shared.head.logits(last[-1:])[0]
+    response = row.response
+    seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
+    _, last = context.engine.capture([seen], ())[0]  # [n, H]
+    logits = context.head.logits(last[-1:])[0]  # [V]
     return abs(float(logits[response.answer[place]] - logits[token])) <= NEAR_TIE_LOGITS
 
 
 def _baseline(
-    shared: BenchContext, name: str, replayed: Replayed, k: int, decoded: Mapping[str, Sequence[Decoded]]
+    context: BenchContext, name: str, replayed: Replayed, k: int, decoded: Mapping[str, Sequence[Decoded]]
 ) -> BaselineRow:
-    acceptance = summarize(replayed.counts(k), replayed.ids, seed=shared.seed)
-    if k != shared.k_max:
+    acceptance = summarize(replayed.counts(k), replayed.ids, seed=context.seed)
+    if k != context.k_max:
         return BaselineRow(name=name, acceptance=acceptance)
     tau = count_decoded(decoded[name], k).tau
     return BaselineRow(

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from speculators.bench.result import Setting
 from speculators.bench.statistics import bootstrap_difference
 from speculators.diff.comparison import AcceptanceChange
 
-Values = Mapping[str, Any]
+
+def acceptance_changes(a: Sequence[Setting], b: Sequence[Setting]) -> list[AcceptanceChange]:
+    """Pairs the settings (suite, K, T) that both runs measured on the same prompts."""
+    others = {(*setting.key, setting.prompts_digest): setting for setting in b}
+    return [
+        AcceptanceChange(
+            suite=setting.suite,
+            num_speculative_tokens=setting.num_speculative_tokens,
+            temperature=setting.temperature,
+            before=setting.exact.tau,
+            after=other.exact.tau,
+            interval=_interval(setting, other),
+        )
+        for setting in a
+        if (other := others.get((*setting.key, setting.prompts_digest)))
+    ]
 
 
-def acceptance_changes(a: Sequence[Values], b: Sequence[Values]) -> list[AcceptanceChange]:
-    """Pairs the settings (suite, K, T) that both runs measured on the same prompts.
-
-    Args:
-        a, b: settings of benchmarks as JSON values.
-    """
-    same = ("suite", "num_speculative_tokens", "temperature", "prompts_digest")
-    others = {tuple(setting[key] for key in same): setting for setting in b}
-    changes = []
-    for setting in a:
-        other = others.get(tuple(setting[key] for key in same))
-        if other is not None:
-            changes.append(
-                AcceptanceChange(
-                    suite=setting["suite"],
-                    num_speculative_tokens=setting["num_speculative_tokens"],
-                    temperature=setting["temperature"],
-                    before=setting["exact"]["tau"],
-                    after=other["exact"]["tau"],
-                    interval=_interval(setting.get("by_prompt"), other.get("by_prompt")),
-                )
-            )
-    return changes
-
-
-def _interval(a: Values | None, b: Values | None) -> tuple[float, float] | None:
-    if not a or not b or a.keys() != b.keys():
+def _interval(a: Setting, b: Setting) -> tuple[float, float] | None:
+    if not a.by_prompt or a.by_prompt.keys() != b.by_prompt.keys():
         return None
-    before, after = (np.array([side[prompt] for prompt in a], dtype=np.float64) for side in (a, b))
+    # [n, 2]: tokens and rounds of each prompt, in one order.
+    before, after = (np.array([side.by_prompt[prompt] for prompt in a.by_prompt], dtype=np.float64) for side in (a, b))
     return bootstrap_difference(before, after)

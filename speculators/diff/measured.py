@@ -55,11 +55,7 @@ def compare_with_records(a: DiffSide, b: DiffSide, runs: Path) -> Comparison:
 
 
 def _with_conditions(side: DiffSide, benches: RunBenchmarks) -> DiffSide:
-    keys = ("suite", "num_speculative_tokens", "temperature")
-    conditions = {
-        tuple(setting[key] for key in keys): Conditions(setting["definition"], setting["dtype"])
-        for setting in benches.settings
-    }
+    conditions = {each.setting.key: Conditions(each.setting.definition, each.result.dtype) for each in benches.filed}
     return attrs.evolve(side, conditions=conditions)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from typing import Any
+from collections.abc import Sequence
 
 import attrs
 
+from speculators.bench.result import Setting
 from speculators.recipe.lock import Lock
 from speculators.runs.background import Background
 
@@ -56,7 +58,7 @@ def _command(subject: Subject) -> list[str]:
 
 
 def _expected(subject: Subject) -> list[str]:
-    here = tuple(each for each in subject.background.settings if each["num_speculative_tokens"] == subject.tokens)
+    here = tuple(each for each in subject.background.settings if each.num_speculative_tokens == subject.tokens)
     if not here:
         measure = f"`spec bench RUN --k {subject.tokens}`"
         return [f"Not measured at K = {subject.tokens}; {measure} of its run does, and another export tells it."]
@@ -113,17 +115,16 @@ def _lock(lock: Lock | None) -> list[str]:
     return ["", "## Lock", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def acceptance_table(settings: tuple[dict[str, Any], ...]) -> list[str]:
+def acceptance_table(settings: Sequence[Setting]) -> list[str]:
     """Returns a Markdown table of acceptance lengths, and below it the definition of each."""
     rows = ["| suite | prompts | K | T | tau (95%) | live | accepted by position |", "|---|---|---|---|---|---|---|"]
     for each in settings:
-        exact, live = each["exact"], each["live"]
-        low, high = exact["tau_interval"]
-        told = f"{live['acceptance']['tau']:.3f}" if live else ""
-        places = " ".join(f"{rate:.2f}" for rate in exact["by_position"] if rate is not None)
+        low, high = each.exact.tau_interval
+        live = f"{each.live.acceptance.tau:.3f}" if each.live else ""
+        rates = " ".join(f"{rate:.2f}" for rate in each.exact.by_position if not math.isnan(rate))
         rows.append(
-            f"| {each['suite']} | {exact['prompts']} | {each['num_speculative_tokens']} | {each['temperature']:g} "
-            f"| {exact['tau']:.3f} ({low:.2f} to {high:.2f}) | {told} | {places} |"
+            f"| {each.suite} | {each.exact.prompts} | {each.num_speculative_tokens} | {each.temperature:g} "
+            f"| {each.exact.tau:.3f} ({low:.2f} to {high:.2f}) | {live} | {rates} |"
         )
-    definitions = dict.fromkeys(each["definition"] for each in settings)
+    definitions = dict.fromkeys(each.definition for each in settings)
     return [*rows, "", *(f"* {definition}" for definition in definitions)]

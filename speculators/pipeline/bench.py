@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+import attrs
 
 from speculators.bench.replay import one_pass, replay
 from speculators.bench.responses import own_rows
+from speculators.bench.result import BenchResult
 from speculators.bench.rows import JudgedResponse
 from speculators.bench.run import bench
 from speculators.bench.suites import load_suite
@@ -76,7 +78,7 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
     return rows
 
 
-def bench_stage(context: Context, tracker: Tracker) -> dict[str, Any] | None:
+def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:
     section, world = context.recipe.benchmark, context.world
     if not section.suites:
         context.skip("bench", "the recipe names no suite")
@@ -92,28 +94,28 @@ def bench_stage(context: Context, tracker: Tracker) -> dict[str, Any] | None:
         context.skip("bench", str(file))
     else:
         with context.stage("bench") as words:
-            result = {"fingerprint": context.plan.stage("bench").fingerprint, **_measure(context)}
+            fingerprint = context.plan.stage("bench").fingerprint
+            result = attrs.evolve(_measure(context), fingerprint=fingerprint)
             with disk_errors(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, result)
+            write_json(file, result.to_json())
             tracker.bench(result, step=read_json(context.run_folder / TRAINED)["step"])
             words.append(str(file))
     world.barrier()
     return result
 
 
-def _measure(context: Context) -> dict[str, Any]:
+def _measure(context: Context) -> BenchResult:
     recipe = context.recipe
     speculator = SpeculatorModel.from_pretrained(context.run_folder / SPECULATOR, verifier=context.folder)
     model = place(speculator, context.world.device)
     engine = context.engine(recipe.verifier.dtype)
-    result = bench(
+    return bench(
         model,
         engine,
         recipe.benchmark,
         name=context.run_folder.name,
         seed=recipe.seed,
         progress=context.tell,
-        known=context.rows,
+        known_rows=context.rows,
     )
-    return result.to_json()

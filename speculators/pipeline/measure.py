@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,19 @@ from typing import Any
 import attrs
 import torch
 
+from speculators.bench.result import BenchResult
 from speculators.bench.run import bench
 from speculators.bench.suites import load_suite, prompts_digest
 from speculators.data.template import ChatTemplate
 from speculators.decoding.draft_model import pinned
 from speculators.errors import ArtifactError, Problem, RecipeError, ServerError
 from speculators.events import Progress
-from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
-from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.schema import BenchmarkSection, Suite
-from speculators.runs.stages import served_folder
 from speculators.servers.benchmark import Questions, Server, measure_served
 from speculators.servers.counters import ENGINES
 from speculators.servers.endpoint import Endpoint
@@ -64,8 +61,8 @@ class SavedSpeculator:
         return str(self.folder) if self.run is None else self.run.name
 
 
-def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progress: Progress) -> dict[str, Any]:
-    """Returns the benchmark as JSON values.
+def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progress: Progress) -> BenchResult:
+    """Measures a speculator in this process.
 
     Raises:
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
@@ -87,7 +84,7 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
         device=device,
         trust_remote_code=verifier.trust_remote_code,
     )
-    return bench(model, engine, section, name=str(subject.folder), progress=progress).to_json()
+    return bench(model, engine, section, name=str(subject.folder), progress=progress)
 
 
 def decoding_otherwise(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -166,8 +163,8 @@ class Service:
 
 def measure_endpoint(
     subject: SavedSpeculator, section: BenchmarkSection, service: Service, *, progress: Progress
-) -> dict[str, Any]:
-    """Returns the benchmark of a running server as JSON values.
+) -> ServedResult:
+    """Measures a speculator on a running server.
 
     Raises:
         SpeculatorsError: the verifier's tokenizer or a suite cannot be had; or a server fails, in its own words.
@@ -209,23 +206,7 @@ def measure_endpoint(
         max_new_tokens=section.max_new_tokens,
         seed=SEED,
         settings=tuple(settings),
-    ).to_json()
-
-
-def file_served(run: Path, result: dict[str, Any]) -> Path:
-    """Keeps a benchmark of a server in a run's folder, in place of an earlier one of the same; returns the file."""
-    folder = served_folder(run)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    asked = [
-        [setting[key] for key in ("suite", "prompts_digest", "num_speculative_tokens", "temperature")]
-        for setting in result["settings"]
-    ]
-    same = fingerprint({"settings": asked, "concurrency": result["concurrency"], "tokens": result["max_new_tokens"]})
-    version = re.sub(r"[^\w.+-]", "_", result["version"])
-    file = folder / f"{result['engine']}-{version}-{same[:8]}.json"
-    write_json(file, result)
-    return file
+    )
 
 
 def _questions(

@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from speculators.bench.result import BenchResult
 from speculators.config import CONFIGS
 from speculators.events import Listen
 from speculators.files.disk import disk_errors, write_json, write_whole
@@ -40,13 +41,13 @@ class Outcome:
 
     Attributes:
         folder: the run folder.
-        bench: the benchmark as JSON values; None without suites.
+        bench: None without suites.
         seconds: of this call.
         peak_memory_gb: of this process, in 1e9 bytes.
     """
 
     folder: Path
-    bench: dict[str, Any] | None
+    bench: BenchResult | None
     seconds: float
     peak_memory_gb: float
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import attrs
 import tomli
 
 from speculators.errors import RecipeError
@@ -27,40 +27,53 @@ def band_key(written: str) -> str:
     return setting_key(found[1], int(found[2]), float(found[3])) if found else written
 
 
-def compare_bands(expect: Mapping[str, Expect], settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns each band with the acceptance length that was measured and where it lies.
+@attrs.frozen(kw_only=True)
+class BandResult:
+    """A band of `[expect]` beside the acceptance length that was measured.
+
+    Attributes:
+        setting: as written, "SUITE/K=5/T=0".
+        tau: None where the benchmark lacks the setting.
+        band: lowest and highest tau to expect.
+        place: "inside", "below", "above", or "not measured".
+        source: where the band comes from.
+    """
+
+    setting: str
+    tau: float | None
+    band: tuple[float, float]
+    place: str
+    source: str
+
+
+def compare_bands(expect: Mapping[str, Expect], taus: Mapping[str, float]) -> list[BandResult]:
+    """Places the measured acceptance lengths in the bands of a recipe.
 
     Args:
         expect: bands by setting, "SUITE/K=5/T=0".
-        settings: of a benchmark, as JSON values.
-
-    Returns:
-        A row for each band; `place` is "inside", "below", "above", or "not measured" where the benchmark lacks it.
+        taus: measured acceptance lengths by setting, named by `setting_key`.
     """
-    measured = {
-        setting_key(each["suite"], each["num_speculative_tokens"], each["temperature"]): each["exact"]["tau"]
-        for each in settings
-    }
-    rows = []
+    results = []
     for name, band in expect.items():
-        tau, (low, high) = measured.get(band_key(name)), band.tau
+        tau, (low, high) = taus.get(band_key(name)), band.tau
         if tau is None:
             place = "not measured"
         else:
             place = "below" if tau < low else "above" if tau > high else "inside"
-        rows.append({"setting": name, "tau": tau, "band": [low, high], "place": place, "source": band.source})
-    return rows
+        results.append(BandResult(setting=name, tau=tau, band=(low, high), place=place, source=band.source))
+    return results
 
 
-def band_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns one line a band in words."""
+def band_lines(results: Sequence[BandResult]) -> list[str]:
+    """Formats one line for each band."""
     lines = []
-    for row in rows:
-        band = f"{row['band'][0]:g} to {row['band'][1]:g} ({row['source']})"
-        if row["tau"] is None:
-            lines.append(f"{row['setting']}: expected {band}; not measured")
+    for result in results:
+        low, high = result.band
+        band = f"{low:g} to {high:g} ({result.source})"
+        if result.tau is None:
+            lines.append(f"{result.setting}: expected {band}; not measured")
         else:
-            lines.append(f"{row['setting']}: tau {row['tau']:.3f} is {row['place']} what is expected, {band}")
+            lines.append(f"{result.setting}: tau {result.tau:.3f} is {result.place} what is expected, {band}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What run folders hold, gathered as JSON values for a report; what is not there is told, never an error."""
+"""Gathers what a report shows of run folders, as typed values; anything missing is listed and never an error."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from speculators.bench.result import BenchResult, Setting, taus
 from speculators.diff.comparison import Comparison
 from speculators.diff.measured import compare_with_records, points
 from speculators.diff.side import DiffSide
@@ -22,12 +23,69 @@ from speculators.runs.log import read_events, stage_seconds
 from speculators.runs.records import flat
 from speculators.runs.stages import TRAINED
 
-# Points of a curve; a longer one is told by the means of so many equal parts.
+# Points of a curve; a longer curve is drawn from the means of that many equal parts.
 POINTS = 400
-# By what a folder is known as a run.
+# A folder with any of these files is a run.
 MARKS = ("plan.json", "events.jsonl")
 _STATUS = {"none": "not begun", "start": "begun, not ended", "done": "done", "skip": "was done before"}
-Values = dict[str, Any]
+Table = Mapping[str, Any]
+# (update or position, value).
+Points = Sequence[tuple[float, float]]
+
+
+@attrs.frozen(kw_only=True)
+class StageReport:
+    """How far one stage came.
+
+    Attributes:
+        fingerprint: None where the plan is missing.
+        seconds: None unless it is done.
+        detail: its last words.
+    """
+
+    name: str
+    fingerprint: str | None
+    status: str
+    seconds: float | None
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class RunReport:
+    """One run.
+
+    Attributes:
+        name: the folder's name, or its path where two runs share the name.
+        summary: the recipe's.
+        state: how far training came.
+        missing: what is not there and why, one line for each.
+        loss: (update, training loss).
+        tau: (update, exact acceptance length).
+        tau_setting: the setting that `tau` is of, or "".
+        plan: values of the plan beyond recipe and stages, by dotted path.
+        recipe: every value by its TOML path.
+        recipe_text: the file.
+        lock: values of the lock, by dotted path.
+        settings: the newest numbers of each benchmark setting.
+        benches: every benchmark by the name of its file.
+        expect: one line for each band of `[expect]`.
+    """
+
+    name: str
+    summary: str
+    state: str
+    missing: tuple[str, ...]
+    loss: Points
+    tau: Points
+    tau_setting: str
+    stages: tuple[StageReport, ...]
+    plan: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    lock: Mapping[str, str]
+    settings: tuple[Setting, ...]
+    benches: Mapping[str, BenchResult]
+    expect: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -37,7 +95,7 @@ class RunDiff:
     Attributes:
         a, b: the names that the report gives the runs.
         comparison: None where a run is damaged.
-        error: the damage; "" otherwise.
+        error: the damage, or "".
     """
 
     a: str
@@ -46,93 +104,99 @@ class RunDiff:
     error: str = ""
 
 
-def gather(folders: Sequence[Path]) -> Values:
-    """Returns everything that a report of these runs tells.
+@attrs.frozen(kw_only=True)
+class Report:
+    """Everything on the page; each run after the first is compared with the first."""
+
+    runs: tuple[RunReport, ...]
+    diffs: tuple[RunDiff, ...]
+
+
+def gather(folders: Sequence[Path]) -> Report:
+    """Gathers the report of some runs.
 
     Args:
-        folders: of the runs; the others are compared with the first.
+        folders: of the runs; a folder that is named twice counts once.
 
     Raises:
-        ArtifactError: a folder is no run.
+        ArtifactError: a folder is not a run.
     """
     for folder in folders:
         if not any((folder / mark).is_file() for mark in MARKS):
-            found = "no run: it has neither plan.json nor events.jsonl" if folder.is_dir() else "no such folder"
-            raise ArtifactError(f"{folder}: {found}", hint="spec ls lists the runs")
+            fault = "not a run: it has neither plan.json nor events.jsonl" if folder.is_dir() else "no such folder"
+            raise ArtifactError(f"{folder}: {fault}", hint="spec ls lists the runs")
     names = _names(folders)
     first, *others = names
-    return {
-        "runs": [gather_run(folder, name) for folder, name in names.items()],
-        "diffs": [_diff(first, other, names[first], names[other]) for other in others],
-    }
+    return Report(
+        runs=tuple(gather_run(folder, name) for folder, name in names.items()),
+        diffs=tuple(_diff(first, other, names[first], names[other]) for other in others),
+    )
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Returns each run once, under the name of its folder, or where two share one under its path."""
+    """Names each run once: by its folder's name, or by its path where another run has the same name."""
     runs = {folder.resolve(): str(folder) for folder in folders}
-    held = [folder.name for folder in runs]
-    return {folder: folder.name if held.count(folder.name) == 1 else path for folder, path in runs.items()}
+    names = [folder.name for folder in runs]
+    return {folder: folder.name if names.count(folder.name) == 1 else path for folder, path in runs.items()}
 
 
-def gather_run(folder: Path, name: str) -> Values:
-    """Returns what one run tells; `missing` says in words what is not there, and why where that can be known."""
-    lock, trained = (_table(folder / name) for name in ("lock.json", TRAINED))
-    plan = _plan(folder)
+def gather_run(folder: Path, name: str) -> RunReport:
+    """Gathers one run."""
+    lock, trained = (_read_table(folder / file) for file in ("lock.json", TRAINED))
+    plan = _read_plan(folder)
     recipe = plan["recipe"] if plan else None
-    events, torn = _events(folder / "events.jsonl")
+    events, no_events = _read_events(folder / "events.jsonl")
     benches = read_benches(folder)
-    settings = [{key: value for key, value in each.items() if key != "by_prompt"} for each in benches.settings]
-    state, unfinished = _state(trained, events, torn)
+    state, unfinished = _state(trained, events, no_events)
     text = folder / "recipe.toml"
-    return {
-        "name": name,
-        "summary": recipe["summary"] if recipe else "",
-        "state": state,
-        "missing": [
-            *([] if recipe else ["plan.json is missing or damaged: there is no plan, no recipe and no diff to tell"]),
+    return RunReport(
+        name=name,
+        summary=recipe["summary"] if recipe else "",
+        state=state,
+        missing=(
+            *([] if recipe else ["plan.json is missing or damaged: plan, recipe and differences cannot be shown"]),
             *([] if lock else ["lock.json is missing or damaged: where this ran is not known"]),
-            *([torn] if torn else []),
+            *([no_events] if no_events else []),
             *unfinished,
-            *_lacking(recipe, settings, trained is not None),
+            *_missing_numbers(recipe, benches.settings, is_trained=trained is not None),
             *benches.unread,
-        ],
-        "loss": thinned(points(events, "StepEvent", "loss"), POINTS),
-        "tau": thinned(points(events, "EvalEvent", "tau"), POINTS),
-        "tau_of": _tau_of(recipe),
-        "stages": _stages(plan, events),
-        "plan": _derived(plan) if recipe else {},
-        "recipe": flatten_tables(recipe) if recipe else {},
-        "recipe_text": text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
-        "lock": _lock_values(lock or {}),
-        "settings": settings,
-        "benches": list(benches.files),
-        "expect": _expect(recipe, settings),
-    }
+        ),
+        loss=thinned(points(events, "StepEvent", "loss"), POINTS),
+        tau=thinned(points(events, "EvalEvent", "tau"), POINTS),
+        tau_setting=_tau_setting(recipe),
+        stages=_stages(plan, events),
+        plan=_derived(plan) if plan else {},
+        recipe=flatten_tables(recipe) if recipe else {},
+        recipe_text=text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
+        lock=_lock_values(lock or {}),
+        settings=benches.settings,
+        benches=benches.files,
+        expect=tuple(_expect(recipe, benches.settings)),
+    )
 
 
-def _lock_values(lock: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what of a lock is for people; its recipe and the fingerprints' inputs have places of their own."""
-    held = lock.get("verifier")
-    verifier = {"verifier": held["files"]} if isinstance(held, dict) and isinstance(held.get("files"), dict) else {}
-    told = {key: value for key, value in lock.items() if key not in ("recipe", "inputs", "verifier", "resumed_in")}
-    return flat({**told, **verifier})
+def _lock_values(lock: Table) -> dict[str, str]:
+    """Picks the values of a lock that people read; its recipe and the stages' inputs are shown elsewhere."""
+    verifier = lock.get("verifier")
+    files = verifier.get("files") if isinstance(verifier, dict) else None
+    shown = {key: value for key, value in lock.items() if key not in ("recipe", "inputs", "verifier", "resumed_in")}
+    return flat(shown | ({"verifier": files} if isinstance(files, dict) else {}))
 
 
-def _table(file: Path) -> Values | None:
-    held = read_json(file)
-    return held if isinstance(held, dict) else None
+def _read_table(file: Path) -> Table | None:
+    value = read_json(file)
+    return value if isinstance(value, dict) else None
 
 
-def _plan(folder: Path) -> Values | None:
-    """Returns the plan of a run, None where it cannot be read."""
+def _read_plan(folder: Path) -> Table | None:
     try:
         return read_plan(folder)
     except ArtifactError:
         return None
 
 
-def _events(file: Path) -> tuple[list[Values], str]:
-    """Returns the events of a run, and why there are none."""
+def _read_events(file: Path) -> tuple[list[dict[str, Any]], str]:
+    """Reads the events of a run, and says why there are none."""
     try:
         events = read_events(file)
     except ArtifactError as error:
@@ -140,40 +204,38 @@ def _events(file: Path) -> tuple[list[Values], str]:
     return events, "" if events else "events.jsonl is missing or empty: there are no curves and no times"
 
 
-def _state(trained: Values | None, events: Sequence[Values], torn: str) -> tuple[str, list[str]]:
-    """Returns in words how far training came, and what that means if it is not at its end."""
+def _state(trained: Table | None, events: Sequence[Table], no_events: str) -> tuple[str, list[str]]:
+    """Says how far training came, and what to do if it is not at its end."""
     if trained is not None:
         best = "" if trained["tau"] is None else f"; tau there {trained['tau']:.3f}"
         return f"trained, {trained['total_steps']} updates; exported from update {trained['step']}{best}", []
     steps = [event for event in events if event.get("event") == "StepEvent"]
     if not steps:
-        return ("not known", []) if "damaged" in torn else ("not trained", ["training has not begun"])
-    words = f"training stopped after update {steps[-1]['step']} of {steps[-1]['total_steps']}"
-    return words, [f"{words}: spec run of its recipe goes on from the last checkpoint"]
+        return ("not known", []) if "damaged" in no_events else ("not trained", ["training has not begun"])
+    stop = f"training stopped after update {steps[-1]['step']} of {steps[-1]['total_steps']}"
+    return stop, [f"{stop}: spec run of its recipe goes on from the last checkpoint"]
 
 
-def _lacking(recipe: Values | None, settings: Sequence[Values], trained: bool) -> list[str]:
-    """Returns what is missing of the benchmark."""
+def _missing_numbers(recipe: Table | None, settings: Sequence[Setting], *, is_trained: bool) -> list[str]:
     if settings:
-        silent = sorted({setting["num_speculative_tokens"] for setting in settings if setting["live"] is None})
-        told = f"no live decode, and so no speed-up, at K={', '.join(map(str, silent))}"
-        return [told] if silent else []
+        ks = sorted({setting.num_speculative_tokens for setting in settings if setting.live is None})
+        return [f"no live decode, and so no speed-up, at K={', '.join(map(str, ks))}"] if ks else []
     if recipe and not recipe["benchmark"]["suites"]:
         return ["the recipe names no suite: acceptance was not measured (spec bench RUN --suite NAME)"]
-    return ["there is no benchmark" + (": spec run of its recipe goes on with it" if trained else "")]
+    return ["there is no benchmark" + (": spec run of its recipe goes on with it" if is_trained else "")]
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int) -> list[list[float]]:
-    """Returns the means of `most` equal parts, or the points themselves where they are no more."""
+def thinned(points: Points, most: int) -> list[tuple[float, float]]:
+    """Replaces a curve of more than `most` points by the means of `most` equal parts."""
     if len(points) <= most:
-        return [list(point) for point in points]
+        return list(points)
     cuts = [round(index * len(points) / most) for index in range(most + 1)]
     parts = [points[cuts[index] : cuts[index + 1]] for index in range(most)]
-    return [[sum(values) / len(part) for values in zip(*part, strict=True)] for part in parts]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _tau_of(recipe: Values | None) -> str:
-    """Returns which setting the evaluations during training measure."""
+def _tau_setting(recipe: Table | None) -> str:
+    """Names the setting that evaluations during training measure."""
     if not recipe or not recipe["benchmark"]["suites"]:
         return ""
     bench = recipe["benchmark"]
@@ -181,43 +243,41 @@ def _tau_of(recipe: Values | None) -> str:
     return f"{bench['suites'][0]['name']}, K={k}, T={temperature:g}"
 
 
-def _stages(plan: Values | None, events: Sequence[Values]) -> list[Values]:
-    """Returns the stages with what was told of each last: a stage that was skipped later keeps its time."""
-    told: dict[str, Values] = {}
+def _stages(plan: Table | None, events: Sequence[Table]) -> tuple[StageReport, ...]:
+    # The last event of each stage, except that a stage which a later launch skipped keeps its time.
+    last: dict[str, Table] = {}
     for event in events:
-        if event.get("event") == "StageEvent" and (event["status"] != "skip" or event["stage"] not in told):
-            told[event["stage"]] = event
-    took = stage_seconds(events)
-    prints = {stage["name"]: stage["fingerprint"] for stage in plan["stages"]} if plan else {}
-    none: Values = {"status": "none", "detail": "", "seconds": 0.0}
-    return [
-        {
-            "name": name,
-            "fingerprint": prints.get(name),
-            "status": _STATUS[event["status"]],
-            "seconds": took.get(name) if event["status"] == "done" else None,
-            "detail": event["detail"],
-        }
-        for name, event in (dict.fromkeys(prints, none) | told).items()
-    ]
-
-
-def _derived(plan: Values | None) -> dict[str, str]:
-    """Returns what the plan says beyond the recipe and the stages."""
-    return flat(
-        {key: value for key, value in (plan or {}).items() if key not in ("recipe", "stages", "run_name", "origins")}
+        if event.get("event") == "StageEvent" and (event["status"] != "skip" or event["stage"] not in last):
+            last[event["stage"]] = event
+    seconds = stage_seconds(events)
+    fingerprints = {stage["name"]: stage["fingerprint"] for stage in plan["stages"]} if plan else {}
+    no_event = {"status": "none", "detail": ""}
+    return tuple(
+        StageReport(
+            name=name,
+            fingerprint=fingerprints.get(name),
+            status=_STATUS[event["status"]],
+            seconds=seconds.get(name) if event["status"] == "done" else None,
+            detail=event["detail"],
+        )
+        for name, event in (dict.fromkeys(fingerprints, no_event) | last).items()
     )
 
 
-def _expect(recipe: Values | None, settings: Sequence[Values]) -> list[str]:
-    bands: Mapping[str, Values] = recipe["expect"] if recipe else {}
+def _derived(plan: Table) -> dict[str, str]:
+    """Picks the values of the plan beyond the recipe and the stages."""
+    return flat({key: value for key, value in plan.items() if key not in ("recipe", "stages", "run_name", "origins")})
+
+
+def _expect(recipe: Table | None, settings: Sequence[Setting]) -> list[str]:
+    bands: Mapping[str, Table] = recipe["expect"] if recipe else {}
     expect = {name: Expect(tau=tuple(band["tau"]), source=band["source"]) for name, band in bands.items()}
-    return band_lines(compare_bands(expect, settings))
+    return band_lines(compare_bands(expect, taus(settings)))
 
 
-def _diff(a: Path, b: Path, name: str, other: str) -> RunDiff:
+def _diff(a: Path, b: Path, a_name: str, b_name: str) -> RunDiff:
     try:
-        sides = DiffSide.of_run(name, a), DiffSide.of_run(other, b)
-        return RunDiff(a=name, b=other, comparison=compare_with_records(*sides, a.parent))
+        sides = DiffSide.of_run(a_name, a), DiffSide.of_run(b_name, b)
+        return RunDiff(a=a_name, b=b_name, comparison=compare_with_records(*sides, a.parent))
     except ArtifactError as error:
-        return RunDiff(a=name, b=other, comparison=None, error=str(error))
+        return RunDiff(a=a_name, b=b_name, comparison=None, error=str(error))

@@ -1,9 +1,10 @@
-"""Plots as inline SVG: text is text, and colours are the page's, so that light and dark need no second plot."""
+"""Plots as inline SVG. Text stays text, and colours are variables of the page: one plot serves light and dark."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import attrs
 
 from speculators.errors import SpeculatorsError
 
-# Colours that stand for the page's own: matplotlib takes none but real ones, and writes these as they are.
+# Stand-ins for the page's colours: matplotlib accepts only real colours, so its output is searched for these.
 COLOURS = 8
 _SERIES = [f"#c0de{index:02d}" for index in range(COLOURS)]
 _INK, _MUTED, _GRID = "#c0deff", "#c0deee", "#c0dedd"
@@ -24,12 +25,12 @@ _VARIABLES = {
     _GRID: "var(--grid)",
 }
 _LINES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}
-# Inches of 72 points: about what a phone shows, so that text is neither shrunk there nor blown up elsewhere.
+# Inches (72 points each), about the width of a phone: text is neither shrunk there nor enlarged elsewhere.
 WIDTH, HEIGHT = 4.2, 2.75
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same widths on every machine
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same text widths on every machine
     "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _MUTED,
@@ -53,17 +54,17 @@ class Series:
     """One line of a plot, or one column of dots.
 
     Attributes:
-        y: a value for each x; None where there is none.
+        y: a value for each x; a NaN is not drawn.
         intervals: (low, high) around each y; () for none.
-        colour: of the page's series colours; more than there are begin again.
+        colour: index of a series colour of the page; they repeat after COLOURS.
         line: "solid", "dashed" or "dotted".
-        marks: a dot at each point, hollow unless the line is solid.
+        marks: whether to draw a dot at each point, hollow unless the line is solid.
     """
 
     name: str
     x: Sequence[float]
-    y: Sequence[float | None]
-    intervals: Sequence[Sequence[float | None]] = ()
+    y: Sequence[float]
+    intervals: Sequence[tuple[float, float]] = ()
     colour: int = 0
     line: str = "solid"
     marks: bool = False
@@ -79,19 +80,19 @@ def check_matplotlib() -> None:
 def lines(
     name: str, series: Sequence[Series], *, x: str, y: str, whole_x: bool = False, level: float | None = None
 ) -> str:
-    """Returns a plot of lines as SVG.
+    """Draws lines as SVG.
 
     Args:
         name: of the plot, unique on its page.
-        x, y: what the axes tell.
-        whole_x: the places on the x axis are those of the series, as for K.
-        level: a line across, such as a speed-up of 1.
+        x, y: labels of the axes.
+        whole_x: whether the ticks of the x axis are the x of the series, as for K.
+        level: y of a line across, such as a speed-up of 1.
     """
     with _style(name):
         figure, axes = _figure(HEIGHT)
         for one in series:
             colour = _SERIES[one.colour % COLOURS]
-            at, values, errors = _known(one)
+            at, values, errors = _finite(one)
             mark = {"marker": "o" if one.marks else None, "fillstyle": "full" if one.line == "solid" else "none"}
             axes.plot(at, values, color=colour, linestyle=_LINES[one.line], **mark)
             if one.intervals:
@@ -108,12 +109,12 @@ def lines(
 
 
 def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str) -> str:
-    """Returns a plot of dots with intervals, a row for each label, as SVG; `x` of the series are rows, `y` values."""
+    """Draws dots with intervals as SVG, a row for each label; `x` of a series holds rows and `y` values."""
     with _style(name):
         figure, axes = _figure(0.75 + len(labels) * max(0.24, 0.11 * (1 + len(series))))
         for index, one in enumerate(series):
             shift = (index - (len(series) - 1) / 2) * 0.7 / max(1, len(series))
-            rows, values, errors = _known(one)
+            rows, values, errors = _finite(one)
             style = {"color": _SERIES[one.colour % COLOURS], "capsize": 2.5, "elinewidth": 1}
             axes.errorbar(values, [row + shift for row in rows], xerr=errors, fmt="o", **style)
         axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
@@ -122,13 +123,13 @@ def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str) 
         return _svg(figure)
 
 
-def _known(one: Series) -> tuple[list[float], list[float], list[list[float]]]:
-    """Returns x, y and how far the intervals reach below and above, of the points that have a value."""
+def _finite(one: Series) -> tuple[list[float], list[float], list[list[float]]]:
+    """Picks the points that have a value: x, y, and how far the intervals reach below and above."""
     points = []
-    for at, value, interval in zip(one.x, one.y, one.intervals or [(None, None)] * len(one.x), strict=True):
-        low, high = (value if bound is None else bound for bound in interval)
-        if value is not None and low is not None and high is not None:
-            # An interval without width may miss its value by a rounding.
+    for at, value, interval in zip(one.x, one.y, one.intervals or [(math.nan, math.nan)] * len(one.x), strict=True):
+        low, high = (value if math.isnan(bound) else bound for bound in interval)
+        if not math.isnan(value):
+            # Rounding can push a value just outside of an interval without width; matplotlib refuses negative bars.
             points.append((at, value, max(0.0, value - low), max(0.0, high - value)))
     x, y, below, above = (list(column) for column in zip(*points, strict=True)) if points else ([], [], [], [])
     return x, y, [below, above]
@@ -136,7 +137,7 @@ def _known(one: Series) -> tuple[list[float], list[float], list[list[float]]]:
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
-    """Draws in our style alone, whatever the user's own is; saving lays texts out and belongs inside."""
+    """Applies our style alone, whatever the user's own is. Saving lays texts out, so it must happen inside."""
     import matplotlib as mpl
 
     with mpl.rc_context():
@@ -153,21 +154,21 @@ def _figure(height: float) -> tuple[Any, Any]:
 
 
 def _short(text: str, most: int = 22) -> str:
-    # A dollar sign would begin a formula.
+    # A dollar sign would start a formula.
     short = text if len(text) <= most else text[: most - 1] + "…"
     return short.replace("$", r"\$")
 
 
 def _svg(figure: Any) -> str:
-    """Returns the figure as an element for a page: no prologue, no metadata, no date, the page's colours."""
+    """Writes the figure as an element for a page: no prologue, no metadata, no date, the page's colours."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = out.getvalue()
     text = text[text.index("<svg") :].strip()
-    # Its style would be that of the whole page.
+    # Its style sheet would apply to the whole page.
     text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
-    # Groups have names that every plot of a page would repeat; only what is referred to keeps its id.
+    # Group ids repeat from plot to plot, and ids must be unique on a page. Clip paths are referred to and keep theirs.
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = text.replace("xlink:href", "href")
     for code, variable in _VARIABLES.items():

@@ -1,9 +1,8 @@
-"""Tables of a benchmark on a running server, and of a run's ledger, rendered from their JSON values."""
+"""The tables of a benchmark on a running server, and of a run's ledger, for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -11,131 +10,118 @@ from rich.table import Table
 from rich.text import Text
 
 from speculators.report.bench import number_text, rates_text
+from speculators.runs.ledger import Ledger
+from speculators.runs.ledger_entries import LedgerEntry
+from speculators.servers.load import Spread
+from speculators.servers.result import ServedResult, ServedSetting
 
-Values = Mapping[str, Any]
+_LEFT = ("suite", "kind", "source", "server")
 
 
-def served_tables(result: Values) -> RenderableType:
-    """Returns acceptance, pace and definitions of a benchmark of a server."""
-    where = f"  ({result['engine']} {result['version']}, {result['model']} at {result['endpoint']}, "
-    where += f"{result['concurrency']} at once)"
+def served_tables(result: ServedResult) -> RenderableType:
+    """Renders acceptance, pace and definitions of a benchmark on a server."""
+    where = f"  ({result.engine} {result.version}, {result.model} at {result.endpoint}, "
+    where += f"{result.concurrency} at once)"
     parts: list[RenderableType] = [
-        Text.assemble(("\nserved acceptance of ", "title"), (result["speculator"], "name"), (where, "note")),
-        _acceptance_table(result["settings"]),
+        Text.assemble(("\nserved acceptance of ", "title"), (result.speculator, "name"), (where, "note")),
+        _acceptance_table(result.settings),
         Text(),
-        _pace_table(result["settings"]),
+        _pace_table(result.settings),
     ]
-    for setting in result["settings"]:
-        acceptance, place = setting["acceptance"], _place(setting)
-        if acceptance["undrafted"]:
-            parts.append(Text(f"{place}: {acceptance['undrafted']:.0f} rounds without a draft", style="note"))
-        if setting["pace"]["repeated"]:
-            parts.append(Text(f"{place}: {setting['pace']['repeated']} requests were sent again", style="warn"))
-        if setting["unmatched_baseline"]:
+    for setting in result.settings:
+        place = f"{setting.suite}, K={setting.num_speculative_tokens}, T={setting.temperature:g}"
+        if setting.acceptance.undrafted:
+            parts.append(Text(f"{place}: {setting.acceptance.undrafted:.0f} rounds without a draft", style="note"))
+        if setting.pace.repeated:
+            parts.append(Text(f"{place}: {setting.pace.repeated} requests were sent again", style="warn"))
+        if setting.unmatched_baseline:
             parts.append(Text(f"{place}: the speed-up exceeds tau: the baseline is not matched", style="bad"))
-    lines = dict.fromkeys(setting["definition"] for setting in result["settings"])
+    lines = dict.fromkeys(setting.definition for setting in result.settings)
     parts.append(Text("\n" + "\n".join(lines), style="note"))
     return Group(*parts)
 
 
-def ledger_table(values: Values) -> RenderableType:
-    """Returns the ledger of a run, its alarms, and the definition of every number."""
-    table = _table(("suite", "K", "T", "is", "from", "prompts", "tau", "95%", "expected", "within", ""))
-    for line in values["lines"]:
-        for index, entry in enumerate(line["entries"]):
-            place = (line["suite"], str(line["num_speculative_tokens"]), f"{line['temperature']:g}")
-            table.add_row(*(map(escape, place) if index == 0 else ("", "", "")), *_entry(entry))
-    parts: list[RenderableType] = [Text.assemble(("\nledger of ", "title"), (values["run"], "name")), table]
-    parts += [Text(f"ALARM {words}", style="bad") for words in values["alarms"]]
-    if values["alarms"]:
-        parts.append(Text(f"find the cause with: {values['doctor']}", style="bad"))
-    parts += [Text(words, style="warn") for words in values["unread"]]
-    notes = [
-        f"{_place(line)}, {entry['kind']}: {entry['note']}"
-        for line in values["lines"]
-        for entry in line["entries"]
-        if entry["note"]
-    ]
-    parts += [Text(words, style="note") for words in dict.fromkeys(notes)]
-    told = dict.fromkeys(f"{e['kind']}: {e['definition']}" for line in values["lines"] for e in line["entries"])
-    parts.append(Text("\n" + "\n".join(told), style="note"))
+def ledger_table(ledger: Ledger) -> RenderableType:
+    """Renders the ledger of a run, its alarms, and the definition of every number."""
+    table = _table(("suite", "K", "T", "kind", "source", "prompts", "tau", "95%", "expected", "within", ""))
+    for line in ledger.lines:
+        place = (escape(line.suite), str(line.num_speculative_tokens), f"{line.temperature:g}")
+        for index, entry in enumerate(line.entries):
+            table.add_row(*(place if index == 0 else ("", "", "")), *_entry_cells(entry))
+    parts: list[RenderableType] = [Text.assemble(("\nledger of ", "title"), (ledger.run, "name")), table]
+    parts += [Text(f"ALARM {alarm}", style="bad") for alarm in ledger.alarms]
+    if ledger.alarms:
+        parts.append(Text(f"find the cause with: {ledger.doctor}", style="bad"))
+    parts += [Text(reason, style="warn") for reason in ledger.unread]
+    entries = [(line.place, entry) for line in ledger.lines for entry in line.entries]
+    notes = dict.fromkeys(f"{place}, {entry.kind}: {entry.note}" for place, entry in entries if entry.note)
+    parts += [Text(note, style="note") for note in notes]
+    definitions = dict.fromkeys(f"{entry.kind}: {entry.definition}" for _, entry in entries)
+    parts.append(Text("\n" + "\n".join(definitions), style="note"))
     return Group(*parts)
 
 
-def _entry(entry: Values) -> tuple[str, ...]:
-    compared = entry["expected"] is not None
-    mark = "" if not compared else "[bad]ALARM[/]" if entry["gap"] else "[good]agrees[/]"
-    within = _range(entry["tolerance"]) if entry["tolerance"] or not compared else "every round"
+def _entry_cells(entry: LedgerEntry) -> tuple[str, ...]:
+    compared = entry.expected is not None
+    mark = "" if not compared else "[bad]ALARM[/]" if entry.gap else "[good]agrees[/]"
     return (
-        entry["kind"],
-        escape(entry["source"]),
-        "-" if entry["prompts"] is None else str(entry["prompts"]),
-        number_text(entry["tau"], 3),
-        _range(entry["interval"]),
-        number_text(entry["expected"], 3),
-        within,
+        entry.kind,
+        escape(entry.source),
+        "-" if entry.prompts is None else str(entry.prompts),
+        number_text(entry.tau, 3),
+        _range(entry.interval),
+        number_text(entry.expected, 3),
+        _range(entry.tolerance) if entry.tolerance or not compared else "every round",
         mark,
     )
 
 
-def _acceptance_table(settings: Sequence[Values]) -> Table:
-    names = ("suite", "K", "T", "prompts", "rounds", "tau", "95%", "accepted by position", "drafted")
-    table = _table(names)
+def _acceptance_table(settings: Sequence[ServedSetting]) -> Table:
+    table = _table(("suite", "K", "T", "prompts", "rounds", "tau", "95%", "accepted by position", "drafted"))
     for setting in settings:
-        held = setting["acceptance"]
+        acceptance = setting.acceptance
         table.add_row(
-            *_cells(setting),
-            str(held["prompts"]),
-            f"{held['rounds']:.0f}",
-            number_text(held["tau"], 3),
-            _range(held["tau_interval"]),
-            rates_text(held["by_position"]) or "-",
-            number_text(held["drafted"], 2),
+            *_place_cells(setting),
+            str(acceptance.prompts),
+            f"{acceptance.rounds:.0f}",
+            number_text(acceptance.tau, 3),
+            _range(acceptance.tau_interval),
+            rates_text(acceptance.by_position) or "-",
+            number_text(acceptance.drafted, 2),
         )
     return table
 
 
-def _pace_table(settings: Sequence[Values]) -> Table:
-    names = ("suite", "K", "T", "server", "tokens/s", "first token ms", "p50", "p95", "inter-token ms", "p50", "p95")
-    table = _table((*names, "speed-up"))
+def _pace_table(settings: Sequence[ServedSetting]) -> Table:
+    columns = ("suite", "K", "T", "server", "tokens/s", "first token ms", "p50", "p95", "inter-token ms", "p50", "p95")
+    table = _table((*columns, "speed-up"))
     for setting in settings:
-        for name in ("pace", "baseline"):
-            held = setting[name]
-            if held is None:
+        for server, pace in (("drafts", setting.pace), ("plain", setting.baseline)):
+            if pace is None:
                 continue
-            gain = "" if name == "baseline" or setting["speed_up"] is None else f"{setting['speed_up']:.2f}x"
-            table.add_row(
-                *_cells(setting),
-                "drafts" if name == "pace" else "plain",
-                f"{held['tokens_per_second']:.1f}",
-                *_spread(held["first_token"]),
-                *_spread(held["inter_token"]),
-                gain,
-            )
+            gain = "" if server == "plain" or setting.speed_up is None else f"{setting.speed_up:.2f}x"
+            spreads = (*_spread(pace.first_token), *_spread(pace.inter_token))
+            table.add_row(*_place_cells(setting), server, f"{pace.tokens_per_second:.1f}", *spreads, gain)
     return table
 
 
-def _spread(values: Values | None) -> tuple[str, ...]:
-    if values is None:
+def _spread(spread: Spread | None) -> tuple[str, str, str]:
+    """Formats mean, median and 95th percentile in milliseconds."""
+    if spread is None:
         return "-", "-", "-"
-    return tuple(f"{1e3 * values[key]:.1f}" for key in ("mean", "p50", "p95"))
+    return f"{1e3 * spread.mean:.1f}", f"{1e3 * spread.p50:.1f}", f"{1e3 * spread.p95:.1f}"
 
 
-def _cells(setting: Values) -> tuple[str, str, str]:
-    return escape(setting["suite"]), str(setting["num_speculative_tokens"]), f"{setting['temperature']:g}"
-
-
-def _place(setting: Values) -> str:
-    return ", ".join(("{}", "K={}", "T={}")).format(*_cells(setting))
+def _place_cells(setting: ServedSetting) -> tuple[str, str, str]:
+    return escape(setting.suite), str(setting.num_speculative_tokens), f"{setting.temperature:g}"
 
 
 def _range(interval: Sequence[float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+    return "-" if interval is None else f"{number_text(interval[0], 2)} to {number_text(interval[1], 2)}"
 
 
 def _table(columns: Sequence[str]) -> Table:
     table = Table(box=None)
     for name in columns:
-        left = name in ("suite", "is", "from", "server")
-        table.add_column(name, justify="left" if left else "right", header_style="title")
+        table.add_column(name, justify="left" if name in _LEFT else "right", header_style="title")
     return table

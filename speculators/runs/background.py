@@ -1,28 +1,52 @@
-"""What the run of a speculator knows about it: its benchmark, its recipe, its lock."""
+"""Where a speculator comes from: the benchmarks, recipe and lock of its run."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import attrs
 
+from speculators.bench.result import Setting
+from speculators.errors import LockError
 from speculators.recipe.lock import Lock
+from speculators.runs.benches import read_benches
+from speculators.runs.stages import SPECULATOR
 
 
 @attrs.frozen(kw_only=True)
 class Background:
-    """Where a speculator comes from, as far as files beside it tell.
+    """Where a speculator comes from, as far as its run folder says.
 
     Attributes:
         run: the run folder's name; None for a speculator outside of one.
-        settings: of its benchmarks, as JSON values.
-        recipe: its text.
-        lock: None where there is none that can be read.
-        unread: files of the run that are left out, in words.
+        settings: the newest numbers of its benchmarks.
+        recipe: the text of its recipe; None where it is missing.
+        lock: None where it is missing or unreadable.
+        unread: why a file of the run was left out, one line for each.
     """
 
     run: str | None = None
-    settings: tuple[dict[str, Any], ...] = ()
+    settings: tuple[Setting, ...] = ()
     recipe: str | None = None
     lock: Lock | None = None
     unread: tuple[str, ...] = ()
+
+
+def background_of(speculator: Path) -> Background:
+    """Reads the background of a speculator from the run folder around it; empty outside of a run."""
+    run = speculator.absolute().parent
+    if speculator.absolute().name != SPECULATOR or not (run / "plan.json").is_file():
+        return Background()
+    benches, text = read_benches(run), run / "recipe.toml"
+    lock, unread = None, list(benches.unread)
+    try:
+        lock = Lock.read(run)
+    except LockError as error:
+        unread.append(f"{error}: the lock is left out")
+    return Background(
+        run=run.name,
+        settings=benches.settings,
+        recipe=text.read_text(encoding="utf-8") if text.is_file() else None,
+        lock=lock,
+        unread=tuple(unread),
+    )

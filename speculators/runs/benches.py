@@ -1,144 +1,133 @@
-"""The benchmarks that a run folder holds: one more filed, all read for a report, a comparison and an export."""
+"""The benchmarks that a run folder holds: filing one more, and reading all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import attrs
 
-from speculators.bench.result import FORMAT
+from speculators.bench.result import FORMAT, BenchResult, Setting
+from speculators.errors import Problem
 from speculators.files.disk import disk_errors, read_json, write_json
 from speculators.recipe.fingerprint import fingerprint
-from speculators.recipe.lock import Lock, LockError
-from speculators.runs.background import Background
-from speculators.runs.stages import SPECULATOR, served_folder
+from speculators.runs.stages import served_folder
 from speculators.servers import result as served
+from speculators.servers.result import ServedResult
+from speculators.structure.converter import structure
 
-Values = dict[str, Any]
+Result = TypeVar("Result", BenchResult, ServedResult)
+# Problems of one damaged file that are reported.
+MOST_PROBLEMS = 3
 
-# What readers of a setting, and of a file, rely on.
-_SETTING = (
-    "suite",
-    "prompts_digest",
-    "num_speculative_tokens",
-    "temperature",
-    "definition",
-    "exact",
-    "by_prompt",
-    "live",
-)
-# What one setting is known by.
-_KEY = ("suite", "prompts_digest", "temperature", "num_speculative_tokens")
-_WHERE = ("speculator", "verifier", "device", "threads", "dtype", "seed", "max_new_tokens")
 
-_SERVED_WHERE = ("engine", "version", "max_new_tokens")
-_SERVED_SETTING = (
-    "suite",
-    "suite_digest",
-    "prompt_ids",
-    "num_speculative_tokens",
-    "temperature",
-    "definition",
-    "acceptance",
-    "by_prompt",
-)
+@attrs.frozen(kw_only=True)
+class FiledSetting:
+    """The newest numbers of one setting.
+
+    Attributes:
+        result: the benchmark that they are from.
+        file: its name.
+    """
+
+    setting: Setting
+    result: BenchResult
+    file: str
 
 
 @attrs.frozen(kw_only=True)
 class RunBenchmarks:
-    """What was measured.
+    """The in-process benchmarks of a run.
 
     Attributes:
-        settings: of all files, each with the name of its `file` and the `dtype` that the verifier computed in. The same
-            setting on the same prompts is there once, from the newest file.
-        files: what each file was measured on, the oldest first.
-        unread: files that cannot be read, in words.
+        filed: each setting once, from the newest file that has it on the same prompts.
+        files: every benchmark by the name of its file, oldest first.
+        unread: why a file was left out, one line for each.
     """
 
-    settings: tuple[Values, ...]
-    files: tuple[Values, ...]
+    filed: tuple[FiledSetting, ...]
+    files: dict[str, BenchResult]
     unread: tuple[str, ...]
 
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The numbers alone."""
+        return tuple(each.setting for each in self.filed)
 
-def read_benches(folder: Path) -> RunBenchmarks:
-    """Returns the benchmarks of a run."""
-    settings: dict[tuple[Any, ...], Values] = {}
-    unread: list[str] = []
-    files = _whole(folder / "bench", FORMAT, _WHERE, _SETTING, unread)
-    for name, held in files.items():
-        for setting in held["settings"]:
-            settings[tuple(setting[key] for key in _KEY)] = {**setting, "file": name, "dtype": held["dtype"]}
-    told = tuple({"file": name, **{key: held[key] for key in _WHERE}} for name, held in files.items())
-    return RunBenchmarks(settings=tuple(settings.values()), files=told, unread=tuple(unread))
+    def newest(self) -> Iterator[BenchResult]:
+        """Yields the benchmarks, oldest first, without the settings that a newer one measured again."""
+        for file, result in self.files.items():
+            yield attrs.evolve(result, settings=tuple(each.setting for each in self.filed if each.file == file))
 
 
-def read_served(folder: Path) -> tuple[list[Values], list[str]]:
-    """Returns the benchmarks of servers that a run holds, the oldest first, and in words what cannot be read."""
-    unread: list[str] = []
-    files = _whole(served_folder(folder), served.FORMAT, _SERVED_WHERE, _SERVED_SETTING, unread)
+def read_benches(run: Path) -> RunBenchmarks:
+    """Reads the in-process benchmarks of a run; a damaged file, or one of another format, is left out."""
+    files, unread = _read(run / "bench", BenchResult, FORMAT)
+    filed = {
+        (*setting.key, setting.prompts_digest): FiledSetting(setting=setting, result=result, file=file)
+        for file, result in files.items()
+        for setting in result.settings
+    }
+    return RunBenchmarks(filed=tuple(filed.values()), files=files, unread=tuple(unread))
+
+
+def read_served(run: Path) -> tuple[list[ServedResult], list[str]]:
+    """Reads the benchmarks of servers that a run holds, oldest first, and says why a file was left out."""
+    files, unread = _read(served_folder(run), ServedResult, served.FORMAT)
     return list(files.values()), unread
 
 
-def _whole(
-    folder: Path, kept: int, where: Sequence[str], setting: Sequence[str], unread: list[str]
-) -> dict[str, Values]:
-    """Returns the benchmarks in a folder by the names of their files, the oldest first; `unread` gets the others."""
-    found = {}
-    for file in sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name)):
-        held = read_json(file)
-        if why := _damage(held, kept, where, setting):
-            unread.append(f"{folder.name}/{file.name} is left out: it is {why}; measuring again replaces it")
-        else:
-            found[file.name] = held
-    return found
-
-
-def _damage(held: Any, kept: int, where: Sequence[str], needed: Sequence[str]) -> str:
-    """Returns why the content of a file is no benchmark, "" where it is one."""
-    if not isinstance(held, dict):
-        return "damaged"
-    if held.get("format") != kept:
-        return f"of format {held.get('format')}, this version reads {kept}"
-    lacking = [key for key in (*where, "settings") if key not in held]
-    settings = held.get("settings", [])
-    if not isinstance(settings, list) or not all(isinstance(setting, dict) for setting in settings):
-        return "damaged: its settings are no list of tables"
-    lacking += dict.fromkeys(key for setting in settings for key in needed if key not in setting)
-    return f"damaged: it lacks {', '.join(lacking)}" if lacking else ""
-
-
-def file_bench(run: Path, result: Values) -> Path:
-    """Keeps a benchmark that was asked for in a run's folder, in place of an earlier one of the same.
+def file_bench(run: Path, result: BenchResult) -> Path:
+    """Files a benchmark in a run's folder, replacing an earlier one of the same settings.
 
     Returns:
-        The file: what the run's ledger, report, diff and exports tell from now on.
+        The file, which the run's ledger, report, diff and exports read from now on.
     """
-    asked = [[setting[name] for name in _KEY] for setting in result["settings"]]
-    same = fingerprint({"settings": asked, "dtype": result["dtype"], "tokens": result["max_new_tokens"]})
+    settings = [
+        [each.suite, each.prompts_digest, each.temperature, each.num_speculative_tokens] for each in result.settings
+    ]
+    same = fingerprint({"settings": settings, "dtype": result.dtype, "tokens": result.max_new_tokens})
     file = run / "bench" / f"asked-{same[:8]}.json"
     with disk_errors(file):
         file.parent.mkdir(exist_ok=True)
-    write_json(file, result)
+    write_json(file, result.to_json())
     return file
 
 
-def background_of(speculator: Path) -> Background:
-    """Returns what the run that a speculator is in knows about it, nothing outside of one."""
-    run = speculator.absolute().parent
-    if speculator.absolute().name != SPECULATOR or not (run / "plan.json").is_file():
-        return Background()
-    benches, text = read_benches(run), run / "recipe.toml"
-    lock, unread = None, list(benches.unread)
-    try:
-        lock = Lock.read(run)
-    except LockError as error:
-        unread.append(f"{error}: the lock is left out")
-    return Background(
-        run=run.name,
-        settings=benches.settings,
-        recipe=text.read_text(encoding="utf-8") if text.is_file() else None,
-        lock=lock,
-        unread=tuple(unread),
-    )
+def file_served(run: Path, result: ServedResult) -> Path:
+    """Files a benchmark of a server in a run's folder, replacing an earlier one of the same; returns the file."""
+    folder = served_folder(run)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    settings = [
+        [each.suite, each.prompts_digest, each.num_speculative_tokens, each.temperature] for each in result.settings
+    ]
+    same = fingerprint({"settings": settings, "concurrency": result.concurrency, "tokens": result.max_new_tokens})
+    version = re.sub(r"[^\w.+-]", "_", result.version)
+    file = folder / f"{result.engine}-{version}-{same[:8]}.json"
+    write_json(file, result.to_json())
+    return file
+
+
+def _read(folder: Path, cls: type[Result], format: int) -> tuple[dict[str, Result], list[str]]:
+    """Reads the results in a folder by file name, oldest first, and says why a file was left out."""
+    results: dict[str, Result] = {}
+    unread: list[str] = []
+    for file in sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name)):
+        document = read_json(file)
+        if not isinstance(document, dict):
+            reason = "damaged"
+        elif document.get("format") != format:
+            reason = f"of format {document.get('format')}, this version reads {format}"
+        else:
+            result: Result | None
+            problems: list[Problem]
+            result, problems = structure(document, cls)
+            if result is not None:
+                results[file.name] = result
+                continue
+            reason = "; ".join(["damaged", *(f"{each.path} {each.message}" for each in problems[:MOST_PROBLEMS])])
+        unread.append(f"{folder.name}/{file.name} is left out: it is {reason}; measuring again replaces it")
+    return results, unread

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from speculators.bench.result import FORMAT
+from speculators.bench.result import FORMAT, BenchResult
 from speculators.data.encoded import Conversations
 from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
@@ -14,6 +14,7 @@ from speculators.files.disk import file_sha256, read_json, write_json
 from speculators.recipe.plan import Plan
 from speculators.recipe.stages import Stage
 from speculators.runs.places import Places
+from speculators.structure.converter import structure
 from speculators.verifier.sources import existing_folder
 
 TRAINED = "train.json"
@@ -88,10 +89,13 @@ def served_folder(run: Path) -> Path:
     return run / "bench" / "served"
 
 
-def measured(plan: Plan, places: Places) -> dict[str, Any] | None:
-    """Returns the benchmark as JSON values, None if it was not made, or by code that kept other values."""
-    held = _of(bench_file(plan, places), plan, "bench")
-    return held if held is not None and held["format"] == FORMAT else None
+def measured(plan: Plan, places: Places) -> BenchResult | None:
+    """Reads the benchmark of a plan; None where there is none of these inputs that this version can read."""
+    document = _of(bench_file(plan, places), plan, "bench")
+    if document is None or document.get("format") != FORMAT:
+        return None
+    result, _ = structure(document, BenchResult)
+    return result
 
 
 def _of(path: Path, plan: Plan, stage: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from speculators.errors import Problem
 from speculators.registry import near_miss
 from speculators.structure.faults import (
     Fault,
+    FloatOrNaN,
     Invalid,
     is_literal,
     is_mapping,
@@ -81,8 +82,10 @@ def build(cls: type[T], data: Any, keys: Collection[str] | None = None, also: Se
         raise Invalid([wrong("a table", data)])
     fields = [f for f in attrs.fields(cls) if f.init and (keys is None or f.name in keys)]  # type: ignore[arg-type]
     names = [field.name for field in fields]
-    faults = [unknown_key(key, [*names, *also]) for key in data if key not in names]
-    hints = typing.get_type_hints(cls)
+    # Derived fields (init=False) are written to JSON beside the others; they are computed again, not read.
+    derived = {field.name for field in attrs.fields(cls) if not field.init}  # type: ignore[arg-type]
+    faults = [unknown_key(key, [*names, *also]) for key in data if key not in names and key not in derived]
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
     for field in fields:
         if field.name in data:
@@ -104,7 +107,7 @@ def build(cls: type[T], data: Any, keys: Collection[str] | None = None, also: Se
 def _validate(cls: type, fields: Sequence[attrs.Attribute[Any]], values: Mapping[str, Any]) -> list[Fault]:
     """Runs the validator of each given field; the constructor would stop at the first that fails."""
     draft: Any = object.__new__(cls)
-    for field in attrs.fields(cls):
+    for field in (each for each in attrs.fields(cls) if each.init):
         if field.name in values:
             object.__setattr__(draft, field.name, values[field.name])
         elif isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
@@ -138,6 +141,10 @@ def _float(value: Any, _: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise Invalid([wrong(kind(float), value)])
     return float(value)
+
+
+def _float_or_nan(value: Any, _: Any) -> float:
+    return math.nan if value is None else _float(value, None)
 
 
 def _str(value: Any, _: Any) -> str:
@@ -213,6 +220,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(is_sequence, _sequence)
     converter.register_structure_hook_func(is_union, _union)
     converter.register_structure_hook_func(is_literal, _literal)
+    converter.register_structure_hook_func(lambda annotation: annotation == FloatOrNaN, _float_or_nan)
     for scalar, hook in {bool: _bool, int: _int, float: _float, str: _str}.items():
         converter.register_structure_hook(scalar, hook)
     return converter

@@ -6,15 +6,21 @@ import json
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
 
 from speculators.registry import near_miss
 from speculators.structure.origin import Part
 
-_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"}
-_PLURALS = {bool: "true or false", int: "integers", float: "numbers", str: "texts", Any: "values"}
+# A measured number. NaN stands for "nothing was counted"; JSON has no NaN, so it is null there.
+FloatOrNaN = Annotated[float, "JSON null is NaN"]
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"} | {
+    FloatOrNaN: "a number or null"
+}
+_PLURALS = {bool: "true or false", int: "integers", float: "numbers", str: "texts", Any: "values"} | {
+    FloatOrNaN: "numbers or nulls"
+}
 
 
 @attrs.frozen

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import queue
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import attrs
 
+from speculators.bench.result import BenchResult
 from speculators.events import EvalEvent, Event, StepEvent, WarningEvent
+from speculators.recipe.expect import setting_key
 from speculators.tracking.sinks import Sink, Subject
 
 ROOM = 1000
@@ -34,15 +36,15 @@ def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
     return None
 
 
-def numbers_of_bench(result: Mapping[str, Any]) -> dict[str, float]:
-    """Returns tau and speed-up of every setting of a benchmark's JSON values."""
+def numbers_of_bench(result: BenchResult) -> dict[str, float]:
+    """Names tau and speed-up of every setting of a benchmark for a sink; a tau of nothing (NaN) is left out."""
     numbers = {}
-    for setting in result["settings"]:
-        place = f"bench/{setting['suite']}/K={setting['num_speculative_tokens']}/T={setting['temperature']:g}"
-        numbers[f"{place}/tau"] = setting["exact"]["tau"]
-        if setting["live"]:
-            numbers[f"{place}/speed_up"] = setting["live"]["speed"]["speed_up"]
-    return {name: number for name, number in numbers.items() if number is not None}
+    for setting in result.settings:
+        place = f"bench/{setting_key(*setting.key)}"
+        numbers[f"{place}/tau"] = setting.exact.tau
+        if setting.live:
+            numbers[f"{place}/speed_up"] = setting.live.speed.speed_up
+    return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
 class Feed:
@@ -132,8 +134,8 @@ class Tracker:
         if found := numbers_of(event):
             self._put(*found)
 
-    def bench(self, result: Mapping[str, Any], *, step: int) -> None:
-        """Takes in a benchmark, as JSON values, of the speculator after `step` updates."""
+    def bench(self, result: BenchResult, *, step: int) -> None:
+        """Takes in a benchmark of the speculator after `step` updates."""
         self._put(step, numbers_of_bench(result))
 
     def close(self, *, finished: bool) -> None:

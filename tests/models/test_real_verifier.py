@@ -8,6 +8,7 @@ from command import events
 from kept import kept_run
 
 from speculators.bench.responses import own_rows
+from speculators.bench.result import taus
 from speculators.bench.suites import load_suite
 from speculators.decoding.loop import decode
 from speculators.decoding.target import CachedVerifier
@@ -32,16 +33,16 @@ def test_a_short_run_learns_and_live_agrees_with_replay(run):
     """The loss falls, more is accepted than by chance, and live agrees at T = 0 round for round and at T = 1."""
     losses = [event["loss"] for event in events(run.folder, "StepEvent")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    assert run.bench["agrees"]
-    settings = {(s["temperature"], s["num_speculative_tokens"]): s for s in run.bench["settings"]}
-    assert settings[0.0, 3]["exact"]["tau"] > 1.1
-    assert settings[0.0, 3]["live"]["agreement"]["criterion"] == "round for round"
+    assert run.bench.agrees
+    settings = {(s.temperature, s.num_speculative_tokens): s for s in run.bench.settings}
+    assert settings[0.0, 3].exact.tau > 1.1
+    assert settings[0.0, 3].live.agreement.criterion == "round for round"
 
 
 def test_a_run_reaches_the_band_that_its_recipe_tells(run):
     """Each acceptance length lies inside its band of `[expect]`, which was measured with three seeds."""
-    held = compare_bands(load_recipe("quickstart_short").expect, run.bench["settings"])
-    assert [row["place"] for row in held] == ["inside"] * 4, band_lines(held)
+    held = compare_bands(load_recipe("quickstart_short").expect, taus(run.bench.settings))
+    assert [row.place for row in held] == ["inside"] * 4, band_lines(held)
 
 
 @pytest.mark.parametrize("kind", ["trained", "random", "adversarial"])

@@ -12,17 +12,13 @@ from speculators.recipe.schema import Expect
 BAND = {"quickstart/K=5/T=0": Expect(tau=(1.6, 1.8), source="measured: somewhere")}
 
 
-def setting(tau: float, k: int = 5) -> dict:
-    return {"suite": "quickstart", "num_speculative_tokens": k, "temperature": 0.0, "exact": {"tau": tau}}
-
-
 @pytest.mark.parametrize(
     ("tau", "place"), [(1.59, "below"), (1.6, "inside"), (1.7, "inside"), (1.8, "inside"), (1.81, "above")]
 )
 def test_a_figure_is_inside_below_or_above_its_band(tau: float, place: str) -> None:
     """The ends belong to the band."""
-    (row,) = compare_bands(BAND, [setting(2.0, k=3), setting(tau)])
-    assert (row["tau"], row["place"]) == (tau, place)
+    (row,) = compare_bands(BAND, {"quickstart/K=3/T=0": 2.0, "quickstart/K=5/T=0": tau})
+    assert (row.tau, row.place) == (tau, place)
     assert band_lines([row]) == [
         f"quickstart/K=5/T=0: tau {tau:.3f} is {place} what is expected, 1.6 to 1.8 (measured: somewhere)"
     ]
@@ -30,15 +26,15 @@ def test_a_figure_is_inside_below_or_above_its_band(tau: float, place: str) -> N
 
 def test_a_band_that_was_not_measured_says_so() -> None:
     """A benchmark of another K does not pass in silence."""
-    (row,) = compare_bands(BAND, [setting(1.7, k=3)])
-    assert row["place"] == "not measured"
+    (row,) = compare_bands(BAND, {"quickstart/K=3/T=0": 1.7})
+    assert row.place == "not measured"
     assert "not measured" in band_lines([row])[0]
 
 
 def test_a_band_is_found_however_its_temperature_is_written() -> None:
     """The check of a recipe takes T=0.0 for T=0: so does the comparison."""
-    (row,) = compare_bands({"quickstart/K=5/T=0.0": BAND["quickstart/K=5/T=0"]}, [setting(1.7)])
-    assert (row["tau"], row["place"]) == (1.7, "inside")
+    (row,) = compare_bands({"quickstart/K=5/T=0.0": BAND["quickstart/K=5/T=0"]}, {"quickstart/K=5/T=0": 1.7})
+    assert (row.tau, row.place) == (1.7, "inside")
 
 
 def test_bands_are_of_the_recipe_as_it_is_written() -> None:

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 from speculators.bench.referee import Agreement
-from speculators.bench.result import Acceptance, BaselineRow, BenchResult, Live, Setting, definition
+from speculators.bench.result import Acceptance, BaselineRow, BenchResult, Live, Setting, definition, with_drafted_costs
 from speculators.bench.speed import Speed
 from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
@@ -102,8 +102,8 @@ def fake_run(
         dtype="bfloat16",
         seed=0,
         max_new_tokens=160,
-        settings=tuple(
-            setting(suite, k, temperature, rate - cost) for suite, temperature, cost in places for k in (3, 5, 7)
+        settings=with_drafted_costs(
+            [setting(suite, k, temperature, rate - cost) for suite, temperature, cost in places for k in (3, 5, 7)]
         ),
     )
     (run / "bench" / "0.json").write_text(json.dumps({"fingerprint": "0", **result.to_json()}))

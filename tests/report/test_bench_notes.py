@@ -1,50 +1,39 @@
-"""What is said under the acceptance table."""
+"""The notes under the acceptance table."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
+import made_results
 
-from speculators.bench.referee import Agreement
+from speculators.bench.result import Setting
 from speculators.report.bench import notes
 
 
-def setting(k: int, cost: float | None = None) -> dict[str, Any]:
-    """One K, and what one more drafted token costs by its rounds and those of the smallest."""
-    agreement = attrs.asdict(Agreement(criterion="round for round", predicted_tau=1.0)) | {"agrees": True}
-    live = {"agreement": agreement, "acceptance": {"tau": 1.0, "prompts": 3}}
-    return {
-        "num_speculative_tokens": k,
-        "cut_prompts": 0,
-        "replaced_prompts": 0,
-        "note": "",
-        "live": live,
-        "drafted_cost": cost,
-    }
+def setting(k: int, cost: float | None = None) -> Setting:
+    """One K, and the cost of one more drafted token by its rounds and those of the smallest K."""
+    return made_results.setting(num_speculative_tokens=k, drafted_cost=cost)
 
 
-def test_the_cost_of_one_more_drafted_token_is_told():
-    """That of the largest K, over the widest range; nothing where there is none."""
+def test_the_cost_of_one_more_drafted_token_is_reported() -> None:
+    """The largest K gives it, over the widest range; without a cost there is no line."""
     settings = [setting(3), setting(5, 0.12), setting(7, 0.10)]
-    (cost,) = [words for _, words in notes(settings) if "costs" in words]
+    (cost,) = [line for _, line in notes(settings) if "costs" in line]
     assert cost.startswith("from the rounds of K=3 and K=7: one more drafted token costs 0.10 of a token")
-    assert not any("costs" in words for _, words in notes([setting(3), setting(5)]))
+    assert not any("costs" in line for _, line in notes([setting(3), setting(5)]))
 
 
-def test_what_could_not_be_judged_is_told_as_no_failure():
-    """Too few prompts: in the note's style, with the option that takes more."""
-    one = setting(3)
-    one["live"]["agreement"] |= {"own_tau": 1.25, "untold": "3 prompts are too few to tell"}
-    told = notes([one])
-    assert ("note", "K=3: 3 prompts are too few to tell (--live N takes more)") in told
-    assert any("over the verifier's own responses replay says 1.2500" in words for _, words in told)
+def test_a_criterion_that_was_not_judged_is_not_a_failure() -> None:
+    """Too few prompts give a note, in its style, with the option that takes more."""
+    live = made_results.live(own_tau=1.25, untold="3 prompts are too few to tell")
+    lines = notes([attrs.evolve(setting(3), live=live)])
+    assert ("note", "K=3: 3 prompts are too few to tell (--live N takes more)") in lines
+    assert any("over the verifier's own responses replay predicts 1.2500" in line for _, line in lines)
 
 
-def test_answers_that_were_replaced_are_told_with_what_follows():
-    """The number is of other text than elsewhere; nothing is said where no answer was replaced."""
-    one = setting(3)
-    assert not any("answers of the suite" in words for _, words in notes([one]))
-    (told,) = [words for _, words in notes([one | {"replaced_prompts": 12}]) if "answers of the suite" in words]
-    assert told.startswith("12 answers of the suite are not this verifier's output")
-    assert "tau is over other text" in told
+def test_replaced_answers_are_reported_with_the_consequence() -> None:
+    """Tau is over other text than elsewhere; nothing is said where no answer was replaced."""
+    assert not any("answers of the suite" in line for _, line in notes([setting(3)]))
+    replaced = attrs.evolve(setting(3), replaced_prompts=12)
+    (line,) = [line for _, line in notes([replaced]) if "answers of the suite" in line]
+    assert line.startswith("12 answers of the suite are not this verifier's output")
+    assert "tau is over other text" in line

@@ -22,7 +22,7 @@ def _printed(settings: list[Setting], width: int = 120) -> str:
         settings=tuple(settings),
     )  # fmt: skip
     file = io.StringIO()
-    Console(file=file, width=width, theme=Theme(STYLES)).print(bench_tables(result.to_json()))
+    Console(file=file, width=width, theme=Theme(STYLES)).print(bench_tables(result))
     return file.getvalue()
 
 

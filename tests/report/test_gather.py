@@ -44,5 +44,5 @@ def test_what_is_no_run_is_an_error_without_a_traceback(spec: Spec, tmp_path: Pa
     """Exit 1, and what lists runs."""
     told = spec("report", tmp_path)
     assert told.code == 1
-    assert "no run: it has neither plan.json nor events.jsonl" in told.err
+    assert "not a run: it has neither plan.json nor events.jsonl" in told.err
     assert "Traceback" not in told.err

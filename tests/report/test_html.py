@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from html import escape
+from math import nan
 from pathlib import Path
 
 import attrs
@@ -17,7 +18,7 @@ pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.report import plots
-from speculators.report.gather import POINTS, gather, thinned
+from speculators.report.gather import POINTS, Report, gather, thinned
 from speculators.report.html import page
 from speculators.report.sheet import SHEET
 
@@ -52,7 +53,7 @@ def missing(folder: Path) -> list[str]:
     """What the report of a run says is missing; the page is made all the same, and says so."""
     report = gather([folder])
     text = page(report)
-    told = list(report["runs"][0]["missing"])
+    told = list(report.runs[0].missing)
     assert all(escape(words) in text for words in told)
     return told
 
@@ -60,7 +61,7 @@ def missing(folder: Path) -> list[str]:
 def test_a_whole_run_lacks_nothing(tmp_path: Path, facts: VerifierFacts) -> None:
     """Every plot, the numbers with their definition, stages with times, plan, lock and recipe."""
     report = gather([fake_run(tmp_path, facts)])
-    assert report["runs"][0]["missing"] == []
+    assert report.runs[0].missing == ()
     text = page(report)
     captions = re.findall(r"<figcaption>([^<]*)", text)
     assert [title for title in PLOTS if not any(caption.startswith(title) for caption in captions)] == []
@@ -144,9 +145,9 @@ def test_a_resumed_run_counts_each_update_once(run: Path) -> None:
     file = run / "events.jsonl"
     again = [{"event": "EvalEvent", "step": 90, "tau": 1.25}, {"event": "EvalEvent", "step": 30, "tau": 1.0}]
     file.write_text(file.read_text() + "".join(json.dumps(event) + "\n" for event in again))
-    (told,) = gather([run])["runs"]
-    assert told["tau"][:2] == [[30, 1.0], [90, 1.25]]
-    assert len(told["tau"]) == 11
+    (told,) = gather([run]).runs
+    assert told.tau[:2] == [(30, 1.0), (90, 1.25)]
+    assert len(told.tau) == 11
 
 
 @pytest.mark.parametrize(
@@ -183,10 +184,10 @@ def test_the_newest_of_several_benchmarks_tells_a_setting(run: Path) -> None:
     newer = run / "bench" / "1.json"
     newer.write_text(json.dumps({**held, "settings": kept}))
     report = gather([run])
-    (told,) = report["runs"]
-    assert len(told["settings"]) == len(held["settings"])
-    assert told["settings"][0]["exact"]["tau"] == 1.234
-    assert told["missing"] == ["no live decode, and so no speed-up, at K=3"]
+    (told,) = report.runs
+    assert len(told.settings) == len(held["settings"])
+    assert told.settings[0].exact.tau == 1.234
+    assert told.missing == ("no live decode, and so no speed-up, at K=3",)
     assert "not asked" in page(report)
 
 
@@ -194,8 +195,8 @@ def test_runs_of_one_recipe_in_two_places_are_told_apart(tmp_path: Path, facts: 
     """Their folders have the same name; one that is asked for twice is told once."""
     here, there = (fake_run(tmp_path / place, facts, places=PLACES[:1]) for place in ("here", "there"))
     report = gather([here, there, here])
-    assert [run["name"] for run in report["runs"]] == [str(here), str(there)]
-    (diff,) = report["diffs"]
+    assert [run.name for run in report.runs] == [str(here), str(there)]
+    (diff,) = report.diffs
     assert (diff.a, diff.b, diff.comparison.changes) == (str(here), str(there), ())
 
 
@@ -219,7 +220,7 @@ def test_a_long_curve_is_told_by_means_of_equal_parts() -> None:
 
 def test_a_folder_that_is_no_run_is_one_error(tmp_path: Path) -> None:
     """Which one, and what lists runs."""
-    with pytest.raises(ArtifactError, match="no run: it has neither plan"):
+    with pytest.raises(ArtifactError, match="not a run: it has neither plan"):
         gather([tmp_path])
     with pytest.raises(ArtifactError, match="no such folder"):
         gather([tmp_path / "nowhere"])
@@ -229,12 +230,12 @@ def test_without_matplotlib_the_error_names_the_extra(runs: list[Path], monkeypa
     """Before any work."""
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SpeculatorsError, match=r"pip install 'spec-recipes\[report\]'"):
-        page({"runs": [], "diffs": []})
+        page(Report(runs=(), diffs=()))
 
 
 def test_a_series_of_every_kind_is_drawn() -> None:
     """Values that are not there leave a gap, and more series than colours begin the colours again."""
-    one = plots.Series(name="one", x=[1, 3, 5], y=[1.5, None, 1.7], intervals=[(1.4, 1.6), (None, None), (None, None)])
+    one = plots.Series(name="one", x=[1, 3, 5], y=[1.5, nan, 1.7], intervals=[(1.4, 1.6), (nan, nan), (nan, nan)])
     many = [attrs.evolve(one, colour=colour, line="dotted", marks=True) for colour in range(plots.COLOURS + 1)]
     drawn = plots.lines("many", many, x="K", y="tau", whole_x=True, level=1.0)
     assert drawn.startswith("<svg viewBox=")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import made_results
 import pytest
 from rich.console import Console
 from rich.theme import Theme
@@ -130,6 +131,8 @@ def test_the_live_view_tells_all_that_matters_at_any_width(width: int) -> None:
 def test_settings_that_differ_in_k_share_their_definition() -> None:
     """One line a temperature, with every K that it speaks of."""
     settings = [
-        {"num_speculative_tokens": k, "definition": f"tau = ..; K={k}, T={t}; a chain"} for t in (0, 1) for k in (1, 3)
+        made_results.setting(num_speculative_tokens=k, definition=f"tau = ..; K={k}, T={t}; a chain")
+        for t in (0, 1)
+        for k in (1, 3)
     ]
-    assert definitions({"settings": settings}) == "tau = ..; K=1, 3, T=0; a chain\ntau = ..; K=1, 3, T=1; a chain"
+    assert definitions(settings) == "tau = ..; K=1, 3, T=0; a chain\ntau = ..; K=1, 3, T=1; a chain"

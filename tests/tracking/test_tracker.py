@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import made_results
 import pytest
 
 from speculators.errors import RecipeError
@@ -51,18 +53,16 @@ def step(number: int) -> StepEvent:
     )
 
 
-BENCH = {
-    "settings": [
-        {
-            "suite": "talk",
-            "num_speculative_tokens": 3,
-            "temperature": 0.0,
-            "exact": {"tau": 1.75},
-            "live": {"speed": {"speed_up": 1.25}},
-        },
-        {"suite": "talk", "num_speculative_tokens": 5, "temperature": 1.0, "exact": {"tau": None}, "live": None},
-    ]
-}
+BENCH = made_results.bench_result(
+    made_results.setting(suite="talk", exact=made_results.acceptance(1.75)),
+    made_results.setting(
+        suite="talk",
+        num_speculative_tokens=5,
+        temperature=1.0,
+        exact=made_results.acceptance(math.nan),
+        live=None,
+    ),
+)
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""Results of benchmarks with made-up numbers; keyword arguments replace what a test is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators.bench.referee import Agreement
+from speculators.bench.result import Acceptance, BenchResult, Live, Setting
+from speculators.bench.speed import Speed
+from speculators.servers.load import Pace
+from speculators.servers.result import ServedAcceptance, ServedResult, ServedSetting
+
+
+def acceptance(tau: float = 1.9, **changes: Any) -> Acceptance:
+    """Twenty prompts at K = 3."""
+    values: dict[str, Any] = {
+        "prompts": 20,
+        "tokens": 190.0,
+        "rounds": 100.0,
+        "tau_interval": (1.8, 2.2),
+        "drafted": 3.0,
+        "by_position": (0.6, 0.3, 0.1),
+        "by_position_conditional": (0.6, 0.5, 0.3),
+    }
+    return Acceptance(tau=tau, **(values | changes))
+
+
+def speed(**changes: Any) -> Speed:
+    values: dict[str, Any] = {
+        "plain": 20.0,
+        "speculative": 25.0,
+        "speed_up": 1.25,
+        "draft_seconds": 0.01,
+        "verify_seconds": 0.05,
+        "unmatched_baseline": False,
+    }
+    return Speed(**(values | changes))
+
+
+def live(**changes: Any) -> Live:
+    """Agrees round for round; the changes are those of its agreement."""
+    agreement: dict[str, Any] = {"criterion": "round for round", "predicted_tau": 1.9}
+    return Live(acceptance=acceptance(prompts=3), agreement=Agreement(**(agreement | changes)), speed=speed())
+
+
+def setting(**changes: Any) -> Setting:
+    """Suite "mine", K = 3, T = 0."""
+    values: dict[str, Any] = {
+        "suite": "mine",
+        "prompts_digest": "d",
+        "num_speculative_tokens": 3,
+        "temperature": 0.0,
+        "definition": "tau is",
+        "note": "",
+        "exact": acceptance(),
+        "by_category": {},
+        "by_prompt": {},
+        "baselines": (),
+        "live": live(),
+        "cut_prompts": 0,
+        "cut_tokens": 0,
+        "replaced_prompts": 0,
+    }
+    return Setting(**(values | changes))
+
+
+def bench_result(*settings: Setting, **changes: Any) -> BenchResult:
+    """Measured in float32 on a CPU."""
+    values: dict[str, Any] = {
+        "speculator": "run",
+        "verifier": "tiny",
+        "device": "cpu",
+        "threads": 1,
+        "dtype": "float32",
+        "seed": 0,
+        "max_new_tokens": 64,
+    }
+    return BenchResult(settings=settings, **(values | changes))
+
+
+def served_setting(**changes: Any) -> ServedSetting:
+    """The same suite, K and T as `setting`."""
+    pace = Pace(
+        requests=20, tokens=200, seconds=4.0, tokens_per_second=50.0, first_token=None, inter_token=None, repeated=0
+    )
+    values: dict[str, Any] = {
+        "suite": "mine",
+        "prompts_digest": "d",
+        "prompt_ids": (),
+        "suite_digest": "d",
+        "num_speculative_tokens": 3,
+        "temperature": 0.0,
+        "definition": "as the server counts",
+        "acceptance": served_acceptance(),
+        "by_prompt": None,
+        "pace": pace,
+        "baseline": None,
+        "speed_up": None,
+        "unmatched_baseline": False,
+    }
+    return ServedSetting(**(values | changes))
+
+
+def served_acceptance(tau: float = 1.9, **changes: Any) -> ServedAcceptance:
+    values: dict[str, Any] = {
+        "prompts": 20,
+        "responses": 20,
+        "tokens": 190.0,
+        "rounds": 100.0,
+        "tau_interval": (1.8, 2.2),
+        "drafted": None,
+        "by_position": (0.6, 0.3, 0.1),
+        "undrafted": 0.0,
+    }
+    return ServedAcceptance(tau=tau, **(values | changes))
+
+
+def served_result(*settings: ServedSetting, **changes: Any) -> ServedResult:
+    values: dict[str, Any] = {
+        "speculator": "run",
+        "verifier": "tiny",
+        "engine": "vllm",
+        "version": "1",
+        "model": "tiny",
+        "endpoint": "http://here",
+        "baseline_endpoint": None,
+        "baseline_model": None,
+        "concurrency": 1,
+        "max_new_tokens": 64,
+        "seed": 0,
+    }
+    return ServedResult(settings=settings, **(values | changes))
