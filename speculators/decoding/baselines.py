@@ -1,4 +1,4 @@
-"""The baselines that need no training, by name."""
+"""Makes drafters that need no training, by name, to measure beside a speculator."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Baseline:
     """A drafter to measure beside a speculator.
 
     Attributes:
-        name: as it was asked for.
-        draft: returns a drafter that has seen nothing yet.
-        replays: its logits for all places at once; None where it drafts by the tokens alone, without probabilities.
+        name: as in `benchmark.baselines`.
+        draft: makes a drafter that has seen no sequence yet.
+        replays: its logits for all places at once; None for drafters that look tokens up and have no probabilities.
     """
 
     name: str
@@ -35,16 +35,16 @@ WITHOUT_MODEL: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter, "suffi
 
 
 def make_baseline(name: str, verifier: Engine, *, base: Path = Path(), progress: Progress = ignore) -> Baseline:
-    """Returns the baseline of that name.
+    """Makes a baseline, loading its model if it has one.
 
     Args:
-        name: as `benchmark.baselines` takes it.
-        verifier: that it drafts for.
-        base: the folder that a relative source starts from.
-        progress: is told about a draft model's download and conversion.
+        name: as in `benchmark.baselines`.
+        verifier: the model to draft for.
+        base: folder that a relative source starts from.
+        progress: receives reports of a draft model's download and conversion.
 
     Raises:
-        SpeculatorsError: its model cannot be loaded, or has another tokenizer.
+        SpeculatorsError: the model cannot be loaded, or its tokenizer differs from the verifier's.
     """
     if name in WITHOUT_MODEL:
         return Baseline(name, WITHOUT_MODEL[name])

@@ -1,4 +1,8 @@
-"""A sequence's cache whose last tokens can be taken back, also where layers keep a running state instead of keys."""
+"""Takes the last tokens of a sequence's cache back, also in layers that keep a running state instead of keys.
+
+Keys of rejected drafts are cropped. A running state (linear attention, Mamba) has no place to crop at: it is copied
+before drafting and restored after a rejection.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +14,38 @@ from transformers import DynamicCache
 from speculators.errors import VerifierError
 from speculators.verifier.capture import cache_name
 
-# Of a linear-attention layer, as transformers' caches name them: {index: tensor, or None before the first token}.
+# The running states of a linear-attention layer, as transformers' caches name them: {index: tensor, None before a
+# token}.
 STATES = ("conv_states", "recurrent_states")
 
 Mark = list[dict[str, Any]]
 
 
 def is_recurrent(model: Any) -> bool:
-    """Returns whether some layers keep a running state, which cannot be cropped as keys can."""
+    """Whether some layers keep a running state, which cannot be cropped as keys can."""
     return any(name in vars(layer) for layer in DynamicCache(config=model.config).layers for name in STATES)
 
 
 def new_cache(model: Any, *, recurrent: bool) -> DynamicCache:
-    """Returns an empty cache; `recurrent` as `is_recurrent` says."""
-    # Without a config each layer's cache keeps all keys and can be cropped; a sliding window is in the mask.
+    """Makes an empty cache; `recurrent` is the answer of `is_recurrent`."""
+    # Without a config each layer keeps all keys and can be cropped; a sliding window is then applied by the mask.
     return DynamicCache(config=model.config) if recurrent else DynamicCache()
 
 
 def mark(cache: DynamicCache) -> Mark:
-    """Returns what `rewind` needs: copies of the running states. Keys are never written to, and so not copied."""
+    """Copies the running states, for `rewind`. Keys are never overwritten, and therefore not copied."""
     return [_copy(vars(layer)) for layer in cache.layers]
 
 
 def rewind(cache: DynamicCache, to: Mark) -> None:
-    """Makes the cache what it was when `to` was marked."""
-    for layer, held in zip(cache.layers, to, strict=True):
-        vars(layer).update(_copy(held))
+    """Restores the cache to what it was when `to` was marked."""
+    for layer, attributes in zip(cache.layers, to, strict=True):
+        # A copy again: the same mark may be restored more than once, and layers write to their states.
+        vars(layer).update(_copy(attributes))
 
 
-def _copy(held: dict[str, Any]) -> dict[str, Any]:
-    return {name: _states(value) if isinstance(value, dict) else value for name, value in held.items()}
+def _copy(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: _states(value) if isinstance(value, dict) else value for name, value in attributes.items()}
 
 
 def _states(states: dict[int, Any]) -> dict[int, Any]:
@@ -48,10 +54,10 @@ def _states(states: dict[int, Any]) -> dict[int, Any]:
 
 @torch.inference_mode()
 def check_continues(model: Any) -> None:
-    """Checks that a forward of several tokens goes on from the running states, which some architectures then ignore.
+    """Checks that a forward of several tokens continues from the running states, which some architectures ignore.
 
     Raises:
-        VerifierError: other states before it change nothing.
+        VerifierError: changing the states changes no logit.
     """
     cache = new_cache(model, recurrent=True)
     tokens = torch.arange(4, device=model.device)
@@ -62,15 +68,15 @@ def check_continues(model: Any) -> None:
 
     run(slice(0, 2))
     before = mark(cache)
-    wanted = run(slice(2, 4))
+    expected = run(slice(2, 4))
     for name in STATES:
         rewind(cache, before)
         states = [state for layer in cache.layers for state in vars(layer).get(name, {}).values() if state is not None]
         for state in states:
             state.zero_()
-        if states and torch.equal(run(slice(2, 4)), wanted):
+        if states and torch.equal(run(slice(2, 4)), expected):
             raise VerifierError(
-                f"{type(model).__name__}: transformers runs several tokens at once without the states of those before,"
-                " so it can neither score drafts nor draft",
-                hint="training with it works; measure it in a server",
+                f"{type(model).__name__}: transformers ignores the running states when it runs several tokens at once,"
+                " so this model can neither score drafts nor draft",
+                hint="training with it works; measure the speculator in a server",
             )

@@ -1,4 +1,4 @@
-"""Any smaller causal language model with the verifier's tokenizer, as a drafter: needs no training."""
+"""Drafts with any smaller causal language model that has the verifier's tokenizer; needs no training."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from speculators.verifier.capture import cache_name
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 
-PINS = "@REVISION may follow a hub id, @SHA256 a .gguf file or a wheel's"
+PINS = "a hub id may end in @REVISION, a .gguf file (also a wheel's) in @SHA256"
 
 
 def load_draft_model(source: str, verifier: Engine, *, base: Path = Path(), progress: Progress = ignore) -> DraftModel:
-    """Loads a draft model in the verifier's dtype, beside it.
+    """Loads a draft model in the verifier's dtype, on its device.
 
     Args:
-        source: as `verifier.model` of a recipe; `@REVISION` may follow a hub id, `@SHA256` a GGUF file or a wheel's.
-        verifier: that it drafts for.
-        base: the folder that a relative path starts from.
-        progress: is told about downloads and conversions.
+        source: as `verifier.model` of a recipe; a hub id may end in `@REVISION`, a GGUF file (also
+            a wheel's) in `@SHA256`.
+        verifier: the model to draft for.
+        base: folder that a relative path starts from.
+        progress: receives reports of downloads and conversions.
 
     Raises:
-        RecipeError: `source` is none.
-        VerifierError: it cannot be loaded, or its tokenizer is another one.
+        RecipeError: `source` does not name a model.
+        VerifierError: the model cannot be loaded, or its tokenizer differs from the verifier's.
     """
     folder = obtain(pinned(source, "draft_model"), base=base.absolute(), progress=progress)
     draft = Engine(folder, dtype=verifier.dtype, device=verifier.device)
@@ -44,29 +45,31 @@ def load_draft_model(source: str, verifier: Engine, *, base: Path = Path(), prog
 
 
 def check_same_tokenizer(draft: Any, verifier: Any, name: str) -> None:
-    """Checks that every id means the same to both, since drafts are the verifier's own ids.
+    """Checks that every id means the same token to both models, since drafts are proposed as ids.
 
     Args:
-        draft: a transformers tokenizer; `verifier` likewise.
+        draft: a transformers tokenizer.
+        verifier: a transformers tokenizer.
         name: of the draft model, for the error.
 
     Raises:
-        VerifierError: says what differs.
+        VerifierError: some id differs; names the first.
     """
-    own, wanted = ({index: token for token, index in each.get_vocab().items()} for each in (draft, verifier))
-    if own == wanted:
+    own, theirs = ({index: token for token, index in each.get_vocab().items()} for each in (draft, verifier))
+    if own == theirs:
         return
-    first = min(index for index in {*own, *wanted} if own.get(index) != wanted.get(index))
-    sizes = f"{len(own)} tokens against {len(wanted)}" if len(own) != len(wanted) else f"both have {len(own)} tokens"
-    found, needed = (repr(each[first]) if first in each else "no token" for each in (own, wanted))
+    first = min(index for index in {*own, *theirs} if own.get(index) != theirs.get(index))
+    sizes = f"{len(own)} tokens against {len(theirs)}" if len(own) != len(theirs) else f"both have {len(own)} tokens"
+    token, expected = (repr(each[first]) if first in each else "no token" for each in (own, theirs))
     raise VerifierError(
-        f"{name} has another tokenizer than the verifier: {sizes}; id {first} is {found}, the verifier's is {needed}",
+        f"the tokenizer of {name} differs from the verifier's: {sizes}; id {first} is {token}, the verifier's is"
+        f" {expected}",
         hint="a draft model proposes the verifier's own ids: take a smaller model of the same family",
     )
 
 
 def pinned(source: str, key: str) -> VerifierSection:
-    """Returns the model that `source` names, as `load_draft_model` takes it; RecipeError if none, told of `key`."""
+    """Parses `source` as `load_draft_model` does; a RecipeError names `key`."""
     model, pin = source, None
     if "@" in source and not source.startswith(("/", "./", "../", "~")):
         model, _, pin = source.rpartition("@")
@@ -82,8 +85,8 @@ class DraftModel:
 
     Args:
         model: a transformers causal language model, in evaluation mode.
-        vocab_size: of the verifier; rows of the draft model beyond it are never drafted, and an id of the verifier
-            that the draft model has no row for is read as its last one. Neither is a token of the tokenizer.
+        vocab_size: of the verifier. Embedding rows of the draft model beyond it are never drafted, and verifier ids
+            that it has no row for are read as its last row. Both are padding of embedding matrices, not tokens.
     """
 
     def __init__(self, model: Any, *, vocab_size: int) -> None:
@@ -96,16 +99,19 @@ class DraftModel:
         self.draft_to_target = torch.arange(min(self.rows, vocab_size), device=model.device)
 
     def draft(self) -> DraftModelDrafter:
-        """Returns a drafter that decodes with it."""
+        """Makes a drafter that decodes with this model."""
         return DraftModelDrafter(self)
 
     def logits(self, tokens: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
-        """Returns float32 logits [n, D] that follow tokens [n], which stand behind those in the cache; the last with
-        a cache only, [1, D]."""
-        held = 0 if cache is None else cache.get_seq_length()
+        """Computes the float32 logits [n, D] after each of n tokens; with a cache only those after the last, [1, D].
+
+        Args:
+            tokens: [n] int64, which continue those in the cache.
+        """
+        start = 0 if cache is None else cache.get_seq_length()
         output = self.model(
             input_ids=tokens.clamp_max(self.rows - 1)[None],
-            position_ids=torch.arange(held, held + len(tokens), device=tokens.device)[None],
+            position_ids=torch.arange(start, start + len(tokens), device=tokens.device)[None],
             use_cache=cache is not None,
             logits_to_keep=0 if cache is None else 1,
             **{cache_name(self.model): cache},
@@ -114,22 +120,17 @@ class DraftModel:
 
     @torch.no_grad()
     def replay(
-        self,
-        *,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        document_ids: torch.Tensor,
-        num_speculative_tokens: int,
+        self, *, input_ids: torch.Tensor, document_ids: torch.Tensor, num_speculative_tokens: int, **_: Any
     ) -> Iterator[torch.Tensor]:
-        """Yields for each depth the draft logits [S, D]; see `Replays`.
+        """Yields the draft logits [S, D] of each depth; see `Replays`.
 
-        Depth j of row r is the prediction after token r + j, which no depth changes: one forward gives all of them.
+        Depth j of row r is the prediction after token r + j, whatever the depth, so one forward gives all of them.
         """
         size = input_ids.shape[1]
         logits = torch.zeros(size + num_speculative_tokens, len(self.draft_to_target), device=input_ids.device)
         lengths = torch.unique_consecutive(document_ids[0], return_counts=True)[1].tolist()
-        for tokens, place in zip(input_ids[0].split(lengths), logits[:size].split(lengths), strict=True):
+        # Document by document: this model has no mask that would keep packed documents apart.
+        for tokens, place in zip(torch.split(input_ids[0], lengths), torch.split(logits[:size], lengths), strict=True):
             place.copy_(self.logits(tokens))
         for depth in range(1, num_speculative_tokens + 1):
             yield logits[depth : depth + size]
@@ -140,10 +141,10 @@ class _Sequence:
     """State of one decoded sequence.
 
     Attributes:
-        tokens: [n] verified ones.
-        cache: keys of the first of them, all but those that no forward has seen.
-        drafted: the last round's, whose keys but the last stand in the cache behind those of all `tokens`.
-        mark: the cache before they did, where it keeps running states.
+        tokens: [n] int64, verified.
+        cache: keys of the first tokens; at least the last token has not been run yet.
+        drafted: the last round's drafts; the cache has the keys of all but the last of them, behind those of `tokens`.
+        mark: the running states before the drafts, if the model has any.
     """
 
     tokens: torch.Tensor
@@ -153,7 +154,7 @@ class _Sequence:
 
 
 class DraftModelDrafter:
-    """Drafts chains, a forward a token, with a KV cache; sampled from softmax(logits / T) at T > 0."""
+    """Drafts chains with one forward per token and a KV cache; samples from softmax(logits / T) at T > 0."""
 
     target_layer_ids: tuple[int, ...] = ()
 
@@ -179,6 +180,7 @@ class DraftModelDrafter:
         for _ in range(num_tokens):
             logits = model.logits(unseen, state.cache)[-1]
             if model.recurrent and not tokens:
+                # After the verified tokens and before the first draft is run.
                 state.mark = mark(state.cache)
             if temperature == 0.0:
                 unseen = logits.argmax(-1, keepdim=True)
@@ -191,13 +193,13 @@ class DraftModelDrafter:
         return chain(state.drafted, torch.stack(probs) if probs else None)
 
     def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in what a round emitted and drops the keys of rejected drafts; see `Drafter`."""
+        """Adds the tokens that a round emitted and drops the keys of rejected drafts; see `Drafter`."""
         common = min(len(tokens), len(state.drafted))
         same = (tokens[:common] == state.drafted[:common]).cumprod(0).sum()
-        # Without it the cache would say that it holds keys of tokens that were never verified.
+        # Keys of rejected drafts, behind those of the verified tokens and of the accepted drafts.
         surplus = state.cache.get_seq_length() - len(state.tokens) - int(same)
         if surplus > 0 and self.model.recurrent:
-            # What was accepted has no state of its own: the next round runs it again.
+            # The mark lies before all drafts, so the next round runs the accepted ones again.
             rewind(state.cache, state.mark)
         elif surplus > 0:
             state.cache.crop(-surplus)

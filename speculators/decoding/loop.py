@@ -1,4 +1,4 @@
-"""Decoding one sequence, round by round; without a drafter it is plain decoding by the same engine."""
+"""Decodes one sequence round by round; without a drafter this is plain decoding by the same engine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Round:
 
     Attributes:
         anchor: index in the response of the last token that was known when the round began.
-        drafted: tokens proposed.
-        accepted: of them, those that were emitted. Drafts past the end of the response do not count.
-        emitted: accepted drafts and the verifier's own token, as far as the response goes.
+        drafted: number of tokens proposed.
+        accepted: number of them that were emitted; drafts past the end of the response do not count.
+        emitted: accepted drafts and the verifier's own token, up to the end of the response.
     """
 
     anchor: int
@@ -32,15 +32,15 @@ class Round:
 
 @attrs.frozen(kw_only=True)
 class Decoded:
-    """A response.
+    """A response and the time it took.
 
     Attributes:
-        tokens: its tokens; the first comes from the prefill and belongs to no round.
+        tokens: of the response; the first comes from the prefill and belongs to no round.
         rounds: in order; those of plain decoding draft nothing.
-        seconds: wall clock of the whole, prefill included.
-        prefill_seconds: of them, until the first token was known.
-        draft_seconds: of them, drafting in the rounds: `propose` and `advance`.
-        verify_seconds: of them, the verifier in the rounds: scoring, and judging the drafts.
+        seconds: wall clock of the whole response, prefill included.
+        prefill_seconds: time until the first token was known.
+        draft_seconds: time of `propose` and `advance` in the rounds.
+        verify_seconds: time of the verifier in the rounds: scoring, and judging the drafts.
     """
 
     tokens: tuple[int, ...]
@@ -53,19 +53,19 @@ class Decoded:
 
 @attrs.define
 class _Clock:
-    """Seconds since its making, by what they were spent on."""
+    """Books wall-clock seconds by activity, from the moment it is made."""
 
     device: torch.device
     spent: dict[str, float] = attrs.field(init=False, factory=lambda: {"draft": 0.0, "verify": 0.0, "other": 0.0})
     _mark: float = attrs.field(init=False, factory=time.perf_counter)
 
-    def lap(self, what: str) -> None:
-        """Books the time since the last call."""
+    def lap(self, activity: str) -> None:
+        """Books the time since the last call on `activity`."""
         if self.device.type == "cuda":
-            # A drafter's kernels may still run when it returns; they would be booked on the verifier.
+            # A drafter's kernels may still run when it returns; without waiting they would count as the verifier's.
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
-        self.spent[what] += now - self._mark
+        self.spent[activity] += now - self._mark
         self._mark = now
 
 
@@ -84,9 +84,13 @@ def decode(
     """Continues a prompt.
 
     Args:
-        verifier: records the hidden states that the drafter wants.
+        verifier: records the hidden states that the drafter reads.
+        drafter: None decodes plainly, one token per round.
         prompt: [n] int64.
-        num_tokens: drafted a round (K), in the last round too: what is past the end is cut off when it is emitted.
+        max_new_tokens: length of the response at most.
+        num_tokens: tokens drafted per round (K), also in the last one, whose surplus is cut off after verification.
+        temperature: 0 is greedy.
+        generator: source of all randomness at a temperature above 0.
         stop_ids: the response ends with the first of these, which stays in it.
     """
     clock = _Clock(verifier.device)
@@ -105,17 +109,18 @@ def decode(
             proposal = drafter.propose(state, num_tokens=num_tokens, temperature=temperature, generator=generator)
             clock.lap("draft")
         logits, states = verifier.score(tokens[-1], proposal)
-        verdict = verify(logits, proposal, temperature=temperature, generator=generator)
-        accepted = [] if proposal is None else proposal.tokens[list(verdict.path)].tolist()
-        verifier.keep(verdict.path)
+        verification = verify(logits, proposal, temperature=temperature, generator=generator)
+        accepted = [] if proposal is None else proposal.tokens[list(verification.path)].tolist()
+        verifier.keep(verification.path)
         clock.lap("verify")
-        outcome = [*accepted, verdict.token]
+        outcome = [*accepted, verification.token]
         emitted = _until_end(outcome, max_new_tokens - len(tokens), stop_ids)
         drafted = 0 if proposal is None else len(proposal.tokens)
         rounds.append(Round(len(tokens) - 1, drafted, min(len(accepted), len(emitted)), len(emitted)))
         tokens += emitted
         if drafter is not None:
-            rows = [0, *(node + 1 for node in verdict.path)]
+            # States of the places before each emitted token: the scored token's, then those of the accepted nodes.
+            rows = [0, *(node + 1 for node in verification.path)]
             drafter.advance(state, _tensor(outcome, verifier), states[rows])
             clock.lap("draft")
     clock.lap("other")

@@ -1,4 +1,4 @@
-"""Prompt look-up: drafts what followed the last occurrence of the sequence's longest suffix. Needs no training."""
+"""Prompt look-up: drafts the tokens after the last occurrence of the sequence's longest suffix; needs no training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from speculators.drafter import Proposal, chain
 
 
 class NgramState:
-    """One sequence's tokens, and where each n-gram that has a successor was last seen.
+    """The tokens of one sequence, indexed by n-gram.
 
     Attributes:
         tokens: prompt and response so far.
@@ -21,7 +21,7 @@ class NgramState:
         self._longest = longest
 
     def append(self, token: int) -> None:
-        """Takes in one token: from now on it follows the suffixes of what was there before."""
+        """Adds one token, as the successor of all suffixes of the tokens before it."""
         end = len(self.tokens)
         for length in range(1, min(self._longest, end) + 1):
             self.after[tuple(self.tokens[end - length :])] = end
@@ -29,10 +29,10 @@ class NgramState:
 
 
 class NgramDrafter:
-    """Drafts deterministically (no probabilities) by the longest match; nothing where no suffix occurred before.
+    """Drafts by the longest match, deterministically and so without probabilities; nothing without a match.
 
     Args:
-        longest: tokens of the longest suffix that is looked up; shorter ones are tried after it, down to 1.
+        longest: length of the longest suffix to look up, in tokens; shorter ones are tried after it, down to 1.
     """
 
     target_layer_ids: tuple[int, ...] = ()
@@ -57,6 +57,6 @@ class NgramDrafter:
         return chain(torch.empty(0, dtype=torch.int64))
 
     def advance(self, state: NgramState, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in what a round emitted; see `Drafter`."""
+        """Adds the tokens that a round emitted; see `Drafter`."""
         for token in tokens.tolist():
             state.append(token)

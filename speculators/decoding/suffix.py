@@ -1,4 +1,4 @@
-"""Suffix decoding: drafts what most often followed the sequence's last tokens, in it and in past responses."""
+"""Suffix decoding: drafts the tokens that most often followed the last ones, in this sequence and in past responses."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterable
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from speculators.drafter import Proposal, chain
 
-# Stands between two responses: it is no token, so no match crosses it, and it is never drafted.
+# Separates two responses. It is not a token, so no match crosses it and it is never drafted.
 END = -1
 
 
 @attrs.frozen
 class Continuation:
-    """What probably comes next.
+    """The most frequent continuation of some tokens.
 
     Attributes:
-        tokens: the most frequent continuation.
+        tokens: of the continuation.
         score: how many of them are expected to be right, by their frequencies.
     """
 
@@ -29,10 +30,10 @@ class Continuation:
 
 
 class Text:
-    """Tokens, and the places of each.
+    """Tokens, and an index of the places of each.
 
-    A match that is lengthened token by token through these places visits the counts that a suffix tree holds, without
-    a tree to keep.
+    Lengthening a match token by token through these places visits the same counts as a walk through a suffix tree,
+    without a tree to maintain.
     """
 
     def __init__(self) -> None:
@@ -46,17 +47,17 @@ class Text:
             self.tokens.append(token)
 
     def continuation(self, recent: array[int], num_tokens: int, min_probability: float) -> Continuation:
-        """Returns the best continuation of `recent` over all lengths of its suffix that occur here.
+        """Finds the best-scored continuation of `recent`, over all lengths of its suffix that occur in the text.
 
         Args:
-            recent: the last tokens of a sequence; none of them is drafted further than as many tokens as are matched.
-            num_tokens: longest continuation.
-            min_probability: it ends before the first token that is less probable than this.
+            recent: the last tokens of a sequence; a match of n tokens drafts at most n.
+            num_tokens: length of the continuation at most.
+            min_probability: the continuation ends before the first token that is less probable.
         """
         best = Continuation()
         if recent[-1] not in self._places:
             return best
-        # Views: `extend` cannot grow an array while one is alive, and none outlives this call.
+        # Views on the arrays; `extend` cannot grow an array while a view is alive, so none may outlive this call.
         tokens = np.frombuffer(self.tokens, dtype=np.int64)
         next_places = np.frombuffer(self._places[recent[-1]], dtype=np.int64) + 1
         next_places = next_places[next_places < len(tokens)]
@@ -66,20 +67,24 @@ class Text:
             if matched < len(recent):
                 before = next_places - matched - 1
                 longer = next_places[(before >= 0) & (tokens[before] == recent[-matched - 1])]
-            # Where all places match further, the longer match drafts the same and more.
+            # If all places match further, the longer match drafts the same and more.
             if len(longer) < len(next_places):
-                found = _most_frequent(tokens, next_places, min(num_tokens, matched), min_probability)
-                best = found if found.score >= best.score else best
+                continuation = _most_frequent(tokens, next_places, min(num_tokens, matched), min_probability)
+                # Of equal scores the longer match wins.
+                best = continuation if continuation.score >= best.score else best
             next_places, matched = longer, matched + 1
         return best
 
 
-def _most_frequent(tokens: np.ndarray, places: np.ndarray, limit: int, min_probability: float) -> Continuation:
-    """Walks from `places` [m] along the most frequent next token; of equals, the one that occurred last."""
+def _most_frequent(
+    tokens: npt.NDArray[np.int64], places: npt.NDArray[np.int64], limit: int, min_probability: float
+) -> Continuation:
+    """Walks from `places` [m] along the most frequent next token; among equals, the one that occurred last."""
     drafted: list[int] = []
     score, total = 0.0, len(places)
     for _ in range(limit):
         places = places[places < len(tokens)]
+        # Reversed, so that the index of a token's first occurrence is that of its last.
         following, last, counts = np.unique(tokens[places][::-1], return_index=True, return_counts=True)
         counts[following == END] = 0
         if not counts.any() or counts.max() < min_probability * total:
@@ -93,7 +98,7 @@ def _most_frequent(tokens: np.ndarray, places: np.ndarray, limit: int, min_proba
 
 
 class SuffixState:
-    """One sequence's tokens, and where its response begins."""
+    """The tokens of one sequence, and the index `start` of its response."""
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self.text = Text()
@@ -102,17 +107,17 @@ class SuffixState:
 
 
 class SuffixDrafter:
-    """Drafts deterministically (no probabilities), the further the longer the match; nothing without a match.
+    """Drafts deterministically, without probabilities; longer matches draft more, no match drafts nothing.
 
-    Both the sequence itself and the responses finished before it are searched; the continuation that expects more
-    accepted tokens is drafted. One sequence is decoded at a time: its response counts as past when the next begins.
+    Searches the sequence itself and the responses finished before it, and drafts the continuation that expects more
+    accepted tokens. One sequence is decoded at a time: its response counts as past when the next begins.
 
     Args:
-        longest: tokens of the longest suffix that is looked up.
+        longest: length of the longest suffix to look up, in tokens.
         min_probability: estimated from the counts; a draft ends before a token that is less probable.
 
-    Source: Oliaro et al. 2411.04975, section 3, chains; defaults of its implementation in vLLM (at most one drafted
-    token a matched one). Counts are of occurrences that go on.
+    Source: Oliaro et al. 2411.04975, section 3, chains only; with the defaults of vLLM's implementation, which drafts
+    at most one token per matched one. Only occurrences that have a successor are counted.
     """
 
     target_layer_ids: tuple[int, ...] = ()
@@ -140,5 +145,5 @@ class SuffixDrafter:
         return chain(torch.tensor(best.tokens, dtype=torch.int64))
 
     def advance(self, state: SuffixState, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in what a round emitted; see `Drafter`."""
+        """Adds the tokens that a round emitted; see `Drafter`."""
         state.text.extend(tokens.tolist())

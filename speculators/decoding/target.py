@@ -1,4 +1,4 @@
-"""The verifier as decoding sees it: a KV cache, one forward for a whole drafted tree, hidden states on request."""
+"""Runs the verifier for decoding: a KV cache, one forward per drafted chain or tree, hidden states on request."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from speculators.verifier.capture import cache_name, decoder_layers
 class CachedVerifier:
     """Scores drafts for one sequence at a time.
 
-    Plain and speculative decoding both run through it, so that their speeds compare.
+    Plain and speculative decoding both run through this class, so that their speeds can be compared.
 
     Args:
         model: a transformers causal language model, in evaluation mode.
         layer_ids: the hidden states to return, concatenated in this order: id l is the residual stream entering layer
             l, id N the last layer's output before the final norm. () records nothing and costs nothing.
+
+    Raises:
+        VerifierError: a layer id that the model does not have, or running states that it ignores.
     """
 
     def __init__(self, model: Any, layer_ids: Sequence[int] = ()) -> None:
@@ -31,7 +34,7 @@ class CachedVerifier:
         self._layers = decoder_layers(model)
         outside = [layer for layer in self.layer_ids if not 0 <= layer <= len(self._layers)]
         if outside:
-            raise VerifierError(f"the verifier has no layer id {outside[0]}; there are 0 to {len(self._layers)}")
+            raise VerifierError(f"the verifier has no layer id {outside[0]}; its ids are 0 to {len(self._layers)}")
         self._sliding = any("sliding" in kind for kind in model.config.to_dict().get("layer_types") or ())
         self._caught: dict[int, torch.Tensor] = {}
         self._recurrent = is_recurrent(model)
@@ -50,7 +53,7 @@ class CachedVerifier:
             tokens: [n] int64: the prompt.
 
         Returns:
-            logits [V] that follow the prompt, hidden states [n, A*H] of its tokens.
+            Logits [V] that follow the prompt, hidden states [n, A*H] of its tokens.
         """
         self._cache = new_cache(self.model, recurrent=self._recurrent)
         self._length = 0
@@ -60,16 +63,17 @@ class CachedVerifier:
 
     @torch.inference_mode()
     def score(self, token: int, proposal: Proposal | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs the last verified token, which has no key yet, and all drafted nodes. `keep` must follow.
+        """Runs the last verified token, which has no key yet, and all drafted nodes; the caller calls `keep` next.
 
         Returns:
-            logits [N + 1, V] and hidden states [N + 1, A*H]: row 0 of the verified token, row i + 1 of node i.
+            Logits [N + 1, V] and hidden states [N + 1, A*H]: row 0 of the verified token, row i + 1 of node i.
         """
         self._scored = torch.tensor([token], device=self.device)
         if proposal is None or not len(proposal.tokens):
             return self._forward(self._scored)
         self._scored = torch.cat([self._scored, proposal.tokens.to(self.device)])
         parents = proposal.parents.tolist()
+        # A chain needs no mask, and any verifier can score it.
         if parents != list(range(-1, len(parents) - 1)):
             return self._forward(self._scored, parents=parents)
         if self._recurrent:
@@ -83,7 +87,7 @@ class CachedVerifier:
         surplus = len(self._scored) - kept
         if list(path) == list(range(len(path))):
             if surplus and self._recurrent:
-                # A running state has no place to crop at: back to the one before the drafts, and the accepted again.
+                # A running state has no place to crop at: restore the one before the drafts, and rerun the accepted.
                 rewind(self._cache, self._mark)
                 self._forward(self._scored[:kept], logits_to_keep=1)
             elif surplus:
@@ -120,12 +124,10 @@ class CachedVerifier:
         return output.logits[0], torch.cat(states, dim=-1) if states else torch.empty(len(tokens), 0)
 
     def _tree(self, parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns positions [N + 1] and the additive mask [1, 1, N + 1, length + N + 1]: a node sees its ancestors."""
+        """Makes positions [N + 1] and the additive mask [1, 1, N + 1, length + N + 1]; a node sees its ancestors."""
         if self._sliding or self._recurrent:
             kind = "sliding-window" if self._sliding else "linear-attention"
-            raise VerifierError(
-                f"a drafted tree cannot be scored by a verifier with {kind} layers", hint="draft a chain"
-            )
+            raise VerifierError(f"a verifier with {kind} layers cannot score a drafted tree", hint="draft a chain")
         size = len(parents) + 1
         sees = torch.eye(size, dtype=torch.bool)
         depth = [0] * size

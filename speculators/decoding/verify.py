@@ -1,4 +1,4 @@
-"""Verification: pure functions of logits, draft and generator that leave the verifier's distribution untouched."""
+"""Judges drafts, as pure functions of logits, draft and generator that keep the verifier's distribution exactly."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class Verification:
 def verify(
     logits: torch.Tensor, proposal: Proposal | None, *, temperature: float, generator: torch.Generator | None
 ) -> Verification:
-    """Judges a proposal at the given temperature; None (nothing drafted) only yields the verifier's own token.
+    """Judges a proposal at the given temperature.
 
     Args:
         logits: [N + 1, V]: row 0 follows the last verified token, row i + 1 follows node i.
-        generator: on the device of `logits`; the source of all randomness. Not used at T = 0.
+        proposal: None, if nothing was drafted, only yields the verifier's own token.
+        generator: source of all randomness, on the device of `logits`; not used at T = 0.
     """
     if temperature == 0:
         return verify_greedy(logits, proposal)
@@ -41,13 +42,13 @@ def verify_greedy(logits: torch.Tensor, proposal: Proposal | None) -> Verificati
     Args:
         logits: [N + 1, V] as in `verify`.
     """
-    wanted = logits.argmax(dim=-1).tolist()
+    best = logits.argmax(dim=-1).tolist()
     children = _children(proposal)
     tokens = [] if proposal is None else proposal.tokens.tolist()
     path: list[int] = []
     node = -1
     while True:
-        token = wanted[node + 1]
+        token = best[node + 1]
         node = next((child for child in children.get(node, ()) if tokens[child] == token), -1)
         if node < 0:
             return Verification(tuple(path), token)
@@ -59,10 +60,10 @@ def verify_sampling(
 ) -> Verification:
     """Accepts nodes by exact rejection sampling, so that every emitted token has the verifier's distribution.
 
-    A node drawn from q is accepted with probability min(1, p/q); after a rejection p becomes norm(max(p - q, 0)) and
-    the next sibling is tried against it. Each node's own q already holds what its earlier siblings took away (drawing
-    without replacement), and the rule is exact for any such q. A node without q was not drawn but chosen: its q is a
-    point mass, accepted with probability p(x), and the residual is p without x.
+    A node drawn from q is accepted with probability min(1, p/q). After a rejection p becomes norm(max(p - q, 0)), and
+    the next sibling is tried against that. Siblings may be drawn without replacement: each node's q is then the one it
+    was drawn from, without its earlier siblings, and the rule is exact for any such q. A node without q was chosen, not
+    drawn. Its q is a point mass: it is accepted with probability p(x), and the residual is p without x.
 
     Args:
         logits: [N + 1, V] as in `verify`.
@@ -81,6 +82,7 @@ def verify_sampling(
             token = int(proposal.tokens[child])
             q = None if proposal.probs is None else proposal.probs[child]
             drafted = 1.0 if q is None else float(q[token])
+            # u < min(1, p / q), without the division.
             if float(torch.rand((), generator=generator, device=p.device)) * drafted < float(p[token]):
                 accepted = child
                 break
@@ -92,11 +94,11 @@ def verify_sampling(
 
 
 def residual(p: torch.Tensor, q: torch.Tensor | None, token: int) -> torch.Tensor:
-    """Returns norm(max(p - q, 0)) after `token`, drawn from q, was rejected.
+    """Computes the distribution to draw from after `token`, drawn from q, was rejected: norm(max(p - q, 0)).
 
     Args:
-        p: [V] the distribution that the draft was judged by.
-        q: [V] the distribution that it was drawn from; None for a point mass on `token`.
+        p: [V], the distribution that the draft was judged by.
+        q: [V], the distribution that it was drawn from; None for a point mass on `token`.
     """
     if q is None:
         rest = p.clone()
@@ -104,12 +106,12 @@ def residual(p: torch.Tensor, q: torch.Tensor | None, token: int) -> torch.Tenso
     else:
         rest = (p - q).clamp_min(0.0)
     total = rest.sum()
-    # p = q up to rounding: a rejection has probability zero, and whatever follows it must still be a distribution.
+    # If p = q up to rounding, a rejection has probability zero, but its residual must still be a distribution.
     return rest / total if float(total) > 0 else p
 
 
 def _children(proposal: Proposal | None) -> dict[int, list[int]]:
-    """Returns each node's children in the order in which they were drafted; -1 is the root."""
+    """Lists each node's children in the order in which they were drafted; -1 is the root."""
     children: dict[int, list[int]] = {}
     for child, parent in enumerate([] if proposal is None else proposal.parents.tolist()):
         children.setdefault(parent, []).append(child)

@@ -1,4 +1,4 @@
-"""Losses over the draft vocabulary, fused with the head's projection."""
+"""Losses over the draft vocabulary, computed together with the head's projection."""
 
 from speculators.losses.functions import LOSSES, Draft, Loss, Target, acceptance, mixture, top_k, weighted
 from speculators.losses.fused import HeadLoss, head_loss, place_loss

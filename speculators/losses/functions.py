@@ -1,6 +1,9 @@
 """The losses of drafting, each with its closed-form gradient with respect to the draft logits.
 
-p is the verifier's and q the draft's distribution of a place, both over the draft vocabulary, in float32.
+p is the verifier's and q the draft's distribution of a place, both over the draft vocabulary, in float32. A loss takes
+a `Draft` and a `Target` of C places and returns its values [C] and its gradients [C, D]. The gradients are known in
+closed form, so no autograd graph over [C, D] is ever built; for any loss L(q) they follow from dL/dz = q (g - sum_v q
+g) with g = dL/dq.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import torch
 
 from speculators.registry import Registry
 
+# Smallest acceptance that `nla` takes the logarithm of.
 NLA_FLOOR = 1e-5
+# How fast `lk_hybrid` turns from KL to TV as acceptance grows: lambda = exp(-3 alpha).
 LK_SHARPNESS = 3.0
 
 
 class Target:
-    """The verifier's distributions of C places, made once and used by every depth.
+    """The verifier's distributions of C places, computed once for all depths.
 
     Args:
         logits: [C, D] float32 (or float64).
@@ -35,18 +40,19 @@ class Target:
 
     @cached_property
     def negative_entropy(self) -> torch.Tensor:
-        """[C] sum_v p log p, from the logits so that no p log p of an underflown p is formed."""
+        """[C] sum_v p log p."""
+        # From the logits, as sum p z - log Z: where p underflows to 0, p log p would be 0 * -inf.
         top = self._logits.amax(-1)
         log_norm = top - self.p.amax(-1).log()
         return torch.linalg.vecdot(self.p, self._logits) - log_norm
 
     @cached_property
     def top(self) -> torch.Tensor:
-        """[C] the draft id that the verifier finds most likely."""
+        """[C] int64, the draft id that the verifier finds most likely."""
         return self.p.argmax(-1)
 
     def likeliest(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """p and draft ids, [C, k] each, of the verifier's k most likely tokens."""
+        """Picks the verifier's k most likely tokens: p and draft ids, [C, k] each."""
         if k not in self._likeliest:
             self._likeliest[k] = self.p.topk(k, -1)
         return self._likeliest[k]
@@ -62,7 +68,8 @@ class Draft:
     def __init__(self, logits: torch.Tensor) -> None:
         self.logits = logits
         self.q = torch.softmax(logits, -1)
-        # q of the largest logit is at least 1/D, so its logarithm is safe, and one exponential pass is saved.
+        # log Z = z_max - log q_max. q of the largest logit is at least 1/D, so its logarithm is safe, and this saves
+        # the second pass of exponentials that logsumexp would take.
         self._largest = logits.amax(-1)
         self.log_norm = self._largest - self.q.amax(-1).log()
 
@@ -72,7 +79,8 @@ class Draft:
         return self.logits - self.log_norm[:, None]
 
     def is_right(self, target: Target) -> torch.Tensor:
-        """[C] bool: the draft's most likely token is the verifier's."""
+        """[C] bool, whether the draft's most likely token is the verifier's."""
+        # By value instead of argmax: a gather of one column is cheaper than a second search through D.
         return self.logits.gather(-1, target.top[:, None])[:, 0] >= self._largest
 
 
@@ -85,20 +93,20 @@ def _register(name: str) -> Callable[[Loss], Loss]:
 
 
 def acceptance(draft: Draft, target: Target) -> torch.Tensor:
-    """[C] alpha = sum_v min(p, q): the chance that a sampled draft is accepted (Leviathan et al. 2211.17192)."""
+    """[C] alpha = sum_v min(p, q), the chance that a sampled draft is accepted (Leviathan et al. 2211.17192)."""
     return torch.minimum(draft.q, target.p).sum(-1)
 
 
 @_register("kl_div")
 def kl_div(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(p, q); gradient q - p."""
+    """KL(p, q) = sum_v p (log p - log q); gradient q - p."""
     cross = draft.log_norm - torch.linalg.vecdot(target.p, draft.logits)
     return target.negative_entropy + cross, draft.q - target.p
 
 
 @_register("rkl")
 def rkl(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(q, p); gradient q (log q - log p - L)."""
+    """KL(q, p) = sum_v q (log q - log p); gradient q (log q - log p - L)."""
     ratio = draft.log_q - target.log_p
     value = torch.linalg.vecdot(draft.q, ratio)
     return value, draft.q * (ratio - value[:, None])
@@ -106,8 +114,11 @@ def rkl(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
 
 @_register("jsd")
 def jsd(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-    """Jensen-Shannon divergence (Lin 1991); gradient half q (log(q / mu) - KL(q, mu))."""
-    # logaddexp instead of log((p + q) / 2): p or q may be 0 in float32 where its logarithm is finite.
+    """Jensen-Shannon divergence (Lin 1991): half KL(p, mu) + half KL(q, mu), mu = (p + q) / 2.
+
+    The gradient is half q (log(q / mu) - KL(q, mu)).
+    """
+    # logaddexp instead of log((p + q) / 2): p and q may be 0 in float32 where their logarithms are finite.
     log_mu = torch.logaddexp(draft.log_q, target.log_p) - torch.log(torch.tensor(2.0, dtype=draft.q.dtype))
     ratio = draft.log_q - log_mu
     from_q = torch.linalg.vecdot(draft.q, ratio)
@@ -125,7 +136,10 @@ def ce(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
 
 @_register("tv")
 def tv(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-    """Total variation 1 - alpha; gradient -q (1[q <= p] - sum over q <= p of q)."""
+    """Total variation distance, 1 - alpha; gradient -q (1[q <= p] - sum over q <= p of q).
+
+    alpha grows with q only where q <= p: there min(p, q) = q.
+    """
     below = (draft.q <= target.p).to(draft.q.dtype)
     mass = torch.linalg.vecdot(draft.q, below)
     return 1.0 - acceptance(draft, target), draft.q * (mass[:, None] - below)
@@ -133,9 +147,10 @@ def tv(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
 
 @_register("nla")
 def nla(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log max(alpha, 1e-5), the negative log acceptance (Samarin et al. 2602.23881)."""
+    """Negative log acceptance, -log max(alpha, 1e-5) (Samarin et al. 2602.23881)."""
     distance, grad = tv(draft, target)
     alpha = 1.0 - distance
+    # Below the floor the loss is constant, and its gradient 0.
     live = (alpha > NLA_FLOOR).to(alpha.dtype)
     alpha = alpha.clamp_min(NLA_FLOOR)
     return -alpha.log(), grad * (live / alpha)[:, None]
@@ -152,8 +167,11 @@ def lk_hybrid(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def top_k(k: int) -> Loss:
-    """Returns the cross-entropy -sum p log q over the verifier's k most likely tokens (HASS, Zhang et al. 2408.15766,
-    section 3.1); its gradient is q times their sum of p, less p of each. All tokens where k exceeds them."""
+    """Makes the top-k distillation of HASS (Zhang et al. 2408.15766, section 3.1): -sum p log q over k tokens.
+
+    The tokens are the verifier's k most likely, or all if there are fewer. The gradient is q sum_k p - p, with p = 0
+    for all other tokens.
+    """
 
     def loss(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
         p, ids = target.likeliest(min(k, target.p.shape[-1]))
@@ -164,16 +182,17 @@ def top_k(k: int) -> Loss:
 
 
 def mixture(weights: dict[str, float]) -> Loss:
-    """Returns the weighted sum of losses.
+    """Makes the weighted sum of losses by name.
 
     Raises:
-        RegistryError: a loss that does not exist, with the ones that do.
+        RegistryError: a loss does not exist; lists those that do.
     """
     return weighted([(LOSSES.get(name), weight) for name, weight in weights.items()])
 
 
 def weighted(parts: Sequence[tuple[Loss, float]]) -> Loss:
-    """Returns the sum of losses, each times its weight."""
+    """Makes the sum of losses, each times its weight."""
+    # The plain loss stays as it is: a product with 1.0 would cost a pass over [C, D].
     if len(parts) == 1 and parts[0][1] == 1.0:
         return parts[0][0]
 

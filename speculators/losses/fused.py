@@ -1,9 +1,9 @@
-"""Head projection, softmax and loss in one, part by part over tokens, forward and backward in the same pass.
+"""Head projection, softmax and loss in one operation, in parts over places, forward and backward in the same pass.
 
-Neither the draft's nor the verifier's logits ever exist for more than a part of the places: peak memory does not grow
-with vocabulary x sequence. The verifier's rows are projected and softmaxed once, then every depth's aligned states run
-against them; the gradient with respect to the logits is known in closed form and takes their place, so the gradients of
-states and head are formed at once and backward only scales them.
+Logits, the draft's as well as the verifier's, only ever exist for some of the places, so that peak memory does not grow
+with vocabulary x sequence. For each part the verifier's rows are projected and softmaxed once, and every depth's states
+run against them. The gradient with respect to the logits is known in closed form and overwrites them. With it the
+gradients of states and head are formed at once, dH = G W and dW = G^T H, and backward only scales them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import torch
 
 from speculators.losses.functions import Draft, Loss, Target
 
-# Rows of one product with the head, of all depths together. The head and its gradient, which are far larger, are read
-# and written once for them (benchmarks/RESULTS.md, "The head's products"); a large vocabulary takes fewer.
+# Rows per product with the head, over all depths. Each product reads the whole head and updates its whole gradient,
+# both far larger than the rows, so more rows per product are faster (benchmarks/RESULTS.md, "The head's products").
+# Logits of a large vocabulary limit them.
 PRODUCT_ROWS = 384
 PRODUCT_ELEMENTS = 2**25
-# Rows x vocabulary of which softmax and loss are made at once: a CPU's caches hold it, or it keeps a GPU busy.
+# Rows x vocabulary per softmax and loss: what a CPU's caches hold, or what keeps a GPU busy.
 CHUNK_ELEMENTS = {"cpu": 2**18}
 OTHER_CHUNK_ELEMENTS = 2**22
 
 
 @attrs.frozen(eq=False)
 class HeadLoss:
-    """What the fused loss gives for K depths and N places.
+    """The loss of K depths at N places.
 
     Attributes:
         per_depth: [K] sum over places of weight * loss, differentiable in states and head.
-        right: [K, N] bool, the draft's most likely token is the verifier's most likely one of the draft vocabulary.
+        right: [K, N] bool, whether the draft's most likely token is the verifier's most likely of the draft vocabulary.
     """
 
     per_depth: torch.Tensor
@@ -40,13 +41,13 @@ class HeadLoss:
 
 
 def product_rows(vocab: int) -> int:
-    """Returns how many rows one product with the head has at most, for a draft vocabulary of `vocab`."""
+    """Limits the rows of one product with the head of a draft vocabulary of `vocab` tokens."""
     return max(1, min(PRODUCT_ROWS, PRODUCT_ELEMENTS // vocab))
 
 
 @contextmanager
 def large_chunks() -> Iterator[None]:
-    """Has a CPU take a GPU's chunks: for tracing, where each operation costs the same however large it is."""
+    """Gives a CPU a GPU's chunks while the block runs: in tracing, every operation costs the same at any size."""
     own = dict(CHUNK_ELEMENTS)
     CHUNK_ELEMENTS.clear()
     try:
@@ -72,23 +73,24 @@ class _FusedHeadLoss(torch.autograd.Function):
         head = weight.detach().to(compute_dtype)
         if frozen is not None:
             head = torch.cat((frozen.to(compute_dtype), head), 1)
-        # Of what a row holds, the columns that `weight` reads.
+        # `weight` reads the last columns of a row, those after the frozen part's.
         own = slice(head.shape[1] - weight.shape[1], None)
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         values = torch.zeros(depths, places, dtype=wide, device=states.device)
         right = torch.zeros(depths, places, dtype=torch.bool, device=states.device)
         grad_states = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
-        # One gradient of the head for all depths: depth k's share of the incoming gradient is not known yet, so it is
-        # only exact when the caller gives every depth the same factor, which `head_loss` sees to.
+        # One gradient of the head for all depths. How much of the incoming gradient each depth gets is not known yet,
+        # so it is exact only if all depths get the same factor: `head_loss` asks callers to use the sum as a whole.
         grad_head = torch.zeros(weight.shape, dtype=wide, device=weight.device) if ctx.needs_input_grad[1] else None
         together = max(1, product_rows(len(weight)) // depths)
         chunk = max(1, CHUNK_ELEMENTS.get(states.device.type, OTHER_CHUNK_ELEMENTS) // len(weight))
+        # Outer loop: one product with the head. Inner loop: softmax and loss, in chunks that stay in the cache.
         for first in range(0, places, together):
             taken = slice(first, first + together)
-            rows = states[:, taken].to(compute_dtype)
-            targets = target_logits(taken)
-            # The logits, then in their place their gradients.
-            logits = rows @ head.T
+            rows = states[:, taken].to(compute_dtype)  # [K, P, H]
+            targets = target_logits(taken)  # [P, D]
+            # First the logits, then in their place their gradients.
+            logits = rows @ head.T  # [K, P, D]
             for start in range(0, rows.shape[1], chunk):
                 part = slice(start, start + chunk)
                 target = Target(targets[part].to(wide))
@@ -116,8 +118,8 @@ class _FusedHeadLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         grad_states, grad_head = ctx.saved_tensors
         if grad_states is not None:
-            # In place: these are ours alone, and as large as the states. One of the two is there: `head_loss` gives
-            # out the totals, `place_loss` the values.
+            # In place: nobody else has this tensor, and it is as large as the states. `head_loss` only uses the totals,
+            # `place_loss` only the values, so one of the two gradients is None.
             factor = grad_values if grad_totals is None else grad_totals[:, None]
             if factor is None:
                 grad_states = None
@@ -137,19 +139,18 @@ def head_loss(
     *,
     frozen: torch.Tensor | None = None,
 ) -> HeadLoss:
-    """Computes the weighted loss of K depths at N target places without holding their logits.
+    """Computes the weighted loss of K depths at N target places without storing their logits.
+
+    Matrix products run in the autocast dtype if autocast is on, softmax and loss in float32.
 
     Args:
         states: [K, N, H], the draft's normed states; states[k, n] predicts place n at depth k.
         weight: [D, H], the draft head.
-        place_weights: [K, N] float, weight of each prediction (mask, depth weight, 1 / supervised tokens); the sum of
-            `per_depth` is to be used as a whole, since the head's gradient is formed before depths can be scaled apart.
+        place_weights: [K, N] float, weight of each prediction (mask, depth weight, 1 / supervised tokens). Use the sum
+            of `per_depth` as a whole: the head's gradient is formed before depths could be scaled apart.
         target_logits: gives the verifier's logits [C, D] over the draft vocabulary for a slice of the N places.
         loss: one of `losses.functions`, or a mixture.
         frozen: [D, F], columns of the head before those of `weight` [D, H - F], without a gradient.
-
-    Returns:
-        HeadLoss; matrix products run in the autocast dtype where autocast is on, softmax and loss in float32.
     """
     per_depth, _, right = _apply(states, weight, frozen, place_weights, target_logits, loss)
     return HeadLoss(per_depth, right)
@@ -161,15 +162,16 @@ def place_loss(
     target_logits: Callable[[slice], torch.Tensor],
     loss: Loss,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes the loss of each of N places, for weights that depend on it.
+    """Computes the loss of each of N places, for weights that depend on the losses themselves.
 
     Args:
         states: [N, H].
         weight: [D, H], a frozen head: its gradient could not be formed before the weights are known.
-        target_logits: as of `head_loss`; and `loss`.
+        target_logits: as of `head_loss`.
+        loss: as of `head_loss`.
 
     Returns:
-        [N] losses, differentiable in states, and [N] bool, the draft is right.
+        The losses [N], differentiable in states, and whether the draft is right, [N] bool.
     """
     assert not weight.requires_grad, "the head of place_loss is frozen"
     wide = torch.float64 if states.dtype == torch.float64 else torch.float32
@@ -189,5 +191,6 @@ def _apply(
     device_type = states.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else states.dtype
+    # The products choose their dtype themselves; autocast would also touch the losses.
     with torch.autocast(device_type, enabled=False):
         return _FusedHeadLoss.apply(states, weight, frozen, place_weights, target_logits, loss, dtype)

@@ -1,8 +1,8 @@
 """The attention of a block drafter: a prefix of context keys for each block, and the keys of the block itself.
 
-The context is attended in pieces that yield their log-sum-exp, the block densely, and both are merged: the cost is
-queries x context for the context (flash kernels where there are any) and queries x block for the rest, and no mask has
-more entries than a piece.
+The context is attended in pieces that yield their log-sum-exp, the block densely, and the two are merged as in
+attention.py. That costs queries x context for the context, on flash kernels where the device has them, and queries x
+block for the rest. No mask has more entries than one piece.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from speculators.nn.cache import KeysValues
 from speculators.nn.flash import Piece, piecewise, piecewise_backward
 from speculators.nn.layout import on_host
 
-# Queries of one piece: fewer see fewer keys in vain, and three heads of a group give the CPU's kernel the 768 at once
-# from which on it is fastest.
+# Queries per piece. Fewer would compute fewer masked scores; but the CPU's kernel is fastest from 768 queries at once,
+# which 256 give it where three query heads share a kv head.
 PIECE_QUERIES = 256
 
 
@@ -26,10 +26,10 @@ class Blocks:
     """Blocks of queries that share a context, known on the host.
 
     Attributes:
-        groups: [G, T] int64, the queries of each block in order, -1 where a block has fewer; each of the R queries
-            stands in one place.
+        groups: [G, T] int64, the queries of each block in order, padded with -1; each of the R queries appears once.
         ends: [R] int64, query i sees the context keys [start of its document, ends[i]); ascending in each document.
-        documents: (first query, last query + 1, start) of each document: context keys before `start` are another's.
+        documents: (first query, last query + 1, start) of each document with queries; context keys before `start`
+            belong to another document.
     """
 
     groups: torch.Tensor
@@ -39,7 +39,7 @@ class Blocks:
     @classmethod
     @on_host()
     def of(cls, anchors: torch.Tensor, sizes: torch.Tensor, ends: torch.Tensor, documents: Documents) -> Blocks:
-        """Lays out one block a given place, in order.
+        """Lays out one block per anchor, in order.
 
         Args:
             anchors: [G] int64 on the host, ascending places of a row.
@@ -52,24 +52,25 @@ class Blocks:
         groups = torch.where(slots < sizes[:, None], first[:, None] + slots, -1)
         spans = []
         for start, stop in documents:
-            here = torch.nonzero((anchors >= start) & (anchors < stop))[:, 0]
-            if len(here):
-                low, high = int(here[0]), int(here[-1])
+            inside = torch.nonzero((anchors >= start) & (anchors < stop))[:, 0]
+            if len(inside):
+                low, high = int(inside[0]), int(inside[-1])
                 spans.append((int(first[low]), int(first[high] + sizes[high]), start))
         return cls(groups, ends.repeat_interleave(sizes), tuple(spans))
 
     @on_host()
     def pieces(self, window: int | None) -> tuple[Piece, ...]:
-        """Cuts the context's attention into dense blocks; queries without context are in none."""
-        found = []
+        """Cuts the context's attention into dense pieces; queries without context are in none."""
+        pieces = []
         for first, last, start in self.documents:
+            # A kernel's softmax over no key at all would be nan.
             begin = first + int((self.ends[first:last] <= start).sum())
             for q0 in range(begin, last, PIECE_QUERIES):
                 q1 = min(q0 + PIECE_QUERIES, last)
                 ends = self.ends[q0:q1]
                 k0 = start if window is None else max(start, int(ends[0]) - window)
-                found.append(Piece(q0, q1, k0, int(ends[-1]), causal=False, ends=ends, window=window))
-        return tuple(found)
+                pieces.append(Piece(q0, q1, k0, int(ends[-1]), causal=False, ends=ends, window=window))
+        return tuple(pieces)
 
 
 Documents = tuple[tuple[int, int], ...]
@@ -77,10 +78,18 @@ Documents = tuple[tuple[int, int], ...]
 
 @attrs.frozen(eq=False)
 class _Own:
-    """The dense part: places of the queries in [G, T], on the device."""
+    """The dense part: where the R queries lie in [G, T], on the device.
+
+    Attributes:
+        index: [G, T] int64, the query at each place; 0 where there is none.
+        filled: [G, T] bool, whether there is one.
+        flat: [R] int64, the filled places of the flattened [G * T].
+        rows: [R] int64, the query at each of them.
+        causal: a query sees the block's keys up to its own.
+    """
 
     index: torch.Tensor
-    there: torch.Tensor
+    filled: torch.Tensor
     flat: torch.Tensor
     rows: torch.Tensor
     causal: bool
@@ -91,27 +100,27 @@ class _Own:
         flat = torch.nonzero(blocks.groups.flatten() >= 0)[:, 0]
         return cls(
             index=blocks.groups.clamp_min(0).to(device, non_blocking=True),
-            there=(blocks.groups >= 0).to(device, non_blocking=True),
+            filled=(blocks.groups >= 0).to(device, non_blocking=True),
             flat=flat.to(device, non_blocking=True),
             rows=blocks.groups.flatten()[flat].to(device, non_blocking=True),
             causal=causal,
         )
 
     def spread(self, x: torch.Tensor, kv_heads: int, dtype: torch.dtype) -> torch.Tensor:
-        """[R, heads, d] -> [G, kv_heads, heads // kv_heads, T, d]."""
+        """Lays queries out by block: [R, heads, d] -> [G, kv_heads, heads // kv_heads, T, d]."""
         return x[self.index].to(dtype).unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
 
     def gather(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """[G, kv_heads, group, T, ...] -> [R, heads, ...]."""
+        """Undoes `spread`: [G, kv_heads, group, T, ...] -> [R, heads, ...]."""
         flat = x.movedim(3, 1).flatten(2, 3).flatten(0, 1)[self.flat]
         return torch.empty_like(like, dtype=x.dtype).index_copy_(0, self.rows, flat)
 
     def scores(self, q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-        """[G, kv_heads, group, T, T], -inf where a query does not see a key."""
+        """Scores queries against the keys of their block: [G, kv_heads, group, T, T], -inf where one is not seen."""
         scores = q @ k.transpose(-1, -2) * scale
-        hidden = ~self.there[:, None, None, None, :]
+        hidden = ~self.filled[:, None, None, None, :]
         if self.causal:
-            slots = torch.arange(self.there.shape[1], device=q.device)
+            slots = torch.arange(self.filled.shape[1], device=q.device)
             hidden = hidden | (slots[None, :] > slots[:, None])
         return scores.masked_fill(hidden, float("-inf"))
 
@@ -138,6 +147,7 @@ class _BlockAttention(torch.autograd.Function):
         own_lse = scores.logsumexp(-1)
         own_out = own.gather((scores - own_lse[..., None]).exp().nan_to_num() @ values, q)
         own_lse = own.gather(own_lse, lse)
+        # A block without context has lse -inf and out 0: the merge then is the own part.
         merged = torch.logaddexp(lse, own_lse)
         out = (out * (lse - merged).exp()[..., None] + own_out * (own_lse - merged).exp()[..., None]).to(q.dtype)
         ctx.save_for_backward(q, context_k, context_v, own_k, own_v, out, merged)
@@ -148,17 +158,19 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, context_k, context_v, own_k, own_v, out, lse = ctx.saved_tensors
         own: _Own = ctx.own
+        # With the merged output and log-sum-exp each part's gradients are exact; see attention.py.
         grad_q, grad_k, grad_v = piecewise_backward(grad_out, q, context_k, context_v, out, lse, ctx.pieces, ctx.scale)
         kv_heads = own_k.shape[1]
         queries, keys, values, grads, outs = (
             own.spread(x, kv_heads, lse.dtype) for x in (q, own_k, own_v, grad_out, out)
         )
         wide_lse = own.spread(lse[..., None], kv_heads, lse.dtype)
-        there = own.there[:, None, None, :, None]
-        probs = (own.scores(queries, keys, ctx.scale) - wide_lse).exp().masked_fill(~there, 0.0)
+        filled = own.filled[:, None, None, :, None]
+        probs = (own.scores(queries, keys, ctx.scale) - wide_lse).exp().masked_fill(~filled, 0.0)
         delta = (grads * outs).sum(-1, keepdim=True)
         grad_scores = probs * (grads @ values.transpose(-1, -2) - delta) * ctx.scale
         grad_q = grad_q + own.gather(grad_scores @ keys, grad_q)
+        # Keys and values of a kv head add up over its group of query heads.
         shared = (grad_scores.transpose(-1, -2) @ queries, probs.transpose(-1, -2) @ grads)
         own_grads = [own.gather(x.sum(2, keepdim=True), own_k).to(own_k.dtype) for x in shared]
         return (
@@ -186,10 +198,10 @@ def block_attention(
         q: [R, heads, d].
         context: keys and values, [S, kv_heads, d] each.
         own: keys and values of the queries' own rows, [R, kv_heads, d] each.
-        blocks: which query is of which block, and what of the context it sees.
+        blocks: the block of each query, and how much of the context it sees.
         scale: factor of the scores.
         window: a query sees only the last `window` keys of its context; own keys are always seen.
-        causal: a query sees the own keys up to itself; otherwise the whole block.
+        causal: a query sees the own keys up to itself instead of the whole block.
 
     Returns:
         [R, heads, d] in q's dtype. Differentiable in q, context and own.

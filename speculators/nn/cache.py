@@ -1,4 +1,4 @@
-"""The keys and values of verified rows, kept from round to round while one sequence is decoded."""
+"""Keeps the keys and values of verified rows from round to round while one sequence is decoded."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from speculators.nn.attention import unrolled_attention
 from speculators.nn.layout import Segment
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
-# The attention of layer `index` over this call's queries, keys and values, and whatever has been cached.
+# Takes a layer's index and this call's queries, keys and values; attends over these and over what has been cached.
 AttendAt = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @attrs.define(eq=False)
 class PrefixCache:
-    """What a drafter keeps of one sequence.
+    """A drafter's keys and values of one sequence.
 
     Attributes:
-        length: rows taken in.
+        length: number of rows.
         layers: keys and values of each layer, [length, kv_heads, d] each.
     """
 
@@ -28,24 +28,24 @@ class PrefixCache:
     layers: list[KeysValues] = attrs.field(factory=list)
 
     def append(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """Files a layer's keys and values of the newest rows; returns those of all rows. Layers come in order."""
+        """Adds a layer's keys and values of the newest rows and returns those of all rows; layers come in order."""
         if index == len(self.layers):
             self.layers.append((keys, values))
         else:
-            held = self.layers[index]
-            self.layers[index] = (torch.cat((held[0], keys)), torch.cat((held[1], values)))
+            old_keys, old_values = self.layers[index]
+            self.layers[index] = (torch.cat((old_keys, keys)), torch.cat((old_values, values)))
         return self.layers[index]
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Counts the rows of `tokens` [m] in; returns their positions [m]."""
+        """Makes room for the rows of `tokens` [m] and returns their positions [m]."""
         start, self.length = self.length, self.length + len(tokens)
         return torch.arange(start, self.length, device=tokens.device)
 
     def attend(self, *, scale: float, window: int | None) -> AttendAt:
-        """Returns the causal attention of the newest rows, which files their keys and values.
+        """Makes the causal attention of the newest rows, which adds their keys and values to the cache.
 
         Args:
-            scale: of the scores.
+            scale: factor of the scores.
             window: sliding window, or None.
         """
 

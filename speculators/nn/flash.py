@@ -1,9 +1,11 @@
-"""Causal attention over packed documents that yields its log-sum-exp, and the backward that takes a merged one.
+"""Causal attention over packed documents that yields its log-sum-exp, with a backward that accepts a merged one.
 
-A caller that merges further keys into the softmax (see attention.py) needs the log-sum-exp L of each query; and the
-gradient with respect to the keys seen here is exact when the backward is given the merged output and the merged L,
-since P = exp(s - L) whatever else is in L. Shapes: queries [R, heads, d] in the order of the segments, keys and values
-[S, kv_heads, d]; query head h reads kv head h // (heads // kv_heads).
+A caller that merges further keys into the softmax (see attention.py) needs the log-sum-exp L of each query. The
+gradients of the keys seen here stay exact if backward receives the merged output and the merged L: P = exp(s - L) is
+the merged softmax's probability, whatever other keys L covers.
+
+Shapes: queries [R, heads, d] in the order of the segments, keys and values [S, kv_heads, d]; query head h reads kv head
+h // (heads // kv_heads).
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ class Piece:
     """One dense block of the attention: queries [q0, q1) over keys [k0, k1).
 
     Attributes:
-        causal: query q0 + i sees keys k0 .. k0 + i; otherwise all keys that `band` allows.
-        merges: an earlier piece holds other keys of the same queries.
+        causal: query q0 + i sees keys k0 .. k0 + i; otherwise all keys that `band` and `ends` allow.
+        merges: an earlier piece covers other keys of the same queries.
         band: (offset, window): query q0 + i sees key k0 + j if offset + i - window < j <= offset + i; None: no limit.
-        ends: [q1 - q0] int64 on the host: query q0 + i sees keys k0 .. ends[i] - 1, the last `window` of them. Such a
-            piece has a mask in any case, and its query heads of one kv head are laid end to end: kernels take more
-            queries at once where there are more.
+        ends: [q1 - q0] int64 on the host: query q0 + i sees keys k0 .. ends[i] - 1. Such a piece needs a mask anyway,
+            so the query heads of one kv head are laid end to end: kernels are faster on more queries at once.
+        window: with `ends`, a query sees only its last `window` keys.
     """
 
     q0: int
@@ -50,6 +52,8 @@ def _pieces(segments: tuple[Segment, ...], window: int | None) -> Iterator[Piece
         if window is not None and segment.stop - segment.start > window:
             yield from _banded(segment, offset, window)
         else:
+            # Queries start inside the document: all see the rows before the first query, then causally each other. Two
+            # pieces instead of one with a mask, since the kernels skip the upper triangle of a causal piece.
             past = segment.first > segment.start
             if past:
                 yield Piece(offset, offset + length, segment.start, segment.first, causal=False)
@@ -58,7 +62,7 @@ def _pieces(segments: tuple[Segment, ...], window: int | None) -> Iterator[Piece
 
 
 def _banded(segment: Segment, offset: int, window: int) -> Iterator[Piece]:
-    """Blocks of `window` queries see at most 2 * window keys each: cost S * window, never S * S."""
+    """Cuts a windowed segment into blocks of `window` queries, which see at most 2 * window keys: cost S * window."""
     for first in range(segment.first, segment.stop, window):
         stop = min(first + window, segment.stop)
         k0 = max(segment.start, first - window + 1)
@@ -67,19 +71,21 @@ def _banded(segment: Segment, offset: int, window: int) -> Iterator[Piece]:
 
 
 def _heads_first(x: torch.Tensor, kv_heads: int, piece: Piece) -> torch.Tensor:
-    """[n, heads, ...] -> [kv_heads, group, n, ...], a view; with `ends` [kv_heads, 1, group * n, ...]."""
+    """Views [n, heads, ...] as [kv_heads, group, n, ...], or with `ends` as [kv_heads, 1, group * n, ...]."""
     x = x.unflatten(1, (kv_heads, -1)).movedim(0, 2)
     return x if piece.ends is None else x.flatten(1, 2)[:, None]
 
 
 def _rows_first(x: torch.Tensor, kv_heads: int, piece: Piece) -> torch.Tensor:
-    """Undoes `_heads_first`: [n, heads, ...]."""
+    """Undoes `_heads_first`: -> [n, heads, ...]."""
     return x.reshape(kv_heads, -1, piece.q1 - piece.q0, *x.shape[3:]).movedim(2, 0).flatten(1, 2)
 
 
 def _band_mask(piece: Piece, like: torch.Tensor) -> torch.Tensor | None:
+    """Makes the additive mask [queries, keys] of a piece, 0 or -inf; None if causality or nothing limits it."""
     key = torch.arange(piece.k1 - piece.k0, device=like.device)[None, :]
     if piece.ends is not None:
+        # One end per query, repeated for the heads laid end to end.
         ends = piece.ends.repeat(like.shape[2] // len(piece.ends))
         end = ends.to(like.device, non_blocking=True)[:, None] - piece.k0
         seen = key < end if piece.window is None else (key < end) & (key >= end - piece.window)
@@ -97,20 +103,23 @@ def causal_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attends every query to its document's keys up to itself.
 
-    The CPU has a flash kernel for every dtype, CUDA for the 16-bit ones: there, no scores are kept. CUDA's float32 and
-    float64 hold all scores of a document at once, heads * rows * rows in the backward, too (with a window, of one block
-    of `window` rows): fit for tests and short documents.
+    The CPU has a flash kernel for every dtype, CUDA for the 16-bit ones; these never store scores. CUDA in float32 or
+    float64 stores all scores of a document, heads * rows * rows, forward and backward (with a window, those of one
+    block of `window` rows), and so only suits tests and short documents.
 
     Args:
-        q: [R, heads, d]; k, v: [S, kv_heads, d].
+        q: [R, heads, d].
+        k: [S, kv_heads, d].
+        v: [S, kv_heads, d].
         segments: which rows the queries are and where their documents lie.
+        scale: factor of the scores.
         window: a query at row i sees only keys j > i - window; None for no limit.
 
     Returns:
         The output [R, heads, d] in q's dtype and the log-sum-exp [R, heads] in float32 (float64 for float64).
 
     Raises:
-        ValueError: the window is not at least 1: such a query would see nothing, not even itself.
+        ValueError: the window is below 1: a query would not even see itself.
     """
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
@@ -122,7 +131,7 @@ def causal_attention(
 def piecewise(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: tuple[Piece, ...], scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attends block by block; the shapes of `causal_attention`. Queries of no piece get 0 and -inf."""
+    """Attends piece by piece; shapes as of `causal_attention`. Queries that are in no piece get 0 and -inf."""
     kv_heads = k.shape[1]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = torch.zeros_like(q)
@@ -142,19 +151,22 @@ def piecewise(
 def merge(
     out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merges two attentions of the same queries [R, heads, d] over disjoint keys by their log-sum-exp [R, heads]."""
+    """Merges two attentions of the same queries over disjoint keys: outputs [R, heads, d], log-sum-exp [R, heads].
+
+    L = logaddexp(L_a, L_b), O = exp(L_a - L) O_a + exp(L_b - L) O_b.
+    """
     lse = torch.logaddexp(lse_a, lse_b)
     share_a, share_b = (lse_a - lse).exp()[..., None], (lse_b - lse).exp()[..., None]
     return (out_a * share_a + out_b * share_b).to(out_a.dtype), lse
 
 
 def _spread(x: torch.Tensor, group: int) -> torch.Tensor:
-    """[n, kv_heads, d] -> [kv_heads, group, n, d]: the query heads of a group share their keys by a stride of 0."""
+    """Views [n, kv_heads, d] as [kv_heads, group, n, d]; query heads of a group share their keys by a stride of 0."""
     return x.permute(1, 0, 2)[:, None].expand(-1, group, -1, -1)
 
 
 def _has_flash(q: torch.Tensor) -> bool:
-    """Tells whether a block has a kernel of its own; on other devices, and CUDA's float32, scores are held in full."""
+    """Whether the device has a flash kernel for single pieces; elsewhere a piece's scores are computed in full."""
     return q.device.type == "cpu"
 
 
@@ -172,7 +184,7 @@ def _block_forward(
 
 
 def _scores(q: torch.Tensor, k: torch.Tensor, piece: Piece, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
-    """Scores of one block in float32: for devices and dtypes that have no flash kernel."""
+    """Computes the scores of one piece, in float32 or float64, for devices and dtypes without a flash kernel."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
     if piece.causal:
@@ -192,9 +204,18 @@ def causal_attention_backward(
     scale: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q [R, heads, d], k and v [S, kv_heads, d], given the *merged* output and log-sum-exp [R, heads].
+    """Computes the gradients of q, k and v, given the *merged* output and log-sum-exp.
 
-    Returns float32 gradients on CPU: several pieces add into the same rows.
+    Args:
+        grad_out: [R, heads, d].
+        q: [R, heads, d].
+        k: [S, kv_heads, d].
+        v: [S, kv_heads, d].
+        out: [R, heads, d], over all keys, those of the caller included.
+        lse: [R, heads], likewise.
+
+    Returns:
+        Gradients of q, k and v; on CPU at least in float32, since several pieces add into the same rows.
     """
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         return _cuda_backward(grad_out, q, k, v, out, lse, segments, scale, window)
@@ -211,7 +232,7 @@ def piecewise_backward(
     pieces: tuple[Piece, ...],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients as `causal_attention_backward`, block by block."""
+    """Computes the gradients of `causal_attention_backward` piece by piece."""
     kv_heads = k.shape[1]
     grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (q, k, v))
     for piece in pieces:
@@ -221,6 +242,7 @@ def piecewise_backward(
         row_lse = _heads_first(lse[rows], kv_heads, piece).contiguous()
         dq, dk, dv = _block_backward(grad, queries, keys, values, output, row_lse, piece, scale)
         grad_q[rows] += _rows_first(dq, kv_heads, piece)
+        # Keys and values of a kv head add up over its group of query heads.
         grad_k[cols] += dk.sum(1, dtype=lse.dtype).transpose(0, 1)
         grad_v[cols] += dv.sum(1, dtype=lse.dtype).transpose(0, 1)
     return grad_q, grad_k, grad_v
@@ -241,6 +263,7 @@ def _block_backward(
         return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, piece.causal, attn_mask=mask, scale=scale
         )
+    # P = exp(s - L), dS = P (dO . v - dO . O) scale, dK = dS^T q, dV = P^T dO, dQ = dS k.
     probs = (_scores(q, k, piece, scale, mask) - lse[..., None]).exp()
     wide = grad.to(probs.dtype)
     delta = (wide * out.to(probs.dtype)).sum(-1, keepdim=True)
@@ -254,9 +277,9 @@ def _block_backward(
 def _cuda_layout(
     segments: tuple[Segment, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
-    """The key rows of segments laid end to end, and the cumulative lengths that the variable-length kernel wants.
+    """Lays the key rows of segments end to end, with the cumulative lengths that the variable-length kernel takes.
 
-    Kept for the other layers, depths and the backward of the same row; nothing waits for the device.
+    Cached for the other layers, the other depths and the backward of the same row. Nothing waits for the device.
     """
     queries = [segment.stop - segment.first for segment in segments]
     keys = [segment.stop - segment.start for segment in segments]
@@ -267,7 +290,7 @@ def _cuda_layout(
 
 
 def _cuda_window(window: int | None) -> dict[str, int | None]:
-    """The kernel counts the keys to the left of a query's own; without a window only causality limits them."""
+    """Translates a window for the kernel, which counts only the keys to the left of a query's own."""
     return {
         "window_size_left": None if window is None else window - 1,
         "window_size_right": None if window is None else 0,

@@ -1,4 +1,4 @@
-"""RMSNorm computed in float32 whatever the compute dtype."""
+"""RMSNorm in its weight's dtype, which stays float32 in mixed-precision training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension.
+    """Scales the last dimension to unit root mean square: x / sqrt(mean(x^2) + eps) * weight.
 
     Args:
         size: of the last dimension.
@@ -20,5 +20,6 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., size] -> the same shape, in the weight's dtype (float32 masters stay float32 under autocast)."""
+        """Norms [..., size] and returns the weight's dtype."""
+        # Under autocast a float32 master weight thus keeps the norm in float32, where bf16 sums would lose digits.
         return nn.functional.rms_norm(x.to(self.weight.dtype), (len(self.weight),), self.weight, self.eps)

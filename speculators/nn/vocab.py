@@ -1,4 +1,7 @@
-"""The draft vocabulary's maps, as buffers that are saved with the speculator."""
+"""The maps between draft and target vocabulary, as buffers that are saved with the speculator.
+
+target id = draft id + d2t[draft id]; t2d marks the target ids that can be drafted.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from speculators.errors import ContractError
 
 
 def register_vocab(module: nn.Module, vocab_size: int, draft_vocab_size: int) -> None:
-    """Registers `d2t` (int64 [D] offsets) and `t2d` (bool [V]) on `module`; neither where D = V."""
+    """Registers `d2t` (int64 [D] offsets) and `t2d` (bool [V]) on `module`; neither if D = V."""
     if draft_vocab_size == vocab_size:
         return
     module.register_buffer("d2t", torch.zeros(draft_vocab_size, dtype=torch.int64))
@@ -19,7 +22,7 @@ def register_vocab(module: nn.Module, vocab_size: int, draft_vocab_size: int) ->
 
 
 def set_vocab(module: nn.Module, t2d: torch.Tensor | None, d2t: torch.Tensor | None) -> torch.Tensor | None:
-    """Fills the maps; returns the target ids of the draft ids [D], or None where the vocabulary is whole."""
+    """Fills the maps and returns the target id of each draft id, [D]; None for a whole vocabulary."""
     if t2d is None or d2t is None:
         return None
     module.get_buffer("d2t").copy_(d2t)
@@ -28,12 +31,12 @@ def set_vocab(module: nn.Module, t2d: torch.Tensor | None, d2t: torch.Tensor | N
 
 
 def mask_token(chosen: int | None, decoder: dict[str, Any]) -> int:
-    """Returns the token id that stands for "not known yet" in a block: `chosen`, else the last of the vocabulary.
+    """Chooses the token that stands for "not known yet" in a block: `chosen`, or the last of the vocabulary.
 
-    Only its (frozen) embedding is used, as one constant vector, so a rare token does as well as one made for it.
+    Only its frozen embedding is used, as a constant vector, so a rare token serves as well as a special one.
 
     Raises:
-        ContractError: not a token of the verifier.
+        ContractError: `chosen` is not a token of the verifier.
     """
     size: int = decoder["vocab_size"]
     token = size - 1 if chosen is None else chosen

@@ -115,7 +115,7 @@ def test_another_tokenizer_is_refused(verifier, smaller, tmp_path):
     first, second = [token for token, index in sorted(vocab.items(), key=lambda item: item[1])][-2:]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(VerifierError, match=r"another tokenizer than the verifier: .*; id .* is .*, the verifier's is"):
+    with pytest.raises(VerifierError, match=r"differs from the verifier's: .*; id .* is .*, the verifier's is"):
         make_baseline(f"draft_model:{folder}", verifier)
 
 
