@@ -8,16 +8,17 @@ The figures come from each run's own benchmarks and events; benchmarks/README.md
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speculators.bench.result import Acceptance, Setting
 from speculators.bench.speed import Speed
+from speculators.events import StageEvent, StepEvent, TrainedFacts
 from speculators.report.bench import number_text, rates_text
 from speculators.report.gather import RunReport, gather_run
-from speculators.runs.log import read_events
+from speculators.runs.log import RunLog
+from speculators.runs.places import RunFolder
 
 REACHED = "| algorithm | T | K | tau (95%) | accepted by position | live | draft + verify ms | speed-up |"
 COSTS = "| algorithm | parameters trained | tokens/s in training | minutes of training |"
@@ -50,12 +51,14 @@ def _row(name: str, temperature: float, k: int, acceptance: Acceptance, live: st
 
 def costs(name: str, folder: Path, run: RunReport) -> str:
     """Formats what a run's training took, as one row; the rate is the median over updates."""
-    rates = [each["tokens_per_second"] for each in read_events(folder / "events.jsonl") if each["event"] == "StepEvent"]
-    train = next(stage for stage in run.stages if stage.name == "train")
-    seconds, trained = train.seconds, re.search(r"([\d,]+) trainable parameters", train.detail)
+    log = RunLog.read(RunFolder(folder).events)
+    rates = [update.tokens_per_second for update in log.of(StepEvent)]
+    seconds = next(stage.seconds for stage in run.stages if stage.name == "train")
+    # Runs that predate facts have the count in a sentence only.
+    trained = [event.facts.parameters for event in log.of(StageEvent) if isinstance(event.facts, TrainedFacts)]
     rate = f"{statistics.median(rates):,.0f}" if rates else "-"
     minutes = "-" if seconds is None else f"{seconds / 60:.1f}"
-    return f"| {name} | {trained.group(1) if trained else '-'} | {rate} | {minutes} |"
+    return f"| {name} | {f'{trained[-1]:,}' if trained else '-'} | {rate} | {minutes} |"
 
 
 def tables(folders: Sequence[Path]) -> str:

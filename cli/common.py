@@ -15,6 +15,7 @@ from speculators.recipe.checks import check_recipe
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
+from speculators.runs.places import RunFolder
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +85,7 @@ def natural(text: str) -> int:
 
 def speculator_of(folder: Path) -> Path:
     """Returns the folder of the speculator that a run folder, or the folder itself, holds; ArtifactError if none."""
-    for place in (folder / "speculator", folder):
+    for place in (RunFolder(folder).speculator, folder):
         if (place / "config.json").is_file():
             return place
     raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
@@ -92,13 +93,13 @@ def speculator_of(folder: Path) -> Path:
 
 def recipe_of(speculator: Path) -> dict[str, Any] | None:
     """Returns the recipe of the run that the speculator is in, None where it is in no run."""
-    plan = speculator.absolute().parent / "plan.json"
-    if speculator.absolute().name != "speculator" or not plan.is_file():
+    run = RunFolder.around(speculator)
+    if run is None or not run.plan.is_file():
         return None
     try:
-        return dict(json.loads(plan.read_text(encoding="utf-8"))["recipe"])
+        return dict(json.loads(run.plan.read_text(encoding="utf-8"))["recipe"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
+        raise ArtifactError(f"{run.plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
 
 
 def print_json(value: Any) -> None:

@@ -19,6 +19,7 @@ from speculators.recipe.load import load_recipe
 from speculators.recipe.lock_check import facts_of_run, shipped_facts
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
+from speculators.runs.places import RunFolder
 
 from .common import add_verifier_config, counted, print_json
 
@@ -96,7 +97,7 @@ def _with_parameters(a: DiffSide, b: DiffSide) -> DiffSide:
 
 
 def _is_run(name: str) -> bool:
-    return (Path(name) / "plan.json").is_file()
+    return RunFolder(Path(name)).plan.is_file()
 
 
 def _recipe_side(name: str, recipe: Recipe, options: argparse.Namespace) -> DiffSide:

@@ -9,6 +9,7 @@ from typing import Any
 from speculators.config import CONFIGS
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.load import load_recipe
+from speculators.runs.places import RunFolder
 
 from .common import print_json
 
@@ -22,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints three lists."""
     recipes = [_recipe(name) for name in recipe_names()]
     algorithms = CONFIGS.names()
-    runs = [_run(folder) for folder in sorted(options.runs.glob("*")) if (folder / "recipe.toml").is_file()]
+    runs = [_run(folder) for folder in sorted(options.runs.glob("*")) if RunFolder(folder).recipe.is_file()]
     if options.json:
         print_json({"recipes": recipes, "algorithms": algorithms, "runs": runs})
         return 0
@@ -51,6 +52,6 @@ def _recipe(name: str) -> dict[str, Any]:
 def _run(folder: Path) -> dict[str, Any]:
     return {
         "name": folder.name,
-        "trained": (folder / "speculator" / "config.json").is_file(),
-        "measured": any((folder / "bench").glob("*.json")),
+        "trained": (RunFolder(folder).speculator / "config.json").is_file(),
+        "measured": any(RunFolder(folder).bench.glob("*.json")),
     }

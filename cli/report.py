@@ -21,10 +21,11 @@ def run(options: argparse.Namespace) -> int:
     from speculators.files.disk import write_whole
     from speculators.report.gather import gather
     from speculators.report.html import page
+    from speculators.runs.places import RunFolder
 
     parent = [options.against] if options.against else []
     report = gather([*parent, *options.runs])
-    out = options.out or options.runs[0] / "report.html"
+    out = options.out or RunFolder(options.runs[0]).report
     write_whole(out, page(report).encode())
     if options.json:
         print_json({"report": str(out), "missing": {run.name: run.missing for run in report.runs}})

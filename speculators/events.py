@@ -1,8 +1,11 @@
-"""What stages tell while they work; the CLI renders events, tests read them as a list, runs keep them as JSON lines."""
+"""Events that stages report while they work: the CLI renders them, tests collect them, runs keep them as JSON lines.
+
+Events carry facts; the sentences that people read are made from them where they are shown (report/progress.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +13,111 @@ import attrs
 
 
 @attrs.frozen(kw_only=True)
+class PreparedFacts:
+    """The data that the stage `prepare` made.
+
+    Attributes:
+        conversations, tokens, supervised: that are kept; the last counts the tokens that a loss is computed on.
+        skipped: rows left out, by reason.
+        truncated: conversations cut at `max_tokens`.
+    """
+
+    conversations: int
+    tokens: int
+    supervised: int
+    skipped: Mapping[str, int]
+    truncated: int
+    max_tokens: int
+
+
+@attrs.frozen(kw_only=True)
+class CapturedFacts:
+    """The hidden states that the stage `capture` stored.
+
+    Attributes:
+        bytes: of the folder.
+        server: engine and version that computed them; "" for this process.
+    """
+
+    tokens: int
+    bytes: int
+    folder: str
+    server: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class TrainedFacts:
+    """The speculator that the stage `train` exported.
+
+    Attributes:
+        parameters: that were trained.
+        vocabulary: tokens of the verifier; `draft_vocabulary`, those that can be drafted.
+        coverage: share of the supervised tokens that can be drafted.
+        rare_ends: end-of-turn tokens in the draft vocabulary that are too rare to be there by frequency.
+        step: updates of the exported checkpoint, of `total_steps`.
+        tau: its exact acceptance length; None without a suite.
+    """
+
+    parameters: int
+    vocabulary: int
+    draft_vocabulary: int
+    coverage: float
+    rare_ends: tuple[int, ...] = ()
+    step: int
+    total_steps: int
+    tau: float | None
+
+
+@attrs.frozen(kw_only=True)
+class SuiteFacts:
+    """The verifier's responses to a suite, against which checkpoints are evaluated."""
+
+    suite: str
+    responses: int
+
+
+@attrs.frozen(kw_only=True)
+class StatesCheckFacts:
+    """States of a server compared with the verifier's own.
+
+    Attributes:
+        compared_tokens: how many were compared.
+        error: largest relative difference of a layer.
+    """
+
+    compared_tokens: int
+    error: float
+
+
+Facts = PreparedFacts | CapturedFacts | TrainedFacts | SuiteFacts | StatesCheckFacts
+
+
+@attrs.frozen(kw_only=True)
 class StageEvent:
-    """A stage of the pipeline starts, is skipped because its output is on disk, or is done."""
+    """A stage of the pipeline starts, is skipped because its output is on disk, or is done.
+
+    Attributes:
+        status: "start", "skip" or "done".
+        detail: text for people, which no code reads: a place, or why a stage is skipped. Logs of older runs have all
+            that was measured in it, and no facts.
+        facts: what a stage that is done has measured.
+        seconds: that it took.
+    """
 
     stage: str
     status: str
     detail: str = ""
+    facts: Facts | None = None
     seconds: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
 class ProgressEvent:
-    """How far a long piece of work has come; `total` is None where it cannot be known."""
+    """How far a long piece of work has come.
+
+    Attributes:
+        total: None where it cannot be known.
+    """
 
     stage: str
     done: float
@@ -37,10 +133,10 @@ class StepEvent:
     Attributes:
         step: updates made so far, from 1.
         loss: mean over the supervised tokens of the global batch.
-        tokens: tokens of the global batch, padding left out.
+        tokens: in the global batch, without padding.
         tokens_per_second: over the whole launch.
         seconds_left: estimate for the rest of training.
-        metrics: what the algorithm's forward reported, averaged like the loss.
+        metrics: reported by the algorithm's forward, averaged like the loss.
     """
 
     step: int
@@ -86,10 +182,10 @@ Progress = Callable[[ProgressEvent], None]
 
 
 def ignore(event: Any) -> None:
-    """The listener of those who do not listen."""
+    """Drops an event: the listener for callers that need none."""
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """Returns the event as a dict of JSON values, its class under "event"."""
+    """Turns an event into JSON values, its class under "event"."""
     fields = attrs.asdict(event, value_serializer=lambda _, __, value: str(value) if isinstance(value, Path) else value)
     return {"event": type(event).__name__, **fields}

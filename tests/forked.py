@@ -34,8 +34,8 @@ def child(home: Path, threads: int, where: str) -> None:
     if where == "in capture":
         os.fsync = deadly(os.fsync, lambda: any(spec.cache.rglob("states-*.safetensors.tmp")))
     elif where == "between updates":
-        tell = Context.tell
-        Context.tell = lambda self, event: die() if getattr(event, "step", 0) == 6 else tell(self, event)
+        tell = Context.emit
+        Context.emit = lambda self, event: die() if getattr(event, "step", 0) == 6 else tell(self, event)
     elif where == "in a checkpoint":
         os.fsync = deadly(os.fsync, lambda: any(spec.runs.rglob("writing-00000008")))
     elif where == "in the export":

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from speculators.data.batches import StateSource
 from speculators.data.encoded import Conversations
 from speculators.events import ignore
-from speculators.pipeline.arguments import training_kwargs, vocabulary_of
+from speculators.pipeline.arguments import DraftVocabulary, training_kwargs
 from speculators.pipeline.capture import state_source
 from speculators.pipeline.context import Context
 from speculators.pipeline.prepare import prepared_conversations
@@ -56,7 +56,7 @@ def stages(recipe: str, overrides: list[str], places: Places) -> Inputs:
     prepared = prepared_conversations(context)
     source = state_source(context, prepared)
     context.free_engine()
-    vocabulary, _ = vocabulary_of(context, prepared)
+    vocabulary = DraftVocabulary.of(context, prepared).tensor
     return Inputs(context, prepared, source, training_kwargs(context.plan, str(context.folder), vocabulary))
 
 

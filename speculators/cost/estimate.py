@@ -17,6 +17,7 @@ from speculators.cost.history import measured
 from speculators.cost.sizes import Expected, costs_of
 from speculators.recipe.plan import Plan
 from speculators.runs.places import Places
+from speculators.training.world import local_device
 
 HERE = "this machine"
 
@@ -70,7 +71,7 @@ def estimate(plan: Plan, places: Places, wanted: Wanted) -> dict[str, Any]:
 
 def _here(processes: int) -> Device:
     """Returns this machine: its GPUs, or its cores and the memory that the processes share."""
-    if torch.cuda.is_available():
+    if local_device().type == "cuda":
         memory = float(torch.cuda.get_device_properties(0).total_memory)
         return Device(name=HERE, count=processes, memory_bytes=memory)
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

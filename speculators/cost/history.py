@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
-import torch
 
 from speculators.cost.costs import Costs
 from speculators.cost.sizes import costs_of
@@ -15,7 +14,8 @@ from speculators.files.disk import read_json
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan, make_plan
 from speculators.runs.places import Places
-from speculators.runs.records import Record, records
+from speculators.runs.records import RunRecord, records
+from speculators.training.world import local_device
 from speculators.verifier.sources import existing_folder
 
 
@@ -39,7 +39,7 @@ def measured(costs: Costs, places: Places) -> dict[str, Measured]:
     A stage of the same fingerprint takes what it took. Capture and training of other sizes make their products at the
     speed that the newest run of the same precision reached.
     """
-    known = records(places.runs, "cuda" if torch.cuda.is_available() else "cpu")
+    known = records(places.runs, local_device().type)
     told: dict[str, Measured] = {}
     for stage in costs.plan.stages:
         for record in known:
@@ -50,7 +50,7 @@ def measured(costs: Costs, places: Places) -> dict[str, Measured]:
     return {**told, **_by_speed(costs, places, known, work)}
 
 
-def _by_speed(costs: Costs, places: Places, known: list[Record], work: Mapping[str, float]) -> dict[str, Measured]:
+def _by_speed(costs: Costs, places: Places, known: list[RunRecord], work: Mapping[str, float]) -> dict[str, Measured]:
     for record in known:
         stages = work.keys() & record.tokens_per_second.keys()
         other = _costs_of_run(record, costs.plan, places) if stages else None
@@ -79,13 +79,13 @@ def _precision(plan: Plan) -> tuple[str, str]:
     return plan.precision, plan.recipe.data.states_dtype
 
 
-def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
+def _costs_of_run(record: RunRecord, plan: Plan, places: Places) -> Costs | None:
     """Returns what a run cost in products; None where its recipe, verifier or algorithm are not at hand any more.
 
     `--set` is not in the recipe that a run keeps: only one that still gives the run's own fingerprint is taken. Nor
     is a plug-in imported that the plan does not have: it is somebody's program, and has nothing to do with the plan.
     """
-    held = read_json(record.folder / "plan.json")
+    held = read_json(record.folder.plan)
     try:
         module = held["recipe"]["algorithm"].get("module")
     except (AttributeError, KeyError, TypeError):
@@ -93,7 +93,7 @@ def _costs_of_run(record: Record, plan: Plan, places: Places) -> Costs | None:
     if module not in (None, plan.recipe.algorithm.module):
         return None
     try:
-        recipe = load_recipe(str(record.folder / "recipe.toml"))
+        recipe = load_recipe(str(record.folder.recipe))
         folder = existing_folder(recipe.verifier, cache=places.verifiers)
         same = recipe.verifier == plan.recipe.verifier
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None

@@ -18,7 +18,7 @@ from speculators.data.encoded import Conversations
 from speculators.data.store import store_bytes
 from speculators.errors import ArtifactError, VerifierError
 from speculators.facts import VerifierFacts
-from speculators.pipeline.arguments import training_kwargs
+from speculators.pipeline.arguments import stand_in_vocabulary, training_kwargs
 from speculators.recipe.plan import Plan
 from speculators.runs.places import Places
 from speculators.verifier.capture import decoder_layers
@@ -35,9 +35,8 @@ def with_parameters(plan: Plan) -> Plan:
     Raises:
         Exception: whatever a plug-in's `from_training_args` raises where it gets no verifier to read weights from.
     """
-    reduced = plan.draft_vocab_size < plan.facts.vocab_size
     with torch.device("meta"):
-        kwargs = training_kwargs(plan, None, torch.arange(plan.draft_vocab_size) if reduced else None)
+        kwargs = training_kwargs(plan, None, stand_in_vocabulary(plan))
         model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
     return attrs.evolve(plan, parameters=parameter_counts(model))
 

@@ -21,7 +21,7 @@ from speculators.cost.costs import RowCost
 from speculators.losses.fused import large_chunks, product_rows
 from speculators.model import SpeculatorModel
 from speculators.nn.layout import RowLayout
-from speculators.pipeline.arguments import training_kwargs
+from speculators.pipeline.arguments import stand_in_vocabulary, training_kwargs
 from speculators.recipe.plan import Plan
 from speculators.training.optimizer import Optimizer
 from speculators.verifier.head import HeadRules, VerifierHead
@@ -91,10 +91,9 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
     facts, name = plan.facts, plan.recipe.algorithm.name
     rules = HeadRules.of(facts)
     row, layout = _row(lengths, supervised)
-    reduced = plan.draft_vocab_size < facts.vocab_size
     # The index tensors of the layout are real: they are known on the host.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        kwargs = training_kwargs(plan, None, torch.arange(plan.draft_vocab_size) if reduced else None)
+        kwargs = training_kwargs(plan, None, stand_in_vocabulary(plan))
         model = build_model(name, facts, kwargs)
         head = _with_verifier(model, plan, rules)
         optimizer = Optimizer(model, plan.recipe.schedule.optimizer)

@@ -38,10 +38,17 @@ def draft_vocabulary(counts: np.ndarray, size: int, must_have: Collection[int] =
     return np.sort(np.concatenate([forced, others[: size - len(forced)]])).astype(np.int64)
 
 
-def describe_vocabulary(ids: np.ndarray, counts: np.ndarray, must_have: Collection[int] = ()) -> str:
-    """Returns in words what a draft vocabulary covers and which tokens are in it only because they end a turn."""
-    covered = counts[ids].sum() / max(counts.sum(), 1)
-    unforced = draft_vocabulary(counts, len(ids))
-    forced = sorted(set(must_have) - set(unforced.tolist()))
-    words = f"{len(ids)} of {len(counts)} tokens, {covered:.2%} of the supervised ones"
-    return f"{words}; end-of-turn tokens {forced} taken in though rare" if forced else words
+def coverage(ids: np.ndarray, counts: np.ndarray) -> float:
+    """Computes the share of the supervised tokens that a draft vocabulary has.
+
+    Args:
+        ids: [D] target ids.
+        counts: [V] int64, how often each token is supervised.
+    """
+    return float(counts[ids].sum() / max(counts.sum(), 1))
+
+
+def rare_tokens(ids: np.ndarray, counts: np.ndarray, must_have: Collection[int]) -> tuple[int, ...]:
+    """Lists the tokens of `must_have` that are too rare to be in a draft vocabulary of this size by frequency."""
+    by_count = draft_vocabulary(counts, len(ids))
+    return tuple(sorted(set(must_have) - set(by_count.tolist())))

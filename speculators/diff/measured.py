@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
@@ -15,10 +14,11 @@ from speculators.diff.comparison import REUSED, Comparison, Curves, RunDifferenc
 from speculators.diff.consequence import VOCABULARY
 from speculators.diff.side import Conditions, DiffSide
 from speculators.errors import ArtifactError
-from speculators.files.disk import cache_folder, read_json
+from speculators.files.disk import read_json
 from speculators.runs.benches import RunBenchmarks, read_benches
-from speculators.runs.log import read_events
-from speculators.runs.records import Record, flat, record, records, where_of
+from speculators.runs.log import RunLog
+from speculators.runs.places import Places, RunFolder
+from speculators.runs.records import RunRecord, environment_of, flat, record, records
 
 
 def compare_with_records(a: DiffSide, b: DiffSide, runs: Path) -> Comparison:
@@ -32,7 +32,7 @@ def compare_with_records(a: DiffSide, b: DiffSide, runs: Path) -> Comparison:
     """
     benches = {side.name: read_benches(side.run) for side in (a, b) if side.run}
     a, b = (_with_conditions(side, benches[side.name]) if side.run else side for side in (a, b))
-    own = {side.name: recorded for side in (a, b) if side.run and (recorded := record(side.run))}
+    own = {side.name: recorded for side in (a, b) if side.run and (recorded := record(RunFolder(side.run)))}
     result = compare(a, b)
     return attrs.evolve(
         result,
@@ -60,10 +60,10 @@ def _with_conditions(side: DiffSide, benches: RunBenchmarks) -> DiffSide:
 
 
 def _with_costs(
-    stages: Sequence[StageChange], a: DiffSide, b: DiffSide, own: Mapping[str, Record], runs: Path
+    stages: Sequence[StageChange], a: DiffSide, b: DiffSide, own: Mapping[str, RunRecord], runs: Path
 ) -> Iterable[StageChange]:
     """Adds to each stage that runs again what it cost where B's own work was done, else what it cost A."""
-    others: list[Record] | None = None
+    others: list[RunRecord] | None = None
     for row in stages:
         if row.status == REUSED or row.stage not in b.stages:
             yield row
@@ -80,28 +80,28 @@ def _with_costs(
             yield row
 
 
-def _did(side: DiffSide, stage: str, among: Iterable[Record]) -> Record | None:
+def _did(side: DiffSide, stage: str, among: Iterable[RunRecord]) -> RunRecord | None:
     """Finds the first record of a run that made a stage of the same fingerprint from start to end."""
     fingerprint = side.stages[stage].fingerprint
     return next((each for each in among if each.fingerprints.get(stage) == fingerprint and stage in each.seconds), None)
 
 
-def _cost(recorded: Record, stage: str) -> str:
+def _cost(recorded: RunRecord, stage: str) -> str:
     tokens = f"{recorded.tokens[stage]:,} tokens in " if stage in recorded.tokens else ""
     return f"{tokens}{recorded.seconds[stage]:,.0f} s on {recorded.device} ({recorded.run})"
 
 
-def _coverage(a: DiffSide, b: DiffSide, own: Mapping[str, Record]) -> str:
+def _coverage(a: DiffSide, b: DiffSide, own: Mapping[str, RunRecord]) -> str:
     """Says which share of supervised tokens each draft vocabulary has, where the counts are at hand."""
     before, after = (_share(side, own.get(side.name)) for side in (a, b))
     return "" if before is None or after is None else f", target coverage {before:.2%} -> {after:.2%}"
 
 
-def _share(side: DiffSide, recorded: Record | None) -> float | None:
+def _share(side: DiffSide, recorded: RunRecord | None) -> float | None:
     if recorded and recorded.coverage is not None:
         return recorded.coverage
     size, prepare = side.values.get(VOCABULARY), side.stages.get("prepare")
-    file = cache_folder() / "conversations" / prepare.fingerprint[:16] / "counts.npy" if prepare else None
+    file = Places().conversations(prepare.fingerprint) / "counts.npy" if prepare else None
     if size is None or file is None or not file.is_file():
         return None
     try:
@@ -113,17 +113,11 @@ def _share(side: DiffSide, recorded: Record | None) -> float | None:
 
 def curves(folder: Path) -> Curves:
     """Reads a run's training loss, and its exact acceptance length at each evaluation, in order."""
-    events = read_events(folder / "events.jsonl")
+    log = RunLog.read(RunFolder(folder).events)
     return Curves(
-        loss=tuple(value for _, value in points(events, "StepEvent", "loss")),
-        tau=tuple(value for _, value in points(events, "EvalEvent", "tau")),
+        loss=tuple(update.loss for update in log.updates()),
+        tau=tuple(evaluation.tau for evaluation in log.evaluations()),
     )
-
-
-def points(events: Sequence[Mapping[str, Any]], kind: str, key: str) -> list[tuple[int, float]]:
-    """Lists (update, value) in order; where a resumed run logged an update twice, the last record counts."""
-    latest = {event["step"]: event[key] for event in events if event.get("event") == kind}
-    return sorted(latest.items())
 
 
 def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
@@ -132,7 +126,7 @@ def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
     Raises:
         ArtifactError: the environment in a lock is not a table.
     """
-    one, other = (_where(folder / "lock.json") for folder in (a, b))
+    one, other = (_where(RunFolder(folder).lock) for folder in (a, b))
     keys = [key for key in dict.fromkeys([*one, *other]) if not key.startswith(("fingerprints.", "format"))]
     pairs = {key: (one.get(key, "-"), other.get(key, "-")) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -140,7 +134,7 @@ def environment(a: Path, b: Path) -> dict[str, tuple[str, str]]:
 
 def _where(file: Path) -> dict[str, str]:
     lock = read_json(file)
-    where = where_of(lock)
+    where = environment_of(lock)
     if where is None:
         if not file.is_file():
             return {}

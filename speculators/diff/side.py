@@ -13,6 +13,7 @@ from speculators.recipe.fingerprint import source_identity, suite_identity, veri
 from speculators.recipe.plan import Plan, Stage, read_plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten, flatten_tables
+from speculators.runs.places import RunFolder
 
 # Suite, K, T.
 SettingKey = tuple[str, int, float]
@@ -80,7 +81,8 @@ class DiffSide:
         Raises:
             ArtifactError: `plan.json` is missing or damaged.
         """
-        plan = read_plan(folder)
+        file = RunFolder(folder).plan
+        plan = read_plan(file)
         values, origins = flatten_tables(plan["recipe"]), plan.get("origins")
         stages = {
             stage["name"]: Stage(stage["name"], stage["fingerprint"], stage["inputs"]) for stage in plan["stages"]
@@ -88,7 +90,7 @@ class DiffSide:
         return cls(
             name=name,
             values=values,
-            origins={path: origins.get(path, "default") if origins else str(folder / "plan.json") for path in values},
+            origins={path: origins.get(path, "default") if origins else str(file) for path in values},
             contents=_planned_contents(stages),
             stages=stages,
             precision=plan.get("precision"),

@@ -21,13 +21,13 @@ from speculators.facts import VerifierFacts
 from speculators.inspection.inspect import inspect_data
 from speculators.inspection.survey import raw_rows
 from speculators.inspection.view import ERROR, WARNING, DataView
-from speculators.pipeline.regenerate import answers_path, is_whole
+from speculators.pipeline.regenerate import is_whole
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.lock_check import relocate
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
-from speculators.runs.places import Places
-from speculators.runs.stages import MADE, made
+from speculators.runs.places import Places, RunFolder
+from speculators.runs.stages import made
 from speculators.verifier.tokens import load_tokenizer
 
 DATA = Family("data")
@@ -74,9 +74,12 @@ def check_data(patient: Patient, places: Places, listen: Listen = ignore) -> Ite
 
 def _kept(origin: Origin, prepared: Conversations) -> Check:
     """Compares the kept conversations with what the run noted when it made them."""
-    name, noted = "as prepared", made(origin.folder).get("prepare", {}).get("files", {})
+    run = RunFolder(origin.folder)
+    name, noted = "as prepared", made(run)["prepare"].files if "prepare" in made(run) else {}
     if not noted:
-        return DATA.skipped(name, f"{origin.folder} did not note what it made (no {MADE}), so nothing can be compared")
+        return DATA.skipped(
+            name, f"{origin.folder} did not note what it made (no {run.made.name}), so nothing can be compared"
+        )
     try:
         Conversations.open(prepared.folder, verify=True)
         now = {file: held["sha256"] for file, held in prepared.manifest["files"].items()}
@@ -143,7 +146,7 @@ def _rendering(patient: Patient, sources: Iterable[Conversation], prepared: Conv
 def _sources(recipe: Recipe, places: Places, key: str) -> Iterator[Conversation]:
     sources = recipe.data.sources
     if recipe.data.regenerate is not None:
-        file = answers_path(places.cache, key)
+        file = places.answers(key)
         sources = (DataSource(path=str(file)),) if is_whole(file) else ()
     for row in raw_rows(sources, Path()):
         if not isinstance(row.conversation, str):

@@ -14,7 +14,8 @@ from speculators.doctor.subject import Origin, Patient, filled, with_knobs
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.files.disk import file_sha256
 from speculators.model import SpeculatorModel, read_config, read_weights, rebuild
-from speculators.runs.stages import TRAINED
+from speculators.runs.places import RunFolder
+from speculators.runs.stages import TrainingRecord
 
 LOADS = Family("loads")
 AGAIN = "export the run again (spec run of its recipe), copy the folder again, or import the checkpoint again"
@@ -47,17 +48,17 @@ def altered(folder: Path, origin: Origin | None) -> Iterator[Check]:
     """Compares the files with those that the run wrote."""
     if origin is None:
         return
-    try:
-        held = json.loads((origin.folder / TRAINED).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        yield LOADS.skipped("as exported", f"the run has no {TRAINED}: its training was not finished")
+    run = RunFolder(origin.folder)
+    record = TrainingRecord.read(run)
+    if record is None:
+        yield LOADS.skipped("as exported", f"the run has no {run.trained.name}: its training was not finished")
         return
-    changed = [name for name, digest in held.items() if not _is(folder / name, digest)]
+    changed = [name for name, digest in record.files.items() if not _is(folder / name, digest)]
     if changed:
         words = f"{listed(changed)}: not what the run wrote (sha256)"
         yield LOADS.warning("as exported", words, "what the change did is told below; spec run exports again")
     else:
-        yield LOADS.ok("as exported", f"{len(held)} files are those that the run wrote (sha256)")
+        yield LOADS.ok("as exported", f"{len(record.files)} files are those that the run wrote (sha256)")
 
 
 def _is(path: Path, digest: str) -> bool:

@@ -32,6 +32,7 @@ from speculators.facts import VerifierFacts
 from speculators.pipeline.measure import SavedSpeculator, import_algorithm, verifier_of
 from speculators.recipe.schema import Suite
 from speculators.runs.places import Places
+from speculators.training.world import local_device
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 
@@ -112,7 +113,7 @@ def admit(subject: SavedSpeculator, wish: Wish) -> tuple[Patient | None, list[Ch
         facts=VerifierFacts.read(folder / "config.json"),
         origin=origin,
         no_origin=why,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=local_device(),
     )
     checks += _guarded("loads", lambda: altered(subject.folder, origin))
     checks += _guarded("loads", lambda: build(patient))

@@ -34,7 +34,7 @@ def check_states(patient: Patient, engine: Engine, places: Places) -> Check:
         return DATA.skipped(STATES, "the run stored none: they were computed while it was trained")
     try:
         prepared = conversations_of(origin.lock.fingerprints["prepare"], places)
-        store = StateStore.open(places.cache / "states" / key[:16], key=key)
+        store = StateStore.open(places.states(key), key=key)
     except ArtifactError as error:
         return DATA.skipped(STATES, f"they are gone: {str(error).splitlines()[0]}")
     chosen = _spread(len(prepared))
@@ -90,7 +90,7 @@ def check_memorised(bench: Bench, places: Places) -> Check:
 
 def conversations_of(key: str, places: Places) -> Conversations:
     """Returns the prepared conversations of a fingerprint; raises ArtifactError where they are gone."""
-    return Conversations.open(places.cache / "conversations" / key[:16], key=key)
+    return Conversations.open(places.conversations(key), key=key)
 
 
 def _accepted(bench: Bench, prepared: Conversations, index: int) -> float | None:

@@ -14,8 +14,9 @@ from speculators.config import SpeculatorModelConfig
 from speculators.errors import SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel, rebuild
-from speculators.recipe.lock import NAME, Lock
+from speculators.recipe.lock import Lock
 from speculators.recipe.schema import Recipe
+from speculators.runs.places import RunFolder
 from speculators.verifier.weights import VerifierHead, load_head
 
 
@@ -36,12 +37,12 @@ class Origin:
     @classmethod
     def of(cls, speculator: Path) -> tuple[Origin | None, str]:
         """Returns the run that a speculator is in, or None and why there is none that can be read."""
-        run = speculator.absolute().parent
-        if speculator.absolute().name != "speculator" or not (run / NAME).is_file():
+        run = RunFolder.around(speculator)
+        if run is None or not run.lock.is_file():
             return None, "the checkpoint is in no run folder"
         try:
-            lock = Lock.read(run)
-            return cls(folder=run, lock=lock, recipe=lock.resolved(run)), ""
+            lock = Lock.read(run.path)
+            return cls(folder=run.path, lock=lock, recipe=lock.resolved(run.path)), ""
         except SpeculatorsError as error:
             return None, str(error)
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from speculators.errors import ArtifactError, VerifierError
 from speculators.facts import VerifierFacts
 from speculators.formats.published import PublishedCheckpoint
+from speculators.runs.places import RunFolder
 from speculators.verifier.sources import shard_index
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -58,7 +59,7 @@ def _files(folder: Path) -> list[Path]:
     if not files:
         if pickles := sorted(file for file in folder.iterdir() if file.suffix in _PICKLES):
             raise _pickled(pickles)
-        inside = folder / "speculator"
+        inside = RunFolder(folder).speculator
         hint = f"it is a run, and the checkpoint is {inside}" if (inside / "config.json").is_file() else ""
         raise ArtifactError(f"{folder} has no weights (*.safetensors)", hint=hint)
     return files

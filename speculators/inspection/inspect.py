@@ -8,7 +8,6 @@ from pathlib import Path
 
 import attrs
 import numpy as np
-import torch
 
 from speculators.data.conversations import parse
 from speculators.data.encoded import Conversations, Encoded
@@ -21,7 +20,7 @@ from speculators.inspection.on_policy import measure_on_policy
 from speculators.inspection.summary import count_rows, describe_vocabulary, render_conversation
 from speculators.inspection.survey import RawRow, Survey, places_of, raw_rows, short_path, survey_rows
 from speculators.inspection.view import DataView, Leakage, RenderedConversation, Vocabulary
-from speculators.pipeline.arguments import draft_tokens
+from speculators.pipeline.arguments import DraftVocabulary
 from speculators.pipeline.context import Context
 from speculators.pipeline.prepare import held_out, prepared_conversations
 from speculators.pipeline.regenerate import LeftOut, answers_file, is_whole, stream_prompts
@@ -32,7 +31,7 @@ from speculators.recipe.schema import Recipe
 from speculators.registry import near_miss
 from speculators.runs.places import Places
 from speculators.runs.stages import is_prepared
-from speculators.training.world import World
+from speculators.training.world import World, local_device
 from speculators.verifier.hub import fetch_tokenizer
 from speculators.verifier.sources import fetch_facts, obtain
 from speculators.verifier.tokens import load_tokenizer
@@ -60,7 +59,7 @@ def inspect_data(
     template = ChatTemplate.of(load_tokenizer(context.folder, trust_remote_code=trust))
     waiting = _awaits_answers(context)
     suite_prompts = held_out(recipe)
-    survey = survey_rows(_raw_rows(context, waiting), suite_prompts, progress=context.tell)
+    survey = survey_rows(_raw_rows(context, waiting), suite_prompts, progress=context.emit)
     prepared, refusal = (None, "") if waiting else _prepare(context, survey)
     if prepared:
         shown = _render(context, prepared, template, show=show, ids=ids)
@@ -70,7 +69,7 @@ def inspect_data(
     on_policy = None
     if prepared and sample:
         # So far only the tokenizer of a hub's model was fetched; its weights go into the same folder.
-        obtain(recipe.verifier, cache=places.cache, progress=context.tell)
+        obtain(recipe.verifier, cache=places.cache, progress=context.emit)
         on_policy = measure_on_policy(context, prepared, sample)
     view = DataView(
         recipe=recipe.name,
@@ -98,7 +97,7 @@ def inspect_data(
 
 def _context(recipe: Recipe, places: Places, listen: Listen) -> Context:
     """Makes a run's context, but fetches only the tokenizer of a hub's model, not its gigabytes of weights."""
-    world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    world = World(device=local_device())
     section = recipe.verifier
     if section.kind != "hub":
         return make_context(recipe, places, world, listen)
@@ -170,7 +169,8 @@ def _index(name: str, names: Sequence[str]) -> int:
 
 
 def _vocabulary(context: Context, prepared: Conversations, template: ChatTemplate) -> Vocabulary:
-    ids, ends = draft_tokens(context, prepared)
+    draft = DraftVocabulary.of(context, prepared)
+    ids, ends = draft.ids, draft.ends
     ids = np.arange(context.plan.facts.vocab_size) if ids is None else ids
     depths = context.recipe.benchmark.num_speculative_tokens
     return describe_vocabulary(prepared, ids, ends, template=template, depths=depths)

@@ -50,7 +50,7 @@ def measure_on_policy(context: Context, prepared: Conversations, count: int) -> 
     indices = spread(count, len(prepared))
     rows = [prepared.row(index) for index in indices]
     scores: dict[int, TokenScores] = {}
-    with context.stage(STAGE) as details:
+    with context.stage(STAGE) as stage:
         engine = context.engine(dtype)
         head = load_head(context.folder, context.plan.facts, dtype=engine.dtype).to(device)
         # With a head that was misread every number below would be wrong, and look like off-policy data.
@@ -61,11 +61,11 @@ def measure_on_policy(context: Context, prepared: Conversations, count: int) -> 
             scores[place] = score_tokens(head, last, ids[place].to(device), mask, ends=prepared.turn_ends)
             note = f"{sum(len(each.agrees) for each in scores.values()):,} supervised tokens"
             progress = ProgressEvent(stage=STAGE, done=len(scores), total=len(rows), unit="conversations", note=note)
-            context.tell(progress)
+            context.emit(progress)
         context.free_engine()
         names = prepared.ids()
         result = _summarise(dtype, [names[index] for index in indices], [scores[place] for place in range(len(rows))])
-        details.append(f"{len(rows)} conversations, {result.tokens:,} supervised tokens")
+        stage.detail = f"{len(rows)} conversations, {result.tokens:,} supervised tokens"
     return result
 
 

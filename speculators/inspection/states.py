@@ -15,7 +15,7 @@ from speculators.pipeline.server_states import compare_sample, compare_with_veri
 from speculators.pipeline.setup import make_context
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
-from speculators.training.world import World
+from speculators.training.world import World, local_device
 from speculators.verifier.states_check import StatesCheck
 
 
@@ -28,19 +28,20 @@ def check_states(recipe: Recipe, count: int, *, places: Places, listen: Listen) 
     """
     if not recipe.data.stored:
         raise RecipeError('--check-states: data.hidden_states = "online" stores no states: there is nothing to compare')
-    world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    world = World(device=local_device())
     context = make_context(recipe, places, world, listen)
     prepared = prepared_conversations(context)
-    with context.stage("check states") as details:
+    with context.stage("check states") as stage:
         result = _check(context, prepared, spread(count, len(prepared)))
-        details.append(f"{result.conversations} conversations, {result.tokens:,} tokens")
+        stage.detail = f"{result.conversations} conversations, {result.tokens:,} tokens"
     return result
 
 
 def _check(context: Context, prepared: Conversations, indices: list[int]) -> StatesCheck:
-    folder = context.places.states(context.plan)
+    key = context.plan.stage("capture").fingerprint
+    folder = context.places.states(key)
     try:
-        store = StateStore.open(folder, key=context.plan.stage("capture").fingerprint)
+        store = StateStore.open(folder, key=key)
     except ArtifactError:
         if not context.recipe.data.served:
             raise

@@ -1,4 +1,4 @@
-"""What every stage of one run shares: where things are kept, who listens, and the verifier while it is loaded."""
+"""What the stages of one run share: where things lie, who listens, and the verifier while it is loaded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from pathlib import Path
 import attrs
 
 from speculators.bench.rows import JudgedResponse
-from speculators.events import Event, Listen, StageEvent
+from speculators.events import Event, Facts, Listen, StageEvent
 from speculators.files.locks import locked
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
-from speculators.runs.places import Places
+from speculators.runs.places import Places, RunFolder
 from speculators.runs.stages import note_made
 from speculators.training.world import World
 from speculators.verifier.engine import Engine
+
+
+@attrs.define
+class StageResult:
+    """Filled in by a stage while it works, for the event that ends it."""
+
+    facts: Facts | None = None
+    detail: str = ""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -27,7 +35,7 @@ class Context:
     Attributes:
         folder: of the verifier.
         listen: gets every event, on rank 0 only.
-        rows: the verifier's own responses by (suite, temperature): evaluation and benchmark read the same.
+        rows: the verifier's own responses by (suite, temperature), so that evaluation and benchmark share them.
     """
 
     recipe: Recipe
@@ -40,12 +48,12 @@ class Context:
     _engines: dict[str, Engine] = attrs.field(init=False, factory=dict)
 
     @property
-    def run_folder(self) -> Path:
-        """The run folder."""
+    def run_folder(self) -> RunFolder:
+        """Where this run keeps its files."""
         return self.places.run(self.plan)
 
     def engine(self, dtype: str) -> Engine:
-        """Returns the verifier in `dtype`; loading it in another one lets the earlier go."""
+        """Loads the verifier in `dtype`, unless it is loaded; one in another dtype is freed first."""
         if dtype not in self._engines:
             self._engines.clear()
             trust = self.recipe.verifier.trust_remote_code
@@ -53,38 +61,39 @@ class Context:
         return self._engines[dtype]
 
     def free_engine(self) -> None:
-        """Lets the verifier go, so that training has its memory."""
+        """Drops the verifier, so that training has its memory."""
         self._engines.clear()
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Passes any event on, from rank 0."""
         if self.world.is_main:
             self.listen(event)
 
     @contextmanager
     def alone(self, folder: Path, stage: str) -> Iterator[None]:
-        """Keeps other runs off a folder that they share: runs of two seeds make the same states in one place."""
+        """Keeps other runs off a folder of the cache: runs with two seeds make the same states in one place."""
         if not self.world.is_main:
             yield
             return
-        with locked(self.places.cache / "locks" / f"{stage}-{folder.name}", self.tell, stage=stage):
+        with locked(self.places.lock_of(stage, folder), self.emit, stage=stage):
             yield
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
-        """Tells that a stage starts and, with the words that its body puts into the list, that it is done."""
+    def stage(self, name: str) -> Iterator[StageResult]:
+        """Reports that a stage starts and, with the result that the block fills in, that it is done."""
         began = time.monotonic()
-        self.tell(StageEvent(stage=name, status="start"))
-        words: list[str] = []
-        yield words
-        self.tell(StageEvent(stage=name, status="done", detail="; ".join(words), seconds=time.monotonic() - began))
+        self.emit(StageEvent(stage=name, status="start"))
+        result = StageResult()
+        yield result
+        seconds = time.monotonic() - began
+        self.emit(StageEvent(stage=name, status="done", detail=result.detail, facts=result.facts, seconds=seconds))
 
     def skip(self, name: str, why: str) -> None:
-        """Tells that a stage is not run, and why."""
-        self.tell(StageEvent(stage=name, status="skip", detail=why))
+        """Reports that a stage is not run, and why."""
+        self.emit(StageEvent(stage=name, status="skip", detail=why))
 
-    def note(self, stage: str, files: Mapping[str, str]) -> None:
+    def note_files(self, stage: str, files: Mapping[str, str]) -> None:
         """Records in the run folder the sha256 of each file that a stage made in the cache."""
         # `spec data` prepares a run's data when there is no run folder yet.
-        if self.world.is_main and self.run_folder.is_dir():
+        if self.world.is_main and self.run_folder.path.is_dir():
             note_made(self.run_folder, self.plan.stage(stage), files)

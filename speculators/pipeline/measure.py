@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 
 from speculators.bench.result import BenchResult
 from speculators.bench.run import bench
@@ -28,6 +27,7 @@ from speculators.servers.endpoint import Endpoint
 from speculators.servers.result import ServedResult
 from speculators.structure.converter import structure
 from speculators.structure.faults import Invalid
+from speculators.training.world import local_device
 from speculators.verifier.engine import Engine
 from speculators.verifier.hub import fetch_tokenizer
 from speculators.verifier.sources import obtain
@@ -67,7 +67,7 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
     Raises:
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
     if subject.recipe is not None:
         import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
     config = decoding_otherwise(read_config(subject.folder), subject.decoding)

@@ -23,7 +23,7 @@ from speculators.facts import VerifierFacts
 from speculators.model import BATCH_NAMES, MODELS, SpeculatorModel
 from speculators.nn.layout import RowLayout
 from speculators.nn.precision import place
-from speculators.pipeline.arguments import training_kwargs
+from speculators.pipeline.arguments import stand_in_vocabulary, training_kwargs
 from speculators.pipeline.context import Context
 from speculators.recipe.plan import Plan, make_plan
 from speculators.registry import qualified_name
@@ -121,7 +121,7 @@ def rehearse(context: Context) -> None:
     except Exception as error:
         raise plugin_failure(name, error, "in its first step, on a tiny verifier and on this one") from error
     words = f"{plugin_failure(name, small, 'on a tiny verifier')}"
-    context.tell(WarningEvent(message=f"{words}\nIts first step on this run's verifier went well: the run goes on"))
+    context.emit(WarningEvent(message=f"{words}\nIts first step on this run's verifier went well: the run goes on"))
 
 
 def _tiny(plan: Plan, folder: Path) -> Plan:
@@ -138,8 +138,7 @@ def _tiny(plan: Plan, folder: Path) -> Plan:
 
 def _step(plan: Plan, folder: Path, lengths: tuple[int, ...], world: World) -> None:
     """Builds the model and runs forward and backward on one row of documents of these lengths."""
-    reduced = plan.draft_vocab_size < plan.facts.vocab_size
-    kwargs = training_kwargs(plan, str(folder), torch.arange(plan.draft_vocab_size) if reduced else None)
+    kwargs = training_kwargs(plan, str(folder), stand_in_vocabulary(plan))
     model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
     given, _ = trainer_kwargs(model, kwargs)
     _check_signature(model, given)

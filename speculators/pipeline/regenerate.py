@@ -54,25 +54,20 @@ def regenerated(context: Context) -> DataSection:
     file = answers_file(context)
     if not is_whole(file):
         if file.exists():
-            context.tell(WarningEvent(message=f"{file} is not what was written there: its answers are made again"))
+            context.emit(WarningEvent(message=f"{file} is not what was written there: its answers are made again"))
             file.unlink()
         left_out = LeftOut()
         prompts = [prompt for source in data.sources for prompt in read_prompts(source, left_out)]
         for words in left_out.words():
-            context.tell(WarningEvent(message=words))
+            context.emit(WarningEvent(message=words))
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
-        write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.tell)
+        write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.emit)
     return attrs.evolve(data, sources=(DataSource(path=str(file)),), regenerate=None)
 
 
 def answers_file(context: Context) -> Path:
     """Returns where the verifier's own answers to the recipe's prompts are, or will be."""
-    return answers_path(context.places.cache, context.plan.stage("prepare").fingerprint)
-
-
-def answers_path(cache: Path, fingerprint: str) -> Path:
-    """Returns the same for a cache and the fingerprint of the stage `prepare`."""
-    return cache / "regenerated" / f"{fingerprint[:16]}.jsonl"
+    return context.places.answers(context.plan.stage("prepare").fingerprint)
 
 
 def is_whole(file: Path) -> bool:

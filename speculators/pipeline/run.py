@@ -5,10 +5,8 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -23,26 +21,25 @@ from speculators.pipeline.plugins import blaming_plugin, is_plugin, rehearse
 from speculators.pipeline.prepare import prepared_conversations
 from speculators.pipeline.run_lock import lock_of
 from speculators.pipeline.setup import check_shared, make_context, working_in
-from speculators.pipeline.train import serve_with, train_stage
-from speculators.recipe import lock
+from speculators.pipeline.train import set_served_tokens, train_stage
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
 from speculators.runs.log import EventLog
 from speculators.runs.places import Places
-from speculators.runs.stages import SPECULATOR, measured, trained
+from speculators.runs.stages import TrainingRecord, measured, trained
 from speculators.tracking.sinks import OPEN, Subject, check_installed
 from speculators.tracking.tracker import Tracker
 from speculators.training.world import World
 
 
 @attrs.frozen(kw_only=True)
-class Outcome:
-    """What a run came to.
+class RunOutcome:
+    """The result of one call of `run_recipe`.
 
     Attributes:
         folder: the run folder.
         bench: None without suites.
-        seconds: of this call.
+        seconds: that this call took.
         peak_memory_gb: of this process, in 1e9 bytes.
     """
 
@@ -52,7 +49,7 @@ class Outcome:
     peak_memory_gb: float
 
 
-def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, until: str | None = None) -> Outcome:
+def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, until: str | None = None) -> RunOutcome:
     """Runs every stage that is not done yet.
 
     Args:
@@ -60,19 +57,19 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
         places: where things are kept.
         world: the launch; every process calls this.
         listen: gets the events, on rank 0.
-        until: the last stage that is run; None for all.
+        until: the last stage to run; None for all.
 
     Raises:
-        SpeculatorsError: something is the user's to mend; what was finished stays, and the next call goes on from it.
+        SpeculatorsError: the user has to mend something; finished work stays, and the next call goes on from it.
         KeyboardInterrupt: it was stopped; likewise.
     """
     began = time.monotonic()
     log = EventLog(listen)
-    # A plug-in that is called as one of our algorithms is told, not taken for it.
+    # Rejects a plug-in whose name collides with a built-in algorithm.
     CONFIGS.names()
     tracker = _tracker(recipe, log, world)
     finished = False
-    lone = ExitStack()
+    lock = ExitStack()
     try:
         with blaming_plugin(recipe.algorithm.name):
             check_shared(places, world)
@@ -80,22 +77,22 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
             if is_plugin(recipe.algorithm.name):
                 rehearse(context)
             if world.is_main:
-                lone.enter_context(working_in(context.run_folder))
-            held = _begin(context, log, tracker)
+                lock.enter_context(working_in(context.run_folder))
+            record = _begin(context, log, tracker)
             if until in ("verifier", "prepare", "capture"):
                 _prepare_only(context, until)
             else:
-                _train_stages(context, held)
+                _train_stages(context, record)
             result = bench_stage(context, tracker) if until in ("bench", None) else None
         finished = True
     finally:
         tracker.close(finished=finished)
-        lone.close()
-    return Outcome(
-        folder=context.run_folder,
+        lock.close()
+    return RunOutcome(
+        folder=context.run_folder.path,
         bench=result,
         seconds=time.monotonic() - began,
-        # Linux tells kilobytes, macOS bytes.
+        # Linux counts kilobytes, macOS bytes.
         peak_memory_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if platform.system() == "Darwin" else 1024)
         / 1e9,
@@ -103,34 +100,35 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
 
 
 def _tracker(recipe: Recipe, log: EventLog, world: World) -> Tracker:
-    """Returns what gives the recipe's sinks their numbers, on rank 0; raises RecipeError where one is not installed."""
+    """Makes the listener that feeds the recipe's sinks, on rank 0; raises RecipeError where one is not installed."""
     if not world.is_main:
         return Tracker(then=log, sinks={})
     check_installed(recipe)
     return Tracker(then=log, sinks={name: OPEN[name] for name in recipe.tracking.sinks})
 
 
-def _begin(context: Context, log: EventLog, tracker: Tracker) -> dict[str, Any] | None:
-    """Opens the run folder and who is told of the run; returns the note of a training that is done."""
-    world, folder, held = context.world, context.run_folder, None
-    if world.is_main:
-        held = trained(context.plan, context.places)
-        _describe(context, idle=held is not None and _is_measured(context))
-        log.open(folder / "events.jsonl")
-        tracker.open(Subject(name=folder.name, folder=folder, values=flatten(context.recipe)))
-    return world.broadcast(held)
+def _begin(context: Context, log: EventLog, tracker: Tracker) -> TrainingRecord | None:
+    """Opens the run folder, its log and the sinks; returns the record of a training that is done."""
+    record = None
+    if context.world.is_main:
+        run = context.run_folder
+        record = trained(context.plan, context.places)
+        is_measured = not context.recipe.benchmark.suites or measured(context.plan, context.places) is not None
+        _describe(context, idle=record is not None and is_measured)
+        log.open(run.events)
+        tracker.open(Subject(name=run.name, folder=run.path, values=flatten(context.recipe)))
+    return context.world.broadcast(record)
 
 
-def _train_stages(context: Context, held: Mapping[str, Any] | None) -> None:
-    """Runs the stages up to the speculator, or tells that it is there."""
-    if held is None:
-        train_stage(context, prepared_conversations(context))
-        return
-    for stage in ("prepare", "capture")[: 2 if context.recipe.data.stored else 1]:
-        context.skip(stage, "not needed: training is done")
-    changed = serve_with(context, held) if context.world.is_main else ""
-    done = f"update {held['step']} of {held['total_steps']}"
-    context.skip("train", f"{context.run_folder / SPECULATOR} ({done}{changed})")
+def _describe(context: Context, *, idle: bool) -> None:
+    """Writes into the run folder the recipe, its plan here, and everything that determines its result."""
+    run, recipe = context.run_folder, context.recipe
+    with disk_errors(run.path):
+        run.path.mkdir(parents=True, exist_ok=True)
+    if recipe.file is not None:
+        write_whole(run.recipe, recipe.file.read_bytes())
+    write_json(run.plan, context.plan.to_dict())
+    write_json(run.lock, lock_of(context, idle=idle).to_json())
 
 
 def _prepare_only(context: Context, until: str) -> None:
@@ -141,16 +139,13 @@ def _prepare_only(context: Context, until: str) -> None:
         state_source(context, prepared)
 
 
-def _is_measured(context: Context) -> bool:
-    return not context.recipe.benchmark.suites or measured(context.plan, context.places) is not None
-
-
-def _describe(context: Context, *, idle: bool) -> None:
-    """Writes what was asked for, what it means here and what determines its result into the run folder."""
-    folder, recipe = context.run_folder, context.recipe
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if recipe.file is not None:
-        write_whole(folder / "recipe.toml", recipe.file.read_bytes())
-    write_json(folder / "plan.json", context.plan.to_dict())
-    write_json(folder / lock.NAME, lock_of(context, idle=idle).to_json())
+def _train_stages(context: Context, record: TrainingRecord | None) -> None:
+    """Runs the stages up to the speculator, or reports that it is there."""
+    if record is None:
+        train_stage(context, prepared_conversations(context))
+        return
+    for stage in ("prepare", "capture")[: 2 if context.recipe.data.stored else 1]:
+        context.skip(stage, "not needed: training is done")
+    changed = set_served_tokens(context, record) if context.world.is_main else ""
+    done = f"update {record.step} of {record.total_steps}"
+    context.skip("train", f"{context.run_folder.speculator} ({done}{changed})")

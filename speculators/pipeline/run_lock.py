@@ -167,7 +167,7 @@ def lock_of(context: Context, *, idle: bool) -> Lock:
 def _held(context: Context) -> Lock | None:
     """Returns the lock that is there, of the same verifier; None where there is none that can be read."""
     try:
-        held = Lock.read(context.run_folder)
+        held = Lock.read(context.run_folder.path)
     except LockError:
         return None
     same = held.fingerprints.get("verifier") == context.plan.stage("verifier").fingerprint

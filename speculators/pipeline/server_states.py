@@ -16,7 +16,7 @@ import torch
 from speculators.data.capture import StateWriter, fill_stream
 from speculators.data.encoded import Conversations
 from speculators.errors import DataError, ServerError
-from speculators.events import Progress, WarningEvent
+from speculators.events import Progress, StatesCheckFacts, WarningEvent
 from speculators.files.disk import disk_errors, read_json, write_json
 from speculators.nn.precision import compute_dtype
 from speculators.pipeline.context import Context
@@ -28,6 +28,7 @@ from speculators.servers.endpoint import Endpoint, Retry
 from speculators.servers.process import run_until_stopped
 from speculators.servers.states import START, Served, StatesClient
 from speculators.servers.states_command import ServeStates
+from speculators.training.world import local_device
 from speculators.verifier.sources import fetch_facts, obtain
 from speculators.verifier.states_check import StatesCheck, compare_states
 
@@ -56,7 +57,7 @@ def shared_folder(plan: Plan, places: Places) -> Path:
     """Returns the folder between the server and us: the recipe's, or one that only servers of these states have."""
     told = plan.recipe.data.server.folder
     # Beside the verifiers, which a re-run has in common with its run: the same server serves both.
-    return Path(told) if told is not None else places.verifiers / "served" / fingerprint(serving_note(plan))[:16]
+    return Path(told) if told is not None else places.from_server(fingerprint(serving_note(plan)))
 
 
 def states_client(context: Context) -> tuple[StatesClient, Served]:
@@ -113,8 +114,8 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
     world.barrier()
     concurrency = max(1, context.recipe.data.server.concurrency // world.size)
     stream = partial(client.capture_all, concurrency=concurrency)
-    fill_stream(writer, prepared, stream, rank=world.rank, world_size=world.size, progress=context.tell)
-    return f"by {served.engine or 'a server'} {served.version}".rstrip()
+    fill_stream(writer, prepared, stream, rank=world.rank, world_size=world.size, progress=context.emit)
+    return f"{served.engine or 'a server'} {served.version}".rstrip()
 
 
 def _keep_provenance(context: Context, writer: StateWriter, served: Served) -> None:
@@ -123,7 +124,7 @@ def _keep_provenance(context: Context, writer: StateWriter, served: Served) -> N
     if isinstance(held, dict) and held != facts and len(writer.missing()) < len(writer.layout.shards):
         before, now = (f"{one.get('engine')} {one.get('version')} with {one.get('root')}" for one in (held, facts))
         words = f"{writer.folder}: a part was captured by {before}, the rest is by {now}"
-        context.tell(WarningEvent(message=f"{words}; spec data --check-states compares them"))
+        context.emit(WarningEvent(message=f"{words}; spec data --check-states compares them"))
     write_json(file, facts)
 
 
@@ -139,16 +140,16 @@ def _compare_first(context: Context, client: StatesClient, prepared: Conversatio
     """Compares a few conversations where the verifier is loaded anyway, to evaluate; else tells how it can be done."""
     if not context.recipe.benchmark.suites:
         untold = "the server's states are not compared with the verifier's, which this recipe never loads"
-        context.tell(WarningEvent(message=f"{untold}: spec data RECIPE --check-states does, where it fits"))
+        context.emit(WarningEvent(message=f"{untold}: spec data RECIPE --check-states does, where it fits"))
         return
     by_length = sorted(range(len(prepared)), key=lambda index: int(prepared.lengths[index]))
     enough = [index for index in by_length if prepared.lengths[index] >= SAMPLE_TOKENS] or by_length
-    with context.stage("check states") as words:
+    with context.stage("check states") as result:
         found = compare_sample(context, client, prepared, enough[:SAMPLE])
         if found.problems:
             raise DataError(f"{found.source}: {'; '.join(found.problems)}", hint=found.advice)
         worst = max(layer.error for layer in found.layers)
-        words.append(f"{found.tokens} tokens of the server's are the verifier's own within {worst:.1g}")
+        result.facts = StatesCheckFacts(compared_tokens=found.tokens, error=worst)
 
 
 def compare_sample(
@@ -221,8 +222,8 @@ def plan_server(
     facts = fetch_facts(section, cache=places.verifiers, progress=progress)
     model = section.model if hub else str(obtain(section, cache=places.verifiers, progress=progress).absolute())
     plan = make_plan(recipe, facts)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = compute_dtype(getattr(torch, recipe.data.states_dtype), torch.device(device))
+    device = local_device()
+    dtype = compute_dtype(getattr(torch, recipe.data.states_dtype), device)
     # Where capture will ask: a server elsewhere would never be found.
     asked = urlsplit(recipe.data.server.endpoint)
     settings = ServeStates(
@@ -236,7 +237,7 @@ def plan_server(
         # A conversation that fills all positions leaves none to answer: capture tells so, if there is one.
         max_model_len=min(recipe.data.max_tokens + 1, facts.max_position_embeddings),
         folder=shared_folder(plan, places).absolute(),
-        device=device,
+        device=device.type,
         host=where.host or str(asked.hostname),
         port=where.port or asked.port or _PORTS[asked.scheme],
         vllm=where.vllm,

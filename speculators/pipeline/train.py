@@ -1,12 +1,11 @@
-"""The stage `train`: model, rows and evaluation put together; the best checkpoint exported as a speculator."""
+"""The stage `train`: puts model, batches and evaluation together, and exports the best checkpoint."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import attrs
 import torch
@@ -15,17 +14,18 @@ from speculators.contract import parameter_counts, trainer_kwargs
 from speculators.data.batches import Align, Batches, StateSource, rows_of_step
 from speculators.data.encoded import Conversations
 from speculators.data.prefetch import Prefetcher
-from speculators.files.disk import file_sha256, read_json, write_json, write_whole
-from speculators.files.folders import whole_folder
+from speculators.events import TrainedFacts
+from speculators.files.disk import file_sha256, write_whole
+from speculators.files.folders import read_manifest, whole_folder
 from speculators.init_from import start_model
 from speculators.model import SpeculatorModel
 from speculators.nn.layout import RowLayout
 from speculators.nn.precision import place
-from speculators.pipeline.arguments import training_kwargs, vocabulary_of
+from speculators.pipeline.arguments import DraftVocabulary, training_kwargs
 from speculators.pipeline.bench import evaluation
 from speculators.pipeline.capture import state_source
 from speculators.pipeline.context import Context
-from speculators.runs.stages import SPECULATOR, TRAINED
+from speculators.runs.stages import TrainingRecord
 from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
@@ -36,9 +36,10 @@ from speculators.training.state import Batch, Job, Row
 def train_stage(context: Context, prepared: Conversations) -> None:
     """Trains from the newest checkpoint, or from the start, and exports the best one."""
     began = time.monotonic()
-    vocabulary, covers = vocabulary_of(context, prepared)
-    kwargs = training_kwargs(context.plan, str(context.folder), vocabulary)
-    name, recipe = context.recipe.algorithm.name, context.recipe
+    recipe, name = context.recipe, context.recipe.algorithm.name
+    vocabulary = DraftVocabulary.of(context, prepared)
+    kwargs = training_kwargs(context.plan, str(context.folder), vocabulary.tensor)
+    # Before the model is built: its first weights depend on the seed.
     deterministic(recipe.seed)
     model = start_model(name, context.plan.facts, kwargs)
     train_kwargs, _ = trainer_kwargs(model, kwargs)
@@ -51,72 +52,76 @@ def train_stage(context: Context, prepared: Conversations) -> None:
         schedule=attrs.evolve(recipe.schedule, precision=context.plan.precision),
         total_steps=feed.total_steps,
         seed=recipe.seed,
-        folder=context.run_folder / "checkpoints",
+        folder=context.run_folder.checkpoints,
         fingerprint=context.plan.stage("train").fingerprint,
         shard=recipe.distributed.shard,
     )
-    with context.stage("train") as words:
+    with context.stage("train") as result:
+        # Counted before the loop shards the parameters.
         trainable = parameter_counts(model)["trainable"]
         steps = train(model, job, context.world, batches=feed, train_kwargs=train_kwargs, evaluate=evaluate)
         with feed.ahead:
             for event in steps:
-                context.tell(event)
+                context.emit(event)
         if context.world.is_main:
-            held = _export(context, start_model(name, context.plan.facts, kwargs), job, time.monotonic() - began)
-            words += [f"{trainable:,} trainable parameters", covers, _best_words(held)]
+            # A model that was never sharded, so that rank 0 can save it whole.
+            fresh = start_model(name, context.plan.facts, kwargs)
+            record = _export(context, fresh, job, time.monotonic() - began)
+            result.facts = TrainedFacts(
+                parameters=trainable,
+                vocabulary=context.plan.facts.vocab_size,
+                draft_vocabulary=context.plan.draft_vocab_size,
+                coverage=vocabulary.coverage,
+                rare_ends=vocabulary.rare_ends,
+                step=record.step,
+                total_steps=record.total_steps,
+                tau=record.tau,
+            )
         context.world.barrier()
 
 
-def _best_words(held: dict[str, Any]) -> str:
-    if held["tau"] is None:
-        return f"no suite to choose by: the last of {held['step']} updates is taken"
-    return f"best at update {held['step']} of {held['total_steps']}, acceptance length {held['tau']:.3f}"
-
-
-def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) -> dict[str, Any]:
-    """Writes `speculator/` from the best checkpoint, and last the note that the stage is done."""
+def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) -> TrainingRecord:
+    """Writes `speculator/` from the best checkpoint, and last the record that the stage is done."""
     chosen = best(job.folder) or latest(job.folder)
     assert chosen is not None, "training ended without a checkpoint"
     load_weights(model, chosen)
-    folder = context.run_folder / SPECULATOR
+    folder = context.run_folder.speculator
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
-    held = read_json(chosen / "manifest.json")
-    done = {
-        "fingerprint": job.fingerprint,
-        "checkpoint": chosen.name,
-        "step": int(chosen.name.removeprefix("step-")),
-        "total_steps": job.total_steps,
-        "tau": held["tau"],
-        "seconds": round(seconds, 1),
-        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
-    }
-    write_json(context.run_folder / TRAINED, done)
-    return done
+    record = TrainingRecord(
+        fingerprint=job.fingerprint,
+        checkpoint=chosen.name,
+        step=int(chosen.name.removeprefix("step-")),
+        total_steps=job.total_steps,
+        tau=read_manifest(chosen)["tau"],
+        seconds=round(seconds, 1),
+        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+    )
+    record.write(context.run_folder)
+    return record
 
 
-def serve_with(context: Context, held: Mapping[str, Any]) -> str:
-    """Puts the recipe's first K into a speculator that was exported with another, for servers draft as it says.
+def set_served_tokens(context: Context, record: TrainingRecord) -> str:
+    """Writes the recipe's first K into a speculator that was exported with another, so that servers draft that many.
 
     Returns:
-        What was changed, in words; "" where it said so already.
+        The change, to be appended to a sentence; "" if there is none.
     """
-    file, wanted = context.run_folder / SPECULATOR / "config.json", context.recipe.benchmark.num_speculative_tokens[0]
+    file, k = context.run_folder.speculator / "config.json", context.recipe.benchmark.num_speculative_tokens[0]
     config = json.loads(file.read_text(encoding="utf-8"))
     method = config["speculators_config"]["proposal_methods"][0]
     before = method["speculative_tokens"]
-    if before == wanted:
+    if before == k:
         return ""
-    method["speculative_tokens"] = wanted
+    method["speculative_tokens"] = k
     write_whole(file, (json.dumps(config, indent=2) + "\n").encode())
-    note = {**held, "files": {**held["files"], file.name: file_sha256(file)}}
-    write_json(context.run_folder / TRAINED, note)
-    return f"; servers draft {wanted} tokens a round now, {before} before"
+    attrs.evolve(record, files={**record.files, file.name: file_sha256(file)}).write(context.run_folder)
+    return f"; servers now draft {k} tokens per round, {before} before"
 
 
 @attrs.define(eq=False)
 class Feed:
-    """Gives each update's rows of this process; a pure function of the update's number."""
+    """Gives the training loop this process's rows for each update; a pure function of the update's number."""
 
     context: Context
     prepared: Conversations
@@ -132,6 +137,7 @@ class Feed:
         return Batches(
             conversations=self.prepared,
             source=self.source,
+            # The auxiliary layers side by side, and the verifier's last layer.
             widths=(len(plan.target_layer_ids) * width, width),
             row_tokens=plan.row_tokens,
             rows_per_step=plan.rows_per_step,
@@ -144,7 +150,7 @@ class Feed:
 
     @cached_property
     def ahead(self) -> Prefetcher:
-        """The rows, built one step ahead."""
+        """Builds rows one step ahead."""
         return Prefetcher(self.batches, self._following)
 
     @cached_property
@@ -154,7 +160,7 @@ class Feed:
         return schedule.max_steps or sum(self.batches.steps(epoch) for epoch in range(schedule.epochs))
 
     def place(self, step: int) -> tuple[int, int]:
-        """Returns the epoch and the step within it of the update after `step` updates."""
+        """Finds the epoch, and the step within it, of the update that follows `step` updates."""
         epoch = 0
         while step >= (steps := self.batches.steps(epoch)):
             step -= steps
@@ -167,7 +173,7 @@ class Feed:
         return after if done < self.total_steps else None
 
     def __call__(self, step: int) -> Batch:
-        """Returns this process's part of the batch after `step` updates."""
+        """Builds this process's part of the batch that follows `step` updates."""
         epoch, place = self.place(step)
         batches, world = self.batches, self.context.world
         members = rows_of_step(
@@ -192,6 +198,7 @@ class Feed:
                 tensors=tensors,
                 layout=RowLayout.of(tensors["document_ids"], tensors["loss_mask"]),
                 supervised=int(self.prepared.supervised[list(documents)].sum()),
+                # The row's number in the global batch, which seeds its noise whatever the world size.
                 index=number * world.size + world.rank,
                 documents=tuple(self._names[index] for index in documents),
             )

@@ -131,13 +131,12 @@ _INPUTS = {
 }
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+def read_plan(file: Path) -> dict[str, Any]:
     """Reads the plan of a run, as `to_dict` wrote it; older runs have fewer top-level keys.
 
     Raises:
         ArtifactError: plan.json is missing or damaged.
     """
-    file = folder / "plan.json"
     hint = "spec run of its recipe writes it again"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))

@@ -10,23 +10,24 @@ import attrs
 
 from speculators.bench.result import BenchResult, Setting, taus
 from speculators.diff.comparison import Comparison
-from speculators.diff.measured import compare_with_records, points
+from speculators.diff.measured import compare_with_records
 from speculators.diff.side import DiffSide
 from speculators.errors import ArtifactError
+from speculators.events import StageEvent, StepEvent
 from speculators.files.disk import read_json
 from speculators.recipe.expect import band_lines, compare_bands
 from speculators.recipe.plan import read_plan
 from speculators.recipe.schema import Expect
 from speculators.recipe.values import flatten_tables
+from speculators.report.progress import stage_sentence
 from speculators.runs.benches import read_benches
-from speculators.runs.log import read_events, stage_seconds
+from speculators.runs.log import RunLog
+from speculators.runs.places import RunFolder
 from speculators.runs.records import flat
-from speculators.runs.stages import TRAINED
+from speculators.runs.stages import TrainingRecord
 
 # Points of a curve; a longer curve is drawn from the means of that many equal parts.
 POINTS = 400
-# A folder with any of these files is a run.
-MARKS = ("plan.json", "events.jsonl")
 _STATUS = {"none": "not begun", "start": "begun, not ended", "done": "done", "skip": "was done before"}
 Table = Mapping[str, Any]
 # (update or position, value).
@@ -122,7 +123,7 @@ def gather(folders: Sequence[Path]) -> Report:
         ArtifactError: a folder is not a run.
     """
     for folder in folders:
-        if not any((folder / mark).is_file() for mark in MARKS):
+        if not (RunFolder(folder).plan.is_file() or RunFolder(folder).events.is_file()):
             fault = "not a run: it has neither plan.json nor events.jsonl" if folder.is_dir() else "no such folder"
             raise ArtifactError(f"{folder}: {fault}", hint="spec ls lists the runs")
     names = _names(folders)
@@ -142,13 +143,14 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
 
 def gather_run(folder: Path, name: str) -> RunReport:
     """Gathers one run."""
-    lock, trained = (_read_table(folder / file) for file in ("lock.json", TRAINED))
+    run = RunFolder(folder)
+    lock, trained = _read_table(run.lock), TrainingRecord.read(run)
     plan = _read_plan(folder)
     recipe = plan["recipe"] if plan else None
-    events, no_events = _read_events(folder / "events.jsonl")
+    log, no_events = _read_log(run.events)
     benches = read_benches(folder)
-    state, unfinished = _state(trained, events, no_events)
-    text = folder / "recipe.toml"
+    state, unfinished = _state(trained, log, no_events)
+    text = run.recipe
     return RunReport(
         name=name,
         summary=recipe["summary"] if recipe else "",
@@ -161,10 +163,10 @@ def gather_run(folder: Path, name: str) -> RunReport:
             *_missing_numbers(recipe, benches.settings, is_trained=trained is not None),
             *benches.unread,
         ),
-        loss=thinned(points(events, "StepEvent", "loss"), POINTS),
-        tau=thinned(points(events, "EvalEvent", "tau"), POINTS),
+        loss=thinned([(update.step, update.loss) for update in log.updates()], POINTS),
+        tau=thinned([(each.step, each.tau) for each in log.evaluations()], POINTS),
         tau_setting=_tau_setting(recipe),
-        stages=_stages(plan, events),
+        stages=_stages(plan, log),
         plan=_derived(plan) if plan else {},
         recipe=flatten_tables(recipe) if recipe else {},
         recipe_text=text.read_text(encoding="utf-8", errors="replace") if text.is_file() else "",
@@ -190,29 +192,29 @@ def _read_table(file: Path) -> Table | None:
 
 def _read_plan(folder: Path) -> Table | None:
     try:
-        return read_plan(folder)
+        return read_plan(RunFolder(folder).plan)
     except ArtifactError:
         return None
 
 
-def _read_events(file: Path) -> tuple[list[dict[str, Any]], str]:
+def _read_log(file: Path) -> tuple[RunLog, str]:
     """Reads the events of a run, and says why there are none."""
     try:
-        events = read_events(file)
+        log = RunLog.read(file)
     except ArtifactError as error:
-        return [], f"{error}: there are no curves and no times"
-    return events, "" if events else "events.jsonl is missing or empty: there are no curves and no times"
+        return RunLog(), f"{error}: there are no curves and no times"
+    return log, "" if log.events else "events.jsonl is missing or empty: there are no curves and no times"
 
 
-def _state(trained: Table | None, events: Sequence[Table], no_events: str) -> tuple[str, list[str]]:
+def _state(trained: TrainingRecord | None, log: RunLog, no_events: str) -> tuple[str, list[str]]:
     """Says how far training came, and what to do if it is not at its end."""
     if trained is not None:
-        best = "" if trained["tau"] is None else f"; tau there {trained['tau']:.3f}"
-        return f"trained, {trained['total_steps']} updates; exported from update {trained['step']}{best}", []
-    steps = [event for event in events if event.get("event") == "StepEvent"]
+        best = "" if trained.tau is None else f"; tau there {trained.tau:.3f}"
+        return f"trained, {trained.total_steps} updates; exported from update {trained.step}{best}", []
+    steps = log.of(StepEvent)
     if not steps:
         return ("not known", []) if "damaged" in no_events else ("not trained", ["training has not begun"])
-    stop = f"training stopped after update {steps[-1]['step']} of {steps[-1]['total_steps']}"
+    stop = f"training stopped after update {steps[-1].step} of {steps[-1].total_steps}"
     return stop, [f"{stop}: spec run of its recipe goes on from the last checkpoint"]
 
 
@@ -243,24 +245,23 @@ def _tau_setting(recipe: Table | None) -> str:
     return f"{bench['suites'][0]['name']}, K={k}, T={temperature:g}"
 
 
-def _stages(plan: Table | None, events: Sequence[Table]) -> tuple[StageReport, ...]:
+def _stages(plan: Table | None, log: RunLog) -> tuple[StageReport, ...]:
     # The last event of each stage, except that a stage which a later launch skipped keeps its time.
-    last: dict[str, Table] = {}
-    for event in events:
-        if event.get("event") == "StageEvent" and (event["status"] != "skip" or event["stage"] not in last):
-            last[event["stage"]] = event
-    seconds = stage_seconds(events)
+    last: dict[str, StageEvent | None] = {}
+    for event in log.of(StageEvent):
+        if event.status != "skip" or event.stage not in last:
+            last[event.stage] = event
+    seconds = log.stage_seconds()
     fingerprints = {stage["name"]: stage["fingerprint"] for stage in plan["stages"]} if plan else {}
-    no_event = {"status": "none", "detail": ""}
     return tuple(
         StageReport(
             name=name,
             fingerprint=fingerprints.get(name),
-            status=_STATUS[event["status"]],
-            seconds=seconds.get(name) if event["status"] == "done" else None,
-            detail=event["detail"],
+            status=_STATUS["none" if event is None else event.status],
+            seconds=seconds.get(name) if event is not None and event.status == "done" else None,
+            detail="" if event is None else stage_sentence(event),
         )
-        for name, event in (dict.fromkeys(fingerprints, no_event) | last).items()
+        for name, event in (dict.fromkeys(fingerprints) | last).items()
     )
 
 

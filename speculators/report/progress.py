@@ -13,12 +13,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 from speculators.events import (
+    CapturedFacts,
     EvalEvent,
     Event,
+    PreparedFacts,
     ProgressEvent,
     SaveEvent,
     StageEvent,
+    StatesCheckFacts,
     StepEvent,
+    SuiteFacts,
+    TrainedFacts,
     WarningEvent,
 )
 from speculators.report.console import console
@@ -36,6 +41,45 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole}s"
     return f"{whole // 60}m {whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def stage_sentence(event: StageEvent) -> str:
+    """Writes what a stage reports as text: its facts, or the detail that it gave, and that logs of older runs hold."""
+    facts = event.facts
+    parts: list[str] = []
+    if isinstance(facts, PreparedFacts):
+        parts.append(
+            f"{facts.conversations} conversations, {facts.tokens:,} tokens, {facts.supervised:,} of them supervised"
+        )
+        if facts.skipped:
+            largest_first = sorted(facts.skipped.items(), key=lambda item: (-item[1], item[0]))
+            parts.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in largest_first))
+        if facts.truncated:
+            parts.append(f"{facts.truncated} cut at {facts.max_tokens} tokens")
+    elif isinstance(facts, CapturedFacts):
+        by = f" by {facts.server}" if facts.server else ""
+        parts.append(f"{facts.tokens:,} tokens{by}, {facts.bytes / 1e9:.2f} GB in {facts.folder}")
+    elif isinstance(facts, TrainedFacts):
+        parts += [f"{facts.parameters:,} trainable parameters", _vocabulary(facts), _chosen(facts)]
+    elif isinstance(facts, SuiteFacts):
+        parts.append(f"{facts.responses} responses to {facts.suite}")
+    elif isinstance(facts, StatesCheckFacts):
+        parts.append(f"{facts.compared_tokens} tokens of the server match the verifier's own within {facts.error:.1g}")
+    return "; ".join([*parts, *([event.detail] if event.detail else [])])
+
+
+def _vocabulary(facts: TrainedFacts) -> str:
+    if facts.draft_vocabulary == facts.vocabulary:
+        return f"drafts the whole vocabulary of {facts.vocabulary} tokens"
+    share = f"drafts {facts.draft_vocabulary} of {facts.vocabulary} tokens, {facts.coverage:.2%} of the supervised ones"
+    rare = f"; end-of-turn tokens {list(facts.rare_ends)} are included although they are rare"
+    return share + rare if facts.rare_ends else share
+
+
+def _chosen(facts: TrainedFacts) -> str:
+    if facts.tau is None:
+        return f"no suite to choose by: exported the last of {facts.step} updates"
+    return f"best at update {facts.step} of {facts.total_steps}, acceptance length {facts.tau:.3f}"
 
 
 class Pace:
@@ -105,7 +149,7 @@ class RunView:
     def _stage(self, event: StageEvent) -> None:
         self._take_down()
         self._begin(event.stage)
-        detail = escape(event.detail)
+        detail = escape(stage_sentence(event))
         if event.status == "start":
             self._line(f"[title]{event.stage}[/] {detail}".rstrip())
         elif event.status == "skip":

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from speculators.events import EvalEvent, StepEvent
 from speculators.reproduce.findings import DIFFERS, SAME, Finding, Gap, finding, first, gap, unknown, worst
-from speculators.runs.log import read_events
+from speculators.runs.log import RunLog
+from speculators.runs.places import RunFolder
 
 # Fields of an event that measure the clock and not the training.
-_TIMES = ("time", "event", "tokens_per_second", "seconds_left")
-_NOUN = {"StepEvent": "update", "EvalEvent": "evaluation"}
+_TIMES = ("tokens_per_second", "seconds_left")
 
 # The values of one update, by name.
 Values = dict[str, Any]
@@ -21,21 +22,19 @@ Values = dict[str, Any]
 Records = Mapping[int, list[Values]]
 
 
-def records_of(folder: Path, kind: str) -> Records:
-    """Reads the records of one kind of event from a run's log."""
+def _records_of(events: Sequence[StepEvent] | Sequence[EvalEvent]) -> Records:
+    """Groups the values of events by the number of their update."""
     records: dict[int, list[Values]] = {}
-    for event in read_events(folder / "events.jsonl"):
-        if event.get("event") == kind and isinstance(event.get("step"), int):
-            records.setdefault(event["step"], []).append(_values(event))
+    for event in events:
+        records.setdefault(event.step, []).append(_values(event))
     return records
 
 
-def _values(event: Mapping[str, Any]) -> Values:
+def _values(event: StepEvent | EvalEvent) -> Values:
     """Takes the values out of an event, metrics by their own names; the loss comes first, to be reported first."""
-    values = {key: value for key, value in event.items() if key not in (*_TIMES, "step", "metrics")}
-    metrics = event.get("metrics")
+    values = {key: value for key, value in attrs.asdict(event).items() if key not in (*_TIMES, "step", "metrics")}
     loss = {"loss": values["loss"]} if "loss" in values else {}
-    return {**loss, **values, **(metrics if isinstance(metrics, dict) else {})}
+    return {**loss, **values, **event.metrics}
 
 
 def gaps_of(recorded: Mapping[str, Any], again: Mapping[str, Any], tolerance: float | None) -> list[Gap]:
@@ -51,8 +50,12 @@ def compare_logs(run: Path, again: Path, *, tolerance: float | None, whole: bool
         whole: the run finished its training, so that a missing update is a difference.
     """
     findings = []
-    for kind, noun in _NOUN.items():
-        recorded, repeated = records_of(run, kind), records_of(again, kind)
+    one, other = (RunLog.read(RunFolder(folder).events) for folder in (run, again))
+    pairs: dict[str, tuple[Records, Records]] = {
+        "update": (_records_of(one.of(StepEvent)), _records_of(other.of(StepEvent))),
+        "evaluation": (_records_of(one.of(EvalEvent)), _records_of(other.of(EvalEvent))),
+    }
+    for noun, (recorded, repeated) in pairs.items():
         if not recorded and not repeated:
             continue
         findings.append(_compare(noun, recorded, repeated, tolerance, whole=whole))

@@ -17,8 +17,8 @@ from speculators.recipe.plan import Plan
 from speculators.reproduce.findings import DIFFERS, SAME, UNKNOWN, WITHIN, Finding, Gap, finding, gap, unknown
 from speculators.reproduce.logs import compare_logs
 from speculators.reproduce.tensors import compare_checkpoints, compare_speculators, tensor_gap
-from speculators.runs.places import Places
-from speculators.runs.stages import SPECULATOR, TRAINED, made
+from speculators.runs.places import Places, RunFolder
+from speculators.runs.stages import TrainingRecord, made
 
 
 @attrs.frozen(kw_only=True)
@@ -43,7 +43,7 @@ class RunPair:
     @property
     def again(self) -> Path:
         """The folder of the re-run."""
-        return self.places.run(self.plan)
+        return self.places.run(self.plan).path
 
 
 def compare(stage: str, pair: RunPair) -> list[Finding]:
@@ -53,16 +53,16 @@ def compare(stage: str, pair: RunPair) -> list[Finding]:
 
 def _files(pair: RunPair, stage: str, detail: Callable[[RunPair], Gap | None]) -> list[Finding]:
     """Compares the hashes of a stage's files; `detail` locates the difference if the run's files are still there."""
-    recorded, again = (made(folder).get(stage) for folder in (pair.run, pair.again))
+    recorded, again = (made(RunFolder(folder)).get(stage) for folder in (pair.run, pair.again))
     if recorded is None or again is None:
         return [unknown(stage, "files", f"the {'run' if recorded is None else 're-run'} kept no hashes of it")]
     differ = [
         name
-        for name in dict.fromkeys([*recorded["files"], *again["files"]])
-        if recorded["files"].get(name) != again["files"].get(name)
+        for name in dict.fromkeys([*recorded.files, *again.files])
+        if recorded.files.get(name) != again.files.get(name)
     ]
     if not differ:
-        return [finding(stage, "files", [], same=f"{len(again['files'])} by sha256")]
+        return [finding(stage, "files", [], same=f"{len(again.files)} by sha256")]
     if (located := detail(pair)) is not None:
         difference = finding(stage, "files", [located], same="")
         return [attrs.evolve(difference, evidence=f"{', '.join(differ)}: {difference.evidence}")]
@@ -75,8 +75,8 @@ def _files(pair: RunPair, stage: str, detail: Callable[[RunPair], Gap | None]) -
             result=result,
             evidence=f"{', '.join(differ)}: the sha256 differs; the run's own files are no longer in {pair.cache}",
             what=differ[0],
-            recorded=recorded["files"].get(differ[0]),
-            again=again["files"].get(differ[0]),
+            recorded=recorded.files.get(differ[0]),
+            again=again.files.get(differ[0]),
         )
     ]
 
@@ -85,11 +85,12 @@ def _first_token(pair: RunPair) -> Gap | None:
     """Locates the first conversation that differs, if the run's own are still in the cache."""
     key = pair.lock.fingerprints["prepare"]
     try:
-        ours = Conversations.open(pair.cache / "conversations" / key[:16], key=key, verify=True)
+        ours = Conversations.open(Places(cache=pair.cache).conversations(key), key=key, verify=True)
         theirs = Conversations.open(pair.places.prepared(pair.plan))
     except ArtifactError:
         return None
-    if made(pair.run)["prepare"]["files"] != {name: file["sha256"] for name, file in ours.manifest["files"].items()}:
+    now = {name: file["sha256"] for name, file in ours.manifest["files"].items()}
+    if made(RunFolder(pair.run))["prepare"].files != now:
         return None
     for index, (one, other) in enumerate(zip(ours.ids(), theirs.ids(), strict=False)):
         if one != other:
@@ -110,8 +111,8 @@ def _first_state(pair: RunPair) -> Gap | None:
     """Locates the first conversation whose states differ, if the run's own are still in the cache."""
     key = pair.lock.fingerprints["capture"]
     try:
-        ours = StateStore.open(pair.cache / "states" / key[:16], key=key, verify=True)
-        theirs = StateStore.open(pair.places.states(pair.plan))
+        ours = StateStore.open(Places(cache=pair.cache).states(key), key=key, verify=True)
+        theirs = StateStore.open(pair.places.states(pair.plan.stage("capture").fingerprint))
     except ArtifactError:
         return None
     if ours.layout.lengths != theirs.layout.lengths:
@@ -128,23 +129,24 @@ def _first_state(pair: RunPair) -> Gap | None:
 
 def _train(pair: RunPair) -> list[Finding]:
     run, again, tolerance = pair.run, pair.again, pair.tolerance
-    done, redone = (read_json(folder / TRAINED) for folder in (run, again))
-    whole = isinstance(done, dict)
-    findings = compare_logs(run, again, tolerance=tolerance, whole=whole)
+    done, redone = (TrainingRecord.read(RunFolder(folder)) for folder in (run, again))
+    findings = compare_logs(run, again, tolerance=tolerance, whole=done is not None)
     findings += compare_checkpoints(run, again, tolerance=tolerance)
-    if not whole or not isinstance(redone, dict):
+    if done is None or redone is None:
         return [*findings, unknown("train", "weights", "the run's training was not finished")]
-    gaps = [each for key in ("step", "total_steps", "tau") if (each := gap(key, done[key], redone[key], tolerance))]
-    same = f"update {done['step']} of {done['total_steps']}"
-    chosen = finding("train", "chosen", gaps, same=same, step=done["step"])
-    if tolerance is not None and done["step"] != redone["step"]:
+    pairs = {key: (getattr(done, key), getattr(redone, key)) for key in ("step", "total_steps", "tau")}
+    gaps = [each for key, values in pairs.items() if (each := gap(key, *values, tolerance))]
+    same = f"update {done.step} of {done.total_steps}"
+    chosen = finding("train", "chosen", gaps, same=same, step=done.step)
+    if tolerance is not None and done.step != redone.step:
         # Evaluations may be nearly equal: rounding on another platform may well prefer another of them.
-        near = gap("tau", done["tau"], redone["tau"], tolerance)
+        near = gap("tau", done.tau, redone.tau, tolerance)
         result = WITHIN if near is None or near.within else DIFFERS
         why = "another update was chosen, so the weights cannot be compared"
         return [*findings, attrs.evolve(chosen, result=result), unknown("train", "weights", why)]
-    speculators = compare_speculators(run / SPECULATOR, again / SPECULATOR, done["files"], tolerance=tolerance)
-    at = [attrs.evolve(each, step=done["step"]) if each.result != SAME else each for each in speculators]
+    one, other = RunFolder(run).speculator, RunFolder(again).speculator
+    speculators = compare_speculators(one, other, done.files, tolerance=tolerance)
+    at = [attrs.evolve(each, step=done.step) if each.result != SAME else each for each in speculators]
     return [*findings, chosen, *at]
 
 
@@ -156,9 +158,8 @@ _LENGTHS = ("tau", "live_tau", "predicted_tau", "by_position")
 
 
 def _bench(pair: RunPair) -> list[Finding]:
-    name = pair.lock.fingerprints["bench"][:8]
-    recorded = read_json(pair.run / "bench" / f"{name}.json")
-    again = read_json(pair.again / "bench" / f"{pair.plan.stage('bench').fingerprint[:8]}.json")
+    recorded = read_json(RunFolder(pair.run).benchmark(pair.lock.fingerprints["bench"]))
+    again = read_json(RunFolder(pair.again).benchmark(pair.plan.stage("bench").fingerprint))
     if not isinstance(recorded, dict) or not isinstance(again, dict):
         side = "run" if not isinstance(recorded, dict) else "re-run"
         return [unknown("bench", "results", f"the {side} has no benchmark of these inputs")]

@@ -14,6 +14,7 @@ from speculators.errors import ArtifactError
 from speculators.files.disk import file_sha256, read_json
 from speculators.files.folders import verify
 from speculators.reproduce.findings import DIFFERS, Finding, Gap, finding, unknown
+from speculators.runs.places import RunFolder
 from speculators.training import snapshot
 from speculators.training.checkpoint import complete
 
@@ -61,8 +62,8 @@ def compare_checkpoints(run: Path, again: Path, *, tolerance: float | None) -> l
 
     Their optimizer state counts only where bits do: a second moment may be off by more than the weights it moves.
     """
-    kept = {path.name: path for path in complete(run / "checkpoints")}
-    both = [(kept[path.name], path) for path in complete(again / "checkpoints") if path.name in kept]
+    kept = {path.name: path for path in complete(RunFolder(run).checkpoints)}
+    both = [(kept[path.name], path) for path in complete(RunFolder(again).checkpoints) if path.name in kept]
     if not both:
         return [unknown("train", "checkpoints", "the run and the re-run kept none of the same update")]
     for ours, theirs in both:

@@ -10,7 +10,7 @@ from speculators.bench.result import Setting
 from speculators.errors import LockError
 from speculators.recipe.lock import Lock
 from speculators.runs.benches import read_benches
-from speculators.runs.stages import SPECULATOR
+from speculators.runs.places import RunFolder
 
 
 @attrs.frozen(kw_only=True)
@@ -34,13 +34,13 @@ class Background:
 
 def background_of(speculator: Path) -> Background:
     """Reads the background of a speculator from the run folder around it; empty outside of a run."""
-    run = speculator.absolute().parent
-    if speculator.absolute().name != SPECULATOR or not (run / "plan.json").is_file():
+    run = RunFolder.around(speculator)
+    if run is None or not run.plan.is_file():
         return Background()
-    benches, text = read_benches(run), run / "recipe.toml"
+    benches, text = read_benches(run.path), run.recipe
     lock, unread = None, list(benches.unread)
     try:
-        lock = Lock.read(run)
+        lock = Lock.read(run.path)
     except LockError as error:
         unread.append(f"{error}: the lock is left out")
     return Background(

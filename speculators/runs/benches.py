@@ -13,7 +13,7 @@ from speculators.bench.result import FORMAT, BenchResult, Setting
 from speculators.errors import Problem
 from speculators.files.disk import disk_errors, read_json, write_json
 from speculators.recipe.fingerprint import fingerprint
-from speculators.runs.stages import served_folder
+from speculators.runs.places import RunFolder
 from speculators.servers import result as served
 from speculators.servers.result import ServedResult
 from speculators.structure.converter import structure
@@ -64,7 +64,7 @@ class RunBenchmarks:
 
 def read_benches(run: Path) -> RunBenchmarks:
     """Reads the in-process benchmarks of a run; a damaged file, or one of another format, is left out."""
-    files, unread = _read(run / "bench", BenchResult, FORMAT)
+    files, unread = _read(RunFolder(run).bench, BenchResult, FORMAT)
     filed = {
         (*setting.key, setting.prompts_digest): FiledSetting(setting=setting, result=result, file=file)
         for file, result in files.items()
@@ -75,7 +75,7 @@ def read_benches(run: Path) -> RunBenchmarks:
 
 def read_served(run: Path) -> tuple[list[ServedResult], list[str]]:
     """Reads the benchmarks of servers that a run holds, oldest first, and says why a file was left out."""
-    files, unread = _read(served_folder(run), ServedResult, served.FORMAT)
+    files, unread = _read(RunFolder(run).served, ServedResult, served.FORMAT)
     return list(files.values()), unread
 
 
@@ -89,7 +89,7 @@ def file_bench(run: Path, result: BenchResult) -> Path:
         [each.suite, each.prompts_digest, each.temperature, each.num_speculative_tokens] for each in result.settings
     ]
     same = fingerprint({"settings": settings, "dtype": result.dtype, "tokens": result.max_new_tokens})
-    file = run / "bench" / f"asked-{same[:8]}.json"
+    file = RunFolder(run).requested_benchmark(same)
     with disk_errors(file):
         file.parent.mkdir(exist_ok=True)
     write_json(file, result.to_json())
@@ -98,15 +98,14 @@ def file_bench(run: Path, result: BenchResult) -> Path:
 
 def file_served(run: Path, result: ServedResult) -> Path:
     """Files a benchmark of a server in a run's folder, replacing an earlier one of the same; returns the file."""
-    folder = served_folder(run)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     settings = [
         [each.suite, each.prompts_digest, each.num_speculative_tokens, each.temperature] for each in result.settings
     ]
     same = fingerprint({"settings": settings, "concurrency": result.concurrency, "tokens": result.max_new_tokens})
     version = re.sub(r"[^\w.+-]", "_", result.version)
-    file = folder / f"{result.engine}-{version}-{same[:8]}.json"
+    file = RunFolder(run).served_benchmark(result.engine, version, same)
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result.to_json())
     return file
 

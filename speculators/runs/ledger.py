@@ -10,7 +10,7 @@ import attrs
 
 from speculators.bench.result import BenchResult, Setting, jsonable
 from speculators.errors import ArtifactError
-from speculators.files.disk import read_json
+from speculators.events import EvalEvent
 from speculators.recipe.plan import read_plan
 from speculators.runs.benches import read_benches, read_served
 from speculators.runs.ledger_entries import (
@@ -21,8 +21,9 @@ from speculators.runs.ledger_entries import (
     served_entry,
     trained_entry,
 )
-from speculators.runs.log import read_events
-from speculators.runs.stages import SPECULATOR, TAU_AT, TRAINED
+from speculators.runs.log import RunLog
+from speculators.runs.places import RunFolder
+from speculators.runs.stages import TAU_AT, TrainingRecord
 from speculators.servers.result import ServedResult, ServedSetting
 
 
@@ -84,9 +85,9 @@ def read_ledger(run: Path) -> Ledger:
     Raises:
         ArtifactError: the folder is not a run, or nothing was measured in it.
     """
-    if not (run / "plan.json").is_file():
+    if not RunFolder(run).plan.is_file():
         raise ArtifactError(f"{run}: not a run: it has no plan.json", hint="spec ls lists the runs")
-    plan, benches = read_plan(run), read_benches(run)
+    plan, benches = read_plan(RunFolder(run).plan), read_benches(run)
     served, unread = read_served(run)
     lines = ledger_lines(list(benches.newest()), served, _trained_taus(run, plan["recipe"]["benchmark"]))
     if not lines:
@@ -95,7 +96,7 @@ def read_ledger(run: Path) -> Ledger:
     return Ledger(
         run=run.name,
         lines=tuple(lines),
-        doctor=f"spec doctor {run / SPECULATOR}",
+        doctor=f"spec doctor {RunFolder(run).speculator}",
         unread=(*benches.unread, *unread),
     )
 
@@ -142,14 +143,14 @@ def _trained_taus(run: Path, benchmark: dict[str, Any]) -> list[TrainedTau]:
     Args:
         benchmark: `[benchmark]` of the run's plan.
     """
-    note = read_json(run / TRAINED)
-    if not isinstance(note, dict) or note.get("tau") is None or not benchmark["suites"]:
+    record = TrainingRecord.read(RunFolder(run))
+    if record is None or record.tau is None or not benchmark["suites"]:
         return []
     ks = benchmark["num_speculative_tokens"]
-    taus = {max(ks): note["tau"]}
-    for event in read_events(run / "events.jsonl"):
-        if event.get("event") == "EvalEvent" and event["step"] == note["step"]:
-            smaller = {name: tau for name, tau in event["metrics"].items() if name.startswith(TAU_AT)}
+    taus = {max(ks): record.tau}
+    for event in RunLog.read(RunFolder(run).events).of(EvalEvent):
+        if event.step == record.step:
+            smaller = {name: tau for name, tau in event.metrics.items() if name.startswith(TAU_AT)}
             taus |= {int(name.removeprefix(TAU_AT)): tau for name, tau in smaller.items()}
     return [
         TrainedTau(
@@ -157,7 +158,7 @@ def _trained_taus(run: Path, benchmark: dict[str, Any]) -> list[TrainedTau]:
             num_speculative_tokens=k,
             temperature=benchmark["temperature"][0],
             tau=tau,
-            step=note["step"],
+            step=record.step,
         )
         for k, tau in sorted(taus.items())
         if k in ks

@@ -1,8 +1,7 @@
-"""What runs on this machine measured: the seconds of a stage that ran before, and how fast products were made."""
+"""Measurements of earlier runs: the seconds that stages took, and how many tokens per second they reached."""
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,29 +10,27 @@ from typing import Any
 import attrs
 
 from speculators.errors import ArtifactError
+from speculators.events import CapturedFacts, StageEvent, TrainedFacts
 from speculators.files.disk import read_json
-from speculators.runs.log import read_events, stage_seconds
-
-_TOKENS = re.compile(r"([\d,]+) tokens")
-_COVERAGE = re.compile(r"([\d.]+)% of the supervised ones")
+from speculators.runs.log import RunLog
+from speculators.runs.places import RunFolder
 
 
 @attrs.frozen(kw_only=True)
-class Record:
+class RunRecord:
     """What one run measured.
 
     Attributes:
-        run: the name of its folder.
+        folder: of the run.
         fingerprints: of its stages.
         device: "cpu" or "cuda".
-        seconds: of each stage, as `stage_seconds`.
+        seconds: that each finished stage took, as `RunLog.stage_seconds`.
         tokens_per_second: while capturing and training, over the whole launch.
         tokens: that capture and training worked on.
-        coverage: share of the supervised tokens that the draft vocabulary has; None where it was not told.
+        coverage: share of the supervised tokens in the draft vocabulary; None where the log does not have it.
     """
 
-    run: str
-    folder: Path
+    folder: RunFolder
     fingerprints: Mapping[str, str]
     device: str
     seconds: Mapping[str, float]
@@ -41,55 +38,53 @@ class Record:
     tokens: Mapping[str, int]
     coverage: float | None
 
+    @property
+    def run(self) -> str:
+        """The name of the run folder."""
+        return self.folder.name
 
-def records(runs: Path, device: str | None = None) -> list[Record]:
-    """Returns what runs measured, the newest first; folders that are no runs, or damaged ones, are passed over.
+
+def records(runs: Path, device: str | None = None) -> list[RunRecord]:
+    """Reads the measurements of all runs, newest first, skipping damaged folders and those that are not runs.
 
     Args:
-        device: only of runs on such a one; None for all.
+        device: read only runs on this one, "cpu" or "cuda"; None for all.
     """
-    found = []
-    for file in sorted(runs.glob("*/events.jsonl"), key=_written, reverse=True):
+    logs = [run.events for folder in runs.glob("*") if (run := RunFolder(folder)).events.is_file()]
+    known = []
+    for file in sorted(logs, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
-            held = record(file.parent)
+            run_record = record(RunFolder(file.parent))
         except ArtifactError:
             continue
-        if held is not None and device in (None, held.device):
-            found.append(held)
-    return found
+        if run_record is not None and device in (None, run_record.device):
+            known.append(run_record)
+    return known
 
 
-def _written(file: Path) -> float:
-    return file.stat().st_mtime
-
-
-def record(folder: Path) -> Record | None:
-    """Returns what a run measured, None where it did not say where it ran; raises ArtifactError for a damaged log."""
-    lock = read_json(folder / "lock.json")
-    where = where_of(lock)
+def record(run: RunFolder) -> RunRecord | None:
+    """Reads what a run measured; None if its lock does not name a device. Raises ArtifactError for a damaged log."""
+    lock = read_json(run.lock)
+    where = environment_of(lock)
     if where is None or "device" not in where or not isinstance(lock.get("fingerprints"), dict):
         return None
-    events = read_events(folder / "events.jsonl")
-    seconds = stage_seconds(events)
+    log = RunLog.read(run.events)
+    seconds = log.stage_seconds()
     speeds: dict[str, float] = {}
     tokens: dict[str, int] = {}
     coverage = None
-    steps: dict[int, Mapping[str, Any]] = {}
-    for event in events:
-        if event.get("event") == "StepEvent":
-            steps[event["step"]] = event
-        elif event.get("event") == "StageEvent" and event["status"] == "done":
-            if event["stage"] == "capture" and (told := _TOKENS.search(event["detail"])) and seconds["capture"] > 0:
-                tokens["capture"] = int(told.group(1).replace(",", ""))
-                speeds["capture"] = tokens["capture"] / seconds["capture"]
-            elif event["stage"] == "train" and (told := _COVERAGE.search(event["detail"])):
-                coverage = float(told.group(1)) / 100
-    if steps:
-        tokens["train"] = sum(step["tokens"] for step in steps.values())
-        speeds["train"] = statistics.median(step["tokens_per_second"] for step in steps.values())
-    return Record(
-        run=folder.name,
-        folder=folder,
+    for event in log.of(StageEvent):
+        # Runs that predate facts have their numbers in sentences only, which nobody parses.
+        if isinstance(event.facts, CapturedFacts) and seconds["capture"] > 0:
+            tokens["capture"] = event.facts.tokens
+            speeds["capture"] = event.facts.tokens / seconds["capture"]
+        elif isinstance(event.facts, TrainedFacts):
+            coverage = event.facts.coverage
+    if updates := log.updates():
+        tokens["train"] = sum(update.tokens for update in updates)
+        speeds["train"] = statistics.median(update.tokens_per_second for update in updates)
+    return RunRecord(
+        folder=run,
         fingerprints=lock["fingerprints"],
         device=where["device"],
         seconds=seconds,
@@ -99,15 +94,15 @@ def record(folder: Path) -> Record | None:
     )
 
 
-def where_of(lock: Any) -> Mapping[str, Any] | None:
-    """Returns where a run began, as its lock says it; locks of format 1 have it at their top. None where none says."""
+def environment_of(lock: Any) -> Mapping[str, Any] | None:
+    """Finds the environment in a lock's JSON values; None if it has none. Format 1 kept it at the lock's top level."""
     where = lock.get("environment", lock) if isinstance(lock, dict) else None
     return where if isinstance(where, dict) else None
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Returns the values of nested tables as text, by dotted path."""
-    found: dict[str, str] = {}
+    """Flattens nested tables to text values by dotted path."""
+    texts: dict[str, str] = {}
     for key, value in table.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
-    return found
+        texts |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return texts

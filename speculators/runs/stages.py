@@ -1,10 +1,11 @@
-"""Which stages of a plan are on disk, complete and intact: what a run skips and what `spec plan` tells."""
+"""Which stages of a plan are on disk, complete and intact: what a run skips and what `spec plan` shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+import attrs
 
 from speculators.bench.result import FORMAT, BenchResult
 from speculators.data.encoded import Conversations
@@ -13,34 +14,81 @@ from speculators.errors import ArtifactError
 from speculators.files.disk import file_sha256, read_json, write_json
 from speculators.recipe.plan import Plan
 from speculators.recipe.stages import Stage
-from speculators.runs.places import Places
+from speculators.runs.places import Places, RunFolder
 from speculators.structure.converter import structure
 from speculators.verifier.sources import existing_folder
 
-TRAINED = "train.json"
 # Before K in the metrics of an evaluation: acceptance length at a K below the largest.
 TAU_AT = "tau_"
-MADE = "made.json"
-SPECULATOR = "speculator"
+
+
+@attrs.frozen(kw_only=True)
+class TrainingRecord:
+    """The last thing that training writes into a run folder.
+
+    Attributes:
+        fingerprint: of the stage `train`.
+        checkpoint: name of the exported checkpoint's folder.
+        step: updates of the exported checkpoint, of `total_steps`.
+        tau: its exact acceptance length; None where the recipe names no suite.
+        seconds: spent by the launch that ended training.
+        files: sha256 of each file of the exported speculator, by name.
+    """
+
+    fingerprint: str
+    checkpoint: str
+    step: int
+    total_steps: int
+    tau: float | None
+    seconds: float
+    files: dict[str, str]
+
+    @classmethod
+    def read(cls, run: RunFolder) -> TrainingRecord | None:
+        """Reads the record of a run; None while training has not ended, or where the file is damaged."""
+        return _read(cls, read_json(run.trained))
+
+    def write(self, run: RunFolder) -> None:
+        """Writes the record, after which the stage counts as done."""
+        write_json(run.trained, attrs.asdict(self))
+
+
+@attrs.frozen(kw_only=True)
+class MadeFiles:
+    """What a stage made in the cache.
+
+    Attributes:
+        fingerprint: of the stage.
+        files: sha256 of each file, by name.
+    """
+
+    fingerprint: str
+    files: dict[str, str]
+
+
+def _read(cls: type[Any], values: Any) -> Any:
+    """Builds one of the records above from JSON values; other versions may have written further keys."""
+    if not isinstance(values, dict):
+        return None
+    known = {field.name: values[field.name] for field in attrs.fields(cls) if field.name in values}
+    return structure(known, cls)[0]
 
 
 def on_disk(plan: Plan, places: Places) -> dict[str, bool]:
-    """Returns for each stage whether its output is there; of a hub's model its own client knows, so it is left out."""
+    """Says for each stage whether its output is there; leaves out hub models, which only their own client knows."""
     verifier = plan.recipe.verifier
-    known = (
-        {} if verifier.kind == "hub" else {"verifier": existing_folder(verifier, cache=places.verifiers) is not None}
-    )
-    known["prepare"] = is_prepared(plan, places)
+    done = {} if verifier.kind == "hub" else {"verifier": existing_folder(verifier, cache=places.verifiers) is not None}
+    done["prepare"] = is_prepared(plan, places)
     if plan.recipe.data.stored:
-        known["capture"] = is_captured(plan, places)
-    known["train"] = trained(plan, places) is not None
+        done["capture"] = is_captured(plan, places)
+    done["train"] = trained(plan, places) is not None
     if plan.recipe.benchmark.suites:
-        known["bench"] = measured(plan, places) is not None
-    return known
+        done["bench"] = measured(plan, places) is not None
+    return done
 
 
 def is_prepared(plan: Plan, places: Places, *, verify: bool = False) -> bool:
-    """Returns whether the conversations are there; `verify` compares hashes, not only sizes."""
+    """Whether the conversations are there; `verify` compares hashes, not only sizes."""
     try:
         Conversations.open(places.prepared(plan), key=plan.stage("prepare").fingerprint, verify=verify)
     except ArtifactError:
@@ -49,57 +97,42 @@ def is_prepared(plan: Plan, places: Places, *, verify: bool = False) -> bool:
 
 
 def is_captured(plan: Plan, places: Places) -> bool:
-    """Returns whether the hidden states are there, by names, sizes and headers."""
+    """Whether the hidden states are there, by names, sizes and headers."""
+    key = plan.stage("capture").fingerprint
     try:
-        StateStore.open(places.states(plan), key=plan.stage("capture").fingerprint)
+        StateStore.open(places.states(key), key=key)
     except ArtifactError:
         return False
     return True
 
 
-def trained(plan: Plan, places: Places) -> dict[str, Any] | None:
-    """Returns what training left in the run folder as its last act; None if the speculator is not there, or altered."""
-    folder = places.run(plan)
-    held = _of(folder / TRAINED, plan, "train")
-    if held is None:
+def trained(plan: Plan, places: Places) -> TrainingRecord | None:
+    """Reads the plan's training record; None if its speculator is missing or was altered since."""
+    run = places.run(plan)
+    record = TrainingRecord.read(run)
+    if record is None or record.fingerprint != plan.stage("train").fingerprint:
         return None
-    files = {folder / SPECULATOR / name: digest for name, digest in held["files"].items()}
-    return held if all(path.is_file() and file_sha256(path) == digest for path, digest in files.items()) else None
+    files = {run.speculator / name: digest for name, digest in record.files.items()}
+    return record if all(path.is_file() and file_sha256(path) == digest for path, digest in files.items()) else None
 
 
-def note_made(folder: Path, stage: Stage, files: Mapping[str, str]) -> None:
-    """Keeps in the run folder the sha256 of what a stage made in the cache, which may be gone when it is asked for."""
-    held = made(folder)
-    write_json(folder / MADE, {**held, stage.name: {"fingerprint": stage.fingerprint, "files": dict(files)}})
+def note_made(run: RunFolder, stage: Stage, files: Mapping[str, str]) -> None:
+    """Records the sha256 of what a stage made in the cache, which may be gone when it is compared."""
+    before = read_json(run.made)
+    note = attrs.asdict(MadeFiles(fingerprint=stage.fingerprint, files=dict(files)))
+    write_json(run.made, {**(before if isinstance(before, dict) else {}), stage.name: note})
 
 
-def made(folder: Path) -> dict[str, Any]:
-    """Returns what `note_made` kept in a run folder: fingerprint and files of each stage."""
-    held = read_json(folder / MADE)
-    return held if isinstance(held, dict) else {}
-
-
-def bench_file(plan: Plan, places: Places) -> Path:
-    """Returns where the benchmark of a plan is kept."""
-    return places.run(plan) / "bench" / f"{plan.stage('bench').fingerprint[:8]}.json"
-
-
-def served_folder(run: Path) -> Path:
-    """Returns where the benchmarks of servers are kept of a run."""
-    return run / "bench" / "served"
+def made(run: RunFolder) -> dict[str, MadeFiles]:
+    """Reads what `note_made` recorded, by stage."""
+    notes = read_json(run.made)
+    stages = {name: _read(MadeFiles, note) for name, note in (notes if isinstance(notes, dict) else {}).items()}
+    return {name: note for name, note in stages.items() if note is not None}
 
 
 def measured(plan: Plan, places: Places) -> BenchResult | None:
-    """Reads the benchmark of a plan; None where there is none of these inputs that this version can read."""
-    document = _of(bench_file(plan, places), plan, "bench")
-    if document is None or document.get("format") != FORMAT:
-        return None
-    result, _ = structure(document, BenchResult)
-    return result
-
-
-def _of(path: Path, plan: Plan, stage: str) -> dict[str, Any] | None:
-    """Returns a JSON object that the stage of this plan wrote."""
-    held = read_json(path)
-    ours = isinstance(held, dict) and held.get("fingerprint") == plan.stage(stage).fingerprint
-    return held if ours else None
+    """Reads the plan's benchmark; None if it was not made, or in a format that this version does not read."""
+    fingerprint = plan.stage("bench").fingerprint
+    values = read_json(places.run(plan).benchmark(fingerprint))
+    ours = isinstance(values, dict) and values.get("fingerprint") == fingerprint
+    return structure(values, BenchResult)[0] if ours and values.get("format") == FORMAT else None

@@ -81,6 +81,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
+def local_device() -> torch.device:
+    """Chooses the device that this process computes on: its GPU of the launch, or the CPU of a machine without any."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
 def start() -> World:
     """Joins the launch that torchrun's environment describes; a world of one where there is none.
 
@@ -88,8 +95,8 @@ def start() -> World:
         The world, with a process group (gloo on CPU; NCCL on CUDA, with gloo beside it for host values) if torchrun
         started this process.
     """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = local_device()
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     else:

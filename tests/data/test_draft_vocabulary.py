@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speculators.data.vocab import describe_vocabulary, draft_vocabulary
+from speculators.data.vocab import coverage, draft_vocabulary, rare_tokens
 from speculators.errors import DataError
 
 COUNTS = np.array([0, 5, 5, 9, 0, 1, 5])
@@ -19,12 +19,11 @@ def test_most_frequent_with_ties_to_smaller_ids():
 
 
 def test_end_of_turn_is_always_in():
-    """A token that ends a turn takes the place of the least frequent one, and the description says so."""
+    """A token that ends a turn takes the place of the least frequent one, and is reported as rare."""
     assert draft_vocabulary(COUNTS, 3, must_have=[4]).tolist() == [1, 3, 4]
-    assert describe_vocabulary(np.array([1, 3, 4]), COUNTS, [4]) == (
-        "3 of 7 tokens, 56.00% of the supervised ones; end-of-turn tokens [4] taken in though rare"
-    )
-    assert "though rare" not in describe_vocabulary(np.array([1, 2, 3]), COUNTS, [3])
+    assert coverage(np.array([1, 3, 4]), COUNTS) == pytest.approx(0.56)
+    assert rare_tokens(np.array([1, 3, 4]), COUNTS, [4]) == (4,)
+    assert rare_tokens(np.array([1, 2, 3]), COUNTS, [3]) == ()
 
 
 def test_whole_vocabulary_and_unseen_tokens():

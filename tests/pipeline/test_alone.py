@@ -22,7 +22,7 @@ def child(home: Path, threads: int, seed: int, at: type, begun: Event, go: Event
     from speculators.pipeline.context import Context
 
     torch.set_num_threads(threads)
-    tell = Context.tell
+    tell = Context.emit
 
     def waiting(self: Context, event: object) -> None:
         if isinstance(event, at) and getattr(event, "stage", "capture") == "capture" and not begun.is_set():
@@ -30,7 +30,7 @@ def child(home: Path, threads: int, seed: int, at: type, begun: Event, go: Event
             go.wait(120)
         tell(self, event)
 
-    Context.tell = waiting
+    Context.emit = waiting
     told = Spec(home).run(*SHORT, "--set", f"seed={seed}")
     (home / f"said-{seed}.txt").write_text(told.err)
     os._exit(told.code)
@@ -73,14 +73,14 @@ def test_runs_of_two_seeds_share_what_one_of_them_makes(fresh: Spec, monkeypatch
     """The second waits, and says so, until the first has captured the states; both end well."""
     from speculators.pipeline.context import Context
 
-    first, tell = Launch(fresh.home, at=ProgressEvent, seed=0), Context.tell
+    first, tell = Launch(fresh.home, at=ProgressEvent, seed=0), Context.emit
 
     def told_of_waiting(self: Context, event: object) -> None:
         if isinstance(event, ProgressEvent) and "waiting for another process" in event.note:
             first.go.set()
         tell(self, event)
 
-    monkeypatch.setattr(Context, "tell", told_of_waiting)
+    monkeypatch.setattr(Context, "emit", told_of_waiting)
     second = fresh.run(*SHORT, "--set", "seed=1")
     assert first.go.is_set()
     assert first.finish() == 0

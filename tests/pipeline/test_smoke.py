@@ -143,10 +143,10 @@ def test_another_first_k_is_what_servers_draft_from_then_on(spec: Spec, run_fold
     again = ("run", "smoke", "--runs", tmp_path, "--set", "benchmark.num_speculative_tokens=[3]")
     told = spec(*again)
     assert told.code == 0, told.err
-    assert "servers draft 3 tokens a round now, 1 before" in told.err
+    assert "servers now draft 3 tokens per round, 1 before" in told.err
     (method,) = json.loads(config.read_text())["speculators_config"]["proposal_methods"]
     assert method["speculative_tokens"] == 3
-    assert "servers draft" not in spec(*again).err
+    assert "servers now draft" not in spec(*again).err
     assert config.with_name("model.safetensors").stat() == weights
     assert list(tmp_path.glob("smoke-*")) == [config.parents[1]]
 
@@ -306,7 +306,7 @@ def test_a_recipe_can_regenerate_its_data_first(fresh: Spec) -> None:
     assert told.code == 0, told.err
     (file,) = (fresh.cache / "regenerated").glob("*.jsonl")
     assert len(file.read_text().splitlines()) == 24
-    assert "no suite to choose by: the last of 8 updates is taken" in told.err
+    assert "no suite to choose by: exported the last of 8 updates" in told.err
 
 
 def test_the_draft_vocabulary_can_always_end_an_answer(run_folder: Path) -> None:

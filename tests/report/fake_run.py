@@ -86,13 +86,15 @@ def fake_run(
     ]
     for step in range(1, UPDATES + 1):
         loss = 2.2 + 6 * math.exp(-step / 120) + chance.gauss(0, 0.12)
-        counted = {"tokens": 2048, "tokens_per_second": 1500.0}
+        counted = {"tokens": 2048, "tokens_per_second": 1500.0, "seconds_left": 0.0}
+        counted |= {"epoch": 0, "learning_rate": 1e-4, "grad_norm": 1.0}
         events.append({"event": "StepEvent", "step": step, "total_steps": UPDATES, "loss": loss, **counted})
         if step % 90 == 0:
             tau = acceptance(rate * (1 - math.exp(-step / 150)), 3).tau
             events.append({"event": "EvalEvent", "step": step, "tau": tau})
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    trained = {"tau": 2.1, "step": 810, "total_steps": UPDATES}
+    trained = {"tau": 2.1, "step": 810, "total_steps": UPDATES, "checkpoint": "step-00000810", "files": {}}
+    trained |= {"fingerprint": plan.stage("train").fingerprint, "seconds": 4800.0}
     (run / "train.json").write_text(json.dumps(trained))
     result = BenchResult(
         speculator=run.name,

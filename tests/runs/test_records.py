@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +11,36 @@ from typing import Any
 import pytest
 
 from speculators.cost.history import _costs_of_run
-from speculators.runs.log import stage_seconds
-from speculators.runs.places import Places
-from speculators.runs.records import Record
+from speculators.events import StageEvent, StepEvent
+from speculators.runs.log import LoggedEvent, RunLog
+from speculators.runs.places import Places, RunFolder
+from speculators.runs.records import RunRecord
 
 
-def stage(time: float, name: str, status: str, seconds: float = 0.0) -> dict[str, Any]:
-    return {"time": time, "event": "StageEvent", "stage": name, "status": status, "detail": "", "seconds": seconds}
+def stage(time: float, name: str, status: str, seconds: float = 0.0) -> LoggedEvent:
+    return LoggedEvent(time, StageEvent(stage=name, status=status, seconds=seconds))
 
 
-def step(time: float) -> dict[str, Any]:
-    return {"time": time, "event": "StepEvent"}
+def step(time: float) -> LoggedEvent:
+    return LoggedEvent(time, update(1))
+
+
+def update(number: int, loss: float = 1.0) -> StepEvent:
+    return StepEvent(
+        step=number,
+        total_steps=9,
+        epoch=0,
+        loss=loss,
+        learning_rate=1e-3,
+        grad_norm=1.0,
+        tokens=512,
+        tokens_per_second=100.0,
+        seconds_left=1.0,
+    )
+
+
+def stage_seconds(events: Sequence[LoggedEvent]) -> dict[str, float]:
+    return RunLog(tuple(events)).stage_seconds()
 
 
 def test_a_stage_took_what_its_interrupted_launches_worked_too() -> None:
@@ -46,7 +66,7 @@ def test_the_plug_in_of_an_unrelated_run_is_not_imported(tmp_path: Path) -> None
     (tmp_path / "recipe.toml").write_text(recipe + '[algorithm]\nname = "somebodys"\nmodule = "somebodys"\n')
     (tmp_path / "plan.json").write_text(json.dumps({"recipe": {"algorithm": {"module": "somebodys"}}}))
     empty: dict[str, Any] = {"fingerprints": {}, "seconds": {}, "tokens_per_second": {}, "tokens": {}}
-    old = Record(run="old", folder=tmp_path, device="cpu", coverage=None, **empty)
+    old = RunRecord(folder=RunFolder(tmp_path), device="cpu", coverage=None, **empty)
     plan: Any = SimpleNamespace(recipe=SimpleNamespace(algorithm=SimpleNamespace(module=None)))
     assert _costs_of_run(old, plan, Places()) is None
     assert not (tmp_path / "ran").exists()
