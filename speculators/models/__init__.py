@@ -1,1 +1,1 @@
-"""One folder an algorithm."""
+"""One folder per algorithm, and what several of them share."""

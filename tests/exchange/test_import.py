@@ -218,7 +218,7 @@ def test_an_upstream_residual_has_to_be_said(world, tmp_path):
     held = json.loads(path.read_text())
     del held["norm_before_residual"]
     path.write_text(json.dumps(held))
-    with pytest.raises(ArtifactError, match="does not say norm_before_residual"):
+    with pytest.raises(ArtifactError, match="lacks norm_before_residual"):
         imported(world, tmp_path / "theirs", tmp_path / "ours")
 
 

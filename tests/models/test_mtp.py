@@ -276,7 +276,7 @@ def test_a_stitched_verifier_is_whole_or_not_there(world, native, tmp_path, monk
     verifier = tmp_path / "verifier"
     shutil.copytree(native.folder, verifier)
     head = verifier / "model-00002-of-00002.safetensors"
-    message = "cannot be made from"
+    message = "cannot be written from"
     if failure == "shape":
         tensors = load_file(head)
         tensors["mtp.fc.weight"] = tensors["mtp.fc.weight"][:, :40].contiguous()

@@ -48,5 +48,5 @@ def test_what_only_decoding_reads_can_be_tried_otherwise():
     assert (tried.cut, tried.threshold, tried.markov_rank) == ("gain", 0.05, 8)
     with pytest.raises(RecipeError, match=r"algorithm.block_size: is not read by decoding alone \(cut, threshold is\)"):
         decoding_otherwise(trained, {"block_size": 4})
-    with pytest.raises(RecipeError, match="must be one of threshold, gain"):
+    with pytest.raises(RecipeError, match='must be one of "threshold", "gain"'):
         decoding_otherwise(trained, {"cut": "gian"})

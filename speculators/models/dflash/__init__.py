@@ -1,4 +1,4 @@
-"""DFlash (arXiv 2602.06036): a block of tokens from one forward, with the verifier's states in every layer."""
+"""DFlash (arXiv 2602.06036): drafts a block of tokens with one forward, with the verifier's states in every layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["DFlashDraftModel", "DFlashSpeculatorConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model drags torch in; `spec validate` only wants the config.
+    # The model imports torch, which takes seconds; `spec validate` only needs the config.
     if name == "DFlashDraftModel":
         from speculators.models.dflash.core import DFlashDraftModel
 

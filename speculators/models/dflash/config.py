@@ -7,14 +7,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
-from speculators.structure.validators import not_negative
-
-WEIGHTS = ("d-pace", "exponential")
-
-
-def _weights(_: object, __: attrs.Attribute[str], value: str) -> None:
-    if value not in WEIGHTS:
-        raise ValueError(f"must be one of {', '.join(WEIGHTS)}, got {value!r}")
+from speculators.structure.validators import not_negative, one_of
 
 
 def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -24,26 +17,26 @@ def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
 
 def _block(_: object, __: attrs.Attribute[int], value: int) -> None:
     if value < 2:
-        raise ValueError(f"must be at least 2: the anchor and one token, got {value!r}")
+        raise ValueError(f"must be at least 2 (the anchor and one token), got {value!r}")
 
 
 @SpeculatorModelConfig.register("dflash")
 @attrs.frozen(kw_only=True, slots=False)
 class DFlashSpeculatorConfig(SpeculatorModelConfig):
-    """What a DFlash speculator is, and how it is trained.
+    """A DFlash speculator and its training.
 
     Attributes:
-        block_size: slots of a block (B), the anchor's among them; so many less one tokens are drafted.
-        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
-        sample_from_anchor: every slot drafts the token after its own, the anchor's too: B tokens are drafted.
-        sliding_window_non_causal: a block's slots all see each other; false: each sees those before it. Servers derive
-            the causality of all layers from it, with and without a sliding window.
-        max_anchors: blocks drawn of a row in training (M).
-        weights: of the slots: "d-pace" (arXiv 2605.18810) by how likely the slots before are accepted, "exponential"
-            (DFlash's own) by distance. D-PACE's are not made to sum to one: the loss is over drawn slots.
-        pace: floor of an acceptance in D-PACE (its alpha).
+        block_size: slots of a block (B), the anchor's included; a block drafts B - 1 tokens.
+        mask_token_id: stands for a token that is not known yet; None takes `init_from`'s, or the vocabulary's last.
+        sample_from_anchor: every slot, also the anchor's, drafts the token after its own: B tokens per block.
+        sliding_window_non_causal: all slots of a block see each other; if false, each sees those before it. Servers
+            derive the causality of all layers from this key, with and without a sliding window.
+        max_anchors: blocks drawn per row in training (M).
+        weights: how slots are weighted: "d-pace" (arXiv 2605.18810) by how likely the slots before are accepted,
+            "exponential" (DFlash's own) by distance. D-PACE's weights do not sum to one: the loss is over drawn slots.
+        pace: smallest acceptance that D-PACE assumes (its alpha).
         gamma: of the exponential decay exp(-depth / gamma); None takes 7 at 15 drafts, in proportion to drafts + 1.
-        loss: weight of each loss in the mixture; D-PACE is made of "ce" alone.
+        loss: weight of each loss in the mixture; D-PACE only allows "ce".
     """
 
     decoder_type: ClassVar[str] = "qwen3"
@@ -60,13 +53,13 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     sample_from_anchor: bool = False
     sliding_window_non_causal: bool = True
     max_anchors: int = knob(512, validator=positive)
-    weights: str = knob("d-pace", validator=_weights)
+    weights: str = knob("d-pace", validator=one_of("d-pace", "exponential"))
     pace: float = knob(0.5, validator=_share)
     gamma: float | None = knob(None, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
 
     def max_drafts(self) -> tuple[int, str]:
-        """Returns what a block drafts: all of its slots, or all but the anchor's."""
+        """Limits a round to one block: all of its slots, or all but the anchor's."""
         return self.block_size - (not self.sample_from_anchor), "block_size"
 
     def __attrs_post_init__(self) -> None:

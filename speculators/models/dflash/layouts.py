@@ -1,4 +1,7 @@
-"""DFlash as servers and other trainers write it; z-lab's files name the layer that a state leaves, not the next."""
+"""DFlash in the formats of servers and other trainers.
+
+z-lab's files count the layer that a state leaves; ours the layer that it enters.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ NAMES = TensorNames(
     ),
     before=("model.",),
 )
-# What `dflash_config` may say without that another network is meant, and with which value.
+# Keys of `dflash_config` that mean no other network, as long as they have these values.
 _NEUTRAL = {"input_embedding_scale": 1.0, "output_multiplier": 1.0, "projector_type": "dflash", "causal": False}
 _READ = ("mask_token_id", "target_layer_ids", "block_size")
 
@@ -37,22 +40,22 @@ def _zlab_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
         f"dflash_config.{key} = {value!r} is not known here" for key, value in other.items() if key not in _NEUTRAL
     ]
     wrong += [
-        f"dflash_config.{key} = {value!r}, known here is {_NEUTRAL[key]!r}"
+        f"dflash_config.{key} = {value!r} is not known here; only {_NEUTRAL[key]!r} is"
         for key, value in other.items()
         if key in _NEUTRAL and value != _NEUTRAL[key]
     ]
     block = raw.get("block_size") or table.get("block_size")
-    told = {"block_size": block, **{key: table.get(key) for key in ("mask_token_id", "target_layer_ids")}}
-    wrong += [f"does not say {key}" for key, value in told.items() if value is None]
+    required = {"block_size": block, **{key: table.get(key) for key in ("mask_token_id", "target_layer_ids")}}
+    wrong += [f"lacks {key}" for key, value in required.items() if value is None]
     if wrong:
         raise source.error(*wrong)
     ids = [layer + 1 for layer in table["target_layer_ids"]]
     if facts.num_hidden_layers in ids:
         raise source.error(
-            "target_layer_ids has the last layer: z-lab reads its state after the final norm, ours before"
+            "target_layer_ids contains the last layer: z-lab reads its state after the final norm, we read it before"
         )
     decoder = decoder_config(raw, "qwen3", source, num_states=len(ids))
-    # Their sliding layers see only what was before, unless the file says otherwise; full ones see the whole block.
+    # z-lab's sliding layers are causal inside the block unless the file says otherwise; full ones see the whole block.
     causal = raw.get("is_causal")
     return {
         "block_size": block,
@@ -69,22 +72,22 @@ def _zlab_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
 def _upstream_fields(source: PublishedCheckpoint, fields: Fields) -> Fields:
     if (kind := source.config.get("projector_type", "dflash")) != "dflash":
         raise source.error(f"projector_type = {kind!r} is not known here")
-    # In that project the flag is about sliding layers alone: full ones always see the whole block.
+    # In that project the flag only concerns sliding layers: full ones always see the whole block.
     full = fields["transformer_layer_config"]["layer_types"][0] == FULL
     return {**fields, "sliding_window_non_causal": full or bool(source.config.get("sliding_window_non_causal"))}
 
 
 def _vllm_refuses(config: Any) -> list[str]:
-    found = []
+    reasons = []
     if config.sample_from_anchor:
-        found.append(
-            "sample_from_anchor: vLLM takes every draft for one whose anchor is not sampled from, and shifts the block "
-            "by one; train with algorithm.sample_from_anchor = false"
+        reasons.append(
+            "sample_from_anchor: vLLM assumes that the anchor's slot drafts nothing, and shifts the block by one; "
+            "train with algorithm.sample_from_anchor = false"
         )
     tokens = config.speculators_config.proposal_methods[0].speculative_tokens
     if tokens >= config.block_size:
-        found.append(f"speculative_tokens {tokens}: a block of {config.block_size} drafts {config.block_size - 1}")
-    return found
+        reasons.append(f"speculative_tokens {tokens}: a block of {config.block_size} drafts {config.block_size - 1}")
+    return reasons
 
 
 SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, refusals=_vllm_refuses),)

@@ -1,4 +1,4 @@
-"""DSpark (arXiv 2607.05147): a block whose tokens know each other, and a confidence that cuts it."""
+"""DSpark (arXiv 2607.05147): drafts a block whose tokens depend on each other, and cuts it by confidence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["DSparkDraftModel", "DSparkSpeculatorConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model drags torch in; `spec validate` only wants the config.
+    # The model imports torch, which takes seconds; `spec validate` only needs the config.
     if name == "DSparkDraftModel":
         from speculators.models.dspark.core import DSparkDraftModel
 

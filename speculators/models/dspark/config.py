@@ -7,20 +7,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
-from speculators.structure.validators import not_negative
-
-MARKOV_HEADS = ("vanilla", "gated", "rnn")
-CUTS = ("threshold", "gain")
-
-
-def _markov(_: object, __: attrs.Attribute[str], value: str) -> None:
-    if value not in MARKOV_HEADS:
-        raise ValueError(f"must be one of {', '.join(MARKOV_HEADS)}, got {value!r}")
-
-
-def _cut(_: object, __: attrs.Attribute[str | None], value: str | None) -> None:
-    if value is not None and value not in CUTS:
-        raise ValueError(f"must be one of {', '.join(CUTS)}, or left out, got {value!r}")
+from speculators.structure.validators import not_negative, one_of
 
 
 def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
@@ -31,23 +18,23 @@ def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
 @SpeculatorModelConfig.register("dspark")
 @attrs.frozen(kw_only=True, slots=False)
 class DSparkSpeculatorConfig(SpeculatorModelConfig):
-    """What a DSpark speculator is, and how it is trained.
+    """A DSpark speculator and its training.
 
     Attributes:
         block_size: slots of a block (B), each of which drafts the token after its own.
-        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
-        sliding_window_non_causal: a block's slots all see each other; false: each sees those before it.
+        mask_token_id: stands for a token that is not known yet; None takes `init_from`'s, or the vocabulary's last.
+        sliding_window_non_causal: all slots of a block see each other; if false, each sees those before it.
         markov_rank: width r of the embedding of the token before, from which each slot's logits get a bias.
-        markov_head_type: "vanilla" takes the embedding, "gated" as much of it as the slot's state lets through, "rnn"
-            a recurrent state over the block.
-        confidence_head_with_markov: the confidence reads the embedding, too.
-        cut: where a live block ends: "threshold" before the first slot that is reached with a lower probability,
-            "gain" before the first whose expected token is worth less than its cost; None never.
-        threshold: of the probability; or what one more drafted token costs in tokens without drafts, which `spec bench`
-            measures with two K or more, and takes with `--set`.
-        max_anchors: blocks drawn of a row in training.
+        markov_head_type: "vanilla" takes the embedding, "gated" the part that the slot's state lets through, "rnn" a
+            recurrent state over the block.
+        confidence_head_with_markov: the confidence also reads the embedding.
+        cut: where a live block ends: "threshold" before the first slot that is accepted with a lower probability,
+            "gain" before the first whose expected token is worth less than its cost; None never cuts.
+        threshold: the probability of "threshold". For "gain", the cost of one more drafted token, in tokens decoded
+            without drafts; `spec bench` measures it with two K or more, and takes it with `--set`.
+        max_anchors: blocks drawn per row in training.
         gamma: of the exponential decay exp(-depth / gamma) of the slots' weights; None takes 7 at 15 drafts.
-        confidence_weight: of the confidence's cross-entropy beside the loss.
+        confidence_weight: weight of the confidence's cross-entropy beside the loss.
         loss: weight of each loss in the mixture.
     """
 
@@ -66,10 +53,10 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     mask_token_id: int | None = attrs.field(default=None, validator=not_negative)
     sliding_window_non_causal: bool = True
     markov_rank: int = attrs.field(default=256, validator=positive)
-    markov_head_type: str = attrs.field(default="vanilla", validator=_markov)
+    markov_head_type: str = attrs.field(default="vanilla", validator=one_of("vanilla", "gated", "rnn"))
     enable_confidence_head: bool = derived(True)
     confidence_head_with_markov: bool = False
-    cut: str | None = attrs.field(default=None, validator=_cut)
+    cut: str | None = attrs.field(default=None, validator=attrs.validators.optional(one_of("threshold", "gain")))
     threshold: float = attrs.field(default=0.1, validator=_share)
     max_anchors: int = knob(512, validator=positive)
     gamma: float | None = knob(None, validator=positive)
@@ -77,5 +64,5 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     loss: dict[str, float] = knob(factory=lambda: {"ce": 0.1, "tv": 0.9}, validator=known_losses)
 
     def max_drafts(self) -> tuple[int, str]:
-        """Returns what a block drafts: a token a slot."""
+        """Limits a round to one block: one token per slot."""
         return self.block_size, "block_size"

@@ -1,4 +1,4 @@
-"""DSpark as servers and other trainers write it."""
+"""DSpark in the formats of servers and other trainers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ NAMES = TensorNames(
 def _fields(source: PublishedCheckpoint, fields: Fields) -> Fields:
     wrong = []
     if not source.config.get("enable_confidence_head", True):
-        wrong.append("enable_confidence_head is false: a DSpark here has a confidence head")
+        wrong.append("enable_confidence_head is false: a DSpark model here always has a confidence head")
     if source.config.get("markov_rank") == 0:
-        wrong.append("markov_rank is 0: a DSpark here has a Markov head")
+        wrong.append("markov_rank is 0: a DSpark model here always has a Markov head")
     if wrong:
         raise source.error(*wrong)
     full = fields["transformer_layer_config"]["layer_types"][0] == FULL
@@ -40,26 +40,26 @@ def _fields(source: PublishedCheckpoint, fields: Fields) -> Fields:
 
 
 def _vllm_refuses(config: Any) -> list[str]:
-    found = []
+    reasons = []
     if config.markov_head_type != "vanilla":
-        found.append(f'markov_head_type {config.markov_head_type!r}: vLLM has "vanilla" alone')
+        reasons.append(f'markov_head_type {config.markov_head_type!r}: vLLM has only "vanilla"')
     depths = config.block_size if config.sample_from_anchor else config.block_size - 1
     tokens = config.speculators_config.proposal_methods[0].speculative_tokens
     if tokens > depths:
-        found.append(f"speculative_tokens {tokens}: a block of {config.block_size} drafts {depths}")
-    return found
+        reasons.append(f"speculative_tokens {tokens}: a block of {config.block_size} drafts {depths}")
+    return reasons
 
 
 def _vllm_notes(config: Any) -> list[str]:
-    found = ["vLLM needs a GPU (Triton) for it"]
+    notes = ["vLLM serves DSpark on GPUs only (it needs Triton)"]
     if config.sample_from_anchor:
-        found.append(
-            "vLLM releases that do not read sample_from_anchor shift the block by one, and accept about one token a "
-            "round: compare the first acceptance length with the one below"
+        notes.append(
+            "vLLM releases that do not read sample_from_anchor shift the block by one and accept about one token per "
+            "round: compare the server's first acceptance length with the one below"
         )
     if config.cut is not None:
-        found.append("vLLM does not cut blocks by confidence: it drafts K tokens every round")
-    return found
+        notes.append("vLLM does not cut blocks by confidence: it drafts K tokens in every round")
+    return notes
 
 
 SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, refusals=_vllm_refuses, notes=_vllm_notes),)

@@ -10,7 +10,7 @@ __all__ = ["Eagle1DraftModel", "Eagle1SpeculatorConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model drags torch in; `spec validate` only wants the config.
+    # The model imports torch, which takes seconds; `spec validate` only needs the config.
     if name == "Eagle1DraftModel":
         from speculators.models.eagle1.core import Eagle1DraftModel
 

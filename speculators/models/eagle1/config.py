@@ -13,19 +13,19 @@ from speculators.structure.validators import not_negative
 @SpeculatorModelConfig.register("eagle1")
 @attrs.frozen(kw_only=True, slots=False)
 class Eagle1SpeculatorConfig(SpeculatorModelConfig):
-    """What an EAGLE speculator is, and how it is trained.
+    """An EAGLE speculator and its training.
 
-    A recipe has no `target_layer_ids`: the draft reads the last state.
+    Recipes cannot set `target_layer_ids`: the draft reads the last layer's state.
 
     Attributes:
-        alignment_steps: depths that training unrolls, each on the state that the draft itself left; 1 is EAGLE, 3 as
-            in HASS.
-        alignment_decay: weight of step k is alignment_decay ** k.
+        alignment_steps: depths unrolled in training, each on the state that the draft itself left; 1 is EAGLE, HASS
+            takes 3.
+        alignment_decay: step k's losses have weight alignment_decay ** k.
         regression: weight of the smooth L1 distance between the draft's state and the verifier's.
-        loss: weight of each loss of the distributions; kl_div is the paper's cross-entropy with p, less p's entropy.
-        topk: HASS's distillation, the cross-entropy of the verifier's so many most likely tokens (of the draft
-            vocabulary) at every step; its paper takes 10, 0 leaves it out and is EAGLE.
-        topk_weight: of that loss.
+        loss: weight of each loss between the distributions; kl_div is the paper's cross-entropy less p's entropy.
+        topk: HASS's distillation at every step, a cross-entropy over this many of the verifier's most likely tokens of
+            the draft vocabulary; its paper takes 10, and 0 leaves it out, as EAGLE does.
+        topk_weight: weight of that loss.
         noise: training adds U(-noise, noise) to the verifier's states (section 4, "Training").
     """
 
@@ -33,7 +33,7 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
     speculators_model_type: str = derived("eagle1")
     architectures: tuple[str, ...] = derived(("Eagle1DraftModel",))
     target_layer_ids: tuple[int, ...] | None = derived(None)
-    # Published checkpoints have one; what is trained here has it where it starts from one that has.
+    # Published checkpoints have a bias; training here has one only if it starts from such a checkpoint.
     fc_bias: bool = derived(False)
     alignment_steps: int = knob(1, validator=few)
     alignment_decay: float = knob(1.0, validator=positive)
@@ -44,5 +44,5 @@ class Eagle1SpeculatorConfig(SpeculatorModelConfig):
     noise: float = knob(0.1, validator=not_negative)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
-        """Returns the last layer's output."""
+        """Reads the last layer's output, whatever the recipe says."""
         return (num_layers,)

@@ -1,4 +1,4 @@
-"""EAGLE-1 as servers and other trainers write it: head, embeddings and final norm stay with the verifier."""
+"""EAGLE-1 in the formats of servers and other trainers; head, embeddings and final norm stay with the verifier."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def _vllm_config(config: Any) -> dict[str, Any]:
 
 
 def _vllm_refuses(config: Any) -> list[str]:
-    decoder, found = config.transformer_layer_config, []
+    decoder, reasons = config.transformer_layer_config, []
     if config.draft_vocab_size not in (None, decoder["vocab_size"]):
-        message = f"draft_vocab_size {config.draft_vocab_size}: vLLM drafts with the verifier's head, over all of its"
-        found.append(f"{message} {decoder['vocab_size']} tokens; train without algorithm.draft_vocab_size")
+        message = f"draft_vocab_size {config.draft_vocab_size}: vLLM drafts all {decoder['vocab_size']} tokens with the"
+        reasons.append(f"{message} verifier's head; train without algorithm.draft_vocab_size")
     if decoder["model_type"] != "llama":
-        found.append(f"decoder.model_type {decoder['model_type']!r}: vLLM's layer is Llama's, without norms of heads")
+        reasons.append(f"decoder.model_type {decoder['model_type']!r}: vLLM's layer is Llama's, without head norms")
     if config.fc_bias:
-        found.append("fc_bias: vLLM's fc has no bias")
-    return found
+        reasons.append("fc_bias: vLLM's fc has no bias")
+    return reasons
 
 
 SERVER_LAYOUTS = (

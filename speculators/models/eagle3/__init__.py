@@ -10,7 +10,7 @@ __all__ = ["Eagle3DraftModel", "Eagle3SpeculatorConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model drags torch in; `spec validate` only wants the config.
+    # The model imports torch, which takes seconds; `spec validate` only needs the config.
     if name == "Eagle3DraftModel":
         from speculators.models.eagle3.core import Eagle3DraftModel
 

@@ -12,15 +12,15 @@ from speculators.config import SpeculatorModelConfig, derived, few, knob, known_
 @SpeculatorModelConfig.register("eagle3")
 @attrs.frozen(kw_only=True, slots=False)
 class Eagle3SpeculatorConfig(SpeculatorModelConfig):
-    """What an EAGLE-3 speculator is, and how it is trained.
+    """An EAGLE-3 speculator and its training.
 
     Attributes:
         norm_before_residual: the first layer's residual is the normed state instead of the state.
         norm_before_fc: one RMSNorm over the A concatenated states before `fc`.
         fc_norm: an RMSNorm for each of the A states before `fc` (3.1).
-        norm_output: the state handed to the next depth is the normed one (3.1).
+        norm_output: the next depth reads the normed state (3.1).
         ttt_steps: depths unrolled in training.
-        ttt_gamma: weight of depth k's loss is ttt_gamma ** k (upstream 1.0, the paper's code 0.8).
+        ttt_gamma: depth k's loss has weight ttt_gamma ** k; the paper's code takes 0.8.
         loss: weight of each loss in the mixture.
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """

@@ -1,4 +1,4 @@
-"""EAGLE-3 as servers and other trainers write it: SGLang, SpecForge and SafeAILab call the first layer `midlayer`."""
+"""EAGLE-3 in the formats of servers and other trainers; SGLang, SpecForge and SafeAILab call the layer `midlayer`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIDLAYER = TensorNames(
         ("midlayer.", "layers.0."),
         ("layers.0.", "layers.0."),
         *_SHARED,
-        # SGLang's older names of the norms of each state.
+        # SGLang's older names for the norm of each state.
         ("aux_norm_low.", "fc_norm.0."),
         ("aux_norm_mid.", "fc_norm.1."),
         ("aux_norm_high.", "fc_norm.2."),
@@ -45,7 +45,7 @@ def _sglang_config(config: Any) -> dict[str, Any]:
         "fc_norm": config.fc_norm,
         "norm_output": config.norm_output,
         "num_aux_hidden_states": len(config.eagle_aux_hidden_state_layer_ids),
-        # SGLang counts the layer that a state leaves; it captures what enters layer id + 1.
+        # SGLang counts the layer that a state leaves, we the one that it enters.
         "eagle_config": {
             "use_aux_hidden_state": True,
             "eagle_aux_hidden_state_layer_ids": [id - 1 for id in config.eagle_aux_hidden_state_layer_ids],
@@ -55,21 +55,25 @@ def _sglang_config(config: Any) -> dict[str, Any]:
 
 def _sglang_refuses(config: Any) -> list[str]:
     decoder = config.transformer_layer_config
-    found = []
+    reasons = []
     if config.norm_before_residual:
-        found.append(
-            "norm_before_residual: SGLang adds the state itself to the attention's output, not the normed one; train "
-            "with algorithm.norm_before_residual = false"
+        reasons.append(
+            "norm_before_residual: SGLang adds the state before its norm to the attention's output; train with "
+            "algorithm.norm_before_residual = false"
         )
     if config.norm_before_fc:
-        found.append("norm_before_fc: SGLang has no norm over all states; algorithm.fc_norm = true norms each")
+        reasons.append(
+            "norm_before_fc: SGLang has no norm over all states; train with algorithm.fc_norm = true, which norms each"
+        )
     if decoder["model_type"] != "llama":
-        found.append(f"decoder.model_type {decoder['model_type']!r}: SGLang's layer is Llama's, without norms of heads")
+        reasons.append(f"decoder.model_type {decoder['model_type']!r}: SGLang's layer is Llama's, without head norms")
     if decoder["num_hidden_layers"] != 1:
-        found.append(f"num_layers {decoder['num_hidden_layers']}: SGLang's layouts of more than one layer differ")
+        reasons.append(
+            f"num_layers {decoder['num_hidden_layers']}: SGLang loads drafts of one layer only in this layout"
+        )
     if decoder["attention_bias"] or decoder["mlp_bias"]:
-        found.append("decoder.attention_bias, decoder.mlp_bias: SGLang's layer has no biases")
-    return found
+        reasons.append("decoder.attention_bias, decoder.mlp_bias: SGLang's layer has no biases")
+    return reasons
 
 
 def _fits_midlayer(source: PublishedCheckpoint) -> bool:
@@ -80,11 +84,13 @@ def _midlayer_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Field
     raw = source.config
     table = raw.get("eagle_config") or {}
     if table.get("use_aux_hidden_state") is False:
-        raise source.error("eagle_config.use_aux_hidden_state is false: such a draft reads one state, and fc three")
+        raise source.error(
+            "eagle_config.use_aux_hidden_state is false: such a draft reads one state, but EAGLE-3 several"
+        )
     if (before := table.get("eagle_aux_hidden_state_layer_ids")) is not None:
         ids = [layer + 1 for layer in before]
     else:
-        # Without a word of them SafeAILab, SpecForge, SGLang and vLLM all read these.
+        # The default of SafeAILab, SpecForge, SGLang and vLLM.
         count = facts.num_hidden_layers
         ids = raw.get("eagle_aux_hidden_state_layer_ids") or [2, count // 2, count - 3]
     heads = source.has_tensors("midlayer.self_attn.q_norm.")
@@ -101,21 +107,21 @@ def _midlayer_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Field
 def _draft_vocab_size(source: PublishedCheckpoint) -> int:
     rows = [shape[0] for name, shape in source.shapes.items() if name.endswith("lm_head.weight")]
     if not rows:
-        raise source.error("there is no lm_head.weight beside it: such a draft has a head of its own")
+        raise source.error("there is no lm_head.weight beside it, but an EAGLE-3 draft has its own head")
     return rows[0]
 
 
 def _without_identity_map(config: Any, tensors: Tensors) -> Tensors:
-    """Leaves out the maps of a whole vocabulary, which some writers save as zeros and ones."""
+    """Drops the maps of a whole vocabulary, which some writers save as zeros and ones."""
     whole = config.draft_vocab_size == config.transformer_layer_config["vocab_size"]
     if whole and "d2t" in tensors and not tensors["d2t"].any():
         return {name: tensor for name, tensor in tensors.items() if name not in ("d2t", "t2d")}
     return tensors
 
 
-def _residual_is_said(source: PublishedCheckpoint, fields: Fields) -> Fields:
+def _check_residual(source: PublishedCheckpoint, fields: Fields) -> Fields:
     if "norm_before_residual" not in source.config:
-        message = "does not say norm_before_residual, which trainers and servers default otherwise: write it in"
+        message = "lacks norm_before_residual, whose default differs between trainers and servers: add it"
         raise source.error(message)
     return fields
 
@@ -146,6 +152,6 @@ PUBLISHED_FORMATS = (
         from_verifier=("embed_tokens.",),
         layer_ids="eagle_aux_hidden_state_layer_ids",
         training=("enable_sp_ulysses",),
-        adapt=_residual_is_said,
+        adapt=_check_residual,
     ),
 )

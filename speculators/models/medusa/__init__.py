@@ -10,7 +10,7 @@ __all__ = ["MedusaDraftModel", "MedusaSpeculatorConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model drags torch in; `spec validate` only wants the config.
+    # The model imports torch, which takes seconds; `spec validate` only needs the config.
     if name == "MedusaDraftModel":
         from speculators.models.medusa.core import MedusaDraftModel
 

@@ -10,20 +10,21 @@ from speculators.config import SpeculatorModelConfig, derived, few, knob, known_
 @SpeculatorModelConfig.register("medusa")
 @attrs.frozen(kw_only=True, slots=False)
 class MedusaSpeculatorConfig(SpeculatorModelConfig):
-    """What a Medusa speculator is, and how it is trained.
+    """A Medusa speculator and its training.
 
-    `num_layers` is the residual blocks of each head. A recipe has no `target_layer_ids`: the heads read the last state.
+    `num_layers` counts the residual blocks of each head. Recipes cannot set `target_layer_ids`: the heads read the last
+    layer's state.
 
     Attributes:
-        num_heads: heads, and so the most tokens that are drafted a round.
-        head_decay: weight of head k's loss is head_decay ** (k - 1) (the paper's 0.8 ** k, up to a factor).
-        loss: weight of each loss in the mixture; "ce" is the likelihood of the verifier's own greedy token.
+        num_heads: number of heads, and so the most tokens drafted per round.
+        head_decay: head k's loss (from 1) has weight head_decay ** (k - 1); the paper's 0.8 ** k, up to a factor.
+        loss: weight of each loss in the mixture; "ce" is the negative log-likelihood of the verifier's greedy token.
     """
 
     speculators_model_type: str = derived("medusa")
     architectures: tuple[str, ...] = derived(("MedusaModel",))
     target_layer_ids: tuple[int, ...] | None = derived(None)
-    # What vLLM reads, at the top of config.json.
+    # vLLM reads these at the top level of config.json.
     model_type: str = derived("medusa")
     hidden_size: int = derived(0)
     vocab_size: int = derived(0)
@@ -35,9 +36,9 @@ class MedusaSpeculatorConfig(SpeculatorModelConfig):
     loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
 
     def layer_ids(self, num_layers: int) -> tuple[int, ...]:
-        """Returns the last layer's output."""
+        """Reads the last layer's output, whatever the recipe says."""
         return (num_layers,)
 
     def max_drafts(self) -> tuple[int, str]:
-        """Returns the number of heads: each drafts one token."""
+        """Limits a round to one token per head."""
         return self.num_heads, "num_heads"

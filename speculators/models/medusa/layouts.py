@@ -1,4 +1,4 @@
-"""Medusa as vLLM writes it; what FasterDecoding publishes are pickles (`medusa_lm_head.pt`)."""
+"""Medusa in vLLM's format. FasterDecoding publishes pickles (`medusa_lm_head.pt`), which are not read."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _fits(source: PublishedCheckpoint) -> bool:
 
 def _config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     raw = source.config
-    # vLLM takes any key with "num" and "heads" or "layers" in it.
+    # vLLM accepts any key that contains "num" and "heads" or "layers".
     heads = [value for key, value in raw.items() if "num" in key and "heads" in key]
     layers = [value for key, value in raw.items() if "num" in key and "layers" in key]
-    wrong = [f"does not say {key}" for key, found in (("num_heads", heads), ("num_hidden_layers", layers)) if not found]
-    wrong += [f"does not say {key}" for key in ("hidden_size", "vocab_size") if key not in raw]
+    wrong = [f"lacks {key}" for key, values in (("num_heads", heads), ("num_hidden_layers", layers)) if not values]
+    wrong += [f"lacks {key}" for key in ("hidden_size", "vocab_size") if key not in raw]
     if raw.get("logit_scale") not in (None, 1.0):
         wrong.append(f"logit_scale = {raw['logit_scale']!r} is not known here")
     if wrong:
@@ -56,31 +56,35 @@ def _config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
 
 
 def _amend(config: Any, tensors: Tensors) -> Tensors:
-    """Gives every head its own projection over the draft vocabulary, and every block a bias."""
-    found = dict(tensors)
-    if "lm_heads.0.weight" in found:
+    """Completes what vLLM's format may leave out: a projection per head over the draft vocabulary, and biases."""
+    completed = dict(tensors)
+    if "lm_heads.0.weight" in completed:
         for head in range(1, config.num_heads):
-            # original_lm_head: one projection for all.
-            found.setdefault(f"lm_heads.{head}.weight", found["lm_heads.0.weight"])
-    if "token_map" in found and config.truncated_vocab_size < config.vocab_size:
-        rows = found["token_map"].long()
-        # Our draft ids ascend with the tokens they stand for.
+            # original_lm_head: one projection for all heads.
+            completed.setdefault(f"lm_heads.{head}.weight", completed["lm_heads.0.weight"])
+    if "token_map" in completed and config.truncated_vocab_size < config.vocab_size:
+        rows = completed["token_map"].long()
+        # Our draft ids are in the order of the target ids.
         order = rows.argsort()
-        for name in [name for name in found if name.startswith("lm_heads.")]:
-            whole = len(found[name]) > len(rows)
-            found[name] = found[name][rows[order] if whole else order]
-        found["token_map"] = rows[order]
+        for name in [name for name in completed if name.startswith("lm_heads.")]:
+            whole = len(completed[name]) > len(rows)
+            completed[name] = completed[name][rows[order] if whole else order]
+        completed["token_map"] = rows[order]
     for name, weight in tensors.items():
         if name.startswith("blocks.") and name.endswith(".weight"):
-            # A block without biases computes what one with zeros does.
+            # A block without a bias equals one with zeros.
             bias = torch.zeros(weight.shape[0], dtype=weight.dtype)
-            found.setdefault(f"{name.removesuffix('weight')}bias", bias)
-    return found
+            completed.setdefault(f"{name.removesuffix('weight')}bias", bias)
+    return completed
 
 
 def _vllm_refuses(config: Any) -> list[str]:
     tokens = config.speculators_config.proposal_methods[0].speculative_tokens
-    return [f"speculative_tokens {tokens}: there are {config.num_heads} heads"] if tokens > config.num_heads else []
+    return (
+        [f"speculative_tokens {tokens}: there are {config.num_heads} heads, one per token"]
+        if tokens > config.num_heads
+        else []
+    )
 
 
 SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_draft("medusa"), refusals=_vllm_refuses),)

@@ -1,4 +1,4 @@
-"""Multi-token prediction: a verifier's own extra layer, or one of that kind (FastMTP, arXiv 2509.18362)."""
+"""Multi-token prediction (FastMTP, arXiv 2509.18362): drafts with a verifier's own extra layer, or one of that kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["MtpDraftModel", "MtpSpeculatorConfig", "stitch"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model drags torch in; `spec validate` only wants the config.
+    # The model imports torch, which takes seconds; `spec validate` only needs the config.
     if name == "MtpDraftModel":
         from speculators.models.mtp.core import MtpDraftModel
 

@@ -1,4 +1,4 @@
-"""The one layer of multi-token prediction, of a plain decoder's kind or of a Qwen3-Next / Qwen3.5 verifier's."""
+"""The layer of multi-token prediction, built like a plain decoder's or like that of Qwen3-Next and Qwen3.5."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Kind:
 
     Attributes:
         shape_of: the `model_type` whose sizes and head norms it has.
-        hybrid: norms multiply by 1 + w, and the attention's output passes a gate that its query projection gives.
-        experts: the feed-forward is a mixture of experts beside a shared one.
+        hybrid: norms multiply by 1 + w, and a gate from the query projection scales the attention's output.
+        experts: the feed-forward is a mixture of experts with a shared one beside it.
     """
 
     shape_of: str
@@ -42,22 +42,22 @@ _EXPERT_KEYS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "
 
 
 def kind_of(model_type: str) -> Kind:
-    """Returns the kind of an architecture; raises ContractError for one that no layer here implements."""
+    """Looks up the kind of an architecture; raises ContractError if no layer here implements it."""
     if model_type not in KINDS:
-        raise ContractError(f"no layer of type {model_type!r}", hint=f"there are: {', '.join(KINDS)}")
+        raise ContractError(f"no layer of type {model_type!r}", hint=f"the types are: {', '.join(KINDS)}")
     return KINDS[model_type]
 
 
 def native_decoder(decoder: dict[str, Any], facts: VerifierFacts) -> dict[str, Any]:
-    """Returns `transformer_layer_config` with the architecture, and the experts, of the verifier's own layers.
+    """Completes `transformer_layer_config` with the architecture, and the experts, of the verifier's own layers.
 
     Raises:
-        ContractError: an architecture without a native head that is known here.
+        ContractError: no layer here implements the verifier's architecture.
     """
     own: dict[str, Any] = {"model_type": facts["model_type"]}
     if kind_of(facts["model_type"]).experts:
         own |= {key: facts[key] for key in _EXPERT_KEYS}
-        # Qwen3.5's files do not say it, and its router always normalises.
+        # Qwen3.5's files lack this key; its router always normalises.
         own["norm_topk_prob"] = facts.get("norm_topk_prob", True)
     return {**decoder, **own}
 
@@ -70,12 +70,12 @@ class OffsetNorm(RMSNorm):
         nn.init.zeros_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., size] -> the same shape, in the weight's dtype."""
+        """Norms [..., size] and returns the weight's dtype; see `RMSNorm`."""
         return nn.functional.rms_norm(x.to(self.weight.dtype), (len(self.weight),), 1 + self.weight, self.eps)
 
 
 class GatedAttention(Attention):
-    """Attention whose query projection also gives a gate [R, heads * d] of its output; norms multiply by 1 + w."""
+    """Attention whose query projection also yields a gate [R, heads * d] for its output; norms multiply by 1 + w."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape, shape.hidden_size)
@@ -86,13 +86,14 @@ class GatedAttention(Attention):
         self.k_norm = OffsetNorm(shape.head_dim, shape.rms_norm_eps)
 
     def queries_and_gate(self, x: torch.Tensor, cos_sin: CosSin) -> tuple[torch.Tensor, torch.Tensor]:
-        """[R, H] -> rotated queries [R, heads, d] and the gate [R, heads * d], in 0..1."""
+        """Projects [R, H] to rotated queries [R, heads, d] and the gate [R, heads * d], in 0..1."""
+        # Query and gate of one head lie side by side: [R, heads, 2 d].
         q, gate = self.q_proj(x).unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1)
         return rotate(self.q_norm(q).to(q.dtype), cos_sin), torch.sigmoid(gate.flatten(1))
 
 
 class Experts(nn.Module):
-    """The routed experts: gate and up projections [E, 2I, H] and down projections [E, H, I] of all of them."""
+    """The routed experts: gate and up projections [E, 2I, H] and down projections [E, H, I] in one tensor each."""
 
     def __init__(self, decoder: dict[str, Any]) -> None:
         super().__init__()
@@ -104,30 +105,32 @@ class Experts(nn.Module):
         self.act = ACT2FN[decoder["hidden_act"]]
 
     def forward(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Sums the chosen experts' outputs.
+        """Sums the weighted outputs of each row's experts, [R, H].
 
         Args:
             x: [R, H].
             chosen: [R, k] int64, the experts of each row.
             weights: [R, k].
         """
-        # Rows sorted by expert, with the ends of the groups on the device: nothing waits for the host.
+        # Sort the rows by expert; the ends of the groups stay on the device, so nothing waits for the host.
         grouped, order = chosen.flatten().sort(stable=True)
         experts = torch.arange(len(self.down_proj), device=x.device)
         ends = torch.searchsorted(grouped, experts, right=True, out_int32=True)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         up_weight, down_weight = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
-        # A row stands as often as it has experts, then all change places: no gradient adds up where two indices meet.
+        # Repeat each row once per expert, then permute. A direct gather's gradient would add up where indices repeat,
+        # in an order that depends on the device's timing.
         rows = x.to(dtype).repeat_interleave(chosen.shape[1], 0).index_select(0, order)
         gate, up = nn.functional.grouped_mm(rows, up_weight.transpose(1, 2), offs=ends).chunk(2, dim=-1)
         out = nn.functional.grouped_mm(self.act(gate) * up, down_weight.transpose(1, 2), offs=ends)
-        # Back in the rows' order before the sum: adding up where rows meet would depend on the device's timing.
+        # Back to the rows' order before the sum: an index_add would sum in an order that depends on the device's
+        # timing.
         out = out.index_select(0, order.argsort()).unflatten(0, chosen.shape)
         return (out * weights[..., None].to(dtype)).sum(1)
 
 
 class MixtureOfExperts(nn.Module):
-    """A router over experts, and a shared expert behind a gate of its own."""
+    """A router over experts, beside a shared expert with its own gate."""
 
     def __init__(self, decoder: dict[str, Any], shape: Shape) -> None:
         super().__init__()
@@ -141,7 +144,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_expert_gate = nn.Linear(size, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[R, H] -> [R, H]."""
+        """Mixes top-k and shared experts: [R, H] -> [R, H]."""
         weights, chosen = torch.softmax(self.gate(x).float(), -1).topk(self.top_k)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
@@ -150,7 +153,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class MtpLayer(nn.Module):
-    """final_norm(decoder(input_proj([norm(e); norm(h)]))): from a state and the next token to the next state.
+    """Computes the next state from a state h and the next token's embedding e: norm(decoder(proj([norm(e); norm(h)]))).
 
     Args:
         decoder: `transformer_layer_config`.
@@ -184,12 +187,13 @@ class MtpLayer(nn.Module):
             state: [S, H], the verifier's normed last states or this layer's own output.
             embeddings: [S, H] of the tokens that follow.
             cos_sin: of the S positions.
-            attend: the attention over this call's queries, keys and values and what the caller has cached.
-            rows: [R] the rows whose output is wanted; all S give keys. None for all.
+            attend: attention over this call's queries, keys and values and over what the caller has cached.
+            rows: [R] rows to compute the output of, None for all; all S rows give keys.
 
         Returns:
             [R, H].
         """
+        # Embedding first, as in Qwen3-Next's checkpoints.
         both = torch.cat((self.token_layernorm(embeddings), self.hidden_layernorm(state)), dim=-1)
         residual = self.input_proj(both)
         inputs = self.input_layernorm(residual)

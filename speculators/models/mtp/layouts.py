@@ -1,4 +1,4 @@
-"""MTP heads where they come from and are served: in a verifier's own checkpoint."""
+"""MTP heads in a verifier's own checkpoint, where they are published and served."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def _upstream_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Field
 
 
 def _command(deployment: Deployment) -> tuple[str, ...]:
-    told = {"method": "mtp", "num_speculative_tokens": deployment.num_speculative_tokens}
-    return (*vllm_serve(deployment), "--speculative-config", json.dumps(told))
+    speculative = {"method": "mtp", "num_speculative_tokens": deployment.num_speculative_tokens}
+    return (*vllm_serve(deployment), "--speculative-config", json.dumps(speculative))
 
 
 def _vllm_refuses(config: Any) -> list[str]:
     kind = config.transformer_layer_config["model_type"]
     if kind in KINDS and KINDS[kind].hybrid:
         return []
-    return [f"decoder.model_type {kind!r}: vLLM runs MTP layers that come with a verifier, in its checkpoint, alone"]
+    return [f"decoder.model_type {kind!r}: vLLM only runs MTP layers that come with a verifier, in its checkpoint"]
 
 
 def _vllm_notes(_: Any) -> list[str]:
-    return ["each tensor of the head is in the dtype that the verifier's file has for it"]
+    return ["each tensor of the head keeps the dtype that it has in the verifier's file"]
 
 
 SERVER_LAYOUTS = (

@@ -1,4 +1,4 @@
-"""A verifier's own MTP head: out of its checkpoint, and back into a copy of it."""
+"""Reads a verifier's own MTP head from its checkpoint, and writes a trained one into a copy of it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _NAMES = {
     "pre_fc_norm_embedding.": "token_layernorm.",
     "layers.0.": "",
 }
-# Files that keep a tensor for each expert; ours (and transformers') keep one for all of them.
+# Some files have one tensor per expert; ours and transformers' have one for all of them.
 _EXPERT = re.compile(r"(?P<place>.*mlp\.experts\.)(?P<expert>\d+)\.(?P<part>gate|up|down)_proj\.weight")
 
 
 def own_name(name: str) -> str:
-    """Returns the speculator's name of a verifier's tensor: `mtp.fc.weight` -> `mtp_layers.0.input_proj.weight`.
+    """Translates a verifier's tensor name: `mtp.fc.weight` -> `mtp_layers.0.input_proj.weight`.
 
     Raises:
-        ArtifactError: a name that no MTP head of one layer has.
+        ArtifactError: no MTP head of one layer has such a tensor.
     """
     rest = name.removeprefix(PREFIX)
     for theirs, ours in _NAMES.items():
@@ -50,11 +50,11 @@ def extract(folder: Path) -> dict[str, torch.Tensor]:
     names = [name for name in reader.names() if name.startswith(PREFIX)]
     if not names:
         raise ArtifactError(f"{folder} has no {PREFIX}* tensors: no native head", hint="set algorithm.native = false")
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     experts: dict[str, dict[int, str]] = {}
     for name in names:
         if (match := _EXPERT.fullmatch(name)) is None:
-            found[own_name(name)] = reader.read(name)
+            tensors[own_name(name)] = reader.read(name)
         else:
             experts.setdefault(match["place"] + match["part"], {})[int(match["expert"])] = name
     for place in sorted({part.rpartition(".")[0] for part in experts}):
@@ -63,13 +63,13 @@ def extract(folder: Path) -> dict[str, torch.Tensor]:
             for part in ("gate", "up", "down")
             if (count := len(experts[f"{place}.{part}"]))
         }
-        found[own_name(f"{place}.gate_up_proj")] = torch.cat((parts["gate"], parts["up"]), dim=1)
-        found[own_name(f"{place}.down_proj")] = parts["down"]
-    return found
+        tensors[own_name(f"{place}.gate_up_proj")] = torch.cat((parts["gate"], parts["up"]), dim=1)
+        tensors[own_name(f"{place}.down_proj")] = parts["down"]
+    return tensors
 
 
 def _tensor_for(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the speculator's tensor, or part of one, that belongs under the verifier's `name`."""
+    """Picks the speculator's tensor, or the part of one, for the verifier's `name`."""
     match = _EXPERT.fullmatch(name)
     if match is None:
         return tensors[own_name(name)]
@@ -80,30 +80,30 @@ def _tensor_for(name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def stitch(speculator: Path, verifier: Path, into: Path) -> Path:
-    """Writes a copy of a verifier whose native MTP head is the speculator's, for servers that draft with it.
+    """Writes a copy of a verifier with the speculator's MTP head in place of its own, for servers that draft with it.
 
-    Files without `mtp.*` tensors are copied as they are; in the others only those tensors change, in name, place and
-    dtype as before. An untrained head gives the same bits.
+    Files without `mtp.*` tensors are copied unchanged. In the others only those tensors change, and keep their names,
+    order and dtype. An untrained head gives the same bits.
 
     Args:
-        speculator: folder of a saved one.
-        verifier: folder it was trained from.
-        into: made whole, or not at all; must not exist.
+        speculator: folder of a saved speculator.
+        verifier: folder of the verifier that it was trained from.
+        into: must not exist; written completely or not at all.
 
     Raises:
-        ArtifactError: `into` exists, the verifier has no native head, the head is of another shape, or a file cannot be
+        ArtifactError: `into` exists, the verifier has no native head, the head has another shape, or a file cannot be
             read or written.
     """
     if into.exists():
-        raise ArtifactError(f"{into}: is there already", hint="name a new folder")
+        raise ArtifactError(f"{into} already exists", hint="name a new folder")
     model = SpeculatorModel.from_pretrained(speculator)
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_LAYER)}
     theirs = {name for name in TensorReader(verifier).names() if name.startswith(PREFIX)}
     if not theirs:
-        raise ArtifactError(f"{verifier} has no {PREFIX}* tensors to replace: it was not built to draft with them")
+        raise ArtifactError(f"{verifier} has no {PREFIX}* tensors to replace: this verifier has no MTP head")
     left = set(own) - {own_name(_EXPERT.sub(_fused, name)) for name in theirs}
     if left:
-        raise ArtifactError(f"{verifier}: its head has no place for {', '.join(sorted(left))}")
+        raise ArtifactError(f"{verifier}: its MTP head has no place for {', '.join(sorted(left))}")
     partial = into.with_name(f"{into.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -115,8 +115,8 @@ def stitch(speculator: Path, verifier: Path, into: Path) -> Path:
                 shutil.copy2(file, partial / file.name)
         partial.replace(into)
     except (SafetensorError, OSError) as error:
-        hint = "is there space for a copy of the verifier, and are its files whole?"
-        raise ArtifactError(f"{into}: cannot be made from {verifier}: {error}", hint=hint) from error
+        hint = "check that the disk has space for a copy of the verifier, and that its files are complete"
+        raise ArtifactError(f"{into}: cannot be written from {verifier}: {error}", hint=hint) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return into
@@ -133,10 +133,10 @@ def _write_shard(file: Path, own: dict[str, torch.Tensor], to: Path) -> None:
             return
         tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
         metadata = shard.metadata()
-    for name, held in tensors.items():
+    for name, old in tensors.items():
         if name.startswith(PREFIX):
             new = _tensor_for(name, own)
-            if new.shape != held.shape:
-                raise ArtifactError(f"{file}: {name} is {list(held.shape)}, the speculator's is {list(new.shape)}")
-            tensors[name] = new.to(held.dtype).contiguous()
+            if new.shape != old.shape:
+                raise ArtifactError(f"{file}: {name} is {list(old.shape)}, the speculator's is {list(new.shape)}")
+            tensors[name] = new.to(old.dtype).contiguous()
     save_file(tensors, to, metadata=metadata)

@@ -1,4 +1,4 @@
-"""P-EAGLE (arXiv 2602.01469): all draft tokens of a round from one forward."""
+"""P-EAGLE (arXiv 2602.01469): drafts all tokens of a round with one forward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["PEagleDraftModel", "PEagleSpeculatorConfig"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model drags torch in; `spec validate` only wants the config.
+    # The model imports torch, which takes seconds; `spec validate` only needs the config.
     if name == "PEagleDraftModel":
         from speculators.models.peagle.core import PEagleDraftModel
 

@@ -19,16 +19,17 @@ def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
 @SpeculatorModelConfig.register("peagle")
 @attrs.frozen(kw_only=True, slots=False)
 class PEagleSpeculatorConfig(SpeculatorModelConfig):
-    """What a P-EAGLE speculator is, and how it is trained.
+    """A P-EAGLE speculator and its training.
 
     Attributes:
-        mask_token_id: stands for a token not known yet; None takes that of `init_from`, or else the vocabulary's last.
+        mask_token_id: stands for a token that is not known yet; None takes `init_from`'s, or the vocabulary's last.
         norm_before_residual: the first layer's residual is the normed state instead of the state.
         norm_before_fc: one RMSNorm over the A concatenated states before `fc`.
         num_depths: depths trained, and so the most tokens that are drafted well.
         keep: depth d keeps about keep ** d of the anchors ("conditional drop-out of tokens", section 3.2).
-        keep_min: but at least this share of them.
-        max_anchors: of a row, so many anchors at most have depths beyond the first; they then weigh more.
+        keep_min: smallest share of the anchors that a depth keeps.
+        max_anchors: most anchors per row that have depths beyond the first; if there are more, the drawn ones weigh
+            more.
         loss: weight of each loss in the mixture.
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """

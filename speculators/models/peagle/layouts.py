@@ -1,4 +1,4 @@
-"""P-EAGLE as servers and other trainers write it."""
+"""P-EAGLE in the formats of servers and other trainers."""
 
 from __future__ import annotations
 
