@@ -126,7 +126,7 @@ _SECTIONS = ("verifier", "data", "algorithm", "schedule", "benchmark", "expect")
 _BENCHMARK = ("suites", "num_speculative_tokens", "temperature")
 _STAGES = ("verifier", "prepare", "train")
 _INPUTS = {
-    "prepare": ("sources", "document_out"),
+    "prepare": ("sources", "held_out"),
     "bench": ("dtype", "suites", "max_new_tokens", "temperature", "num_speculative_tokens"),
 }
 
