@@ -1,4 +1,4 @@
-"""Writes the skeleton of an algorithm: config, model, recipe and test, which run as they are."""
+"""Writes the skeleton of an algorithm: config, model, recipe and test, all working."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speculators.errors import Problem, RecipeError, SpeculatorsError
 
 from .common import print_json
 
-# The guide's example; its code blocks are the files.
+# The code blocks of the guide's example are the files.
 GUIDE = "README.md"
 EXAMPLE = "relay"
 _BLOCK = re.compile(r"^\*\*`(?P<file>[^`]+)`\*\*\n\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -22,24 +22,27 @@ _BLOCK = re.compile(r"^\*\*`(?P<file>[^`]+)`\*\*\n\n```\w+\n(?P<text>.*?)^```$",
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("name", metavar="NAME", help="of the algorithm and its package: small letters, digits, _")
-    parser.add_argument("--into", metavar="FOLDER", type=Path, default=Path(), help="where to write (here)")
+    name_help = "name of the algorithm and of its package: lower-case letters, digits and _"
+    parser.add_argument("name", metavar="NAME", help=name_help)
+    into_help = "folder to write to (default: the current one)"
+    parser.add_argument("--into", metavar="FOLDER", type=Path, default=Path(), help=into_help)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files; none is overwritten."""
+    """Writes the files, overwriting none."""
     name = options.name
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise _refused(f"{name!r} is no name for a package", "small letters, digits and _, like my_algorithm")
+        raise _refused(f"{name!r} cannot be the name of a package", "use lower-case letters, digits and _")
     if name in CONFIGS.names():
-        raise _refused(f"there is an algorithm {name!r} already", "take another name")
+        raise _refused(f"an algorithm {name!r} exists already", "choose another name")
     files = {options.into / file: text for file, text in skeleton(name).items()}
-    if held := [str(path) for path in files if path.exists()]:
-        raise _refused(f"{', '.join(held)}: there already", "nothing was written; --into another folder")
-    if (found := importlib.util.find_spec(name)) is not None:
-        where = f" ({found.origin})" if found.origin else ""
-        message = f"there is a module {name!r} already{where}: it would be imported instead of yours"
-        raise _refused(message, "take another name")
+    if existing := [str(path) for path in files if path.exists()]:
+        raise _refused(f"these files exist already: {', '.join(existing)}", "nothing was written; use --into FOLDER")
+    # A module of that name would be imported instead of the new package: "queue" is in the standard library.
+    if (spec := importlib.util.find_spec(name)) is not None:
+        place = f" ({spec.origin})" if spec.origin else ""
+        message = f"a module {name!r} exists already{place} and would be imported instead of yours"
+        raise _refused(message, "choose another name")
     try:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,22 +55,24 @@ def run(options: argparse.Namespace) -> int:
         print_json({"files": [str(path) for path in files], "recipe": str(recipe), "test": str(test)})
     elif not options.quiet:
         print("\n".join(str(path) for path in files))
-        told = recipe if recipe.is_absolute() else f"./{recipe}"
-        print(f"\nspec run {told} trains and measures it; pytest {test} tests it; CHANGE marks what to change")
+        # Without "./" a recipe's name would be looked up among the shipped ones.
+        command = f"spec run {recipe if recipe.is_absolute() else f'./{recipe}'}"
+        print(f"\nTrain and measure it:  {command}\nTest it:               pytest {test}")
+        print("Then change the lines marked CHANGE.")
     return 0
 
 
 def _refused(message: str, hint: str) -> RecipeError:
-    """Returns the error of a usage that cannot be: nothing was written."""
+    """The error about a name or folder that cannot be used; it is raised before anything is written."""
     return RecipeError([Problem("", message, hint)])
 
 
 def skeleton(name: str) -> dict[str, str]:
-    """Returns the text of each file of a new algorithm by its path: the guide's blocks under another name."""
+    """The files of a new algorithm by path: the code blocks of the guide, under another name."""
     guide = resources.files("speculators.models").joinpath(GUIDE).read_text(encoding="utf-8")
     title = "".join(part.capitalize() for part in name.split("_"))
 
-    def named(text: str) -> str:
+    def renamed(text: str) -> str:
         return text.replace(EXAMPLE, name).replace(EXAMPLE.capitalize(), title)
 
-    return {named(found["file"]): named(found["text"]) for found in _BLOCK.finditer(guide)}
+    return {renamed(block["file"]): renamed(block["text"]) for block in _BLOCK.finditer(guide)}

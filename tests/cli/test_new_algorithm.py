@@ -1,4 +1,4 @@
-"""The guide beside the algorithms is what `spec new-algorithm` writes, and what it writes works."""
+"""`spec new-algorithm` writes the code of the guide beside the algorithms, and that code works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from command import Spec
 
 from speculators.cli.new_algorithm import skeleton
 
-# A test's process starts torch and runs all stages: seconds, but not one.
+# Starting torch and running all stages takes a while on a busy machine.
 TIMEOUT = 240
 
 
@@ -24,11 +24,11 @@ def spec(tmp_path: Path) -> Spec:
 
 @pytest.mark.slow
 def test_the_guides_own_example_passes_its_own_test(tmp_path: Path, spec: Spec) -> None:
-    """Written as relay, in a process without this repository's fixtures: it trains, saves, loads, is benchmarked."""
-    told = spec("new-algorithm", "relay", "--into", tmp_path / "mine", "--json")
-    assert told.code == 0, told.err
+    """In a process without this repository's fixtures, relay trains, saves, loads and is benchmarked."""
+    result = spec("new-algorithm", "relay", "--into", tmp_path / "mine", "--json")
+    assert result.code == 0, result.err
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", told.json["test"]],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", result.json["test"]],
         cwd=tmp_path / "mine",
         capture_output=True,
         text=True,
@@ -39,7 +39,7 @@ def test_the_guides_own_example_passes_its_own_test(tmp_path: Path, spec: Spec) 
 
 
 def test_another_name_is_written_everywhere() -> None:
-    """No trace of the example is left, and every file is Python that parses, or the recipe."""
+    """No trace of the example remains, and every Python file parses."""
     files = skeleton("two_words")
     assert sorted(files) == [
         "test_two_words.py",
@@ -58,29 +58,29 @@ def test_another_name_is_written_everywhere() -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path, spec: Spec) -> None:
-    """A second call names what is there and writes nothing."""
+    """A second call names the existing files and writes nothing."""
     assert spec("new-algorithm", "mine", "--into", tmp_path / "a").code == 0
     (tmp_path / "a" / "mine.toml").unlink()
-    told = spec("new-algorithm", "mine", "--into", tmp_path / "a")
-    assert told.code == 2
-    assert "mine/core.py" in told.err
+    result = spec("new-algorithm", "mine", "--into", tmp_path / "a")
+    assert result.code == 2
+    assert "mine/core.py" in result.err
     assert not (tmp_path / "a" / "mine.toml").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("Mine", "no name"),
-        ("class", "no name"),
-        ("a-b", "no name"),
-        ("medusa", "already"),
-        ("queue", "there is a module 'queue' already"),
+        ("Mine", "cannot be the name of a package"),
+        ("class", "cannot be the name of a package"),
+        ("a-b", "cannot be the name of a package"),
+        ("medusa", "an algorithm 'medusa' exists already"),
+        ("queue", "a module 'queue' exists already"),
         ("torch", "imported instead of yours"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused(name: str, word: str, tmp_path: Path, spec: Spec) -> None:
-    """Before anything is written."""
-    told = spec("new-algorithm", name, "--into", tmp_path / "b")
-    assert told.code == 2
-    assert word in told.err
+def test_an_unusable_name_is_refused(name: str, word: str, tmp_path: Path, spec: Spec) -> None:
+    """The error comes before anything is written."""
+    result = spec("new-algorithm", name, "--into", tmp_path / "b")
+    assert result.code == 2
+    assert word in result.err
     assert not (tmp_path / "b").exists()
