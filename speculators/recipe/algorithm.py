@@ -63,7 +63,9 @@ def _algorithm(value: Any, _: Any) -> AlgorithmSection:
     if not isinstance(value, Mapping):
         raise Invalid([wrong("a table", value)])
     head = {key: value[key] for key in _OWN_KEYS if key in value}
-    faults = [Fault((key,), f"must be a text, got {told!r}") for key, told in head.items() if not isinstance(told, str)]
+    faults = [
+        Fault((key,), f"must be a string, got {told!r}") for key, told in head.items() if not isinstance(told, str)
+    ]
     if "name" not in head:
         faults.append(Fault(("name",), "is missing", f"algorithms: {', '.join(CONFIGS.names())}"))
     if faults:

@@ -110,7 +110,7 @@ def _base(own: Layer) -> Layer:
     where = own.file, nearest_line(own.lines, ("extends",))
     told = own.data["extends"]
     if not isinstance(told, str):
-        raise RecipeError([Problem("extends", f"must be a text, got {told!r}", "", *where)])
+        raise RecipeError([Problem("extends", f"must be a string, got {told!r}", "", *where)])
     try:
         is_name = "/" not in told and not told.endswith(".toml")
         path = recipe_path(told if is_name else str(own.folder / Path(told).expanduser()))
@@ -137,7 +137,7 @@ def overrides_table(overrides: Sequence[str]) -> dict[str, Any]:
         except tomli.TOMLDecodeError as error:
             hint = "write section.key=value"
             if equals:
-                hint = f"a text needs quotes: --set '{key.strip()}=\"{value.strip()}\"'"
+                hint = f"a string needs quotes: --set '{key.strip()}=\"{value.strip()}\"'"
             if "[" in key:
                 hint = "a list is replaced as a whole"
             problems.append(Problem(f"--set {override}", f"is not TOML: {error}", hint))

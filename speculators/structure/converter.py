@@ -1,7 +1,7 @@
 """Strict structuring of TOML and JSON values into attrs classes: no coercion, every problem reported, none twice.
 
 cattrs finds the hook for an annotation. Its own hooks coerce (3.7 -> 3, "false" -> True, "abc" -> ("a", "b", "c")),
-stop at the first validator, and drop what the validator said; the ones here do not.
+stop at the first validator, and drop the message of the validator. The hooks here do none of that.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from speculators.structure.faults import (
     is_sequence,
     is_union,
     kind,
-    said,
     unknown_key,
+    validator_message,
     wrong,
 )
 from speculators.structure.origin import Origin, Part, path_text
@@ -48,11 +48,11 @@ def structure(
     """Builds `cls` from plain values.
 
     Args:
-        data: what TOML or JSON gave.
-        path: where `data` stands in its file; problems are told from there.
-        file: the file, where lines are not known.
-        locate: gives the file and line of a path.
-        keys: the fields that may be given; None for all.
+        data: values parsed from TOML or JSON.
+        path: the path of `data` in its file, which starts the path of each problem.
+        file: the file, if lines are not known.
+        locate: finds the file and line of a path.
+        keys: the fields that `data` may set; None for all.
 
     Returns:
         The value and no problems, or None and all problems.
@@ -65,7 +65,7 @@ def structure(
 
 
 def to_problem(fault: Fault, path: tuple[Part, ...], locate: Locate) -> Problem:
-    """Returns a fault as a Problem with its place in the file."""
+    """Turns a fault into a Problem with its place in the file."""
     whole = (*path, *fault.path)
     origin = locate(whole)
     return Problem(path_text(whole), fault.message, fault.hint, origin.file, origin.line)
@@ -75,8 +75,8 @@ def build(cls: type[T], data: Any, keys: Collection[str] | None = None, also: Se
     """Builds `cls` from a table; raises Invalid with every fault in it.
 
     Args:
-        keys: the fields that may be given; None for all.
-        also: keys that somebody else reads; named in near misses only.
+        keys: the fields that `data` may set; None for all.
+        also: keys that other code reads; they only complete the suggestions for misspelt keys.
     """
     if not isinstance(data, Mapping):
         raise Invalid([wrong("a table", data)])
@@ -101,11 +101,12 @@ def build(cls: type[T], data: Any, keys: Collection[str] | None = None, also: Se
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
-        raise Invalid([Fault((), said(error))]) from error
+        raise Invalid([Fault((), validator_message(error))]) from error
 
 
 def _validate(cls: type, fields: Sequence[attrs.Attribute[Any]], values: Mapping[str, Any]) -> list[Fault]:
-    """Runs the validator of each given field; the constructor would stop at the first that fails."""
+    """Runs the validators of all fields that have a value; the constructor would stop at the first failure."""
+    # Validators may read other fields, so they see an instance with every value and default that exists by now.
     draft: Any = object.__new__(cls)
     for field in (each for each in attrs.fields(cls) if each.init):
         if field.name in values:
@@ -121,7 +122,7 @@ def _validate(cls: type, fields: Sequence[attrs.Attribute[Any]], values: Mapping
             try:
                 field.validator(draft, field, values[field.name])
             except (ValueError, TypeError) as error:
-                faults.append(Fault((field.name,), said(error)))
+                faults.append(Fault((field.name,), validator_message(error)))
     return faults
 
 
@@ -161,22 +162,21 @@ def _sequence(value: Any, annotation: Any) -> Any:
     fixed = origin is tuple and parts[-1] is not Ellipsis and typing.get_args(annotation)
     if fixed and len(value) != len(parts):
         raise Invalid([wrong(kind(annotation), value)])
-    wanted = parts if fixed else [parts[0]] * len(value)
-    items = _each(enumerate(value), wanted)
+    items = _each(enumerate(value), parts if fixed else [parts[0]] * len(value))
     return items if origin is list else tuple(items)
 
 
 def _mapping(value: Any, annotation: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise Invalid([wrong("a table", value)])
-    wanted = (typing.get_args(annotation) or (str, Any))[1]
-    return dict(zip(value, _each(value.items(), [wanted] * len(value)), strict=True))
+    item = (typing.get_args(annotation) or (str, Any))[1]
+    return dict(zip(value, _each(value.items(), [item] * len(value)), strict=True))
 
 
-def _each(items: Any, wanted: Sequence[Any]) -> list[Any]:
+def _each(items: Any, annotations: Sequence[Any]) -> list[Any]:
     """Structures the items of a list or table; raises Invalid with the faults of all of them."""
     values, faults = [], []
-    for (part, item), annotation in zip(items, wanted, strict=True):
+    for (part, item), annotation in zip(items, annotations, strict=True):
         try:
             values.append(CONVERTER.structure(item, annotation))
         except Invalid as invalid:
@@ -189,7 +189,7 @@ def _each(items: Any, wanted: Sequence[Any]) -> list[Any]:
 def _union(value: Any, annotation: Any) -> Any:
     parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
     optional = len(parts) < len(typing.get_args(annotation))
-    # TOML has no null: "none" takes back a default or an inherited value.
+    # TOML has no null: "none" removes a default or an inherited value.
     if optional and value in (None, "none"):
         return None
     faults: list[Fault] = []
@@ -202,11 +202,11 @@ def _union(value: Any, annotation: Any) -> Any:
 
 
 def _literal(value: Any, annotation: Any) -> Any:
-    for word in typing.get_args(annotation):
-        if word == value and type(word) is type(value):
-            return word
-    words = [word for word in typing.get_args(annotation) if isinstance(word, str)]
-    raise Invalid([wrong(kind(annotation), value, near_miss(value, words) if isinstance(value, str) else "")])
+    for option in typing.get_args(annotation):
+        if option == value and type(option) is type(value):
+            return option
+    names = [option for option in typing.get_args(annotation) if isinstance(option, str)]
+    raise Invalid([wrong(kind(annotation), value, near_miss(value, names) if isinstance(value, str) else "")])
 
 
 def _unreadable(_: Any, annotation: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Faults of a value and the words for them: what was found, what is allowed, the near miss."""
+"""Faults of a value and their messages: what was found, what is allowed, the near miss."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from speculators.structure.origin import Part
 
 # A measured number. NaN stands for "nothing was counted"; JSON has no NaN, so it is null there.
 FloatOrNaN = Annotated[float, "JSON null is NaN"]
-_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", Any: "any value"} | {
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", Any: "any value"} | {
     FloatOrNaN: "a number or null"
 }
-_PLURALS = {bool: "true or false", int: "integers", float: "numbers", str: "texts", Any: "values"} | {
+_PLURALS = {bool: "true or false", int: "integers", float: "numbers", str: "strings", Any: "values"} | {
     FloatOrNaN: "numbers or nulls"
 }
 
 
 @attrs.frozen
 class Fault:
-    """One fault of a value, at a path relative to it that holds it."""
+    """One fault inside a value, at a path relative to that value."""
 
     path: tuple[Part, ...]
     message: str
     hint: str = ""
 
     def under(self, part: Part) -> Fault:
-        """Returns the fault as seen from the value that holds this one at `part`."""
+        """The same fault, seen from the table or list that contains the value at `part`."""
         return attrs.evolve(self, path=(part, *self.path))
 
 
 class Invalid(Exception):
-    """Carries all faults of one value up to the value that holds it."""
+    """Carries all faults of one value up to the table or list that contains it."""
 
     def __init__(self, faults: Collection[Fault]) -> None:
         self.faults = tuple(faults)
@@ -45,28 +45,28 @@ class Invalid(Exception):
 
 
 def is_sequence(annotation: Any) -> bool:
-    """Returns whether a field of this type holds a list."""
+    """Whether a field of this type takes a list."""
     return (typing.get_origin(annotation) or annotation) in (tuple, list, Sequence)
 
 
 def is_mapping(annotation: Any) -> bool:
-    """Returns whether a field of this type holds a table with keys of the author's choice."""
+    """Whether a field of this type takes a table with keys of the author's choice."""
     origin = typing.get_origin(annotation) or annotation
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def is_union(annotation: Any) -> bool:
-    """Returns whether a field may be of several types."""
+    """Whether a field takes several types."""
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 def is_literal(annotation: Any) -> bool:
-    """Returns whether a field may hold one of some fixed words."""
+    """Whether a field takes one of some fixed values."""
     return typing.get_origin(annotation) is typing.Literal
 
 
 def kind(annotation: Any) -> str:
-    """Returns what a field of this type wants, for people: "an integer", "a list of 2 numbers"."""
+    """Describes the values of a field of this type: "an integer", "a list of 2 numbers"."""
     parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
     if is_union(annotation):
         return " or ".join(kind(part) for part in parts)
@@ -80,7 +80,7 @@ def kind(annotation: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Returns what was found, for people, shortened."""
+    """Describes a value that was found, shortened."""
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, (list, tuple, str, bool, int, float)):
@@ -89,17 +89,17 @@ def show(value: Any) -> str:
     return "nothing" if value is None else f"the {type(value).__name__} {value}"
 
 
-def wrong(wanted: str, found: Any, hint: str = "") -> Fault:
-    """Returns the fault of a value that is not what is wanted."""
-    return Fault((), f"must be {wanted}, got {show(found)}", hint)
+def wrong(expected: str, value: Any, hint: str = "") -> Fault:
+    """The fault of a value that differs from what its field takes."""
+    return Fault((), f"must be {expected}, got {show(value)}", hint)
 
 
 def unknown_key(key: str, names: list[str]) -> Fault:
-    """Returns the fault of a key that does not exist, with the near miss or else all keys that do."""
+    """The fault of a key that does not exist; suggests the near miss, or else lists all keys."""
     return Fault((key,), f"unknown key {key!r}", near_miss(key, names) or f"there are: {', '.join(sorted(names))}")
 
 
-def said(error: Exception) -> str:
-    """Returns the words of a validator's error."""
+def validator_message(error: Exception) -> str:
+    """The message of a validator's error, alone."""
     # attrs' own validators put the attribute and the options into args, after the sentence.
     return str(error.args[0]) if error.args else type(error).__name__

@@ -1,4 +1,7 @@
-"""Where a value of a recipe was written: the line of each key of a TOML text, found by a small scan."""
+"""Where a value of a recipe was written: finds the line of each key of a TOML text by a small scan.
+
+TOML parsers return values without positions, and errors must name a line.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class Origin:
 
     Attributes:
         kind: "recipe", "extends", "--set" or "default".
-        file: the file that holds the value, None for the command line and for defaults.
+        file: the file that contains the value; None for the command line and for defaults.
         line: 1-based line in `file`; for a key of an inline table, the line at which the table begins.
     """
 
@@ -37,7 +40,7 @@ class Origin:
 
 
 def path_text(parts: tuple[Part, ...]) -> str:
-    """Returns the TOML path as people write it: `data.sources[1].path`, `expect."a/K=5".tau`."""
+    """Spells a TOML path as people write it: `data.sources[1].path`, `expect."a/K=5".tau`."""
     text = ""
     for part in parts:
         if isinstance(part, int):
@@ -49,7 +52,7 @@ def path_text(parts: tuple[Part, ...]) -> str:
 
 
 def key_lines(text: str) -> dict[tuple[Part, ...], int]:
-    """Returns the line of each table and key of a TOML text; what stands inside values is left out."""
+    """Finds the line of each table and key of a TOML text, ignoring what looks like one inside a value."""
     lines: dict[tuple[Part, ...], int] = {}
     table: tuple[Part, ...] = ()
     arrays: dict[tuple[Part, ...], int] = {}
@@ -66,7 +69,7 @@ def key_lines(text: str) -> dict[tuple[Part, ...], int]:
 
 
 def nearest_line(lines: Mapping[tuple[Part, ...], int], parts: tuple[Part, ...]) -> int | None:
-    """Returns the line of the key, else that of the nearest table or key which holds it."""
+    """The line of a key, or else of the nearest table or key that contains it."""
     while parts:
         if parts in lines:
             return lines[parts]
@@ -75,23 +78,24 @@ def nearest_line(lines: Mapping[tuple[Part, ...], int], parts: tuple[Part, ...])
 
 
 def comment_at(text: str, line: int) -> str:
-    """Returns the comment at the end of a line of a TOML text, "" where it has none; a `#` in a text is no comment."""
+    """The comment at the end of a line of a TOML text, or ""; a `#` inside a string is not one."""
     lines = text.splitlines()
     tokens = _TOKEN.finditer(lines[line - 1]) if line <= len(lines) else ()
-    return next((found.group()[1:].strip() for found in tokens if found.group().startswith("#")), "")
+    return next((token.group()[1:].strip() for token in tokens if token.group().startswith("#")), "")
 
 
 def _keys(dotted: str) -> tuple[str, ...]:
-    found: list[str] = []
+    # tomli itself knows how keys are quoted and unescaped.
+    keys: list[str] = []
     value: Any = tomli.loads(f"{dotted} = 0")
     while isinstance(value, dict):
         ((key, value),) = value.items()
-        found.append(key)
-    return tuple(found)
+        keys.append(key)
+    return tuple(keys)
 
 
 def _enter(keys: tuple[str, ...], arrays: dict[tuple[Part, ...], int], *, counted: bool) -> tuple[Part, ...]:
-    """Returns the path of a table header, with the index of each array of tables on the way."""
+    """The path of a table header, with the index of each array of tables on the way."""
     path: tuple[Part, ...] = ()
     for position, key in enumerate(keys):
         path = (*path, key)
@@ -103,7 +107,7 @@ def _enter(keys: tuple[str, ...], arrays: dict[tuple[Part, ...], int], *, counte
 
 
 def _after(line: str, depth: int, quotes: str) -> tuple[int, str]:
-    """Returns the bracket depth and the open multi-line quotes after a line."""
+    """The bracket depth and the open multi-line quotes at the end of a line, from those at its start."""
     place = 0
     while place < len(line):
         if quotes:
@@ -112,10 +116,10 @@ def _after(line: str, depth: int, quotes: str) -> tuple[int, str]:
                 return depth, quotes
             place, quotes = end + len(quotes), ""
             continue
-        found = _TOKEN.search(line, place)
-        if found is None or found.group().startswith("#"):
+        match = _TOKEN.search(line, place)
+        if match is None or match.group().startswith("#"):
             return depth, ""
-        place, token = found.end(), found.group()
+        place, token = match.end(), match.group()
         if token in ('"""', "'''"):
             quotes = token
         elif len(token) == 1:

@@ -1,4 +1,4 @@
-"""attrs validators of recipe fields; each says what is allowed and what was found."""
+"""attrs validators of recipe fields; their errors say what is allowed and what was found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import attrs
 
 from speculators.registry import near_miss
 
-# Drafters without training: by the tokens alone, and with a smaller model, which is named behind a colon.
+# Training-free drafters: those that read tokens only, and a smaller model, which is named after a colon.
 BASELINES = ("ngram", "suffix")
 WITH_MODEL = "draft_model"
 
@@ -19,19 +19,19 @@ Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def one_of(*allowed: str) -> Validator:
-    """Returns a validator for one of these words."""
+    """Makes a validator that accepts these words only."""
 
     def check(_: object, __: attrs.Attribute[Any], value: str) -> None:
         if value not in allowed:
-            words = ", ".join(f'"{word}"' for word in allowed)
+            names = ", ".join(f'"{name}"' for name in allowed)
             hint = near_miss(value, list(allowed))
-            raise ValueError(f'must be one of {words}, got "{value}"{f"; {hint}" if hint else ""}')
+            raise ValueError(f'must be one of {names}, got "{value}"{f"; {hint}" if hint else ""}')
 
     return check
 
 
 def between(low: float, high: float) -> Validator:
-    """Returns a validator for low <= value <= high."""
+    """Makes a validator for low <= value <= high."""
 
     def check(_: object, __: attrs.Attribute[Any], value: float) -> None:
         if not low <= value <= high:
@@ -41,7 +41,7 @@ def between(low: float, high: float) -> Validator:
 
 
 def seed(_: object, __: attrs.Attribute[Any], value: int) -> None:
-    """attrs validator: what every generator of random numbers takes."""
+    """attrs validator: a seed that every generator of random numbers accepts."""
     if not 0 <= value < 2**63:
         raise ValueError(f"must be from 0 to 2^63 - 1 = {2**63 - 1}, got {value}")
 
@@ -53,7 +53,7 @@ def not_negative(_: object, __: attrs.Attribute[Any], value: Any) -> None:
 
 
 def matches(pattern: str, what: str) -> Validator:
-    """Returns a validator for None or text that is `pattern` from end to end; `what` names it for people."""
+    """Makes a validator for None or a string that matches `pattern` as a whole; `what` describes it in errors."""
 
     def check(_: object, __: attrs.Attribute[Any], value: str | None) -> None:
         if value is not None and not re.fullmatch(pattern, value):
@@ -63,22 +63,22 @@ def matches(pattern: str, what: str) -> Validator:
 
 
 def server_url(_: object, __: attrs.Attribute[Any], value: str) -> None:
-    """attrs validator: http or https, a host, a port from 1 where one is said, and at most a path."""
+    """attrs validator: an http or https URL with a host, optionally a port and a path, and nothing else."""
     try:
         parts = urllib.parse.urlsplit(value)
         host, port = (parts.hostname or "").encode("idna"), parts.port
-    except ValueError:  # of brackets, of the port, of a name that is no host's
+    except ValueError:  # unbalanced brackets, a port that is not a number, an impossible host name
         host, port = b"", None
     if not host or port == 0 or not re.fullmatch(r"(?i:https?)://[^\s?#]+", value):
         raise ValueError(f'must be "http://HOST:PORT", got "{value}"')
 
 
 def each(check: Validator) -> Validator:
-    """Returns a validator for a non-empty list of distinct values that all pass `check`."""
+    """Makes a validator for a non-empty list of distinct values that all pass `check`."""
 
     def check_all(_: object, __: attrs.Attribute[Any], values: tuple[Any, ...]) -> None:
         if not values or len(set(values)) != len(values):
-            raise ValueError(f"must hold one or more distinct values, got {list(values)}")
+            raise ValueError(f"must be one or more distinct values, got {list(values)}")
         for value in values:
             check(_, __, value)
 
@@ -86,7 +86,7 @@ def each(check: Validator) -> Validator:
 
 
 def not_empty(_: object, __: attrs.Attribute[Any], value: Any) -> None:
-    """attrs validator: a list or a text with something in it."""
+    """attrs validator: a list or a string that is not empty."""
     if not value:
         raise ValueError("must not be empty")
 
@@ -103,13 +103,13 @@ def cadence(_: object, __: attrs.Attribute[Any], value: int | str) -> None:
 
 
 def known_baselines(_: object, __: attrs.Attribute[Any], names: tuple[str, ...]) -> None:
-    """attrs validator: names of baselines; a model's source is checked when it is loaded."""
+    """attrs validator: names of baselines. The source of a model is checked when it is loaded."""
     for name in names:
         kind, colon, source = name.partition(":")
         if (kind in BASELINES and not colon) or (kind == WITH_MODEL and source):
             continue
         if kind in BASELINES:
-            hint = f"{kind} takes nothing behind a colon"
+            hint = f"{kind} takes nothing after a colon"
         elif kind == WITH_MODEL:
             hint = f"it needs a model: {WITH_MODEL}:./folder, {WITH_MODEL}:owner/name, any form of verifier.model"
         else:

@@ -134,7 +134,7 @@ def test_the_recipe_may_replace_what_is_inherited() -> None:
         ("num_attention_heads", 4.0, "must be an integer"),
         ("rms_norm_eps", 0, "must be > 0, got 0"),
         ("attention_bias", "yes", "must be true or false"),
-        ("model_type", 3, "must be a text"),
+        ("model_type", 3, "must be a string"),
         ("layer_types", ["sliding_attention"], "cannot be replaced sliding_window says it"),
         ("rope_parameters", {"rope_type": "default"}, "must have rope_theta, a number > 0, got None"),
         ("rope_parameters", {"rope_theta": 1e4, "rope_type": "yran"}, "a rope_type of default, linear"),

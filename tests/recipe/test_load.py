@@ -277,7 +277,7 @@ def test_file_paths_are_relative_to_the_file_that_says_them(write: Write, tmp_pa
         ("schedule.optimizer.adamw_lr=1e-3", 'for name = "muon"'),
         ("benchmark.num_speculative_tokens=[3, 3]", "distinct"),
         ('benchmark.baselines=["sufix"]', "did you mean 'suffix'?"),
-        ('benchmark.baselines=["ngram:3"]', "nothing behind a colon"),
+        ('benchmark.baselines=["ngram:3"]', "nothing after a colon"),
         ('benchmark.baselines=["ngram", "draft_model"]', "needs a model"),
         ('algorithm={name="dflash", mask_token_id=-3}', "must be >= 0, got -3"),
         ('benchmark.suites=["a", "a"]', "distinct names"),

@@ -1,4 +1,4 @@
-"""The converter takes values as they are written, or says what is wrong with all of them."""
+"""The converter takes values exactly as written, or reports all that are wrong."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Sample:
     nested: Regenerate | None = None
 
 
-def told(data: Any, cls: type = Sample) -> dict[str, str]:
+def problems_of(data: Any, cls: type = Sample) -> dict[str, str]:
     value, problems = structure(data, cls)
     assert (value is None) == bool(problems)
     return {problem.path: f"{problem.message} {problem.hint}".strip() for problem in problems}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "message"),
     [
         ("whole", 3.7, "must be an integer, got 3.7"),
         ("whole", 3.0, "must be an integer, got 3.0"),
@@ -51,25 +51,25 @@ def told(data: Any, cls: type = Sample) -> dict[str, str]:
         ("real", float("inf"), "must be a number, got Infinity"),
         ("yes", "false", 'must be true or false, got "false" without quotes'),
         ("yes", 1, "must be true or false, got 1"),
-        ("text", 3, "must be a text, got 3"),
-        ("text", ["a"], 'must be a text, got ["a"]'),
-        ("many", "abc", 'must be a list of texts, got "abc"'),
+        ("text", 3, "must be a string, got 3"),
+        ("text", ["a"], 'must be a string, got ["a"]'),
+        ("many", "abc", 'must be a list of strings, got "abc"'),
         ("pair", [1], "must be a list of 2 integers, got [1]"),
         ("items", {"a": 1}, "must be a list of integers, got a table"),
         ("weights", [1.0], "must be a table, got [1.0]"),
         ("maybe", "3", 'must be an integer, got "3"'),
-        ("either", 1.5, "must be a text or an integer, got 1.5"),
+        ("either", 1.5, "must be a string or an integer, got 1.5"),
         ("word", "lef", """must be one of "left", "right", got "lef" did you mean 'left'?"""),
         ("nested", 3, "must be a table, got 3"),
     ],
 )
-def test_a_value_of_another_type_is_refused_and_never_coerced(key: str, value: Any, words: str) -> None:
-    """What cattrs would turn into something else (3.7 -> 3, "false" -> True, "abc" -> a tuple) is an error here."""
-    assert told({key: value}) == {key: words}
+def test_a_value_of_another_type_is_refused_and_never_coerced(key: str, value: Any, message: str) -> None:
+    """Values that cattrs would convert (3.7 -> 3, "false" -> True, "abc" -> a tuple) are errors here."""
+    assert problems_of({key: value}) == {key: message}
 
 
 def test_values_of_the_right_type_pass_unchanged() -> None:
-    """Each annotation takes its own TOML type; an integer may stand for a number."""
+    """Each annotation takes its own TOML type; a number may be an integer."""
     data = {
         "whole": 3,
         "real": 1,
@@ -105,55 +105,55 @@ def test_values_of_the_right_type_pass_unchanged() -> None:
     assert isinstance(value.real, float)
 
 
-def test_none_takes_back_the_default_of_an_optional_value() -> None:
-    """TOML has no null, so "none" is the way to write it, there and only there; JSON's null means the same."""
+def test_none_removes_the_default_of_an_optional_value() -> None:
+    """TOML has no null, so optional fields, and only they, take "none"; JSON's null means the same."""
     value, _ = structure({"maybe": "none", "maybe_text": "none", "text": "none"}, Sample)
     assert value is not None
     assert (value.maybe, value.maybe_text, value.text) == (None, None, "none")
     assert structure({"maybe": None}, Sample) == (Sample(maybe=None), [])
-    assert told({"whole": "none"}) == {"whole": 'must be an integer, got "none"'}
-    assert told({"whole": None}) == {"whole": "must be an integer, got nothing"}
+    assert problems_of({"whole": "none"}) == {"whole": 'must be an integer, got "none"'}
+    assert problems_of({"whole": None}) == {"whole": "must be an integer, got nothing"}
 
 
 def test_all_faults_come_in_one_report_with_their_paths() -> None:
-    """Faults of nested tables and of list items are all told, at their own TOML paths."""
+    """Faults of nested tables and list items are all reported, at their own TOML paths."""
     data = {
         "epochs": 3.7,
         "precision": "fp8",
         "optimizer": {"name": "adam", "lr": -1.0, "wieght_decay": 0.1},
         "learning_rate": {"warmup": 2, "shape": 3},
     }
-    assert told(data, ScheduleSection) == {
+    assert problems_of(data, ScheduleSection) == {
         "epochs": "must be an integer, got 3.7",
         "precision": 'must be one of "bf16", "fp32", got "fp8"',
         "optimizer.name": """must be one of "adamw", "muon", got "adam"; did you mean 'adamw'?""",
         "optimizer.lr": "must be > 0, got -1.0",
         "optimizer.wieght_decay": "unknown key 'wieght_decay' did you mean 'weight_decay'?",
         "learning_rate.warmup": "must be from 0 to 1, got 2.0",
-        "learning_rate.shape": "must be a text, got 3",
+        "learning_rate.shape": "must be a string, got 3",
     }
-    assert told({"suites": [{"name": "a"}, {"name": 3}, {"path": "x"}]}, BenchmarkSection) == {
-        "suites[1].name": "must be a text, got 3",
-        "suites[2].name": "is missing; it must be a text",
+    assert problems_of({"suites": [{"name": "a"}, {"name": 3}, {"path": "x"}]}, BenchmarkSection) == {
+        "suites[1].name": "must be a string, got 3",
+        "suites[2].name": "is missing; it must be a string",
     }
 
 
-def test_an_attrs_validators_own_words_are_kept() -> None:
-    """cattrs' transform_error drops them; here they are the message."""
+def test_the_message_of_an_attrs_validator_is_kept() -> None:
+    """cattrs' transform_error drops it."""
 
     @attrs.frozen
     class Bounded:
         size: int = attrs.field(default=1, validator=attrs.validators.gt(0))
         kind: str = attrs.field(default="a", validator=attrs.validators.in_(["a", "b"]))
 
-    assert told({"size": 0, "kind": "c"}, Bounded) == {
+    assert problems_of({"size": 0, "kind": "c"}, Bounded) == {
         "size": "'size' must be > 0: 0",
         "kind": "'kind' must be in ['a', 'b'] (got 'c')",
     }
 
 
 def test_a_validator_may_read_the_other_fields() -> None:
-    """A validator is given a draft of the instance with the values and defaults of all fields."""
+    """A validator sees an instance with the values and defaults of all fields."""
 
     def above_low(instance: Any, attribute: Any, value: int) -> None:
         if value < instance.low + len(instance.extra):
@@ -165,16 +165,16 @@ def test_a_validator_may_read_the_other_fields() -> None:
         low: int = 2
         extra: list[int] = attrs.field(factory=lambda: [1])
 
-    assert told({"high": 2}, Range) == {"high": "must be at least 3"}
+    assert problems_of({"high": 2}, Range) == {"high": "must be at least 3"}
 
 
-def test_a_check_of_the_whole_section_is_told_at_the_section() -> None:
-    """What `__attrs_post_init__` raises stands at the path of the table."""
-    problems = told({"learning_rate": {"shape": "wsd", "warmup": 0.9, "decay": 0.3}}, ScheduleSection)
+def test_a_fault_of_a_whole_section_is_reported_at_the_section() -> None:
+    """An error of `__attrs_post_init__` has the path of the table."""
+    problems = problems_of({"learning_rate": {"shape": "wsd", "warmup": 0.9, "decay": 0.3}}, ScheduleSection)
     assert problems == {"learning_rate": "warmup and decay share the steps: 0.9 + 0.3 is more than 1"}
 
 
-def test_a_bare_text_is_a_suite_of_that_name() -> None:
+def test_a_bare_string_is_a_suite_of_that_name() -> None:
     """`suites = ["a"]` is short for `suites = [{ name = "a" }]`."""
     value, _ = structure({"suites": ["a", {"name": "b", "take": 2}]}, BenchmarkSection)
     assert value is not None
@@ -182,10 +182,10 @@ def test_a_bare_text_is_a_suite_of_that_name() -> None:
 
 
 def test_a_field_whose_type_has_no_toml_form_is_a_problem_not_a_crash() -> None:
-    """A plug-in's config may hold anything; the message names the type."""
+    """A plug-in's config may have fields of any type; the message names the type."""
 
     @attrs.frozen
     class Odd:
         thing: complex = 0j
 
-    assert "complex" in told({"thing": 1}, Odd)["thing"]
+    assert "complex" in problems_of({"thing": 1}, Odd)["thing"]

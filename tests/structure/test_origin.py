@@ -1,4 +1,4 @@
-"""Lines of keys are found by a scan of the text that values cannot fool."""
+"""The scan for the lines of keys is not fooled by values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ tau = [1.0, 2.0]
 
 
 def test_each_key_has_the_line_it_is_written_in() -> None:
-    """Comments, multi-line texts and multi-line lists do not count as keys."""
+    """Comments, multi-line strings and multi-line lists do not count as keys."""
     assert tomli.loads(TEXT)["data"]["max_tokens"] == 5
     assert key_lines(TEXT) == {
         ("name",): 1,
@@ -57,8 +57,8 @@ def test_each_key_has_the_line_it_is_written_in() -> None:
     }
 
 
-def test_a_key_of_an_inline_value_has_the_line_of_what_holds_it() -> None:
-    """The nearest table or key that was found stands for what is inside it."""
+def test_a_key_inside_an_inline_value_has_the_line_of_the_key_around_it() -> None:
+    """A key inside an inline value has the line of the nearest table or key around it."""
     lines = key_lines(TEXT)
     assert nearest_line(lines, ("data", "sources", 1, "path")) == 4
     assert nearest_line(lines, ("data", "missing")) == 3
@@ -73,8 +73,8 @@ def test_a_path_reads_as_toml() -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text(alphabet="[]{}\"'#=a. \n\\", max_size=60))
-def test_no_text_makes_the_scan_fail_that_toml_itself_takes(text: str) -> None:
-    """Whatever tomli accepts can be scanned, so that a good recipe is never lost to a bad line number."""
+def test_the_scan_accepts_every_text_that_toml_accepts(text: str) -> None:
+    """A valid recipe never fails for want of a line number."""
     try:
         tomli.loads(text)
     except tomli.TOMLDecodeError:
