@@ -18,7 +18,6 @@ from speculators.model import SpeculatorModel
 from speculators.models.dflash import DFlashSpeculatorConfig
 from speculators.models.dflash.core import pace_weights
 from speculators.models.dspark import DSparkSpeculatorConfig
-from speculators.models.dspark.config import CUTS, MARKOV_HEADS
 
 from .conftest import LAYER_IDS
 from .proof import (
@@ -76,8 +75,8 @@ def eight(tmp_path_factory):
     return world_of_eight_tokens(tmp_path_factory.mktemp("eight"))
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("head", MARKOV_HEADS)
+@pytest.mark.parametrize("cut", ["threshold", "gain"])
+@pytest.mark.parametrize("head", ["vanilla", "gated", "rnn"])
 def test_sampling_is_exact_whatever_cuts_the_block(eight, head, cut):
     """Tokens that depend on each other, in a reduced vocabulary, where the one before decides whether there is one."""
     options = {"markov_rank": 8, "markov_head_type": head, "cut": cut, "threshold": 0.5}
