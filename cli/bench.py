@@ -92,27 +92,32 @@ def _serve(options: argparse.Namespace) -> int:
     """Measures a running server, files the result in the run, and prints it."""
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
-    from speculators.pipeline.measure import Service, Subject, measure_endpoint
+    from speculators.pipeline.measure import SavedSpeculator, measure_endpoint
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.report.served import served_tables
     from speculators.runs.benches import file_served
     from speculators.servers.endpoint import Endpoint
 
-    service = Service(
-        engine=options.engine,
-        endpoint=Endpoint(url=options.endpoint),
-        baseline=Endpoint(url=options.baseline_endpoint) if options.baseline_endpoint else None,
-        model=options.model,
-        baseline_model=options.baseline_model,
-        concurrency=options.concurrency or 1,
-        num_speculative_tokens=options.k[0] if options.k else None,
-        take=options.prompts,
-    )
-    options.prompts = None  # the section keeps the whole suite; `take` says which part the server answers
-    subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier)
+    take, options.prompts = (
+        options.prompts,
+        None,
+    )  # the section keeps the whole suite, of which the server answers a part
+    subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
     with RunView(quiet=options.quiet) as view:
-        result = measure_endpoint(subject, _section(options, recipe), service, progress=view)
+        result = measure_endpoint(
+            subject,
+            _section(options, recipe),
+            engine=options.engine,
+            endpoint=Endpoint(url=options.endpoint),
+            baseline_endpoint=Endpoint(url=options.baseline_endpoint) if options.baseline_endpoint else None,
+            model=options.model,
+            baseline_model=options.baseline_model,
+            concurrency=options.concurrency or 1,
+            num_speculative_tokens=options.k[0] if options.k else None,
+            take=take,
+            progress=view,
+        )
     if not options.json:
         console().print(served_tables(result))
     file = None if subject.run is None else file_served(subject.run, result)

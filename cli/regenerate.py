@@ -31,12 +31,19 @@ def run(options: argparse.Namespace) -> int:
         words = f"{options.out} exists, and is no work of this command"
         raise RecipeError([Problem("--out", words, "name another file, or remove it first")])
     recipe = load_recipe(options.recipe, options.overrides)
-    from speculators.pipeline.regenerate import Elsewhere, regenerate_file
+    from speculators.pipeline.regenerate import regenerate_file
     from speculators.report.progress import RunView
+    from speculators.servers.endpoint import Endpoint
 
     with RunView(quiet=options.quiet) as view:
-        by = Elsewhere(url=options.endpoint, concurrency=options.concurrency) if options.endpoint else None
-        facts = regenerate_file(recipe, options.prompts, options.out, by=by, progress=view)
+        facts = regenerate_file(
+            recipe,
+            options.prompts,
+            options.out,
+            endpoint=Endpoint(url=options.endpoint) if options.endpoint else None,
+            concurrency=options.concurrency,
+            progress=view,
+        )
     if options.json:
         print_json(facts)
     else:

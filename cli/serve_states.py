@@ -32,15 +32,22 @@ def run(options: argparse.Namespace) -> int:
         )
     options.nproc = 1
     recipe = load_checked(options)
-    from speculators.pipeline.server_states import Where, plan_server, serve_states
+    from speculators.pipeline.server_states import plan_server, serve_states
     from speculators.report.progress import RunView
     from speculators.runs.places import Places
     from speculators.servers.states_command import shell_line
 
     vllm = str(Path(options.vllm).absolute()) if os.sep in options.vllm else options.vllm
-    where = Where(host=options.host, port=options.port, vllm=vllm, extra=tuple(options.extra))
     with RunView(quiet=options.quiet) as view:
-        settings, note = plan_server(recipe, where, places=Places(), progress=view)
+        settings, note = plan_server(
+            recipe,
+            places=Places(),
+            progress=view,
+            host=options.host,
+            port=options.port,
+            vllm=vllm,
+            extra=tuple(options.extra),
+        )
     command, environment = settings.command(), settings.environment(os.environ)
     if options.json:
         print_json({"command": command, "environment": environment, "folder": settings.folder})

@@ -20,7 +20,7 @@ from speculators.nn.precision import place
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
 from speculators.recipe.input_sections import VerifierSection
-from speculators.recipe.schema import BenchmarkSection, Suite
+from speculators.recipe.schema import BenchmarkSection
 from speculators.servers.benchmark import Questions, Server, measure_served
 from speculators.servers.counters import ENGINES
 from speculators.servers.endpoint import Endpoint
@@ -33,16 +33,20 @@ from speculators.verifier.hub import fetch_tokenizer
 from speculators.verifier.sources import obtain
 from speculators.verifier.tokens import folder_stop_ids, load_tokenizer
 
+# Seeds sampling and bootstrap, as the in-process benchmark of a folder does.
+SEED = 0
+
 
 @attrs.frozen(kw_only=True)
 class SavedSpeculator:
-    """What is measured.
+    """A speculator on disk that is to be measured, examined or exported.
 
     Attributes:
         folder: holds config.json and model.safetensors.
-        recipe: `recipe` of the run's plan.json; None where the speculator is not in a run.
+        recipe: of the run that the speculator lies in, as its plan has it; None outside of runs.
         verifier: replaces the model of the recipe, or the one that config.json names; `@REVISION` may follow a hub id,
             `@SHA256` a GGUF file or a wheel's.
+        decoding: other values for fields of config.json that only decoding reads.
     """
 
     folder: Path
@@ -52,12 +56,12 @@ class SavedSpeculator:
 
     @property
     def run(self) -> Path | None:
-        """The run folder that the speculator is in."""
+        """The folder of the run that the speculator lies in; None outside of runs."""
         return None if self.recipe is None else self.folder.absolute().parent
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """The name that results give it: that of its run, or its own path."""
         return str(self.folder) if self.run is None else self.run.name
 
 
@@ -77,10 +81,11 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
     folder = obtain(verifier, progress=progress)
     model = place(SpeculatorModel.from_pretrained(subject.folder, verifier=folder), device)
     model.config = config
-    told = subject.recipe is not None and subject.verifier is None
+    # Without a recipe nothing names the verifier's dtype: it computes in that of the speculator.
+    from_recipe = subject.recipe is not None and subject.verifier is None
     engine = Engine(
         folder,
-        dtype=verifier.dtype if told else str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=verifier.dtype if from_recipe else str(next(model.parameters()).dtype).removeprefix("torch."),
         device=device,
         trust_remote_code=verifier.trust_remote_code,
     )
@@ -88,7 +93,7 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
 
 
 def decoding_otherwise(config: Any, changes: Mapping[str, Any]) -> Any:
-    """Returns a config with other values of what only decoding reads; raises RecipeError for any other field."""
+    """Changes fields of a config that only decoding reads; raises RecipeError for any other field."""
     known = list(type(config).decoding)
     problems = [
         Problem(f"algorithm.{name}", f"is not read by decoding alone ({', '.join(known) or 'nothing'} is)")
@@ -104,7 +109,7 @@ def decoding_otherwise(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def import_algorithm(table: dict[str, Any], folder: Path) -> None:
-    """Imports the plug-in that `[algorithm]` of a run's recipe names, if it does; raises ArtifactError if it cannot."""
+    """Imports the plug-in that `[algorithm]` of a run's recipe names, if any; raises ArtifactError if that fails."""
     if table["module"] is not None:
         try:
             import_plugin(table["module"], folder)
@@ -113,13 +118,13 @@ def import_algorithm(table: dict[str, Any], folder: Path) -> None:
 
 
 def verifier_of(subject: SavedSpeculator) -> VerifierSection:
-    """Returns which verifier a speculator is measured with; raises ArtifactError or RecipeError where none is named."""
+    """Finds the verifier to measure a speculator with; raises ArtifactError or RecipeError if none is named."""
     if subject.recipe is not None and subject.verifier is None:
         values = {key: value for key, value in subject.recipe["verifier"].items() if value is not None}
     else:
-        name = subject.verifier or _named(subject.folder)
+        name = subject.verifier or _configured_verifier(subject.folder)
         if name is None:
-            raise ArtifactError(f"{subject.folder}/config.json names no verifier", hint="--verifier MODEL does")
+            raise ArtifactError(f"{subject.folder}/config.json names no verifier", hint="name one: --verifier MODEL")
         if not Path(name).is_dir():
             return pinned(name, "verifier")
         values = {"model": str(Path(name).resolve())}
@@ -129,58 +134,52 @@ def verifier_of(subject: SavedSpeculator) -> VerifierSection:
     return section
 
 
-def _named(folder: Path) -> str | None:
-    held = read_config(folder).speculators_config
-    return held.verifier.name_or_path if held else None
-
-
-# Of sampling and of the bootstrap, as of the in-process benchmark of a folder.
-SEED = 0
-
-
-@attrs.frozen(kw_only=True)
-class Service:
-    """The servers that a benchmark asks.
-
-    Attributes:
-        engine: their kind, of `ENGINES`.
-        endpoint: of the server with the speculator; `baseline`, of one without it, None for none.
-        model: as the server calls it; None takes the only one; `baseline_model`, as the other one does.
-        concurrency: prompts under way at once.
-        num_speculative_tokens: K, where the server does not tell it.
-        take: the first so many prompts of each suite; None for all.
-    """
-
-    engine: str
-    endpoint: Endpoint
-    baseline: Endpoint | None = None
-    model: str | None = None
-    baseline_model: str | None = None
-    concurrency: int = 1
-    num_speculative_tokens: int | None = None
-    take: int | None = None
+def _configured_verifier(folder: Path) -> str | None:
+    served = read_config(folder).speculators_config
+    return served.verifier.name_or_path if served else None
 
 
 def measure_endpoint(
-    subject: SavedSpeculator, section: BenchmarkSection, service: Service, *, progress: Progress
+    subject: SavedSpeculator,
+    section: BenchmarkSection,
+    *,
+    engine: str,
+    endpoint: Endpoint,
+    baseline_endpoint: Endpoint | None = None,
+    model: str | None = None,
+    baseline_model: str | None = None,
+    concurrency: int = 1,
+    num_speculative_tokens: int | None = None,
+    take: int | None = None,
+    progress: Progress,
 ) -> ServedResult:
-    """Measures a speculator on a running server.
+    """Measures a speculator on a running server, and the speed-up over a server without it.
+
+    Args:
+        engine: one of `ENGINES`.
+        endpoint: the server with the speculator.
+        baseline_endpoint: the server without it; None for no speed-up.
+        model: the name that the server gives the model; None if it offers only one. Likewise `baseline_model`.
+        concurrency: prompts under way at once.
+        num_speculative_tokens: K, for servers that do not report it.
+        take: use only that many prompts of each suite, the first ones; None for all.
 
     Raises:
-        SpeculatorsError: the verifier's tokenizer or a suite cannot be had; or a server fails, in its own words.
+        SpeculatorsError: the verifier's tokenizer or a suite cannot be obtained, or a server reports an error.
     """
-    if service.engine not in ENGINES:
-        raise RecipeError(f"no engine {service.engine!r} (there are: {', '.join(ENGINES)})")
-    server = Server.find(service.engine, service.endpoint, service.model)
+    if engine not in ENGINES:
+        raise RecipeError(f"no engine {engine!r} (there are: {', '.join(ENGINES)})")
+    server = Server.find(engine, endpoint, model)
     baseline = None
-    if service.baseline is not None:
-        baseline = Server.find(service.engine, service.baseline, service.baseline_model, option="--baseline-model")
+    if baseline_endpoint is not None:
+        baseline = Server.find(engine, baseline_endpoint, baseline_model, option="--baseline-model")
         if baseline.version != server.version:
-            told = f"{baseline.endpoint.url} runs {baseline.version}, {server.endpoint.url} {server.version}"
-            raise ServerError(f"{told}: no speed-up of the speculator alone", hint="start both with one version")
+            versions = f"{baseline.endpoint.url} runs {baseline.version}, {server.endpoint.url} {server.version}"
+            message = f"{versions}: their speeds would differ for other reasons than the speculator"
+            raise ServerError(message, hint="start both with one version")
     verifier = verifier_of(subject)
     trust = verifier.trust_remote_code
-    # The server has the weights; here the tokenizer is enough.
+    # The server has the weights; this process needs only the tokenizer.
     folder = (
         fetch_tokenizer(verifier.model, verifier.revision, trust_remote_code=trust)
         if verifier.kind == "hub"
@@ -190,7 +189,18 @@ def measure_endpoint(
     stop_ids = folder_stop_ids(folder, trust_remote_code=trust)
     settings = []
     for suite in section.suites:
-        questions = _questions(suite, section, service, template, stop_ids)
+        prompts = load_suite(suite)
+        questions = Questions(
+            suite=suite.name,
+            prompts=prompts[:take],
+            suite_digest=prompts_digest(prompts),
+            template=template,
+            max_new_tokens=section.max_new_tokens,
+            stop_ids=stop_ids,
+            seed=SEED,
+            concurrency=concurrency,
+            num_speculative_tokens=num_speculative_tokens,
+        )
         for temperature in section.temperature:
             settings.append(measure_served(server, baseline, questions, temperature, progress=progress))
     return ServedResult(
@@ -202,25 +212,8 @@ def measure_endpoint(
         endpoint=server.endpoint.url,
         baseline_endpoint=None if baseline is None else baseline.endpoint.url,
         baseline_model=None if baseline is None else baseline.model,
-        concurrency=service.concurrency,
+        concurrency=concurrency,
         max_new_tokens=section.max_new_tokens,
         seed=SEED,
         settings=tuple(settings),
-    )
-
-
-def _questions(
-    suite: Suite, section: BenchmarkSection, service: Service, template: ChatTemplate, stop_ids: tuple[int, ...]
-) -> Questions:
-    prompts = load_suite(suite)
-    return Questions(
-        suite=suite.name,
-        prompts=prompts[: service.take],
-        suite_digest=prompts_digest(prompts),
-        template=template,
-        max_new_tokens=section.max_new_tokens,
-        stop_ids=stop_ids,
-        seed=SEED,
-        concurrency=service.concurrency,
-        num_speculative_tokens=service.num_speculative_tokens,
     )

@@ -1,4 +1,4 @@
-"""Somebody else's algorithm: rehearsed before data is read, and named where it fails."""
+"""Algorithms of other packages: rehearsed before data is read, and named where their code fails."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from speculators.verifier.tiny import make_tiny_verifier
 
 
 def is_plugin(name: str) -> bool:
-    """Whether an algorithm's folder is outside this package."""
+    """Whether an algorithm is defined outside of this package."""
     return not SpeculatorModelConfig.get_class(name).__module__.startswith("speculators.models.")
 
 
 @contextmanager
 def blaming_plugin(name: str) -> Iterator[None]:
-    """Turns an exception out of a plug-in's own code into an error that names it; any other passes.
+    """Turns an exception from a plug-in's own code into an error that names the plug-in; others pass through.
 
     Raises:
-        ContractError: as `plugin_failure`.
+        ContractError: as `plugin_failure` makes it.
     """
     try:
         yield
@@ -57,25 +57,25 @@ def blaming_plugin(name: str) -> Iterator[None]:
 
 
 def plugin_failure(name: str, error: Exception, where: str) -> ContractError:
-    """Returns what says that a plug-in failed: its class, the exception, and the lines of its own that led there.
+    """Makes the error for a plug-in that failed: its class, the exception, and the lines of its own that led there.
 
     Args:
-        where: it was run, in words; "" in the run itself.
+        where: it was run, as an adverbial such as "on a tiny verifier"; "" in the run itself.
     """
-    # Its class may not be there yet: its module may be what failed.
+    # The model's class may not exist yet, if its module is what failed.
     get = SpeculatorModel.get_class if name in MODELS.names() else SpeculatorModelConfig.get_class
     place = qualified_name(get(name))
-    words = " ".join(filter(None, (place, "failed", where)))
+    failed = " ".join(filter(None, (place, "failed", where)))
     lines = [f"  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in _own_frames(name, error)]
-    return ContractError(f"{words}: {type(error).__name__}: {error}", hint="\n".join(lines))
+    return ContractError(f"{failed}: {type(error).__name__}: {error}", hint="\n".join(lines))
 
 
 def _own_frames(name: str, error: Exception) -> list[traceback.FrameSummary]:
-    """Returns the part of a traceback that is in the plug-in's files."""
+    """Picks the frames of a traceback that lie in the plug-in's files."""
     config_class = SpeculatorModelConfig.get_class(name)
     try:
         file = Path(inspect.getfile(config_class)).resolve()
-    except (OSError, TypeError):  # typed into an interpreter: it has no file
+    except (OSError, TypeError):  # defined in an interpreter or notebook, without a file
         return []
     package = "." in config_class.__module__ or file.name == "__init__.py"
 
@@ -85,12 +85,9 @@ def _own_frames(name: str, error: Exception) -> list[traceback.FrameSummary]:
     return [frame for frame in traceback.extract_tb(error.__traceback__) if own(Path(frame.filename).resolve())]
 
 
+# Draft vocabulary, and lengths of the documents in a row, of the rehearsal.
 VOCABULARY = 128
-
-
 DOCUMENTS = (20, 12)
-
-
 # Keys of `algorithm.decoder` that mean the same for a decoder of another size.
 SIZELESS = ("model_type", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
 
@@ -98,7 +95,8 @@ SIZELESS = ("model_type", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_b
 def rehearse(context: Context) -> None:
     """Builds a plug-in's model for a tiny verifier with as many layers and runs one forward and backward.
 
-    What fails may be the small sizes' fault: it is tried again at the run's own, and told as a warning if that works.
+    A failure may be due to the small sizes: the step is then tried at the run's own, and a success there makes the
+    failure a warning.
 
     Raises:
         ContractError: a part of the contract is missing or wrong, or the plug-in fails at the run's own sizes, too.
@@ -120,12 +118,12 @@ def rehearse(context: Context) -> None:
         raise
     except Exception as error:
         raise plugin_failure(name, error, "in its first step, on a tiny verifier and on this one") from error
-    words = f"{plugin_failure(name, small, 'on a tiny verifier')}"
-    context.emit(WarningEvent(message=f"{words}\nIts first step on this run's verifier went well: the run goes on"))
+    problem = plugin_failure(name, small, "on a tiny verifier")
+    context.emit(WarningEvent(message=f"{problem}\nIts first step on this run's verifier succeeded: the run goes on"))
 
 
 def _tiny(plan: Plan, folder: Path) -> Plan:
-    """Makes a tiny verifier in `folder` and returns the plan for it."""
+    """Makes a tiny verifier in `folder`, and the plan for it."""
     make_tiny_verifier(folder, num_hidden_layers=plan.facts.num_hidden_layers)
     section = plan.recipe.algorithm
     decoder = {key: value for key, value in section.config.decoder.items() if key in SIZELESS}
@@ -140,15 +138,15 @@ def _step(plan: Plan, folder: Path, lengths: tuple[int, ...], world: World) -> N
     """Builds the model and runs forward and backward on one row of documents of these lengths."""
     kwargs = training_kwargs(plan, str(folder), stand_in_vocabulary(plan))
     model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
-    given, _ = trainer_kwargs(model, kwargs)
-    _check_signature(model, given)
+    train_kwargs, _ = trainer_kwargs(model, kwargs)
+    _check_signature(model, train_kwargs)
     place(model, world.device)
     row = _row(plan, model, lengths)
     layout = RowLayout.of(row["document_ids"], row["loss_mask"])
     batch = {**{key: tensor.to(world.device) for key, tensor in row.items()}, "layout": layout}
     names = accepted_by(model, batch)
     with precision(world, plan.precision):
-        loss, _ = loss_and_metrics(model, model(**{name: batch[name] for name in names}, **given))
+        loss, _ = loss_and_metrics(model, model(**{name: batch[name] for name in names}, **train_kwargs))
     loss.backward()
     if all(parameter.grad is None for parameter in model.parameters()):
         raise ContractError(
@@ -157,11 +155,12 @@ def _step(plan: Plan, folder: Path, lengths: tuple[int, ...], world: World) -> N
         )
 
 
-def _check_signature(model: SpeculatorModel, given: dict[str, Any]) -> None:
+def _check_signature(model: SpeculatorModel, train_kwargs: dict[str, Any]) -> None:
+    """Checks that every required parameter of forward comes from the batch or from `get_trainer_kwargs`."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(model.forward).parameters.values()
-    wanted = {p.name for p in parameters if p.default is p.empty and p.kind not in kinds}
-    if lacking := sorted(wanted - {*BATCH_NAMES, *given}):
+    required = {p.name for p in parameters if p.default is p.empty and p.kind not in kinds}
+    if lacking := sorted(required - {*BATCH_NAMES, *train_kwargs}):
         place, names = qualified_name(type(model)), ", ".join(lacking)
         raise ContractError(
             f"{place}.forward wants {names}, which neither the batch has nor get_trainer_kwargs gives",
@@ -170,14 +169,14 @@ def _check_signature(model: SpeculatorModel, given: dict[str, Any]) -> None:
 
 
 def _row(plan: Plan, model: SpeculatorModel, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Returns a packed row of random documents, the second half of each supervised."""
+    """Packs a row of random documents, the second half of each supervised."""
     generator = torch.Generator().manual_seed(0)
     width = plan.facts.hidden_size
     widths = (len(plan.target_layer_ids) * width, width)
     items = []
     for length in lengths:
         ids = torch.randint(plan.draft_vocab_size, (length,), generator=generator)
-        states = [torch.randn(length, each, generator=generator) for each in widths]
+        states = [torch.randn(length, each, generator=generator) for each in widths]  # [S, A*H], [S, H]
         encoded = Encoded(ids.int().numpy(), (torch.arange(length) >= length // 2).numpy())
         items.append((encoded, (states[0], states[1])))
     dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32

@@ -1,4 +1,4 @@
-"""Answers replaced by the verifier's own: on-policy data, made once, with where it came from beside it."""
+"""Replaces answers by the verifier's own: on-policy data, made once, with its provenance beside it."""
 
 from __future__ import annotations
 
@@ -34,94 +34,94 @@ PACKAGES = ("spec-recipes", "torch", "transformers")
 
 
 class Answerer(Protocol):
-    """Who answers: the verifier in this process, or a server."""
+    """Answers prompts: the verifier in this process, or a server."""
 
     @property
     def tokenizer(self) -> Any:
-        """The verifier's."""
+        """The verifier's tokenizer."""
 
     def generate_batches(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, done: Container[int], progress: Progress
     ) -> Iterator[tuple[tuple[int, ...], Sequence[Answer]]]:
-        """As `Engine.generate_batches`; an answer may be its text."""
+        """Yields answers as `Engine.generate_batches` does, as token ids or as text."""
 
 
 def regenerated(context: Context) -> DataSection:
-    """Returns `[data]` with its sources replaced by one file of the verifier's own answers, made if it is not there."""
+    """Replaces the sources of `[data]` by one file of the verifier's own answers, which is made if it is missing."""
     data = context.recipe.data
     settings = data.regenerate
     assert settings is not None
     file = answers_file(context)
     if not is_whole(file):
         if file.exists():
-            context.emit(WarningEvent(message=f"{file} is not what was written there: its answers are made again"))
+            context.emit(WarningEvent(message=f"{file} was changed since it was written: its answers are made again"))
             file.unlink()
         left_out = LeftOut()
         prompts = [prompt for source in data.sources for prompt in read_prompts(source, left_out)]
-        for words in left_out.words():
-            context.emit(WarningEvent(message=words))
+        for sentence in left_out.sentences():
+            context.emit(WarningEvent(message=sentence))
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
         write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.emit)
     return attrs.evolve(data, sources=(DataSource(path=str(file)),), regenerate=None)
 
 
 def answers_file(context: Context) -> Path:
-    """Returns where the verifier's own answers to the recipe's prompts are, or will be."""
+    """Locates the verifier's own answers to the recipe's prompts, which may not exist yet."""
     return context.places.answers(context.plan.stage("prepare").fingerprint)
 
 
 def is_whole(file: Path) -> bool:
-    """Returns whether answers are there, and are those that their provenance was written for."""
-    held = read_json(_beside(file))
-    return file.is_file() and isinstance(held, dict) and held.get("sha256") == file_sha256(file)
+    """Whether answers are there, with the content that their provenance states."""
+    provenance = read_json(_provenance_file(file))
+    return file.is_file() and isinstance(provenance, dict) and provenance.get("sha256") == file_sha256(file)
 
 
-def _beside(file: Path) -> Path:
+def _provenance_file(file: Path) -> Path:
     return file.with_name(file.name + ".json")
 
 
 @attrs.define
 class LeftOut:
-    """What reading prompts leaves out.
+    """Counts what reading prompts leaves out.
 
     Attributes:
-        skipped: rows of data sets that cannot be used, by reason; a file with one is refused.
-        cut: conversations with further user turns, of which only the first is answered.
+        skipped: unusable rows of data sets, by reason; files with such a row are refused.
+        cut: conversations with further user turns, which get no answer.
     """
 
     skipped: Counter[str] = attrs.field(factory=Counter)
     cut: int = 0
 
-    def words(self) -> list[str]:
-        """Returns a sentence for each, with its consequence; none where nothing is left out."""
-        found = []
+    def sentences(self) -> list[str]:
+        """Writes a sentence for each count above zero, with its consequence."""
+        sentences = []
         if self.skipped:
-            found.append(f"{self.skipped.total()} rows cannot be used and get no answer: {told(self.skipped)}")
+            sentences.append(f"{self.skipped.total()} rows cannot be used and get no answer: {told(self.skipped)}")
         if self.cut:
-            turns = "only their first user turn is answered, for later ones speak of answers that are dropped"
-            found.append(f"{self.cut} conversations have several user turns: {turns}")
-        return found
+            turns = "only their first user turn is answered, because later ones refer to answers that are dropped"
+            sentences.append(f"{self.cut} conversations have several user turns: {turns}")
+        return sentences
 
 
 def read_prompts(source: DataSource, left_out: LeftOut) -> list[dict[str, Any]]:
-    """Returns the rows of `stream_prompts`."""
+    """Lists the rows of `stream_prompts`."""
     return [row for _, row in stream_prompts(source, left_out)]
 
 
 def stream_prompts(source: DataSource, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (place, row) with messages up to the first user turn's end; answers that are there are dropped.
+    """Yields (place, row) with messages up to the first user turn; answers in the source are dropped.
 
     Args:
-        left_out: receives what is not yielded.
+        left_out: counts what is not yielded.
 
     Raises:
         DataError: a row of a file has no user turn, or a data set has no usable row.
     """
     if not source.is_file:
-        for found in stream_source(source, Path(), left_out.skipped):
-            messages = [attrs.asdict(message) for message in found.messages]
-            row = {"id": found.id, "category": found.category, "messages": messages}
-            yield found.id, _cut(row, found.id, left_out)
+        for conversation in stream_source(source, Path(), left_out.skipped):
+            messages = [attrs.asdict(message) for message in conversation.messages]
+            row = {"id": conversation.id, "category": conversation.category, "messages": messages}
+            yield conversation.id, _cut(row, conversation.id, left_out)
         return
     for number, row in itertools.islice(jsonl_rows(source, Path(source.path)), source.take):
         place = f"{source.path}:{number}"
@@ -129,19 +129,20 @@ def stream_prompts(source: DataSource, left_out: LeftOut) -> Iterator[tuple[str,
 
 
 def _cut(row: Any, place: str, left_out: LeftOut) -> dict[str, Any]:
+    """Cuts a conversation after its first user turn; raises DataError, which names `place`, if it has none."""
     turns = (row.get("messages") or row.get("conversations")) if isinstance(row, dict) else None
     if not isinstance(turns, list):
         raise DataError(f"{place}: not a JSON object with messages", hint=LAYOUT)
     users = [index for index, turn in enumerate(turns) if _role(turn) == "user"]
     if not users:
         raise DataError(f"{place}: no user turn to answer", hint=LAYOUT)
-    # What a conversation must be like is checked by the one reader of conversations; it wants an answer.
-    found = parse({"messages": [*turns[: users[0] + 1], {"role": "assistant", "content": "-"}]}, place)
-    if isinstance(found, str):
-        raise DataError(f"{place}: {found}", hint=LAYOUT)
+    # The one reader of conversations checks it, and requires an answer.
+    parsed = parse({"messages": [*turns[: users[0] + 1], {"role": "assistant", "content": "-"}]}, place)
+    if isinstance(parsed, str):
+        raise DataError(f"{place}: {parsed}", hint=LAYOUT)
     left_out.cut += len(users) > 1
     others = {key: value for key, value in row.items() if key != "conversations"}
-    return {**others, "messages": [attrs.asdict(message) for message in found.messages[:-1]]}
+    return {**others, "messages": [attrs.asdict(message) for message in parsed.messages[:-1]]}
 
 
 def _role(turn: Any) -> str | None:
@@ -158,37 +159,37 @@ def write_answers(
     facts: Callable[[], dict[str, Any]],
     progress: Progress,
 ) -> None:
-    """Answers every prompt with the verifier and writes `file` and its provenance `file` + ".json".
+    """Answers every prompt with the verifier; writes `file`, and its provenance to `file` + ".json".
 
-    Batches that are done are kept in `file` + ".part", so that a killed run goes on where it was.
+    Finished batches are kept in `file` + ".part", so that a killed run goes on where it was.
 
     Args:
         file: JSONL to write.
         prompts: rows with messages, the last one the user's.
         answerer: the verifier.
         settings: how it answers.
-        facts: returns what determines the answers besides prompts, settings and our own versions.
-        progress: told while answers are made.
+        facts: states what determines the answers besides prompts, settings and our own versions.
+        progress: called while answers are made.
 
     Raises:
-        RecipeError: `file` is there, and is not of the same work.
+        RecipeError: `file` exists and has other answers.
     """
     part = file.with_name(file.name + ".part")
     template = ChatTemplate.of(answerer.tokenizer)
     ids = [template.prompt_ids(tuple(_message(message) for message in row["messages"])) for row in prompts]
-    whence = {**facts(), **provenance(settings, ids)}
-    answers = _kept(part, whence)
-    if file.exists() and not answers and not _holds(_beside(file), whence):
-        raise RecipeError([Problem("", f"{file} exists, of other work", "name another file, or remove it first")])
+    origin = {**facts(), **provenance(settings, ids)}
+    answers = _finished(part, origin)
+    if file.exists() and not answers and not _states(_provenance_file(file), origin):
+        raise RecipeError([Problem("", f"{file} exists, with other answers", "name another file, or remove it first")])
     sampling = Sampling(**attrs.asdict(settings, filter=lambda attribute, _: attribute.name != "dtype"))
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     for indices, outputs in answerer.generate_batches(ids, sampling, done=answers, progress=progress):
         answers.update(zip(indices, outputs, strict=True))
-        write_whole(part, json.dumps({"facts": whence, "answers": answers}).encode())
+        write_whole(part, json.dumps({"facts": origin, "answers": answers}).encode())
     rows = _answered(prompts, answers, answerer.tokenizer)
     write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_json(_beside(file), {**whence, "sha256": file_sha256(file), "conversations": len(prompts)})
+    write_json(_provenance_file(file), {**origin, "sha256": file_sha256(file), "conversations": len(prompts)})
     part.unlink(missing_ok=True)
 
 
@@ -196,18 +197,18 @@ def _message(values: dict[str, str]) -> Message:
     return Message(role=values["role"], content=values["content"])
 
 
-def _holds(provenance: Path, facts: dict[str, Any]) -> bool:
-    """Returns whether a file beside answers says that they are of these facts."""
-    held = read_json(provenance)
-    return isinstance(held, dict) and {**held, **facts} == held
+def _states(provenance: Path, facts: dict[str, Any]) -> bool:
+    """Whether the provenance beside answers states these facts, and possibly more."""
+    stated = read_json(provenance)
+    return isinstance(stated, dict) and {**stated, **facts} == stated
 
 
-def _kept(part: Path, facts: dict[str, Any]) -> dict[int, Answer]:
-    """Returns the answers of an interrupted run, if it was one of the same inputs."""
-    held = read_json(part)
-    if not isinstance(held, dict) or held.get("facts") != facts:
+def _finished(part: Path, facts: dict[str, Any]) -> dict[int, Answer]:
+    """Reads the answers of an interrupted run with the same facts, by the index of their prompt."""
+    saved = read_json(part)
+    if not isinstance(saved, dict) or saved.get("facts") != facts:
         return {}
-    return {int(index): answer for index, answer in held["answers"].items()}
+    return {int(index): answer for index, answer in saved["answers"].items()}
 
 
 def _answered(prompts: list[dict[str, Any]], answers: dict[int, Answer], tokenizer: Any) -> Iterator[dict[str, Any]]:
@@ -218,7 +219,7 @@ def _answered(prompts: list[dict[str, Any]], answers: dict[int, Answer], tokeniz
 
 
 def provenance(settings: Regenerate, ids: list[list[int]]) -> dict[str, Any]:
-    """Returns what determines the answers besides who gives them: prompts, sampling, versions."""
+    """States what determines the answers besides the verifier: prompts, sampling, versions."""
     return {
         "prompts_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
         "sampling": attrs.asdict(settings),
@@ -227,7 +228,7 @@ def provenance(settings: Regenerate, ids: list[list[int]]) -> dict[str, Any]:
 
 
 def engine_facts(engine: Engine) -> dict[str, Any]:
-    """Returns which verifier answers in this process, and in which dtype."""
+    """States which verifier answers in this process, and in which dtype."""
     weights = sorted(engine.folder.glob("*.safetensors"))
     return {
         "verifier": (read_json(engine.folder / "manifest.json") or {}).get("source", str(engine.folder)),
@@ -236,56 +237,51 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
     }
 
 
-@attrs.frozen(kw_only=True)
-class Elsewhere:
-    """A server that answers instead of this process.
-
-    Attributes:
-        url: of the server.
-        concurrency: prompts that it has at once.
-    """
-
-    url: str
-    concurrency: int
-
-
 def regenerate_file(
-    recipe: Recipe, prompts: Path, out: Path, *, by: Elsewhere | None = None, progress: Listen
+    recipe: Recipe,
+    prompts: Path,
+    out: Path,
+    *,
+    endpoint: Endpoint | None = None,
+    concurrency: int = 1,
+    progress: Listen,
 ) -> dict[str, Any]:
-    """Answers the prompts of a JSONL file with a recipe's verifier; returns the provenance, which is written, too.
+    """Answers the prompts of a JSONL file with a recipe's verifier; returns the provenance, which is also written.
 
     Args:
         recipe: names the verifier, and how it answers.
         prompts: JSONL with messages.
         out: JSONL to write.
-        by: a server of the same verifier; None to load it here.
-        progress: told while answers are made, and what of the prompts is left out.
+        endpoint: a server of the same verifier; None loads it in this process.
+        concurrency: prompts that the server has at once.
+        progress: called while answers are made, and with a warning for prompts that are left out.
 
     Raises:
         DataError: a row has no user turn, or the file cannot be read.
-        RecipeError: `out` is there, and is not of the same work.
+        RecipeError: `out` exists and has other answers.
         ServerError: the server cannot be reached, or gives no answers.
     """
     settings = recipe.data.regenerate or Regenerate()
     left_out = LeftOut()
     rows = read_prompts(DataSource(path=str(prompts.resolve())), left_out)
-    for words in left_out.words():
-        progress(WarningEvent(message=words))
+    for sentence in left_out.sentences():
+        progress(WarningEvent(message=sentence))
     section = recipe.verifier
-    if by is None:
+    if endpoint is None:
         folder = obtain(section, progress=progress)
         engine = Engine(folder, dtype=settings.dtype or section.dtype, trust_remote_code=section.trust_remote_code)
         write_answers(out, rows, engine, settings, facts=lambda: engine_facts(engine), progress=progress)
     else:
-        server, facts = _server(recipe, by, progress)
+        server, facts = _server(recipe, endpoint, concurrency, progress)
         write_answers(out, rows, server, settings, facts=lambda: facts, progress=progress)
-    return dict(read_json(_beside(out)))
+    return dict(read_json(_provenance_file(out)))
 
 
-def _server(recipe: Recipe, by: Elsewhere, progress: Progress) -> tuple[ServedAnswers, dict[str, Any]]:
-    """Returns who answers, and what it says of itself; of a hub's model only the tokenizer is fetched here."""
+def _server(
+    recipe: Recipe, endpoint: Endpoint, concurrency: int, progress: Progress
+) -> tuple[ServedAnswers, dict[str, Any]]:
+    """Connects to a server, and states what it reports about itself; only the tokenizer of a hub's model is fetched."""
     section = recipe.verifier
-    endpoint = Endpoint(url=by.url)
     served = Served.at(endpoint)
     if section.kind == "hub":
         folder = fetch_tokenizer(section.model, section.revision, trust_remote_code=section.trust_remote_code)
@@ -296,7 +292,7 @@ def _server(recipe: Recipe, by: Elsewhere, progress: Progress) -> tuple[ServedAn
         model=served.model,
         tokenizer=load_tokenizer(folder, trust_remote_code=section.trust_remote_code),
         stop_ids=folder_stop_ids(folder, trust_remote_code=section.trust_remote_code),
-        concurrency=by.concurrency,
+        concurrency=concurrency,
     )
-    # Which weights a server has it does not tell: its name for them stands beside the recipe's.
+    # A server does not report which weights it has: its name for them stands beside the recipe's.
     return answers, {"verifier": section.model, "revision": section.revision, "engine": attrs.asdict(served)}

@@ -1,4 +1,4 @@
-"""The lock of a run, gathered: the environment, the code, and the verifier's files."""
+"""Gathers the lock of a run: the environment, the code, and the verifier's files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from speculators.training.world import World
 from speculators.verifier.sources import verifier_files
 from speculators.verifier.tokens import load_tokenizer
 
-# The packages whose code has a part in the numbers; those that are not installed had none.
+# Packages whose code takes part in the numbers, if they are installed.
 PACKAGES = (
     "spec-recipes",
     "torch",
@@ -37,7 +37,7 @@ PACKAGES = (
     "gguf",
     "datasets",
 )
-# They choose kernels, or the precision of products.
+# Environment variables that choose kernels, or the precision of products.
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -49,12 +49,55 @@ VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
 )
 _PACKAGE = Path(__file__).parents[1]
-# They print what others computed, or hold data, which is hashed where it is used. In a wheel all are in the package.
-_NO_PART = ("report/", "cli/", "recipes/", "benchmarks/")
+# Modules and packages whose code can change a number or a fingerprint.
+COMPUTING = (
+    "compat",
+    "config",
+    "contract",
+    "drafter",
+    "facts",
+    "init_from",
+    "model",
+    "bench",
+    "data",
+    "decoding",
+    "files",
+    "formats",
+    "losses",
+    "models",
+    "nn",
+    "pipeline",
+    "recipe",
+    "runs",
+    "servers",
+    "structure",
+    "training",
+    "verifier",
+)
+# They print, compare or convert what others computed, or hold data, which is hashed where it is used: a corrected
+# sentence in one of them must not make earlier runs irreproducible.
+NOT_COMPUTING = (
+    "__init__",
+    "api",
+    "benchmarks",
+    "cli",
+    "cost",
+    "diff",
+    "doctor",
+    "errors",
+    "events",
+    "exchange",
+    "inspection",
+    "recipes",
+    "registry",
+    "report",
+    "reproduce",
+    "tracking",
+)
 
 
 def environment_here(world: World) -> Environment:
-    """Returns where this process runs."""
+    """Describes where this process runs, as far as it can affect a result."""
     return Environment(
         packages={name: version for name in PACKAGES if (version := _version(name)) is not None},
         code=code_here(),
@@ -86,22 +129,22 @@ def _device_name(world: World) -> str:
 
 
 def _processor() -> str:
-    """Returns the processor's name; Linux tells it in a file only, other systems tell Python."""
+    """Finds the processor's name: Linux has it in a file only, other systems report it to Python."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def code_here() -> Code:
-    """Returns which code of this package runs."""
+    """Identifies the code of this package: its version and commit, and a hash of the sources that compute."""
     digest = hashlib.sha256()
     for file in sorted(_PACKAGE.rglob("*.py")):
-        name = file.relative_to(_PACKAGE).as_posix()
-        if not name.startswith(_NO_PART):
-            digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
+        name = file.relative_to(_PACKAGE)
+        if name.parts[0].removesuffix(".py") in COMPUTING:
+            digest.update(f"{name.as_posix()}\0".encode() + file.read_bytes() + b"\0")
     root = _PACKAGE.parent
     # Not any repository around: a wheel may be installed inside somebody else's checkout.
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
@@ -123,14 +166,14 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def _wheel() -> str | None:
-    """Returns the sha256 of the wheel that pip installed, where it wrote it down: not from an index, not editable."""
-    told = metadata.distribution("spec-recipes").read_text("direct_url.json")
-    hashes = json.loads(told).get("archive_info", {}).get("hashes", {}) if told else {}
+    """Finds the sha256 of the wheel that pip installed; None for wheels from an index and for editable installs."""
+    text = metadata.distribution("spec-recipes").read_text("direct_url.json")
+    hashes = json.loads(text).get("archive_info", {}).get("hashes", {}) if text else {}
     return hashes.get("sha256")
 
 
 def verifier_lock(folder: Path, config: dict[str, Any], *, trust_remote_code: bool) -> VerifierLock:
-    """Returns what a verifier's folder holds, each file hashed."""
+    """Hashes each file of a verifier's folder, and its chat template."""
     return VerifierLock(
         files=verifier_files(folder),
         chat_template=_template(folder, trust_remote_code=trust_remote_code),
@@ -141,37 +184,37 @@ def verifier_lock(folder: Path, config: dict[str, Any], *, trust_remote_code: bo
 def _template(folder: Path, *, trust_remote_code: bool) -> str | None:
     try:
         source = ChatTemplate.of(load_tokenizer(folder, trust_remote_code=trust_remote_code)).source
-    except SpeculatorsError:  # the stage that needs it says so
+    except SpeculatorsError:  # the stage that needs a template reports it
         return None
     return hashlib.sha256(source.encode()).hexdigest()
 
 
 def lock_of(context: Context, *, idle: bool) -> Lock:
-    """Returns the lock of a run that begins or goes on, with the environments that worked on it before.
+    """Makes the lock of a run that begins or goes on, with the environments that worked on it before.
 
     Args:
-        idle: every stage is done: this environment has no part in the result.
+        idle: every stage is done, so that this environment takes no part in the result.
     """
-    held, here = _held(context), environment_here(context.world)
-    if held is None:
+    existing, environment = _existing(context), environment_here(context.world)
+    if existing is None:
         section = context.recipe.verifier
         config = context.plan.facts.to_dict()
         verifier = verifier_lock(context.folder, config, trust_remote_code=section.trust_remote_code)
-        return _lock(context.plan, verifier, here)
-    lock = _lock(context.plan, held.verifier, held.environment)
-    before = held.resumed_in
-    last = (held.environment, *before)[-1]
-    return attrs.evolve(lock, resumed_in=before if idle or here == last else (*before, here))
+        return _lock(context.plan, verifier, environment)
+    lock = _lock(context.plan, existing.verifier, existing.environment)
+    before = existing.resumed_in
+    last = (existing.environment, *before)[-1]
+    return attrs.evolve(lock, resumed_in=before if idle or environment == last else (*before, environment))
 
 
-def _held(context: Context) -> Lock | None:
-    """Returns the lock that is there, of the same verifier; None where there is none that can be read."""
+def _existing(context: Context) -> Lock | None:
+    """Reads the run's lock; None if it is missing, unreadable, or of another verifier."""
     try:
-        held = Lock.read(context.run_folder.path)
+        lock = Lock.read(context.run_folder.path)
     except LockError:
         return None
-    same = held.fingerprints.get("verifier") == context.plan.stage("verifier").fingerprint
-    return held if same else None
+    same = lock.fingerprints.get("verifier") == context.plan.stage("verifier").fingerprint
+    return lock if same else None
 
 
 def _lock(plan: Plan, verifier: VerifierLock, environment: Environment) -> Lock:

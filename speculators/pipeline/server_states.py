@@ -32,20 +32,20 @@ from speculators.training.world import local_device
 from speculators.verifier.sources import fetch_facts, obtain
 from speculators.verifier.states_check import StatesCheck, compare_states
 
-# Beside the states that the server writes: what `spec serve-states` started it with.
+# Lies beside the states that the server writes, and says what `spec serve-states` started it with.
 NOTE = "serving.json"
 
 
-# In the store: which engine computed it.
+# Lies in the store, and says which engine computed it.
 PROVENANCE = "served.json"
 
 
-# Conversations that are compared before the rest is asked for, the shortest that have so many tokens.
+# Conversations that are compared before the others are requested: the shortest of at least that many tokens.
 SAMPLE, SAMPLE_TOKENS = 4, 16
 
 
 def serving_note(plan: Plan) -> dict[str, Any]:
-    """Returns what a server must have been started with, as JSON values."""
+    """States what a server must have been started with, as JSON values."""
     return {
         "verifier": plan.stage("verifier").fingerprint,
         "layer_ids": list(plan.target_layer_ids),
@@ -54,32 +54,31 @@ def serving_note(plan: Plan) -> dict[str, Any]:
 
 
 def shared_folder(plan: Plan, places: Places) -> Path:
-    """Returns the folder between the server and us: the recipe's, or one that only servers of these states have."""
-    told = plan.recipe.data.server.folder
-    # Beside the verifiers, which a re-run has in common with its run: the same server serves both.
-    return Path(told) if told is not None else places.from_server(fingerprint(serving_note(plan)))
+    """Finds the folder in which the server leaves states: the recipe's, or one for servers of these states alone."""
+    folder = plan.recipe.data.server.folder
+    return Path(folder) if folder is not None else places.from_server(fingerprint(serving_note(plan)))
 
 
 def states_client(context: Context) -> tuple[StatesClient, Served]:
-    """Returns who captures, after a look at the server and at the folder.
+    """Connects to the recipe's server and checks that it leaves the right states in the folder.
 
     Raises:
         ServerError: the server cannot be reached.
-        DataError: no server writes into the folder, or one that gives other states.
+        DataError: no server writes into the folder, or the one that does was started for other states.
     """
     plan, server = context.plan, context.recipe.data.server
     folder = shared_folder(plan, context.places)
     endpoint = Endpoint(url=server.endpoint, timeout=server.timeout, retry=Retry(times=server.retries))
     served = Served.at(endpoint)
     if not folder.is_dir():
-        hint = f"start the server with it, or name the one that it has in data.server.folder; {START}"
+        hint = f"start the server with this folder, or set data.server.folder to the server's own; {START}"
         raise DataError(f"{folder}: no such folder: no server of these states writes here", hint=hint)
-    wanted, noted = serving_note(plan), read_json(folder / NOTE)
-    if isinstance(noted, dict) and noted != wanted:
-        told = ", ".join(
-            f"{key} {noted.get(key)} instead of {wanted[key]}" for key in wanted if noted.get(key) != wanted[key]
+    required, noted = serving_note(plan), read_json(folder / NOTE)
+    if isinstance(noted, dict) and noted != required:
+        differences = ", ".join(
+            f"{key} {noted.get(key)} instead of {value}" for key, value in required.items() if noted.get(key) != value
         )
-        raise DataError(f"{folder}: the server there was started for other states: {told}", hint=START)
+        raise DataError(f"{folder}: the server there was started for other states: {differences}", hint=START)
     client = StatesClient(
         endpoint=endpoint,
         model=served.model,
@@ -93,7 +92,7 @@ def states_client(context: Context) -> tuple[StatesClient, Served]:
 
 
 def fill_from_server(context: Context, writer: StateWriter, prepared: Conversations) -> str:
-    """Captures what the store lacks; returns by whom, in words.
+    """Captures what the store lacks; returns engine and version of the server.
 
     Raises:
         DataError: a conversation is too long for the server, or the states are not the verifier's.
@@ -102,10 +101,9 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
     client, served = states_client(context)
     longest = int(prepared.lengths.max())
     if served.max_model_len is not None and longest >= served.max_model_len:
-        words = f"{client.endpoint.url}: takes {served.max_model_len} tokens, one of them to answer"
-        raise DataError(
-            f"{words}; the longest conversation has {longest}", hint="start it with a larger --max-model-len"
-        )
+        limit = f"{client.endpoint.url}: takes {served.max_model_len} tokens, one of them to answer"
+        message = f"{limit}; the longest conversation has {longest}"
+        raise DataError(message, hint="start the server with a larger --max-model-len")
     if world.is_main:
         _keep_provenance(context, writer, served)
         _clear(context, client.folder)
@@ -120,16 +118,16 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
 
 def _keep_provenance(context: Context, writer: StateWriter, served: Served) -> None:
     file, facts = writer.folder / PROVENANCE, attrs.asdict(served)
-    held = read_json(file)
-    if isinstance(held, dict) and held != facts and len(writer.missing()) < len(writer.layout.shards):
-        before, now = (f"{one.get('engine')} {one.get('version')} with {one.get('root')}" for one in (held, facts))
-        words = f"{writer.folder}: a part was captured by {before}, the rest is by {now}"
-        context.emit(WarningEvent(message=f"{words}; spec data --check-states compares them"))
+    earlier = read_json(file)
+    if isinstance(earlier, dict) and earlier != facts and len(writer.missing()) < len(writer.layout.shards):
+        before, now = (f"{one.get('engine')} {one.get('version')} with {one.get('root')}" for one in (earlier, facts))
+        mixture = f"{writer.folder}: a part was captured by {before}, the rest is captured by {now}"
+        context.emit(WarningEvent(message=f"{mixture}; spec data --check-states compares both with the verifier"))
     write_json(file, facts)
 
 
 def _clear(context: Context, folder: Path) -> None:
-    """Removes what an earlier, killed capture had asked for, where the folder is nobody else's."""
+    """Removes states that an earlier, killed capture requested, unless the recipe names a folder: others may use it."""
     if context.recipe.data.server.folder is None:
         for pattern in ("*.safetensors", "*.safetensors.lock"):
             for left in folder.glob(pattern):
@@ -137,25 +135,25 @@ def _clear(context: Context, folder: Path) -> None:
 
 
 def _compare_first(context: Context, client: StatesClient, prepared: Conversations) -> None:
-    """Compares a few conversations where the verifier is loaded anyway, to evaluate; else tells how it can be done."""
+    """Compares a few conversations if evaluation loads the verifier anyway; otherwise says how to compare them."""
     if not context.recipe.benchmark.suites:
-        untold = "the server's states are not compared with the verifier's, which this recipe never loads"
-        context.emit(WarningEvent(message=f"{untold}: spec data RECIPE --check-states does, where it fits"))
+        reason = "the server's states are not compared with the verifier's, which this recipe never loads"
+        remedy = "spec data RECIPE --check-states compares them on a machine that the verifier fits"
+        context.emit(WarningEvent(message=f"{reason}: {remedy}"))
         return
     by_length = sorted(range(len(prepared)), key=lambda index: int(prepared.lengths[index]))
-    enough = [index for index in by_length if prepared.lengths[index] >= SAMPLE_TOKENS] or by_length
+    long_enough = [index for index in by_length if prepared.lengths[index] >= SAMPLE_TOKENS] or by_length
     with context.stage("check states") as result:
-        found = compare_sample(context, client, prepared, enough[:SAMPLE])
-        if found.problems:
-            raise DataError(f"{found.source}: {'; '.join(found.problems)}", hint=found.advice)
-        worst = max(layer.error for layer in found.layers)
-        result.facts = StatesCheckFacts(compared_tokens=found.tokens, error=worst)
+        check = compare_sample(context, client, prepared, long_enough[:SAMPLE])
+        if check.problems:
+            raise DataError(f"{check.source}: {'; '.join(check.problems)}", hint=check.advice)
+        result.facts = StatesCheckFacts(compared_tokens=check.tokens, error=max(layer.error for layer in check.layers))
 
 
 def compare_sample(
     context: Context, client: StatesClient, prepared: Conversations, indices: Sequence[int]
 ) -> StatesCheck:
-    """Asks the server for some conversations and compares."""
+    """Requests the states of some conversations from the server and compares them with the verifier's."""
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
     captured = [client.capture(row) for row in rows]
     return compare_with_verifier(context, rows, captured, source=client.endpoint.url)
@@ -168,7 +166,13 @@ def compare_with_verifier(
     *,
     source: str,
 ) -> StatesCheck:
-    """Compares captured states with those of the verifier in this process, which is let go after."""
+    """Compares captured states with those of the verifier in this process, which is freed afterwards.
+
+    Args:
+        rows: [S] int64 token ids of each conversation.
+        captured: for each conversation auxiliary states [S, A*H] and last states [S, H].
+        source: of the captured states, for messages.
+    """
     dtype = context.recipe.data.states_dtype
     engine = context.engine(dtype)
     layers, tokens = compare_states(engine, rows, captured, context.plan.target_layer_ids)
@@ -184,38 +188,34 @@ def compare_with_verifier(
 
 
 def prepare_folder(folder: Path, note: dict[str, Any]) -> None:
-    """Makes the shared folder and notes in it what the server is started with."""
+    """Makes the folder for states and notes in it what the server is started with."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NOTE, note)
 
 
-# Of URLs that name none.
+# Default ports.
 _PORTS = {"http": 80, "https": 443}
 
 
-@attrs.frozen(kw_only=True)
-class Where:
-    """How the server is started, which no recipe says.
+def plan_server(
+    recipe: Recipe,
+    *,
+    places: Places,
+    progress: Progress,
+    host: str | None = None,
+    port: int | None = None,
+    vllm: str = "vllm",
+    extra: tuple[str, ...] = (),
+) -> tuple[ServeStates, dict[str, Any]]:
+    """Plans how to start a recipe's server, and the note about it that capture looks for.
 
-    Attributes:
+    Fetches only config.json of a hub's model; the server fetches the rest itself.
+
+    Args:
         host, port: where it listens; None for those of the recipe's `data.server.endpoint`.
         vllm: the program, by path or name.
         extra: further arguments of `vllm serve`.
-    """
-
-    host: str | None = None
-    port: int | None = None
-    vllm: str = "vllm"
-    extra: tuple[str, ...] = ()
-
-
-def plan_server(
-    recipe: Recipe, where: Where, *, places: Places, progress: Progress
-) -> tuple[ServeStates, dict[str, Any]]:
-    """Returns what a recipe's server is started with, and the note of it that capture looks for.
-
-    Of a hub's model only config.json is fetched here.
     """
     section = recipe.verifier
     hub = section.kind == "hub"
@@ -224,8 +224,8 @@ def plan_server(
     plan = make_plan(recipe, facts)
     device = local_device()
     dtype = compute_dtype(getattr(torch, recipe.data.states_dtype), device)
-    # Where capture will ask: a server elsewhere would never be found.
-    asked = urlsplit(recipe.data.server.endpoint)
+    # Capture connects to this address: a server elsewhere would never be found.
+    address = urlsplit(recipe.data.server.endpoint)
     settings = ServeStates(
         model=model,
         name=section.model,
@@ -234,14 +234,14 @@ def plan_server(
         layer_ids=plan.target_layer_ids,
         num_layers=facts.num_hidden_layers,
         dtype=str(dtype).removeprefix("torch."),
-        # A conversation that fills all positions leaves none to answer: capture tells so, if there is one.
+        # A conversation that fills all positions leaves none to answer: capture reports it, if there is one.
         max_model_len=min(recipe.data.max_tokens + 1, facts.max_position_embeddings),
         folder=shared_folder(plan, places).absolute(),
         device=device.type,
-        host=where.host or str(asked.hostname),
-        port=where.port or asked.port or _PORTS[asked.scheme],
-        vllm=where.vllm,
-        extra=where.extra,
+        host=host or str(address.hostname),
+        port=port or address.port or _PORTS[address.scheme],
+        vllm=vllm,
+        extra=extra,
     )
     return settings, serving_note(plan)
 
@@ -251,7 +251,7 @@ def serve_states(settings: ServeStates, note: dict[str, Any]) -> int:
 
     Raises:
         ServerError: there is no such program.
-        KeyboardInterrupt: it was stopped by Ctrl-C, or by SIGTERM; it is gone then.
+        KeyboardInterrupt: it was stopped by Ctrl-C, or by SIGTERM, and has ended.
     """
     program = shutil.which(settings.vllm)
     if program is None:

@@ -13,8 +13,9 @@ import pytest
 from speculators.events import WarningEvent
 from speculators.files.disk import file_sha256
 from speculators.pipeline import regenerate
-from speculators.pipeline.regenerate import LeftOut, answers_path, is_whole, read_prompts, regenerated
+from speculators.pipeline.regenerate import LeftOut, is_whole, read_prompts, regenerated
 from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
+from speculators.runs.places import Places
 
 QUESTION, OTHER = ({"role": "user", "content": text} for text in ("What is a tree?", "And a bush?"))
 ANSWER = {"role": "assistant", "content": "A plant."}
@@ -37,8 +38,8 @@ def test_conversations_that_are_cut_to_their_first_question_are_counted(tmp_path
     source = rows_file(tmp_path, *({"messages": [QUESTION, ANSWER, OTHER, ANSWER][:end]} for end in (1, 2, 3, 4)))
     left_out = LeftOut()
     assert [row["messages"] for row in read_prompts(source, left_out)] == [[QUESTION]] * 4
-    (words,) = left_out.words()
-    assert words.startswith("2 conversations have several user turns: only their first")
+    (sentence,) = left_out.sentences()
+    assert sentence.startswith("2 conversations have several user turns: only their first")
 
 
 def test_rows_of_a_data_set_that_cannot_be_used_are_counted_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +49,7 @@ def test_rows_of_a_data_set_that_cannot_be_used_are_counted_by_reason(monkeypatc
     left_out = LeftOut()
     assert len(read_prompts(DataSource(path="owner/set"), left_out)) == 1
     assert left_out.skipped == Counter({"no assistant turn": 2, "no messages": 1})
-    assert left_out.words() == ["3 rows cannot be used and get no answer: 2 no assistant turn, 1 no messages"]
+    assert left_out.sentences() == ["3 rows cannot be used and get no answer: 2 no assistant turn, 1 no messages"]
 
 
 @pytest.mark.parametrize("damage", ["none", "changed", "no provenance"])
@@ -56,7 +57,7 @@ def test_kept_answers_are_taken_only_if_they_are_those_that_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     """Their sha256 stands beside them; where it is another one they are made again, and that is told."""
-    file = answers_path(tmp_path, "f" * 64)
+    file = Places(cache=tmp_path).answers("f" * 64)
     file.parent.mkdir()
     file.write_text("{}\n")
     provenance = file.with_name(file.name + ".json")
@@ -65,20 +66,20 @@ def test_kept_answers_are_taken_only_if_they_are_those_that_were_written(
         file.write_text('{"changed": 1}\n')
     if damage == "no provenance":
         provenance.unlink()
-    made, told = [], []
+    made: list[Path] = []
+    events: list[Any] = []
     monkeypatch.setattr(regenerate, "write_answers", lambda *_, **__: made.append(file))
     data = DataSection(sources=(rows_file(tmp_path, {"messages": [QUESTION]}),), regenerate=Regenerate())
     context: Any = SimpleNamespace(
         recipe=SimpleNamespace(data=data, verifier=SimpleNamespace(dtype="float32")),
         plan=SimpleNamespace(stage=lambda name: SimpleNamespace(fingerprint="f" * 64)),
-        places=SimpleNamespace(cache=tmp_path),
+        places=Places(cache=tmp_path),
         engine=lambda dtype: None,
-        tell=told.append,
-        progress=told.append,
+        emit=events.append,
     )
     assert regenerated(context).sources == (DataSource(path=str(file)),)
     assert is_whole(file) == (damage == "none")
     assert made == ([] if damage == "none" else [file])
-    warned = [event.message for event in told if isinstance(event, WarningEvent)]
-    assert len(warned) == (0 if damage == "none" else 1)
-    assert all(str(file) in words for words in warned)
+    warnings = [event.message for event in events if isinstance(event, WarningEvent)]
+    assert len(warnings) == (0 if damage == "none" else 1)
+    assert all(str(file) in message for message in warnings)

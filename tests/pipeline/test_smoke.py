@@ -297,7 +297,7 @@ def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Told, tmp
     assert {path.name for path in out.parent.iterdir()} == {"answers.jsonl", "answers.jsonl.json"}
     told = spec(*arguments[:-1], "data.regenerate={max_new_tokens=5}")
     assert (told.code, out.read_bytes()) == (2, first)
-    assert f"{out} exists, of other work" in told.err
+    assert f"{out} exists, with other answers" in told.err
 
 
 def test_a_recipe_can_regenerate_its_data_first(fresh: Spec) -> None:
