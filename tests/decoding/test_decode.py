@@ -1,4 +1,4 @@
-"""Decoding with drafts gives what the verifier alone gives: token for token at T = 0, in distribution at T > 0."""
+"""Decoding with drafts equals decoding without: token for token at T = 0, in distribution at T > 0."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def trained(model, responses):
 
 
 def _adversary(trained: ToySpeculator) -> ToySpeculator:
-    """Drafts what the trained one believes in least."""
+    """Drafts the tokens that the trained drafter finds least likely."""
     toy = ToySpeculator(state_size=96, vocab_size=320, draft_to_target=trained.draft_to_target)
     toy.load_state_dict(trained.state_dict())
     toy.sign = -1.0
@@ -59,7 +59,7 @@ def _run(model, drafter, prompt, **options):
 
 @pytest.mark.parametrize("kind", ["plain", "trained", "random", "adversarial", "tree", "ngram"])
 def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained, responses):
-    """Whatever drafts, and however well, in float32 the output is that of full forwards without cache or drafts."""
+    """With any drafter, good or bad, the float32 output is that of full forwards without cache or drafts."""
     drafter = {
         "plain": lambda: None,
         "trained": trained.draft,
@@ -73,7 +73,7 @@ def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained
 
 
 def test_a_good_drafter_saves_rounds_and_a_bad_one_does_not(model, trained, responses):
-    """Otherwise the test above could pass without any draft ever being accepted."""
+    """A good drafter needs fewer rounds than a bad one: the test above does not pass for lack of accepted drafts."""
     good = [_run(model, trained.draft(), prompt) for prompt in PROMPTS]
     bad = [_run(model, _adversary(trained).draft(), prompt) for prompt in PROMPTS]
     assert sum(len(each.rounds) for each in good) < len(PROMPTS) * (LENGTH - 1) / 2
@@ -81,7 +81,7 @@ def test_a_good_drafter_saves_rounds_and_a_bad_one_does_not(model, trained, resp
 
 
 def test_a_tree_accepts_at_least_what_its_main_path_does(model, trained):
-    """Siblings only add chances: no prompt needs more rounds with them, and together they need fewer."""
+    """Siblings only add chances: no prompt needs more rounds with them, and all prompts together need fewer."""
     alone = [len(_run(model, ToyDrafter(trained, branches=1), prompt).rounds) for prompt in PROMPTS]
     tree = [len(_run(model, ToyDrafter(trained, branches=4), prompt).rounds) for prompt in PROMPTS]
     assert sum(tree) <= sum(alone)
@@ -136,7 +136,7 @@ def test_hidden_state_ids_are_those_of_the_residual_stream(model):
 
 
 def test_hooks_are_there_only_during_a_forward_that_records(model):
-    """A drafter that wants no states costs no hooks, and one that does leaves none behind."""
+    """A drafter without states costs no hooks, and one with states leaves none behind."""
 
     def hooks(*_) -> int:
         return sum(len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in model.model.layers)
@@ -152,13 +152,13 @@ def test_hooks_are_there_only_during_a_forward_that_records(model):
 
 
 def test_an_unknown_layer_is_an_error_that_says_what_there_is(model):
-    """The tiny verifier has four layers, so ids go from 0 to 4."""
-    with pytest.raises(VerifierError, match="no layer id 5; there are 0 to 4"):
+    """A layer id beyond the last is an error that names the range: 0 to 4 for four layers."""
+    with pytest.raises(VerifierError, match="no layer id 5; its ids are 0 to 4"):
         CachedVerifier(model, (1, 5))
 
 
 def test_a_tree_on_a_sliding_window_verifier_is_refused(tmp_path):
-    """One mask for all layers would be wrong there; a chain still works and equals full forwards."""
+    """A tree is refused, since one mask for all layers would be wrong; a chain works and equals full forwards."""
     folder = make_tiny_verifier(tmp_path / "v", model_type="gemma2", sliding_window=4)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     response = greedy_response(model, PROMPTS[0], length=12)
@@ -187,7 +187,7 @@ class _PartlyRight(_Oracle):
 
 @pytest.mark.parametrize("kind", ["plain", "random", "adversarial", "partly right"])
 def test_a_hybrid_verifiers_greedy_output_is_its_own_token_for_token(kind, hybrid):
-    """A running state cannot be cropped: it is put back after a refusal, and the accepted tokens are run again."""
+    """A running state cannot be cropped: it is restored after a rejection, and the accepted tokens are run again."""
     model, responses = hybrid
     toy = ToySpeculator(state_size=96, vocab_size=320, seed=9)
     if kind == "adversarial":
@@ -209,7 +209,7 @@ def test_a_hybrid_verifiers_greedy_output_is_its_own_token_for_token(kind, hybri
 
 
 def _forwards(model, drafter) -> tuple[int, list[Round]]:
-    """How often the verifier ran for a response, and its rounds."""
+    """Counts the verifier's forwards for a response, and its rounds."""
     verifier = CachedVerifier(model, () if drafter is None else drafter.target_layer_ids)
     calls = []
     probe = model.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -220,7 +220,7 @@ def _forwards(model, drafter) -> tuple[int, list[Round]]:
 
 @pytest.mark.parametrize("kind", ["trained", "random", "plain"])
 def test_a_round_is_one_forward_unless_a_hybrid_verifier_refuses(kind, model, trained, hybrid):
-    """Attention alone never runs a token twice, nor does plain decoding."""
+    """With attention layers only, and in plain decoding, no token is run twice."""
     drafter = {
         "trained": trained.draft,
         "random": ToySpeculator(state_size=96, vocab_size=320, seed=9).draft,
@@ -235,7 +235,7 @@ def test_a_round_is_one_forward_unless_a_hybrid_verifier_refuses(kind, model, tr
 
 
 def test_a_tree_on_a_hybrid_verifier_is_refused(hybrid):
-    """A running state goes through the tokens one by one: it has no branches."""
+    """A tree is refused: a running state goes through the tokens one by one and has no branches."""
     verifier = CachedVerifier(hybrid[0])
     verifier.prefill(torch.tensor(PROMPTS[0]))
     with pytest.raises(VerifierError, match="linear-attention layers"):
@@ -243,7 +243,7 @@ def test_a_tree_on_a_hybrid_verifier_is_refused(hybrid):
 
 
 def test_a_verifier_that_forgets_its_states_is_refused(tmp_path):
-    """transformers' Jamba runs several tokens as if nothing stood before them: its scores would be another model's."""
+    """transformers' Jamba is refused: it ignores its states when it runs several tokens, and would score wrongly."""
     options = {"mamba_dt_rank": 8, "use_mamba_kernels": False, "attn_layer_offset": 1, "attn_layer_period": 2}
     folder = make_tiny_verifier(tmp_path / "v", model_type="jamba", num_experts=1, num_experts_per_tok=1, **options)
     with pytest.raises(VerifierError, match="JambaForCausalLM: transformers ignores the running states when it runs"):
@@ -251,7 +251,7 @@ def test_a_verifier_that_forgets_its_states_is_refused(tmp_path):
 
 
 def test_a_stop_token_inside_the_accepted_drafts_ends_the_response(model, responses):
-    """Drafts past it do not count as accepted, and nothing is emitted after it."""
+    """Drafts past a stop token do not count as accepted, and nothing is emitted after it."""
     prompt, response = PROMPTS[0], responses[0]
     stop = response[7]
     end = response.index(stop)
@@ -270,7 +270,7 @@ def test_a_stop_token_inside_the_accepted_drafts_ends_the_response(model, respon
 
 @pytest.mark.parametrize("length", [1, 2, 6, 7, 8])
 def test_the_response_has_no_more_than_max_new_tokens(length, model, trained, responses):
-    """The drafter always drafts K; emission is cut. One token needs no round at all."""
+    """Rounds always draft K and the surplus is cut off; a response of one token needs no round at all."""
     decoded = _run(model, trained.draft(), PROMPTS[1], max_new_tokens=length)
     assert list(decoded.tokens) == responses[1][:length]
     assert sum(each.emitted for each in decoded.rounds) == length - 1
@@ -282,13 +282,13 @@ def test_the_response_has_no_more_than_max_new_tokens(length, model, trained, re
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """A verifier with eight tokens, whose distribution over whole responses can be written down."""
+    """A verifier with eight tokens, whose distribution over whole responses can be enumerated."""
     folder = make_tiny_verifier(tmp_path_factory.mktemp("v") / "eight", vocab_size=8, num_hidden_layers=2, seed=3)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def _fit(eight, branches: int, draws: int = 1200, temperature: float = 0.8) -> float:
-    """Chi-square of live responses of three tokens against all 512 exact probabilities."""
+    """Tests live responses of three tokens against all 512 exact probabilities by chi-square."""
     prompt = [1, 5, 3]
     every = torch.tensor([[*prompt, *tail] for tail in itertools.product(range(8), repeat=2)])
     with torch.no_grad():
@@ -309,7 +309,7 @@ def _fit(eight, branches: int, draws: int = 1200, temperature: float = 0.8) -> f
 
 
 def test_sampled_responses_of_a_hybrid_verifier_have_its_exact_distribution(tmp_path):
-    """Its states after an accepted draft, a refused one and none are those of the sampled tokens."""
+    """After an accepted draft, a rejected one and none, the states are those of the sampled tokens."""
     folder = make_tiny_verifier(
         tmp_path / "v", vocab_size=8, seed=3, model_type="qwen3_5_text", **NATIVE["qwen3_5_text"]
     )
@@ -319,11 +319,11 @@ def test_sampled_responses_of_a_hybrid_verifier_have_its_exact_distribution(tmp_
 
 @pytest.mark.parametrize("branches", [1, 2])
 def test_sampled_responses_have_the_verifiers_exact_distribution(branches, eight):
-    """Live, with caches and a drafter far from the verifier: chain, and tree without replacement."""
+    """Chains and trees of a drafter far from the verifier leave its distribution exact, live and with caches."""
     assert _fit(eight, branches) > 0.01
 
 
 def test_a_wrong_rule_fails_the_live_distribution_test(eight, monkeypatch):
-    """The same draws with the residual left out are rejected."""
+    """The test above finds the fault if the residual is left out."""
     monkeypatch.setattr(verify_module, "residual", lambda p, q, token: p)
     assert _fit(eight, 1) < 1e-4

@@ -1,4 +1,4 @@
-"""A smaller model as a drafter: replayed exactly, lossless, and refused with another tokenizer."""
+"""A smaller model as a drafter: its replay is exact, its output lossless, and another tokenizer is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def verifier(tiny_verifier):
 
 @pytest.fixture(scope="module")
 def smaller(tmp_path_factory):
-    """Another random model with the same tokenizer, and the verifier's embeddings so that it is right now and then."""
+    """Another random model with the same tokenizer, and the verifier's embeddings so that some drafts are right."""
     return make_tiny_verifier(tmp_path_factory.mktemp("draft") / "small", num_hidden_layers=2)
 
 
@@ -47,7 +47,7 @@ def hybrid(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["smaller", "itself", "hybrid"])
 def baseline(request, verifier, smaller, hybrid, tiny_verifier):
-    """One that is often wrong, the verifier itself, which never is, and one whose states cannot be cropped."""
+    """A model that is often wrong, the verifier itself, which never is, and a model whose states cannot be cropped."""
     source = {"smaller": smaller, "itself": tiny_verifier, "hybrid": hybrid}[request.param]
     return make_baseline(f"draft_model:{source}", verifier)
 
@@ -64,7 +64,7 @@ def rows_of(verifier, temperature=0.0) -> list[JudgedResponse]:
 
 
 def test_replay_equals_live_round_for_round(baseline, verifier):
-    """And the output is the verifier's own, token for token."""
+    """Each live round accepts what replay says, and the output is the verifier's own, token for token."""
     rows = rows_of(verifier)
     tables = replay(baseline.replays, rows, k_max=K, temperature=0.0).acceptance
     for row, table in zip(rows, tables, strict=True):
@@ -82,7 +82,7 @@ def test_replay_equals_live_round_for_round(baseline, verifier):
 
 
 def test_the_verifier_accepts_all_of_its_own(verifier, tiny_verifier):
-    """At any temperature p / q is 1."""
+    """Drafts of the verifier itself are always accepted: at any temperature p / q is 1."""
     model = make_baseline(f"draft_model:{tiny_verifier}", verifier).replays
     for temperature in (0.0, 0.7):
         counts = replay(model, rows_of(verifier, temperature), k_max=K, temperature=temperature).counts(K)
@@ -90,7 +90,7 @@ def test_the_verifier_accepts_all_of_its_own(verifier, tiny_verifier):
 
 
 def test_sampled_drafts_come_with_their_distribution(verifier, smaller):
-    """Over the verifier's vocabulary, as the rejection rule wants them."""
+    """Draft probabilities cover the verifier's vocabulary, as the rejection rule needs."""
     drafter = make_baseline(f"draft_model:{smaller}", verifier).draft()
     tokens = torch.tensor(PROMPTS[2])
     state = drafter.begin(tokens, torch.empty(0, 0))
@@ -106,7 +106,7 @@ def test_sampled_drafts_come_with_their_distribution(verifier, smaller):
 
 
 def test_another_tokenizer_is_refused(verifier, smaller, tmp_path):
-    """The first id that means something else is named, with both meanings."""
+    """The error names the first id that differs, with both tokens."""
     folder = tmp_path / "other"
     shutil.copytree(smaller, folder)
     path = folder / "tokenizer.json"
@@ -120,11 +120,11 @@ def test_another_tokenizer_is_refused(verifier, smaller, tmp_path):
 
 
 def test_a_missing_draft_model_is_one_error(verifier, tmp_path):
-    """It names the folder."""
+    """A missing draft model is one error that names the folder."""
     with pytest.raises(SpeculatorsError, match="nowhere"):
         make_baseline(f"draft_model:{tmp_path}/nowhere", verifier)
 
 
 def test_the_baselines_known_without_torch_are_those_that_there_are():
-    """Neither list can be changed alone."""
+    """The baselines that a recipe allows are those that can be made."""
     assert tuple(WITHOUT_MODEL) == BASELINES

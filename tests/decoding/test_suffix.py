@@ -1,4 +1,4 @@
-"""Suffix decoding: the most frequent continuation of what was said, here or in an earlier response."""
+"""Suffix decoding drafts the most frequent continuation, from this sequence or an earlier response."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ def begun(tokens, **options):
 
 
 def test_the_more_frequent_continuation_is_drafted():
-    """5 was followed by 6 twice and by 7 once, though 7 came last."""
+    """The most frequent successor wins: 6 followed 5 twice, 7 only once, although it came last."""
     drafter, state = begun([5, 6, 1, 5, 6, 2, 5, 7, 3, 5])
     assert propose(drafter, state, 1) == [6]
 
 
 def test_of_equally_frequent_ones_the_last_is_drafted():
-    """What was said lately is more likely to be said again."""
+    """Of several matches the last one is followed: recent text is more likely to repeat."""
     drafter, state = begun([5, 6, 1, 5, 7, 3, 5])
     assert propose(drafter, state, 1) == [7]
 
 
 def test_no_more_tokens_are_drafted_than_were_matched():
-    """A match of one token drafts one, a match of three drafts three."""
+    """A match of n tokens drafts at most n."""
     assert propose(*begun([9, 1, 2, 3, 4, 9]), num_tokens=4) == [1]
     assert propose(*begun([7, 8, 9, 1, 2, 3, 4, 7, 8, 9]), num_tokens=4) == [1, 2, 3]
 
 
 def test_an_improbable_token_ends_the_draft():
-    """After (1, 2) each of four tokens came once: none reaches a half."""
+    """Improbable tokens are not drafted: of four tokens that followed (1, 2) once each, none reaches a half."""
     tokens = [1, 2, 10, 1, 2, 11, 1, 2, 12, 1, 2, 13, 1, 2]
     assert propose(*begun(tokens, min_probability=0.5)) == []
     assert propose(*begun(tokens, min_probability=0.2)) == [13, 1]
 
 
 def test_nothing_is_drafted_without_a_match():
-    """An empty proposal makes the round one of plain decoding."""
+    """Without a match the proposal is empty, which makes the round plain decoding."""
     assert propose(*begun([1, 2, 3, 4])) == []
 
 
 def test_a_finished_response_is_remembered_and_its_prompt_is_not():
-    """The second sequence drafts what the first one answered, never what the first was asked."""
+    """The second sequence drafts from the first one's response, never from its prompt."""
     drafter, state = begun([1, 2, 3, 40])
     drafter.advance(state, torch.tensor([41, 42, 43]), NOTHING)
     later = drafter.begin(torch.tensor([8, 9, 40]), NOTHING)
@@ -63,7 +63,7 @@ def test_a_finished_response_is_remembered_and_its_prompt_is_not():
 
 
 def test_no_match_reaches_from_one_response_into_the_next():
-    """The end of a response is drafted by nothing and followed by nothing."""
+    """The separator between responses is never drafted, and no match crosses it."""
     drafter, state = begun([1, 50])
     later = drafter.begin(torch.tensor([2, 60]), NOTHING)
     last = drafter.begin(torch.tensor([3, 50]), NOTHING)
@@ -72,7 +72,7 @@ def test_no_match_reaches_from_one_response_into_the_next():
 
 
 def plain(tokens, longest, num_tokens, min_probability):
-    """The same by counting, suffix by suffix, over lists: the definition."""
+    """The definition: counts successors suffix by suffix over lists."""
     best, best_score = [], 0.0
     for matched in range(1, longest + 1):
         suffix = tokens[-matched:]

@@ -1,4 +1,4 @@
-"""Verification leaves the verifier's distribution untouched, and the tests can tell when it does not."""
+"""Verification keeps the verifier's distribution exactly, and the tests detect it if it does not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_greedy_accepts_the_drafts_that_are_the_argmax_and_adds_the_verifiers_ow
 
 
 def test_greedy_walks_down_the_branch_of_a_tree_that_the_verifier_takes():
-    """Among siblings the one that is the argmax is followed, wherever it stands."""
+    """Among siblings the one that is the argmax is followed, in any order."""
     tree = Proposal(tokens=torch.tensor([4, 3, 6, 5]), parents=torch.tensor([-1, -1, 0, 1]))
     logits = torch.eye(VOCAB)[[3, 6, 5, 0, 2]]
     assert verify_greedy(logits, tree) == Verification((1, 3), 2)
@@ -33,7 +33,7 @@ def test_greedy_walks_down_the_branch_of_a_tree_that_the_verifier_takes():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_without_drafts_the_verifiers_own_token_is_all_there_is(temperature):
-    """None and an empty proposal are the same: a round of plain decoding."""
+    """None and an empty proposal both make a round of plain decoding."""
     logits = torch.tensor([[0.0, 200.0, 0.0]])
     for proposal in (None, chain(torch.empty(0, dtype=torch.int64))):
         generator = torch.Generator().manual_seed(0)
@@ -41,7 +41,7 @@ def test_without_drafts_the_verifiers_own_token_is_all_there_is(temperature):
 
 
 def test_the_residual_is_the_part_of_p_that_q_did_not_cover():
-    """norm(max(p - q, 0)) for a drawn draft; p without the token for a chosen one."""
+    """The residual is norm(max(p - q, 0)) for a drawn draft, and p without the token for a chosen one."""
     p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.1, 0.8, 0.1])
     torch.testing.assert_close(residual(p, q, 1), torch.tensor([0.8, 0.0, 0.2]))
     torch.testing.assert_close(residual(p, None, 1), torch.tensor([5 / 7, 0.0, 2 / 7]))
@@ -89,7 +89,7 @@ def _chosen_proposal(generator: torch.Generator) -> Proposal:
 
 
 def _p_value(propose, temperature: float = 0.7) -> float:
-    """Chi-square of the first two emitted tokens against the verifier's exact distribution, seeded."""
+    """Tests the first two emitted tokens against the verifier's exact distribution by chi-square, seeded."""
     generator = torch.Generator().manual_seed(7)
     logits = 1.5 * torch.randn(VOCAB + 1, VOCAB, generator=generator)  # row t follows token t, the last one the root
     p = torch.softmax(logits / temperature, dim=-1)
@@ -114,7 +114,7 @@ def test_sampling_emits_tokens_with_the_verifiers_exact_distribution(propose):
 
 @pytest.mark.parametrize("propose", [_chain_proposal, _tree_proposal, _chosen_proposal])
 def test_a_rule_without_the_residual_fails_the_same_test(propose, monkeypatch):
-    """Emitting from p itself after a rejection is a common mistake; the test above must be able to see it."""
+    """The test above detects a common mistake: drawing from p instead of the residual after a rejection."""
     monkeypatch.setattr(module, "residual", lambda p, q, token: p)
     assert _p_value(propose) < 1e-6
 

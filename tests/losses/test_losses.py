@@ -1,4 +1,4 @@
-"""Every loss, and the fused head, against plain autograd in float64."""
+"""Every loss, and the fused head, equal plain autograd in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLERANCE = 1e-9
 
 
 def plain(name, z, t):
-    """The definition, left to autograd."""
+    """The definition, differentiated by autograd."""
     p, q = t.softmax(-1), z.softmax(-1)
     log_p, log_q = t.log_softmax(-1), z.log_softmax(-1)
     alpha = torch.minimum(p, q).sum(-1)
@@ -82,7 +82,7 @@ def test_the_top_k_loss_is_a_cross_entropy_of_the_likeliest_tokens_alone(k):
 
 
 def test_equal_distributions_cost_nothing():
-    """Where q = p every divergence is 0 and pulls nowhere."""
+    """At q = p every divergence and its gradient are 0."""
     z, _ = logits()
     for name in ("kl_div", "rkl", "jsd", "tv", "nla", "lk_hybrid"):
         value, grad = LOSSES.get(name)(Draft(z), Target(z.clone()))
@@ -101,7 +101,7 @@ def test_mixture_is_the_weighted_sum():
 
 
 def test_unknown_loss_names_the_near_miss():
-    """A misspelt loss is an error that offers the right one."""
+    """A misspelt loss is an error that suggests the right one."""
     with pytest.raises(RegistryError, match="did you mean 'kl_div'"):
         mixture({"kl_dif": 1.0})
 
@@ -109,7 +109,7 @@ def test_unknown_loss_names_the_near_miss():
 @pytest.mark.parametrize("loss", [{"kl_div": 1.0}, {"ce": 0.1, "tv": 0.9}])
 @pytest.mark.parametrize("rows", [192, 21, 1])
 def test_fused_head_equals_plain(loss, rows, monkeypatch):
-    """Projection, softmax and loss in parts give the values and gradients of holding all logits, states and head."""
+    """Computing in parts gives the values, and the gradients of states and head, of computing all logits at once."""
     monkeypatch.setattr(fused, "PRODUCT_ROWS", rows)
     monkeypatch.setattr(fused, "CHUNK_ELEMENTS", {"cpu": 4 * 40})
     generator = torch.Generator().manual_seed(3)
@@ -149,7 +149,7 @@ def test_frozen_head_gets_no_gradient():
 
 
 def test_a_head_can_be_frozen_in_part():
-    """Columns that are frozen are read, and get no gradient; the others and the states get that of the whole head."""
+    """Frozen columns are read but get no gradient; the others and the states get the gradients of the whole head."""
     generator = torch.Generator().manual_seed(5)
     states, head, t = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 20, 16), (40, 16), (20, 40))
@@ -168,7 +168,7 @@ def test_a_head_can_be_frozen_in_part():
 
 
 def test_losses_place_by_place_can_be_weighted_by_themselves():
-    """Weights that follow from the losses (D-PACE): the gradient of the states is that of holding all logits."""
+    """Weights may follow from the losses (D-PACE): the states' gradient equals that over all logits at once."""
     generator = torch.Generator().manual_seed(4)
     states = torch.randn(20, 16, generator=generator, dtype=torch.float64, requires_grad=True)
     head = torch.randn(40, 16, generator=generator, dtype=torch.float64)
@@ -183,7 +183,7 @@ def test_losses_place_by_place_can_be_weighted_by_themselves():
 
 
 def test_a_trained_head_cannot_be_weighted_after_the_fact():
-    """Its gradient would be formed before the weights are known: refused, not wrong."""
+    """A trained head is refused: its gradient would be formed before the weights are known."""
     head = torch.randn(10, 8, requires_grad=True)
     with pytest.raises(AssertionError, match="frozen"):
         place_loss(torch.randn(4, 8), head, lambda rows: torch.randn(4, 10)[rows], mixture({"ce": 1.0}))

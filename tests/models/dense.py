@@ -1,4 +1,4 @@
-"""Decoder layers as plainly as they can be written: float64, dense masks; what algorithms are compared with."""
+"""Plain reference decoder layers in float64 with dense masks, to compare algorithms with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def wide_parameters(model) -> dict[str, torch.Tensor]:
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """x / rms(x) * weight."""
+    """Norms: x / rms(x) * weight."""
     return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
 
 

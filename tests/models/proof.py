@@ -87,7 +87,7 @@ def check_packed_conversations(world: World, model, kwargs) -> None:
 
 
 def check_documents_are_apart(world: World, model) -> None:
-    """What a later document or padding holds changes no draft logit of the first document."""
+    """The content of a later document or of padding changes no draft logit of the first document."""
     row = {key: tensor for key, tensor in row_of(world, model, 0, 1).items() if key in INPUTS}
     length = int((row["document_ids"] == 0).sum())
     other = {key: tensor.clone() for key, tensor in row.items()}

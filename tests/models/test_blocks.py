@@ -1,4 +1,4 @@
-"""Block drafters: weights, variants, checkpoints, memory; what every algorithm is proved to do is in test_proof."""
+"""Block drafters: weights, variants, checkpoints, memory; test_proof covers what every algorithm must do."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ VARIANTS = {
 
 
 def trained(world, config, steps=40):
-    """A model that has begun to learn, so that some drafts are accepted and some are not."""
+    """A partly trained model: some of its drafts are accepted, some are not."""
     model, kwargs = world.build(config, 256)
     fit(model, kwargs, world.row(0, 1, 2, 3), steps=steps)
     return model.eval()
@@ -62,7 +62,7 @@ def trained(world, config, steps=40):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_replay_equals_live_round_for_round(world, name):
-    """Also where the confidence cuts the block; output is the verifier's own."""
+    """Each live round accepts what replay says, also where confidence cuts the block; the output is lossless."""
     model = trained(world, VARIANTS[name])
     replayed, decoded = check_replay_equals_live(world, model)
     if not getattr(VARIANTS[name], "confidence_head_with_markov", False):
@@ -78,7 +78,7 @@ def eight(tmp_path_factory):
 @pytest.mark.parametrize("cut", ["threshold", "gain"])
 @pytest.mark.parametrize("head", ["vanilla", "gated", "rnn"])
 def test_sampling_is_exact_whatever_cuts_the_block(eight, head, cut):
-    """Tokens that depend on each other, in a reduced vocabulary, where the one before decides whether there is one."""
+    """Samples stay exact where drafts depend on each other and on where the block was cut."""
     options = {"markov_rank": 8, "markov_head_type": head, "cut": cut, "threshold": 0.5}
     model, _ = eight.build(DSparkSpeculatorConfig(**SMALL, **options, confidence_head_with_markov=True), 5)
     # The token before decides alone and for certain: the first draft is made, the second after some of the first ones.
@@ -91,7 +91,7 @@ def test_sampling_is_exact_whatever_cuts_the_block(eight, head, cut):
 
 @pytest.mark.parametrize("name", ["dspark with a threshold", "dspark by gain"])
 def test_a_cut_drafts_less_and_loses_little(world, name):
-    """Cut blocks are shorter, and a drafted token of theirs is accepted more often."""
+    """Cut blocks draft fewer tokens, and a larger share of them is accepted."""
     model = trained(world, VARIANTS[name])
     rows = judged(world, range(6))
     cut = replay(model, rows, k_max=K, temperature=0.0).counts(K)
@@ -102,7 +102,7 @@ def test_a_cut_drafts_less_and_loses_little(world, name):
 
 
 def test_the_confidence_learns_the_acceptance(world):
-    """After overfitting it foretells the acceptance of the batch's drafts; it starts at one half."""
+    """After overfitting, confidence predicts the acceptance of the batch's drafts; it starts at one half."""
     config = DSparkSpeculatorConfig(**SMALL, markov_rank=8, loss={"ce": 1.0})
     model, kwargs = world.build(config, 256)
     row = world.row(0, 1, 2, 3)
@@ -112,7 +112,7 @@ def test_the_confidence_learns_the_acceptance(world):
 
 
 def test_gain_extends_while_a_token_is_worth_its_cost(world):
-    """The number of tokens is the one with the most expected tokens over cost, found by trying all."""
+    """The chosen length has the most expected tokens per cost of all lengths."""
     model, _ = world.build(DSparkSpeculatorConfig(**SMALL, markov_rank=8, cut="gain", threshold=0.2), 256)
     chances = torch.tensor([0.9, 0.8, 0.5, 0.1])
     reached = chances.cumprod(0)
@@ -143,7 +143,7 @@ def test_d_pace_is_the_plain_definition(world):
 
 
 def test_fewer_anchors_give_the_same_loss_in_the_mean(world):
-    """A loss over drawn blocks stands for that over all of them."""
+    """The loss over drawn blocks equals in the mean the loss over all blocks."""
     config = DFlashSpeculatorConfig(**SMALL, weights="exponential")
     model, kwargs = world.build(config, 256)
     row = world.row(0, 1, 2, 3)
@@ -155,13 +155,13 @@ def test_fewer_anchors_give_the_same_loss_in_the_mean(world):
 
 
 def test_d_pace_takes_the_cross_entropy_alone():
-    """Its weights are probabilities of the wanted token, which no other loss tells."""
+    """D-PACE refuses other losses: its weights are probabilities of the target token, which only ce gives."""
     with pytest.raises(ValueError, match="d-pace"):
         DFlashSpeculatorConfig(loss={"kl_div": 1.0})
 
 
 class _Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that is made."""
+    """Records the number of elements of the largest tensor made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_the_logits_of_all_slots_never_exist(world, name, monkeypatch):
 
 @pytest.mark.parametrize("reduced", [True, False])
 def test_the_checkpoint_leaves_out_what_the_verifier_has(world, reduced, tmp_path):
-    """Embeddings always, the head where it is the verifier's whole one; the rest under the served names."""
+    """A checkpoint omits the embeddings, and a head over the whole vocabulary; other tensors have the served names."""
     model, _ = world.build(DFlashSpeculatorConfig(**SMALL), 256 if reduced else None)
     model.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
@@ -208,7 +208,7 @@ def test_the_checkpoint_leaves_out_what_the_verifier_has(world, reduced, tmp_pat
 
 
 def test_a_checkpoint_without_its_verifier_is_one_error(world, tmp_path):
-    """It says what is missing and how to give it; given, the speculator loads."""
+    """A missing verifier is one error that says how to pass it; with it the speculator loads."""
     model, _ = world.build(DFlashSpeculatorConfig(**SMALL), 256)
     model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -222,7 +222,7 @@ def test_a_checkpoint_without_its_verifier_is_one_error(world, tmp_path):
 
 
 def test_dspark_names_its_heads_as_they_are_served(world, tmp_path):
-    """The Markov head's two matrices and gate, the confidence's projection."""
+    """The Markov head's two matrices and gate, and the confidence's projection, have the names that servers read."""
     config = DSparkSpeculatorConfig(**SMALL, markov_rank=8, markov_head_type="gated")
     world.build(config, 256)[0].save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -239,7 +239,7 @@ def test_dspark_names_its_heads_as_they_are_served(world, tmp_path):
 
 
 def test_dspark_starts_from_a_dflash_checkpoint(world, tmp_path):
-    """Backbone weights are taken; with another shape each difference is named."""
+    """DSpark takes the backbone of a DFlash checkpoint; if shapes differ, the error names each."""
     source, _ = world.build(DFlashSpeculatorConfig(**SMALL), 256)
     source.save_pretrained(tmp_path)
     warm = world.start(DSparkSpeculatorConfig(**SMALL, markov_rank=8, init_from=str(tmp_path)), 256)
@@ -251,7 +251,7 @@ def test_dspark_starts_from_a_dflash_checkpoint(world, tmp_path):
 
 @pytest.mark.parametrize(("cut", "non_causal", "passes"), [(None, False, 1), (None, True, 2), ("threshold", True, 4)])
 def test_a_drafter_is_replayed_for_each_k_only_where_k_matters(world, monkeypatch, cut, non_causal, passes):
-    """Causal slots: two K follow from one pass; slots that see all others: one each; cut: another each for lengths."""
+    """Two K take one pass with causal slots, one each if slots see all others, and another each for lengths if cut."""
     config = DSparkSpeculatorConfig(**SMALL, markov_rank=8, cut=cut, sliding_window_non_causal=non_causal)
     model, _ = world.build(config, 256)
     seen = []

@@ -32,7 +32,7 @@ def build(world, options):
 
 
 def dense_states(model, states, tokens, steps):
-    """The draft's states [K, n, H] of one document, in float64 and with a dense mask over all keys of all steps."""
+    """Computes the draft's states [K, n, H] of one document in float64, with a dense mask over all steps' keys."""
     p = dense.wide_parameters(model)
     target = dense.norm(states.double(), p["verifier_norm.weight"])
     state, history, found = target, [], []
@@ -91,7 +91,7 @@ def test_documents_do_not_see_each_other(world):
 
 
 def test_only_training_adds_noise(world):
-    """Noise follows torch's generator and changes the training loss alone; validation is without."""
+    """Noise follows torch's generator and changes only the training loss, never the validation loss."""
     model, kwargs = build(world, {"noise": 0.1})
     row = proof.row_of(world, model, 0)
     losses = []
@@ -114,7 +114,7 @@ def test_replay_equals_live_round_for_round(world, name):
 
 @pytest.mark.parametrize("name", ["two layers", "sliding window", "reduced vocabulary"])
 def test_replay_logits_are_the_live_ones(world, name, monkeypatch):
-    """Whatever place a round starts from, the logits of each depth are the replay's."""
+    """From any place where a round starts, the logits of each depth equal the replay's."""
     proof.check_replay_logits_equal_live(world, build(world, VARIANTS[name])[0], monkeypatch, chains)
 
 

@@ -54,7 +54,7 @@ def build(world, options):
 
 @pytest.fixture(scope="module")
 def overfitted(world):
-    """A model that knows the first four conversations by heart."""
+    """A model that has memorised the first four conversations."""
     model, kwargs = world.build(Eagle3SpeculatorConfig(ttt_steps=4, loss={"ce": 1.0}))
     fit(model, kwargs, world.row(0, 1, 2, 3))
     return model.eval()
@@ -67,7 +67,7 @@ def test_packed_equals_unpacked(world, name):
 
 
 def test_the_loss_is_the_plain_definition(world):
-    """Depth k of row i reads x_{i+1+k} at position i + k and is scored on p from the state at i + 1 + k."""
+    """Depth k of row i reads x_{i+1+k} at position i + k, and its target p comes from the state at i + 1 + k."""
     model, kwargs = build(world, {})
     row = world.row(0)
     _, loss, _ = model(**row, **kwargs)
@@ -102,7 +102,7 @@ def test_saved_and_loaded_is_the_same(world, name, tmp_path):
 
 
 def test_the_checkpoint_has_the_layout_that_vllm_loads(world, tmp_path):
-    """config.json has the keys, and model.safetensors the names and shapes, of what vLLM was seen to load."""
+    """config.json has the keys, and model.safetensors the names and shapes, of a checkpoint that vLLM loaded."""
     from safetensors.torch import load_file
 
     model, _ = build(world, {"draft_vocab_size": 96})
@@ -141,7 +141,7 @@ def test_the_checkpoint_has_the_layout_that_vllm_loads(world, tmp_path):
 
 
 def test_a_missing_or_foreign_tensor_is_named(world, tmp_path):
-    """A checkpoint without lm_head, or with a tensor too many, does not load with random numbers: both are named."""
+    """A checkpoint with a missing or an unknown tensor is an error that names both, never a model of random numbers."""
     from safetensors.torch import load_file, save_file
 
     model, _ = build(world, {})
@@ -154,7 +154,7 @@ def test_a_missing_or_foreign_tensor_is_named(world, tmp_path):
 
 
 def test_frozen_pieces_are_the_verifiers(world):
-    """Embeddings and, unless it trains, the head are the verifier's rows and get no gradient."""
+    """The embeddings, and the head unless it is trained, are the verifier's rows and get no gradient."""
     model, kwargs = build(world, {"draft_vocab_size": 96})
     verifier = world.engine.model
     assert torch.equal(model.embed_tokens.weight, verifier.get_input_embeddings().weight)
@@ -174,7 +174,7 @@ def test_unknown_decoder_is_refused(world):
 
 
 def test_one_batch_is_learnt_by_heart(world, overfitted):
-    """More than 0.95 of K drafts a round are accepted on the batch that was trained on, at each K."""
+    """On the batch that was memorised, more than 0.95 of the drafts are accepted at each K."""
     assert min(accepted_share(world, overfitted, range(4), k) for k in (1, 3, 4)) > 0.95
 
 
@@ -187,7 +187,7 @@ def test_live_counts_equal_replay(world, overfitted):
 
 
 def test_training_the_head_leaves_the_targets_alone(world):
-    """A trained head starts as the verifier's rows and is its own tensor: the target's head stays what it was."""
+    """A trained head starts as a copy of the verifier's rows; training it leaves the target's head unchanged."""
     model, _ = world.build(Eagle3SpeculatorConfig(lm_head_trainable=True))
     before = model.target_head.weight.clone()
     assert torch.equal(model.lm_head.weight, before)

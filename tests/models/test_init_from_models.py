@@ -1,4 +1,4 @@
-"""Training starts from a checkpoint: all of it, or one error that says what does not fit."""
+"""Training starts from all of a checkpoint, or fails with one error that lists what does not fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speculators.models.eagle3 import Eagle3SpeculatorConfig
 
 @pytest.fixture
 def start(world, tmp_path):
-    """An EAGLE-3 speculator on disk whose head was trained, and which drafts other tokens than the data has."""
+    """A saved EAGLE-3 speculator with a trained head and a draft vocabulary that differs from the data's."""
     model, _ = world.build(Eagle3SpeculatorConfig(), 96)
     drafted = torch.arange(3, 99)
     model.get_buffer("d2t").copy_(drafted - torch.arange(96))
@@ -37,13 +37,13 @@ def test_weights_head_and_vocabulary_are_the_checkpoints(world, start):
 
 
 def test_without_one_training_starts_from_chance(world):
-    """Nothing else changes: the same seed gives the same weights as ever."""
+    """Without init_from a seed gives the weights of a freshly built model."""
     one, other = world.start(Eagle3SpeculatorConfig(), 96), world.build(Eagle3SpeculatorConfig(), 96)[0]
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
 def test_all_that_does_not_fit_is_one_error(world, start):
-    """Missing, unknown and differently shaped tensors are told together."""
+    """Missing, unknown and differently shaped tensors are reported together."""
     folder, _ = start
     with pytest.raises(ArtifactError) as told:
         world.start(Eagle3SpeculatorConfig(init_from=str(folder), num_layers=2, fc_norm=True), 128)
@@ -58,7 +58,7 @@ def test_all_that_does_not_fit_is_one_error(world, start):
 
 
 def test_another_algorithm_is_no_start_unless_it_says_so(world, start):
-    """EAGLE-1 has nothing to take from EAGLE-3, and its vocabulary stays that of its data."""
+    """EAGLE-1 can take nothing from EAGLE-3, and keeps the vocabulary of its data."""
     folder, _ = start
     with pytest.raises(ArtifactError, match="starts only from its own"):
         world.start(Eagle1SpeculatorConfig(init_from=str(folder)))
@@ -66,7 +66,7 @@ def test_another_algorithm_is_no_start_unless_it_says_so(world, start):
 
 
 def test_a_published_bias_is_trained_on(world, tmp_path):
-    """EAGLE-1 is trained without a bias of fc here; one that starts from a checkpoint with a bias has it."""
+    """EAGLE-1's fc has a bias only if training starts from a checkpoint with one."""
     model, _ = world.build(Eagle1SpeculatorConfig())
     biased = type(model)(attrs.evolve(model.config, fc_bias=True))
     biased.load_state_dict(model.state_dict(), strict=False)

@@ -42,7 +42,7 @@ def test_packed_equals_unpacked(world, name):
 
 @pytest.mark.parametrize("name", ["plain", "reduced vocabulary"])
 def test_the_loss_is_the_plain_definition(world, name):
-    """Head k of row r is scored on place r + 2 + k of its own document, in float64 and place by place."""
+    """Head k of row r predicts place r + 2 + k of its own document; the loss equals a float64 sum place by place."""
     model, kwargs = build(world, {**VARIANTS[name], "loss": {"kl_div": 1.0}})
     row = proof.row_of(world, model, 0, 1)
     loss, grads = proof.gradients(model, kwargs, row)
@@ -103,12 +103,12 @@ def test_more_tokens_than_heads_drafts_as_many_as_there_are_heads(world):
 
 
 def test_replay_logits_are_the_live_ones(world, monkeypatch):
-    """Whatever place a round starts from, each head's logits are the replay's."""
+    """From any place where a round starts, each head's logits equal the replay's."""
     proof.check_replay_logits_equal_live(world, build(world, {})[0], monkeypatch, core)
 
 
 def test_the_heads_top_k_can_be_reached(world):
-    """`candidates` gives every head's logits, so that a tree can be built from more than the likeliest token."""
+    """`candidates` gives every head's logits, so that a tree can use more than the most likely token."""
     model, _ = build(world, VARIANTS["reduced vocabulary"])
     drafter = model.eval().draft()
     tokens = torch.tensor(world.prompts[0])
@@ -157,7 +157,7 @@ def test_the_checkpoint_has_the_layout_that_vllm_loads(world, tmp_path):
 
 
 def test_the_heads_are_no_matrices_to_muon(world):
-    """Rows of a vocabulary are tokens: Muon orthogonalises the residual blocks alone."""
+    """Muon orthogonalises only the residual blocks: the rows of a vocabulary are tokens."""
     model, _ = build(world, {})
     optimizer = Optimizer(model, OptimizerSection(name="muon", lr=1e-3))
     muon, adamw = (part.param_groups for part, _ in optimizer._parts)
@@ -166,7 +166,7 @@ def test_the_heads_are_no_matrices_to_muon(world):
 
 
 def test_the_loss_of_untrained_heads_is_finite_and_large(world):
-    """Nothing is free: the untrained heads' loss lies near the entropy of guessing, not near 0."""
+    """The untrained heads' loss lies near the entropy of guessing, not near 0: the target does not leak."""
     model, kwargs = world.build(MedusaSpeculatorConfig(num_heads=2))
     _, loss, metrics = model(**proof.row_of(world, model, 0, 1), **kwargs)
     assert math.isfinite(float(loss.detach()))

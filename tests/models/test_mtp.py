@@ -1,4 +1,4 @@
-"""MTP: what it computes, what it saves, and that a verifier's own head goes out and back to the bit."""
+"""MTP: what it computes, what it saves, and that a verifier's own head survives extraction and stitching bit by bit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def build(world, options):
 
 
 def dense_states(model, states, tokens, steps):
-    """The draft's states [K, n, H] of one document, in float64 and with a dense mask over all keys of all steps."""
+    """Computes the draft's states [K, n, H] of one document in float64, with a dense mask over all steps' keys."""
     p = dense.wide_parameters(model)
     layer = {key.removeprefix("mtp_layers.0."): value for key, value in p.items()}
     target = dense.norm(states.double(), p["verifier_norm.weight"])
@@ -122,7 +122,7 @@ def test_replay_equals_live_round_for_round(world, name):
 
 @pytest.mark.parametrize("name", ["distilled", "sliding window"])
 def test_replay_logits_are_the_live_ones(world, name, monkeypatch):
-    """Whatever place a round starts from, the logits of each depth are the replay's."""
+    """From any place where a round starts, the logits of each depth equal the replay's."""
     proof.check_replay_logits_equal_live(world, build(world, VARIANTS[name])[0], monkeypatch, chains)
 
 
@@ -133,13 +133,13 @@ def test_saved_and_loaded_is_the_same(world, name, tmp_path):
 
 
 def test_a_reduced_draft_vocabulary_is_refused(world):
-    """The head is the verifier's own, so that the whole vocabulary is drafted; what to leave out is said."""
+    """A reduced vocabulary is an error that says what to leave out: the head is the verifier's own."""
     with pytest.raises(ContractError, match=r"leave out algorithm\.draft_vocab_size"):
         world.build(MtpSpeculatorConfig(), 96)
 
 
 def test_the_checkpoint_has_the_layout_of_the_served_one(world, tmp_path):
-    """Everything that is trained lies under mtp_layers.0; the frozen pieces stand beside it."""
+    """All trained tensors are under mtp_layers.0, with the frozen ones beside them."""
     model, _ = build(world, {})
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -190,7 +190,7 @@ def native_names(model_type: str) -> dict[str, list[int]]:
 
 @attrs.frozen
 class Native:
-    """A tiny verifier with a head of its own, in bf16, and a row of random tokens with its states."""
+    """A tiny bf16 verifier with its own head, and a row of random tokens with its states."""
 
     folder: object
     row: dict[str, torch.Tensor]
@@ -199,7 +199,7 @@ class Native:
 
 @pytest.fixture(scope="module", params=NATIVE)
 def native(request, tmp_path_factory) -> Native:
-    """One of the architectures that come with a head, its tensors in two files."""
+    """Each architecture that comes with a head, its tensors in two files."""
     folder = make_tiny_verifier(
         tmp_path_factory.mktemp("native") / "v", model_type=request.param, **NATIVE[request.param]
     )
@@ -252,7 +252,7 @@ def test_an_untrained_native_head_goes_out_and_back_to_the_bit(world, native, tm
 
 
 def test_a_trained_native_head_is_stitched_back(world, native, tmp_path):
-    """After training the stitched verifier holds the trained tensors, rounded to its dtype; nothing else moved."""
+    """After training the stitched verifier has the trained tensors, rounded to its dtype, and nothing else changed."""
     model, kwargs = build_native(world, native)
     first = float(model(**native.row, **kwargs)[1].detach())
     last = float(proof.fit(model, kwargs, native.row, steps=20)["loss"])
@@ -270,7 +270,7 @@ def test_a_trained_native_head_is_stitched_back(world, native, tmp_path):
 
 @pytest.mark.parametrize("failure", ["shape", "disk", "damaged"])
 def test_a_stitched_verifier_is_whole_or_not_there(world, native, tmp_path, monkeypatch, failure):
-    """What fails on the way leaves nothing behind, says what is wrong, and can be repeated."""
+    """A failed stitch leaves nothing behind, says what is wrong, and can be repeated."""
     model, _ = build_native(world, native)
     model.save_pretrained(tmp_path / "speculator")
     verifier = tmp_path / "verifier"
@@ -301,7 +301,7 @@ def test_a_stitched_verifier_is_whole_or_not_there(world, native, tmp_path, monk
 
 
 def test_a_native_head_is_packed_and_replayed_like_any(world, native, monkeypatch, tmp_path):
-    """Packed equals unpacked, live logits equal the replay's, a loaded one drafts the same: gates, experts and all."""
+    """Gates and experts pass the same proofs: packed equals unpacked, live equals replay, loaded equals saved."""
     model, kwargs = build_native(world, native)
     row = native.row
     documents = (slice(0, 20), slice(20, 33))
@@ -329,7 +329,7 @@ def test_a_native_head_is_packed_and_replayed_like_any(world, native, monkeypatc
 
 
 def test_the_layer_is_transformers_own(world, native):
-    """Head norms, gated attention with partial rotary, offset norms, experts: the architecture's own layer."""
+    """Head norms, gated attention with partial rotary, offset norms and experts equal transformers' own layer."""
     model, _ = build_native(world, native)
     config = AutoConfig.for_model(**native.facts.to_dict())
     config._attn_implementation = "eager"
@@ -357,14 +357,14 @@ def test_the_layer_is_transformers_own(world, native):
 
 
 def test_native_without_a_head_is_an_error(world):
-    """A verifier without `mtp.*` tensors, or of an architecture without, is told so; nothing is trained instead."""
+    """`native` with a verifier that has no MTP head is an error; no other head is trained instead."""
     with pytest.raises(ArtifactError, match="no native head"):
         build(world, {"native": True})
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_5_text"])
 def test_replay_through_a_hybrid_verifier_equals_live_round_for_round(world, model_type, tmp_path):
-    """With linear-attention layers too: the same drafts are accepted, and the output is the verifier's own."""
+    """Also with linear-attention layers, live accepts what replay says and the output is the verifier's own."""
     folder = make_tiny_verifier(tmp_path / "v", model_type=model_type, **NATIVE[model_type])
     engine = Engine(folder, dtype="float32")
     hybrid = attrs.evolve(

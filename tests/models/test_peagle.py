@@ -1,4 +1,4 @@
-"""P-EAGLE: which rows have how many depths, and its checkpoint; what all algorithms must do is in test_proof."""
+"""P-EAGLE: how many depths rows have, and its checkpoint; test_proof covers what every algorithm must do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARIANTS = {
 
 
 def test_a_depth_keeps_its_share_of_the_anchors_above_it():
-    """Of 400 seeds depths 1 to 7 keep 0.7 ** d, at least 0.2, each among those of the depth before."""
+    """Depth d keeps max(0.7 ** d, 0.2) of 400 seeds, and each depth only rows that the depth before keeps."""
     torch.manual_seed(0)
     drawn = Elements.draw(torch.arange(1000), 8, keep=0.7, keep_min=0.2, at_most=400)
     kept = [int((drawn.counts >= depth).sum()) for depth in range(1, 8)]
@@ -33,7 +33,7 @@ def test_a_depth_keeps_its_share_of_the_anchors_above_it():
 
 
 def test_what_is_drawn_follows_from_the_seed():
-    """The same seed the same anchors, another seed others."""
+    """The same seed draws the same anchors, another seed others."""
 
     def draw(seed):
         torch.manual_seed(seed)
@@ -45,14 +45,14 @@ def test_what_is_drawn_follows_from_the_seed():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_replay_equals_live_round_for_round(world, name):
-    """Variants of the layer, partly trained by drawn depths."""
+    """Every variant of the layer, partly trained by drawn depths, accepts live what replay says."""
     model, kwargs = world.build(PEagleSpeculatorConfig(num_depths=4, **VARIANTS[name]), 256)
     fit(model, kwargs, world.row(0, 1, 2, 3), steps=60)
     check_replay_equals_live(world, model.eval())
 
 
 def test_fewer_anchors_give_the_same_loss_in_the_mean(world):
-    """The depths of drawn anchors stand for those of all."""
+    """The loss over drawn anchors equals in the mean the loss over all of them."""
     model, kwargs = world.build(PEagleSpeculatorConfig(num_depths=4, keep=1.0), 256)
     row = world.row(0, 1, 2, 3)
     whole = float(model(**row, **kwargs)[1].detach())
@@ -63,7 +63,7 @@ def test_fewer_anchors_give_the_same_loss_in_the_mean(world):
 
 
 def test_the_checkpoint_has_the_served_names(world, tmp_path):
-    """EAGLE-3's, and the learnt state of places that the verifier has not seen."""
+    """The checkpoint has EAGLE-3's tensors, and the learnt state of places that the verifier has not seen."""
     world.build(PEagleSpeculatorConfig(), 256)[0].save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     assert list(tensors["mask_hidden"].shape) == [1, 1, 96]

@@ -1,4 +1,4 @@
-"""What every registered algorithm is proved to do; an algorithm that is added is proved by being there."""
+"""Proves of every registered algorithm that it trains, replays and decodes exactly; new ones are included."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reduced(name: str, size: int) -> int | None:
 
 @pytest.fixture(scope="module", params=ALGORITHMS)
 def fitted(world, request):
-    """Each algorithm, with a reduced vocabulary, after one packed row of four conversations was learnt by heart."""
+    """Each algorithm with a reduced vocabulary, after it has memorised one packed row of four conversations."""
     model, kwargs = world.build(config_of(request.param), reduced(request.param, 256))
     options = {"steps": 150, "lr": 1e-2, **FIT.get(request.param, {})}
     fit(model, kwargs, row_of(world, model, 0, 1, 2, 3), **options)
@@ -72,23 +72,23 @@ def test_packed_equals_unpacked(world, name):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_documents_and_padding_do_not_leak(world, name):
-    """What a later document or padding holds changes no draft logit of the first document."""
+    """The content of a later document or of padding changes no draft logit of the first document."""
     check_documents_are_apart(world, world.build(config_of(name))[0])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_row_without_supervised_tokens_is_zero(world, name):
-    """Nothing to learn is a loss of 0 with gradients of 0 for every parameter, never nan."""
+    """A row without supervised tokens has a loss of 0 and gradients of 0 for every parameter, never nan."""
     check_empty_row(world, *world.build(config_of(name)))
 
 
 def test_one_batch_is_learnt_by_heart(world, fitted):
-    """More than 0.9 of K drafts a round are accepted on the batch that was trained on."""
+    """On the batch that was memorised, more than 0.9 of the drafts are accepted."""
     assert accepted_share(world, fitted, range(4)) > 0.9
 
 
 def test_replay_equals_live_round_for_round(world, fitted):
-    """At T = 0 live decoding accepts in each round what replay says, gives the verifier's own tokens, and equal tau."""
+    """At T = 0 each live round accepts what replay says, tau is equal, and the output is the verifier's own."""
     replayed, decoded = check_replay_equals_live(world, fitted, range(8))
     assert count_decoded(decoded, K).tau == pytest.approx(replayed.counts(K).tau)
 
@@ -120,5 +120,5 @@ def eight(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_sampled_responses_have_the_verifiers_exact_distribution(eight, name):
-    """On a verifier with eight tokens, of which five can be drafted."""
+    """Samples fit the exact distribution of a verifier with eight tokens, of which five can be drafted."""
     check_sampling_is_exact(eight, scramble(eight.build(config_of(name), reduced(name, 5))[0]))

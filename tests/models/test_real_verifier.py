@@ -1,4 +1,4 @@
-"""The real thing, slow: SmolLM2-135M-Instruct from its wheel, a trained, a random and an adversarial speculator."""
+"""SmolLM2-135M-Instruct from its wheel, with a trained, a random and an adversarial speculator; slow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run():
 
 
 def test_a_short_run_learns_and_live_agrees_with_replay(run):
-    """The loss falls, more is accepted than by chance, and live agrees at T = 0 round for round and at T = 1."""
+    """The loss falls, more is accepted than by chance, and live agrees with replay at T = 0 and at T = 1."""
     losses = [event["loss"] for event in events(run.folder, "StepEvent")]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert run.bench.agrees
@@ -47,7 +47,7 @@ def test_a_run_reaches_the_band_that_its_recipe_tells(run):
 
 @pytest.mark.parametrize("kind", ["trained", "random", "adversarial"])
 def test_greedy_output_is_the_verifiers_own(run, kind):
-    """In float32 the speculative output is the verifier's own greedy output, token for token, whatever drafts."""
+    """In float32 the speculative output is the verifier's own greedy output, token for token, with any drafter."""
     folder = obtain(load_recipe("quickstart_short").verifier)
     model = SpeculatorModel.from_pretrained(run.folder / "speculator")
     if kind == "random":

@@ -74,7 +74,7 @@ def test_unroll_equals_dense(depth, window, heads, has_flash, monkeypatch):
     ("dtype", "tolerance"), [(torch.float64, TOLERANCE), (torch.float32, 1e-4), (torch.bfloat16, 6e-2)]
 )
 def test_unroll_on_cuda_equals_dense(depth, window, heads, dtype, tolerance):
-    """The same cases on CUDA, relative to the largest value: in 16 bits by its flash kernel, else by the plain path."""
+    """On CUDA the same cases stay within a share of the largest value, on the flash kernel (16 bits) and without it."""
     tensors = [t.detach().to(dtype).double().requires_grad_() for t in make(PACKED, 64, depth, *heads)]
     there = [t.detach().to("cuda", dtype).requires_grad_() for t in tensors]
     weight = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -107,14 +107,14 @@ def test_bfloat16_is_close_to_dense(window):
 
 @pytest.mark.parametrize("window", [0, -3])
 def test_a_window_that_shows_nothing_is_refused(window):
-    """A query sees at least itself; an output of zeros would pass for one."""
+    """A window below 1 is an error: such a query would not see itself, and its zeros would pass for an output."""
     q, k, v = make(PACKED, 64, 0, 4, 4)
     with pytest.raises(ValueError, match=f"at least 1, got {window}"):
         unrolled_attention(q, (k, v), [], PACKED, scale=1.0, window=window)
 
 
 def test_no_queries_gives_nothing_but_keeps_the_graph():
-    """A row without supervised places has no queries; its gradients are zeros, not missing."""
+    """A row without supervised places has no queries; its gradients are zeros instead of missing."""
     q = torch.zeros(0, 4, 8, requires_grad=True)
     k = torch.randn(5, 2, 8, requires_grad=True)
     out = unrolled_attention(q, (k, k), [], (), scale=1.0)
@@ -125,7 +125,7 @@ def test_no_queries_gives_nothing_but_keeps_the_graph():
 
 
 def test_layout_finds_documents_and_the_rows_a_loss_reaches():
-    """Documents, padding and supervised places are read off the row; a segment runs from first to last reaching row."""
+    """A layout finds documents, padding and supervised places; a segment spans the first to the last reaching row."""
     documents = torch.tensor([[0] * 6 + [1] * 5 + [-1] * 2])
     mask = torch.zeros(1, 13, dtype=torch.bool)
     mask[0, [4, 5, 8]] = True

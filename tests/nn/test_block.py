@@ -64,7 +64,7 @@ def test_blocks_equal_dense(causal, window, even, include, has_flash, monkeypatc
 
 
 def test_no_blocks_gives_nothing_but_keeps_the_graph():
-    """A row without anchors has no queries; its gradients are zeros, not missing."""
+    """A row without anchors has no queries; its gradients are zeros instead of missing."""
     q = torch.zeros(0, 4, 8, requires_grad=True)
     k = torch.randn(5, 2, 8, requires_grad=True)
     empty = torch.zeros(0, dtype=torch.int64)
@@ -77,7 +77,7 @@ def test_no_blocks_gives_nothing_but_keeps_the_graph():
 
 
 def test_a_mask_never_has_more_rows_than_a_piece():
-    """However many anchors there are, the largest mask is a piece's."""
+    """The largest mask is that of one piece, for any number of anchors."""
     anchors = torch.arange(2048)
     blocks = Blocks.of(anchors, torch.full((2048,), 16), anchors, ((0, 2048),))
     assert max(piece.q1 - piece.q0 for piece in blocks.pieces(None)) <= PIECE_QUERIES

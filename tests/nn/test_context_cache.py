@@ -1,4 +1,4 @@
-"""The cache of verified rows."""
+"""The cache of verified rows gives every layer the keys of all rows so far."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from speculators.nn.cache import PrefixCache
 
 
 def attended(parts, window):
-    """Positions and the attention of two layers over seven rows that come in these parts, keys another a layer."""
+    """Positions, and the attention of two layers with different keys, over seven rows that arrive in these parts."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(7, heads, 4, generator=generator) for heads in (2, 1, 1))
     cache, positions, out = PrefixCache(), [], []
@@ -26,7 +26,7 @@ def attended(parts, window):
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_rows_taken_in_bit_by_bit_attend_as_if_at_once(window):
-    """Every layer's rows see all earlier ones, at the places where they stand."""
+    """In every layer each row sees all earlier ones, however many arrive at once."""
     positions, whole = attended([7], window)
     assert positions.tolist() == list(range(7))
     for parts in ([3, 1, 3], [1, 6]):

@@ -1,4 +1,4 @@
-"""bf16 where the device has it, float32 where bf16 would be fifty times slower."""
+"""bfloat16 is kept on devices that multiply it, and replaced by float32 on those where it would be slower."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[True, False])
 def has(request, monkeypatch):
-    """Whether the CPU is one with bf16 products."""
+    """Fakes a CPU with or without bf16 products."""
     monkeypatch.setattr("speculators.nn.precision.has_bf16_products", lambda device_type: request.param)
     return request.param
 
 
 def test_only_bf16_gives_way(has):
-    """Without bf16 products bfloat16 becomes float32; every other dtype, and bfloat16 with them, stays."""
+    """Only bfloat16 changes, and only without bf16 products: it becomes float32."""
     assert compute_dtype(torch.bfloat16, CPU) == (torch.bfloat16 if has else torch.float32)
     assert compute_dtype(torch.float16, CPU) == torch.float16
     assert compute_dtype(torch.float32, CPU) == torch.float32
 
 
 def test_other_devices_are_taken_at_their_word():
-    """Every GPU that torch supports multiplies bf16."""
+    """On a GPU bfloat16 stays: every GPU that torch supports multiplies it."""
     assert has_bf16_products("cuda")
 
 
 def test_a_model_is_placed_in_what_its_device_computes_in(has):
-    """Its frozen bf16 tensors, too: products with them would take most of a draft's time."""
+    """Frozen bf16 tensors are converted, too: products with them would take most of a draft's time."""
     model = torch.nn.Linear(4, 3).to(torch.bfloat16)
     values = model.weight.detach().float().clone()
     assert place(model, CPU) is model

@@ -1,4 +1,4 @@
-"""The rotary embedding is the verifier's own kind."""
+"""The draft's rotary embedding equals the verifier's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def decoder_of(rope: dict) -> dict:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("partial", [1.0, 0.5, 0.25])
 def test_heads_are_rotated_in_part_for_every_kind(kind, partial):
-    """The partial factor holds for the default kind, too: an architecture that has one rotates the same components."""
+    """The partial factor also holds for the default kind: the draft rotates the same components as the verifier."""
     rope = {**KINDS[kind], "rope_theta": 10000.0, "partial_rotary_factor": partial}
     decoder = decoder_of(rope)
     theirs = Qwen3NextRotaryEmbedding(AutoConfig.for_model("qwen3_next", **decoder))
