@@ -34,7 +34,7 @@ from speculators.nn.layout import RowLayout
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.schema import LearningRate, OptimizerSection, ScheduleSection
 from speculators.training.optimizer import Optimizer
-from speculators.training.state import Batch, Job, Row
+from speculators.training.state import Batch, BatchRow, Job
 from speculators.training.stop import StopRequest
 from speculators.training.update import Worker, update
 from speculators.training.world import World, keep_freed_memory
@@ -143,7 +143,7 @@ def make_batch(length: int, dtype: torch.dtype, states: int) -> Batch:
         "document_ids": torch.zeros(1, length, dtype=torch.int64),
     }
     layout = RowLayout.of(tensors["document_ids"], tensors["loss_mask"])
-    row = Row(tensors=tensors, supervised=length, index=0, layout=layout)
+    row = BatchRow(tensors=tensors, supervised=length, index=0, layout=layout)
     return Batch(epoch=0, rows=(row,), num_rows=1, tokens=length, supervised=length)
 
 

@@ -114,7 +114,9 @@ def stream_source(source: DataSource, base: Path, skipped: Counter[str]) -> Iter
             usable += 1
             yield found
     if not usable:
-        raise DataError(f"{source.path}: none of its {reasons.total()} rows can be used: {told(reasons)}", hint=LAYOUT)
+        raise DataError(
+            f"{source.path}: none of its {reasons.total()} rows can be used: {reasons_text(reasons)}", hint=LAYOUT
+        )
 
 
 def source_rows(source: DataSource, base: Path) -> Iterator[tuple[int, Any]]:
@@ -145,7 +147,7 @@ def read_source(source: DataSource, base: Path) -> tuple[list[Conversation], Cou
     return list(stream_source(source, base, skipped)), skipped
 
 
-def told(reasons: Mapping[str, int]) -> str:
+def reasons_text(reasons: Mapping[str, int]) -> str:
     """Returns "3 no assistant turn, 1 an empty message": counts by reason, largest first."""
     largest_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {reason}" for reason, count in largest_first)
@@ -173,7 +175,7 @@ def jsonl_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
     if not splits:
         raise DataError(f"{path}: empty: there is no row in it")
     if source.split is not None and not splits[source.split]:
-        there = told(Counter({repr(name) if name else "without a split": n for name, n in splits.items() if n}))
+        there = reasons_text(Counter({repr(name) if name else "without a split": n for name, n in splits.items() if n}))
         raise DataError(f"{path}: no row has split {source.split!r}; there are: {there}")
 
 

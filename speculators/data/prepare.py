@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from speculators.data import encoded as names
-from speculators.data.conversations import Conversation, prompt_key, stream_source, told
+from speculators.data.conversations import Conversation, prompt_key, reasons_text, stream_source
 from speculators.data.encoded import Conversations, Encoded
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.errors import DataError
@@ -21,7 +21,7 @@ from speculators.files.folders import seal, whole_folder
 from speculators.recipe.input_sections import DataSection
 
 ROWS_PER_REPORT = 100
-MENDS = {
+MASK_REMEDIES = {
     ALL_SUPERVISED: "mend the template's {% generation %} markers, or remove them: then turns are found by rendering",
     NONE_SUPERVISED: "mend the template's {% generation %} markers, or remove them: then turns are found by rendering",
     NOTHING_LEFT: "raise data.max_tokens",
@@ -51,7 +51,7 @@ def prepare(
         base: the folder that relative paths of sources start from.
         held_out: `prompt_key` of every benchmark prompt; a conversation that starts with one is an error.
         key: fingerprint of the stage, for `Conversations.open`.
-        progress: told every so many conversations.
+        progress: gets an event every so many conversations.
 
     Raises:
         DataError: a source cannot be used, nothing usable is left, or a conversation leaks a benchmark prompt.
@@ -78,11 +78,11 @@ def prepare(
     return Conversations.open(folder)
 
 
-def losses(prepared: Conversations) -> list[str]:
+def loss_mask_warnings(prepared: Conversations) -> list[str]:
     """Returns a sentence, with its consequence and mend, for each reason of the loss mask that costs many rows."""
     read = len(prepared) + sum(prepared.skipped.values())
     found = []
-    for reason, mend in MENDS.items():
+    for reason, mend in MASK_REMEDIES.items():
         if (lost := prepared.skipped.get(reason, 0)) > LOST_SHARE * read:
             words = f"{lost} of {read} conversations ({lost / read:.0%}) are not trained on: {reason}"
             found.append(f"{words}; the draft learns only from the others, which may be of another kind: {mend}")
@@ -131,8 +131,8 @@ class _Tally:
             )
         if not self.lengths:
             most = self.skipped.most_common(1)[0][0]
-            hint = MENDS.get(most, "look at the data and at the tokenizer's chat template")
-            raise DataError(f"no conversation can be trained on: {told(self.skipped)}", hint=hint)
+            hint = MASK_REMEDIES.get(most, "look at the data and at the tokenizer's chat template")
+            raise DataError(f"no conversation can be trained on: {reasons_text(self.skipped)}", hint=hint)
 
 
 def _stream(section: DataSection, base: Path, tally: _Tally) -> Iterator[Conversation]:

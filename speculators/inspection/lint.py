@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from speculators.data.conversations import LAYOUT, NO_ANSWER, NO_MESSAGES, NOT_ALTERNATING
-from speculators.data.prepare import MENDS
+from speculators.data.prepare import MASK_REMEDIES
 from speculators.data.template import REWRITES_HISTORY
 from speculators.inspection.survey import Survey, short_path
 from speculators.inspection.view import ERROR, NOTE, WARNING, DataFinding, DataView
@@ -30,7 +30,7 @@ FOREIGN_EXCESS = 0.1
 LEAST_ENDS = 0.8
 
 REMEDIES = {
-    **MENDS,
+    **MASK_REMEDIES,
     NOT_ALTERNATING: "fix the rows: user, assistant, user, assistant, ... after at most one system message",
     NO_ANSWER: "add answers: [data.regenerate] lets the verifier write them",
     NO_MESSAGES: LAYOUT,

@@ -8,7 +8,7 @@ from speculators.bench.suites import load_suite
 from speculators.data.conversations import prompt_key
 from speculators.data.encoded import Conversations
 from speculators.data.leakage import HeldOut
-from speculators.data.prepare import losses, prepare
+from speculators.data.prepare import loss_mask_warnings, prepare
 from speculators.events import PreparedFacts, WarningEvent
 from speculators.pipeline.context import Context
 from speculators.pipeline.regenerate import regenerated
@@ -56,7 +56,7 @@ def _prepare(context: Context, folder: Path) -> Conversations:
             truncated=prepared.truncated,
             max_tokens=data.max_tokens,
         )
-    for loss in losses(prepared):
+    for loss in loss_mask_warnings(prepared):
         context.emit(WarningEvent(message=loss))
     return prepared
 

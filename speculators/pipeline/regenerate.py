@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, stream_source, told
+from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, reasons_text, stream_source
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, Problem, RecipeError
 from speculators.events import Listen, Progress, WarningEvent
@@ -96,7 +96,7 @@ class LeftOut:
         """Writes a sentence for each count above zero, with its consequence."""
         sentences = []
         if self.skipped:
-            sentences.append(f"{self.skipped.total()} rows cannot be used and get no answer: {told(self.skipped)}")
+            sentences.append(f"{self.skipped.total()} rows cannot be used and get no answer: {reasons_text(self.skipped)}")
         if self.cut:
             turns = "only their first user turn is answered, because later ones refer to answers that are dropped"
             sentences.append(f"{self.cut} conversations have several user turns: {turns}")

@@ -27,7 +27,7 @@ from speculators.recipe.values import flatten
 from speculators.runs.log import EventLog
 from speculators.runs.places import Places
 from speculators.runs.stages import TrainingRecord, measured, trained
-from speculators.tracking.sinks import OPEN, Subject, check_installed
+from speculators.tracking.sinks import OPEN, TrackedRun, check_installed
 from speculators.tracking.tracker import Tracker
 from speculators.training.world import World
 
@@ -116,7 +116,7 @@ def _begin(context: Context, log: EventLog, tracker: Tracker) -> TrainingRecord 
         is_measured = not context.recipe.benchmark.suites or measured(context.plan, context.places) is not None
         _describe(context, idle=record is not None and is_measured)
         log.open(run.events)
-        tracker.open(Subject(name=run.name, folder=run.path, values=flatten(context.recipe)))
+        tracker.open(TrackedRun(name=run.name, folder=run.path, values=flatten(context.recipe)))
     return context.world.broadcast(record)
 
 

@@ -30,7 +30,7 @@ from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
 from speculators.training.snapshot import load_weights
-from speculators.training.state import Batch, Job, Row
+from speculators.training.state import Batch, BatchRow, Job
 
 
 def train_stage(context: Context, prepared: Conversations) -> None:
@@ -191,10 +191,10 @@ class Feed:
             supervised=batches.supervised(epoch, place),
         )
 
-    def _rows(self, epoch: int, place: int, members: list[tuple[int, ...]]) -> Iterator[Row]:
+    def _rows(self, epoch: int, place: int, members: list[tuple[int, ...]]) -> Iterator[BatchRow]:
         world = self.context.world
         for number, (tensors, documents) in enumerate(zip(self.ahead(epoch, place), members, strict=True)):
-            yield Row(
+            yield BatchRow(
                 tensors=tensors,
                 layout=RowLayout.of(tensors["document_ids"], tensors["loss_mask"]),
                 supervised=int(self.prepared.supervised[list(documents)].sum()),

@@ -15,7 +15,7 @@ from speculators.recipe.schema import Recipe
 
 
 @attrs.frozen(kw_only=True)
-class Subject:
+class TrackedRun:
     """The run that a sink is opened for.
 
     Attributes:
@@ -42,7 +42,7 @@ class Sink(Protocol):
 class TensorBoard:
     """Event files in `RUN/tensorboard`, for `tensorboard --logdir runs`."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: TrackedRun) -> None:
         from tensorboard.summary import Writer
 
         self._writer = Writer(str(subject.folder / "tensorboard"))
@@ -61,7 +61,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """One run of W&B for each run folder; WANDB_PROJECT, WANDB_MODE and the rest of its environment are its own."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: TrackedRun) -> None:
         import wandb
 
         # Nobody is there to answer a question, and the live view owns the terminal. The patience is in seconds: its own
@@ -92,7 +92,7 @@ class MLflow:
 
     LONGEST = 500  # characters of a parameter
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: TrackedRun) -> None:
         from mlflow import MlflowClient
         from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
 
@@ -125,7 +125,7 @@ class MLflow:
         return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in text)
 
 
-OPEN: Mapping[str, Callable[[Subject], Sink]] = {
+OPEN: Mapping[str, Callable[[TrackedRun], Sink]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,

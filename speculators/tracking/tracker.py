@@ -16,7 +16,7 @@ import attrs
 from speculators.bench.result import BenchResult
 from speculators.events import EvalEvent, Event, StepEvent, WarningEvent
 from speculators.recipe.expect import setting_key
-from speculators.tracking.sinks import Sink, Subject
+from speculators.tracking.sinks import Sink, TrackedRun
 
 ROOM = 1000
 CLOSE_SECONDS = 10.0
@@ -47,7 +47,7 @@ def numbers_of_bench(result: BenchResult) -> dict[str, float]:
     return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
-class Feed:
+class SinkThread:
     """One sink on its thread. What goes wrong there ends up in `trouble`, for the main thread to tell.
 
     Args:
@@ -116,16 +116,16 @@ class Tracker:
     """
 
     then: Callable[[Event], None]
-    sinks: Mapping[str, Callable[[Subject], Sink]]
+    sinks: Mapping[str, Callable[[TrackedRun], Sink]]
     room: int = ROOM
     patience: float = CLOSE_SECONDS
-    _feeds: list[Feed] = attrs.field(init=False, factory=list)
+    _feeds: list[SinkThread] = attrs.field(init=False, factory=list)
     _told: set[str] = attrs.field(init=False, factory=set)
 
-    def open(self, subject: Subject) -> None:
+    def open(self, subject: TrackedRun) -> None:
         """Names the run; a sink is opened when it gets its first numbers."""
         self._feeds = [
-            Feed(name, functools.partial(make, subject), room=self.room) for name, make in self.sinks.items()
+            SinkThread(name, functools.partial(make, subject), room=self.room) for name, make in self.sinks.items()
         ]
 
     def __call__(self, event: Event) -> None:

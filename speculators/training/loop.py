@@ -18,7 +18,7 @@ from speculators.training.schedule import due, factor, interval
 from speculators.training.shard import shard, whole
 from speculators.training.state import Batch, Batches, Evaluate, Job, TrainState
 from speculators.training.stop import StopRequest
-from speculators.training.update import Outcome, Worker, update
+from speculators.training.update import UpdateResult, Worker, update
 from speculators.training.world import World
 
 
@@ -108,11 +108,11 @@ def _updates(
             if outcome.stop:
                 raise KeyboardInterrupt
         # Asked during the last evaluation: what follows training must not run either.
-        if request.asked:
+        if request.requested:
             raise KeyboardInterrupt
 
 
-def _update(worker: Worker, batch: Batch, step: int, request: StopRequest) -> Outcome:
+def _update(worker: Worker, batch: Batch, step: int, request: StopRequest) -> UpdateResult:
     try:
         return update(worker, batch, step=step, request=request)
     except TrainingError as error:
@@ -135,7 +135,7 @@ def _evaluate(model: nn.Module, evaluate: Evaluate, world: World) -> tuple[float
     return world.broadcast(measured)
 
 
-def _step_event(state: TrainState, batch: Batch, outcome: Outcome, job: Job, clock: Clock) -> StepEvent:
+def _step_event(state: TrainState, batch: Batch, outcome: UpdateResult, job: Job, clock: Clock) -> StepEvent:
     schedule = job.schedule
     return StepEvent(
         step=state.step,

@@ -40,7 +40,7 @@ class TrainState:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Row:
+class BatchRow:
     """One packed row.
 
     Attributes:
@@ -71,7 +71,7 @@ class Batch:
     """
 
     epoch: int
-    rows: Iterable[Row]
+    rows: Iterable[BatchRow]
     num_rows: int
     tokens: int
     supervised: int

@@ -19,7 +19,7 @@ from speculators.training.optimizer import Optimizer
 from speculators.training.rng import seed_row
 from speculators.training.schedule import factor
 from speculators.training.shard import gather_once, precision
-from speculators.training.state import Batch, Job, Row
+from speculators.training.state import Batch, BatchRow, Job
 from speculators.training.stop import StopRequest
 from speculators.training.world import World
 
@@ -40,7 +40,7 @@ class Worker:
 
 
 @attrs.frozen(kw_only=True)
-class Outcome:
+class UpdateResult:
     """What all processes know after an update.
 
     Attributes:
@@ -65,9 +65,9 @@ class Sums:
     device: torch.device
     names: tuple[str, ...] = ()
     total: torch.Tensor = attrs.field(factory=lambda: torch.zeros(0))
-    losses: list[tuple[Row, torch.Tensor]] = attrs.field(factory=list)
+    losses: list[tuple[BatchRow, torch.Tensor]] = attrs.field(factory=list)
 
-    def add(self, row: Row, metrics: Mapping[str, Any], weight: float) -> None:
+    def add(self, row: BatchRow, metrics: Mapping[str, Any], weight: float) -> None:
         """Adds one row's metrics, unless the row says nothing."""
         names = tuple(sorted(metrics))
         if self.names and names != self.names:
@@ -89,7 +89,7 @@ def accepted_by(model: nn.Module, names: Mapping[str, Any]) -> set[str]:
     return set(names) & {parameter.name for parameter in parameters}
 
 
-def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> Outcome:
+def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> UpdateResult:
     """Makes one update, or leaves weights and optimizer as they were and raises.
 
     The host reads the device at one place, before the optimizer steps: it must know whether loss and gradient are
@@ -108,10 +108,10 @@ def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> 
     if not gradients:
         raise ContractError("forward's loss gave no gradient to any trained parameter")
     norm = _whole(get_total_norm(gradients))
-    flag = sums.total.new_full((1,), float(request.asked))
+    flag = sums.total.new_full((1,), float(request.requested))
     *values, stops = world.sum(torch.cat([sums.total, flag])).tolist()
     metrics = dict(zip(sums.names, values, strict=True))
-    outcome = Outcome(metrics=metrics, grad_norm=float(norm), stop=stops > 0)
+    outcome = UpdateResult(metrics=metrics, grad_norm=float(norm), stop=stops > 0)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(outcome.grad_norm)):
         raise _not_finite(outcome, sums, step, job, world)
     section = job.schedule.optimizer
@@ -173,7 +173,7 @@ def _whole(norm: torch.Tensor) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _supervised_somewhere(row: Row) -> Mapping[str, torch.Tensor]:
+def _supervised_somewhere(row: BatchRow) -> Mapping[str, torch.Tensor]:
     """Returns the row's tensors; without supervised tokens, as one document that is all supervised.
 
     Such a row (an unused one, or nothing but padding) weighs nothing but must run, for the other processes wait for it
@@ -198,7 +198,7 @@ def _to_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dic
     return {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
 
 
-def _not_finite(outcome: Outcome, sums: Sums, step: int, job: Job, world: World) -> TrainingError:
+def _not_finite(outcome: UpdateResult, sums: Sums, step: int, job: Job, world: World) -> TrainingError:
     """Returns the error; gathers from all processes which rows it was."""
     mine = [(row.index, float(loss), row.documents) for row, loss in sums.losses]
     rows = sorted(row for theirs in world.gather(mine) for row in theirs)

@@ -25,7 +25,7 @@ from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 from speculators.training import loop
 from speculators.training.optimizer import Optimizer
-from speculators.training.update import Outcome, Worker
+from speculators.training.update import UpdateResult, Worker
 
 LLAMA = Path(__file__).parents[1] / "fixtures" / "llama-3.1-8b" / "config.json"
 
@@ -107,7 +107,7 @@ def test_disk_and_memory_are_those_of_a_run(
         held["gradients"] = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
         step(self, factor)
 
-    def noted_update(worker: Worker, *arguments: Any, **named: Any) -> Outcome:
+    def noted_update(worker: Worker, *arguments: Any, **named: Any) -> UpdateResult:
         outcome = update(worker, *arguments, **named)
         held["weights"] = sum(parameter.nbytes for parameter in worker.model.parameters())
         held["optimizer"] = sum(tensor.nbytes for tensor in worker.optimizer.tensors().values())

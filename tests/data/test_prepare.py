@@ -11,7 +11,7 @@ from data_toys import VOCAB, row, section, some_rows
 from speculators.data import prepare as module
 from speculators.data.conversations import parse, prompt_key
 from speculators.data.encoded import Conversations
-from speculators.data.prepare import losses, prepare
+from speculators.data.prepare import loss_mask_warnings, prepare
 from speculators.data.template import ChatTemplate
 from speculators.errors import ArtifactError, DataError
 from speculators.recipe.input_sections import DataSection, DataSource
@@ -110,7 +110,7 @@ def test_a_large_share_of_useless_masks_is_warned_of(run, jsonl, tokenizer, lost
     odd = [row(f"odd {k}?", "nothing") for k in range(lost)]
     prepared = run(section(jsonl([*some_rows(10 - lost), *odd])))
     assert sum(prepared.skipped.values()) == lost
-    words = losses(prepared)
+    words = loss_mask_warnings(prepared)
     assert [f"{lost} of 10 conversations (20%) are not trained on: no token" in each for each in words] == [
         True
     ] * warned

@@ -13,7 +13,7 @@ from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 from speculators.tracking import sinks
-from speculators.tracking.sinks import Subject
+from speculators.tracking.sinks import TrackedRun
 
 TENSORBOARD = ("--set", 'tracking.sinks=["tensorboard"]')
 
@@ -71,7 +71,7 @@ def test_a_sink_that_fails_does_not_fail_the_run(
 ) -> None:
     """One warning, in the log, too."""
 
-    def fail(subject: Subject) -> sinks.Sink:
+    def fail(subject: TrackedRun) -> sinks.Sink:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("speculators.pipeline.run.OPEN", {"tensorboard": fail})

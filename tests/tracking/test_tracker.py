@@ -16,7 +16,7 @@ from speculators.events import EvalEvent, Event, StageEvent, StepEvent, WarningE
 from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import SINKS
 from speculators.tracking import sinks
-from speculators.tracking.sinks import OPEN, Sink, Subject, check_installed
+from speculators.tracking.sinks import OPEN, Sink, TrackedRun, check_installed
 from speculators.tracking.tracker import Tracker, numbers_of_bench
 
 
@@ -66,11 +66,13 @@ BENCH = made_results.bench_result(
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
-    return Subject(name="smoke-1234", folder=tmp_path, values={"seed": 0, "data.sources[0].path": "x.jsonl"})
+def subject(tmp_path: Path) -> TrackedRun:
+    return TrackedRun(name="smoke-1234", folder=tmp_path, values={"seed": 0, "data.sources[0].path": "x.jsonl"})
 
 
-def tracker(subject: Subject, made: Sink | Callable[[Subject], Sink], **limits: float) -> tuple[Tracker, list[Event]]:
+def tracker(
+    subject: TrackedRun, made: Sink | Callable[[TrackedRun], Sink], **limits: float
+) -> tuple[Tracker, list[Event]]:
     """A tracker with one sink, and what it passes on."""
     told: list[Event] = []
     make = made if callable(made) else lambda _: made
@@ -83,7 +85,7 @@ def warnings(told: list[Event]) -> list[str]:
     return [event.message for event in told if isinstance(event, WarningEvent)]
 
 
-def test_a_sink_gets_updates_evaluations_and_the_benchmark(subject: Subject) -> None:
+def test_a_sink_gets_updates_evaluations_and_the_benchmark(subject: TrackedRun) -> None:
     """By name, at their update; events are passed on as they are; at the end it learns that the run finished."""
     sink = Kept()
     tracking, told = tracker(subject, sink)
@@ -108,7 +110,7 @@ def test_a_sink_gets_updates_evaluations_and_the_benchmark(subject: Subject) -> 
     assert sink.finished is True
 
 
-def test_a_run_that_has_nothing_to_tell_opens_no_sink(subject: Subject) -> None:
+def test_a_run_that_has_nothing_to_tell_opens_no_sink(subject: TrackedRun) -> None:
     """All stages skipped: no empty run appears anywhere."""
     tracking, told = tracker(subject, lambda _: pytest.fail("opened"))
     tracking(StageEvent(stage="train", status="skip"))
@@ -116,7 +118,7 @@ def test_a_run_that_has_nothing_to_tell_opens_no_sink(subject: Subject) -> None:
     assert warnings(told) == []
 
 
-def test_a_sink_that_hangs_stops_nothing(subject: Subject) -> None:
+def test_a_sink_that_hangs_stops_nothing(subject: TrackedRun) -> None:
     """No update waits, what does not fit is dropped, which is told once, and closing waits as long as it is told."""
     sink = Stuck()
     tracking, told = tracker(subject, sink, room=3, patience=0.2)
@@ -132,7 +134,7 @@ def test_a_sink_that_hangs_stops_nothing(subject: Subject) -> None:
     sink.go.set()
 
 
-def test_a_sink_that_does_not_end_is_told(subject: Subject) -> None:
+def test_a_sink_that_does_not_end_is_told(subject: TrackedRun) -> None:
     """It may lack the last numbers."""
     sink = Stuck()
     tracking, told = tracker(subject, sink, patience=0.1)
@@ -143,10 +145,10 @@ def test_a_sink_that_does_not_end_is_told(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), SystemExit(3), KeyboardInterrupt("prompt")])
-def test_a_sink_that_fails_is_told_once_and_left_alone(subject: Subject, error: BaseException) -> None:
+def test_a_sink_that_fails_is_told_once_and_left_alone(subject: TrackedRun, error: BaseException) -> None:
     """In one line, whatever its library raises, on opening or writing."""
 
-    def fail(_: Subject) -> Sink:
+    def fail(_: TrackedRun) -> Sink:
         raise error
 
     tracking, told = tracker(subject, fail)
@@ -175,7 +177,7 @@ def test_every_sink_of_the_format_can_be_opened() -> None:
     assert tuple(OPEN) == SINKS
 
 
-def fill(name: str, subject: Subject) -> None:
+def fill(name: str, subject: TrackedRun) -> None:
     """Gives a real sink three updates, an evaluation and a benchmark, and no trouble."""
     told: list[Event] = []
     tracking = Tracker(then=told.append, sinks={name: OPEN[name]}, patience=60)
@@ -188,7 +190,7 @@ def fill(name: str, subject: Subject) -> None:
     assert warnings(told) == []
 
 
-def test_tensorboard_reads_back_what_was_written(subject: Subject) -> None:
+def test_tensorboard_reads_back_what_was_written(subject: TrackedRun) -> None:
     """With TensorBoard's own reader."""
     pytest.importorskip("tensorboard", reason="pip install 'spec-recipes[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -203,7 +205,7 @@ def test_tensorboard_reads_back_what_was_written(subject: Subject) -> None:
     assert "bench/talk/K=3/T=0/tau" in held.Tags()["tensors"]
 
 
-def test_weights_and_biases_keeps_an_offline_run(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_keeps_an_offline_run(subject: TrackedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has the run folder's name and holds our series; `wandb sync` uploads it."""
     pytest.importorskip("wandb", reason="pip install 'spec-recipes[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -216,7 +218,7 @@ def test_weights_and_biases_keeps_an_offline_run(subject: Subject, monkeypatch: 
         assert word in content
 
 
-def test_mlflow_keeps_one_run_for_a_run_folder(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_keeps_one_run_for_a_run_folder(subject: TrackedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics with their steps, values as parameters; the run that goes on is the same one."""
     pytest.importorskip("mlflow", reason="pip install 'spec-recipes[mlflow]'")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -16,7 +16,7 @@ from speculators.errors import ContractError, DataError, TrainingError
 from speculators.events import EvalEvent, SaveEvent, StepEvent
 from speculators.training.checkpoint import complete
 from speculators.training.schedule import factor
-from speculators.training.state import Row
+from speculators.training.state import BatchRow
 from speculators.training.stop import StopRequest
 from speculators.training.world import World
 
@@ -74,7 +74,7 @@ def test_a_row_of_nothing_but_padding_runs_and_changes_nothing(tmp_path):
     def padded(step):
         batch = batches(World())(step)
         tensors = {**make_row(step, 0).tensors, "loss_mask": torch.zeros(1, TOKENS, dtype=torch.bool)}
-        empty = Row(tensors={**tensors, "document_ids": torch.full((1, TOKENS), -1)}, supervised=0, index=ROWS)
+        empty = BatchRow(tensors={**tensors, "document_ids": torch.full((1, TOKENS), -1)}, supervised=0, index=ROWS)
         return attrs.evolve(batch, rows=[*batch.rows, empty], num_rows=ROWS + 1)
 
     event = next(run(Mean(), make_job(tmp_path / "padded"), train_kwargs={}, batches=padded))
@@ -172,10 +172,10 @@ def test_a_second_ctrl_c_interrupts_at_once_but_its_echo_does_not(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with StopRequest() as request:
-        assert not request.asked
+        assert not request.requested
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        assert request.asked
+        assert request.requested
         now[0] += 5
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -18,7 +18,7 @@ from speculators.recipe.schema import LearningRate, OptimizerSection, ScheduleSe
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
 from speculators.training.shard import whole
-from speculators.training.state import Batch, Job, Row
+from speculators.training.state import Batch, BatchRow, Job
 from speculators.training.world import World
 
 HIDDEN, VOCABULARY, ROWS, TOKENS = 16, 40, 4, 12
@@ -77,7 +77,7 @@ def build(seed: int = 0, *, host_random: bool = False) -> Toy:
     return Toy(host_random=host_random)
 
 
-def make_row(step: int, index: int) -> Row:
+def make_row(step: int, index: int) -> BatchRow:
     """Returns row `index` of the global batch of `step`; each step has one row without a supervised token."""
     generator = torch.Generator().manual_seed(1000 * step + index)
     share = 0.0 if index == step % ROWS else 0.3 + 0.1 * index
@@ -92,7 +92,7 @@ def make_row(step: int, index: int) -> Row:
         "position_ids": torch.arange(TOKENS)[None],
         "document_ids": torch.zeros(1, TOKENS, dtype=torch.int64),
     }
-    return Row(tensors=tensors, supervised=int(mask.sum()), index=index, documents=(f"doc-{step}-{index}",))
+    return BatchRow(tensors=tensors, supervised=int(mask.sum()), index=index, documents=(f"doc-{step}-{index}",))
 
 
 def batches(world: World, *, before: Callable[[int], None] = lambda step: None) -> Callable[[int], Batch]:
