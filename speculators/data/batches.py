@@ -1,4 +1,4 @@
-"""Packed rows as a pure function of (seed, epoch, step, rank, world size): there is no loader state to save."""
+"""Builds packed rows as a pure function of (seed, epoch, step, rank, world size), so no loader state needs saving."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ PADDING_TOKENS = 8
 
 
 class StateSource(Protocol):
-    """Where the verifier's states come from: the store, or the verifier itself."""
+    """Provides the verifier's states, from the store or from the verifier itself."""
 
     def states(self, indices: list[int]) -> list[States]:
-        """Returns hidden_states [n, A*H] and last [n, H] of each conversation."""
+        """Returns hidden_states [n, A*H] and last [n, H] of each conversation, in the given order."""
 
 
 def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Returns the epoch's packed rows: first-fit over a seeded permutation, then the rows in seeded order.
+    """Packs documents into rows: first-fit over a seeded permutation, then a seeded shuffle of the rows.
 
     Args:
-        lengths: [N], tokens of each document.
-        row_tokens: the most that a row holds; documents are never split.
-        seed: of the run.
+        lengths: [N] tokens of each document.
+        row_tokens: capacity of a row; documents are never split.
+        seed: the run's seed.
         epoch: from 0.
 
     Returns:
-        Document indices of each row. The rows are shuffled because first-fit leaves the emptier ones at the end.
+        Document indices of each row. Without the shuffle an epoch would end with the emptiest rows, which first-fit
+        leaves at the end.
 
     Raises:
         DataError: a document is longer than a row.
     """
     if len(lengths) and int(max(lengths)) > row_tokens:
         raise DataError(
-            f"a conversation of {int(max(lengths))} tokens does not fit into a row of {row_tokens}",
+            f"a conversation of {int(max(lengths))} tokens does not fit into a row of {row_tokens} tokens",
             hint="raise schedule.row_tokens, or lower data.max_tokens",
         )
+    # Both permutations come from this generator, in this order: changing that changes every batch of every run.
     generator = np.random.default_rng([seed, epoch])
     rows: list[list[int]] = [[] for _ in lengths]
     room = _Room(len(lengths), row_tokens)
@@ -55,13 +57,14 @@ def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int, epo
 
 
 class _Room:
-    """A tree of maxima over the rows' free tokens, which finds the first row with room in logarithmic time."""
+    """Finds the first row with enough room in logarithmic time: a binary tree of maxima over the rows' free tokens."""
 
     def __init__(self, rows: int, row_tokens: int) -> None:
         self.leaves = 1 << max(rows - 1, 0).bit_length()
-        self.free = [row_tokens] * (2 * self.leaves)
+        self.free = [row_tokens] * (2 * self.leaves)  # node 1 is the root, the leaves are at [leaves, 2 * leaves)
 
     def take(self, tokens: int) -> int:
+        """Books `tokens` in the first row with room for them, and returns that row."""
         node = 1
         while node < self.leaves:
             node = 2 * node if self.free[2 * node] >= tokens else 2 * node + 1
@@ -76,11 +79,12 @@ class _Room:
 def rows_of_step(
     rows: Sequence[tuple[int, ...]], *, step: int, rows_per_step: int, rank: int = 0, world_size: int = 1
 ) -> list[tuple[int, ...]]:
-    """Returns the packed rows of one rank at one step of the epoch.
+    """Selects the packed rows of one rank at one step of the epoch.
 
-    The step's global batch is `rows_per_step` consecutive rows, fewer at the end of an epoch, whatever the world size;
-    rank r takes every `world_size`-th of them from the r-th on. All ranks get the same number: a rank for which none is
-    left gets an empty row `()`, which `build_row` makes padding, because every rank must take part in every collective.
+    The global batch of a step is `rows_per_step` consecutive rows, fewer at the end of an epoch, whatever the world
+    size. Rank r takes every `world_size`-th of them, starting with the r-th. All ranks get the same number of rows,
+    because every rank must take part in every collective: where none is left, a rank gets an empty row `()`, for which
+    `build_row` makes padding.
     """
     chunk = rows[step * rows_per_step : (step + 1) * rows_per_step]
     own = list(chunk[rank::world_size])
@@ -88,36 +92,38 @@ def rows_of_step(
 
 
 def unshifted(sample: Row) -> Row:
-    """The alignment of an algorithm that shifts nothing."""
+    """The alignment of algorithms that shift nothing."""
     return sample
 
 
 def build_row(
     items: Sequence[tuple[Encoded, States]], *, widths: tuple[int, int], dtype: torch.dtype, align: Align = unshifted
 ) -> Row:
-    """Returns what an algorithm's forward receives: documents side by side, no padding but for a row without any.
+    """Builds the tensors that an algorithm's forward receives, with documents side by side and without padding.
 
     Args:
-        items: each document's tokens and states.
-        widths: A*H and H, for a row without documents.
+        items: tokens and states of each document; an empty row becomes padding.
+        widths: A*H and H, needed for an empty row.
         dtype: compute type of the states.
-        align: shifts a document's tokens and states, the algorithm's own.
+        align: the algorithm's shift of a document's tokens and states.
     """
     if not items:
         return _padding(widths, dtype)
     samples = [align(_sample(encoded, *states, dtype)) for encoded, states in items]
+    # Lengths after the alignment, which may drop places.
     lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    # [1, S, ...] each
     row = {name: torch.cat([sample[name] for sample in samples])[None] for name in samples[0]}
     return {**row, "document_ids": torch.repeat_interleave(torch.arange(len(samples)), lengths)[None]}
 
 
 def _sample(encoded: Encoded, hidden_states: torch.Tensor, last: torch.Tensor, dtype: torch.dtype) -> Row:
     return {
-        "hidden_states": hidden_states.to(dtype),
-        "verifier_last_hidden_states": last.to(dtype),
-        "input_ids": torch.from_numpy(encoded.input_ids).long(),
-        "loss_mask": torch.from_numpy(encoded.loss_mask),
-        "position_ids": torch.arange(len(encoded.input_ids)),
+        "hidden_states": hidden_states.to(dtype),  # [n, A*H]
+        "verifier_last_hidden_states": last.to(dtype),  # [n, H]
+        "input_ids": torch.from_numpy(encoded.input_ids).long(),  # [n]
+        "loss_mask": torch.from_numpy(encoded.loss_mask),  # [n] bool
+        "position_ids": torch.arange(len(encoded.input_ids)),  # [n]
     }
 
 
@@ -135,19 +141,19 @@ def _padding(widths: tuple[int, int], dtype: torch.dtype) -> Row:
 
 @attrs.frozen(eq=False)
 class Batches:
-    """The rows of a run, by epoch and step.
+    """Builds the rows of a run by epoch and step.
 
     Attributes:
         conversations: tokens and masks.
         source: the verifier's states.
         widths: A*H and H.
-        row_tokens: the most that a packed row holds.
+        row_tokens: capacity of a packed row.
         rows_per_step: packed rows of the global batch.
-        seed: of the run.
+        seed: the run's seed.
         dtype: compute type of the states.
-        align: the algorithm's.
-        rank: of this process.
-        world_size: processes.
+        align: the algorithm's alignment.
+        rank: number of this process.
+        world_size: number of processes.
     """
 
     conversations: Conversations
@@ -164,7 +170,7 @@ class Batches:
     _steps: dict[int, int] = attrs.field(init=False, factory=dict, repr=False)
 
     def __call__(self, epoch: int, step: int) -> list[Row]:
-        """Returns this rank's rows of one step of the epoch."""
+        """Builds this rank's rows of one step of the epoch."""
         rows = self.packed(epoch)
         place = {"rank": self.rank, "world_size": self.world_size}
         own = rows_of_step(rows, step=step, rows_per_step=self.rows_per_step, **place)
@@ -178,10 +184,10 @@ class Batches:
         return build_row(items, widths=self.widths, dtype=self.dtype, align=self.align)
 
     def packed(self, epoch: int) -> list[tuple[int, ...]]:
-        """Returns all packed rows of an epoch."""
+        """Packs an epoch, keeping the rows of the last two epochs."""
         rows = self._rows.get(epoch)
         if rows is None:
-            # Two epochs are alive where one ends: this one's last step and the next one's first, built ahead.
+            # Where an epoch ends, two are needed: its last step, and the first of the next, which is built ahead.
             for old in list(self._rows)[:-1]:
                 self._rows.pop(old, None)
             rows = pack(self.conversations.lengths, row_tokens=self.row_tokens, seed=self.seed, epoch=epoch)
@@ -189,21 +195,21 @@ class Batches:
         return rows
 
     def steps(self, epoch: int) -> int:
-        """Returns the steps of an epoch; they differ a little because the packing does."""
-        # Every look-up of a place asks for those of all epochs before it, whose rows are long gone.
+        """Counts the steps of an epoch; epochs differ a little because their packing does."""
+        # Locating a step asks for the steps of all earlier epochs, whose rows are long dropped.
         if epoch not in self._steps:
             self._steps[epoch] = -(-len(self.packed(epoch)) // self.rows_per_step)
         return self._steps[epoch]
 
     def documents(self, epoch: int, step: int) -> list[int]:
-        """Returns the conversations of a step's global batch, for messages."""
+        """Lists the conversations of a step's global batch."""
         rows = rows_of_step(self.packed(epoch), step=step, rows_per_step=self.rows_per_step)
         return [index for row in rows for index in row]
 
     def supervised(self, epoch: int, step: int) -> int:
-        """Returns the supervised tokens of a step's global batch: what the loss is divided by on every rank."""
+        """Counts the supervised tokens of a step's global batch, by which every rank divides its loss."""
         return int(self.conversations.supervised[self.documents(epoch, step)].sum())
 
     def tokens(self, epoch: int, step: int) -> int:
-        """Returns the tokens of a step's global batch."""
+        """Counts the tokens of a step's global batch."""
         return int(self.conversations.lengths[self.documents(epoch, step)].sum())

@@ -1,4 +1,4 @@
-"""Filling a hidden-state store, shard by shard; what is complete survives a kill at any moment."""
+"""Fills a hidden-state store shard by shard; complete shards survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from speculators.events import Progress, ProgressEvent, ignore
 from speculators.files.disk import disk_errors, write_json, write_whole
 from speculators.files.folders import FORMAT, MANIFEST, read_record, write_manifest
 
-# Takes token rows ([n] int64 each), yields (place in the list, hidden_states [n, A*H], last [n, H]) in any order.
+# Maps token rows ([n] int64 each) to (place in the list, hidden_states [n, A*H], last [n, H]), in any order.
 Capture = Callable[[list[torch.Tensor]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
-# Takes (index, token row) as it has room for them, yields (index, hidden_states, last) in any order.
+# Takes (index, token row) whenever it has room for more; yields (index, hidden_states, last) in any order.
 Stream = Callable[[Iterator[tuple[int, torch.Tensor]]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
 
 
 class StateWriter:
-    """Writes a store, and takes up one that was interrupted or damaged.
+    """Writes a store, or continues one that was interrupted or damaged.
 
-    A shard counts when its note (`states-00000.json`, with its sha256) is there, which is written after the shard.
+    A shard counts once its note (`states-00000.json`, with its sha256) exists, which is written after the shard.
 
     Args:
-        folder: the store's; may hold shards of the same layout, which are verified by their sha256 and kept.
+        folder: the store's folder; existing shards of the same layout are verified by their sha256 and kept.
         layout: what the store will hold.
-        missing: the shards that it lacks, where somebody has just looked; None reads all that are there.
-        progress: told while shards that are there are verified.
+        missing: the shards that the store lacks, if the caller has just checked; None verifies all existing shards.
+        progress: gets an event for each verified shard.
 
     Attributes:
-        damaged: what is wrong with shards that had been complete, by number.
+        damaged: by number, what is wrong with shards that had been complete.
 
     Raises:
-        ArtifactError: the folder holds another layout, or the disk has no room for what is missing.
+        ArtifactError: the folder holds another layout, or the disk has no room for the missing shards.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class StateWriter:
         else:
             write_json(folder / LAYOUT, layout.to_json())
         if missing is None:
-            self._missing = set(self._look(progress))
+            self._missing = set(self._verify(progress))
         else:
             unnoted = (n for n in range(len(layout.shards)) if not _note(folder, n).exists())
             self._missing = {*missing, *unnoted}
         if self._missing:
-            # A manifest of before would call the store complete while a damaged shard is still being mended.
+            # An earlier manifest would call the store complete while a damaged shard is still being captured again.
             (folder / MANIFEST).unlink(missing_ok=True)
         self._check_room()
 
-    def _look(self, progress: Progress) -> Iterator[int]:
-        """Yields the shards that are not there or not whole."""
+    def _verify(self, progress: Progress) -> Iterator[int]:
+        """Yields the shards that are missing or damaged."""
         for number in range(len(self.layout.shards)):
             if not self._is_whole(number):
                 yield number
@@ -81,13 +81,13 @@ class StateWriter:
             return False
         try:
             written = read_record(note)["sha256"]
-            found = check_shard(self.folder, self.layout, number, sha256=written)
+            checked = check_shard(self.folder, self.layout, number, sha256=written)
         except (ArtifactError, KeyError):
-            found = "its note is unreadable"
-        if isinstance(found, str):
-            self.damaged[number] = found
+            checked = "its note is unreadable"
+        if isinstance(checked, str):
+            self.damaged[number] = checked
             note.unlink()
-        return not isinstance(found, str)
+        return not isinstance(checked, str)
 
     def _check_room(self) -> None:
         needed = self.layout.bytes_for(sum(self.layout.rows(number) for number in self._missing))
@@ -100,36 +100,36 @@ class StateWriter:
             )
 
     def missing(self, *, rank: int = 0, world_size: int = 1) -> list[int]:
-        """Returns the shards that process `rank` of `world_size` has still to write."""
+        """Lists the shards that process `rank` of `world_size` has yet to write."""
         return sorted(self._missing)[rank::world_size]
 
     def append(self, index: int, hidden_states: torch.Tensor, last: torch.Tensor) -> None:
-        """Takes in one conversation, in any order; a shard is written when it has all of its own.
+        """Adds one conversation, in any order; a shard is written once all its conversations are there.
 
         Args:
-            index: the conversation.
+            index: of the conversation.
             hidden_states: [n, A*H].
             last: [n, H].
 
         Raises:
-            DataError: the states are not of the conversation's length, or not finite in the stored type.
+            DataError: the states have another length than the conversation, or are not finite in the stored type.
             ArtifactError: the disk is full; no half-written shard is left.
         """
         number, row = self.layout.places[index].tolist()
-        wanted = self.layout.lengths[index]
-        if len(hidden_states) != wanted or len(last) != wanted:
+        length = self.layout.lengths[index]
+        if len(hidden_states) != length or len(last) != length:
             raise DataError(
-                f"conversation {index} has {wanted} tokens, and {len(hidden_states)} states were captured",
-                hint="a prefix cache in the capturing engine does this: switch it off",
+                f"conversation {index} has {length} tokens, but {len(hidden_states)} states were captured",
+                hint="a prefix cache in the capturing engine causes this: switch it off",
             )
         if number not in self._buffers:
             self._buffers[number] = self._buffer(number)
         states, lasts, arrived = self._buffers[number]
         for buffer, part in ((states, hidden_states), (lasts, last)):
-            buffer[row : row + wanted] = part
-            if not torch.isfinite(buffer[row : row + wanted]).all():
-                hint = 'in float16 states overflow above 65504: set data.states_dtype = "bfloat16"'
-                raise DataError(f"conversation {index}: states are not finite in {self.layout.dtype}", hint=hint)
+            buffer[row : row + length] = part
+            if not torch.isfinite(buffer[row : row + length]).all():
+                hint = 'float16 overflows above 65504: set data.states_dtype = "bfloat16"'
+                raise DataError(f"conversation {index}: its states are not finite in {self.layout.dtype}", hint=hint)
         arrived.add(index)
         if len(arrived) == len(self.layout.shards[number]):
             del self._buffers[number]
@@ -148,7 +148,7 @@ class StateWriter:
         self._missing.discard(number)
 
     def finish(self) -> StateStore:
-        """Writes the manifest, when all processes have written their shards, and opens the store."""
+        """Writes the manifest, once all processes have written their shards, and opens the store."""
         shards = []
         for number in range(len(self.layout.shards)):
             note = read_record(_note(self.folder, number))
@@ -173,17 +173,16 @@ def fill(
     world_size: int = 1,
     progress: Progress = ignore,
 ) -> None:
-    """Captures the shards that a store lacks, one after the other, so that memory holds one shard.
+    """Captures the shards that a store lacks one by one, so that memory holds one shard.
 
     Args:
-        writer: of the store.
-        conversations: whose tokens are fed to the verifier.
+        conversations: their tokens are fed to the verifier.
         capture: the verifier (`Engine.capture_all` with its layer ids bound).
-        rank: of this process; each takes every `world_size`-th missing shard.
-        progress: told after each conversation.
+        rank, world_size: each process takes every `world_size`-th missing shard.
+        progress: gets an event after each conversation.
     """
     missing = writer.missing(rank=rank, world_size=world_size)
-    meter = _Meter(sum(map(writer.layout.rows, missing)), progress)
+    meter = _Speedometer(sum(map(writer.layout.rows, missing)), progress)
     for number in missing:
         members = writer.layout.shards[number]
         rows = [_tokens(conversations, index) for index in members]
@@ -201,16 +200,17 @@ def fill_stream(
     world_size: int = 1,
     progress: Progress = ignore,
 ) -> None:
-    """Captures the shards that a store lacks by someone who works on many conversations at once.
+    """Captures the shards that a store lacks with an engine that works on many conversations at once.
 
-    Shards are not waited for one by one: at their ends the many would become few. Memory holds those that are begun.
+    It does not wait for one shard before it begins the next: towards the end of each shard the engine would run out of
+    work. Memory therefore holds every shard that is begun.
 
     Args:
+        stream: gets the conversations in the order of the shards.
         writer, conversations, rank, world_size, progress: as for `fill`.
-        stream: takes the conversations in the order of the shards.
     """
     missing = writer.missing(rank=rank, world_size=world_size)
-    meter = _Meter(sum(map(writer.layout.rows, missing)), progress)
+    meter = _Speedometer(sum(map(writer.layout.rows, missing)), progress)
     members = (index for number in missing for index in writer.layout.shards[number])
     for index, hidden_states, last in stream((index, _tokens(conversations, index)) for index in members):
         writer.append(index, hidden_states, last)
@@ -221,8 +221,8 @@ def _tokens(conversations: Conversations, index: int) -> torch.Tensor:
     return torch.from_numpy(conversations.row(index).input_ids).long()
 
 
-class _Meter:
-    """Tells tokens done of all, and their speed."""
+class _Speedometer:
+    """Reports how many of all tokens are done, and how fast."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._total, self._progress = total, progress
@@ -237,14 +237,15 @@ class _Meter:
 
 @attrs.frozen(eq=False)
 class OnlineStates:
-    """States computed when they are asked for; a `StateSource` that gives what a store of the same type would."""
+    """Computes states on demand; as a `StateSource` it gives the same values as a store of the same type."""
 
     conversations: Conversations
     capture: Capture
     dtype: torch.dtype
 
     def states(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Returns hidden_states [n, A*H] and last [n, H] of each conversation."""
+        """Captures hidden_states [n, A*H] and last [n, H] of each conversation."""
         rows = [_tokens(self.conversations, index) for index in indices]
-        found = {place: (states, last) for place, states, last in self.capture(rows)}
-        return [(found[place][0].to(self.dtype), found[place][1].to(self.dtype)) for place in range(len(rows))]
+        captured = {place: (states, last) for place, states, last in self.capture(rows)}
+        # Rounded to the stored type, so that training sees the same values as from a store.
+        return [(captured[place][0].to(self.dtype), captured[place][1].to(self.dtype)) for place in range(len(rows))]

@@ -1,4 +1,4 @@
-"""Conversations from JSONL files and data set hubs, one at a time; rows that cannot be used are counted by reason."""
+"""Reads conversations from JSONL files and data set hubs one at a time, counting unusable rows by reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 
 @attrs.frozen
 class Message:
-    """One turn: `role` is "system", "user" or "assistant"."""
+    """One turn; `role` is "system", "user" or "assistant"."""
 
     role: str
     content: str
@@ -33,7 +33,7 @@ class Message:
 
 @attrs.frozen
 class Conversation:
-    """Turns that alternate from user to assistant, perhaps after a system message, and end with the assistant."""
+    """Turns that alternate between user and assistant and end with the assistant, perhaps after a system message."""
 
     id: str
     category: str
@@ -41,22 +41,22 @@ class Conversation:
 
     @property
     def prompt(self) -> str:
-        """Returns the first user turn."""
+        """The first user turn."""
         return next(message.content for message in self.messages if message.role == "user")
 
 
 def prompt_key(text: str) -> str:
-    """Returns the sha256 of a prompt without case, width and spacing: equal keys mean the same question."""
+    """Hashes a prompt without case, width and spacing, so that equal keys mean the same question."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def parse(row: Any, name: str) -> Conversation | str:
-    """Returns the conversation that a row holds, or the reason why it cannot be used.
+    """Parses a row into a conversation, or returns the reason why it cannot be used.
 
     Args:
         row: a dict with `messages` (role, content) or `conversations` (from, value); `id` and `category` are optional.
-        name: the id of a row that has none.
+        name: the id for a row without one.
     """
     if not isinstance(row, Mapping):
         return "not a JSON object"
@@ -95,24 +95,24 @@ def stream_source(source: DataSource, base: Path, skipped: Counter[str]) -> Iter
 
     Args:
         source: a JSONL file, whose rows are filtered by their field `split`, or a hub id (or folder) for `datasets`,
-            whose split is "train" if none is given.
-        base: the folder that a relative path starts from.
-        skipped: receives the number of unusable rows by reason.
+            whose split defaults to "train".
+        base: the folder that relative paths start from.
+        skipped: gets the number of unusable rows added, by reason.
 
     Raises:
-        DataError: the source is missing, empty, binary, not the file its sha256 names, or has no usable row.
+        DataError: the source is missing, empty, binary, has another sha256 than the recipe, or has no usable row.
     """
     stem = source_stem(source, base)
     reasons: Counter[str] = Counter()
     usable = 0
     for number, row in source_rows(source, base):
-        found = parse(row, f"{stem}:{number}")
-        if isinstance(found, str):
-            reasons[found] += 1
-            skipped[found] += 1
+        conversation = parse(row, f"{stem}:{number}")
+        if isinstance(conversation, str):
+            reasons[conversation] += 1
+            skipped[conversation] += 1
         else:
             usable += 1
-            yield found
+            yield conversation
     if not usable:
         raise DataError(
             f"{source.path}: none of its {reasons.total()} rows can be used: {reasons_text(reasons)}", hint=LAYOUT
@@ -120,16 +120,16 @@ def stream_source(source: DataSource, base: Path, skipped: Counter[str]) -> Iter
 
 
 def source_rows(source: DataSource, base: Path) -> Iterator[tuple[int, Any]]:
-    """Returns (line or row number, row) of the first `take` rows of the split. Raises as `stream_source` does."""
+    """Iterates over (line or row number, row) of the first `take` rows of the split; raises like `stream_source`."""
     path = base / Path(source.path).expanduser()
     is_file = _reads_file(source, path)
     if (source.revision if is_file else source.sha256) is not None:
-        raise DataError(f"{source.path}: a file is pinned by sha256, a data set by revision; the recipe has it crossed")
+        raise DataError(f"{source.path}: the recipe pins it the wrong way: a file takes sha256, a data set revision")
     return itertools.islice(jsonl_rows(source, path) if is_file else _dataset_rows(source, path), source.take)
 
 
 def source_stem(source: DataSource, base: Path) -> str:
-    """Returns what a source's rows without an id are called after: `source_stem:number`."""
+    """Returns the prefix of ids for rows without one, which are called `source_stem:number`."""
     path = base / Path(source.path).expanduser()
     return path.stem if _reads_file(source, path) else path.name
 
@@ -142,22 +142,22 @@ LAYOUT = 'a row is {"messages": [{"role": "user", "content": "..."}, {"role": "a
 
 
 def read_source(source: DataSource, base: Path) -> tuple[list[Conversation], Counter[str]]:
-    """Returns all usable conversations of a source and the counts of the others; for small sources."""
+    """Reads all usable conversations of a small source at once, with the counts of the others."""
     skipped: Counter[str] = Counter()
     return list(stream_source(source, base, skipped)), skipped
 
 
 def reasons_text(reasons: Mapping[str, int]) -> str:
-    """Returns "3 no assistant turn, 1 an empty message": counts by reason, largest first."""
+    """Writes counts by reason, largest first: "3 no assistant turn, 1 an empty message"."""
     largest_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {reason}" for reason, count in largest_first)
 
 
 def jsonl_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (line number, row) of the lines of the split; a line that is not JSON is the row None.
+    """Yields (line number, row) of the split's lines; a line that is not JSON gives None as its row.
 
     Raises:
-        DataError: the file is missing, binary, not the one of its sha256, or has no row of the split.
+        DataError: the file is missing, binary, has another sha256 than the recipe, or has no row of the split.
     """
     _check_file(source, path)
     splits: Counter[str] = Counter()
@@ -173,10 +173,10 @@ def jsonl_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
             splits[source.split or ""] += 1
             yield number, row
     if not splits:
-        raise DataError(f"{path}: empty: there is no row in it")
+        raise DataError(f"{path}: empty: it has no rows")
     if source.split is not None and not splits[source.split]:
-        there = reasons_text(Counter({repr(name) if name else "without a split": n for name, n in splits.items() if n}))
-        raise DataError(f"{path}: no row has split {source.split!r}; there are: {there}")
+        others = Counter({repr(name) if name else "without a split": n for name, n in splits.items() if n})
+        raise DataError(f"{path}: no row has split {source.split!r}; there are: {reasons_text(others)}")
 
 
 def _json(line: bytes) -> Any:
@@ -188,19 +188,19 @@ def _json(line: bytes) -> Any:
 
 def _check_file(source: DataSource, path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file", hint="a relative path starts from the recipe's folder")
+        raise DataError(f"{path}: no such file", hint="relative paths start from the recipe's folder")
     with path.open("rb") as file:
         start = file.read(8192)
     if b"\0" in start or start.startswith(b"\x1f\x8b"):
-        raise DataError(f"{path}: binary, not JSONL", hint="one JSON object a line, UTF-8, not compressed")
+        raise DataError(f"{path}: binary, not JSONL", hint="write one JSON object per line, in UTF-8, uncompressed")
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
         raise DataError(f"{path}: a JSON array, not JSONL", hint=f"jq -c '.[]' {path.name} > {path.stem}.jsonl")
-    if source.sha256 is not None and (found := file_sha256(path)) != source.sha256:
-        raise DataError(f"{path}: its sha256 is {found}, the recipe says {source.sha256}")
+    if source.sha256 is not None and (digest := file_sha256(path)) != source.sha256:
+        raise DataError(f"{path}: its sha256 is {digest}, but the recipe says {source.sha256}")
 
 
 def _dataset_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (row number, row) of a data set that the `datasets` library loads, by hub id or from a local folder."""
+    """Yields (row number, row) of a data set, which the `datasets` library loads by hub id or from a local folder."""
     try:
         import datasets
     except ImportError:
@@ -211,7 +211,7 @@ def _dataset_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
     try:
         loaded = datasets.load_dataset(name, split=source.split or "train", revision=source.revision)
     except Exception as error:  # the library has no base class for its errors: network, names, splits, parsers
-        hint = "check the id, the split and the network; a local file ends in .jsonl"
+        hint = "check the id, the split and the network; the name of a local file must end in .jsonl"
         raise DataError(f"{source.path}: cannot be loaded: {type(error).__name__}: {error}", hint=hint) from error
     if not len(loaded):
         raise DataError(f"{source.path}: empty: split {source.split or 'train'!r} has no row")

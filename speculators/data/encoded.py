@@ -1,4 +1,4 @@
-"""Conversations as tokens with their loss mask, in a folder that is read through memory maps."""
+"""Reads prepared conversations, as tokens with their loss mask, from a folder of memory-mapped files."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Encoded:
 
     Attributes:
         input_ids: [n] int32.
-        loss_mask: [n] bool; place t tells whether token t is supervised: a position counts by the token it predicts.
-        truncated: tokens were cut off its end.
+        loss_mask: [n] bool; place t says whether token t is supervised, although it is predicted at place t - 1.
+        truncated: its end was cut off.
     """
 
     input_ids: np.ndarray
@@ -40,11 +40,11 @@ class Encoded:
 
 @attrs.frozen(eq=False)
 class Conversations:
-    """The prepared conversations of a run: what `prepare` wrote.
+    """The prepared conversations of a run, as `prepare` wrote them.
 
     Attributes:
-        lengths: [N] int64, tokens of each.
-        supervised: [N] int64, supervised tokens of each.
+        lengths: [N] int64, number of tokens of each.
+        supervised: [N] int64, number of supervised tokens of each.
         manifest: counts, reasons and hashes; see the properties.
     """
 
@@ -59,16 +59,16 @@ class Conversations:
         """Opens a prepared folder.
 
         Args:
-            folder: what `prepare` was given.
-            key: fingerprint of the stage that must have made it; None for any.
+            folder: the folder that `prepare` wrote.
+            key: fingerprint of the stage that must have made it; None accepts any.
             verify: compare the sha256 of every file, not only its size.
 
         Raises:
-            ArtifactError: the folder is missing, incomplete, damaged, or made by another stage; names the file.
+            ArtifactError: the folder is missing, incomplete, damaged or made for other inputs; names the file.
         """
         manifest = verify_files(folder, hashes="all" if verify else "none")
         if key is not None and manifest["key"] != key:
-            raise ArtifactError(f"{folder}: made for other inputs (its key is {manifest['key']}, wanted {key})")
+            raise ArtifactError(f"{folder}: made for other inputs (its key is {manifest['key']}, expected {key})")
         offsets = np.load(folder / OFFSETS)
         return cls(folder, np.diff(offsets), np.load(folder / SUPERVISED), manifest, offsets[:-1])
 
@@ -76,42 +76,42 @@ class Conversations:
         return len(self.lengths)
 
     def row(self, index: int) -> Encoded:
-        """Returns conversation `index`; only its part of the files is read."""
+        """Reads conversation `index`, and no other part of the files."""
         start, shape = int(self._starts[index]), (int(self.lengths[index]),)
         tokens = read_part(self.folder / TOKENS, np.int32, offset=4 * start, shape=shape)
         mask = read_part(self.folder / MASK, np.uint8, offset=start, shape=shape)
         return Encoded(tokens, mask.view(np.bool_))
 
     def token_counts(self) -> np.ndarray:
-        """Returns [V] int64: how often each token of the verifier's vocabulary is supervised."""
+        """Reads how often each token of the verifier's vocabulary is supervised: [V] int64."""
         return np.load(self.folder / COUNTS)
 
     def ids(self) -> list[str]:
-        """Returns the conversations' names, for messages."""
+        """Reads the ids of the conversations, in order."""
         return (self.folder / IDS).read_text(encoding="utf-8").split("\n")
 
     @property
     def fingerprint(self) -> str:
-        """Returns the sha256 of the tokens and masks themselves."""
+        """The sha256 of the tokens and masks themselves."""
         return self.manifest["fingerprint"]
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Returns the number of conversations that could not be used, by reason."""
+        """The number of conversations that could not be used, by reason."""
         return dict(self.manifest["skipped"])
 
     @property
     def skipped_examples(self) -> dict[str, str]:
-        """Returns the id of the first conversation that the template could not encode, by reason."""
-        # Folders that were made before examples were kept have none.
+        """The id of the first conversation that the template could not encode, by reason."""
+        # Folders that predate this field have none.
         return dict(self.manifest["skipped_examples"]) if "skipped_examples" in self.manifest else {}
 
     @property
     def truncated(self) -> int:
-        """Returns the number of conversations that were cut at `max_tokens`."""
+        """The number of conversations that were cut at `max_tokens`."""
         return self.manifest["truncated"]
 
     @property
     def turn_ends(self) -> tuple[int, ...]:
-        """Returns the special tokens that end the assistant's turns here: they must be in the draft vocabulary."""
+        """The special tokens that end the assistant's turns here, which the draft vocabulary must contain."""
         return tuple(self.manifest["turn_ends"])

@@ -1,4 +1,4 @@
-"""Parts of large files as arrays, without keeping the files in memory."""
+"""Reads parts of large files as arrays, without keeping the files in memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from speculators.errors import ArtifactError
 def read_part(path: Path, dtype: Any, *, offset: int, shape: tuple[int, ...]) -> np.ndarray:
     """Copies an array out of a file through a memory map that lives only for this call.
 
-    A map that stays open keeps every page that was touched in the process's resident memory, which then grows with the
-    number of conversations; and it kills the process by a bus error if the file shrinks, where a new one just refuses.
+    A map that stays open keeps every touched page in the process's resident memory, which would grow with the number of
+    conversations. If the file shrinks, an open map kills the process with a bus error, while a new one just fails.
 
     Args:
         path: the file.
         dtype: numpy type of the array.
-        offset: where it starts, in bytes.
-        shape: its shape.
+        offset: first byte of the array.
+        shape: shape of the array.
 
     Raises:
-        ArtifactError: the file is missing or ends before the array does.
+        ArtifactError: the file is missing or too short.
     """
     try:
         return np.array(np.memmap(path, mode="r", dtype=dtype, offset=offset, shape=shape))

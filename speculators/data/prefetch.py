@@ -1,4 +1,4 @@
-"""Building the next step's rows while this one computes."""
+"""Builds the next step's rows while the current one computes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Step = tuple[int, int]
 
 @attrs.define(eq=False)
 class Prefetcher:
-    """Calls `make` one step ahead on a background thread; called like `make` itself.
+    """Calls `make` one step ahead on a background thread; it is called like `make` itself.
 
-    A wrong guess of the next step costs time, never correctness: what was not foreseen is made on demand. An exception
-    of `make` is raised by the call that wanted its rows.
+    A wrong guess of the next step costs time but never correctness: rows that were not built ahead are built on demand.
+    An exception in `make` is raised by the call that needs its rows.
 
     Attributes:
         make: builds the rows of (epoch, step).
-        following: the step that comes after; None after the last.
+        following: gives the next step; None after the last.
         pin: put the rows into pinned memory, for copies to a GPU that overlap computation.
     """
 
@@ -34,13 +34,13 @@ class Prefetcher:
     _ahead: dict[Step, Future[list[Row]]] = attrs.field(init=False, factory=dict)
 
     def __call__(self, epoch: int, step: int) -> list[Row]:
-        """Returns the rows of a step and starts on the one that follows."""
-        wanted = self._ahead.pop((epoch, step), None) or self._thread.submit(self._build, epoch, step)
+        """Returns the rows of a step and starts to build those of the next."""
+        rows_ahead = self._ahead.pop((epoch, step), None) or self._thread.submit(self._build, epoch, step)
         for guess in self._ahead.values():
             guess.cancel()
         self._ahead.clear()
         after = self.following(epoch, step)
-        rows = wanted.result()
+        rows = rows_ahead.result()
         if after is not None:
             self._ahead[after] = self._thread.submit(self._build, *after)
         return rows
@@ -52,7 +52,7 @@ class Prefetcher:
         return [{name: _pinned(tensor) for name, tensor in row.items()} for row in rows]
 
     def close(self) -> None:
-        """Ends the thread; what it is building is dropped."""
+        """Ends the thread and drops what it is building."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Prefetcher:
@@ -63,5 +63,5 @@ class Prefetcher:
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    # States that were computed online on a GPU are where they should be.
+    # States that were computed online on a GPU are already where they are needed.
     return tensor.pin_memory() if tensor.device.type == "cpu" else tensor

@@ -1,4 +1,4 @@
-"""The stage `prepare`: conversations of all sources become tokens and masks in one folder."""
+"""The stage `prepare`: turns the conversations of all sources into tokens and masks in one folder."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from speculators.recipe.input_sections import DataSection
 
 ROWS_PER_REPORT = 100
 MASK_REMEDIES = {
-    ALL_SUPERVISED: "mend the template's {% generation %} markers, or remove them: then turns are found by rendering",
-    NONE_SUPERVISED: "mend the template's {% generation %} markers, or remove them: then turns are found by rendering",
+    ALL_SUPERVISED: "fix the template's {% generation %} markers, or remove them: turns are then located by rendering",
+    NONE_SUPERVISED: "fix the template's {% generation %} markers, or remove them: turns are then located by rendering",
     NOTHING_LEFT: "raise data.max_tokens",
 }
-# Of the conversations: where more are lost for one of these reasons, what is trained on is not what was given.
+# Share of the conversations: if one of these reasons costs more, training sees other data than the sources hold.
 LOST_SHARE = 0.1
 
 
@@ -41,16 +41,16 @@ def prepare(
     key: str = "",
     progress: Progress = ignore,
 ) -> Conversations:
-    """Tokenizes every conversation of the sources into `folder`, which is whole or not there.
+    """Tokenizes every conversation of the sources into `folder`, which appears whole or not at all.
 
     Args:
         section: sources, in order, and max_tokens.
         folder: the output.
-        tokenizer: the verifier's, of transformers.
-        vocab_size: V of the verifier's config.json.
-        base: the folder that relative paths of sources start from.
+        tokenizer: the verifier's transformers tokenizer.
+        vocab_size: V, from the verifier's config.json.
+        base: the folder from which relative paths of sources start.
         held_out: `prompt_key` of every benchmark prompt; a conversation that starts with one is an error.
-        key: fingerprint of the stage, for `Conversations.open`.
+        key: fingerprint of the stage, which `Conversations.open` checks.
         progress: gets an event every so many conversations.
 
     Raises:
@@ -79,18 +79,18 @@ def prepare(
 
 
 def loss_mask_warnings(prepared: Conversations) -> list[str]:
-    """Returns a sentence, with its consequence and mend, for each reason of the loss mask that costs many rows."""
+    """Warns of each fault of the loss mask that costs many conversations, with the consequence and the remedy."""
     read = len(prepared) + sum(prepared.skipped.values())
-    found = []
-    for reason, mend in MASK_REMEDIES.items():
+    warnings = []
+    for reason, remedy in MASK_REMEDIES.items():
         if (lost := prepared.skipped.get(reason, 0)) > LOST_SHARE * read:
-            words = f"{lost} of {read} conversations ({lost / read:.0%}) are not trained on: {reason}"
-            found.append(f"{words}; the draft learns only from the others, which may be of another kind: {mend}")
-    return found
+            loss = f"{lost} of {read} conversations ({lost / read:.0%}) are not trained on: {reason}"
+            warnings.append(f"{loss}; the draft learns only from the others, which may be of another kind: {remedy}")
+    return warnings
 
 
 class _Tally:
-    """What is kept in memory while conversations pass by: counts, and some bytes of each."""
+    """Accumulates what stays in memory while conversations stream by: counts, and a few bytes for each."""
 
     def __init__(self, vocab_size: int) -> None:
         self.counts = np.zeros(vocab_size, np.int64)
@@ -108,8 +108,8 @@ class _Tally:
         if row.input_ids.max() >= len(self.counts):
             raise DataError(
                 f"conversation {conversation.id}: the tokenizer gives token {row.input_ids.max()}, "
-                f"and the verifier's vocabulary ends before {len(self.counts)}",
-                hint="tokenizer and model do not belong together",
+                f"but the verifier's vocabulary has only {len(self.counts)} tokens",
+                hint="the tokenizer belongs to another model",
             )
         supervised = row.input_ids[row.loss_mask]
         np.add.at(self.counts, supervised, 1)
@@ -127,11 +127,11 @@ class _Tally:
             some = ", ".join(self.leaked[:5]) + (", ..." if len(self.leaked) > 5 else "")
             raise DataError(
                 f"{len(self.leaked)} of {self.read} conversations start with a prompt of the benchmark: {some}",
-                hint="take them out of the sources, or benchmark on another suite: such a number cannot be trusted",
+                hint="remove them from the sources, or benchmark on another suite: this number could not be trusted",
             )
         if not self.lengths:
             most = self.skipped.most_common(1)[0][0]
-            hint = MASK_REMEDIES.get(most, "look at the data and at the tokenizer's chat template")
+            hint = MASK_REMEDIES.get(most, "check the data and the tokenizer's chat template")
             raise DataError(f"no conversation can be trained on: {reasons_text(self.skipped)}", hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""The hidden-state store: which shard holds what, and reading it through memory maps."""
+"""The hidden-state store: its layout in shards, and reading states through memory maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ LAYOUT = "layout.json"
 SHARD_TOKENS = 8192
 STATES, LAST = "hidden_states", "last"
 
-# name in the recipe: (torch type, numpy type of the same width, name in a safetensors header)
+# Name in the recipe: (torch type, numpy type of the same width, name in a safetensors header). numpy has no bfloat16,
+# so bytes are read as integers and viewed as the torch type.
 DTYPES: dict[str, tuple[torch.dtype, Any, str]] = {
     "bfloat16": (torch.bfloat16, np.int16, "BF16"),
     "float16": (torch.float16, np.int16, "F16"),
@@ -30,28 +31,28 @@ DTYPES: dict[str, tuple[torch.dtype, Any, str]] = {
 
 
 class DamagedShards(ArtifactError):
-    """Shards that are missing, cut short or altered.
+    """Some shards are missing, cut short or altered.
 
     Attributes:
-        shards: their numbers; only these need to be captured again.
+        shards: their numbers; only these must be captured again.
     """
 
     def __init__(self, folder: Path, problems: dict[int, str]) -> None:
         self.shards = tuple(problems)
         listed = ", ".join(f"{shard_name(number)} ({what})" for number, what in problems.items())
-        super().__init__(f"{folder}: damaged: {listed}", hint="run again: only these shards are captured again")
+        super().__init__(f"{folder}: damaged: {listed}", hint="run again: only these shards will be captured again")
 
 
 def shard_name(number: int) -> str:
-    """Returns the file name of shard `number`."""
+    """Names the file of a shard."""
     return f"states-{number:05d}.safetensors"
 
 
 def plan_shards(lengths: Sequence[int], shard_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the conversations of each shard, in the order of their length.
+    """Distributes conversations over shards, in the order of their length.
 
-    A pure function: a shard that is captured again, after a kill or a damage, has the same conversations in the same
-    order and so is computed in the same batches. Similar lengths stand together because they batch without padding.
+    A pure function: a shard that is captured again after a kill or damage has the same conversations in the same order,
+    and so is computed in the same batches. Sorting by length puts conversations together that batch without padding.
     """
     shards: list[list[int]] = []
     room = 0
@@ -70,16 +71,16 @@ def _ints(lengths: Iterable[int]) -> tuple[int, ...]:
 
 @attrs.frozen(eq=False)
 class StoreLayout:
-    """What a store holds, known before anything is captured.
+    """The layout of a store, known before anything is captured.
 
     Attributes:
-        key: fingerprint of what the states were computed from; a store with another key is never read.
-        lengths: tokens of each conversation.
+        key: fingerprint of the inputs of the states; a store with another key is never read.
+        lengths: number of tokens of each conversation.
         aux_width: A*H, columns of the auxiliary states.
         width: H, columns of the last layer's state.
         dtype: "bfloat16", "float16" or "float32".
-        shard_tokens: tokens a shard (a longer conversation has a shard of its own).
-        shards: the conversations of each shard, in their order there.
+        shard_tokens: tokens per shard; a longer conversation gets a shard of its own.
+        shards: the conversations of each shard, in their order in the file.
         places: [N, 2] int64, each conversation's shard and first row in it.
     """
 
@@ -107,36 +108,32 @@ class StoreLayout:
         return places
 
     def rows(self, shard: int) -> int:
-        """Returns the tokens of a shard."""
+        """Counts the tokens of a shard: rows of its tensors."""
         return sum(self.lengths[index] for index in self.shards[shard])
 
     def bytes_for(self, tokens: int) -> int:
-        """Returns the size on disk of the states of so many tokens."""
+        """Computes the size on disk of the states of this many tokens."""
         return store_bytes(tokens, aux_width=self.aux_width, width=self.width, dtype=self.dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what the store's `layout.json` says."""
+        """The content of the store's `layout.json`."""
         plain = attrs.asdict(self, filter=lambda field, _: field.init)
         return {"format": FORMAT, **plain, "lengths": list(self.lengths)}
 
     @classmethod
-    def from_json(cls, held: dict[str, Any]) -> StoreLayout:
-        """Inverse of `to_json`."""
-        return cls(**{field.name: held[field.name] for field in attrs.fields(cls) if field.init})
+    def from_json(cls, values: dict[str, Any]) -> StoreLayout:
+        """Reads what `to_json` wrote."""
+        return cls(**{field.name: values[field.name] for field in attrs.fields(cls) if field.init})
 
 
 def store_bytes(tokens: int, *, aux_width: int, width: int, dtype: str) -> int:
-    """Returns the size on disk of the states of so many tokens, for a plan that tells it beforehand."""
+    """Computes the size on disk of the states of this many tokens, for plans that announce it."""
     return tokens * (aux_width + width) * DTYPES[dtype][0].itemsize
 
 
 @attrs.frozen(eq=False)
 class StateStore:
-    """A complete store; a `StateSource` for training.
-
-    Attributes:
-        layout: what it holds.
-    """
+    """A complete store, which is a `StateSource` for training."""
 
     folder: Path
     layout: StoreLayout
@@ -144,35 +141,35 @@ class StateStore:
 
     @classmethod
     def open(cls, folder: Path, *, key: str | None = None, verify: bool = False) -> StateStore:
-        """Opens a store after a look at every shard's size and header.
+        """Opens a store after checking every shard's size and header.
 
         Args:
-            folder: what the writer was given.
-            key: what the states must have been computed from; None for any.
-            verify: compare each shard's sha256 too, which reads the whole store.
+            folder: the folder that the writer filled.
+            key: fingerprint that the states must have; None accepts any.
+            verify: compare each shard's sha256, too, which reads the whole store.
 
         Raises:
             DamagedShards: names the shards that must be captured again.
-            ArtifactError: the store is incomplete, or was computed from something else.
+            ArtifactError: the store is incomplete, or holds states of other inputs.
         """
         manifest = read_manifest(folder)
         layout = StoreLayout.from_json(read_record(folder / LAYOUT))
         if key is not None and layout.key != key:
-            raise ArtifactError(f"{folder}: states of other inputs (its key is {layout.key}, wanted {key})")
+            raise ArtifactError(f"{folder}: states of other inputs (its key is {layout.key}, expected {key})")
         problems: dict[int, str] = {}
         first_bytes = []
-        for number, held in enumerate(manifest["shards"]):
-            found = check_shard(folder, layout, number, sha256=held["sha256"] if verify else None)
-            if isinstance(found, str):
-                problems[number] = found
+        for number, shard in enumerate(manifest["shards"]):
+            checked = check_shard(folder, layout, number, sha256=shard["sha256"] if verify else None)
+            if isinstance(checked, str):
+                problems[number] = checked
             else:
-                first_bytes.append(found)
+                first_bytes.append(checked)
         if problems:
             raise DamagedShards(folder, problems)
         return cls(folder, layout, tuple(first_bytes))
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the states of one conversation: hidden_states [n, A*H] and last [n, H], in the stored type."""
+        """Reads the states of one conversation: hidden_states [n, A*H] and last [n, H], in the stored type."""
         shard, row = self.layout.places[index].tolist()
         return (
             self._part(shard, row, STATES, (self.layout.lengths[index], self.layout.aux_width)),
@@ -180,7 +177,7 @@ class StateStore:
         )
 
     def states(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Returns the states of several conversations."""
+        """Reads the states of several conversations."""
         return [self.read(index) for index in indices]
 
     def _part(self, shard: int, row: int, name: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -191,13 +188,15 @@ class StateStore:
 
 
 def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str | None = None) -> dict[str, int] | str:
-    """Returns at which byte of a shard's file each tensor starts, or what is wrong with the file.
+    """Checks the file of a shard.
 
     Args:
-        folder: the store's.
-        layout: what the shard should hold.
-        number: the shard.
-        sha256: compare the file's digest with this; None looks at size and header only.
+        folder: the store's folder.
+        number: of the shard.
+        sha256: the digest that the file must have; None checks only size and header.
+
+    Returns:
+        The first byte of each tensor in the file, or what is wrong with the file.
     """
     path = folder / shard_name(number)
     try:
@@ -211,12 +210,13 @@ def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str |
         return "no readable header"
     rows, kind = layout.rows(number), DTYPES[layout.dtype][2]
     for name, columns in ((STATES, layout.aux_width), (LAST, layout.width)):
-        held = header.get(name, {})
-        if held.get("shape") != [rows, columns] or held.get("dtype") != kind:
+        entry = header.get(name, {})
+        if entry.get("shape") != [rows, columns] or entry.get("dtype") != kind:
             return f"its header does not describe {rows} tokens"
-    wanted = 8 + length + layout.bytes_for(rows)
-    if size != wanted:
-        return f"{size} bytes instead of {wanted}"
+    # safetensors: 8 bytes with the header's length, the header, then the tensors without gaps.
+    expected = 8 + length + layout.bytes_for(rows)
+    if size != expected:
+        return f"{size} bytes instead of {expected}"
     if sha256 is not None and file_sha256(path) != sha256:
-        return "its sha256 is not the one that was written"
+        return "its sha256 is not the one recorded when it was written"
     return {name: 8 + length + header[name]["data_offsets"][0] for name in (STATES, LAST)}

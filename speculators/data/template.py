@@ -1,4 +1,4 @@
-"""The verifier's chat template: rendering a conversation, and which of its tokens are the assistant's."""
+"""Renders conversations with the verifier's chat template, and locates the assistant's tokens in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speculators.data.conversations import Conversation, Message
 from speculators.data.encoded import Encoded
 from speculators.errors import DataError
 
-# Llama 3's templates print today's date unless they are given one; the tokens must not depend on the day.
+# Llama 3's templates print today's date unless they get one, and tokens must not depend on the day.
 FIXED_DATE = "26 Jul 2024"
 
 REWRITES_HISTORY = "the chat template renders history differently (does it drop reasoning?)"
@@ -30,11 +30,11 @@ class ChatTemplate:
     """A tokenizer's chat template, ready to encode conversations.
 
     Attributes:
-        tokenizer: of transformers.
+        tokenizer: a transformers tokenizer.
         source: the Jinja template.
-        has_markers: the template says itself what the assistant generates, by `{% generation %}`.
-        special: matches one special token's text.
-        turn_end: matches blanks and one special token's text.
+        has_markers: the template marks what the assistant generates, with `{% generation %}`.
+        special: matches the text of one special token.
+        turn_end: matches white space followed by the text of one special token.
         special_ids: [n] int64, the special tokens.
     """
 
@@ -47,7 +47,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
-        """Returns the template of a transformers tokenizer; raises DataError if it has none."""
+        """Reads the template of a transformers tokenizer; raises DataError if there is none."""
         try:
             source = tokenizer.get_chat_template()
         except ValueError:
@@ -58,6 +58,7 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder
         named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
         special = named | {number: str(token) for number, token in added.items() if token.special}
+        # Alternatives of a pattern are tried in order: a token that begins with another must come first.
         longest_first = sorted(special.values(), key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
         marked = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
@@ -66,7 +67,7 @@ class ChatTemplate:
         return cls(tokenizer, source, marked and tokenizer.is_fast, re.compile(pattern), turn_end, numbers)
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        """Returns the conversation's text; with `prompt`, up to where the assistant's next answer starts.
+        """Renders a conversation as text; with `prompt`, up to where the assistant's next answer starts.
 
         Raises:
             jinja2.TemplateError: the template refuses the conversation.
@@ -79,16 +80,16 @@ class ChatTemplate:
         )
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Returns the tokens after which the assistant's next answer starts; DataError if the template refuses."""
+        """Tokenizes a prompt up to where the assistant's answer starts; raises DataError if the template refuses it."""
         try:
             return self._tokens(self.render(messages, prompt=True))
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template refuses a prompt: {error}") from None
 
     def thinks_by_default(self) -> bool | None:
-        """Returns whether a prompt asks for reasoning when nobody says so; None where the template has no such switch.
+        """Whether a prompt asks for reasoning by default; None if the template has no such switch.
 
-        The switch is `enable_thinking` in most templates, `thinking` in some; a template ignores what it does not know.
+        The switch is `enable_thinking` in most templates and `thinking` in some; templates ignore unknown switches.
         """
         question = [{"role": "user", "content": "question"}]
         switches: tuple[dict[str, bool], ...] = ({}, *({"enable_thinking": on, "thinking": on} for on in (True, False)))
@@ -104,10 +105,10 @@ class ChatTemplate:
         return None if on == off else bool(plain == on)
 
     def encode(self, conversation: Conversation, max_tokens: int) -> Encoded | str:
-        """Returns the conversation as one row of at most `max_tokens`, or the reason why it cannot be used.
+        """Encodes a conversation as one row of at most `max_tokens`, or returns the reason why it cannot be used.
 
-        The mask comes from the template's own generation markers where it has them. Else each assistant turn is what
-        the whole text has after the text that prompts for it, its end-of-turn token included and nothing behind it.
+        The mask comes from the template's generation markers, if it has any. Otherwise an assistant turn is the text
+        that follows the rendered prompt for it, up to and including its end-of-turn token.
         """
         try:
             encoded = self._marked(conversation) if self.has_markers else self._compared(conversation)
@@ -136,7 +137,8 @@ class ChatTemplate:
         ids, mask = np.array(row["input_ids"], np.int32), np.array(row["assistant_masks"], np.bool_)
         special = np.isin(ids, self.special_ids)
         if not special[mask].any():
-            # Markers around the content alone: a speculator must learn where a turn ends, so take the next token in.
+            # The markers surround the content only. A speculator must learn where a turn ends, so supervise the special
+            # token that follows, too.
             mask[1:] |= mask[:-1] & special[1:]
         return ids, mask
 
@@ -152,14 +154,15 @@ class ChatTemplate:
         return self._masked(text, spans) if self.tokenizer.is_fast else self._masked_by_prefix(text, spans)
 
     def _span(self, text: str, prompt: str, answer: str) -> tuple[int, int] | str:
-        """Returns where in `text` the answer to `prompt` starts and where its end-of-turn token ends."""
+        """Locates the answer to `prompt` in `text`: from its first character to the end of its end-of-turn token."""
         if not text.startswith(prompt):
             return REWRITES_HISTORY
         start = len(prompt)
-        found = text.find(answer.strip(), start)
-        if found < 0 or self.special.search(text, start, found):
+        at = text.find(answer.strip(), start)
+        # A special token before the match means that it is the answer of a later turn.
+        if at < 0 or self.special.search(text, start, at):
             return REWRITES_ANSWER
-        end = found + len(answer.strip())
+        end = at + len(answer.strip())
         turn_end = self.turn_end.match(text, end)
         return start, turn_end.end() if turn_end else end
 
@@ -168,12 +171,13 @@ class ChatTemplate:
         starts, ends = np.array(row["offset_mapping"], np.int64).reshape(-1, 2).T
         mask = np.zeros(len(starts), np.bool_)
         for start, end in spans:
-            # `ends > start`: some tokenizers trim the blank before an answer to an empty span at the answer's start.
+            # `ends > start`: some tokenizers trim the blank before an answer to an empty span at the answer's start,
+            # which must not be supervised.
             mask |= (starts >= start) & (ends > start) & (starts < end)
         return np.array(row["input_ids"], np.int32), mask
 
     def _masked_by_prefix(self, text: str, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray] | str:
-        """As `_masked`, for tokenizers that do not tell their tokens' places: tokenizes up to each place instead."""
+        """Does the same for tokenizers without offsets, by tokenizing the text up to each place."""
         ids = self._tokens(text)
         mask = np.zeros(len(ids), np.bool_)
         for span in spans:

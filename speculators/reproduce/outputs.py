@@ -66,7 +66,7 @@ def _files(pair: RunPair, stage: str, detail: Callable[[RunPair], Gap | None]) -
     if (located := detail(pair)) is not None:
         difference = finding(stage, "files", [located], same="")
         return [attrs.evolve(difference, evidence=f"{', '.join(differ)}: {difference.evidence}")]
-    # States are numbers: by its hash, another platform's rounding cannot be told from other text.
+    # States are numbers: a hash does not distinguish another platform's rounding from other text.
     result = UNKNOWN if stage == "capture" and pair.tolerance is not None else DIFFERS
     return [
         Finding(

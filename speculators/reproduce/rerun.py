@@ -46,10 +46,10 @@ def reproduce(run: Path, lock: Lock, *, to: Path, until: str, world: World, list
     environment = _environment_differences(lock, environment_here(world))
     # The number of threads can be set to the lock's, so that a difference need not cost the promise of equal bits.
     torch.set_num_threads(lock.environment.threads)
-    here = environment_here(world)
+    current = environment_here(world)
     recipe = lock.resolved(run)
     # A server's states have other bits each time: they depend on the requests that it batched together.
-    tolerance = recipe.reproduce.tolerance if recipe.data.served or _can_matter(lock, here) else None
+    tolerance = recipe.reproduce.tolerance if recipe.data.served or _can_matter(lock, current) else None
     recipe, findings = world.broadcast(_check_inputs(run, lock, tolerance) if world.is_main else None)
     stages = list(lock.fingerprints)
     stages = stages[: stages.index(until) + 1]
@@ -59,7 +59,7 @@ def reproduce(run: Path, lock: Lock, *, to: Path, until: str, world: World, list
         return result
     places = Places(runs=to / "runs", cache=to / "cache", verifiers=cache_folder())
     if world.is_main:
-        _claim(to, run, lock, here)
+        _claim(to, run, lock, current)
     world.barrier()
     run_recipe(recipe, places=places, world=world, listen=listen, until=until)
     if not world.is_main:
@@ -74,18 +74,18 @@ def reproduce(run: Path, lock: Lock, *, to: Path, until: str, world: World, list
     return result
 
 
-def _environment_differences(lock: Lock, here: Environment) -> tuple[Difference, ...]:
+def _environment_differences(lock: Lock, current: Environment) -> tuple[Difference, ...]:
     """Compares this environment, and those in which the run was resumed, with the lock's."""
     resumed = [
         attrs.evolve(each, key=f"resumed in: {each.key}")
         for other in lock.resumed_in
         for each in differences(lock.environment, other)
     ]
-    return (*differences(lock.environment, here), *resumed)
+    return (*differences(lock.environment, current), *resumed)
 
 
-def _can_matter(lock: Lock, here: Environment) -> bool:
-    return any(each.matters for other in (*lock.resumed_in, here) for each in differences(lock.environment, other))
+def _can_matter(lock: Lock, current: Environment) -> bool:
+    return any(each.matters for other in (*lock.resumed_in, current) for each in differences(lock.environment, other))
 
 
 def _check_inputs(run: Path, lock: Lock, tolerance: float | None) -> tuple[Recipe, list[Finding]]:
@@ -163,9 +163,9 @@ def _stage_inputs(lock: Lock, plan: Plan, stage: str) -> Iterator[Finding]:
         yield Finding(stage=stage, check="inputs", result=SAME, evidence=f"fingerprint {lock.fingerprints[stage][:8]}")
 
 
-def _claim(to: Path, run: Path, lock: Lock, here: Environment) -> None:
+def _claim(to: Path, run: Path, lock: Lock, current: Environment) -> None:
     """Marks the folder as this re-run's, and refuses one that holds another lock's or environment's."""
-    mark = {"fingerprints": lock.fingerprints, "recipe": lock.recipe, "environment": attrs.asdict(here)}
+    mark = {"fingerprints": lock.fingerprints, "recipe": lock.recipe, "environment": attrs.asdict(current)}
     earlier = read_json(to / MARK)
     hint = "give another folder (--to), or remove this one"
     if earlier is None and to.exists() and (not to.is_dir() or any(to.iterdir())):

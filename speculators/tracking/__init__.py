@@ -1,1 +1,1 @@
-"""Sinks of a run's curves: TensorBoard, Weights & Biases, MLflow. Never required, never waited for."""
+"""Sends a run's curves to TensorBoard, Weights & Biases or MLflow. Never required, never waited for."""

@@ -1,4 +1,4 @@
-"""The sinks, one small class each. Their libraries are imported when a sink is opened, on its own thread."""
+"""One small class for each sink. A sink's library is imported when the sink is opened, on its own thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrackedRun:
     """The run that a sink is opened for.
 
     Attributes:
-        name: of the run folder; a run that goes on after an interruption has the same one.
+        name: name of the run folder, which a resumed run shares.
         folder: the run folder.
         values: the recipe's values by TOML path.
     """
@@ -30,17 +30,17 @@ class TrackedRun:
 
 
 class Sink(Protocol):
-    """Takes numbers in; may block or raise, since it lives on a thread of its own."""
+    """Receives numbers; may block or raise, since it runs on a thread of its own."""
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Takes in what was measured after `step` updates; a resumed run may repeat some."""
+        """Receives what was measured after `step` updates; a resumed run may repeat some."""
 
     def close(self, *, finished: bool) -> None:
-        """Hands over what is left; `finished` tells whether the run came to its end."""
+        """Flushes what is left; `finished` is False for an interrupted run."""
 
 
 class TensorBoard:
-    """Event files in `RUN/tensorboard`, for `tensorboard --logdir runs`."""
+    """Writes event files into `RUN/tensorboard`, for `tensorboard --logdir runs`."""
 
     def __init__(self, subject: TrackedRun) -> None:
         from tensorboard.summary import Writer
@@ -51,7 +51,7 @@ class TensorBoard:
         """Appends scalars."""
         for name, number in numbers.items():
             self._writer.add_scalar(name, number, step)
-        self._writer.flush()  # by itself it waits for two minutes
+        self._writer.flush()  # by default only every two minutes
 
     def close(self, *, finished: bool) -> None:
         """Closes the file."""
@@ -59,13 +59,13 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run of W&B for each run folder; WANDB_PROJECT, WANDB_MODE and the rest of its environment are its own."""
+    """Logs to one W&B run per run folder; WANDB_PROJECT, WANDB_MODE and its other variables apply."""
 
     def __init__(self, subject: TrackedRun) -> None:
         import wandb
 
-        # Nobody is there to answer a question, and the live view owns the terminal. The patience is in seconds: its own
-        # exit hook waits for what is under way, by default for ever.
+        # Nobody is there to answer a question, and the live view owns the terminal. Timeouts are in seconds: by default
+        # W&B's exit hook waits for pending uploads for ever.
         quiet = {"console": "off", "silent": True, "login_timeout": 1}
         wandb.setup(settings=wandb.Settings(**quiet, init_timeout=20, finish_timeout=8))
         self._run = wandb.init(
@@ -75,7 +75,7 @@ class WeightsAndBiases:
             dir=subject.folder,
             config=dict(subject.values),
         )
-        # Its own step may only grow, and a resumed run repeats some.
+        # W&B's own step may only grow, but a resumed run repeats updates.
         self._run.define_metric("*", step_metric="update")
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -83,12 +83,12 @@ class WeightsAndBiases:
         self._run.log({"update": step, **numbers})
 
     def close(self, *, finished: bool) -> None:
-        """Waits for what is under way."""
+        """Waits for pending uploads, within the timeout."""
         self._run.finish(exit_code=0 if finished else 1)
 
 
 class MLflow:
-    """One run of MLflow for each run folder, where MLFLOW_TRACKING_URI says, in MLFLOW_EXPERIMENT_NAME."""
+    """Logs to one MLflow run per run folder; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME apply."""
 
     LONGEST = 500  # characters of a parameter
 
@@ -98,8 +98,8 @@ class MLflow:
 
         self._client = MlflowClient()
         name = MLFLOW_EXPERIMENT_NAME.get() or "speculators"
-        held = self._client.get_experiment_by_name(name)
-        experiment = held.experiment_id if held else self._client.create_experiment(name)
+        existing = self._client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(name)
         known = self._client.search_runs([experiment], f"attributes.run_name = '{subject.name}'", max_results=1)
         run = known[0] if known else self._client.create_run(experiment, run_name=subject.name)
         self._run_id = run.info.run_id
@@ -121,7 +121,7 @@ class MLflow:
 
     @staticmethod
     def _name(text: str) -> str:
-        """Returns a name with the characters that MLflow takes."""
+        """Replaces characters that MLflow does not accept."""
         return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in text)
 
 
@@ -133,14 +133,14 @@ OPEN: Mapping[str, Callable[[TrackedRun], Sink]] = {
 
 
 def check_installed(recipe: Recipe) -> None:
-    """Raises RecipeError for sinks that are asked for and not installed: before anything runs, not after the training.
+    """Raises RecipeError for sinks that are not installed, before anything runs rather than after the training.
 
-    The package of a sink has its name, as has the extra that installs it.
+    A sink, its package and the extra that installs it have the same name.
     """
     problems = [
         Problem(
             "tracking.sinks",
-            f'asks for "{sink}", which is not installed',
+            f'names "{sink}", which is not installed',
             f"pip install 'spec-recipes[{sink}]', or leave it out: events.jsonl is written in any case",
         )
         for sink in recipe.tracking.sinks

@@ -1,4 +1,4 @@
-"""Passes events on and numbers to sinks, each on a daemon thread behind a bounded queue: nothing ever waits for one."""
+"""Passes events on, and their numbers to sinks, each on a daemon thread behind a bounded queue: no one waits for it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from speculators.tracking.sinks import Sink, TrackedRun
 
 ROOM = 1000
 CLOSE_SECONDS = 10.0
-# Characters of what a library says.
+# Characters of a library's error message.
 LONGEST = 300
 
 
 def numbers_of(event: Event) -> tuple[int, dict[str, float]] | None:
-    """Returns the update and the numbers that a sink gets of an event; None for events without."""
+    """Extracts the update and the numbers of an event for a sink; None for events without numbers."""
     if isinstance(event, StepEvent):
         own = {f"train/{name}": value for name, value in event.metrics.items()}
         numbers = {"loss": event.loss, "learning_rate": event.learning_rate, "grad_norm": event.grad_norm}
@@ -48,12 +48,12 @@ def numbers_of_bench(result: BenchResult) -> dict[str, float]:
 
 
 class SinkThread:
-    """One sink on its thread. What goes wrong there ends up in `trouble`, for the main thread to tell.
+    """Runs one sink on its thread. A failure there is kept in `trouble`, for the main thread to report.
 
     Args:
         name: of the sink, for messages.
-        open_sink: makes it; called on the thread, when there is something to write: it may ask the network.
-        room: numbers of so many updates wait before new ones are dropped.
+        open_sink: opens it; called on the thread at the first numbers, because it may use the network.
+        room: how many updates can wait in the queue; while it is full, numbers are dropped.
     """
 
     def __init__(self, name: str, open_sink: Callable[[], Sink], *, room: int) -> None:
@@ -61,21 +61,22 @@ class SinkThread:
         self._open = open_sink
         self._waiting: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(room)
         self._finished = False
-        # A daemon: a sink that hangs cannot keep the process alive.
+        # A daemon thread, so that a sink that hangs cannot keep the process alive.
         self._thread = threading.Thread(target=self._work, name=f"tracking-{name}", daemon=True)
 
     def put(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Hands numbers over without waiting; where there is no room, they are dropped."""
+        """Queues numbers without waiting; drops them if the queue is full."""
         if self._thread.ident is None:
             self._thread.start()
         try:
             self._waiting.put_nowait((step, numbers))
         except queue.Full:
-            self.trouble = self.trouble or f"{self.name} does not keep up: from update {step} on it lacks numbers"
+            self.trouble = self.trouble or f"{self.name} does not keep up: it misses numbers from update {step} on"
 
     def ask_to_close(self, *, finished: bool) -> None:
-        """Lets the thread end once it has handed over what waits."""
+        """Makes the thread end once it has written what waits in the queue."""
         self._finished = finished
+        # None is the end mark. If the queue is full, the oldest numbers make room for it.
         while True:
             try:
                 return self._waiting.put_nowait(None)
@@ -84,12 +85,12 @@ class SinkThread:
                     self._waiting.get_nowait()
 
     def join(self, seconds: float) -> None:
-        """Waits so long for the end of the thread, if it was started."""
+        """Waits at most this long for the thread to end, if it was started."""
         if self._thread.ident is None:
             return
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self.trouble = self.trouble or f"{self.name} does not answer: it may lack the last numbers"
+            self.trouble = self.trouble or f"{self.name} does not answer: it may miss the last numbers"
 
     def _work(self) -> None:
         try:
@@ -97,21 +98,21 @@ class SinkThread:
             while (item := self._waiting.get()) is not None:
                 sink.write(*item)
             sink.close(finished=self._finished)
-        # Somebody else's library, network and server: whatever they raise, the run goes on. One answers a question that
-        # nobody answered with KeyboardInterrupt, others exit.
+        # Somebody else's library, network and server: whatever they raise, the run goes on. BaseException, because one
+        # library raises KeyboardInterrupt when its prompt gets no answer, and others exit.
         except BaseException as error:
-            words = textwrap.shorten(str(error), LONGEST, placeholder=" ..")
-            self.trouble = f"{self.name} failed and gets nothing more: {type(error).__name__}: {words}"
+            reason = textwrap.shorten(str(error), LONGEST, placeholder=" ..")
+            self.trouble = f"{self.name} failed and gets nothing more: {type(error).__name__}: {reason}"
 
 
 @attrs.define(eq=False)
 class Tracker:
-    """A listener that passes every event on and gives sinks their numbers; without sinks it does just the former.
+    """Passes every event on to a listener, and its numbers to the sinks, if there are any.
 
     Attributes:
-        then: gets every event, and a WarningEvent, once, for a sink in trouble.
-        sinks: makes each sink for a run, by name.
-        room: numbers of so many updates wait for a slow sink before new ones are dropped.
+        then: gets every event, and one WarningEvent for each sink that fails.
+        sinks: by name, what opens a sink for a run.
+        room: how many updates can wait for a slow sink.
         patience: seconds that `close` waits for all sinks together.
     """
 
@@ -119,41 +120,41 @@ class Tracker:
     sinks: Mapping[str, Callable[[TrackedRun], Sink]]
     room: int = ROOM
     patience: float = CLOSE_SECONDS
-    _feeds: list[SinkThread] = attrs.field(init=False, factory=list)
-    _told: set[str] = attrs.field(init=False, factory=set)
+    _threads: list[SinkThread] = attrs.field(init=False, factory=list)
+    _reported: set[str] = attrs.field(init=False, factory=set)
 
     def open(self, subject: TrackedRun) -> None:
-        """Names the run; a sink is opened when it gets its first numbers."""
-        self._feeds = [
+        """Sets the run; each sink is opened at its first numbers."""
+        self._threads = [
             SinkThread(name, functools.partial(make, subject), room=self.room) for name, make in self.sinks.items()
         ]
 
     def __call__(self, event: Event) -> None:
-        """Takes in one event."""
+        """Handles one event."""
         self.then(event)
-        if found := numbers_of(event):
-            self._put(*found)
+        if numbers := numbers_of(event):
+            self._put(*numbers)
 
     def bench(self, result: BenchResult, *, step: int) -> None:
-        """Takes in a benchmark of the speculator after `step` updates."""
+        """Sends the numbers of a benchmark of the speculator after `step` updates."""
         self._put(step, numbers_of_bench(result))
 
     def close(self, *, finished: bool) -> None:
-        """Ends the sinks; waits a little for them, and tells which are not done."""
-        for feed in self._feeds:
-            feed.ask_to_close(finished=finished)
+        """Ends the sinks, waiting at most `patience` seconds, and reports those that are not done."""
+        for thread in self._threads:
+            thread.ask_to_close(finished=finished)
         end = time.monotonic() + self.patience
-        for feed in self._feeds:
-            feed.join(max(0.0, end - time.monotonic()))
-        self._tell()
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        self._report()
 
     def _put(self, step: int, numbers: Mapping[str, float]) -> None:
-        for feed in self._feeds:
-            feed.put(step, numbers)
-        self._tell()
+        for thread in self._threads:
+            thread.put(step, numbers)
+        self._report()
 
-    def _tell(self) -> None:
-        for feed in self._feeds:
-            if feed.trouble and feed.name not in self._told:
-                self._told.add(feed.name)
-                self.then(WarningEvent(message=f"{feed.trouble}; the run goes on, and events.jsonl has all of them"))
+    def _report(self) -> None:
+        for thread in self._threads:
+            if thread.trouble and thread.name not in self._reported:
+                self._reported.add(thread.name)
+                self.then(WarningEvent(message=f"{thread.trouble}; the run goes on, and events.jsonl has all of them"))

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written aside and renamed, checked before use, kept as the latest few and the best."""
+"""Checkpoints on disk: written aside and renamed, verified before use; the latest few and the best are kept."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ DAMAGED = "damaged-"
 
 
 def complete(folder: Path) -> list[Path]:
-    """Returns the checkpoints in `folder` that have a manifest, oldest first; they may still be damaged."""
-    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / MANIFEST).exists()]
-    return sorted(found)
+    """Lists the checkpoints in `folder` that have a manifest, oldest first; they may still be damaged."""
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / MANIFEST).exists())
 
 
 def latest(folder: Path) -> Path | None:
-    """Returns the newest checkpoint in `folder`, None if there is none."""
+    """Finds the newest checkpoint in `folder`, if any."""
     return next(reversed(complete(folder)), None)
 
 
 def best(folder: Path) -> Path | None:
-    """Returns the checkpoint with the largest exact acceptance length, the earliest of equals; None if none has one."""
+    """Finds the checkpoint with the largest exact acceptance length (the earliest of equals), if any has one."""
     taus = {path: read_manifest(path)["tau"] for path in complete(folder)}
     measured = [path for path, tau in taus.items() if tau is not None]
     return max(measured, key=lambda path: taus[path], default=None)
@@ -51,8 +50,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Attributes:
-        keep: how many of the latest stay, besides the best.
-        fingerprint: of the run; a checkpoint of another one is refused.
+        keep: how many of the latest are kept, besides the best.
+        fingerprint: of the run; a checkpoint of another run is refused.
     """
 
     folder: Path
@@ -61,13 +60,13 @@ class Checkpoints:
     fingerprint: str
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainState, tau: float | None) -> SaveEvent:
-        """Writes a checkpoint; whenever the process dies, the folder has the old ones or also the new one, whole.
+        """Writes a checkpoint so that, whenever the process dies, the folder holds only whole checkpoints.
 
         Args:
-            tau: exact acceptance length of these weights, None if it was not measured.
+            tau: exact acceptance length of these weights; None if it was not measured.
 
         Raises:
-            ArtifactError: it cannot be written (a full disk); earlier checkpoints are as they were.
+            ArtifactError: it cannot be written (a full disk); earlier checkpoints are untouched.
         """
         aside, path = self.folder / f"{ASIDE}{state.step:08d}", self.folder / f"step-{state.step:08d}"
         facts = {
@@ -91,19 +90,19 @@ class Checkpoints:
         """Loads the newest intact checkpoint into model and optimizer.
 
         Yields:
-            A warning for each damaged checkpoint, which is set aside under another name.
+            A warning for each damaged checkpoint, which is renamed and left aside.
 
         Returns:
-            The state to go on from: that of the newest intact one, or a new one if there is none.
+            The state to resume from: the newest intact checkpoint's, or a new one if there is none.
 
         Raises:
-            ArtifactError: the newest intact checkpoint is of another run or another version.
+            ArtifactError: the newest intact checkpoint belongs to another run, or was written by another version.
         """
         intact: dict[Path, dict[str, Any]] = {}
         for path in self.world.broadcast(complete(self.folder)):
-            found, problem = self.world.broadcast(self._inspect(path))
+            manifest, problem = self.world.broadcast(self._inspect(path))
             if problem is None:
-                intact[path] = found
+                intact[path] = manifest
             else:
                 aside = path.with_name(DAMAGED + path.name)
                 self._together(partial(self._on_main, replace_folder, path, aside))
@@ -117,7 +116,7 @@ class Checkpoints:
         return _state_of(newest, intact)
 
     def _inspect(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """Returns manifest and problem; only rank 0 reads the files, whose hashes are the same for all."""
+        """Reads manifest and problem on rank 0 alone: hashing every file on every process would give the same."""
         if not self.world.is_main:
             return {}, None
         try:
@@ -125,15 +124,15 @@ class Checkpoints:
         except ArtifactError as error:
             return {}, str(error)
 
-    def _check_ours(self, path: Path, found: dict[str, Any]) -> None:
-        if found["format"] != FORMAT:
+    def _check_ours(self, path: Path, manifest: dict[str, Any]) -> None:
+        if manifest["format"] != FORMAT:
             raise ArtifactError(
-                f"{path}: checkpoint format {found['format']}, this version reads {FORMAT}",
-                hint="finish the run with the version that began it, or remove the folder to start again",
+                f"{path}: checkpoint format {manifest['format']}, this version reads {FORMAT}",
+                hint="finish the run with the version that began it, or remove the folder to start over",
             )
-        if found["fingerprint"] != self.fingerprint:
+        if manifest["fingerprint"] != self.fingerprint:
             raise ArtifactError(
-                f"{path} belongs to another run: its train fingerprint is {found['fingerprint'][:8]}, "
+                f"{path} belongs to another run: its train fingerprint is {manifest['fingerprint'][:8]}, "
                 f"this run's is {self.fingerprint[:8]}",
                 hint="give this run another folder, or remove the old checkpoints",
             )
@@ -144,7 +143,7 @@ class Checkpoints:
         else:
             yield WarningEvent(
                 message=f"{path.name} was saved by {saved_by} processes and is resumed by {self.world.size}: "
-                "weights and rows go on as they were, what an algorithm draws from numpy or Python does not"
+                "weights and rows continue unchanged, but what an algorithm draws from numpy or Python differs"
             )
 
     def _on_main(self, action: Callable[..., None], *arguments: Any) -> None:
@@ -158,17 +157,17 @@ class Checkpoints:
             action()
         except (OSError, RuntimeError, ArtifactError, CheckpointException) as error:
             cause = _root(error)
-        told = [text for text in self.world.gather(None if cause is None else _explain(cause, self.folder)) if text]
-        if told:
-            raise self._cannot_write(told[0]) from cause
+        reasons = [text for text in self.world.gather(None if cause is None else _explain(cause, self.folder)) if text]
+        if reasons:
+            raise self._cannot_write(reasons[0]) from cause
 
     def _cannot_write(self, reason: str) -> ArtifactError:
-        kept = latest(self.folder)
-        goes_on = f"run again to go on from {kept}" if kept else "there is no earlier checkpoint to go on from"
-        return ArtifactError(f"cannot write a checkpoint in {self.folder}: {reason}", hint=goes_on)
+        earlier = latest(self.folder)
+        hint = f"run again to resume from {earlier}" if earlier else "there is no earlier checkpoint to resume from"
+        return ArtifactError(f"cannot write a checkpoint in {self.folder}: {reason}", hint=hint)
 
     def _make_room(self, aside: Path) -> None:
-        """Makes an empty folder to write into, and sweeps what killed processes left."""
+        """Makes an empty folder to write into, and removes what killed processes left behind."""
         for left in self.folder.glob(f"{ASIDE}*"):
             shutil.rmtree(left)
         aside.mkdir(parents=True)
@@ -182,15 +181,15 @@ class Checkpoints:
         stay = {*complete(self.folder)[-self.keep :], best(self.folder)}
         for path in self.folder.glob("step-*"):
             if path not in stay:
-                # Without its manifest it is not a checkpoint: dying in the middle of the removal leaves no half one.
+                # The manifest goes first: if the process dies in the middle, what is left is not a checkpoint.
                 (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path)
 
 
 def _state_of(newest: Path, intact: dict[Path, dict[str, Any]]) -> TrainState:
-    """Returns the state to go on from; where the best checkpoint is damaged, the best of the others counts as such."""
+    """Returns the state to resume from; if the best checkpoint is damaged, the best of the others takes its place."""
     state = TrainState(**intact[newest]["state"])
-    if state.best_step in [found["state"]["step"] for found in intact.values()]:
+    if state.best_step in [manifest["state"]["step"] for manifest in intact.values()]:
         return state
     left = best(newest.parent)
     if left is None:
@@ -199,7 +198,7 @@ def _state_of(newest: Path, intact: dict[Path, dict[str, Any]]) -> TrainState:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Returns what dcp wrapped; an interrupt inside of it is still an interrupt."""
+    """Unwraps what dcp wrapped; an interrupt inside it is still an interrupt."""
     if not isinstance(error, CheckpointException):
         return error
     causes = [cause for cause, _ in error.failures.values()]
@@ -210,7 +209,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _explain(error: BaseException, folder: Path) -> str:
-    """Returns the reason in words; torch's writer buries the disk's own error under one about its file format."""
+    """Finds the disk's own error, which torch's writer buries under one about its file format."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, OSError):
         link = link.__cause__ or link.__context__
@@ -218,5 +217,5 @@ def _explain(error: BaseException, folder: Path) -> str:
         return f"{type(error).__name__}: {error}"
     if link.errno != errno.ENOSPC:
         return str(link)
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return f"the disk is full, {shutil.disk_usage(there).free / 1e6:.1f} MB are free ({link})"
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"the disk is full, {shutil.disk_usage(existing).free / 1e6:.1f} MB are free ({link})"

@@ -1,4 +1,4 @@
-"""Several processes on this machine, by torchrun's own launcher."""
+"""Starts several processes on this machine with torchrun's own launcher."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def launch(arguments: Sequence[str], *, nproc: int) -> int:
-    """Runs `python arguments` as `nproc` processes that form one world and returns their exit code.
+    """Runs `python arguments` as `nproc` processes that form one world, and returns their exit code.
 
-    Only rank 0 speaks; the others say the same or nothing, so that their words are told only when rank 0 has none.
-    After Ctrl-C or SIGTERM it waits for them to end; the code is then 130.
+    Only rank 0 prints. The others would repeat it, so their output appears only if rank 0 printed no error. After
+    Ctrl-C or SIGTERM this waits for all to end; the code is then 130.
 
     Raises:
-        TrainingError: a process was killed, or one that does not speak failed alone.
+        TrainingError: a process was killed, or one other than rank 0 failed alone.
     """
-    # What the launcher logs of its children's deaths is told below, once; its loggers have a level each.
+    # Deaths of children are reported below, once, so the launcher must not log them; each of its loggers has a level.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # It puts handlers of its own in the place of these.
+    # The launcher replaces these handlers by its own.
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     with tempfile.TemporaryDirectory(prefix="spec-launch-") as logs:
@@ -65,16 +65,16 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
 
 
 def _exit_code(failures: dict[int, ProcessFailure], logs: Path) -> int:
-    """Returns the code of the process that failed first; tells why, unless rank 0 has."""
-    spoken = failures.get(0)
-    if spoken is not None and spoken.exitcode > 0:
-        return spoken.exitcode
+    """Returns the code of the process that failed first, reporting why unless rank 0 did."""
+    main = failures.get(0)
+    if main is not None and main.exitcode > 0:
+        return main.exitcode
     rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
     if first.exitcode < 0:
-        raise TrainingError(f"process {rank} was killed by signal {-first.exitcode}", hint="run again to go on")
-    said = "".join(file.read_text("utf-8", "replace") for file in logs.rglob(f"{rank}/stderr.log")).strip()
-    if first.exitcode == RecipeError.exit_code and said:
-        # All found the same in the recipe, and this one ended before rank 0 could tell it.
-        print(said, file=sys.stderr)
+        raise TrainingError(f"process {rank} was killed by signal {-first.exitcode}", hint="run again to resume")
+    stderr = "".join(file.read_text("utf-8", "replace") for file in logs.rglob(f"{rank}/stderr.log")).strip()
+    if first.exitcode == RecipeError.exit_code and stderr:
+        # All processes refuse the recipe for the same reason, and this one ended before rank 0 could print it.
+        print(stderr, file=sys.stderr)
         return first.exitcode
-    raise TrainingError(f"process {rank} failed with code {first.exitcode}:\n{said}", hint="run again to go on")
+    raise TrainingError(f"process {rank} failed with code {first.exitcode}:\n{stderr}", hint="run again to resume")

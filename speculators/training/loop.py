@@ -1,4 +1,4 @@
-"""The training loop: a generator of events that goes on from where it was stopped."""
+"""The training loop: a generator of events that resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from speculators.training.world import World
 
 @attrs.define
 class Clock:
-    """Time spent in updates since this process began; evaluations and checkpoints are not in it."""
+    """Measures the time spent in updates since this process began, without evaluations and checkpoints."""
 
     seconds: float = 0.0
     updates: int = 0
     last: float = 0.0
 
     def note(self, seconds: float) -> None:
-        """Takes in the time of one update."""
+        """Adds the time of one update."""
         self.seconds, self.updates, self.last = self.seconds + seconds, self.updates + 1, seconds
 
     def left(self, updates: int) -> float:
-        """Returns an estimate of the seconds for so many updates."""
+        """Estimates the seconds that this many updates will take."""
         return updates * self.seconds / self.updates
 
 
@@ -50,23 +50,24 @@ def train(
 ) -> Iterator[Event]:
     """Trains `model` in place from the newest checkpoint in `job.folder`, or from the start.
 
-    Interrupted at any moment and called again with an equally built model, it ends with the same weights, bit for
-    bit. A first Ctrl-C or SIGTERM ends it after the update under way, with a checkpoint.
+    A run that is interrupted at any moment and called again with an equally built model ends with the same weights,
+    bit for bit. The first Ctrl-C or SIGTERM ends it after the current update, with a checkpoint.
 
     Args:
         model: on `world.device`, meeting the contract; sharded here if the world is larger than one.
-        batches: from the number of updates made before to this process's part of the next batch; a pure function.
+        batches: maps the number of updates made to this process's share of the next batch; a pure function, so that a
+            resumed run sees the same rows.
         train_kwargs: passed to every forward, as `get_trainer_kwargs` gave them.
-        evaluate: returns exact acceptance length and metrics of the model as it is; called on every process, with
-            whole parameters and without gradients; rank 0's answer counts.
+        evaluate: returns exact acceptance length and metrics of the current model; called on every process, with whole
+            parameters and without gradients; the result of rank 0 counts.
 
     Yields:
-        WarningEvent for a damaged checkpoint; then StepEvent for each update, EvalEvent and SaveEvent when due.
+        WarningEvent for each damaged checkpoint; then StepEvent for each update, EvalEvent and SaveEvent when due.
 
     Raises:
-        TrainingError: loss or gradient are not finite; says where, and which checkpoint is the last good one.
-        ArtifactError: a checkpoint cannot be written, or is of another run.
-        KeyboardInterrupt: it was stopped, after the checkpoint was saved.
+        TrainingError: loss or gradient are not finite; names the rows and the last good checkpoint.
+        ArtifactError: a checkpoint cannot be written, or belongs to another run.
+        KeyboardInterrupt: it was asked to stop; the checkpoint has been saved.
     """
     shard(model, world, enabled=job.shard)
     worker = Worker(
@@ -97,8 +98,8 @@ def _updates(
             state = state.after_update(batch.tokens)
             yield _step_event(state, batch, outcome, job, clock)
             tau = None
-            # Even when it is to stop: an evaluation left out here would never be made, and the resumed run could end
-            # with another best checkpoint.
+            # Even when a stop was requested: an evaluation left out here would never be made up for, and the resumed
+            # run could end with another best checkpoint.
             if evaluate is not None and _due(state, job.schedule.evaluate_every, job):
                 tau, metrics = _evaluate(worker.model, evaluate, worker.world)
                 state = state.after_evaluation(tau)
@@ -107,7 +108,7 @@ def _updates(
                 yield checkpoints.save(worker.model, worker.optimizer, state, tau)
             if outcome.stop:
                 raise KeyboardInterrupt
-        # Asked during the last evaluation: what follows training must not run either.
+        # Requested during the last evaluation: whatever follows training must not run either.
         if request.requested:
             raise KeyboardInterrupt
 
@@ -119,7 +120,7 @@ def _update(worker: Worker, batch: Batch, step: int, request: StopRequest) -> Up
         good = latest(worker.job.folder)
         raise TrainingError(
             str(error),
-            hint=f"the last good checkpoint is {good}" if good else "there is no checkpoint yet",
+            hint=f"the last good checkpoint is {good}" if good else "no checkpoint was saved yet",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""AdamW, or Muon for the matrices and AdamW for the rest; torch's own, sharded or not."""
+"""AdamW, or Muon for the matrices and AdamW for the rest: torch's own, sharded or not."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch.optim._muon import _adjust_lr
 from speculators.nn.precision import compute_dtype
 from speculators.recipe.schema import OptimizerSection
 
-# Rows of these are tokens, so that orthogonalising them means nothing; the names are those of the checkpoint layout.
+# Rows of these are tokens, so orthogonalising them means nothing; the names are those of the checkpoint layout.
 VOCABULARY_MODULES = {"embed_tokens", "lm_head", "lm_heads"}
 
 
 class WholeMuon(torch.optim.Muon):
-    """torch's Muon with an update of our own: whole matrices, sharded or not, orthogonalised in what the device has.
+    """torch's Muon, except that it updates whole matrices, sharded or not, in the precision that the device supports.
 
-    On a sharded matrix torch's communicates in each of its bf16 products (15 all-gathers a matrix), and for tall ones
-    sums the shards' products in bf16, which is another result. So the gradient is gathered first, once; the update is
-    computed whole, to the bit as in one process, and each process applies its own part. The momentum is kept whole:
-    four bytes a matrix element on each process.
+    On a sharded matrix, torch's Muon communicates in each of its bf16 products (15 all-gathers per matrix), and for
+    tall matrices it sums the shards' products in bf16, which gives another result. Here the gradient is gathered once;
+    every process computes the whole update, with the bits of a single process, and applies its own part. The price is
+    a whole momentum on every process: four bytes per matrix element.
 
-    torch's products are always bf16; on a device without them they would cost more than the rest of the update.
+    torch's products are always bf16; on a device that emulates them they would cost more than the rest of the update.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Makes one update; see torch.optim.Muon."""
-        assert closure is None, "updates are made from gradients that are there"
+        assert closure is None, "gradients are computed before the step"
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -42,27 +42,28 @@ class WholeMuon(torch.optim.Muon):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(grad)
         momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
-        # Nesterov: the gradient as if the momentum had moved once more.
-        wanted = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        direction = orthogonal(wanted, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        # Nesterov: look one momentum step ahead.
+        ahead = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        direction = orthogonal(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], grad.shape)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(_like(direction, parameter), alpha=-rate)
 
 
 def orthogonal(matrix: torch.Tensor, coefficients: Sequence[float], steps: int, eps: float) -> torch.Tensor:
-    """Returns roughly U V^T of a matrix U S V^T [m, n], by Newton-Schulz iterations (Jordan 2024, Muon).
+    """Approximates U V^T of a matrix U S V^T [m, n] by Newton-Schulz iterations (Jordan 2024, Muon).
 
-    The singular values come out between 0.7 and 1.2, which trains as well as 1; in bf16 to the bit what torch's Muon
-    computes.
+    The singular values come out between 0.7 and 1.2, which trains as well as 1. In bf16 the bits are those of torch's
+    Muon.
     """
     a, b, c = coefficients
     x = matrix.to(compute_dtype(torch.bfloat16, matrix.device))
     tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    # The iteration converges from singular values of at most 1.
+    x = x.T if tall else x  # [min(m, n), max(m, n)], so that the Gram matrix is the small one
+    # The iteration converges only from singular values of at most 1.
     x = x / x.norm().clamp(min=eps)
     for _ in range(steps):
+        # x <- a x + (b A + c A^2) x with A = x x^T.
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
@@ -73,19 +74,19 @@ def _gathered(grad: torch.Tensor) -> torch.Tensor:
 
 
 def _like(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Returns this process's part of a tensor that all processes hold, as the parameter is laid out."""
+    """Cuts this process's part out of a tensor that all processes have, in the layout of the parameter."""
     if not isinstance(parameter, DTensor):
         return whole
-    # What every process computed alike is a replica; taking the own part of it needs no communication.
+    # Every process computed the same bits, so this is a replica, and taking a part of it needs no communication.
     mesh = parameter.device_mesh
-    held = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return held.redistribute(placements=parameter.placements)
+    replica = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replica.redistribute(placements=parameter.placements)
 
 
 class Optimizer:
-    """The optimizers of one model, with one learning rate factor.
+    """The optimizers of one model, driven by one learning rate factor.
 
-    Weight decay acts on matrices only: decaying a norm's scale or a bias pulls it to a value that means nothing.
+    Weight decay acts on matrices only: it would pull a norm's scale or a bias towards a value without meaning.
     """
 
     def __init__(self, model: nn.Module, section: OptimizerSection) -> None:
@@ -102,11 +103,11 @@ class Optimizer:
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """Returns what is trained, in the model's order."""
+        """The trained parameters, in the model's order."""
         return list(self._names)
 
     def step(self, factor: float) -> None:
-        """Makes one update at `factor` times the peak learning rates, and forgets the gradients."""
+        """Makes one update at `factor` times the peak learning rates, and frees the gradients."""
         for part, rate in self._parts:
             for group in part.param_groups:
                 group["lr"] = rate * factor
@@ -114,18 +115,18 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Returns the state by "parameter.entry"; these are the tensors themselves, to be saved or loaded into."""
+        """Gives the state by "parameter.entry": the tensors themselves, to be saved or loaded into."""
         return {
             f"{self._names[parameter]}.{entry}": value
             for part, _ in self._parts
-            for parameter, held in part.state.items()
-            for entry, value in held.items()
+            for parameter, entries in part.state.items()
+            for entry, value in entries.items()
         }
 
     def prime(self) -> None:
-        """Makes the state that torch makes at the first update, so that `tensors` can be loaded into.
+        """Creates the state, which torch creates only at the first update, so that `tensors` can be loaded into.
 
-        An update at rate 0 with zero gradients; the weights stay as they are.
+        It makes an update at rate 0 with zero gradients, which leaves the weights as they are.
         """
         for parameter in self._names:
             parameter.grad = torch.zeros_like(parameter)
@@ -140,7 +141,7 @@ def _is_matrix(model: nn.Module, name: str, parameter: torch.Tensor) -> bool:
 
 def _muon(parameters: list[torch.Tensor], section: OptimizerSection) -> torch.optim.Optimizer:
     # match_rms_adamw (Liu et al., Muon is Scalable for LLM Training, section 2.2): an update's root mean square is
-    # 0.2 lr for every shape of matrix, so that lr means what it means for AdamW; "original" would scale with the shape.
+    # 0.2 lr for every shape of matrix, so lr means the same as for AdamW; "original" would scale with the shape.
     return WholeMuon(
         parameters,
         lr=section.lr,

@@ -1,4 +1,4 @@
-"""Random numbers that neither an interruption nor the number of processes changes."""
+"""Random numbers that change neither with an interruption nor with the number of processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def deterministic(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's generators, and touches nothing else that is global."""
+    """Seeds Python's, numpy's and torch's generators, and changes no other global state."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -19,18 +19,18 @@ def deterministic(seed: int) -> None:
 def seed_row(seed: int, step: int, row: int) -> None:
     """Seeds torch for one row of one step.
 
-    A forward that draws (dropout, random anchors) then draws the same for this row on whichever process and after
-    whichever interruption it runs.
+    A forward that draws (dropout, random anchors) then draws the same numbers for this row on any process and after
+    any interruption.
 
     Args:
-        row: place of the row in the global batch.
+        row: index of the row in the global batch.
     """
     mixed = np.random.SeedSequence([seed, step, row]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed))
 
 
 def capture() -> dict[str, Any]:
-    """Returns the state of all generators as JSON values."""
+    """Reads the state of all generators, as JSON values."""
     version, internal, gauss = random.getstate()
     algorithm, keys, *rest = np.random.get_state(legacy=True)
     return {
@@ -42,7 +42,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Puts all generators back to what `capture` returned."""
+    """Sets all generators to a state that `capture` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     algorithm, keys, *rest = state["numpy"]

@@ -1,4 +1,4 @@
-"""Pure functions of the step: the learning rate's factor, and what is due when."""
+"""Pure functions of the step: the factor on the learning rate, and what is due when."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from speculators.recipe.schema import LearningRate
 
 
 def factor(step: int, total: int, section: LearningRate) -> float:
-    """Returns the factor on the peak learning rate for one update.
+    """Computes the factor on the peak learning rate for one update.
 
     Warm-up rises linearly and reaches 1 with its last update. Then, with p in [0, 1) the share of the way to `total`:
     linear is 1 - p, cosine (1 + cos(pi p)) / 2 (Loshchilov and Hutter, SGDR, equation 5, one cycle), wsd stays at 1
     and falls linearly over its last `decay` share of all steps (Hu et al., MiniCPM, section 4), constant stays at 1.
-    What falls ends at `floor`.
+    Every shape that falls ends at `floor`.
 
     Args:
         step: updates made so far: the first update is step 0, the last is `total` - 1.
@@ -33,12 +33,12 @@ def factor(step: int, total: int, section: LearningRate) -> float:
 
 
 def interval(every: int | str, total: int) -> int:
-    """Returns the updates between two occurrences of what a recipe wants `every` so many updates, or every "N%"."""
+    """Converts a recipe's interval, in updates or as "N%" of the run, to updates."""
     if isinstance(every, int):
         return every
     return max(1, round(total * float(every.rstrip("%")) / 100))
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """Returns whether something is due after `step` updates: at every multiple, and at the end."""
+    """Whether something is due after `step` updates: at every multiple of `every`, and at the end."""
     return step % every == 0 or step == total

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, written and read by torch.distributed.checkpoint, for any number of processes."""
+"""Writes and reads a checkpoint's tensors with torch.distributed.checkpoint, for any number of processes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from speculators.training import rng
 from speculators.training.optimizer import Optimizer
 from speculators.training.world import World
 
-# torch keeps what a checkpoint holds in a pickle, and a pickle can run any program when it is read. These are what is
-# in one of ours. BytesStorageMetadata is not: torch opens what it tells of as a pickle, too.
+# torch keeps the index of a checkpoint in a pickle, and reading a pickle can run any program. These are the classes in
+# our checkpoints. BytesStorageMetadata is not among them: torch would open what it points to as a pickle, too.
 METADATA = ".metadata"
 _CLASSES = {
     "torch": {"Size"},
@@ -42,49 +42,49 @@ _CLASSES = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the classes above, and dtypes, and refuses all else before it is imported."""
+    """Reads the classes above and dtypes; refuses everything else before it is imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if name not in _CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is in no checkpoint of ours")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which our checkpoints never contain")
         return super().find_class(module, name)
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader, with metadata that are read as above."""
+    """torch's reader, with the index read by `metadata_of`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        found = metadata_of(Path(self.path))
-        assert found.storage_meta is not None
-        found.storage_meta.load_id = self.load_id
-        return found
+        metadata = metadata_of(Path(self.path))
+        assert metadata.storage_meta is not None
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
 
 
 def metadata_of(folder: Path) -> Metadata:
-    """Returns which tensors a checkpoint holds.
+    """Reads the index of a checkpoint's tensors.
 
     Raises:
-        ArtifactError: it is damaged, or not one that this package wrote.
+        ArtifactError: it is damaged, or was not written by this package.
     """
     try:
         with (folder / METADATA).open("rb") as file:
-            found = _Unpickler(file).load()
-    # What damaged bytes lead to inside pickle can be anything.
+            metadata = _Unpickler(file).load()
+    # Damaged bytes can raise anything inside pickle.
     except Exception as error:
-        hint = "it is not opened: a pickle can run any program; take the checkpoint from who trained it, or remove it"
+        hint = "it was not opened, because a pickle can run any program: copy the checkpoint again, or remove it"
         raise ArtifactError(f"{folder / METADATA}: not a checkpoint of ours: {error}", hint=hint) from error
-    if not (isinstance(found, Metadata) and found.storage_meta is not None):
-        raise ArtifactError(f"{folder / METADATA}: not a checkpoint of ours: it is a {type(found).__name__}")
-    return found
+    if not (isinstance(metadata, Metadata) and metadata.storage_meta is not None):
+        raise ArtifactError(f"{folder / METADATA}: not a checkpoint of ours: it is a {type(metadata).__name__}")
+    return metadata
 
 
 def write(folder: Path, model: nn.Module, optimizer: Optimizer, world: World) -> None:
-    """Writes model, optimizer and this process's random number generators into `folder`; every process calls it.
+    """Writes model, optimizer and this process's random number generators into `folder`; every process calls this.
 
     Raises:
-        OSError, RuntimeError: of the process where it happened; dcp's CheckpointException on all, if while in dcp.
+        OSError, RuntimeError: on the process that failed; inside dcp, CheckpointException on all processes.
     """
     with _alone_is_fine():
         dcp.save(
@@ -96,29 +96,30 @@ def write(folder: Path, model: nn.Module, optimizer: Optimizer, world: World) ->
 
 
 def read(folder: Path, model: nn.Module, optimizer: Optimizer, world: World) -> None:
-    """Reads model and optimizer back, in place, sharded as they are now; raises ArtifactError as `metadata_of`."""
+    """Reads model and optimizer back, in place, sharded as they are now; raises ArtifactError like `metadata_of`."""
+    # Only tensors that exist can be loaded into.
     optimizer.prime()
     _load(folder, _tensors(model, optimizer), world)
 
 
 def read_rng(folder: Path, world: World) -> None:
-    """Reads this process's random number generators back."""
+    """Restores this process's random number generators."""
     rng.restore(json.loads((folder / _rng_file(world.rank)).read_text(encoding="utf-8")))
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Reads only the weights of a checkpoint into a model that is not sharded, in one process, for export."""
+    """Reads only the weights into a model that is not sharded, in one process, for export."""
     _load(folder, _model_tensors(model), World())
 
 
 def names(folder: Path) -> list[str]:
-    """Returns the names of a checkpoint's tensors, in their order."""
-    held = metadata_of(folder).state_dict_metadata
-    return [name for name, facts in held.items() if isinstance(facts, TensorStorageMetadata)]
+    """Lists the names of a checkpoint's tensors, in their order."""
+    index = metadata_of(folder).state_dict_metadata
+    return [name for name, facts in index.items() if isinstance(facts, TensorStorageMetadata)]
 
 
 def read_tensor(folder: Path, name: str) -> torch.Tensor:
-    """Reads one tensor of a checkpoint, whole, without the model that it is of."""
+    """Reads one whole tensor of a checkpoint, without its model."""
     facts = metadata_of(folder).state_dict_metadata[name]
     assert isinstance(facts, TensorStorageMetadata)
     tensor = torch.empty(facts.size, dtype=facts.properties.dtype)
@@ -127,7 +128,7 @@ def read_tensor(folder: Path, name: str) -> torch.Tensor:
 
 
 def _load(folder: Path, tensors: dict[str, torch.Tensor], world: World) -> None:
-    # Before dcp does, which would bury the reason.
+    # dcp would read it too, but bury the reason of a failure.
     metadata_of(folder)
     with _alone_is_fine():
         dcp.load(tensors, storage_reader=_Reader(folder), no_dist=world.size == 1)
@@ -135,7 +136,7 @@ def _load(folder: Path, tensors: dict[str, torch.Tensor], world: World) -> None:
 
 @contextmanager
 def _alone_is_fine() -> Iterator[None]:
-    """Silences dcp's warning that it works for one process, which is what it was told."""
+    """Silences dcp's warning that it works for one process only, which is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield
@@ -147,7 +148,7 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
 
 
 def _model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns trained parameters and buffers; frozen parameters are the verifier's and are built anew from it."""
+    """Selects trained parameters and buffers; frozen parameters are the verifier's and come from there again."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {f"model.{name}": value for name, value in model.state_dict().items() if name not in frozen}
 

@@ -1,4 +1,4 @@
-"""What resumes, and what a run is made of."""
+"""The values that a training run consists of: what resumes, the rows of an update, the job."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from speculators.recipe.schema import ScheduleSection
 
 @attrs.frozen(kw_only=True)
 class TrainState:
-    """All of a run that is not a tensor.
+    """Everything about a run that is not a tensor.
 
     Attributes:
         step: updates made so far.
-        tokens: tokens trained on so far, over all processes, padding left out.
+        tokens: tokens trained on so far, over all processes, without padding.
         best_tau: the largest exact acceptance length so far; None before the first evaluation.
-        best_step: the update after which it was reached.
+        best_step: the update after which that was reached.
     """
 
     step: int = 0
@@ -29,11 +29,11 @@ class TrainState:
     best_step: int | None = None
 
     def after_update(self, tokens: int) -> TrainState:
-        """Returns the state after one more update, on so many tokens."""
+        """Counts one more update, on this many tokens."""
         return attrs.evolve(self, step=self.step + 1, tokens=self.tokens + tokens)
 
     def after_evaluation(self, tau: float) -> TrainState:
-        """Returns the state after an evaluation; of equal acceptance lengths the first stays the best."""
+        """Takes in an evaluation; among equal acceptance lengths the first stays the best."""
         if self.best_tau is not None and tau <= self.best_tau:
             return self
         return attrs.evolve(self, best_tau=tau, best_step=self.step)
@@ -45,10 +45,10 @@ class BatchRow:
 
     Attributes:
         tensors: what `forward` receives, by name; shapes [1, S, ...].
-        supervised: its supervised tokens, `loss_mask.sum()`, known without asking the device.
+        supervised: number of supervised tokens, `loss_mask.sum()`, known without a device synchronisation.
         index: its place in the global batch, the same for any number of processes.
-        documents: names of its documents, for messages.
-        layout: where its documents lie, for a forward that would otherwise have to ask the device; None if not known.
+        documents: ids of its conversations, for messages.
+        layout: where its documents lie, which saves a forward a device synchronisation; None if not known.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -60,13 +60,13 @@ class BatchRow:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Batch:
-    """This process's part of the global batch of one update.
+    """One process's share of the global batch of one update.
 
     Attributes:
         epoch: from 0.
-        rows: made as they are asked for, so that one row is in memory at a time.
-        num_rows: how many `rows` gives; the same on every process, or the collectives would never meet.
-        tokens: of the global batch, padding left out.
+        rows: built lazily, so that only one row is in memory at a time.
+        num_rows: length of `rows`; equal on every process, or some would wait for ever in a collective.
+        tokens: tokens of the global batch, without padding.
         supervised: supervised tokens of the global batch.
     """
 
@@ -79,14 +79,14 @@ class Batch:
 
 @attrs.frozen(kw_only=True)
 class Job:
-    """What one call of `train` is to do.
+    """The work of one call of `train`.
 
     Attributes:
-        total_steps: updates of the whole run, those before a resume included.
-        seed: of the rows' random numbers.
-        folder: where the checkpoints are kept, and from where an earlier call goes on.
-        fingerprint: of the train stage; a checkpoint with another one is refused.
-        shard: shard parameters and optimizer over the processes; else each keeps a copy.
+        total_steps: updates of the whole run, including those before a resume.
+        seed: for the random numbers that a forward draws; see `rng.seed_row`.
+        folder: where checkpoints are kept, and where a later call resumes from.
+        fingerprint: of the train stage; a checkpoint with another fingerprint is refused.
+        shard: shard parameters and optimizer over the processes; otherwise each process keeps a copy.
     """
 
     schedule: ScheduleSection

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM as a request to stop between two updates."""
+"""Turns Ctrl-C and a scheduler's SIGTERM into a request to stop between two updates."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# A terminal's Ctrl-C reaches a worker twice within moments: from the terminal and from torchrun.
+# One Ctrl-C reaches a worker twice within moments: from the terminal and from torchrun.
 ECHO_SECONDS = 1.0
 
 
 class StopRequest:
-    """While it is entered, a first signal only sets `asked`; one after `ECHO_SECONDS` interrupts at once.
+    """While entered, the first signal only sets `requested`; another one after `ECHO_SECONDS` interrupts at once.
 
     An exception in the middle of an update would leave some parameters updated and others not, and nothing worth
-    saving. Outside of the main thread, where Python delivers no signals, it does nothing.
+    saving. Outside the main thread, where Python delivers no signals, it does nothing.
     """
 
     def __init__(self) -> None:
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
-    def asked(self) -> bool:
-        """Returns whether somebody wants the run to stop."""
-        return self._asked_at is not None
+    def requested(self) -> bool:
+        """Whether the run should stop after the current update."""
+        return self._requested_at is not None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -41,9 +41,9 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._asked_at is None:
-            self._asked_at = now
-        elif now - self._asked_at > ECHO_SECONDS:
+        if self._requested_at is None:
+            self._requested_at = now
+        elif now - self._requested_at > ECHO_SECONDS:
             raise KeyboardInterrupt

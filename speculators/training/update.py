@@ -1,4 +1,4 @@
-"""One optimizer update: forward and backward over this process's rows, agreement on the outcome, the step."""
+"""One optimizer update: forward and backward over a process's rows, agreement on the result, the optimizer's step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from speculators.training.world import World
 
 @attrs.frozen(kw_only=True, eq=False)
 class Worker:
-    """This process's part in a run.
+    """What one process needs for all its updates.
 
     Attributes:
         train_kwargs: passed to every forward.
@@ -41,12 +41,12 @@ class Worker:
 
 @attrs.frozen(kw_only=True)
 class UpdateResult:
-    """What all processes know after an update.
+    """What every process knows after an update.
 
     Attributes:
         metrics: means over the supervised tokens of the global batch, "loss" among them.
-        grad_norm: of the global gradient, before clipping.
-        stop: some process was asked to stop.
+        grad_norm: norm of the global gradient, before clipping.
+        stop: some process received a request to stop.
     """
 
     metrics: dict[str, float]
@@ -56,10 +56,10 @@ class UpdateResult:
 
 @attrs.define
 class Sums:
-    """Metrics of this process's rows, weighted and added up on the device.
+    """Weighted sums of the metrics of a process's rows, kept on the device.
 
     Attributes:
-        losses: of each row with its documents, for the message if one is not finite.
+        losses: the loss of each row with its documents, for the message if one is not finite.
     """
 
     device: torch.device
@@ -68,7 +68,7 @@ class Sums:
     losses: list[tuple[BatchRow, torch.Tensor]] = attrs.field(factory=list)
 
     def add(self, row: BatchRow, metrics: Mapping[str, Any], weight: float) -> None:
-        """Adds one row's metrics, unless the row says nothing."""
+        """Adds one row's metrics; a row of weight 0 adds nothing."""
         names = tuple(sorted(metrics))
         if self.names and names != self.names:
             raise ContractError(f"forward reported metrics {names} for one row and {self.names} for another")
@@ -76,13 +76,13 @@ class Sums:
         detached = [torch.as_tensor(metrics[name], device=self.device).detach().reshape(()) for name in names]
         self.losses.append((attrs.evolve(row, tensors={}), detached[names.index("loss")]))
         values = torch.stack([value.double() for value in detached])
-        # Not values * 0: the metrics of a row without supervised tokens may well be nan.
+        # Not values * 0: without supervised tokens metrics may be nan, and nan * 0 is nan.
         weighted = values * weight if weight > 0 else torch.zeros_like(values)
         self.total = self.total + weighted if len(self.losses) > 1 else weighted
 
 
 def accepted_by(model: nn.Module, names: Mapping[str, Any]) -> set[str]:
-    """Returns which of `names` the model's forward takes: all, if it takes **kwargs."""
+    """Selects those of `names` that the model's forward accepts: all, if it takes **kwargs."""
     parameters = inspect.signature(model.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return set(names)
@@ -92,12 +92,13 @@ def accepted_by(model: nn.Module, names: Mapping[str, Any]) -> set[str]:
 def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> UpdateResult:
     """Makes one update, or leaves weights and optimizer as they were and raises.
 
-    The host reads the device at one place, before the optimizer steps: it must know whether loss and gradient are
-    finite, for a bad update cannot be taken back. The whole batch is queued by then; only the optimizer's launch waits.
+    The host reads from the device only once, before the optimizer steps: it must know whether loss and gradient are
+    finite, because a bad update cannot be undone. By then the whole batch is queued, and only the optimizer's launch
+    waits.
 
     Args:
         step: updates made before this one.
-        request: of this process to stop; what all agreed on is in the outcome.
+        request: this process's request to stop; the result holds what all processes agreed on.
 
     Raises:
         TrainingError: loss or gradient are not finite.
@@ -108,6 +109,7 @@ def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> 
     if not gradients:
         raise ContractError("forward's loss gave no gradient to any trained parameter")
     norm = _whole(get_total_norm(gradients))
+    # One collective for metrics and stop flag: the flag makes all processes stop after the same update.
     flag = sums.total.new_full((1,), float(request.requested))
     *values, stops = world.sum(torch.cat([sums.total, flag])).tolist()
     metrics = dict(zip(sums.names, values, strict=True))
@@ -122,7 +124,11 @@ def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> 
 
 
 def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
-    """Leaves in the parameters the gradient of the mean over the global batch's supervised tokens."""
+    """Accumulates the gradient of the mean loss over the supervised tokens of the global batch.
+
+    Every row's loss is a mean over its own supervised tokens, so a row weighs by its share of the batch's. That makes
+    the update independent of how rows are spread over processes.
+    """
     model, job, world = worker.model, worker.job, worker.world
     if batch.supervised == 0:
         raise DataError(f"step {step + 1}: no token of the whole batch is supervised")
@@ -139,7 +145,7 @@ def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
             result = model(**{name: inputs[name] for name in names}, **worker.train_kwargs)
         loss, metrics = loss_and_metrics(model, result)
         share = row.supervised / batch.supervised
-        # FSDP averages gradients over the processes.
+        # FSDP averages gradients over the processes; times the world size, that is a sum.
         (loss * (share * world.size)).backward()
         sums.add(row, metrics, share)
     assert seen == batch.num_rows, f"a batch of {batch.num_rows} rows gave {seen}"
@@ -147,21 +153,25 @@ def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
 
 
 def loss_and_metrics(model: nn.Module, result: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
-    """Returns what a forward gave, or says what of the contract it does not keep."""
+    """Checks what a forward returned against the contract.
+
+    Raises:
+        ContractError: names the model and the part of the contract that it breaks.
+    """
     place = qualified_name(type(model))
     if not (isinstance(result, tuple) and len(result) == 3):
-        found = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-        raise ContractError(f"{place}.forward returned {found}", hint="return output, loss, metrics")
+        kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise ContractError(f"{place}.forward returned {kind}", hint="return output, loss, metrics")
     _, loss, metrics = result
     if not (isinstance(metrics, Mapping) and "loss" in metrics):
-        raise ContractError(f'{place}.forward gave metrics without "loss"', hint='metrics["loss"] = loss.detach()')
+        raise ContractError(f'{place}.forward returned metrics without "loss"', hint='metrics["loss"] = loss.detach()')
     if many := sorted(name for name, value in metrics.items() if not _is_number(value)):
         raise ContractError(
-            f"{place}.forward gave metrics that are not one number each: {', '.join(many)}",
-            hint="give their mean, detached",
+            f"{place}.forward returned metrics that are not single numbers: {', '.join(many)}",
+            hint="return their mean, detached",
         )
     if not (isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1):
-        raise ContractError(f"{place}.forward's loss is not one number that gradients can flow from")
+        raise ContractError(f"{place}.forward's loss is not a single number with a gradient")
     return loss, metrics
 
 
@@ -174,10 +184,10 @@ def _whole(norm: torch.Tensor) -> torch.Tensor:
 
 
 def _supervised_somewhere(row: BatchRow) -> Mapping[str, torch.Tensor]:
-    """Returns the row's tensors; without supervised tokens, as one document that is all supervised.
+    """Returns the row's tensors; a row without supervised tokens becomes one document that is all supervised.
 
-    Such a row (an unused one, or nothing but padding) weighs nothing but must run, for the other processes wait for it
-    in the collectives; a mean over no tokens would be 0/0, and its gradient nan even times zero.
+    Such a row (an empty one, or nothing but padding) has weight 0, but it must run, because other processes wait for
+    this one in their collectives. A mean over no tokens would be 0/0, and its gradient nan even times zero.
     """
     if row.supervised > 0:
         return row.tensors
@@ -193,19 +203,19 @@ def _supervised_somewhere(row: BatchRow) -> Mapping[str, torch.Tensor]:
 def _to_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
-    # From pinned memory the copy runs beside the row before.
+    # From pinned memory, the copy overlaps with the computation of the row before.
     pinned = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
     return {name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()}
 
 
 def _not_finite(outcome: UpdateResult, sums: Sums, step: int, job: Job, world: World) -> TrainingError:
-    """Returns the error; gathers from all processes which rows it was."""
+    """Makes the error, gathering from all processes which rows are at fault."""
     mine = [(row.index, float(loss), row.documents) for row, loss in sums.losses]
     rows = sorted(row for theirs in world.gather(mine) for row in theirs)
     bad = [row for row in rows if not math.isfinite(row[1])]
-    what = f"the loss is {outcome.metrics['loss']}" if bad else f"the norm of the gradient is {outcome.grad_norm}"
-    named = "; ".join(
-        f"row {index} (loss {loss:.4g}; documents: {', '.join(documents) or 'not named'})"
+    fault = f"the loss is {outcome.metrics['loss']}" if bad else f"the norm of the gradient is {outcome.grad_norm}"
+    listed = "; ".join(
+        f"row {index} (loss {loss:.4g}; conversations: {', '.join(documents) or 'not named'})"
         for index, loss, documents in bad or rows
     )
-    return TrainingError(f"step {step + 1} of {job.total_steps}: {what}, in {named}")
+    return TrainingError(f"step {step + 1} of {job.total_steps}: {fault}, in {listed}")

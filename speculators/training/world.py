@@ -1,4 +1,4 @@
-"""The processes of one launch: who am I, on which device, and how do we agree."""
+"""The processes of one launch: rank and device of this one, and the collectives that all take part in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import attrs
 import torch
 import torch.distributed as dist
 
-# Ranks wait while rank 0 converts a verifier or hashes a checkpoint; NCCL's own ten minutes are too few for that.
+# Other ranks wait while rank 0 converts a verifier or hashes a checkpoint; NCCL's default of ten minutes is too short.
 PATIENCE = timedelta(minutes=60)
 
 # Options of glibc's mallopt, from malloc.h.
@@ -26,8 +26,8 @@ class World:
     """One process among the `size` of a launch.
 
     Attributes:
-        rank: place of this process in the launch, from 0.
-        backend: of the process group; "" when there is none.
+        rank: number of this process in the launch, from 0.
+        backend: of the process group; "" if there is none.
     """
 
     rank: int = 0
@@ -37,7 +37,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Returns whether this is rank 0, the one that speaks and keeps the books."""
+        """Whether this is rank 0, the only one that prints and writes shared files."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -46,7 +46,7 @@ class World:
             dist.barrier()
 
     def broadcast(self, value: Any) -> Any:
-        """Returns rank 0's `value` (anything that pickles) on every rank."""
+        """Sends rank 0's `value` (anything that pickles) to every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -54,7 +54,7 @@ class World:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Returns every rank's `value`, in rank order, on every rank."""
+        """Collects every rank's `value`, in rank order, on every rank."""
         if self.size == 1:
             return [value]
         boxes: list[Any] = [None] * self.size
@@ -62,17 +62,17 @@ class World:
         return boxes
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Adds `tensor` up over all ranks, in place, and returns it."""
+        """Sums `tensor` over all ranks, in place, and returns it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep freed memory for the next use; elsewhere it does nothing.
+    """Makes glibc keep freed memory for the next use; does nothing with other C libraries.
 
-    Each update on a CPU takes and frees the same gigabytes. By default blocks of some size go back to the system at
-    once, and the kernel clears every page again: an eighth of an update's time (benchmarks/RESULTS.md).
+    Each update on a CPU allocates and frees the same gigabytes. By default, large blocks go back to the system at once,
+    and the kernel clears every page again: an eighth of an update's time (benchmarks/RESULTS.md).
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
@@ -89,7 +89,7 @@ def local_device() -> torch.device:
 
 
 def start() -> World:
-    """Joins the launch that torchrun's environment describes; a world of one where there is none.
+    """Joins the launch that torchrun's environment describes; without one, the world is this process alone.
 
     Returns:
         The world, with a process group (gloo on CPU; NCCL on CUDA, with gloo beside it for host values) if torchrun
@@ -113,7 +113,7 @@ def start() -> World:
 def stop(world: World) -> None:
     """Leaves the launch."""
     if world.backend and dist.is_initialized():
-        # Sharded models hold process groups in cycles; they must go before the groups do.
+        # Sharded models keep process groups alive in reference cycles, which must go before the groups do.
         gc.collect()
         dist.destroy_process_group()
 
@@ -121,9 +121,9 @@ def stop(world: World) -> None:
 def leave(code: int) -> NoReturn:
     """Ends a process of a launch, after `stop`, without the interpreter's teardown.
 
-    With torch 2.13 and gloo, 2 of 18 launches seen on two cores aborted after all their work was written ("terminate
-    called without an active exception"), which turns a run that is finished into one that failed. The cause was not
-    found; that it is a thread which outlives the interpreter is a guess.
+    With torch 2.13 and gloo, 2 of 18 launches on two cores aborted after all their work was written ("terminate called
+    without an active exception"), which made a finished run look like a failed one. The cause is not known; a thread
+    that outlives the interpreter is a guess.
     """
     sys.stdout.flush()
     sys.stderr.flush()

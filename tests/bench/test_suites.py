@@ -122,7 +122,7 @@ def test_a_row_that_cannot_be_used_is_an_error_that_names_it(text, message, tmp_
 
 def test_a_missing_file_or_split_or_name_is_an_error(tmp_path):
     """Each says what was looked for; a misspelt name gets the near miss."""
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="no such file"):
         load_suite(Suite(name="mine", path=str(tmp_path / "none.jsonl")))
     with pytest.raises(DataError, match="no prompt"):
         load_suite(Suite(name="mine", path=_file(tmp_path, MESSAGES), split="validation"))

@@ -294,7 +294,7 @@ def test_bench_of_more_drafts_than_the_algorithm_has(spec: Spec) -> None:
 
 
 BAD_PROMPTS: dict[str, tuple[bytes | None, str]] = {
-    "a missing file": (None, "there is no such file"),
+    "a missing file": (None, "no such file"),
     "an empty file": (b"", "empty"),
     "a binary file": (b"\0" * 99, "binary, not JSONL"),
     "a broken line": (rows([USER]) + b"{\n", "prompts.jsonl:2: not a JSON object"),

@@ -143,7 +143,7 @@ def test_a_mask_of_ones_fails_in_words(spec: Spec, local: Path) -> None:
     assert told.code == 1
     assert "error nothing to train on" in told.out
     assert "every token is supervised" in told.out
-    assert "mend the template's {% generation %} markers" in told.out
+    assert "fix the template's {% generation %} markers" in told.out
 
 
 def test_a_thinking_flag_that_differs_from_the_data_is_told(spec: Spec, local: Path) -> None:

@@ -127,7 +127,7 @@ def test_all_user_turns_explain_themselves(jsonl, tmp_path):
 
 def test_missing_file_is_not_taken_for_a_hub_id(tmp_path):
     """A path that looks like a file and is not there is an error about a file, without a look at the network."""
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="no such file"):
         read("./absent.jsonl", tmp_path)
 
 

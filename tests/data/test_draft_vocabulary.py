@@ -35,9 +35,9 @@ def test_whole_vocabulary_and_unseen_tokens():
 @pytest.mark.parametrize(
     ("size", "must_have", "said"),
     [
-        (8, (), "draft_vocab_size is 8, and the verifier's vocabulary has 7 tokens"),
+        (8, (), "draft_vocab_size is 8, but the verifier's vocabulary has 7 tokens"),
         (0, (), "draft_vocab_size is 0"),
-        (1, (2, 3), "less than the 2 tokens that end a turn"),
+        (1, (2, 3), "too small for the 2 tokens that end a turn"),
         (3, (7,), r"end-of-turn tokens \[7\] are not in a vocabulary of 7"),
         (3, (-1,), "are not in a vocabulary"),
     ],

@@ -124,7 +124,7 @@ def test_too_short_rows_name_the_setting(run, jsonl):
 
 def test_tokens_outside_of_the_vocabulary(run, jsonl):
     """A tokenizer that does not belong to the model is found out here, not in an embedding look-up."""
-    with pytest.raises(DataError, match="the verifier's vocabulary ends before 100"):
+    with pytest.raises(DataError, match="the verifier's vocabulary has only 100 tokens"):
         run(section(jsonl(some_rows(3))), vocab_size=100)
 
 

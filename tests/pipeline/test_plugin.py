@@ -63,7 +63,7 @@ BROKEN = {
         "has no attribute layers",
     ),
     "two values": ([(RETURNED, "return unrolled.states, total")], "forward returned a tuple of 2"),
-    "no loss in the metrics": ([(RETURNED, "return unrolled.states, total, {}")], 'gave metrics without "loss"'),
+    "no loss in the metrics": ([(RETURNED, "return unrolled.states, total, {}")], 'returned metrics without "loss"'),
     "a loss without gradient": (
         [("total = result.per_depth.sum()", "total = result.per_depth.sum().detach()")],
         "gradients",
@@ -94,7 +94,7 @@ BROKEN = {
     ),
     "metrics that are no numbers": (
         [(RETURNED, 'return unrolled.states, total, {"loss": total.detach(), "each": result.per_depth.detach()}')],
-        "gave metrics that are not one number each: each",
+        "returned metrics that are not single numbers: each",
     ),
     "an exception in from_training_args": (
         [("ids = (verifier_config.num_hidden_layers,)", "ids = (verifier_config.num_hidden_layers + 'x',)")],

@@ -140,7 +140,7 @@ def test_a_sink_that_does_not_end_is_told(subject: TrackedRun) -> None:
     tracking, told = tracker(subject, sink, patience=0.1)
     tracking(step(1))
     tracking.close(finished=False)
-    assert warnings(told)[0].startswith("kept does not answer: it may lack the last numbers")
+    assert warnings(told)[0].startswith("kept does not answer: it may miss the last numbers")
     sink.go.set()
 
 

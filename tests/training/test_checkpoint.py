@@ -198,7 +198,7 @@ def test_a_checkpoint_with_a_program_in_it_is_refused(kind, tmp_path):
     (path / "manifest.json").unlink()
     seal(path, facts)
     told = "posix.mkdir" if kind == "a program" else r"metadata\.BytesStorageMetadata"
-    words = rf"\.metadata: not a checkpoint of ours: it asks for \S*{told}, which"
+    words = rf"\.metadata: not a checkpoint of ours: it refers to \S*{told}, which"
     with pytest.raises(ArtifactError, match=words):
         list(run(build(), make_job(tmp_path / "run")))
     for read in (snapshot.names, lambda folder: snapshot.read_tensor(folder, "model.fc.weight")):

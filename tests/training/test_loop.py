@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_documents_and_checkpoint
     with pytest.raises(TrainingError) as caught:
         list(run(model, make_job(tmp_path), batches=poisoned))
     message = str(caught.value)
-    assert "step 5 of 6: the loss is nan, in row 2 (loss nan; documents: doc-4-2)" in message
+    assert "step 5 of 6: the loss is nan, in row 2 (loss nan; conversations: doc-4-2)" in message
     assert f"the last good checkpoint is {tmp_path / 'step-00000004'}" in message
     assert all(torch.equal(before[name], value) for name, value in weights(model).items())
 
@@ -127,7 +127,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
         list(run(Steep(), make_job(tmp_path), train_kwargs={}))
     assert "doc-0-0" in str(caught.value)
     assert "doc-0-3" in str(caught.value)
-    assert "there is no checkpoint yet" in str(caught.value)
+    assert "no checkpoint was saved yet" in str(caught.value)
 
 
 def test_a_batch_without_any_supervised_token_is_an_error(tmp_path):

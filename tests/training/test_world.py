@@ -73,7 +73,7 @@ def test_what_happens_to_one_process_ends_all_of_them_alike(two):
     """A nan, a SIGTERM, a full disk at one process: both end with the same words, none waits for ever."""
     first, second = (found["failures"] for found in two)
     assert first == second
-    assert "step 2 of 6: the loss is nan, in row 3 (loss nan; documents: doc-1-3)" in first["nan"]
+    assert "step 2 of 6: the loss is nan, in row 3 (loss nan; conversations: doc-1-3)" in first["nan"]
     assert "step-00000001" in first["nan"]
     assert first["stop"].startswith("KeyboardInterrupt")
     assert first["left by stop"] == ["step-00000003"]
