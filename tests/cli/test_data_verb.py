@@ -1,4 +1,4 @@
-"""`spec data` through the command line: what is printed, what is kept, and what a user can get wrong."""
+"""`spec data` on the command line: its output, what it keeps, and what a user can get wrong."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ TALK = [{"role": "user", "content": "What is a tree?"}, {"role": "assistant", "c
 
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
-    """The command line in an empty folder, which holds its cache."""
+    """The command line in an empty folder, with its own cache."""
     monkeypatch.chdir(tmp_path)
     return Spec(tmp_path)
 
 
 @pytest.fixture
 def local(tiny_verifier: Path, spec: Spec) -> Path:
-    """A copy of the tiny verifier, which a test may change."""
+    """A copy of the tiny verifier that a test may change."""
     return Path(shutil.copytree(tiny_verifier, "tiny"))
 
 
 def context_of(spec: Spec, *overrides: str) -> Context:
-    """What `spec run smoke` would work with."""
+    """Makes the context that `spec run smoke` would use."""
     places = Places(runs=spec.runs, cache=spec.cache)
     return make_context(load_recipe("smoke", overrides), places, World(), ignore)
 
@@ -67,7 +67,7 @@ def findings(told: Told) -> dict[str, dict]:
 
 
 def test_a_conversation_the_numbers_and_the_findings_are_printed(spec: Spec) -> None:
-    """The mask in brackets, special tokens by name, on-policy in words; what goes on meanwhile is on stderr."""
+    """The mask is in brackets, special tokens have names, the verdict has a reason; progress goes to stderr."""
     told = spec("data", "smoke", "--sample", 2)
     assert told.code == 0, told.err
     assert re.search(r"<\|im_start\|>assistant\n⟦[^⟧]+⟧", told.out)
@@ -79,7 +79,7 @@ def test_a_conversation_the_numbers_and_the_findings_are_printed(spec: Spec) -> 
 
 
 def test_looking_prepares_for_the_run_once(spec: Spec) -> None:
-    """A second look, and a run, find the stage done; nothing else is made."""
+    """A second call, and a run, reuse the stage; nothing else is made."""
     look(spec, "--quiet")
     again = look(spec)
     assert "prepare already done" in again.err
@@ -90,7 +90,7 @@ def test_looking_prepares_for_the_run_once(spec: Spec) -> None:
 
 
 def test_json_has_everything_and_nothing_else_is_on_stdout(spec: Spec) -> None:
-    """The same values as the tables, the shown conversations with their mask."""
+    """JSON has the values of the tables and the printed conversations with their mask."""
     told = look(spec, "--show", 2, "--json")
     values = told.json
     assert values["rows"]["conversations"] == 24
@@ -103,7 +103,7 @@ def test_json_has_everything_and_nothing_else_is_on_stdout(spec: Spec) -> None:
 
 
 def test_conversations_are_chosen_by_id_or_by_number(spec: Spec) -> None:
-    """`--id` shows these; `--show 0` shows none; an id that is not there is bad usage with the near miss."""
+    """`--id` chooses conversations; `--show 0` prints none; an unknown id is bad usage, with the nearest id."""
     ids = [shown["id"] for shown in look(spec, "--show", 3, "--json").json["shown"]]
     assert [shown["id"] for shown in look(spec, "--id", ids[2], "--json").json["shown"]] == [ids[2]]
     assert look(spec, "--show", 0, "--json").json["shown"] == []
@@ -113,7 +113,7 @@ def test_conversations_are_chosen_by_id_or_by_number(spec: Spec) -> None:
 
 
 def test_a_leaked_prompt_fails_with_its_line(spec: Spec) -> None:
-    """A training prompt that the suite has is an error of the data; the run would refuse it, too."""
+    """A training prompt of the suite is an error in the data, which the run would refuse, too."""
     leaked = "--set", 'data.sources=[{path="data/quickstart.jsonl", split="test", take=4}]'
     told = look(spec, *leaked, "--json")
     assert told.code == 1
@@ -124,8 +124,8 @@ def test_a_leaked_prompt_fails_with_its_line(spec: Spec) -> None:
     assert spec("run", "smoke", *leaked, "--runs", spec.runs).code == 1
 
 
-def test_rows_that_are_left_out_are_told_with_file_and_line(spec: Spec) -> None:
-    """By what the reader found, and by what the template found; the rest is prepared."""
+def test_rows_that_are_left_out_are_listed_with_file_and_line(spec: Spec) -> None:
+    """Rows that the reader or the template refuses are listed with file and line; the rest is prepared."""
     long = [{"role": "user", "content": "q" * 300}, TALK[1]]
     mixed = data(TALK, TALK[:1], [TALK[0], *TALK], long, TALK)
     told = look(spec, *mixed, "--json")
@@ -137,8 +137,8 @@ def test_rows_that_are_left_out_are_told_with_file_and_line(spec: Spec) -> None:
     assert told.json["rows"]["conversations"] == 2
 
 
-def test_a_mask_of_ones_fails_in_words(spec: Spec, local: Path) -> None:
-    """Markers around everything: nothing is trained on, and it is said why and how to mend it."""
+def test_a_mask_of_ones_fails_with_advice(spec: Spec, local: Path) -> None:
+    """With markers around everything nothing can be trained on; the finding says why and what to do."""
     told = look(spec, *template(local, "{% generation %}{{ messages[1].content }}{% endgeneration %}"), *data(TALK))
     assert told.code == 1
     assert "error nothing to train on" in told.out
@@ -146,8 +146,8 @@ def test_a_mask_of_ones_fails_in_words(spec: Spec, local: Path) -> None:
     assert "fix the template's {% generation %} markers" in told.out
 
 
-def test_a_thinking_flag_that_differs_from_the_data_is_told(spec: Spec, local: Path) -> None:
-    """The template asks for reasoning by default, the answers have none."""
+def test_a_thinking_flag_that_differs_from_the_data_is_a_warning(spec: Spec, local: Path) -> None:
+    """A warning appears if the template asks for reasoning by default and the answers have none."""
     told = look(spec, *template(local, THINKING), *data(TALK), "--json")
     finding = findings(told)["thinking flag"]
     assert (told.code, finding["level"]) == (0, "warning")
@@ -155,7 +155,7 @@ def test_a_thinking_flag_that_differs_from_the_data_is_told(spec: Spec, local: P
 
 
 def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
-    """The prompts are shown, and nothing is generated; once the answers are there they are looked at."""
+    """Prompts are shown and nothing is generated; once there are answers, those are inspected."""
     regenerate = (*data(TALK), "--set", "data.regenerate={max_new_tokens=4}")
     told = spec("data", "smoke", *regenerate)
     assert told.code == 0, told.err
@@ -172,7 +172,7 @@ def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
 def test_a_hub_model_is_looked_at_without_its_weights(
     spec: Spec, tiny_verifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Config and tokenizer are fetched; the weights only for the on-policy measure."""
+    """Config and tokenizer are fetched; weights only for the on-policy measure."""
     asked: list[list[str]] = []
     here = Path(shutil.copytree(tiny_verifier, "snapshot"))
     weights = (here / "model.safetensors").rename("weights")
@@ -199,8 +199,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("mistake", BAD)
-def test_data_that_cannot_be_used_is_told_without_a_traceback(spec: Spec, mistake: str) -> None:
-    """The code is 1, and the words name the fault."""
+def test_data_that_cannot_be_used_is_an_error_without_a_traceback(spec: Spec, mistake: str) -> None:
+    """The exit code is 1, and the message names the fault."""
     content, code, words = BAD[mistake]
     Path("rows.jsonl").write_text(content)
     told = look(spec, "--set", 'data.sources=[{path="./rows.jsonl"}]')
@@ -210,7 +210,7 @@ def test_data_that_cannot_be_used_is_told_without_a_traceback(spec: Spec, mistak
 
 
 def test_a_verifier_without_a_template_is_one_error(spec: Spec, local: Path) -> None:
-    """There is no mask without it."""
+    """A verifier without a chat template raises one error, because there is no mask without it."""
     (local / "chat_template.jinja").unlink()
     told = look(spec, "--set", 'verifier.model="./tiny"')
     assert (told.code, told.out) == (1, "")
@@ -219,13 +219,13 @@ def test_a_verifier_without_a_template_is_one_error(spec: Spec, local: Path) -> 
 
 @pytest.mark.parametrize("arguments", [("--show", "-1"), ("--sample", "x"), ("--set", "data.max_tokens=0")])
 def test_bad_usage_exits_with_2(spec: Spec, arguments: tuple[str, str]) -> None:
-    """Before anything is made."""
+    """Bad usage exits with 2 before anything is made."""
     assert look(spec, *arguments).code == 2
     assert not spec.cache.exists()
 
 
 def test_a_suites_question_is_held_out_though_a_system_message_stands_before_it(spec: Spec) -> None:
-    """What is kept out of training is the user's first turn, not whatever the row begins with."""
+    """The user's first turn is kept out of training, even after a system message."""
     asked = [{"role": "system", "content": "Be brief."}, *TALK]
     Path("suite.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
     suite = "--set", 'benchmark.suites=[{name="own", path="./suite.jsonl"}]'

@@ -1,4 +1,4 @@
-"""`spec diff`: meaning, not spelling; what is invalidated; whether results compare; runs with their numbers."""
+"""`spec diff` compares meaning rather than spelling: what is invalidated, whether results compare, runs' numbers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def runs(spec: Spec) -> dict[str, str]:
 
 @pytest.fixture
 def altered(runs: dict[str, str], tmp_path: Path) -> Callable[..., Path]:
-    """Copies the plain run with one of its JSON files changed."""
+    """Copies the plain run and changes one of its JSON files."""
 
     def make(file: str, change: Callable[[Any], Any]) -> Path:
         copy = Path(shutil.copytree(runs["plain"], tmp_path / "copy", dirs_exist_ok=True))
@@ -73,7 +73,7 @@ def _commit() -> None:
 
 
 def test_spelling_is_no_difference(spec: Spec, tmp_path: Path) -> None:
-    """Underscores, order, comments, a default written out, and the recipe's name mean nothing."""
+    """Underscores, order, comments, explicit defaults and the recipe's name make no difference."""
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE + "tokens_per_step = 1_024\nrow_tokens = 512\n")
     text = ONE.replace('name = "one"', 'name = "other"').replace("max_steps = 3\n", "")
@@ -85,8 +85,8 @@ def test_spelling_is_no_difference(spec: Spec, tmp_path: Path) -> None:
     assert "no difference in meaning" in told.out
 
 
-def test_a_change_tells_both_values_origins_and_consequence(spec: Spec, tmp_path: Path) -> None:
-    """Where each was written, and what it means; exit 1."""
+def test_a_change_gives_both_values_origins_and_consequence(spec: Spec, tmp_path: Path) -> None:
+    """A change gives both values, where each was written, and the consequence; exit 1."""
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE)
     other.write_text(ONE.replace("max_steps = 3", "max_steps = 6") + "[algorithm]\ndraft_vocab_size = 256\n")
@@ -103,7 +103,7 @@ def test_a_change_tells_both_values_origins_and_consequence(spec: Spec, tmp_path
 
 
 def test_stages_and_verdict_need_the_verifiers_config(spec: Spec, tmp_path: Path, tiny_verifier: Path) -> None:
-    """With it: another objective trains and measures anew, the states are reused, and results compare."""
+    """With config.json: another objective trains and measures again, the states are reused, and results compare."""
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE)
     other.write_text(ONE + '[algorithm]\nname = "eagle3"\nttt_steps = 2\n')
@@ -118,8 +118,8 @@ def test_stages_and_verdict_need_the_verifiers_config(spec: Spec, tmp_path: Path
     assert told["comparable"] is True
 
 
-def test_runs_tell_metrics_paired_by_prompt_and_curves(spec: Spec, runs: dict[str, str]) -> None:
-    """The same prompts: a difference of tau with an interval around it."""
+def test_runs_give_metrics_paired_by_prompt_and_curves(spec: Spec, runs: dict[str, str]) -> None:
+    """On the same prompts, tau's difference comes with an interval."""
     told = spec("diff", runs["plain"], runs["faster"], "--json").json
     assert [change["path"] for change in told["changes"]] == ["schedule.optimizer.lr"]
     assert told["comparable"] is True
@@ -132,7 +132,7 @@ def test_runs_tell_metrics_paired_by_prompt_and_curves(spec: Spec, runs: dict[st
 
 
 def test_other_prompts_do_not_compare(spec: Spec, runs: dict[str, str]) -> None:
-    """The verdict names both suites; no metric is set beside another."""
+    """The reason names both suites, and no metrics are compared."""
     told = spec("diff", runs["plain"], runs["shorter"], "--json").json
     assert told["comparable"] is False
     assert "the suites differ (quickstart@" in told["reasons"][0]
@@ -140,14 +140,14 @@ def test_other_prompts_do_not_compare(spec: Spec, runs: dict[str, str]) -> None:
 
 
 def test_a_run_equals_itself(spec: Spec, runs: dict[str, str]) -> None:
-    """Exit 0, every stage reused."""
+    """A run compared with itself exits with 0, and every stage is reused."""
     told = spec("diff", runs["plain"], runs["plain"], "--json")
     assert told.code == 0
     assert {stage["status"] for stage in told.json["stages"]} == {"reused"}
 
 
 def test_markdown_is_for_a_pull_request(spec: Spec, runs: dict[str, str]) -> None:
-    """A table, the stages, the verdict."""
+    """Markdown has the changes, the stages and the verdict."""
     told = spec("diff", runs["plain"], runs["faster"], "--md")
     assert "| `schedule.optimizer.lr` |" in told.out
     assert "| train | runs again | schedule.optimizer.lr 0.001 -> 0.005 |" in told.out
@@ -158,7 +158,7 @@ def test_markdown_is_for_a_pull_request(spec: Spec, runs: dict[str, str]) -> Non
 
 
 def test_a_git_revision_of_a_recipe(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """REV:path reads the file as it was, with what it extends beside it as it was."""
+    """REV:path reads the file at that revision, together with the recipe that it extends."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     base, mine = tmp_path / "recipes" / "base.toml", tmp_path / "recipes" / "mine.toml"
@@ -174,7 +174,7 @@ def test_a_git_revision_of_a_recipe(spec: Spec, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_revision_has_its_own_data(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data file that changed since is a change; what git does not have is said to be that of today."""
+    """A data file that changed since then is a change; a note names files that git does not have."""
     monkeypatch.chdir(tmp_path)
     row = '{"messages": [{"role": "user", "content": "CONTENT"}, {"role": "assistant", "content": "b"}]}\n'
     (tmp_path / "rows.jsonl").write_text(row)
@@ -195,7 +195,7 @@ def test_a_revision_has_its_own_data(spec: Spec, tmp_path: Path, monkeypatch: py
 
 
 def test_other_data_under_the_same_recipe_is_a_difference(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """The content is told with its hash, what it invalidates with the reason, and the exit code says so."""
+    """The change shows the content's hash, the invalidated stage its reason, and the exit code is 1."""
 
     def change(plan: dict[str, Any]) -> None:
         prepare = _stage(plan, "prepare")
@@ -223,7 +223,7 @@ def test_other_data_under_the_same_recipe_is_a_difference(spec: Spec, runs: dict
     ],
 )
 def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str], altered: Any, file, change) -> None:
-    """A stage that is not reused, another environment, other code, other numbers: exit 1."""
+    """A stage that runs again, another environment, other code or other numbers exit with 1."""
     told = spec("diff", runs["plain"], altered(file, change))
     assert told.code == 1
     assert "the recipes are equivalent" in told.out
@@ -239,22 +239,22 @@ def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str],
 def test_what_was_measured_otherwise_does_not_compare(
     spec: Spec, runs: dict[str, str], altered: Any, change, words: str
 ) -> None:
-    """The definition, and the precision that the verifier really computed in, are part of the verdict."""
+    """The definition, and the precision in which the verifier really computed, decide whether results compare."""
     told = spec("diff", runs["plain"], altered("bench/*.json", change), "--json").json
     assert told["comparable"] is False
     assert words in told["reasons"][0]
 
 
-def test_another_precision_of_training_is_told(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """Results compare, for both were measured alike; that rounding has a part in the difference is said."""
+def test_another_precision_of_training_is_mentioned(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """Results compare, because both were measured alike; the reasons mention rounding."""
     copy = altered("plan.json", lambda plan: plan.update(precision="bf16"))
     told = spec("diff", runs["plain"], copy, "--json").json
     assert told["comparable"] is True
     assert "trained in fp32 / bf16" in told["reasons"][1]
 
 
-def test_what_runs_again_tells_its_cost(spec: Spec, runs: dict[str, str]) -> None:
-    """From the run's own record: tokens and seconds; a stage that is reused costs nothing."""
+def test_stages_that_run_again_have_a_cost(spec: Spec, runs: dict[str, str]) -> None:
+    """Costs come from the run's own record of tokens and seconds; a reused stage has none."""
     told = spec("diff", runs["plain"], runs["faster"], "--json").json
     costs = {stage["stage"]: stage.get("cost") for stage in told["stages"]}
     assert costs["capture"] is None
@@ -263,7 +263,7 @@ def test_what_runs_again_tells_its_cost(spec: Spec, runs: dict[str, str]) -> Non
 
 
 def test_a_run_keeps_where_its_values_come_from(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """The file's line and --set, as of the recipe; a run of before has its plan.json for each."""
+    """A run records file, line or --set for each value; runs that predate this give their plan.json."""
     (change,) = spec("diff", runs["plain"], runs["faster"], "--json").json["changes"]
     assert change["before_from"].endswith("smoke.toml:26")
     assert change["after_from"] == "--set"
@@ -272,8 +272,8 @@ def test_a_run_keeps_where_its_values_come_from(spec: Spec, runs: dict[str, str]
     assert change["before_from"] == f"{old}/plan.json"
 
 
-def test_coverage_is_told_from_the_runs(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """What a draft vocabulary covers of the supervised tokens, before and after."""
+def test_coverage_comes_from_the_runs(spec: Spec, runs: dict[str, str], altered: Any) -> None:
+    """The consequence gives the coverage of supervised tokens before and after."""
     copy = altered("plan.json", lambda plan: plan["recipe"]["algorithm"].update(draft_vocab_size=64))
     (change,) = spec("diff", runs["plain"], copy, "--json").json["changes"]
     assert ", target coverage " in change["consequence"]
@@ -284,26 +284,28 @@ MEDUSA = '[algorithm]\nname = "medusa"\nnum_heads = 3\n'
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "sizes", "told"),
+    ("algorithm", "sizes", "expected"),
     [
         ("[algorithm]\n", (256, 192), f"{-64 * WIDTH:+,} parameters"),
         (MEDUSA, (256, 192), f"{-3 * 64 * WIDTH:+,} parameters"),
         ("[algorithm]\n", ('"none"', 192), f"{-(320 - 192) * WIDTH:+,} parameters"),
     ],
 )
-def test_a_draft_vocabulary_is_told_in_parameters_of_the_model(
-    spec: Spec, tmp_path: Path, algorithm: str, sizes: tuple[object, object], told: str
+def test_a_draft_vocabulary_is_explained_in_parameters_of_the_model(
+    spec: Spec, tmp_path: Path, algorithm: str, sizes: tuple[object, object], expected: str
 ) -> None:
-    """All heads of a model that has several count; "none" is the verifier's whole vocabulary."""
+    """All heads of a model count; "none" means the verifier's whole vocabulary."""
     files = [tmp_path / "one.toml", tmp_path / "other.toml"]
     for file, size in zip(files, sizes, strict=True):
         file.write_text(f"{ONE}{algorithm}draft_vocab_size = {size}\n")
     (change,) = spec("diff", *files, "--json").json["changes"]
-    assert (change["path"], change["consequence"]) == ("algorithm.draft_vocab_size", told)
+    assert (change["path"], change["consequence"]) == ("algorithm.draft_vocab_size", expected)
 
 
-def test_without_a_model_a_draft_vocabulary_is_told_of_one_head(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """A run says its sizes, and not how many heads there are."""
+def test_without_a_model_a_draft_vocabulary_is_explained_by_one_head(
+    spec: Spec, runs: dict[str, str], altered: Any
+) -> None:
+    """A run records its sizes, but not how many heads there are."""
     copy = altered("plan.json", lambda plan: plan["recipe"]["algorithm"].update(draft_vocab_size=64))
     (change,) = spec("diff", runs["plain"], copy, "--json").json["changes"]
     assert " rows of one head" in change["consequence"]
@@ -320,7 +322,7 @@ def test_without_a_model_a_draft_vocabulary_is_told_of_one_head(spec: Spec, runs
 def test_a_consequence_does_not_contradict_the_stages(
     spec: Spec, tmp_path: Path, values: str, reused: list[str], words: str
 ) -> None:
-    """What is said to be the same is reused, what is said to be made anew runs again."""
+    """A consequence that promises reuse, or a repetition, agrees with the status of the stages."""
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE)
     other.write_text(ONE + values)
@@ -330,7 +332,7 @@ def test_a_consequence_does_not_contradict_the_stages(
 
 
 def test_a_key_that_an_older_schema_lacked_is_no_difference(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """Its default on the other side means the same; a whole table that one side has and the other lacks does not."""
+    """A missing key equals its default on the other side; a whole missing table does not."""
     old = altered("plan.json", lambda plan: plan["recipe"]["data"].pop("server"))
     assert spec("diff", old, runs["plain"]).code == 0
     table = {"max_new_tokens": 160, "temperature": 0.0, "batch_size": 64, "seed": 0, "dtype": None}
@@ -339,10 +341,10 @@ def test_a_key_that_an_older_schema_lacked_is_no_difference(spec: Spec, runs: di
     assert {change["path"] for change in told["changes"]} == {f"data.regenerate.{key}" for key in table}
 
 
-def test_all_benchmarks_of_a_run_count_and_a_damaged_one_is_said(
+def test_all_benchmarks_of_a_run_count_and_a_damaged_one_is_noted(
     spec: Spec, runs: dict[str, str], altered: Any
 ) -> None:
-    """A newer file with another suite hides nothing of an older one."""
+    """A newer file with another suite does not hide an older one; a damaged file is noted."""
     copy = altered("plan.json", lambda plan: None)
     (file,) = (copy / "bench").glob("*.json")
     held = json.loads(file.read_text())
@@ -369,7 +371,7 @@ def test_all_benchmarks_of_a_run_count_and_a_damaged_one_is_said(
 def test_a_damaged_run_is_an_error_that_names_the_file(
     spec: Spec, runs: dict[str, str], altered: Any, file: str, content: str, words: str
 ) -> None:
-    """Exit 2, for 1 says that something differs; the report tells it too and has no traceback."""
+    """A damaged run exits with 2, because 1 means a difference; the report says so too, without traceback."""
     copy = altered("plan.json", lambda plan: None)
     (copy / file).write_text(content)
     told = spec("diff", runs["plain"], copy)
@@ -380,14 +382,14 @@ def test_a_damaged_run_is_an_error_that_names_the_file(
 
 
 def test_a_bench_stage_without_inputs_is_named(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """Which are lacking."""
+    """The error names the inputs that are missing."""
     told = spec("diff", runs["plain"], altered("plan.json", lambda plan: _stage(plan, "bench").update(inputs={})))
     assert told.code == 2
     assert "its stages lack bench.dtype, bench.suites" in told.err
 
 
 def test_a_bar_in_a_value_does_not_end_its_cell(spec: Spec, tmp_path: Path) -> None:
-    """Markdown's own mark in a path is escaped."""
+    """A bar in a path is escaped for Markdown."""
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     (tmp_path / "a|b.jsonl").write_text("{}\n")
     one.write_text(ONE)
@@ -396,14 +398,14 @@ def test_a_bar_in_a_value_does_not_end_its_cell(spec: Spec, tmp_path: Path) -> N
 
 
 def test_the_locks_know_verifiers_that_are_not_here(spec: Spec) -> None:
-    """Stages and verdict need no download for a recipe's own verifier."""
+    """Stages and verdict of the shipped recipes need no download."""
     told = spec("diff", "eagle3_qwen3_8b", "peagle_qwen3_8b", "--json").json
     assert next(stage for stage in told["stages"] if stage["stage"] == "verifier")["status"] == "reused"
     assert told["comparable"] is not None
 
 
 def test_one_config_is_not_that_of_two_verifiers(spec: Spec, tmp_path: Path, tiny_verifier: Path) -> None:
-    """Exit 2, and both names."""
+    """One config.json for two verifiers exits with 2 and names both."""
     other = tmp_path / "other.toml"
     other.write_text(ONE + '[verifier]\nmodel = "tiny:1"\n')
     told = spec("diff", "smoke", other, "--verifier-config", tiny_verifier / "config.json")
@@ -412,7 +414,7 @@ def test_one_config_is_not_that_of_two_verifiers(spec: Spec, tmp_path: Path, tin
 
 
 def test_plan_warns_of_a_config_that_is_another_models(spec: Spec) -> None:
-    """The locks know the named verifier; the plan is made of the file all the same."""
+    """The locks know the named verifier, but the plan uses the file, with a warning."""
     config = Path(__file__).parents[1] / "fixtures" / "llama-3.1-8b" / "config.json"
     told = spec("plan", "smoke", "--verifier-config", config, "--json")
     assert told.code == 0, told.err
@@ -424,7 +426,7 @@ def test_plan_warns_of_a_config_that_is_another_models(spec: Spec) -> None:
     [("no-such", "no-such"), ("HEAD~999:recipes/x.toml", "git"), ("nowhere:recipes/x.toml", "git")],
 )
 def test_what_is_not_there_is_one_error(spec: Spec, a: str, words: str) -> None:
-    """Exit 2, never a traceback."""
+    """A missing recipe or revision exits with 2, without traceback."""
     told = spec("diff", a, "smoke")
     assert told.code == 2
     assert words in told.err
@@ -432,7 +434,7 @@ def test_what_is_not_there_is_one_error(spec: Spec, a: str, words: str) -> None:
 
 
 def test_a_paired_difference_is_narrower_than_its_parts() -> None:
-    """Prompts differ more than two models do on each of them: pairing takes that out. Seeded."""
+    """Prompts differ more than two models do on each of them, and pairing removes that (seeded)."""
     generator = np.random.default_rng(0)
     rounds = generator.uniform(20, 60, 50)
     tau = generator.uniform(1.2, 2.6, 50)
@@ -442,7 +444,7 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
     assert high == pytest.approx(0.05)
 
 
-def test_a_sparkline_tells_its_ends() -> None:
-    """Falling values fall."""
+def test_a_sparkline_shows_its_ends() -> None:
+    """Falling values give falling bars between the first and the last value."""
     line = sparkline([4.0, 3.0, 2.0, 1.0])
     assert line == "4.000 █▆▃▁ 1.000"

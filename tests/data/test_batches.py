@@ -25,14 +25,14 @@ def make(conversations, **keys) -> Batches:
 @given(st.lists(st.integers(1, 64), max_size=60), st.integers(0, 5), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_packing_keeps_every_document_once_within_the_budget(lengths, seed, epoch):
-    """Each document is in exactly one row, whole, and no row holds more than its tokens."""
+    """Each document is whole in exactly one row, and no row exceeds its capacity."""
     rows = pack(lengths, row_tokens=64, seed=seed, epoch=epoch)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     assert all(row and sum(lengths[index] for index in row) <= 64 for row in rows)
 
 
 def test_packing_is_first_fit(monkeypatch):
-    """Rows are those of plain first-fit over the same permutation."""
+    """Packing gives the same rows as plain first-fit over the same permutation."""
     lengths = np.random.default_rng(0).integers(1, 60, 200)
     order = np.random.default_rng([5, 2]).permutation(200)
     plain: list[list[int]] = []
@@ -45,7 +45,7 @@ def test_packing_is_first_fit(monkeypatch):
 
 
 def test_packing_wastes_little():
-    """On lengths like those of chats the rows are more than 95% full (0.99 measured; room for other seeds)."""
+    """With the lengths of chats, rows are more than 95% full (99% measured, with room for other seeds)."""
     lengths = np.random.default_rng(1).gamma(3, 70, 2000).astype(int).clip(10, 2048)
     rows = pack(lengths, row_tokens=2048, seed=0, epoch=0)
     assert lengths.sum() / (2048 * len(rows)) > 0.95
@@ -61,14 +61,14 @@ def test_epochs_and_seeds_shuffle():
 
 
 def test_document_longer_than_a_row():
-    """A document that fits into no row is an error that names the settings, not a silent cut."""
-    with pytest.raises(DataError, match=r"101 tokens does not fit into a row of 100\n.*row_tokens"):
+    """A document that fits into no row raises an error that names the settings; it is not cut silently."""
+    with pytest.raises(DataError, match=r"101 tokens does not fit into a row of 100 tokens\n.*row_tokens"):
         pack([5, 101], row_tokens=100, seed=0, epoch=0)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_global_batch_does_not_depend_on_the_world_size(conversations, world_size):
-    """All ranks together see the same rows at each step, whatever their number, and each rank the same count."""
+    """Whatever the number of ranks, together they see the same rows at each step, and each sees the same number."""
     batches = make(conversations)
     rows = batches.packed(0)
     for step in range(batches.steps(0)):
@@ -82,7 +82,7 @@ def test_global_batch_does_not_depend_on_the_world_size(conversations, world_siz
 
 
 def test_epoch_covers_all_conversations(conversations):
-    """The steps of an epoch together hold every conversation once, the last partial step included."""
+    """The steps of an epoch, including the last partial one, contain every conversation once."""
     batches = make(conversations)
     seen = [index for step in range(batches.steps(1)) for index in batches.documents(1, step)]
     assert sorted(seen) == list(range(len(conversations)))
@@ -91,7 +91,7 @@ def test_epoch_covers_all_conversations(conversations):
 
 
 def test_the_steps_of_an_epoch_are_counted_once(conversations, monkeypatch):
-    """Every update asks how many steps all epochs before it had: packing anew would cost more than the update."""
+    """Every update asks for the steps of all earlier epochs; packing those again would cost more than the update."""
     packed = []
     monkeypatch.setattr("speculators.data.batches.pack", lambda *_, epoch, **__: packed.append(epoch) or [(0,)] * 9)
     batches = make(conversations)
@@ -101,7 +101,7 @@ def test_the_steps_of_an_epoch_are_counted_once(conversations, monkeypatch):
 
 
 def test_rank_without_a_row_gets_padding(conversations):
-    """At a last step with fewer rows than ranks, the others run an all-padding row that supervises nothing."""
+    """If the last step has fewer rows than ranks, the other ranks get a row of padding that supervises nothing."""
     batches = make(conversations, rows_per_step=8, rank=7, world_size=8)
     last = batches.steps(0) - 1
     assert len(batches.packed(0)) % 8 not in (0, 8)
@@ -113,7 +113,7 @@ def test_rank_without_a_row_gets_padding(conversations):
 
 
 def test_row_is_what_forward_is_promised(conversations):
-    """Names, shapes, types and meaning of a row are those of the algorithm contract."""
+    """A row has the names, shapes, types and meaning of the algorithm contract."""
     batches = make(conversations, dtype=torch.bfloat16)
     documents, (row, *_) = batches.packed(0)[0], batches(0, 0)
     tokens = int(conversations.lengths[list(documents)].sum())
@@ -139,7 +139,7 @@ def test_row_is_what_forward_is_promised(conversations):
 
 
 def test_mask_and_states_are_not_shifted():
-    """Token t, its mask and its state stand at the same place: every shift belongs to the algorithm."""
+    """Token t, its mask and its state have the same place, because every shift belongs to the algorithm."""
     encoded = Encoded(np.array([4, 5, 6], np.int32), np.array([False, False, True]))
     states = torch.arange(3.0)[:, None]
     row = build_row([(encoded, (states, states))], widths=(1, 1), dtype=torch.float32)
@@ -149,12 +149,12 @@ def test_mask_and_states_are_not_shifted():
 
 
 def walk(steps: int):
-    """The step that follows, for an epoch of so many steps."""
+    """Gives the next step, for epochs of this many steps."""
     return lambda epoch, step: (epoch, step + 1) if step + 1 < steps else None
 
 
 def test_prefetched_rows_are_the_same(conversations):
-    """Rows built ahead on a thread equal those built on demand, also after a jump to another step."""
+    """Rows built ahead on a thread equal those built on demand, even after a jump to another step."""
     batches = make(conversations)
     with Prefetcher(batches, walk(batches.steps(0)), pin=False) as ahead:
         for step in (0, 1, 2, 0, 1, batches.steps(0) - 1):
@@ -163,7 +163,7 @@ def test_prefetched_rows_are_the_same(conversations):
 
 
 def test_prefetcher_works_one_step_ahead():
-    """While a step computes, the next one, and only the next one, is made."""
+    """While a step computes, only the next one is built."""
     made = []
     with Prefetcher(lambda epoch, step: made.append(step) or [], walk(9), pin=False) as ahead:
         ahead(0, 0)
@@ -175,8 +175,8 @@ def test_prefetcher_works_one_step_ahead():
     assert made == [0, 1, 2]
 
 
-def test_prefetcher_raises_where_the_rows_are_wanted():
-    """An error on the thread is raised by the call that asks for those rows, not before and not lost."""
+def test_prefetcher_raises_where_the_rows_are_needed():
+    """An error on the thread is raised by the call that needs those rows: neither earlier nor never."""
 
     def fail_at_two(epoch, step):
         if step == 2:

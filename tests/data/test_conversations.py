@@ -34,7 +34,7 @@ def test_both_layouts_give_the_same_conversation(jsonl, tmp_path):
 
 
 def test_missing_id_names_file_and_line(jsonl, tmp_path):
-    """A row without an id is called after its file and line, so that a message can point at it."""
+    """A row without an id is named after its file and line, so that a message can point at it."""
     (only,), _ = read(jsonl([row("hi", "yo")]), tmp_path)
     assert only.id == "rows:1"
 
@@ -62,14 +62,14 @@ def test_missing_id_names_file_and_line(jsonl, tmp_path):
     ],
 )
 def test_unusable_row_is_counted_not_fatal(jsonl, tmp_path, bad, reason):
-    """One bad row is skipped with its reason, and the rows around it are kept."""
+    """A bad row is skipped with its reason, and the rows around it are kept."""
     kept, skipped = read(jsonl([row("1", "a"), bad, row("2", "b")]), tmp_path)
     assert [conversation.prompt for conversation in kept] == ["1", "2"]
     assert skipped == {reason: 1}
 
 
 def test_line_that_is_not_json_is_counted(tmp_path):
-    """A broken line (cut JSON, bytes that are not UTF-8) costs that line only."""
+    """A broken line (truncated JSON, bytes that are not UTF-8) costs only that line."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(json.dumps(row("1", "a")).encode() + b'\n{"mess\n\xff\xfe{}\n\n')
     kept, skipped = read(path, tmp_path)
@@ -78,13 +78,13 @@ def test_line_that_is_not_json_is_counted(tmp_path):
 
 
 def test_question_without_an_answer_is_cut_off():
-    """A last user turn, which supervises nothing, is dropped and the rest is used."""
+    """A final user turn supervises nothing: it is dropped, and the rest is used."""
     found = parse(row("a", "b", "c"), "x")
     assert found.messages == talk("a", "b").messages
 
 
 def test_split_filters_rows_and_take_takes_the_first(jsonl, tmp_path):
-    """`split` filters on the row's field; `take` counts rows of that split, usable or not."""
+    """`split` filters by the row's field; `take` counts the rows of that split, usable or not."""
     rows = [row(str(k), "a", split=("train", "test")[k % 3 == 0]) for k in range(9)]
     rows[1] = {"split": "train"}
     kept, skipped = read(jsonl(rows), tmp_path, split="train", take=3)
@@ -93,7 +93,7 @@ def test_split_filters_rows_and_take_takes_the_first(jsonl, tmp_path):
 
 
 def test_unknown_split_names_those_there_are(jsonl, tmp_path):
-    """A split that no row has is an error that lists the splits of the file."""
+    """A split that no row has raises an error that lists the splits of the file."""
     path = jsonl([row("1", "a", split="train"), row("2", "a")])
     with pytest.raises(DataError, match=r"no row has split 'dev'; there are: 1 'train', 1 without a split"):
         read(path, tmp_path, split="dev")
@@ -111,7 +111,7 @@ def test_unknown_split_names_those_there_are(jsonl, tmp_path):
     ],
 )
 def test_whole_file_that_cannot_be_used(tmp_path, content, said):
-    """An empty, binary or wrongly laid out file is one error that says what it is."""
+    """An empty, binary or wrongly formatted file raises one error that says which it is."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError, match=said) as caught:
@@ -120,31 +120,31 @@ def test_whole_file_that_cannot_be_used(tmp_path, content, said):
 
 
 def test_all_user_turns_explain_themselves(jsonl, tmp_path):
-    """A file of conversations without any answer says so instead of training on nothing."""
+    """A file without any answer raises an error that says so, instead of training on nothing."""
     with pytest.raises(DataError, match="none of its 2 rows can be used: 2 no assistant turn"):
         read(jsonl([row("1"), row("2")]), tmp_path)
 
 
 def test_missing_file_is_not_taken_for_a_hub_id(tmp_path):
-    """A path that looks like a file and is not there is an error about a file, without a look at the network."""
+    """A missing path that looks like a file raises an error about a file, without using the network."""
     with pytest.raises(DataError, match="no such file"):
         read("./absent.jsonl", tmp_path)
 
 
 def test_relative_path_starts_from_the_base(jsonl, tmp_path):
-    """A relative path is relative to the recipe's folder, not to the working directory."""
+    """A relative path starts from the recipe's folder, not from the working directory."""
     jsonl([row("1", "a")])
     assert len(read("rows.jsonl", tmp_path)[0]) == 1
 
 
 def test_wrong_sha256_is_refused(jsonl, tmp_path):
-    """A file that is not the one the recipe names is not read."""
+    """A file with another sha256 than the recipe's is not read."""
     with pytest.raises(DataError, match="the recipe says 0000"):
         read(jsonl([row("1", "a")]), tmp_path, sha256="0" * 64)
 
 
 def test_rows_stream(jsonl, tmp_path):
-    """Rows are read as they are asked for: a bad row further down is not seen before it is reached."""
+    """Rows are read lazily: a bad row further down has no effect until it is reached."""
     skipped: Counter[str] = Counter()
     path = jsonl([row("1", "a"), {"bad": 1}])
     stream = stream_source(DataSource(path=str(path)), tmp_path, skipped)
@@ -156,7 +156,7 @@ def test_rows_stream(jsonl, tmp_path):
 
 @pytest.mark.parametrize(("name", "form"), [("rows.parquet", "parquet"), ("rows.jsonl", "json")])
 def test_data_set_library(tmp_path, monkeypatch, name, form):
-    """A folder (or hub id) goes through `datasets`, with its split, and gives the same conversations."""
+    """A folder (or hub id) is read by `datasets`, with its split, and gives the same conversations."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "mine"
@@ -170,28 +170,28 @@ def test_data_set_library(tmp_path, monkeypatch, name, form):
 
 
 def test_data_set_that_cannot_be_loaded(tmp_path):
-    """A hub id without network (the tests are offline) is one clear error."""
+    """A hub id without network (the tests are offline) raises one clear error."""
     pytest.importorskip("datasets")
     with pytest.raises(DataError, match=r"nobody/nothing: cannot be loaded.*\n.*network"):
         read("nobody/nothing", tmp_path)
 
 
 def test_missing_library_says_what_to_install(tmp_path, monkeypatch):
-    """Without `datasets` a hub id is an error with the command that mends it."""
+    """Without `datasets`, a hub id raises an error with the command that installs it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'spec-recipes\[datasets\]'"):
         read("some/name", tmp_path)
 
 
 def test_pins_do_not_pass_silently(jsonl, tmp_path):
-    """A revision on a file, or a sha256 on a hub id, would pin nothing: both are refused."""
-    with pytest.raises(DataError, match="crossed"):
+    """A revision for a file, or a sha256 for a hub id, would pin nothing; both are refused."""
+    with pytest.raises(DataError, match="pins it the wrong way"):
         read(jsonl([row("1", "a")]), tmp_path, revision="main")
-    with pytest.raises(DataError, match="crossed"):
+    with pytest.raises(DataError, match="pins it the wrong way"):
         read("some/name", tmp_path, sha256="0" * 64)
 
 
 def test_prompt_key_ignores_case_and_spacing():
-    """The same question with other spacing, case or width has the same key; another question has not."""
+    """The same question in other spacing, case or width has the same key; another question has another key."""
     assert prompt_key("What  is\nTHIS?") == prompt_key(" what is this? ") == prompt_key("\uff57hat is this?")
     assert prompt_key("what is that?") != prompt_key("what is this?")

@@ -12,14 +12,14 @@ COUNTS = np.array([0, 5, 5, 9, 0, 1, 5])
 
 
 def test_most_frequent_with_ties_to_smaller_ids():
-    """The D most frequent tokens, sorted by id; of equally frequent ones the smaller ids."""
+    """The vocabulary has the D most frequent tokens, sorted by id; ties go to the smaller ids."""
     ids = draft_vocabulary(COUNTS, 3)
     assert ids.tolist() == [1, 2, 3]
     assert ids.dtype == np.int64
 
 
 def test_end_of_turn_is_always_in():
-    """A token that ends a turn takes the place of the least frequent one, and is reported as rare."""
+    """A token that ends a turn replaces the least frequent one, and is reported as rare."""
     assert draft_vocabulary(COUNTS, 3, must_have=[4]).tolist() == [1, 3, 4]
     assert coverage(np.array([1, 3, 4]), COUNTS) == pytest.approx(0.56)
     assert rare_tokens(np.array([1, 3, 4]), COUNTS, [4]) == (4,)
@@ -27,7 +27,7 @@ def test_end_of_turn_is_always_in():
 
 
 def test_whole_vocabulary_and_unseen_tokens():
-    """D = V is every token; tokens that are never supervised fill up from the smallest id."""
+    """D = V gives every token; tokens that are never supervised fill the rest from the smallest id."""
     assert draft_vocabulary(COUNTS, 7).tolist() == list(range(7))
     assert draft_vocabulary(COUNTS, 6).tolist() == [0, 1, 2, 3, 5, 6]
 
@@ -43,6 +43,6 @@ def test_whole_vocabulary_and_unseen_tokens():
     ],
 )
 def test_impossible_vocabulary_explains_itself(size, must_have, said):
-    """A draft vocabulary larger than V, or without room for the ends of turns, is one clear error."""
+    """A draft vocabulary larger than V, or too small for the ends of turns, raises one clear error."""
     with pytest.raises(DataError, match=said):
         draft_vocabulary(COUNTS, size, must_have)

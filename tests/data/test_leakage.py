@@ -17,7 +17,7 @@ def rows(*raws):
 
 
 def test_nearest_is_the_largest_overlap_with_any_held_out_prompt():
-    """One look-up a 5-gram gives what comparing with every held-out prompt would."""
+    """One look-up per 5-gram gives the same result as a comparison with every held-out prompt."""
     texts = [LONG, LONG.replace("morning", "winter"), LONG.split(" why ")[0], "why", "something else entirely, friend"]
     guard = Guard(HELD)
     for text in texts:
@@ -27,8 +27,8 @@ def test_nearest_is_the_largest_overlap_with_any_held_out_prompt():
     assert guard.nearest(texts[4]) == (0.0, None)
 
 
-def test_same_and_near_prompts_are_told_apart_with_their_places():
-    """Case and spacing make no other prompt; a changed word makes a near one; what is near is not counted as same."""
+def test_same_and_near_prompts_are_distinguished_with_their_places():
+    """Case and spacing keep a prompt the same; a changed word makes it near; near prompts do not count as same."""
     found = survey_rows(
         rows(row(LONG.upper() + " ", "a"), row(LONG.replace("morning", "winter"), "b"), row("x", "c")), HELD
     )
@@ -39,7 +39,7 @@ def test_same_and_near_prompts_are_told_apart_with_their_places():
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason_with_file_and_line():
-    """As many examples as a person reads, and the first ones."""
+    """The first few rows of each reason are kept as examples."""
     found = survey_rows(rows(*[{"messages": [{"role": "user", "content": "q"}]}] * 5, row("q", "a"), {"x": 1}), [])
     assert dict(found.reasons) == {"no assistant turn": 5, "no messages": 1}
     assert found.examples["no assistant turn"] == ["f.jsonl:1", "f.jsonl:2", "f.jsonl:3"]
@@ -47,7 +47,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason_with_file_and_line():
 
 
 def test_repeats_reasoning_and_thinking_are_counted():
-    """A prompt that was there before, a <think> block, and reasoning in a field that is not read."""
+    """The survey counts repeated prompts, <think> blocks, and reasoning in a field that is not read."""
     apart = row("q", "a")
     apart["messages"][1]["reasoning_content"] = "because"
     found = survey_rows(rows(row("q", "<think>so</think>a"), apart), [])
@@ -55,6 +55,6 @@ def test_repeats_reasoning_and_thinking_are_counted():
 
 
 def test_places_are_looked_up_by_id():
-    """A conversation that prepare names by its id has a file and a line."""
+    """A conversation that `prepare` names by its id is located by file and line."""
     raws = rows(row("q", "a", id="one"), row("r", "a", id="two"))
     assert places_of(raws, ["two", "never"]) == {"two": "f.jsonl:2"}

@@ -15,7 +15,7 @@ SIZES = ("200", "1000")
 
 @pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_conversations():
-    """Five times the conversations, 48 MB more of states, take at most 20 MB more at the peak (2 MB measured)."""
+    """Five times the conversations, with 48 MB more of states, raise the peak by at most 20 MB (2 MB measured)."""
     runs = [subprocess.run([sys.executable, HARNESS, "--here", n], capture_output=True, check=True) for n in SIZES]
     few, many = (json.loads(run.stdout) for run in runs)
     assert many["store_mb"] > few["store_mb"] + 40

@@ -27,7 +27,7 @@ def run(tokenizer, tmp_path):
 
 
 def test_rows_come_back_as_they_were_encoded(run, jsonl, tokenizer):
-    """Each prepared row equals the encoding of its conversation, and lengths and counts agree with the rows."""
+    """Each prepared row equals its conversation's encoding, and lengths and counts agree with the rows."""
     rows = some_rows(12)
     prepared = run(section(jsonl(rows)))
     template = ChatTemplate.of(tokenizer)
@@ -45,7 +45,7 @@ def test_rows_come_back_as_they_were_encoded(run, jsonl, tokenizer):
 
 
 def test_reasons_and_truncations_are_counted(run, jsonl):
-    """What was skipped is told by reason, rows that were cut are counted, and the rest is there."""
+    """Skipped rows are counted by reason, truncated rows are counted, and the rest is prepared."""
     rows = [*some_rows(5), row("a"), {"x": 1}, row("q" * 200, "late"), row("q", "word " * 100)]
     prepared = run(section(jsonl(rows), max_tokens=80))
     assert prepared.skipped == {"no assistant turn": 1, "no messages": 1, "no supervised token within max_tokens": 1}
@@ -55,7 +55,7 @@ def test_reasons_and_truncations_are_counted(run, jsonl):
 
 
 def test_end_of_turn_tokens_are_known(run, jsonl, tokenizer):
-    """The special tokens that end supervised turns are recorded, for the draft vocabulary."""
+    """The special tokens that end supervised turns are recorded for the draft vocabulary."""
     assert run(section(jsonl(some_rows(3)))).turn_ends == (tokenizer.eos_token_id,)
 
 
@@ -68,7 +68,7 @@ def test_sources_are_concatenated_in_order(run, jsonl):
 
 
 def test_fingerprint_is_of_the_content(run, jsonl, tmp_path):
-    """The same conversations under another file name have the same fingerprint, other ones another."""
+    """The same conversations under another file name have the same fingerprint; other conversations have another."""
     one = run(section(jsonl(some_rows(4), "one.jsonl")), folder=tmp_path / "1")
     two = run(section(jsonl(some_rows(4), "two.jsonl")), folder=tmp_path / "2")
     three = run(section(jsonl(some_rows(5), "two.jsonl")), folder=tmp_path / "3")
@@ -76,7 +76,7 @@ def test_fingerprint_is_of_the_content(run, jsonl, tmp_path):
 
 
 def test_leaked_benchmark_prompts_stop_the_run(run, jsonl, tmp_path):
-    """Conversations that start with a benchmark prompt, however spelt, are an error that counts and names them."""
+    """Conversations that start with a benchmark prompt, however spelt, raise an error that counts and names them."""
     held_out = {prompt_key("  QUESTION 2?"), prompt_key("question 3?"), prompt_key("never asked")}
     with pytest.raises(DataError, match="2 of 6 conversations start with a prompt of the benchmark: row2, row3"):
         run(section(jsonl(some_rows(6))), held_out=held_out)
@@ -92,7 +92,7 @@ def test_leaked_benchmark_prompts_stop_the_run(run, jsonl, tmp_path):
     ],
 )
 def test_useless_masks_everywhere_explain_themselves(run, jsonl, tokenizer, tmp_path, template, said):
-    """If every row's mask is all ones or all zeros, or the template refuses all, that is the error; nothing is left."""
+    """If every mask is all ones or all zeros, or the template refuses every row, the error says so; nothing is left."""
     tokenizer.chat_template = template
     with pytest.raises(DataError, match=said):
         run(section(jsonl(some_rows(3))))
@@ -101,7 +101,7 @@ def test_useless_masks_everywhere_explain_themselves(run, jsonl, tokenizer, tmp_
 
 @pytest.mark.parametrize(("lost", "warned"), [(1, False), (2, True)])
 def test_a_large_share_of_useless_masks_is_warned_of(run, jsonl, tokenizer, lost, warned):
-    """Up to a tenth of the rows is counted alone; above, the consequence and the mend are told."""
+    """Up to a tenth of the rows are only counted; above that, a warning gives the consequence and the remedy."""
     empty = "{% generation %}{% endgeneration %}"
     tokenizer.chat_template = (
         f"{{% if 'odd' in messages[0]['content'] %}}odd{empty}{{% else %}}"
@@ -117,19 +117,19 @@ def test_a_large_share_of_useless_masks_is_warned_of(run, jsonl, tokenizer, lost
 
 
 def test_too_short_rows_name_the_setting(run, jsonl):
-    """When max_tokens cuts every answer away the error names max_tokens."""
+    """If max_tokens cuts every answer away, the error names max_tokens."""
     with pytest.raises(DataError, match=r"raise data\.max_tokens"):
         run(section(jsonl(some_rows(3)), max_tokens=4))
 
 
 def test_tokens_outside_of_the_vocabulary(run, jsonl):
-    """A tokenizer that does not belong to the model is found out here, not in an embedding look-up."""
+    """A tokenizer of another model is noticed here, not in an embedding look-up."""
     with pytest.raises(DataError, match="the verifier's vocabulary has only 100 tokens"):
         run(section(jsonl(some_rows(3))), vocab_size=100)
 
 
 def test_full_disk_leaves_nothing_behind(run, jsonl, tmp_path, monkeypatch):
-    """A full disk while writing is one clear error, and neither a folder nor a part of one stays."""
+    """A full disk raises one clear error, and neither a folder nor a part of one is left."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -141,7 +141,7 @@ def test_full_disk_leaves_nothing_behind(run, jsonl, tmp_path, monkeypatch):
 
 
 def test_interrupt_keeps_the_former_folder(run, jsonl, tmp_path, monkeypatch):
-    """Ctrl-C while a folder is being made again leaves the old one as it was."""
+    """Ctrl-C while a folder is being rebuilt leaves the old one as it was."""
     before = run(section(jsonl(some_rows(3))))
 
     def stop(*_):
@@ -155,7 +155,7 @@ def test_interrupt_keeps_the_former_folder(run, jsonl, tmp_path, monkeypatch):
 
 
 def test_open_finds_damage(run, jsonl, tmp_path):
-    """A missing manifest, a cut file, altered content and a foreign key are told apart and named."""
+    """A missing manifest, a truncated file, altered content and a foreign key each have their own error."""
     run(section(jsonl(some_rows(3))), key="abc")
     out = tmp_path / "out"
     assert len(Conversations.open(out, key="abc", verify=True)) == 3
@@ -177,8 +177,8 @@ def test_open_finds_damage(run, jsonl, tmp_path):
         Conversations.open(out)
 
 
-def test_progress_is_told(run, jsonl):
-    """The stage tells how many conversations it has read."""
+def test_progress_is_reported(run, jsonl):
+    """The stage reports how many conversations it has read."""
     events = []
     run(section(jsonl(some_rows(250))), progress=events.append)
     assert [event.done for event in events] == [100, 200, 250]

@@ -66,7 +66,7 @@ def test_states_come_back_exactly(folder, layout, conversations, dtype):
 
 
 def test_online_and_cached_states_are_equal(store, conversations):
-    """Computing states when they are asked for gives what the store of the same type holds."""
+    """States computed on demand equal those in a store of the same type."""
     online = OnlineStates(conversations, fake_capture, torch.bfloat16)
     for cached, computed in zip(store.states([5, 0, 17]), online.states([5, 0, 17]), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(cached, computed, strict=True))
@@ -98,14 +98,14 @@ def test_shards_are_plain_safetensors(store, folder, layout):
 
 
 def test_size_is_known_beforehand(store, folder, layout, conversations):
-    """The size that a plan tells is the size on disk, up to the headers."""
-    told = store_bytes(int(conversations.lengths.sum()), aux_width=6, width=3, dtype="bfloat16")
+    """The size that a plan announces is the size on disk, apart from the headers."""
+    announced = store_bytes(int(conversations.lengths.sum()), aux_width=6, width=3, dtype="bfloat16")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    assert 0 <= size - told <= 512 * len(layout.shards)
+    assert 0 <= size - announced <= 512 * len(layout.shards)
 
 
 def test_shards_are_a_pure_function_of_lengths():
-    """Each conversation is in one shard, in order of length, within the budget; a longer one has its own."""
+    """Each conversation is in one shard, in order of length, within the budget; a longer one has its own shard."""
     lengths = [5, 50, 7, 7, 3, 9]
     shards = plan_shards(lengths, 20)
     assert shards == ((4, 0, 2), (3, 5), (1,))
@@ -113,7 +113,7 @@ def test_shards_are_a_pure_function_of_lengths():
 
 
 def test_cut_shard_is_named_and_only_it_is_captured_again(store, folder, layout, conversations):
-    """A truncated shard is found on opening, named, and mended by capturing that shard's conversations alone."""
+    """A truncated shard is noticed on opening, named, and repaired by capturing only its conversations again."""
     path = folder / shard_name(1)
     content = path.read_bytes()
     path.write_bytes(content[:-10])
@@ -146,7 +146,7 @@ def test_cut_shard_is_named_and_only_it_is_captured_again(store, folder, layout,
     ],
 )
 def test_damage_that_opening_finds(store, folder, harm, said):
-    """A shard that is gone, empty, garbage, or another one is found without reading the store."""
+    """A shard that is missing, empty, garbage or swapped is noticed without reading the whole store."""
     harm(folder / shard_name(0))
     with pytest.raises(DamagedShards, match=said) as caught:
         StateStore.open(folder)
@@ -154,7 +154,7 @@ def test_damage_that_opening_finds(store, folder, harm, said):
 
 
 def test_flipped_bit_is_found_on_demand(store, folder, layout):
-    """One altered bit in the middle is found by the sha256, when verifying and when a writer takes the store up."""
+    """The sha256 reveals one altered bit, both when verifying and when a writer continues the store."""
     path = folder / shard_name(2)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -169,7 +169,7 @@ def test_flipped_bit_is_found_on_demand(store, folder, layout):
 
 
 def test_unreadable_note_costs_its_shard_only(store, folder, layout):
-    """A damaged note of a shard makes that shard captured again, and stops nothing."""
+    """A shard with a damaged note is captured again; nothing else is affected."""
     (folder / "states-00001.json").write_text('{"format": 1')
     writer = StateWriter(folder, layout)
     assert writer.missing() == [1]
@@ -177,14 +177,14 @@ def test_unreadable_note_costs_its_shard_only(store, folder, layout):
 
 
 def test_file_that_shrinks_while_open_is_an_error(store, folder, layout):
-    """A shard cut after opening makes the read fail with its name; a lasting memory map would kill the process."""
+    """Reading a shard that was cut after opening raises an error; an open memory map would kill the process."""
     os.truncate(folder / shard_name(0), 200)
     with pytest.raises(ArtifactError, match=r"states-00000\.safetensors: cut short"):
         store.read(layout.shards[0][-1])
 
 
 def test_states_of_other_inputs_are_refused(store, folder, layout):
-    """A stale store is never reused: another key or another layout is an error."""
+    """A stale store is never reused: another key or another layout raises an error."""
     with pytest.raises(ArtifactError, match="states of other inputs"):
         StateStore.open(folder, key="k2")
     other = StoreLayout(key="k2", lengths=layout.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300)
@@ -193,14 +193,14 @@ def test_states_of_other_inputs_are_refused(store, folder, layout):
 
 
 def test_captured_length_must_be_the_conversations(folder, layout):
-    """States of fewer tokens than the conversation has (a prefix cache does that) are refused."""
+    """States for fewer tokens than the conversation has, which a prefix cache causes, are refused."""
     length = layout.lengths[3]
     with pytest.raises(DataError, match=rf"conversation 3 has {length} tokens, and {length - 1} states"):
         StateWriter(folder, layout).append(3, torch.zeros(length - 1, 6), torch.zeros(length - 1, 3))
 
 
-def test_overflow_in_the_stored_type_is_told(folder, layout):
-    """Residual streams pass float16's range: an infinite state is an error that names the setting."""
+def test_overflow_in_the_stored_type_is_an_error(folder, layout):
+    """Residual streams exceed float16's range: an infinite state raises an error that names the setting."""
     narrow = StoreLayout(key="k", lengths=layout.lengths, aux_width=6, width=3, dtype="float16")
     states = torch.full((layout.lengths[3], 6), 70_000.0)
     with pytest.raises(DataError, match=r'not finite in float16\n.*states_dtype = "bfloat16"'):
@@ -208,7 +208,7 @@ def test_overflow_in_the_stored_type_is_told(folder, layout):
 
 
 def test_full_disk_leaves_no_half_shard(folder, layout, conversations, monkeypatch):
-    """ENOSPC inside a shard is one clear error; complete shards stay, the half one does not, and it resumes."""
+    """A full disk inside a shard raises one clear error; complete shards stay, and capture resumes."""
     writes = []
     whole = Path.open
 
@@ -242,7 +242,7 @@ def test_full_disk_leaves_no_half_shard(folder, layout, conversations, monkeypat
 
 
 class _Wrapped:
-    """A file whose `write` is another."""
+    """A file with another `write`."""
 
     def __init__(self, file, write):
         self.file, self.write = file, write
@@ -255,7 +255,7 @@ class _Wrapped:
 
 
 def test_store_larger_than_the_disk_is_refused_before_the_work(folder, layout, monkeypatch):
-    """What will not fit is told before the first forward, with the sizes and the way out."""
+    """A store that will not fit raises an error before the first forward, with the sizes and a way out."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 10))
     with pytest.raises(ArtifactError, match=r'need .* GB more.*\n.*hidden_states = "online"'):
@@ -274,8 +274,8 @@ from speculators.data.store import StoreLayout
 conversations = Conversations.open(Path({prepared!r}))
 layout = StoreLayout(key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300)
 def slow(rows):
-    for found in fake_capture(rows):
-        yield found
+    for captured in fake_capture(rows):
+        yield captured
         print("captured", flush=True)
         time.sleep(0.002)
 fill(StateWriter(Path({folder!r}), layout), conversations, slow)
@@ -285,7 +285,7 @@ fill(StateWriter(Path({folder!r}), layout), conversations, slow)
 @pytest.mark.parametrize("after", [1, 14])
 def test_kill_keeps_complete_shards(folder, layout, conversations, after, tmp_path):
     """A writer killed by SIGKILL leaves only whole shards; the next one keeps them and ends with the same bytes."""
-    code = CHILD.format(toys=str(Path(__file__).parent), prepared=str(conversations.folder), folder=str(folder))
+    code = CHILD.format(toys=str(Path(__file__).parents[1]), prepared=str(conversations.folder), folder=str(folder))
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
     for _ in range(after):
         assert child.stdout.readline()
@@ -322,7 +322,7 @@ def test_shards_can_be_shared_out(folder, layout, conversations):
 
 
 def test_a_process_that_starts_late_takes_its_own_share(folder, layout, conversations):
-    """Told what was missing, it does not take for its share what another has written meanwhile, and reads nothing."""
+    """A process takes its share of the listed shards, whatever others wrote since, and reads nothing."""
     first = StateWriter(folder, layout)
     lacking = first.missing()
     fill(first, conversations, fake_capture, rank=0, world_size=2)
@@ -332,22 +332,22 @@ def test_a_process_that_starts_late_takes_its_own_share(folder, layout, conversa
     assert torch.equal(first.finish().read(11)[1], captured(conversations, 11)[1])
 
 
-def test_a_shard_whose_note_is_lost_is_missing_also_to_who_was_told_of_others(store, folder, layout):
-    """Without its note the store could not be finished."""
+def test_a_shard_whose_note_is_lost_is_missing_even_if_it_is_not_listed(store, folder, layout):
+    """A store with a shard without a note could not be finished."""
     (folder / "states-00001.json").unlink()
     assert StateWriter(folder, layout, missing=[2]).missing() == [1, 2]
 
 
 def test_a_shard_has_one_buffer(folder, layout, conversations, monkeypatch):
-    """Not one a conversation, which is dropped at once."""
+    """A shard allocates one buffer, not one for each conversation."""
     made, real = [], StateWriter._buffer
     monkeypatch.setattr(StateWriter, "_buffer", lambda self, number: made.append(number) or real(self, number))
     fill(StateWriter(folder, layout), conversations, fake_capture)
     assert made == list(range(len(layout.shards)))
 
 
-def test_someone_who_works_on_many_at_once_fills_the_same_store(folder, layout, conversations, store, tmp_path):
-    """Conversations are taken as there is room, across shards, and come back in any order: the same bytes."""
+def test_a_stream_of_many_conversations_fills_the_same_store(folder, layout, conversations, store, tmp_path):
+    """Conversations are taken across shards and come back in any order, yet the store has the same bytes."""
     most = 0
 
     def stream(rows):
@@ -375,7 +375,7 @@ def test_someone_who_works_on_many_at_once_fills_the_same_store(folder, layout, 
 
 
 def test_progress_counts_tokens(folder, layout, conversations):
-    """Capture tells tokens done of all, and its speed."""
+    """Capture reports tokens done, their total, and its speed."""
     events = []
     fill(StateWriter(folder, layout), conversations, fake_capture, progress=events.append)
     assert events[-1].done == events[-1].total == conversations.lengths.sum()

@@ -35,7 +35,7 @@ DEFAULT_SYSTEM = (
 
 
 def supervised(tokenizer, conversation, *, template=None, max_tokens=512) -> list[str]:
-    """The texts of the supervised runs."""
+    """Decodes each supervised stretch."""
     if template is not None:
         tokenizer.chat_template = template
     encoded = ChatTemplate.of(tokenizer).encode(conversation, max_tokens)
@@ -46,13 +46,13 @@ def supervised(tokenizer, conversation, *, template=None, max_tokens=512) -> lis
 
 
 def test_every_turn_is_supervised_with_its_end_and_nothing_else(tokenizer):
-    """Each answer and its <|im_end|> are supervised; the header, the users and the newline behind the end are not."""
+    """Each answer and its <|im_end|> are supervised; headers, user turns and the newline after the end are not."""
     conversation = talk("hi", "hello there", "and?", " indented\n\nanswer. ", system="be brief")
     assert supervised(tokenizer, conversation) == ["hello there<|im_end|>", " indented\n\nanswer. <|im_end|>"]
 
 
 def test_tokens_are_those_of_the_whole_conversation(tokenizer):
-    """A conversation is one row: the template's rendering of all of it, however many turns it has."""
+    """A conversation is one row, rendered as a whole, however many turns it has."""
     conversation = talk("hi", "hello", "and?", "bye")
     encoded = ChatTemplate.of(tokenizer).encode(conversation, 512)
     messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
@@ -60,7 +60,7 @@ def test_tokens_are_those_of_the_whole_conversation(tokenizer):
 
 
 def test_first_supervised_token_follows_the_generation_prompt(tokenizer):
-    """What stands before the first supervised token is exactly what a server feeds before it samples that token."""
+    """The tokens before the first supervised one are exactly those that a server feeds before it samples that token."""
     template = ChatTemplate.of(tokenizer)
     encoded = template.encode(talk("hi", "hello"), 512)
     first = int(encoded.loss_mask.argmax())
@@ -68,44 +68,44 @@ def test_first_supervised_token_follows_the_generation_prompt(tokenizer):
 
 
 def test_default_system_prompt_is_in_prefix_and_whole(tokenizer):
-    """A template that inserts a system prompt of its own does so in both renderings, so every turn is found."""
+    """A template with a default system prompt inserts it into both renderings, so every turn is located."""
     found = supervised(tokenizer, talk("hi", "hello", "and?", "bye"), template=DEFAULT_SYSTEM)
     assert found == ["hello<|im_end|>", "bye<|im_end|>"]
 
 
 def test_answer_that_repeats_the_question_is_found_in_its_place(tokenizer):
-    """Equal texts in other turns do not move a span."""
+    """Equal text in other turns does not move a span."""
     assert supervised(tokenizer, talk("same", "same", "same", "same")) == ["same<|im_end|>"] * 2
 
 
 def test_trimmed_answer(tokenizer):
-    """A template that trims the answer still gives the answer and its end."""
+    """With a template that trims answers, the answer and its end are supervised all the same."""
     trim = DEFAULT_SYSTEM.replace("{{ m.content }}", "{{ m.content | trim }}")
     assert supervised(tokenizer, talk("hi", "\n hello \n"), template=trim) == ["hello<|im_end|>"]
 
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_generation_markers_are_used(tokenizer, inside):
-    """Markers decide where the template has them; an end of turn left outside of them is taken in."""
+    """Markers decide if the template has them; an end of turn just outside them is supervised, too."""
     close = "<|im_end|>{% endgeneration %}" if inside else "{% endgeneration %}<|im_end|>"
     found = supervised(tokenizer, talk("hi", "hello", "and?", "bye"), template=MARKED.replace("CLOSE", close))
     assert found == ["hello<|im_end|>", "bye<|im_end|>"]
 
 
 def test_markers_around_everything_are_no_mask(tokenizer):
-    """A silent all-ones mask (every token "generated") is a reason to skip, not a way to train."""
+    """An all-ones mask (every token "generated") is a reason to skip the row."""
     tokenizer.chat_template = "{% generation %}" + DEFAULT_SYSTEM + "{% endgeneration %}"
     assert ChatTemplate.of(tokenizer).encode(talk("hi", "hello"), 512) == ALL_SUPERVISED
 
 
 def test_empty_markers_are_no_mask(tokenizer):
-    """An all-zeros mask (markers that hold nothing) is a reason to skip, not training at zero loss."""
+    """An all-zeros mask (empty markers) is a reason to skip the row, not to train at zero loss."""
     tokenizer.chat_template = DEFAULT_SYSTEM + "{% generation %}{% endgeneration %}"
     assert ChatTemplate.of(tokenizer).encode(talk("hi", "hello"), 512) == NONE_SUPERVISED
 
 
 def test_reasoning_dropped_from_history_is_skipped(tokenizer):
-    """A template that cuts the reasoning out of earlier answers trains on text that was never generated: skipped."""
+    """A row is skipped if the template drops the reasoning of earlier answers: that text was never generated."""
     tokenizer.chat_template = DEFAULT_SYSTEM.replace("m.content", "m.content.split('</think>')[-1]")
     template = ChatTemplate.of(tokenizer)
     assert template.encode(talk("hi", "<think>so</think>hello", "and?", "bye"), 512) == REWRITES_ANSWER
@@ -113,13 +113,13 @@ def test_reasoning_dropped_from_history_is_skipped(tokenizer):
 
 
 def test_history_rendered_differently_is_skipped(tokenizer):
-    """If the prompt of an answer is not how the whole conversation starts, the row is skipped with that reason."""
+    """A row is skipped if the whole conversation does not start with the prompt of an answer."""
     tokenizer.chat_template = "{{ messages | length }}" + DEFAULT_SYSTEM
     assert ChatTemplate.of(tokenizer).encode(talk("hi", "hello"), 512) == REWRITES_HISTORY
 
 
 def test_refusing_template_is_a_reason(tokenizer):
-    """A template that raises (no system role, ...) costs the row, with the template's own words."""
+    """A template that raises (no system role, for example) costs the row, with the template's message as the reason."""
     tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     )
@@ -130,14 +130,14 @@ def test_refusing_template_is_a_reason(tokenizer):
 
 
 def test_tokenizer_without_template_explains_itself(tokenizer):
-    """No chat template is one error that says what is missing and what to do."""
+    """A tokenizer without a chat template raises one error that says what is missing and what to do."""
     tokenizer.chat_template = None
     with pytest.raises(DataError, match=r"has no chat template\n.*instruction-tuned"):
         ChatTemplate.of(tokenizer)
 
 
-def test_truncation_keeps_the_head_and_is_told(tokenizer):
-    """A long conversation is cut at max_tokens; if nothing supervised is left that is a reason to skip."""
+def test_truncation_keeps_the_head_and_is_recorded(tokenizer):
+    """A long conversation is cut at max_tokens; if nothing supervised is left, it is skipped."""
     template = ChatTemplate.of(tokenizer)
     whole = template.encode(talk("hi", "hello there"), 512)
     first = int(whole.loss_mask.argmax())
@@ -148,8 +148,8 @@ def test_truncation_keeps_the_head_and_is_told(tokenizer):
     assert template.encode(talk("hi", "hello there"), first) == NOTHING_LEFT
 
 
-def test_tokenizer_that_cannot_tell_places():
-    """A slow tokenizer, which has no offsets, gives the same spans by tokenizing up to each place."""
+def test_tokenizer_without_offsets():
+    """A slow tokenizer without offsets gives the same spans, by tokenizing up to each place."""
     tokenizer = ByT5Tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
@@ -160,7 +160,7 @@ def test_tokenizer_that_cannot_tell_places():
 
 
 def test_date_in_the_template_is_fixed(tokenizer):
-    """Llama 3's templates print a date: the tokens must not depend on the day they are made."""
+    """Llama 3's templates print a date, but tokens do not depend on the day."""
     tokenizer.chat_template = (
         "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
         "{{ date_string }}" + DEFAULT_SYSTEM
@@ -170,13 +170,13 @@ def test_date_in_the_template_is_fixed(tokenizer):
 
 
 def test_multi_byte_characters(tokenizer):
-    """Characters of several tokens each (emoji, CJK) at the edges of an answer are supervised whole."""
+    """Characters of several tokens (emoji, CJK) at the edges of an answer are supervised whole."""
     assert supervised(tokenizer, talk("你好", "🙂 好🙂", "🙂", "好")) == ["🙂 好🙂<|im_end|>", "好<|im_end|>"]
 
 
 @pytest.mark.slow
 def test_real_template_and_tokenizer(smollm2):
-    """SmolLM2's own template and tokenizer: the answers and their ends, and nothing of its default system prompt."""
+    """With SmolLM2's template, answers and their ends are supervised, and nothing of its default system prompt."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     conversation = talk("Name a colour.", " Red. ", "Another?", "Blue, 藍, 🙂")
     assert supervised(tokenizer, conversation) == [" Red. <|im_end|>", "Blue, 藍, 🙂<|im_end|>"]

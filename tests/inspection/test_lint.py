@@ -1,4 +1,4 @@
-"""Findings: each rule has its level, an example where there is one, and says what to do."""
+"""Each rule gives its level, an example if there is one, and advice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ ROWS = Rows(
     quartiles=(1, 2, 3, 4, 5),
     histogram=(Bin(1, 5, 100),),
 )
-WORDS = Vocabulary(size=8, of=64, coverage=1.0, unseen=0.99, ends={"<end>": 100}, missing={}, most={1: 1.99, 5: 5.8})
+VOCABULARY = Vocabulary(
+    size=8, of=64, coverage=1.0, unseen=0.99, ends={"<end>": 100}, missing={}, most={1: 1.99, 5: 5.8}
+)
 POLICY = OnPolicy(
     dtype="float32",
     tokens=1000,
@@ -57,7 +59,7 @@ def measured(survey: Survey, **changes) -> DataView:
         sources={"f.jsonl": 100},
         leakage=Leakage(held_out={}, same=kinds["same"], near=kinds["near"], largest=0.0, limit=0.6),
         rows=ROWS,
-        vocabulary=WORDS,
+        vocabulary=VOCABULARY,
         on_policy=POLICY,
         waiting=None,
         marked=True,
@@ -84,12 +86,12 @@ def levels(findings: tuple[DataFinding, ...]) -> dict[str, str]:
 
 
 def test_good_data_has_no_finding():
-    """Nothing is said where there is nothing to say."""
+    """Good data gives no finding."""
     assert linted() == ()
 
 
 def test_a_leaked_prompt_is_an_error_with_its_place():
-    """And it stands first, whatever else was found."""
+    """It comes first, whatever other findings there are."""
     survey = surveyed(row("What?", "a"), row("Else", "a"), held_out=[HeldOut("s", "h1", "what?")])
     findings = lint(measured(survey, marked=False), survey)
     assert [(finding.rule, finding.level) for finding in findings] == [
@@ -100,8 +102,8 @@ def test_a_leaked_prompt_is_an_error_with_its_place():
     assert findings[0].todo
 
 
-def test_turns_that_do_not_alternate_are_told_by_how_many_they_are():
-    """A few are a note, more than a hundredth a warning, more than half of all rows an error; always with a line."""
+def test_the_level_of_turns_that_do_not_alternate_depends_on_their_share():
+    """A few are a note, more than 1% a warning, more than half an error; a line is always given."""
     bad = {"messages": [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]}
     for count, level in ((1, "note"), (2, "warning"), (60, "warning")):
         survey = surveyed(*[bad] * count, *[row(f"q{k}", "a") for k in range(100 - count)])
@@ -114,16 +116,16 @@ def test_turns_that_do_not_alternate_are_told_by_how_many_they_are():
         assert len(errors) == (count > 50)
 
 
-def test_an_all_ones_mask_names_a_row_and_the_mend():
-    """What the template cannot encode has an example, too; its line is looked up by the conversation's id."""
+def test_an_all_ones_mask_names_a_row_and_the_remedy():
+    """Rows that the template cannot encode have an example, too, located by the conversation's id."""
     skipped = attrs.evolve(ROWS, skipped={ALL_SUPERVISED: 40})
     (finding,) = linted(rows=skipped, skipped_examples={ALL_SUPERVISED: "f.jsonl:7 seven"})
     assert (finding.level, finding.examples) == ("warning", ("f.jsonl:7 seven",))
     assert "generation %} markers" in finding.todo
 
 
-def test_data_that_prepare_refuses_is_an_error_in_its_words():
-    """The hint of the error is what to do."""
+def test_data_that_prepare_refuses_is_an_error_with_its_message():
+    """The finding takes the error's message, and its hint as advice."""
     (finding,) = linted(rows=None, vocabulary=None, on_policy=None, refusal="no such thing\nmake one")
     assert (finding.level, finding.message, finding.todo) == ("error", "no such thing", "make one")
 
@@ -140,7 +142,7 @@ def test_data_that_prepare_refuses_is_an_error_in_its_words():
     ],
 )
 def test_thinking_flag_and_data_must_agree(thinks, share, words):
-    """What a server's default asks for is what the answers are like, or a warning says so."""
+    """A warning appears unless the answers are like those that a server's default asks for."""
     findings = linted(thinks=thinks, thinking_share=share)
     assert bool(findings) == (words is not None)
     assert all(words in finding.message and finding.level == "warning" for finding in findings)
@@ -151,9 +153,9 @@ def test_thinking_flag_and_data_must_agree(thinks, share, words):
     [
         ({"marked": False}, "no generation markers", "note"),
         ({"rows": attrs.evolve(ROWS, truncated=20)}, "truncated", "warning"),
-        ({"vocabulary": attrs.evolve(WORDS, missing={"<tool>": 3})}, "special tokens", "warning"),
-        ({"vocabulary": attrs.evolve(WORDS, unseen=0.9)}, "coverage", "warning"),
-        ({"vocabulary": attrs.evolve(WORDS, ends={"<end>": 100, "<eot>": 0})}, "ends of text", "note"),
+        ({"vocabulary": attrs.evolve(VOCABULARY, missing={"<tool>": 3})}, "special tokens", "warning"),
+        ({"vocabulary": attrs.evolve(VOCABULARY, unseen=0.9)}, "coverage", "warning"),
+        ({"vocabulary": attrs.evolve(VOCABULARY, ends={"<end>": 100, "<eot>": 0})}, "ends of text", "note"),
         ({"on_policy": attrs.evolve(POLICY, verdict="foreign", consequence="w")}, "off-policy", "warning"),
         ({"on_policy": attrs.evolve(POLICY, ends_agreement=0.5)}, "answers cut short", "warning"),
         ({"takes": {"f.jsonl": 100}}, "take", "note"),
@@ -161,23 +163,23 @@ def test_thinking_flag_and_data_must_agree(thinks, share, words):
     ],
 )
 def test_each_rule_has_its_level(changes, rule, level):
-    """One thing is wrong, and one thing is told."""
+    """One fault gives exactly one finding, with the level of its rule."""
     assert levels(linted(**changes)) == {rule: level}
 
 
 def test_a_take_that_took_everything_is_not_mentioned():
-    """Only a limit that was reached may have left rows out."""
+    """Only a limit that was reached can have left rows out."""
     assert levels(linted(takes={"f.jsonl": 101})) == {}
 
 
 def test_verdict_goes_by_agreement_then_by_surprise():
-    """Greedy answers agree; samples disagree as often as the verifier is unsure; what surprises it more is foreign."""
+    """Greedy answers agree; samples disagree as often as the verifier is unsure; more surprising text is foreign."""
     assert policy_verdict(agreement=0.99, excess=-0.4)[0] == "greedy"
     assert policy_verdict(agreement=0.7, excess=0.02)[0] == "sampled"
-    verdict, words = policy_verdict(agreement=0.6, excess=0.8)
+    verdict, consequence = policy_verdict(agreement=0.6, excess=0.8)
     assert verdict == "foreign"
-    assert "40% of the places" in words
-    assert "0.80 nats" in words
+    assert "40% of the places" in consequence
+    assert "0.80 nats" in consequence
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,6 @@ def test_verdict_goes_by_agreement_then_by_surprise():
     ],
 )
 def test_what_a_prompt_asks_for_by_default_is_tried_out(tokenizer, template, default):
-    """A template without the switch renders the same whatever it is set to."""
+    """A template without the switch renders the same text for every setting."""
     tokenizer.chat_template = template
     assert ChatTemplate.of(tokenizer).thinks_by_default() is default

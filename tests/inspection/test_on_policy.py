@@ -1,4 +1,4 @@
-"""How on-policy data is: exact numbers of the verifier, and a verdict that knows its own answers from others."""
+"""The on-policy measure has the verifier's exact numbers and separates its own answers from others."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def events() -> list:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory, events: list) -> Context:
-    """A run of the tiny verifier in float32."""
+    """The context of a run with the tiny verifier in float32."""
     home: Path = tmp_path_factory.mktemp("policy")
     return make_context(load_recipe("smoke"), Places(runs=home / "runs", cache=home / "cache"), World(), events.append)
 
 
 @pytest.fixture(scope="module")
 def greedy(context: Context) -> list[list[int]]:
-    """What the verifier answers at temperature 0."""
+    """The verifier's answers at temperature 0."""
     return context.engine("float32").generate(PROMPTS, max_new_tokens=48)
 
 
 def test_numbers_are_those_of_the_models_own_logits(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log-probability, entropy and greedy token of each supervised place, whatever the size of the chunks."""
+    """Scores equal those from the model's own logits, whatever the size of the chunks."""
     monkeypatch.setattr(policy, "PLACES", 7)
     engine = context.engine("float32")
     ids = torch.tensor(PROMPTS[0] + list(range(20, 60)))
@@ -78,14 +78,14 @@ def test_numbers_are_those_of_the_models_own_logits(context: Context, monkeypatc
 
 
 def test_the_verifiers_greedy_answers_are_on_policy(context: Context, greedy: list[list[int]]) -> None:
-    """It would say every token of them again."""
+    """The verifier agrees with every token of its own greedy answers."""
     found = measure_on_policy(context, Answered(greedy), 24)
     assert (found.agreement, found.verdict) == (1.0, "greedy")
     assert found.excess < 0
 
 
 def test_the_verifiers_samples_are_on_policy_at_their_temperature(context: Context) -> None:
-    """They surprise it by its entropy, within chance, though the greedy token is often another."""
+    """Samples surprise the verifier by its entropy, within chance, though its greedy token is often another."""
     sampled = context.engine("float32").generate(PROMPTS, max_new_tokens=48, temperature=1.0, seed=1)
     found = measure_on_policy(context, Answered(sampled), 24)
     assert found.verdict == "sampled"
@@ -94,7 +94,7 @@ def test_the_verifiers_samples_are_on_policy_at_their_temperature(context: Conte
 
 
 def test_text_of_another_is_off_policy(context: Context) -> None:
-    """Tokens that nobody chose: the consequence is told in words."""
+    """Random tokens are foreign text, and the consequence says so."""
     rng = np.random.default_rng(0)
     found = measure_on_policy(context, Answered([rng.integers(3, 300, 40).tolist() for _ in PROMPTS]), 24)
     assert found.verdict == "foreign"
@@ -102,7 +102,7 @@ def test_text_of_another_is_off_policy(context: Context) -> None:
 
 
 def test_an_answer_that_was_cut_shows_at_its_end(context: Context, greedy: list[list[int]]) -> None:
-    """Greedy answers with an end of turn put behind them: the verifier would have gone on."""
+    """After greedy answers that are cut and given an end of turn, the verifier would have gone on."""
     cut = [[*answer[:20], 2] for answer in greedy if len(answer) > 24]
     found = measure_on_policy(context, Answered(cut), len(cut))
     assert found.ends >= len(cut)
@@ -110,15 +110,15 @@ def test_an_answer_that_was_cut_shows_at_its_end(context: Context, greedy: list[
     assert found.ends_agreement < 0.5
 
 
-def test_the_sample_is_spread_evenly_and_told_as_it_goes(
+def test_the_sample_is_spread_evenly_and_reports_progress(
     context: Context, events: list, greedy: list[list[int]]
 ) -> None:
-    """From the first conversation to the last; progress by conversation; never more than there are."""
-    told = Answered(greedy)
+    """The sample runs from the first conversation to the last, reports each, and never exceeds their number."""
+    answered = Answered(greedy)
     before = len(events)
-    found = measure_on_policy(context, told, 3)
+    found = measure_on_policy(context, answered, 3)
     assert [one.id for one in found.conversations] in (["row0", "row12", "row23"], ["row0", "row11", "row23"])
     done = [event.done for event in events[before:] if isinstance(event, ProgressEvent) and event.stage == "on-policy"]
     assert done == [1, 2, 3]
     assert sum(one.tokens for one in found.conversations) == found.tokens
-    assert len(measure_on_policy(context, told, 1000).conversations) == 24
+    assert len(measure_on_policy(context, answered, 1000).conversations) == 24

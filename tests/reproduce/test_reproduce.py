@@ -1,4 +1,4 @@
-"""`spec reproduce`: a run made again from its lock, in folders of its own, killed or not, here or elsewhere."""
+"""`spec reproduce` makes a run again from its lock, in folders of its own, killed or not, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = ["verifier", "prepare", "capture", "train", "bench"]
 
 
 def test_a_run_is_reproduced_bit_for_bit(kept: Path, first: Told) -> None:
-    """Data, states, every loss, checkpoints, weights and benchmark: exit 0, held to the bits, each check the same."""
+    """Data, states, every loss, checkpoints, weights and benchmark have the same bits: exit 0."""
     assert first.code == 0, first.out + first.err
     assert first.json["reproduced"]
     assert first.json["tolerance"] is None
@@ -36,7 +36,7 @@ def test_a_run_is_reproduced_bit_for_bit(kept: Path, first: Told) -> None:
 
 
 def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Told) -> None:
-    """Conversations, states and weights are made in the re-run's own folders; the run is left as it was."""
+    """Conversations, states and weights are made in the re-run's own folders; the run is untouched."""
     (again,) = (to / "runs").iterdir()
     done = [event["stage"] for event in events(again, "StageEvent") if event["status"] == "done"]
     assert [stage for stage in STAGES if stage in done] == STAGES[1:]
@@ -46,7 +46,7 @@ def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Told) -> 
 
 
 def test_the_log_keeps_every_bit_of_a_loss(run_folder: Path) -> None:
-    """What JSON holds is read back to the same number: the text is the shortest that does so."""
+    """The log writes each loss as the shortest text that reads back to the same number."""
     lines = (run_folder / "events.jsonl").read_text().splitlines()
     losses = [re.search(r'"loss": ([^,]+),', line).group(1) for line in lines if '"StepEvent"' in line]
     assert len(losses) >= 8
@@ -54,13 +54,13 @@ def test_the_log_keeps_every_bit_of_a_loss(run_folder: Path) -> None:
 
 
 def test_the_recipe_of_the_lock_is_run_and_not_the_file(spec: Spec, run: Path, to: Path) -> None:
-    """Whatever became of the file since."""
+    """The re-run ignores the recipe file, which may have changed."""
     (run / "recipe.toml").write_text("format = 99\n")
     assert spec("reproduce", run, "--to", to, "--quiet").code == 0
 
 
 def test_a_run_that_is_measured_at_other_k_since_is_reproduced(spec: Spec, run: Path, tmp_path: Path) -> None:
-    """K below the largest is no part of training: its log was written when 1 was among them, and tells the same."""
+    """A K below the largest is not an input of training, so the log, written when 1 was among them, compares equal."""
     told = spec("run", "smoke", "--runs", run.parent, "--set", "benchmark.num_speculative_tokens=[3, 2]")
     assert "train already done" in told.err, told.err
     again = spec("reproduce", run, "--to", tmp_path / "to", "--json")
@@ -71,7 +71,7 @@ def test_a_run_that_is_measured_at_other_k_since_is_reproduced(spec: Spec, run: 
 
 
 def test_a_table_by_stage_ends_in_the_verdict(spec: Spec, run: Path, to: Path) -> None:
-    """Stage, check, result, evidence; a finished re-run is only compared, and says that it is there."""
+    """The table has stage, check, result and evidence; a finished re-run is only compared."""
     told = spec("reproduce", run, "--to", to)
     assert told.code == 0
     assert "train already done" in told.err
@@ -80,7 +80,7 @@ def test_a_table_by_stage_ends_in_the_verdict(spec: Spec, run: Path, to: Path) -
 
 
 def test_a_killed_and_resumed_run_is_reproduced(spec: Spec, fresh: Spec, first: Told) -> None:
-    """kill -9 between updates: the last record of an update counts, and the one before it is the same."""
+    """After kill -9 between updates, the last record of an update counts, and the earlier one equals it."""
     assert spawn(fresh.home, "between updates") == -signal.SIGKILL
     resumed = fresh.run()
     assert resumed.code == 0, resumed.err
@@ -105,7 +105,7 @@ def test_a_killed_and_resumed_run_is_reproduced(spec: Spec, fresh: Spec, first: 
 def test_ctrl_c_leaves_a_folder_that_a_second_call_goes_on_from(
     spec: Spec, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit 130, one word; the second call makes the rest, and the whole is the same bits."""
+    """Ctrl-C exits with 130; the second call makes the rest, with the same bits."""
     render, pressed = RunView.__call__, []
 
     def press(self: RunView, event: Event) -> None:
@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_a_folder_that_a_second_call_goes_on_from(
 
 
 def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Told, tmp_path: Path) -> None:
-    """A file of one's own: found beside the run when it moved, refused with both hashes when its content changed."""
+    """A data file is located beside the run if it moved, and refused with both hashes if its content changed."""
     data = tmp_path / "data" / "mine.jsonl"
     data.parent.mkdir()
     shipped = Path(__file__).parents[2] / "recipes" / "data" / "quickstart.jsonl"
@@ -155,7 +155,7 @@ def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Told, tmp_path: Pat
 
 
 def test_until_makes_and_compares_no_more_than_that(spec: Spec, kept: Path, first: Told, tmp_path: Path) -> None:
-    """For a cheap check: `--until prepare` neither captures nor trains."""
+    """`--until prepare` neither captures nor trains."""
     told = spec("reproduce", kept, "--to", tmp_path / "to", "--until", "prepare", "--json")
     assert told.code == 0
     assert {found["stage"] for found in told.json["findings"]} == {"verifier", "prepare"}
@@ -165,7 +165,7 @@ def test_until_makes_and_compares_no_more_than_that(spec: Spec, kept: Path, firs
 
 
 def test_another_number_of_threads_can_matter_and_the_locks_is_used(spec: Spec, run: Path, to: Path) -> None:
-    """It is reported; the re-run is given the lock's own, so that the bits can still be promised."""
+    """The difference is reported, and the re-run uses the lock's number, so equal bits can still be promised."""
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     told = spec("reproduce", run, "--to", to, "--json")
@@ -180,7 +180,7 @@ def test_another_number_of_threads_can_matter_and_the_locks_is_used(spec: Spec, 
 def test_the_lock_keeps_every_environment_that_worked_on_a_run(
     spec: Spec, run: Path, first: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage made in another one is noted, a call that finds all done is not; bits are no longer promised."""
+    """A stage made in another environment is recorded, a call that does nothing is not; bits are no longer promised."""
     (bench,) = (run / "bench").iterdir()
     bench.unlink()
     with monkeypatch.context() as patch:
@@ -198,7 +198,7 @@ def test_the_lock_keeps_every_environment_that_worked_on_a_run(
 
 
 def test_bad_usage_is_one_error(spec: Spec, run: Path, tmp_path: Path) -> None:
-    """No such folder or stage, a folder that holds something else or the run itself: exit 2."""
+    """A missing folder or stage, or a target that holds something else or the run itself, exits with 2."""
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("mine")

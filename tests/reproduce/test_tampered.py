@@ -1,4 +1,4 @@
-"""`spec reproduce` of a run that was tampered with: named at its stage, update and tensor, and by how much."""
+"""`spec reproduce` names stage, update, tensor and difference in a run that was tampered with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from speculators.files.disk import file_sha256
 
 
 def test_a_changed_loss_is_named_at_its_update(spec: Spec, run: Path, to: Path) -> None:
-    """The least bit of one loss: stage, update, value, and by how much; nothing else is blamed."""
+    """The least bit of one loss is reported with stage, update, value and difference; nothing else is."""
     edited_event(run, "StepEvent", 5, lambda event: event.update(loss=event["loss"] * (1 + 2**-52)))
     told = spec("reproduce", run, "--to", to, "--json")
     assert told.code == 1
@@ -32,7 +32,7 @@ def test_a_changed_loss_is_named_at_its_update(spec: Spec, run: Path, to: Path) 
 
 
 def test_the_earliest_update_is_the_first_difference(spec: Spec, run: Path, to: Path) -> None:
-    """An evaluation after update 4 comes before a gradient norm of update 6, and a missing update is told as such."""
+    """An evaluation after update 4 comes before a gradient norm of update 6, and a missing update is named."""
     edited_event(run, "StepEvent", 6, lambda event: event.update(grad_norm=1.0))
     edited_event(run, "EvalEvent", 4, lambda event: event.update(tau=event["tau"] + 0.25))
     told = spec("reproduce", run, "--to", to, "--json")
@@ -46,7 +46,7 @@ def test_the_earliest_update_is_the_first_difference(spec: Spec, run: Path, to: 
 
 
 def test_a_changed_byte_of_the_weights_is_named_by_tensor(spec: Spec, run: Path, to: Path) -> None:
-    """Tensor, element, how many, by how much; and that the file is not what the run wrote."""
+    """The finding names tensor, element, count and difference, and that the file was altered."""
     content = bytearray((run / WEIGHTS).read_bytes())
     content[-2] ^= 1
     (run / WEIGHTS).write_bytes(content)
@@ -63,7 +63,7 @@ def test_a_changed_byte_of_the_weights_is_named_by_tensor(spec: Spec, run: Path,
 
 
 def test_other_weights_are_named_even_where_the_run_vouches_for_them(spec: Spec, run: Path, to: Path) -> None:
-    """A tensor with another value, its hash brought up to date: the re-run still says no."""
+    """A tensor with another value is reported, even if its recorded hash was updated."""
     tensors = load_file(run / WEIGHTS)
     name = next(name for name, tensor in sorted(tensors.items()) if tensor.dtype == torch.float32)
     tensors[name].view(-1)[3] += 1.0
@@ -76,7 +76,7 @@ def test_other_weights_are_named_even_where_the_run_vouches_for_them(spec: Spec,
 
 
 def test_an_altered_checkpoint_is_named_by_its_update(spec: Spec, run: Path, to: Path) -> None:
-    """Before the weights that were exported from it."""
+    """An altered checkpoint is reported before the weights that were exported from it."""
     (file,) = (run / "checkpoints" / "step-00000008").glob("*.distcp")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -88,7 +88,7 @@ def test_an_altered_checkpoint_is_named_by_its_update(spec: Spec, run: Path, to:
 
 
 def test_another_benchmark_is_named_by_its_setting(spec: Spec, run: Path, to: Path) -> None:
-    """Suite, K, T and value; speeds are never compared."""
+    """The finding names suite, K, T and value; speeds are never compared."""
     (file,) = (run / "bench").iterdir()
 
     def edit(held: dict) -> None:
@@ -103,7 +103,7 @@ def test_another_benchmark_is_named_by_its_setting(spec: Spec, run: Path, to: Pa
 
 
 def test_other_states_are_named_by_conversation_and_tensor(spec: Spec, run: Path, to: Path, tmp_path: Path) -> None:
-    """Where the run's own states are still in the cache; else the file is, by its hash."""
+    """If the run's own states are still cached, conversation and tensor are named; otherwise the file is."""
     other = Spec(tmp_path / "home")
     shutil.copytree(spec.cache, other.cache)
     key = json.loads((run / "lock.json").read_text())["fingerprints"]["capture"][:16]
@@ -126,7 +126,7 @@ def test_other_states_are_named_by_conversation_and_tensor(spec: Spec, run: Path
 
 
 def test_another_seed_is_named_as_input_and_by_what_it_does(spec: Spec, run: Path, tmp_path: Path) -> None:
-    """An edited lock is run as it stands: the seed that its fingerprint has, and the first loss that follows."""
+    """An edited lock is run as it stands: the findings name the seed, and the first loss that differs."""
     edited(run / "lock.json", lambda held: held["recipe"].update(seed=1))
     told = spec("reproduce", run, "--to", tmp_path / "to", "--until", "train", "--json")
     assert told.code == 1
@@ -138,7 +138,7 @@ def test_another_seed_is_named_as_input_and_by_what_it_does(spec: Spec, run: Pat
 
 
 def test_another_verifier_ends_it_before_anything_runs(spec: Spec, run: Path, tmp_path: Path) -> None:
-    """Its files are hashed before they are used; a converted one from the cache, too."""
+    """The verifier's files are hashed before they are used, including a converted one from the cache."""
     edited(run / "lock.json", lambda held: held["verifier"]["files"].update({"model.safetensors": "0" * 64}))
     told = spec("reproduce", run, "--to", tmp_path / "to", "--json")
     assert told.code == 1
@@ -147,7 +147,7 @@ def test_another_verifier_ends_it_before_anything_runs(spec: Spec, run: Path, tm
 
 
 def test_another_package_version_can_matter_and_is_held_to_the_tolerance(spec: Spec, run: Path, to: Path) -> None:
-    """The recipe's tolerance then decides: a loss a little off is within it, one far off is not."""
+    """The recipe's tolerance then decides: a loss that is a little off is within it, one far off is not."""
     edited(run / "lock.json", lambda held: held["environment"]["packages"].update(torch="0.0.0"))
     edited_event(run, "StepEvent", 5, lambda event: event.update(loss=event["loss"] * 1.001))
     told = spec("reproduce", run, "--to", to, "--json")
@@ -166,7 +166,7 @@ def test_another_package_version_can_matter_and_is_held_to_the_tolerance(spec: S
 
 
 def test_what_was_lost_is_not_called_reproduced(spec: Spec, run: Path, to: Path) -> None:
-    """Without log, training result and benchmark nothing of them is vouched for: named, exit 1, also in JSON."""
+    """Without log, training result and benchmark, the run is not fully verified: each is named, with exit code 1."""
     (run / "events.jsonl").unlink()
     (run / "train.json").unlink()
     shutil.rmtree(run / "bench")
@@ -228,7 +228,7 @@ def another_algorithm(run: Path) -> None:
 def test_a_lock_that_cannot_be_used_is_one_error(
     spec: Spec, run: Path, to: Path, damage: Callable[[Path], None], words: str
 ) -> None:
-    """Missing, damaged, newer, older, of an unknown algorithm: exit 2, what and what to do, no traceback."""
+    """A missing, damaged, newer or older lock, or one of an unknown algorithm, exits with 2, without traceback."""
     damage(run)
     told = spec("reproduce", run, "--to", to)
     assert told.code == 2

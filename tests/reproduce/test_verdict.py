@@ -17,7 +17,7 @@ def trained(result: str) -> Finding:
 
 
 @pytest.mark.parametrize(
-    ("tolerance", "found", "verdict"),
+    ("tolerance", "result", "verdict"),
     [
         (0.01, WITHIN, "reproduced"),
         (0.01, UNKNOWN, "not fully verified"),
@@ -25,8 +25,8 @@ def trained(result: str) -> Finding:
         (None, SAME, "not fully verified"),
     ],
 )
-def test_another_platforms_states_are_vouched_for_by_the_training_on_them(tolerance, found, verdict):
-    """Only where bits are not promised, and only if the training was compared."""
-    findings = (STATES, trained(found))
-    told = Reproduction(run=Path(), to=Path(), environment=(), tolerance=tolerance, findings=findings)
-    assert told.verdict == verdict
+def test_another_platforms_states_are_vouched_for_by_the_training_on_them(tolerance, result, verdict):
+    """Only if bits are not promised, and only if the training was compared."""
+    findings = (STATES, trained(result))
+    reproduction = Reproduction(run=Path(), to=Path(), environment=(), tolerance=tolerance, findings=findings)
+    assert reproduction.verdict == verdict

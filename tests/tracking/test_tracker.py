@@ -21,7 +21,7 @@ from speculators.tracking.tracker import Tracker, numbers_of_bench
 
 
 class Kept:
-    """A sink that keeps what it gets."""
+    """A sink that records what it gets."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, Mapping[str, float]]] = []
@@ -35,7 +35,7 @@ class Kept:
 
 
 class Stuck(Kept):
-    """A sink that hangs at its first number until it is let go."""
+    """A sink that hangs at its first number until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,28 +73,28 @@ def subject(tmp_path: Path) -> TrackedRun:
 def tracker(
     subject: TrackedRun, made: Sink | Callable[[TrackedRun], Sink], **limits: float
 ) -> tuple[Tracker, list[Event]]:
-    """A tracker with one sink, and what it passes on."""
-    told: list[Event] = []
+    """Makes a tracker with one sink, and the list of events that it passes on."""
+    events_passed: list[Event] = []
     make = made if callable(made) else lambda _: made
-    tracking = Tracker(then=told.append, sinks={"kept": make}, **limits)
+    tracking = Tracker(then=events_passed.append, sinks={"kept": make}, **limits)
     tracking.open(subject)
-    return tracking, told
+    return tracking, events_passed
 
 
-def warnings(told: list[Event]) -> list[str]:
-    return [event.message for event in told if isinstance(event, WarningEvent)]
+def warnings(events_passed: list[Event]) -> list[str]:
+    return [event.message for event in events_passed if isinstance(event, WarningEvent)]
 
 
 def test_a_sink_gets_updates_evaluations_and_the_benchmark(subject: TrackedRun) -> None:
-    """By name, at their update; events are passed on as they are; at the end it learns that the run finished."""
+    """A sink gets numbers by name and update, and learns that the run finished; events pass on unchanged."""
     sink = Kept()
-    tracking, told = tracker(subject, sink)
+    tracking, events_passed = tracker(subject, sink)
     events = [StageEvent(stage="train", status="start"), step(1), EvalEvent(step=1, tau=1.5, metrics={"accept_1": 0.4})]
     for event in events:
         tracking(event)
     tracking.bench(BENCH, step=1)
     tracking.close(finished=True)
-    assert told == events
+    assert events_passed == events
     assert [number for number, _ in sink.rows] == [1, 1, 1]
     assert sink.rows[0][1] == {
         "train/loss": 1.0,
@@ -110,58 +110,58 @@ def test_a_sink_gets_updates_evaluations_and_the_benchmark(subject: TrackedRun) 
     assert sink.finished is True
 
 
-def test_a_run_that_has_nothing_to_tell_opens_no_sink(subject: TrackedRun) -> None:
-    """All stages skipped: no empty run appears anywhere."""
-    tracking, told = tracker(subject, lambda _: pytest.fail("opened"))
+def test_a_run_without_numbers_opens_no_sink(subject: TrackedRun) -> None:
+    """If all stages are skipped, no empty run appears anywhere."""
+    tracking, events_passed = tracker(subject, lambda _: pytest.fail("opened"))
     tracking(StageEvent(stage="train", status="skip"))
     tracking.close(finished=True)
-    assert warnings(told) == []
+    assert warnings(events_passed) == []
 
 
 def test_a_sink_that_hangs_stops_nothing(subject: TrackedRun) -> None:
-    """No update waits, what does not fit is dropped, which is told once, and closing waits as long as it is told."""
+    """No update waits; numbers beyond the queue are dropped with one warning; closing waits only for its patience."""
     sink = Stuck()
-    tracking, told = tracker(subject, sink, room=3, patience=0.2)
+    tracking, events_passed = tracker(subject, sink, room=3, patience=0.2)
     began = time.monotonic()
     for number in range(1, 50):
         tracking(step(number))
     assert time.monotonic() - began < 1.0
     tracking.close(finished=True)
     assert time.monotonic() - began < 2.0
-    (words,) = warnings(told)
-    assert words.startswith("kept does not keep up: from update ")
-    assert words.endswith("; the run goes on, and events.jsonl has all of them")
+    (warning,) = warnings(events_passed)
+    assert warning.startswith("kept does not keep up: it misses numbers from update ")
+    assert warning.endswith("; the run goes on, and events.jsonl has all of them")
     sink.go.set()
 
 
-def test_a_sink_that_does_not_end_is_told(subject: TrackedRun) -> None:
-    """It may lack the last numbers."""
+def test_a_sink_that_does_not_end_is_reported(subject: TrackedRun) -> None:
+    """A warning says that it may miss the last numbers."""
     sink = Stuck()
-    tracking, told = tracker(subject, sink, patience=0.1)
+    tracking, events_passed = tracker(subject, sink, patience=0.1)
     tracking(step(1))
     tracking.close(finished=False)
-    assert warnings(told)[0].startswith("kept does not answer: it may miss the last numbers")
+    assert warnings(events_passed)[0].startswith("kept does not answer: it may miss the last numbers")
     sink.go.set()
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), SystemExit(3), KeyboardInterrupt("prompt")])
-def test_a_sink_that_fails_is_told_once_and_left_alone(subject: TrackedRun, error: BaseException) -> None:
-    """In one line, whatever its library raises, on opening or writing."""
+def test_a_sink_that_fails_is_reported_once_and_left_alone(subject: TrackedRun, error: BaseException) -> None:
+    """One warning of one line follows whatever its library raises, on opening or writing."""
 
     def fail(_: TrackedRun) -> Sink:
         raise error
 
-    tracking, told = tracker(subject, fail)
+    tracking, events_passed = tracker(subject, fail)
     for number in range(1, 4):
         tracking(step(number))
     tracking.close(finished=True)
-    (words,) = warnings(told)
-    assert words.startswith(f"kept failed and gets nothing more: {type(error).__name__}: ")
-    assert "\n" not in words
+    (warning,) = warnings(events_passed)
+    assert warning.startswith(f"kept failed and gets nothing more: {type(error).__name__}: ")
+    assert "\n" not in warning
 
 
 def test_a_sink_that_is_not_installed_is_an_error_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them at once."""
+    """All missing sinks are reported at once."""
     monkeypatch.setattr(sinks, "_is_installed", lambda package: False)
     recipe = load_recipe("smoke", ['tracking.sinks=["wandb", "mlflow"]'])
     with pytest.raises(RecipeError) as caught:
@@ -173,40 +173,40 @@ def test_a_sink_that_is_not_installed_is_an_error_that_names_the_extra(monkeypat
 
 
 def test_every_sink_of_the_format_can_be_opened() -> None:
-    """The names that a recipe may use are those that there are classes for."""
+    """Every name that a recipe may use has a class."""
     assert tuple(OPEN) == SINKS
 
 
 def fill(name: str, subject: TrackedRun) -> None:
-    """Gives a real sink three updates, an evaluation and a benchmark, and no trouble."""
-    told: list[Event] = []
-    tracking = Tracker(then=told.append, sinks={name: OPEN[name]}, patience=60)
+    """Sends a real sink three updates, an evaluation and a benchmark, and expects no warning."""
+    events_passed: list[Event] = []
+    tracking = Tracker(then=events_passed.append, sinks={name: OPEN[name]}, patience=60)
     tracking.open(subject)
     for number in (1, 2, 3):
         tracking(step(number))
     tracking(EvalEvent(step=3, tau=1.5, metrics={"accept_1": 0.4}))
     tracking.bench(BENCH, step=3)
     tracking.close(finished=True)
-    assert warnings(told) == []
+    assert warnings(events_passed) == []
 
 
 def test_tensorboard_reads_back_what_was_written(subject: TrackedRun) -> None:
-    """With TensorBoard's own reader."""
+    """TensorBoard's own reader gives back the numbers."""
     pytest.importorskip("tensorboard", reason="pip install 'spec-recipes[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fill("tensorboard", subject)
-    held = EventAccumulator(str(subject.folder / "tensorboard"), size_guidance={"tensors": 0})
-    held.Reload()
-    losses = held.Tensors("train/loss")
+    reader = EventAccumulator(str(subject.folder / "tensorboard"), size_guidance={"tensors": 0})
+    reader.Reload()
+    losses = reader.Tensors("train/loss")
     assert [event.step for event in losses] == [1, 2, 3]
     assert [event.tensor_proto.float_val[0] for event in losses] == pytest.approx([1, 1 / 2, 1 / 3])
-    assert held.Tensors("eval/tau")[0].tensor_proto.float_val[0] == pytest.approx(1.5)
-    assert "bench/talk/K=3/T=0/tau" in held.Tags()["tensors"]
+    assert reader.Tensors("eval/tau")[0].tensor_proto.float_val[0] == pytest.approx(1.5)
+    assert "bench/talk/K=3/T=0/tau" in reader.Tags()["tensors"]
 
 
 def test_weights_and_biases_keeps_an_offline_run(subject: TrackedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run has the run folder's name and holds our series; `wandb sync` uploads it."""
+    """The offline run has the run folder's name and our series, ready for `wandb sync`."""
     pytest.importorskip("wandb", reason="pip install 'spec-recipes[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(subject.folder))
@@ -219,7 +219,7 @@ def test_weights_and_biases_keeps_an_offline_run(subject: TrackedRun, monkeypatc
 
 
 def test_mlflow_keeps_one_run_for_a_run_folder(subject: TrackedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics with their steps, values as parameters; the run that goes on is the same one."""
+    """The run has metrics by step and values as parameters; resuming continues the same run."""
     pytest.importorskip("mlflow", reason="pip install 'spec-recipes[mlflow]'")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")

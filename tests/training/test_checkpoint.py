@@ -27,7 +27,7 @@ def names(folder):
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
-    """Of one checkpoint a step, the latest two and that of the largest acceptance length stay; of equals, the first."""
+    """The latest two checkpoints and the one with the largest acceptance length are kept; among equals, the first."""
     taus = iter([1.1, 1.5, 1.3, 1.5, 1.2, 1.4])
     job = make_job(tmp_path, checkpoint_every=1, evaluate_every=1)
     events = list(run(build(), job, evaluate=lambda: (next(taus), {})))
@@ -39,7 +39,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
 
 
 def test_a_new_best_is_saved_even_when_no_checkpoint_is_due(tmp_path):
-    """An evaluation that improves saves its weights, and the best checkpoint's weights can be loaded by themselves."""
+    """An evaluation that improves saves its weights, which can be loaded alone."""
     model, seen = build(), []
 
     def evaluate():
@@ -67,9 +67,9 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["flipped bit", "truncated", "manifest"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, how):
-    """Training goes on from the checkpoint before, says which file is damaged, and ends with the same weights."""
-    wanted = build()
-    list(run(wanted, make_job(tmp_path / "whole")))
+    """Training resumes from the previous checkpoint, names the damaged one, and ends with the same weights."""
+    expected = build()
+    list(run(expected, make_job(tmp_path / "whole")))
     for event in run(build(), make_job(tmp_path / "a")):
         if isinstance(event, SaveEvent) and event.step == 4:
             break
@@ -80,11 +80,11 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
     assert str(tmp_path / "a" / "step-00000004") in warning.message
     assert [event.step for event in events if isinstance(event, StepEvent)] == [3, 4, 5, 6]
     assert (tmp_path / "a" / "damaged-step-00000004").is_dir()
-    assert all(torch.equal(weights(wanted)[name], value) for name, value in weights(model).items())
+    assert all(torch.equal(weights(expected)[name], value) for name, value in weights(model).items())
 
 
 def test_when_the_best_is_damaged_the_best_of_the_others_counts(tmp_path):
-    """A damaged best checkpoint does not keep a lower but real one from becoming the best."""
+    """A damaged best checkpoint does not keep a lower, intact one from becoming the best."""
     taus = iter([1.9, 1.2, 1.3, 1.4, 1.5, 1.45])
     job = make_job(tmp_path, checkpoint_every=2, evaluate_every=1)
     for event in run(build(), job, evaluate=lambda: (next(taus), {})):
@@ -97,7 +97,7 @@ def test_when_the_best_is_damaged_the_best_of_the_others_counts(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    """Another fingerprint means other data, another recipe or verifier: an error names both, nothing is overwritten."""
+    """A checkpoint with another fingerprint raises an error that names both; nothing is overwritten."""
     list(run(build(), make_job(tmp_path)))
     with pytest.raises(ArtifactError, match=r"belongs to another run.*ffffffff.*00000000"):
         list(run(build(), make_job(tmp_path, fingerprint="0" * 64)))
@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 class FullDisk:
-    """A file on a disk that takes `room` more bytes, then answers as a full one does."""
+    """A file on a disk that accepts `room` more bytes and then is full."""
 
     def __init__(self, stream, room):
         self.stream, self.room = stream, room
@@ -122,7 +122,7 @@ class FullDisk:
 
 @pytest.mark.parametrize("where", ["tensors", "index", "manifest"])
 def test_a_full_disk_is_one_clear_error_and_the_earlier_checkpoint_stays(tmp_path, monkeypatch, where):
-    """Whichever file fills the disk, the error says so and names the checkpoint to go on from, which still works."""
+    """Whichever file fills the disk, the error says so and names the checkpoint to resume from, which still works."""
     real_open = type(tmp_path).open
     fills = {"tensors": ".distcp", "index": ".metadata.tmp", "manifest": "manifest.json.tmp"}[where]
 
@@ -145,8 +145,8 @@ def test_a_full_disk_is_one_clear_error_and_the_earlier_checkpoint_stays(tmp_pat
     assert [event.step for event in events if isinstance(event, StepEvent)] == [3, 4, 5, 6]
 
 
-def test_leftovers_of_killed_writers_are_swept_and_never_read(tmp_path):
-    """A folder without manifest, or one that was being written, is no checkpoint; the next save removes both."""
+def test_leftovers_of_killed_writers_are_removed_and_never_read(tmp_path):
+    """Folders without a manifest, or still being written, do not count as checkpoints; the next save removes them."""
     (tmp_path / "writing-00000003").mkdir()
     (tmp_path / "step-00000099").mkdir()
     assert latest(tmp_path) is None
@@ -155,7 +155,7 @@ def test_leftovers_of_killed_writers_are_swept_and_never_read(tmp_path):
 
 
 def test_frozen_parameters_are_not_stored_but_buffers_are(tmp_path):
-    """A checkpoint holds what training changes and the vocabulary maps; the verifier's own embedding is not copied."""
+    """A checkpoint holds what training changes and the vocabulary maps, but not the verifier's embedding."""
     list(run(build(), make_job(tmp_path, optimizer=MUON)))
     index = dcp_files.FileSystemReader(latest(tmp_path)).read_metadata()
     stored = set(index.state_dict_metadata)
@@ -165,7 +165,7 @@ def test_frozen_parameters_are_not_stored_but_buffers_are(tmp_path):
 
 
 def test_the_manifest_says_what_the_checkpoint_is(tmp_path):
-    """State, fingerprint and acceptance length can be read without torch."""
+    """The manifest gives state, fingerprint and acceptance length without torch."""
     taus = itertools.count(1, 0.25)
     list(run(build(), make_job(tmp_path, evaluate_every=6), evaluate=lambda: (next(taus), {})))
     found = json.loads((latest(tmp_path) / "manifest.json").read_text())
@@ -174,7 +174,7 @@ def test_the_manifest_says_what_the_checkpoint_is(tmp_path):
 
 
 class Program:
-    """What pickles as a program that makes a file."""
+    """An object that unpickles by running a program."""
 
     def __init__(self, file):
         self.file = file
@@ -185,7 +185,7 @@ class Program:
 
 @pytest.mark.parametrize("kind", ["a program", "bytes that torch unpickles"])
 def test_a_checkpoint_with_a_program_in_it_is_refused(kind, tmp_path):
-    """Its manifest is right, as whoever forged it can make it; neither resuming nor comparing runs what is in it."""
+    """Although a forger can make the manifest right, neither resuming nor comparing runs the program."""
     list(run(build(), make_job(tmp_path / "run")))
     path, made = latest(tmp_path / "run"), tmp_path / "made"
     forged = snapshot.metadata_of(path)
@@ -197,8 +197,8 @@ def test_a_checkpoint_with_a_program_in_it_is_refused(kind, tmp_path):
     facts = {key: value for key, value in read_manifest(path).items() if key != "files"}
     (path / "manifest.json").unlink()
     seal(path, facts)
-    told = "posix.mkdir" if kind == "a program" else r"metadata\.BytesStorageMetadata"
-    words = rf"\.metadata: not a checkpoint of ours: it refers to \S*{told}, which"
+    class_name = "posix.mkdir" if kind == "a program" else r"metadata\.BytesStorageMetadata"
+    words = rf"\.metadata: not a checkpoint of ours: it refers to \S*{class_name}, which"
     with pytest.raises(ArtifactError, match=words):
         list(run(build(), make_job(tmp_path / "run")))
     for read in (snapshot.names, lambda folder: snapshot.read_tensor(folder, "model.fc.weight")):

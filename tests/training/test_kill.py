@@ -1,4 +1,4 @@
-"""A process that is killed at any moment, and one that goes on after it."""
+"""A process that is killed at any moment, and the one that resumes after it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def die(*_):
 
 
 def die_when_written(folder: Path, name: str, real):
-    """Returns `real`, but deadly once `name` is being written in `folder`."""
+    """Wraps `real` so that it kills the process once `name` exists in `folder`."""
 
     def deadly(*arguments):
         if (folder / name).exists():
@@ -37,7 +37,7 @@ def die_when_written(folder: Path, name: str, real):
 
 
 def child(folder: Path, where: str) -> None:
-    """Trains the toy, which draws from torch, numpy and Python; dies at `where`, else writes weights and losses."""
+    """Trains the toy, which draws from torch, numpy and Python; dies at `where`, or writes weights and losses."""
     torch.set_num_threads(1)
     deadly_step = {"before any checkpoint": 1, "between checkpoints": 3}.get(where, -1)
     if where == "while tensors are written":
@@ -79,7 +79,7 @@ def uninterrupted(tmp_path_factory):
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, uninterrupted, where, resumes_at):
-    """After kill -9, whole checkpoints only are left; the next process ends with the same bits in every weight."""
+    """After kill -9 only whole checkpoints are left, and the next process ends with the same bits in every weight."""
     assert spawn(tmp_path, where) == -signal.SIGKILL
     left = complete(tmp_path)
     assert all(folders.verify(path)["state"]["step"] < resumes_at for path in left)

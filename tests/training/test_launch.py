@@ -1,4 +1,4 @@
-"""Processes of one machine: which of them is heard, and with which code they end."""
+"""Processes of one machine: whose output is shown, and the exit code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ sys.exit({code})
 """
 
 
-def test_a_mistake_in_the_recipe_is_told_by_whoever_finds_it_first(capfd):
-    """Its words stand alone and its code is that of a bad recipe, as with one process; Ctrl-C is as before."""
+def test_a_mistake_in_the_recipe_is_reported_by_the_first_process_to_see_it(capfd):
+    """Only its message is shown, with the exit code of a bad recipe, as with one process; Ctrl-C works as before."""
     before = signal.getsignal(signal.SIGINT)
     assert launch(["-c", SCRIPT.format(code=2)], nproc=2) == 2
     assert capfd.readouterr().err == "error: recipe.toml: 999 is too many\n"
@@ -28,6 +28,6 @@ def test_a_mistake_in_the_recipe_is_told_by_whoever_finds_it_first(capfd):
 
 
 def test_a_process_that_fails_alone_is_named():
-    """Any other failure of a process that does not speak is told with its rank, its code and its last words."""
+    """Any other failure of a process other than rank 0 is reported with its rank, its code and its stderr."""
     with pytest.raises(TrainingError, match=r"process 1 failed with code 1:\nerror: recipe.toml: 999 is too many"):
         launch(["-c", SCRIPT.format(code=1)], nproc=2)

@@ -44,7 +44,7 @@ def test_a_run_is_a_list_of_events(tmp_path, section):
 
 
 class Mean(nn.Module):
-    """Its loss is the mean of w * x over supervised places, so that its gradient is a mean that can be seen."""
+    """A model whose loss is the mean of w * x over supervised places, so that its gradient is a known mean."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ def poison(step, *, at, index):
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_documents_and_checkpoint(tmp_path):
-    """The error names the step, the row and its documents and the last good checkpoint; no weight has changed."""
+    """The error names the step, the row, its conversations and the last good checkpoint; no weight has changed."""
     model, before = build(), {}
 
     def poisoned(step):
@@ -122,7 +122,7 @@ class Steep(Mean):
 
 
 def test_a_gradient_that_is_not_finite_stops_as_well(tmp_path):
-    """A finite loss with an infinite gradient names every row of the batch, and that there is no checkpoint yet."""
+    """With a finite loss and an infinite gradient, the error names every row, and that no checkpoint exists."""
     with pytest.raises(TrainingError, match=r"step 1 of 6: the norm of the gradient is (nan|inf)") as caught:
         list(run(Steep(), make_job(tmp_path), train_kwargs={}))
     assert "doc-0-0" in str(caught.value)
@@ -138,7 +138,7 @@ def test_a_batch_without_any_supervised_token_is_an_error(tmp_path):
 
 
 def test_metrics_that_come_and_go_are_an_error(tmp_path):
-    """A forward that reports a metric for some rows only is told so: its mean would be wrong."""
+    """A forward that reports a metric for some rows only raises an error, because its mean would be wrong."""
 
     class Fickle(Mean):
         def forward(self, hidden_states, loss_mask, **rest):

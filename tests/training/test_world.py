@@ -23,7 +23,7 @@ TOLERANCE = {"adamw": 2e-6, "muon": 3e-4, "bf16": 2e-6, "copies": 3e-4, "resumed
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two processes found; one of their folders holds a checkpoint that one process left at step 2."""
+    """The results of two processes; one of their folders holds a checkpoint that one process left at step 2."""
     folder = tmp_path_factory.mktemp("two")
     for event in run(build(), make_job(folder / "resumed", optimizer=MUON)):
         if isinstance(event, SaveEvent):
@@ -39,17 +39,17 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """What one process finds in the same cases."""
+    """The results of one process in the same cases."""
     folder = tmp_path_factory.mktemp("one")
     return {name: whole_run(folder / name, World(), **changes) for name, changes in CASES.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_and_two_processes_reach_the_same_weights(one, two, case):
-    """The world size changes no row, no random number and no weighting; what is left is the order of sums."""
+    """The world size changes no row, random number or weight: only the order of sums differs."""
     for found in two:
-        for name, wanted in one[case]["weights"].items():
-            torch.testing.assert_close(found[case]["weights"][name], wanted, rtol=0, atol=TOLERANCE[case])
+        for name, expected in one[case]["weights"].items():
+            torch.testing.assert_close(found[case]["weights"][name], expected, rtol=0, atol=TOLERANCE[case])
         assert found[case]["losses"] == pytest.approx(one[case]["losses"], abs=10 * TOLERANCE[case])
         assert found[case]["norms"] == pytest.approx(one[case]["norms"], abs=100 * TOLERANCE[case])
         assert found[case]["taus"] == pytest.approx(one[case]["taus"], abs=100 * TOLERANCE[case])
@@ -62,15 +62,15 @@ def test_the_tolerance_would_see_an_error(one):
 
 
 def test_a_checkpoint_of_one_process_is_resumed_by_two(one, two):
-    """Two processes go on from where one stopped, in weights, optimizer state and rows."""
+    """Two processes resume where one stopped, in weights, optimizer state and rows."""
     for found in two:
         assert len(found["resumed"]["losses"]) == 4
-        for name, wanted in one["muon"]["weights"].items():
-            torch.testing.assert_close(found["resumed"]["weights"][name], wanted, rtol=0, atol=TOLERANCE["resumed"])
+        for name, expected in one["muon"]["weights"].items():
+            torch.testing.assert_close(found["resumed"]["weights"][name], expected, rtol=0, atol=TOLERANCE["resumed"])
 
 
 def test_what_happens_to_one_process_ends_all_of_them_alike(two):
-    """A nan, a SIGTERM, a full disk at one process: both end with the same words, none waits for ever."""
+    """A nan, a SIGTERM or a full disk on one process ends both with the same message; none waits for ever."""
     first, second = (found["failures"] for found in two)
     assert first == second
     assert "step 2 of 6: the loss is nan, in row 3 (loss nan; conversations: doc-1-3)" in first["nan"]
@@ -81,13 +81,13 @@ def test_what_happens_to_one_process_ends_all_of_them_alike(two):
     assert first["left by disk"] == []
 
 
-def test_processes_that_built_different_models_are_told_so(two):
-    """Each process would train its own shard of its own model; the error names the first parameters that differ."""
+def test_processes_that_built_different_models_are_refused(two):
+    """Each process would train a shard of its own model; the error names the first parameters that differ."""
     assert "TrainingError: the processes built different models: " in two[0]["failures"]["seeds"]
 
 
 def test_without_a_launch_the_world_is_one(monkeypatch):
-    """No torchrun, no process group; values pass through the helpers unchanged."""
+    """Without torchrun there is no process group, and values pass through the helpers unchanged."""
     monkeypatch.delenv("RANK", raising=False)
     world = start()
     assert (world.rank, world.size, world.backend) == (0, 1, "")

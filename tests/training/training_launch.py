@@ -1,4 +1,4 @@
-"""What torchrun starts in test_world.py: the toy in every setting, in as many processes as the launch has."""
+"""The program that torchrun starts in test_world.py: trains the toy in every setting."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CASES = {
 
 
 def whole_run(folder, world, **changes):
-    """Returns what a run ends with: weights, losses, gradient norms, and what an evaluation in its middle saw."""
+    """Trains, and returns weights, losses, gradient norms, and the results of evaluations."""
     model = build()
 
     def tau():
-        """Goes around model.forward, and on rank 0 alone: no collective may hide in a layer's hooks."""
+        """Bypasses model.forward, on rank 0 alone: no collective may hide in a layer's hooks."""
         return (model.layers[0](model.fc.weight.T).sum().item(), {}) if world.is_main else (0.0, {})
 
     changes = {"evaluate_every": 3, "checkpoint_every": 100, **changes}
@@ -44,7 +44,7 @@ def whole_run(folder, world, **changes):
 
 
 def failure(action):
-    """Returns the message of the error that `action` ends with."""
+    """Runs `action` and returns the message of its error."""
     try:
         action()
     except (ArtifactError, TrainingError, KeyboardInterrupt) as error:
@@ -53,7 +53,7 @@ def failure(action):
 
 
 def nan_on_the_last_rank(world):
-    """Returns batches in which the last row of step 1 holds a nan."""
+    """Makes batches in which the last row of step 1 contains nan."""
     pure = batches(world)
 
     def poisoned(step):
@@ -67,39 +67,39 @@ def nan_on_the_last_rank(world):
 
 
 def stopped_on_the_last_rank(world):
-    """Returns batches in which one process alone gets a SIGTERM at step 3."""
+    """Makes batches that send SIGTERM to one process at step 3."""
     mine = world.rank == world.size - 1
     return batches(world, before=lambda step: step == 2 and mine and os.kill(os.getpid(), signal.SIGTERM))
 
 
 def failures(folder, world):
-    """Returns how runs end in which something happens to one process only, and what they left."""
-    found = {}
+    """Runs cases in which something happens to one process only, and returns their errors and leftovers."""
+    results = {}
     job = make_job(folder / "nan", checkpoint_every=1)
-    found["nan"] = failure(lambda: list(run(build(), job, world, batches=nan_on_the_last_rank(world))))
+    results["nan"] = failure(lambda: list(run(build(), job, world, batches=nan_on_the_last_rank(world))))
     job = make_job(folder / "stop", checkpoint_every=100)
-    found["stop"] = failure(lambda: list(run(build(), job, world, batches=stopped_on_the_last_rank(world))))
-    found["left by stop"] = sorted(path.name for path in (folder / "stop").iterdir())
+    results["stop"] = failure(lambda: list(run(build(), job, world, batches=stopped_on_the_last_rank(world))))
+    results["left by stop"] = sorted(path.name for path in (folder / "stop").iterdir())
     real = snapshot.rng.capture
     if world.rank == world.size - 1:
         snapshot.rng.capture = lambda: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    found["disk"] = failure(lambda: list(run(build(), make_job(folder / "disk"), world)))
+    results["disk"] = failure(lambda: list(run(build(), make_job(folder / "disk"), world)))
     snapshot.rng.capture = real
-    found["left by disk"] = sorted(path.name for path in (folder / "disk").iterdir())
-    found["seeds"] = failure(lambda: list(run(build(seed=world.rank), make_job(folder / "seeds"), world)))
-    return found
+    results["left by disk"] = sorted(path.name for path in (folder / "disk").iterdir())
+    results["seeds"] = failure(lambda: list(run(build(seed=world.rank), make_job(folder / "seeds"), world)))
+    return results
 
 
 def main(folder: Path) -> None:
-    """Runs all cases; every process writes what it found."""
+    """Runs all cases; every process writes its results."""
     torch.set_num_threads(1)
     world = start()
-    found = {name: whole_run(folder / name, world, **changes) for name, changes in CASES.items()}
-    found["resumed"] = whole_run(folder / "resumed", world, optimizer=MUON)
-    found["failures"] = failures(folder, world)
+    results = {name: whole_run(folder / name, world, **changes) for name, changes in CASES.items()}
+    results["resumed"] = whole_run(folder / "resumed", world, optimizer=MUON)
+    results["failures"] = failures(folder, world)
     assert make_row(0, 1).supervised > 0
-    assert len(found["adamw"]["losses"]) == STEPS
-    torch.save(found, folder / f"rank-{world.rank}.pt")
+    assert len(results["adamw"]["losses"]) == STEPS
+    torch.save(results, folder / f"rank-{world.rank}.pt")
     stop(world)
 
 

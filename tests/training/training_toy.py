@@ -1,4 +1,4 @@
-"""A toy algorithm and its batches, for the tests of training: what the contract asks for and nothing else."""
+"""A toy algorithm and its batches for the tests of training: the contract and nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Toy(nn.Module):
         self.lm_head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
 
     def forward(self, hidden_states, input_ids, loss_mask, *, ttt_steps):
-        """Takes three of the six names of a row, and no **kwargs."""
+        """Accepts three of the six names of a row, and no **kwargs."""
         states, loss, right = self.fc(hidden_states) + self.embed_tokens(input_ids), 0.0, 0.0
         labels = input_ids[loss_mask]
         for _ in range(ttt_steps):
@@ -72,13 +72,13 @@ class Toy(nn.Module):
 
 
 def build(seed: int = 0, *, host_random: bool = False) -> Toy:
-    """Returns a toy with seeded weights."""
+    """Builds a toy with seeded weights."""
     deterministic(seed)
     return Toy(host_random=host_random)
 
 
 def make_row(step: int, index: int) -> BatchRow:
-    """Returns row `index` of the global batch of `step`; each step has one row without a supervised token."""
+    """Makes row `index` of the global batch of `step`; each step has one row without a supervised token."""
     generator = torch.Generator().manual_seed(1000 * step + index)
     share = 0.0 if index == step % ROWS else 0.3 + 0.1 * index
     mask = torch.rand(1, TOKENS, generator=generator) < share
@@ -96,7 +96,7 @@ def make_row(step: int, index: int) -> BatchRow:
 
 
 def batches(world: World, *, before: Callable[[int], None] = lambda step: None) -> Callable[[int], Batch]:
-    """Returns the pure batch function; `before` is called with each step and may do harm."""
+    """Makes the pure batch function; `before` is called with each step and may do harm."""
 
     def batch(step: int) -> Batch:
         before(step)
@@ -114,7 +114,7 @@ def batches(world: World, *, before: Callable[[int], None] = lambda step: None) 
 
 
 def make_job(folder: Path, *, optimizer: OptimizerSection = ADAMW, **changes: Any) -> Job:
-    """Returns a job of six updates; `changes` are fields of Job or of its schedule."""
+    """Makes a job of six updates; `changes` are fields of Job or of its schedule."""
     schedule = ScheduleSection(
         optimizer=optimizer,
         learning_rate=LearningRate(warmup=0.3),
@@ -136,7 +136,7 @@ def run(model: Toy, job: Job, world: World | None = None, **more: Any) -> Iterat
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns a copy of all parameters and buffers, whole."""
+    """Copies all parameters and buffers, whole."""
     with whole(model):
         named = [*model.named_parameters(), *model.named_buffers()]
         return {name: value.detach().clone() for name, value in named}
