@@ -96,7 +96,9 @@ class LeftOut:
         """Writes a sentence for each count above zero, with its consequence."""
         sentences = []
         if self.skipped:
-            sentences.append(f"{self.skipped.total()} rows cannot be used and get no answer: {reasons_text(self.skipped)}")
+            sentences.append(
+                f"{self.skipped.total()} rows cannot be used and get no answer: {reasons_text(self.skipped)}"
+            )
         if self.cut:
             turns = "only their first user turn is answered, because later ones refer to answers that are dropped"
             sentences.append(f"{self.cut} conversations have several user turns: {turns}")
