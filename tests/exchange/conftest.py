@@ -1,5 +1,6 @@
-"""The tiny verifier with greedy conversations of its own, for checkpoints to be compared on."""
+"""Fixtures: the tiny verifier with conversations of its own, to compare checkpoints on, and a finished smoke run."""
 
 from models.conftest import world
+from pipeline.conftest import run_folder, smoke, spec
 
-__all__ = ["world"]
+__all__ = ["run_folder", "smoke", "spec", "world"]
