@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from speculators.pipeline.server_states import plan_server, serve_states
     from speculators.report.progress import RunView
     from speculators.runs.places import Places
-    from speculators.servers.states_command import shell_line
+    from speculators.servers.states_server import shell_line
 
     vllm = str(Path(options.vllm).absolute()) if os.sep in options.vllm else options.vllm
     with RunView(quiet=options.quiet) as view:

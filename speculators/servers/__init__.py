@@ -1,1 +1,1 @@
-"""Everything that speaks to an inference engine over HTTP: states, answers, acceptance, load."""
+"""Everything that talks to an inference engine over HTTP: hidden states, answers, acceptance, load."""

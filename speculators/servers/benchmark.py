@@ -1,120 +1,108 @@
-"""Acceptance and speed of a speculator as a running server has them."""
+"""Measures acceptance and speed of a speculator on a running server."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import numpy as np
 
 from speculators.bench.statistics import bootstrap_ratio
-from speculators.bench.suites import Prompt, prompts_digest
-from speculators.data.template import ChatTemplate
+from speculators.bench.suites import prompts_digest
 from speculators.errors import ServerError
 from speculators.events import Progress, ignore
-from speculators.servers.counters import ENGINES, Counted, Engine, count, settled
+from speculators.servers.counters import DraftCounters, read_counters, settled_counters
 from speculators.servers.endpoint import Endpoint
-from speculators.servers.load import Asking, Pace, ask, pace, warm_up
+from speculators.servers.engines import ENGINES, EngineMetrics, list_models, read_version
+from speculators.servers.load import ServingSpeed, Workload, measure_speed, run_workload, warm_up
 from speculators.servers.result import ServedAcceptance, ServedSetting
-from speculators.servers.streaming import Answer
+from speculators.servers.streaming import Completion
 
 
 @attrs.frozen(kw_only=True)
 class Server:
-    """A server and what it is.
+    """A server to measure.
 
     Attributes:
-        model: as the server calls it.
-        version: of the engine, as it says; "unknown" where it does not.
+        engine: the names of its metrics.
+        endpoint: its address.
+        model: the name that requests must use.
+        version: of the engine; "unknown" if the server does not report it.
     """
 
-    engine: Engine
+    engine: EngineMetrics
     endpoint: Endpoint
     model: str
     version: str
 
     @classmethod
     def find(cls, engine: str, endpoint: Endpoint, model: str | None, *, option: str = "--model") -> Server:
-        """Asks a server what it is.
+        """Asks a server for its model and version.
 
         Args:
-            model: None takes the only one that it offers.
-            option: by which a user chooses it.
+            engine: a key of `ENGINES`.
+            endpoint: its address.
+            model: None selects the only model that the server offers.
+            option: the option by which a user selects a model, for the hint.
 
         Raises:
-            ServerError: it cannot be asked, or offers several models, or another one.
+            ServerError: the server cannot be reached, offers several models, or does not offer `model`.
         """
-        offered = [str(each["id"]) for each in endpoint.get("/v1/models").get("data", [])]
+        offered = [str(entry["id"]) for entry in list_models(endpoint)]
         if (model is None and len(offered) != 1) or (model is not None and model not in offered):
-            raise ServerError(f"{endpoint.url} offers the models {offered}", hint=f"{option} NAME chooses one")
-        known = ENGINES[engine]
-        return cls(engine=known, endpoint=endpoint, model=model or offered[0], version=_version(known, endpoint))
+            raise ServerError(f"{endpoint.url} offers the models {offered}", hint=f"select one by {option} NAME")
+        metrics = ENGINES[engine]
+        version = read_version(endpoint, *metrics.version) or "unknown"
+        return cls(engine=metrics, endpoint=endpoint, model=model or offered[0], version=version)
 
-    def counted(self, *, speculates: bool) -> Counted:
-        """Returns its counters once they stand still."""
-        return settled(lambda: count(self.engine, self.endpoint.get_text("/metrics"), speculates=speculates))
-
-
-@attrs.frozen(kw_only=True)
-class Questions:
-    """What is asked, and how.
-
-    Attributes:
-        suite: its name.
-        prompts: of them, those that are asked.
-        suite_digest: of all prompts of the suite.
-        num_speculative_tokens: K, where the server does not tell it.
-    """
-
-    suite: str
-    prompts: Sequence[Prompt]
-    suite_digest: str
-    template: ChatTemplate
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    seed: int
-    concurrency: int
-    num_speculative_tokens: int | None
-
-    def asking(self, server: Server, temperature: float) -> Asking:
-        """Returns how a server is asked."""
-        return Asking(
-            model=server.model,
-            max_new_tokens=self.max_new_tokens,
-            temperature=temperature,
-            stop_ids=self.stop_ids,
-            seed=self.seed,
-            concurrency=self.concurrency,
+    def counters(self, *, speculates: bool) -> DraftCounters:
+        """Reads its counters as soon as they stand still."""
+        return settled_counters(
+            lambda: read_counters(self.engine, self.endpoint.get_text("/metrics"), speculates=speculates)
         )
 
 
-def measure_served(
-    server: Server, baseline: Server | None, questions: Questions, temperature: float, *, progress: Progress = ignore
+def benchmark_server(
+    server: Server,
+    baseline: Server | None,
+    workload: Workload,
+    *,
+    num_speculative_tokens: int | None = None,
+    progress: Progress = ignore,
 ) -> ServedSetting:
-    """Puts a suite to a server, and to one that does not draft.
+    """Runs a workload on a server, and on a baseline that does not draft.
+
+    Args:
+        server: serves the speculator.
+        baseline: serves the verifier alone; None measures no speed-up.
+        workload: the prompts.
+        num_speculative_tokens: K, for an engine that does not count accepted tokens by position.
+        progress: receives the number of answered prompts.
 
     Raises:
-        ServerError: a server fails, does not tell what is needed, or is used by somebody else, too.
+        ServerError: a server fails, lacks a counter, or serves other requests at the same time.
     """
-    answers, counted, speed = _run(server, questions, temperature, speculates=True, progress=progress)
+    answers, counters, speed = _run(server, workload, speculates=True, progress=progress)
     plain = None
     if baseline is not None:
-        _, told, plain = _run(baseline, questions, temperature, speculates=False, progress=progress)
-        if told.rounds:
-            raise ServerError(f"{baseline.endpoint.url} drafts: it is no baseline", hint="serve the verifier alone")
-    k = _num_tokens(counted, questions.num_speculative_tokens)
-    by_prompt = _by_prompt(answers, counted)
-    acceptance = _acceptance(answers, counted, by_prompt, seed=questions.seed)
+        _, baseline_counters, plain = _run(baseline, workload, speculates=False, progress=progress)
+        if baseline_counters.rounds:
+            raise ServerError(
+                f"{baseline.endpoint.url} drafts, so it cannot be the baseline",
+                hint="start it without a speculator",
+            )
+    k = _num_speculative_tokens(counters, num_speculative_tokens)
+    by_prompt = _by_prompt(answers, counters)
+    acceptance = _acceptance(answers, counters, by_prompt, seed=workload.seed)
     speed_up = None if plain is None else speed.tokens_per_second / plain.tokens_per_second
     return ServedSetting(
-        suite=questions.suite,
-        prompts_digest=prompts_digest(questions.prompts),
-        prompt_ids=tuple(prompt.id for prompt in questions.prompts),
-        suite_digest=questions.suite_digest,
+        suite=workload.suite,
+        prompts_digest=prompts_digest(workload.prompts),
+        prompt_ids=tuple(prompt.id for prompt in workload.prompts),
+        suite_digest=workload.suite_digest,
         num_speculative_tokens=k,
-        temperature=temperature,
-        definition=_definition(server, k, temperature),
+        temperature=workload.temperature,
+        definition=_definition(server, k, workload.temperature),
         acceptance=acceptance,
         by_prompt=by_prompt,
         pace=speed,
@@ -125,40 +113,47 @@ def measure_served(
 
 
 def _run(
-    server: Server, questions: Questions, temperature: float, *, speculates: bool, progress: Progress
-) -> tuple[dict[str, list[Answer]], Counted, Pace]:
-    """Returns a server's answers, what it counted meanwhile, and its pace."""
-    asking = questions.asking(server, temperature)
-    warm_up(server.endpoint, questions.template, questions.prompts[0], asking)
-    before = server.counted(speculates=speculates)
-    answers, seconds = ask(server.endpoint, questions.template, questions.prompts, asking, progress=progress)
-    counted = server.counted(speculates=speculates).since(before)
-    every = [answer for turns in answers.values() for answer in turns]
-    told = pace(every, seconds)
-    if counted.generated != told.tokens:
-        words = f"{server.endpoint.url} counts {counted.generated:.0f} tokens, its answers have {told.tokens}"
-        why = f"{told.repeated} answers broke off and were asked for again" if told.repeated else "others use it, too"
-        raise ServerError(f"{words}: {why}, and its rounds are not those of this benchmark", hint="measure again")
-    return answers, counted, told
+    server: Server, workload: Workload, *, speculates: bool, progress: Progress
+) -> tuple[dict[str, list[Completion]], DraftCounters, ServingSpeed]:
+    """Runs a workload; returns the answers, the increase of the server's counters, and the speed."""
+    # Before the first reading: the warm-up's rounds must not enter the result.
+    warm_up(server.endpoint, workload, model=server.model)
+    before = server.counters(speculates=speculates)
+    answers, seconds = run_workload(server.endpoint, workload, model=server.model, progress=progress)
+    counters = server.counters(speculates=speculates).since(before)
+    speed = measure_speed(_all(answers), seconds)
+    # Counters belong to the server, not to us. Equal token counts show that nobody else used it meanwhile.
+    if counters.generated != speed.tokens:
+        counts = f"{server.endpoint.url} counts {counters.generated:.0f} tokens, but its answers have {speed.tokens}"
+        reason = f"{speed.repeated} answers broke off and were requested again" if speed.repeated else "others use it"
+        raise ServerError(
+            f"{counts}: {reason}, so the counted rounds are not those of this benchmark alone", hint="measure again"
+        )
+    return answers, counters, speed
+
+
+def _all(answers: Mapping[str, Sequence[Completion]]) -> list[Completion]:
+    return [answer for turns in answers.values() for answer in turns]
 
 
 def _acceptance(
-    answers: Mapping[str, Sequence[Answer]],
-    counted: Counted,
+    answers: Mapping[str, Sequence[Completion]],
+    counters: DraftCounters,
     by_prompt: Mapping[str, tuple[float, float]] | None,
     *,
     seed: int,
 ) -> ServedAcceptance:
-    every = [answer for turns in answers.values() for answer in turns]
-    tokens = float(sum(max(0, answer.tokens - 1) for answer in every))
-    # A piece of an answer is one step or several, never less: steps without a draft are rounds, too.
-    steps = float(sum(answer.steps for answer in every))
-    rounds = max(counted.rounds, steps)
-    if not counted.rounds:
+    if not counters.rounds:
         raise ServerError("the server drafted nothing", hint="was it started with the speculator?")
+    every = _all(answers)
+    # The first token of an answer comes from the prefill and belongs to no round.
+    tokens = float(sum(max(0, answer.tokens - 1) for answer in every))
+    # Each chunk stands for at least one step. Steps without a draft are not counted by the server, but are rounds too.
+    steps = float(sum(answer.steps for answer in every))
+    rounds = max(counters.rounds, steps)
     interval = None
     if by_prompt is not None:
-        sums = np.array(list(by_prompt.values()))
+        sums = np.array(list(by_prompt.values()))  # [prompts, 2]: tokens, rounds
         interval = bootstrap_ratio(sums[:, 0], sums[:, 1], seed=seed)
     return ServedAcceptance(
         prompts=len(answers),
@@ -167,18 +162,20 @@ def _acceptance(
         rounds=rounds,
         tau=tokens / rounds,
         tau_interval=interval,
-        drafted=None if counted.drafted is None else counted.drafted / rounds,
-        by_position=tuple(number / rounds for number in counted.by_position),
-        undrafted=rounds - counted.rounds,
+        drafted=None if counters.drafted is None else counters.drafted / rounds,
+        by_position=tuple(number / rounds for number in counters.by_position),
+        undrafted=rounds - counters.rounds,
     )
 
 
-def _by_prompt(answers: Mapping[str, Sequence[Answer]], counted: Counted) -> dict[str, tuple[float, float]] | None:
-    """Returns tokens and rounds of each prompt, where the pieces of the answers add up to the rounds that it counts."""
-    every = [answer for turns in answers.values() for answer in turns]
+def _by_prompt(
+    answers: Mapping[str, Sequence[Completion]], counters: DraftCounters
+) -> dict[str, tuple[float, float]] | None:
+    """Counts tokens and rounds of each prompt; None unless the chunks of all answers add up to the counted rounds."""
+    every = _all(answers)
     if any(not answer.arrivals for answer in every):
         return None
-    if sum(answer.steps for answer in every) != counted.rounds:
+    if sum(answer.steps for answer in every) != counters.rounds:
         return None
     return {
         name: (float(sum(max(0, answer.tokens - 1) for answer in turns)), float(sum(answer.steps for answer in turns)))
@@ -186,13 +183,13 @@ def _by_prompt(answers: Mapping[str, Sequence[Answer]], counted: Counted) -> dic
     }
 
 
-def _num_tokens(counted: Counted, told: int | None) -> int:
-    found = len(counted.by_position) or told
-    if found is None:
-        raise ServerError("the server does not tell how many tokens it drafts a round", hint="--k K does")
-    if told is not None and told != found:
-        raise ServerError(f"the server drafts {found} tokens a round, --k says {told}")
-    return found
+def _num_speculative_tokens(counters: DraftCounters, option: int | None) -> int:
+    k = len(counters.by_position) or option
+    if k is None:
+        raise ServerError("the server does not report how many tokens it drafts per round", hint="give --k K")
+    if option is not None and option != k:
+        raise ServerError(f"the server drafts {k} tokens per round, but --k is {option}")
+    return k
 
 
 def _definition(server: Server, k: int, temperature: float) -> str:
@@ -201,12 +198,3 @@ def _definition(server: Server, k: int, temperature: float) -> str:
         f"prefill and belongs to no round; K={k}, T={temperature:g}; rounds: as {server.engine.name} {server.version} "
         f"counts them ({server.engine.rounds}_total), tokens: as in its answers; drafts: the server's own way"
     )
-
-
-def _version(engine: Engine, endpoint: Endpoint) -> str:
-    path, key = engine.version
-    try:
-        held: Any = endpoint.get(path)
-    except ServerError:
-        return "unknown"
-    return str(held.get(key, "unknown")) if isinstance(held, dict) else "unknown"

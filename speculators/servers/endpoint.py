@@ -1,4 +1,4 @@
-"""A small HTTP client for inference servers: JSON both ways, patience with what passes, the server's own words."""
+"""A small HTTP client for inference servers: JSON both ways, retries, and errors in the server's own words."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from speculators.structure.validators import server_url
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A bearer token for servers that want one; no recipe and no command line is a place for it.
+COMPLETIONS = "/v1/completions"
+# A bearer token for servers that require one. It is read from the environment only: recipes and command lines leak.
 KEY = "SPECULATORS_API_KEY"
-# What a restart, a full queue or a proxy without its server answers; the rest of 4xx will be the same next time.
+# A restart, a full queue or a proxy without its server answer with these. Any other 4xx would fail again.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Of a page of HTML that a proxy answers with, the beginning tells enough.
-_WORDS = 400
+# A proxy may answer with a whole page of HTML; its beginning is enough to recognise it.
+_EXCERPT_CHARS = 400
 
 
 @attrs.frozen(kw_only=True)
 class Retry:
-    """How often and how soon a request that failed in a passing way is sent again.
+    """How often, and after what delay, a request that failed for a passing reason is sent again.
 
     Attributes:
-        times: after the first attempt; 0 for none.
-        first_seconds: before the first repetition; each further wait is twice as long.
-        longest_seconds: of one wait.
+        times: repetitions after the first attempt; 0 for none.
+        first_seconds: delay before the first repetition. Each further delay is twice as long.
+        longest_seconds: upper limit of one delay.
     """
 
     times: int = 5
@@ -44,12 +45,12 @@ class Retry:
     longest_seconds: float = 30.0
 
     def seconds(self, failures: int) -> float:
-        """Returns how long to wait after so many failures in a row, 1 being the first."""
+        """Computes the delay after this many failures in a row (at least 1)."""
         return min(self.first_seconds * 2.0 ** (failures - 1), self.longest_seconds)
 
 
 def _root(url: str) -> str:
-    """People paste the URL that OpenAI clients want, which ends in /v1; here paths begin with it."""
+    """Removes `/v1`: people paste the URL that OpenAI clients expect, but our paths start with it."""
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -62,14 +63,14 @@ def _is_url(_: object, attribute: attrs.Attribute[str], value: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class Endpoint:
-    """A server that speaks HTTP and JSON. Safe to share between threads: each request has its own connection.
+    """A server that speaks HTTP and JSON. Threads may share it: each request opens its own connection.
 
     Attributes:
-        url: with scheme; a path is kept, `/v1` at its end is not.
-        timeout: seconds in which the server must say something: an answer can be long in the making.
-        retry: what is done about failures that pass.
-        key: sent as bearer token; $SPECULATORS_API_KEY, if that is set.
-        stop: once set, nobody waits any longer to try again (`in_flight` sets it when a request has failed for good).
+        url: with scheme. A path is kept, except for a final `/v1`.
+        timeout: seconds to wait for the next bytes. Generous, because a long answer takes time to compute.
+        retry: how to treat failures that may pass.
+        key: sent as a bearer token; defaults to $SPECULATORS_API_KEY.
+        stop: once set, pending retries give up (`in_flight` sets it when a request has failed for good).
     """
 
     url: str = field(converter=_root, validator=_is_url)
@@ -79,44 +80,46 @@ class Endpoint:
     stop: threading.Event = field(factory=threading.Event, repr=False, eq=False)
 
     def get(self, path: str) -> Any:
-        """Returns the JSON value at a path such as "/v1/models". Raises as `post` does."""
+        """Fetches the JSON value at a path such as "/v1/models". Raises as `post` does."""
         return self.patiently(lambda: self.send("GET", path))
 
     def get_text(self, path: str) -> str:
-        """Returns the text at a path such as "/metrics". Raises as `post` does."""
+        """Fetches the text at a path such as "/metrics". Raises as `post` does."""
         return self.patiently(lambda: self._read("GET", path, None)).decode("utf-8", errors="replace")
 
     def post(self, path: str, body: Any) -> Any:
-        """Sends a JSON value and returns the one that is answered.
+        """Sends a JSON value and returns the JSON value of the response.
 
         Raises:
-            ServerError: it refused, with its own words; or it failed in a passing way more often than `retry` allows.
+            ServerError: the server refused the request, or failed more often than `retry` allows.
         """
         return self.patiently(lambda: self.send("POST", path, body))
 
     def stream(self, path: str, body: Any) -> Iterator[bytes]:
-        """Sends a JSON value and yields the lines of the answer as they come; never repeated, for half is told by then.
+        """Sends a JSON value and yields the lines of the response as they arrive.
+
+        Never retries: the caller has already consumed a part when the stream breaks.
 
         Raises:
-            ServerError: it refused, or the answer broke off.
+            ServerError: the server refused the request, or the response broke off.
         """
-        with self._answer("POST", path, body) as response:
+        with self._response("POST", path, body) as response:
             while line := response.readline():
                 yield line.rstrip(b"\r\n")
 
     def send(self, method: str, path: str, body: Any = None) -> Any:
-        """Makes one attempt and returns the JSON value that is answered; for those who are patient with more than it.
+        """Makes a single attempt, for callers that retry a larger unit of work by `patiently`.
 
         Raises:
-            ServerError: whatever went wrong; its `passes` says whether another attempt makes sense.
+            ServerError: on any failure; `passes` says whether another attempt may succeed.
         """
         return _json(self._read(method, path, body), self.url + path)
 
     def patiently(self, attempt: Callable[[], Result]) -> Result:
-        """Returns what `attempt` does, which is called again, ever later, after failures that pass.
+        """Calls `attempt`, and again after growing delays while it fails for a passing reason.
 
         Raises:
-            ServerError: the attempt's, if it does not pass, or there were more than `retry` allows.
+            ServerError: the attempt's own, if it cannot pass or `retry` is exhausted.
         """
         failures = 0
         while True:
@@ -130,12 +133,11 @@ class Endpoint:
                     raise
 
     def _read(self, method: str, path: str, body: Any) -> bytes:
-        with self._answer(method, path, body) as response:
+        with self._response(method, path, body) as response:
             return response.read()
 
     @contextmanager
-    def _answer(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
-        """One attempt."""
+    def _response(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
         parts = urllib.parse.urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=self.timeout)
@@ -156,59 +158,66 @@ class Endpoint:
             hint = "is the server running, and is this its address?"
             raise ServerError(f"{where}: connection refused", hint=hint, passes=True) from error
         except (OSError, http.client.HTTPException) as error:
-            words = str(error) or type(error).__name__
-            raise ServerError(f"{where}: the connection broke: {words}", passes=True) from error
+            reason = str(error) or type(error).__name__
+            raise ServerError(f"{where}: the connection broke: {reason}", passes=True) from error
         finally:
             connection.close()
 
 
 def _refused(where: str, status: int, text: str) -> ServerError:
-    return ServerError(f"{where}: {status}: {_words(text)}", status=status, passes=status in PASSING)
+    return ServerError(f"{where}: {status}: {_reason(text)}", status=status, passes=status in PASSING)
 
 
-def _words(text: str) -> str:
-    """Returns what the server says is wrong: of JSON its message, else the beginning of the text."""
+def _reason(text: str) -> str:
+    """Extracts the message from a JSON error, or else the beginning of the text."""
     try:
         value = json.loads(text)
     except ValueError:
         value = None
+    # OpenAI's form nests {"error": {"message": ...}}; FastAPI's has "detail".
     for key in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(key):
             value = value[key]
-    told = value if isinstance(value, str) else text
-    return " ".join(told.split())[:_WORDS] or "no words"
+    message = value if isinstance(value, str) else text
+    return _excerpt(message) or "the response is empty"
 
 
 def _json(content: bytes, where: str) -> Any:
     try:
         return json.loads(content)
     except ValueError:
-        told = " ".join(content.decode("utf-8", errors="replace").split())[:_WORDS]
-        raise ServerError(f"{where}: answered something else than JSON: {told!r}") from None
+        excerpt = _excerpt(content.decode("utf-8", errors="replace"))
+        raise ServerError(f"{where}: the response is not JSON: {excerpt!r}") from None
+
+
+def _excerpt(text: str) -> str:
+    return " ".join(text.split())[:_EXCERPT_CHARS]
 
 
 def in_flight(
     work: Callable[[Item], Result], items: Iterable[Item], *, concurrency: int, stop: threading.Event
 ) -> Iterator[tuple[Item, Result]]:
-    """Works on several items at once, in threads, and yields each with its result as soon as it is there.
+    """Works on several items at once, in threads, and yields each item with its result as soon as it is ready.
 
-    The first failure opens the circuit: `stop` is set, no further item is begun, what was finished before it is
-    yielded, then it is raised. Nor does anything run on when the consumer leaves.
+    The first failure ends everything: `stop` is set, no further item is started, results that were finished before are
+    yielded, then the failure is raised. Leaving the generator early stops the threads as well.
 
     Args:
         work: called from several threads.
-        items: read as they are needed, by one thread at a time.
-        concurrency: items at once; at most as many finished ones wait for the consumer.
-        stop: set where this ends early, and not to be used again.
+        items: consumed lazily, by one thread at a time.
+        concurrency: items at once; at most as many finished results wait for the consumer.
+        stop: set when this ends early; do not use it again afterwards.
     """
-    assert not stop.is_set(), "the circuit is open: work goes on with an endpoint of its own"
+    assert not stop.is_set(), "`stop` is set by an earlier failure: give this work an endpoint of its own"
     source, turn, left = iter(items), threading.Lock(), threading.Event()
-    found: queue.Queue[tuple[Item, Result] | BaseException | None] = queue.Queue(concurrency)
+    # Bounded, so that threads do not run ahead of a slow consumer. None marks the end of one thread.
+    results: queue.Queue[tuple[Item, Result] | BaseException | None] = queue.Queue(concurrency)
 
     def offer(value: tuple[Item, Result] | BaseException | None) -> None:
+        # A plain `put` would block for ever once the consumer has left.
         while not left.is_set():
             try:
-                return found.put(value, timeout=0.1)
+                return results.put(value, timeout=0.1)
             except queue.Full:
                 pass
 
@@ -221,20 +230,21 @@ def in_flight(
         except StopIteration:
             pass
         except BaseException as error:
+            # Only the first failure is reported: the others are its consequence (`stop` ends their retries).
             first = not stop.is_set()
             stop.set()
             if first:
                 offer(error)
         offer(None)
 
-    # Daemons: one that waits for a server's answer must not keep a process that has failed from ending.
+    # Daemon threads: one that waits for a response must not keep a failed process alive.
     threads = [threading.Thread(target=worker, daemon=True) for _ in range(concurrency)]
     for thread in threads:
         thread.start()
     running = len(threads)
     try:
         while running:
-            value = found.get()
+            value = results.get()
             if isinstance(value, BaseException):
                 raise value
             if value is None:

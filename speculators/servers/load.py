@@ -1,4 +1,4 @@
-"""A suite's prompts put to a running server, several at a time; what came back, and how fast."""
+"""Sends a suite's prompts to a running server, several at a time, and measures how fast the answers come."""
 
 from __future__ import annotations
 
@@ -14,46 +14,54 @@ from speculators.bench.suites import Prompt
 from speculators.data.conversations import Message
 from speculators.data.template import ChatTemplate
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.servers.answers import PURE
+from speculators.servers.answers import UNMODIFIED_SAMPLING
 from speculators.servers.endpoint import Endpoint, in_flight
-from speculators.servers.streaming import Answer, complete
+from speculators.servers.streaming import Completion, complete
 
 WARM_UP_TOKENS = 8
 
 
 @attrs.frozen(kw_only=True)
-class Asking:
-    """How prompts are put.
+class Workload:
+    """Prompts, and how a server has to answer them.
 
     Attributes:
-        model: as the server calls it.
+        suite: its name.
+        suite_digest: of all prompts of the suite.
+        prompts: those of the suite that are sent.
+        template: of the verifier. Prompts are sent as token ids, so the server's own template plays no part.
+        max_new_tokens: of one answer.
+        temperature: 0 is greedy.
         stop_ids: tokens that end an answer.
-        seed: of sampling; each answer has its own.
-        concurrency: prompts that are under way at once; the turns of one follow each other.
+        seed: of the sampling; each answer gets its own, counted from here.
+        concurrency: prompts under way at once. The turns of one prompt follow each other.
     """
 
-    model: str
+    suite: str
+    suite_digest: str
+    prompts: Sequence[Prompt]
+    template: ChatTemplate
     max_new_tokens: int
     temperature: float
     stop_ids: tuple[int, ...]
     seed: int
     concurrency: int
 
-    def request(self, number: int) -> dict[str, Any]:
-        """Returns the fields of the request for the answer of that number."""
+    def request(self, model: str, number: int) -> dict[str, Any]:
+        """Builds the fields of the request for answer `number`, without the prompt."""
         return {
-            "model": self.model,
+            "model": model,
             "max_tokens": self.max_new_tokens,
             "temperature": self.temperature,
             "seed": self.seed + number,
             "stop_token_ids": list(self.stop_ids),
-            **PURE,
+            **UNMODIFIED_SAMPLING,
         }
 
 
 @attrs.frozen(kw_only=True)
 class Spread:
-    """Seconds: their mean, median and 95th percentile."""
+    """Mean, median and 95th percentile, in seconds."""
 
     mean: float
     p50: float
@@ -61,30 +69,30 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float], weights: Sequence[float] | None = None) -> Spread | None:
-        """Returns the spread of values, each of which counts `weights` times; None without values."""
+        """Summarises values, each counted `weights` times; None if there are no values."""
         if not len(values):
             return None
         seconds = np.asarray(values, dtype=np.float64)
         counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
         order = np.argsort(seconds)
         share = counts[order].cumsum() / counts.sum()
-        # Where the level falls on a step, rounding of the sum must not lead to the next value.
+        # The tolerance keeps a level that coincides with a step from moving to the next value by rounding.
         p50, p95 = (float(seconds[order][int((share < level - 1e-9).sum())]) for level in (0.5, 0.95))
         return cls(mean=float(np.average(seconds, weights=counts)), p50=p50, p95=p95)
 
 
 @attrs.frozen(kw_only=True)
-class Pace:
+class ServingSpeed:
     """How fast a server answered.
 
     Attributes:
         requests: answers.
         tokens: of all answers.
         seconds: wall clock from the first request to the end of the last answer.
-        tokens_per_second: tokens / seconds, all requests that were under way at once together.
+        tokens_per_second: tokens / seconds, over all requests under way at once.
         first_token: from sending a request to its first token.
-        inter_token: between tokens: the time before a piece of an answer is shared by the tokens that it brought. None,
-            like `first_token`, where the server tells the number of tokens only at the end.
+        inter_token: between tokens. The time before a chunk is divided evenly among its tokens. Like `first_token`,
+            None if the server reports the number of tokens only at the end.
         repeated: requests that had to be sent again.
     """
 
@@ -97,54 +105,56 @@ class Pace:
     repeated: int
 
 
-def ask(
-    endpoint: Endpoint,
-    template: ChatTemplate,
-    prompts: Sequence[Prompt],
-    asking: Asking,
-    *,
-    progress: Progress = ignore,
-) -> tuple[dict[str, list[Answer]], float]:
-    """Returns the answers to each prompt's turns by its id, and the seconds that all took.
+def run_workload(
+    endpoint: Endpoint, workload: Workload, *, model: str, progress: Progress = ignore
+) -> tuple[dict[str, list[Completion]], float]:
+    """Has a server answer all prompts; returns the answers to each prompt's turns by its id, and the seconds taken.
 
     Raises:
         ServerError: a request failed for good; no further one is sent.
     """
-    # Its end is that of these requests alone.
+    # A stop event of its own: a failure here must not end later work on the same endpoint.
     endpoint = attrs.evolve(endpoint, stop=threading.Event())
-    began = time.perf_counter()
-    turns = max((1 + len(prompt.later) for prompt in prompts), default=1)
+    started = time.perf_counter()
+    # Numbers answers by prompt and turn, so that each has its own seed whatever the order of completion.
+    turns = max((1 + len(prompt.later) for prompt in workload.prompts), default=1)
 
-    def converse(item: tuple[int, Prompt]) -> list[Answer]:
-        return _converse(endpoint, template, item[1], asking, item[0] * turns)
+    def converse(item: tuple[int, Prompt]) -> list[Completion]:
+        return _converse(endpoint, workload, model, item[1], item[0] * turns)
 
-    answers: dict[str, list[Answer]] = {}
-    for (_, prompt), told in in_flight(
-        converse, enumerate(prompts), concurrency=asking.concurrency, stop=endpoint.stop
+    answers: dict[str, list[Completion]] = {}
+    items = enumerate(workload.prompts)
+    for (_, prompt), completions in in_flight(
+        converse, items, concurrency=workload.concurrency, stop=endpoint.stop
     ):
-        answers[prompt.id] = told
-        done = ProgressEvent(stage="serve", done=len(answers), total=len(prompts), unit="prompts", note=endpoint.url)
-        progress(done)
-    return {prompt.id: answers[prompt.id] for prompt in prompts}, time.perf_counter() - began
+        answers[prompt.id] = completions
+        done, total = len(answers), len(workload.prompts)
+        progress(ProgressEvent(stage="serve", done=done, total=total, unit="prompts", note=endpoint.url))
+    return {prompt.id: answers[prompt.id] for prompt in workload.prompts}, time.perf_counter() - started
 
 
-def warm_up(endpoint: Endpoint, template: ChatTemplate, prompt: Prompt, asking: Asking) -> None:
-    """Has a few tokens made that are not counted, of a prompt that shares no beginning with the suite's."""
-    ids = list(reversed(template.prompt_ids(prompt.messages)))
-    complete(endpoint, ids, {**asking.request(0), "max_tokens": min(WARM_UP_TOKENS, asking.max_new_tokens)})
+def warm_up(endpoint: Endpoint, workload: Workload, *, model: str) -> None:
+    """Generates a few tokens before the measurement.
+
+    The prompt is one of the suite's in reverse, so that it shares no prefix with the suite's prompts: the server's
+    prefix cache must not answer any of them.
+    """
+    ids = list(reversed(workload.template.prompt_ids(workload.prompts[0].messages)))
+    request = workload.request(model, 0)
+    complete(endpoint, ids, {**request, "max_tokens": min(WARM_UP_TOKENS, workload.max_new_tokens)})
 
 
-def pace(answers: Sequence[Answer], seconds: float) -> Pace:
-    """Returns how fast answers came that together took `seconds`."""
+def measure_speed(answers: Sequence[Completion], seconds: float) -> ServingSpeed:
+    """Computes throughput and latencies of answers that together took `seconds`."""
     tokens = sum(answer.tokens for answer in answers)
     timed = bool(answers) and all(answer.arrivals for answer in answers if answer.tokens)
     gaps: list[float] = []
     weights: list[float] = []
     for answer in answers if timed else ():
-        for (before, known), (now, total) in zip(answer.arrivals, answer.arrivals[1:], strict=False):
-            gaps.append((now - before) / (total - known))
-            weights.append(total - known)
-    return Pace(
+        for (before, count), (now, total) in zip(answer.arrivals, answer.arrivals[1:], strict=False):
+            gaps.append((now - before) / (total - count))
+            weights.append(total - count)
+    return ServingSpeed(
         requests=len(answers),
         tokens=tokens,
         seconds=seconds,
@@ -155,13 +165,14 @@ def pace(answers: Sequence[Answer], seconds: float) -> Pace:
     )
 
 
-def _converse(endpoint: Endpoint, template: ChatTemplate, prompt: Prompt, asking: Asking, number: int) -> list[Answer]:
-    """Returns the answers to a prompt's turns; a later one sees the server's own answers to those before it."""
+def _converse(endpoint: Endpoint, workload: Workload, model: str, prompt: Prompt, number: int) -> list[Completion]:
+    """Asks a prompt's turns one after another; later turns see the server's own earlier answers."""
     messages = prompt.messages
-    answers: list[Answer] = []
+    answers: list[Completion] = []
     for turn in range(1 + len(prompt.later)):
         if turn:
-            told = (Message("assistant", answers[-1].text), Message("user", prompt.later[turn - 1]))
-            messages = (*messages, *told)
-        answers.append(complete(endpoint, template.prompt_ids(messages), asking.request(number + turn)))
+            exchange = (Message("assistant", answers[-1].text), Message("user", prompt.later[turn - 1]))
+            messages = (*messages, *exchange)
+        ids = workload.template.prompt_ids(messages)
+        answers.append(complete(endpoint, ids, workload.request(model, number + turn)))
     return answers

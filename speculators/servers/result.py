@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from speculators.bench.result import jsonable
-from speculators.servers.load import Pace
+from speculators.servers.load import ServingSpeed
 from speculators.structure.faults import FloatOrNaN
 
 # Raised when the meaning of a result changes.
@@ -67,8 +67,8 @@ class ServedSetting:
     definition: str
     acceptance: ServedAcceptance
     by_prompt: dict[str, tuple[float, float]] | None
-    pace: Pace
-    baseline: Pace | None
+    pace: ServingSpeed
+    baseline: ServingSpeed | None
     speed_up: float | None
     unmatched_baseline: bool
 

@@ -1,4 +1,4 @@
-"""One completion as it streams in from an OpenAI-compatible server: its tokens, and when each came."""
+"""Streams one completion from an OpenAI-compatible server, recording when its tokens arrive."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from typing import Any
 import attrs
 
 from speculators.errors import ServerError
-from speculators.servers.endpoint import Endpoint
-
-PATH = "/v1/completions"
+from speculators.servers.endpoint import COMPLETIONS, Endpoint
 
 
 @attrs.frozen(kw_only=True)
-class Answer:
-    """One completion.
+class Completion:
+    """One streamed completion.
 
     Attributes:
-        text: all of it.
+        text: the whole answer.
         tokens: as the server counts them, an end token included.
-        seconds: from sending to the last piece.
-        arrivals: (seconds since sending, tokens so far) of each piece that brought tokens. () where the server tells
-            their number only at the end.
-        tries: 1 if the first one succeeded.
+        seconds: from sending the request to the last chunk.
+        arrivals: (seconds since sending, tokens so far) for each chunk that brought tokens; () if the server reports
+            the number of tokens only at the end.
+        tries: requests that were needed; 1 if the first succeeded.
     """
 
     text: str
@@ -36,18 +34,20 @@ class Answer:
 
     @property
     def steps(self) -> int:
-        """Pieces after the first, which the prefill brought: at least so many rounds were made."""
+        """Chunks after the first, which the prefill produced: a lower bound of the number of rounds."""
         return max(0, len(self.arrivals) - 1)
 
 
-def complete(endpoint: Endpoint, prompt: Sequence[int], request: dict[str, Any]) -> Answer:
-    """Returns the completion of a prompt's tokens.
+def complete(endpoint: Endpoint, prompt: Sequence[int], request: dict[str, Any]) -> Completion:
+    """Completes a prompt given as token ids.
 
     Args:
+        endpoint: of the server.
+        prompt: token ids.
         request: the other fields (`model`, `max_tokens`, `temperature`, ...).
 
     Raises:
-        ServerError: the server refuses, or fails in a passing way more often than the endpoint's `retry` allows.
+        ServerError: the server refused, or failed more often than the endpoint's `retry` allows.
     """
     body = {
         **request,
@@ -58,44 +58,45 @@ def complete(endpoint: Endpoint, prompt: Sequence[int], request: dict[str, Any])
     }
     tries = 0
 
-    def attempt() -> Answer:
+    def attempt() -> Completion:
         nonlocal tries
         tries += 1
         sent = time.perf_counter()
-        return read_stream(endpoint.stream(PATH, body), sent, endpoint.url)
+        return read_stream(endpoint.stream(COMPLETIONS, body), sent, endpoint.url)
 
     return attrs.evolve(endpoint.patiently(attempt), tries=tries)
 
 
-def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Answer:
-    """Reads server-sent events up to [DONE]; a stream that ends before is no answer.
+def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Completion:
+    """Reads server-sent events up to [DONE]. A stream that ends before it is an error, not a short answer.
 
     Args:
-        sent: by `time.perf_counter`.
-        where: for errors.
+        lines: of the response.
+        sent: `time.perf_counter()` when the request was sent.
+        where: the server's address, for errors.
     """
     text: list[str] = []
     arrivals: list[tuple[float, int]] = []
-    total, told, now = 0, 0, 0.0
+    total, listed, now = 0, 0, 0.0
     for event in _events(lines, where):
         now = time.perf_counter() - sent
         choices = event.get("choices") or ()
         for choice in choices:
             text.append(choice.get("text") or "")
-            told += len(choice.get("token_ids") or ())
-        # A server that counts only at the end may tell the ids of each piece.
-        known = (event.get("usage") or {}).get("completion_tokens") or told
-        if known > total:
-            total = known
-            # The closing event, which has no choice, tells of what was not seen arriving.
+            listed += len(choice.get("token_ids") or ())
+        # A server without continuous usage statistics may still list the token ids of each chunk.
+        count = (event.get("usage") or {}).get("completion_tokens") or listed
+        if count > total:
+            total = count
+            # The closing event has no choice: tokens counted only there arrived unseen, and have no time.
             if choices:
                 arrivals.append((now, total))
-    seen = bool(arrivals) and arrivals[-1][1] == total
-    return Answer(
+    complete_timing = bool(arrivals) and arrivals[-1][1] == total
+    return Completion(
         text="".join(text),
         tokens=total,
         seconds=now,
-        arrivals=tuple(arrivals) if seen else (),
+        arrivals=tuple(arrivals) if complete_timing else (),
     )
 
 
@@ -109,12 +110,12 @@ def _events(lines: Iterable[bytes], where: str) -> Iterator[dict[str, Any]]:
         try:
             event = json.loads(content)
         except ValueError:
-            raise ServerError(f"{where}: streams what is not JSON: {content[:200]!r}") from None
+            raise ServerError(f"{where}: streamed something that is not JSON: {content[:200]!r}") from None
         if not isinstance(event, dict):
-            raise ServerError(f"{where}: streams what is no event: {content[:200]!r}")
-        # Some servers say "error": null where there is none.
-        if (told := event.get("error")) is not None:
-            words = told.get("message", told) if isinstance(told, dict) else told
-            raise ServerError(f"{where}: broke off an answer: {words}")
+            raise ServerError(f"{where}: streamed JSON that is not an event: {content[:200]!r}")
+        # Some servers send "error": null in every event.
+        if (error := event.get("error")) is not None:
+            message = error.get("message", error) if isinstance(error, dict) else error
+            raise ServerError(f"{where}: broke off an answer: {message}")
         yield event
     raise ServerError(f"{where}: an answer ended before its [DONE]", passes=True)

@@ -12,7 +12,7 @@ from fake_vllm import FakeServer
 
 from speculators.errors import ServerError
 from speculators.events import ProgressEvent
-from speculators.servers.answers import ServedAnswers
+from speculators.servers.answers import AnswerClient
 from speculators.servers.endpoint import Endpoint, Retry
 from speculators.verifier.generate import Sampling
 
@@ -30,9 +30,9 @@ def server(tmp_path: Path) -> Iterator[FakeServer]:
         yield running
 
 
-def answers(server: FakeServer, concurrency: int = 2) -> ServedAnswers:
+def answers(server: FakeServer, concurrency: int = 2) -> AnswerClient:
     endpoint = Endpoint(url=server.url, retry=Retry(times=1, first_seconds=0.001))
-    return ServedAnswers(endpoint=endpoint, model="the-model", tokenizer=None, stop_ids=(2, 0), concurrency=concurrency)
+    return AnswerClient(endpoint=endpoint, model="the-model", tokenizer=None, stop_ids=(2, 0), concurrency=concurrency)
 
 
 def asked(server: FakeServer, **keys: Any) -> dict[int, Any]:

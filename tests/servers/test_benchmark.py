@@ -1,4 +1,4 @@
-"""A benchmark on a running server: its own counters, its pace, and what is refused rather than believed."""
+"""A benchmark on a running server: its own counters, its measure_speed, and what is refused rather than believed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from speculators.bench.suites import Prompt
 from speculators.data.conversations import Message
 from speculators.data.template import ChatTemplate
 from speculators.errors import ServerError
-from speculators.servers.benchmark import Questions, Server, measure_served
-from speculators.servers.counters import ENGINES, count, parse
+from speculators.servers.benchmark import Workload, Server, benchmark_server
+from speculators.servers.counters import read_counters, parse_prometheus
+from speculators.servers.engines import ENGINES
 from speculators.servers.endpoint import Endpoint, Retry
-from speculators.servers.load import Spread, pace
-from speculators.servers.streaming import Answer, read_stream
+from speculators.servers.load import Spread, measure_speed
+from speculators.servers.streaming import Completion, read_stream
 from speculators.verifier.tokens import load_tokenizer
 
 TOKENS = 12
@@ -29,7 +30,7 @@ def questions(tiny_verifier):
         Prompt(id=str(number), category="", messages=(Message("user", f"question {number}"),), later=later)
         for number, later in enumerate(((), (), ("and then",)))
     ]
-    return Questions(
+    return Workload(
         suite="mine",
         prompts=prompts,
         suite_digest="d",
@@ -53,7 +54,7 @@ def _server(fake: FakeServer) -> Server:
 
 def _measure(fake, questions, *, baseline=None, temperature=0.0, **more):
     with served(fake):
-        return measure_served(_server(fake), baseline, attrs.evolve(questions, **more), temperature)
+        return benchmark_server(_server(fake), baseline, attrs.evolve(questions, **more), temperature)
 
 
 def test_acceptance_is_the_difference_of_the_servers_counters(questions):
@@ -144,7 +145,7 @@ def test_a_busy_server_is_asked_again_and_the_result_says_so(questions):
     with served(FakeServer()) as fake:
         other = attrs.evolve(_server(fake), model="other")
         with pytest.raises(ServerError, match="The model `other` does not exist"):
-            measure_served(other, None, questions, 0.0)
+            benchmark_server(other, None, questions, 0.0)
     with pytest.raises(ServerError, match="connection refused"):
         Server.find("vllm", Endpoint(url=fake.url, retry=Retry(times=1, first_seconds=0.01)), None)
 
@@ -164,7 +165,7 @@ def test_a_server_that_drafts_another_k_or_nothing_is_refused(questions):
     with served(FakeServer(engine="sglang")) as fake:
         strange = attrs.evolve(_server(fake), engine=ENGINES["vllm"])
         with pytest.raises(ServerError, match="is this a server of vllm"):
-            measure_served(strange, None, questions, 0.0)
+            benchmark_server(strange, None, questions, 0.0)
         with pytest.raises(ServerError, match=r"offers the models \['fake'\]"):
             Server.find("vllm", Endpoint(url=fake.url), "other")
 
@@ -172,9 +173,9 @@ def test_a_server_that_drafts_another_k_or_nothing_is_refused(questions):
 def test_prometheus_text_is_summed_over_all_labels_but_the_position():
     """Several engines or ranks of one server are one; comments and what else stands there is passed over."""
     text = 'a_total{rank="0"} 1.0\na_total{rank="1"} 2.0 1700000\n# TYPE b gauge\nb 1e3\nc{position="1",x="} y"} 4\nno'
-    assert parse(text) == {"a": {"": 3.0}, "b": {"": 1000.0}, "c": {"1": 4.0}}
+    assert parse_prometheus(text) == {"a": {"": 3.0}, "b": {"": 1000.0}, "c": {"1": 4.0}}
     told = FakeServer(rounds=2, generated=9, by_position=[2, 1, 0]).metrics()
-    counted = count(ENGINES["vllm"], told, speculates=True)
+    counted = read_counters(ENGINES["vllm"], told, speculates=True)
     assert (counted.generated, counted.rounds, counted.drafted, counted.by_position) == (9, 2, 6, (2, 1, 0))
     with pytest.raises(ServerError, match="went back"):
         attrs.evolve(counted, rounds=1).since(counted)
@@ -182,12 +183,12 @@ def test_prometheus_text_is_summed_over_all_labels_but_the_position():
 
 def test_inter_token_latency_shares_the_wait_for_a_piece_among_its_tokens():
     """Two tokens that come together after 0.2 s took 0.1 s each; first tokens are counted apart."""
-    answer = Answer(text="", tokens=4, seconds=0.9, arrivals=((0.5, 1), (0.7, 3), (0.9, 4)))
-    told = pace([answer], 1.0)
+    answer = Completion(text="", tokens=4, seconds=0.9, arrivals=((0.5, 1), (0.7, 3), (0.9, 4)))
+    told = measure_speed([answer], 1.0)
     assert told.tokens_per_second == 4.0
     assert told.first_token.mean == 0.5
     assert told.inter_token == Spread(mean=pytest.approx(0.4 / 3), p50=pytest.approx(0.1), p95=pytest.approx(0.2))
-    assert pace([attrs.evolve(answer, arrivals=())], 1.0).inter_token is None
+    assert measure_speed([attrs.evolve(answer, arrivals=())], 1.0).inter_token is None
 
 
 @pytest.mark.parametrize(

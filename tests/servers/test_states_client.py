@@ -11,7 +11,8 @@ from fake_vllm import FakeServer
 
 from speculators.errors import ServerError
 from speculators.servers.endpoint import Endpoint, Retry
-from speculators.servers.states import Served, StatesClient
+from speculators.servers.states_client import StatesClient
+from speculators.servers.engines import ServerIdentity
 
 WIDTH, NUM_LAYERS, LAYER_IDS = 3, 6, (4, 1)
 IDS = torch.tensor([5, 9, 2, 7, 30])
@@ -166,15 +167,15 @@ def test_a_server_that_dies_stops_the_capture_in_its_own_words(server: FakeServe
 
 def test_a_server_says_what_it_is(server: FakeServer) -> None:
     """Engine, version, the name to use, where the model is and how long it may get."""
-    told = Served.at(Endpoint(url=server.url))
-    assert told == Served(engine="vllm", version="0.32.0", model="the-model", root="/models/it", max_model_len=4096)
+    told = ServerIdentity.at(Endpoint(url=server.url))
+    assert told == ServerIdentity(engine="vllm", version="0.32.0", model="the-model", root="/models/it", max_model_len=4096)
 
 
 def test_something_else_than_a_model_server_is_told(server: FakeServer) -> None:
     """It answers, and names no model."""
     server.model.clear()
     with pytest.raises(ServerError, match="names no model\nis it an OpenAI-compatible server"):
-        Served.at(Endpoint(url=server.url))
+        ServerIdentity.at(Endpoint(url=server.url))
 
 
 def test_the_shared_folder_may_be_told_relative_to_a_link(server: FakeServer, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from speculators.servers.states_command import CONNECTOR, CONNECTOR_FOLDER, CONNECTOR_MODULE, ServeStates, shell_line
+from speculators.servers.states_server import CONNECTOR, CONNECTOR_FOLDER, CONNECTOR_MODULE, StatesServer, shell_line
 
 
-def settings(**changes: Any) -> ServeStates:
-    return ServeStates(
+def settings(**changes: Any) -> StatesServer:
+    return StatesServer(
         **{
             "model": "/models/it",
             "name": "owner/model",
