@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server in this process: it drafts on paper, streams, and counts as vLLM or SGLang do."""
+"""An OpenAI-compatible server in this process that pretends to draft, streams, and counts like vLLM or SGLang."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ K = 3
 
 @attrs.define
 class FakeServer:
-    """What it does and what it was asked.
+    """Behaviour of the server, and the requests that it received.
 
     Attributes:
-        pattern: accepted drafts of the rounds of each answer, in turn; the last round is cut at `max_tokens`.
+        pattern: numbers of accepted drafts, repeated over the rounds of each answer. `max_tokens` cuts the last round.
         drafts: whether it speculates.
-        engine: whose names its metrics have.
-        busy: so many requests are refused first, with 503.
-        tells: whether pieces of an answer tell their tokens.
-        foreign: tokens that somebody else makes it generate with each answer.
+        engine: the engine whose metric names it uses.
+        busy: number of requests to refuse first, with 503.
+        counts_chunks: whether each chunk of an answer counts its tokens.
+        foreign: tokens generated for somebody else during each answer.
         undrafted: rounds of each answer that it does not count as drafted.
     """
 
@@ -32,7 +32,7 @@ class FakeServer:
     drafts: bool = True
     engine: str = "vllm"
     busy: int = 0
-    tells: bool = True
+    counts_chunks: bool = True
     foreign: int = 0
     undrafted: int = 0
     requests: list[dict[str, Any]] = attrs.field(factory=list)
@@ -43,7 +43,7 @@ class FakeServer:
     lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     def steps(self, max_tokens: int) -> list[int]:
-        """Returns the tokens of each step of an answer, and counts them."""
+        """Computes the tokens of each step of an answer, and counts them."""
         steps, left, index = [1], max_tokens - 1, 0
         with self.lock:
             while left > 0:
@@ -60,7 +60,7 @@ class FakeServer:
         return steps
 
     def metrics(self) -> str:
-        """Returns the text of /metrics."""
+        """Writes the text of /metrics."""
         if self.engine == "sglang":
             label = 'model_name="fake",tp_rank="0"'
             lines = [f"sglang:generation_tokens_total{{{label}}} {self.generated:.1f}", "sglang:spec_accept_length 1.9"]
@@ -89,7 +89,7 @@ class FakeServer:
         for size in self.steps(request["max_tokens"]):
             choice: dict[str, Any] = {"index": 0, "text": "ab" * size}
             event: dict[str, Any] = {"choices": [choice]}
-            if self.tells:
+            if self.counts_chunks:
                 choice["token_ids"] = list(range(done, done + size))
                 event["usage"] = {"completion_tokens": done + size}
             done += size
@@ -99,7 +99,7 @@ class FakeServer:
 
 @contextmanager
 def served(fake: FakeServer) -> Iterator[FakeServer]:
-    """Serves it on a free port of this machine."""
+    """Serves the fake on a free port of this machine."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""An inference server in this process: HTTP as vLLM speaks it, states from a function, and faults on demand."""
+"""An inference server in this process that speaks vLLM's HTTP, with states from a function and faults on demand."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-# Takes token ids, returns their states [n, layers, H].
+# Token ids -> their states [n, layers, H].
 States = Callable[[list[int]], torch.Tensor]
-# Takes the request's body, returns the choice that answers it.
+# Body of a request -> the choice that answers it.
 Answers = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -25,12 +25,12 @@ class FakeServer:
     """Serves until the context ends.
 
     Args:
-        folder: it writes states there.
-        states: of a request's tokens; None for a server of answers only.
-        answers: what it says; the least that can be said if none is given.
-        faults: what goes wrong with each request in turn, "" for nothing; after them all goes well.
-        seconds: that a file takes, after the answer has named it.
-        model: its entry in /v1/models.
+        folder: where it writes states.
+        states: computes the states of a request's tokens; None for a server of answers only.
+        answers: computes the answers; None for a constant one.
+        faults: faults of the requests in turn, "" for none. Later requests succeed.
+        seconds: time to write a file after the response has named it.
+        model: changes to its entry in /v1/models.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class FakeServer:
         self.keys: list[str | None] = []
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
-        # What computes in tests is one model, whose hooks and caches are not for several threads.
+        # Tests compute with one model, whose hooks and caches are not thread-safe.
         self._model = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
@@ -66,7 +66,7 @@ class FakeServer:
         self._http.server_close()
 
     def next_fault(self, body: dict[str, Any]) -> str:
-        """Counts a request; returns what is to go wrong with it."""
+        """Records a request and picks its fault."""
         with self._lock:
             self.requests.append(body)
             return self.faults.popleft() if self.faults else ""
@@ -77,18 +77,18 @@ class FakeServer:
             self.most_at_once = max(self.most_at_once, self.at_once)
 
     def completion(self, body: dict[str, Any], fault: str) -> dict[str, Any]:
-        """Returns the answer, after it has begun to write the states."""
+        """Starts writing the states, then answers."""
         with self._model:
             choice = self.answers(body) if self.answers else {"text": "a", "token_ids": [97]}
         answer: dict[str, Any] = {"choices": [{"prompt_token_ids": body["prompt"], **choice}]}
         if self.states is not None and fault != "no name":
             path = self.folder / f"cmpl-{len(self.requests)}-{threading.get_ident()}.safetensors"
-            told = {"outside": self.folder.parent / path.name, "link": self.folder / "link" / path.name}.get(
+            named = {"outside": self.folder.parent / path.name, "link": self.folder / "link" / path.name}.get(
                 fault, path
             )
             if fault != "no file":
                 self._write(path, body["prompt"], fault)
-            answer["kv_transfer_params"] = {"hidden_states_path": str(told)}
+            answer["kv_transfer_params"] = {"hidden_states_path": str(named)}
         return answer
 
     def _write(self, path: Path, ids: list[int], fault: str) -> None:
@@ -106,7 +106,8 @@ class FakeServer:
         elif fault == "half":
             states = states.half()
         content = safetensors.torch.save({"hidden_states": states.contiguous(), "token_ids": tokens})
-        # As vLLM's connector does: the lock is held before the client hears of the file, and let go when it is whole.
+        # Like vLLM's connector: it takes the lock before the client learns the path, and releases it when the file is
+        # complete.
         lock = path.with_name(f"{path.name}.lock").open("wb")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -152,8 +153,8 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, body: dict[str, Any], fault: str) -> None:
             if fault in ERRORS:
-                status, told = ERRORS[fault]
-                self._send(status, json.dumps(told).encode())
+                status, document = ERRORS[fault]
+                self._send(status, json.dumps(document).encode())
             elif fault == "drop":
                 self.close_connection = True
             elif fault == "html":

@@ -7,7 +7,7 @@ from typing import Any
 from speculators.bench.referee import Agreement
 from speculators.bench.result import Acceptance, BenchResult, Live, Setting
 from speculators.bench.speed import Speed
-from speculators.servers.load import Pace
+from speculators.servers.load import ServingSpeed
 from speculators.servers.result import ServedAcceptance, ServedResult, ServedSetting
 
 
@@ -80,7 +80,7 @@ def bench_result(*settings: Setting, **changes: Any) -> BenchResult:
 
 def served_setting(**changes: Any) -> ServedSetting:
     """The same suite, K and T as `setting`."""
-    pace = Pace(
+    pace = ServingSpeed(
         requests=20, tokens=200, seconds=4.0, tokens_per_second=50.0, first_token=None, inter_token=None, repeated=0
     )
     values: dict[str, Any] = {

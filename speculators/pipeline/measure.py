@@ -21,9 +21,10 @@ from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.schema import BenchmarkSection
-from speculators.servers.benchmark import Questions, Server, measure_served
-from speculators.servers.counters import ENGINES
+from speculators.servers.benchmark import Server, benchmark_server
 from speculators.servers.endpoint import Endpoint
+from speculators.servers.engines import ENGINES
+from speculators.servers.load import Workload
 from speculators.servers.result import ServedResult
 from speculators.structure.converter import structure
 from speculators.structure.faults import Invalid
@@ -190,7 +191,7 @@ def measure_endpoint(
     settings = []
     for suite in section.suites:
         prompts = load_suite(suite)
-        questions = Questions(
+        workload = Workload(
             suite=suite.name,
             prompts=prompts[:take],
             suite_digest=prompts_digest(prompts),
@@ -199,10 +200,17 @@ def measure_endpoint(
             stop_ids=stop_ids,
             seed=SEED,
             concurrency=concurrency,
-            num_speculative_tokens=num_speculative_tokens,
         )
         for temperature in section.temperature:
-            settings.append(measure_served(server, baseline, questions, temperature, progress=progress))
+            settings.append(
+                benchmark_server(
+                    server,
+                    baseline,
+                    attrs.evolve(workload, temperature=temperature),
+                    num_speculative_tokens=num_speculative_tokens,
+                    progress=progress,
+                )
+            )
     return ServedResult(
         speculator=subject.name,
         verifier=verifier.model,

@@ -21,9 +21,9 @@ from speculators.files.disk import disk_errors, file_sha256, read_json, write_js
 from speculators.pipeline.context import Context
 from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
 from speculators.recipe.schema import Recipe
-from speculators.servers.answers import Answer, ServedAnswers
+from speculators.servers.answers import Answer, AnswerClient
 from speculators.servers.endpoint import Endpoint
-from speculators.servers.states import Served
+from speculators.servers.engines import ServerIdentity
 from speculators.verifier.engine import Engine
 from speculators.verifier.generate import Sampling
 from speculators.verifier.hub import fetch_tokenizer
@@ -281,15 +281,15 @@ def regenerate_file(
 
 def _server(
     recipe: Recipe, endpoint: Endpoint, concurrency: int, progress: Progress
-) -> tuple[ServedAnswers, dict[str, Any]]:
+) -> tuple[AnswerClient, dict[str, Any]]:
     """Connects to a server, and states what it reports about itself; only the tokenizer of a hub's model is fetched."""
     section = recipe.verifier
-    served = Served.at(endpoint)
+    served = ServerIdentity.at(endpoint)
     if section.kind == "hub":
         folder = fetch_tokenizer(section.model, section.revision, trust_remote_code=section.trust_remote_code)
     else:
         folder = obtain(section, progress=progress)
-    answers = ServedAnswers(
+    answers = AnswerClient(
         endpoint=endpoint,
         model=served.model,
         tokenizer=load_tokenizer(folder, trust_remote_code=section.trust_remote_code),

@@ -25,9 +25,9 @@ from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
 from speculators.servers.endpoint import Endpoint, Retry
-from speculators.servers.process import run_until_stopped
-from speculators.servers.states import START, Served, StatesClient
-from speculators.servers.states_command import ServeStates
+from speculators.servers.engines import ServerIdentity
+from speculators.servers.states_client import START_HINT, StatesClient
+from speculators.servers.states_server import StatesServer, run_until_stopped
 from speculators.training.world import local_device
 from speculators.verifier.sources import fetch_facts, obtain
 from speculators.verifier.states_check import StatesCheck, compare_states
@@ -59,7 +59,7 @@ def shared_folder(plan: Plan, places: Places) -> Path:
     return Path(folder) if folder is not None else places.from_server(fingerprint(serving_note(plan)))
 
 
-def states_client(context: Context) -> tuple[StatesClient, Served]:
+def states_client(context: Context) -> tuple[StatesClient, ServerIdentity]:
     """Connects to the recipe's server and checks that it leaves the right states in the folder.
 
     Raises:
@@ -69,16 +69,16 @@ def states_client(context: Context) -> tuple[StatesClient, Served]:
     plan, server = context.plan, context.recipe.data.server
     folder = shared_folder(plan, context.places)
     endpoint = Endpoint(url=server.endpoint, timeout=server.timeout, retry=Retry(times=server.retries))
-    served = Served.at(endpoint)
+    served = ServerIdentity.at(endpoint)
     if not folder.is_dir():
-        hint = f"start the server with this folder, or set data.server.folder to the server's own; {START}"
+        hint = f"start the server with this folder, or set data.server.folder to the server's own; {START_HINT}"
         raise DataError(f"{folder}: no such folder: no server of these states writes here", hint=hint)
     required, noted = serving_note(plan), read_json(folder / NOTE)
     if isinstance(noted, dict) and noted != required:
         differences = ", ".join(
             f"{key} {noted.get(key)} instead of {value}" for key, value in required.items() if noted.get(key) != value
         )
-        raise DataError(f"{folder}: the server there was started for other states: {differences}", hint=START)
+        raise DataError(f"{folder}: the server there was started for other states: {differences}", hint=START_HINT)
     client = StatesClient(
         endpoint=endpoint,
         model=served.model,
@@ -116,7 +116,7 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
     return f"{served.engine or 'a server'} {served.version}".rstrip()
 
 
-def _keep_provenance(context: Context, writer: StateWriter, served: Served) -> None:
+def _keep_provenance(context: Context, writer: StateWriter, served: ServerIdentity) -> None:
     file, facts = writer.folder / PROVENANCE, attrs.asdict(served)
     earlier = read_json(file)
     if isinstance(earlier, dict) and earlier != facts and len(writer.missing()) < len(writer.layout.shards):
@@ -207,7 +207,7 @@ def plan_server(
     port: int | None = None,
     vllm: str = "vllm",
     extra: tuple[str, ...] = (),
-) -> tuple[ServeStates, dict[str, Any]]:
+) -> tuple[StatesServer, dict[str, Any]]:
     """Plans how to start a recipe's server, and the note about it that capture looks for.
 
     Fetches only config.json of a hub's model; the server fetches the rest itself.
@@ -226,7 +226,7 @@ def plan_server(
     dtype = compute_dtype(getattr(torch, recipe.data.states_dtype), device)
     # Capture connects to this address: a server elsewhere would never be found.
     address = urlsplit(recipe.data.server.endpoint)
-    settings = ServeStates(
+    settings = StatesServer(
         model=model,
         name=section.model,
         revision=section.revision,
@@ -246,7 +246,7 @@ def plan_server(
     return settings, serving_note(plan)
 
 
-def serve_states(settings: ServeStates, note: dict[str, Any]) -> int:
+def serve_states(settings: StatesServer, note: dict[str, Any]) -> int:
     """Runs the server until it ends or is stopped; returns its exit code.
 
     Raises:

@@ -89,7 +89,7 @@ class ServerIdentity:
         first = list_models(endpoint)[0]
         return cls(
             engine=str(first.get("owned_by") or ""),
-            # Of the engines, only vLLM has this path.
+            # Only vLLM serves this path.
             version=read_version(endpoint, "/version", "version") or "",
             model=str(first["id"]),
             root=str(first.get("root") or ""),

@@ -31,10 +31,10 @@ class Workload:
         prompts: those of the suite that are sent.
         template: of the verifier. Prompts are sent as token ids, so the server's own template plays no part.
         max_new_tokens: of one answer.
-        temperature: 0 is greedy.
         stop_ids: tokens that end an answer.
         seed: of the sampling; each answer gets its own, counted from here.
         concurrency: prompts under way at once. The turns of one prompt follow each other.
+        temperature: 0 is greedy.
     """
 
     suite: str
@@ -42,10 +42,10 @@ class Workload:
     prompts: Sequence[Prompt]
     template: ChatTemplate
     max_new_tokens: int
-    temperature: float
     stop_ids: tuple[int, ...]
     seed: int
     concurrency: int
+    temperature: float = 0.0
 
     def request(self, model: str, number: int) -> dict[str, Any]:
         """Builds the fields of the request for answer `number`, without the prompt."""
@@ -124,9 +124,7 @@ def run_workload(
 
     answers: dict[str, list[Completion]] = {}
     items = enumerate(workload.prompts)
-    for (_, prompt), completions in in_flight(
-        converse, items, concurrency=workload.concurrency, stop=endpoint.stop
-    ):
+    for (_, prompt), completions in in_flight(converse, items, concurrency=workload.concurrency, stop=endpoint.stop):
         answers[prompt.id] = completions
         done, total = len(answers), len(workload.prompts)
         progress(ProgressEvent(stage="serve", done=done, total=total, unit="prompts", note=endpoint.url))

@@ -108,7 +108,7 @@ def test_it_stops_when_we_are_stopped(tmp_path: Path, how: signal.Signals, deaf:
     """The server is asked once; one that does not hear is killed after its grace; nothing of it is left."""
     code = (
         "import os, sys\n"
-        "from speculators.servers.process import run_until_stopped\n"
+        "from speculators.servers.states_server import run_until_stopped\n"
         "try:\n"
         "    run_until_stopped([sys.argv[1]], {**os.environ, 'PYTHONPATH': ''}, grace=0.3)\n"
         "except KeyboardInterrupt:\n"

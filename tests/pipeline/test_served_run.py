@@ -26,9 +26,9 @@ def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
         assert told.code == 0, told.err
         assert "served acceptance of smoke-" in told.out
         told = spec(*asked, "--baseline-endpoint", fake.url)
-        assert (told.code, "it is no baseline" in told.err) == (1, True)
+        assert (told.code, "cannot be the baseline" in told.err) == (1, True)
         told = spec(*asked, "--k", "1")
-        assert (told.code, "--k says 1" in told.err) == (1, True)
+        assert (told.code, "but --k is 1" in told.err) == (1, True)
     (file,) = (run / "bench" / "served").glob("vllm-1.2.3-*.json")
     held = json.loads(file.read_text())
     assert len(held["settings"][0]["prompt_ids"]) == 2

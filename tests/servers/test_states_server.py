@@ -1,4 +1,4 @@
-"""The command that starts a server of hidden states, and the connector that it takes along."""
+"""The command line of a server of hidden states, and its connector."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def option(command: list[str], name: str) -> str:
     return command[command.index(name) + 1]
 
 
-def test_the_last_layers_state_is_always_asked_for() -> None:
-    """Sorted, each once: the ids that vLLM takes are those of this package."""
+def test_the_last_layers_state_is_always_requested() -> None:
+    """vLLM gets the ids in ascending order, each once; it counts layers as this package does."""
     for ids in ((2, 15, 27), (27, 2, 15), (2, 15, 27, 30)):
-        told = json.loads(option(settings(layer_ids=ids).command(), "--speculative-config"))
-        assert told["method"] == "extract_hidden_states"
-        assert told["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"] == [2, 15, 27, 30]
+        config = json.loads(option(settings(layer_ids=ids).command(), "--speculative-config"))
+        assert config["method"] == "extract_hidden_states"
+        assert config["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"] == [2, 15, 27, 30]
 
 
-def test_nothing_is_left_out_of_a_conversation() -> None:
-    """No prefix cache, no chunks, and room for the longest conversation in one forward (vllm#44485)."""
+def test_no_state_of_a_conversation_is_missing() -> None:
+    """Prefix cache and chunks are off, and one forward has room for the longest conversation (vllm#44485)."""
     command = settings(max_model_len=5000).command()
     assert {"--no-enable-prefix-caching", "--no-enable-chunked-prefill"} <= {*command}
     assert option(command, "--max-model-len") == option(command, "--max-num-batched-tokens") == "5000"
@@ -55,20 +55,20 @@ def test_nothing_is_left_out_of_a_conversation() -> None:
 
 
 def test_a_cpu_gets_the_connector_without_pinned_memory() -> None:
-    """From a folder that holds nothing else, by PYTHONPATH; a GPU gets vLLM's own and no variable."""
+    """PYTHONPATH names a folder with nothing else in it; a GPU gets vLLM's own connector and no variable."""
     on_cpu, on_gpu = settings(), settings(device="cuda")
-    told = json.loads(option(on_cpu.command(), "--kv-transfer-config"))
-    assert (told["kv_connector"], told["kv_connector_module_path"]) == (CONNECTOR, CONNECTOR_MODULE)
-    assert told["kv_connector_extra_config"] == {"shared_storage_path": "/shared/states"}
+    transfer = json.loads(option(on_cpu.command(), "--kv-transfer-config"))
+    assert (transfer["kv_connector"], transfer["kv_connector_module_path"]) == (CONNECTOR, CONNECTOR_MODULE)
+    assert transfer["kv_connector_extra_config"] == {"shared_storage_path": "/shared/states"}
     assert on_cpu.environment({"PYTHONPATH": "/mine"})["PYTHONPATH"] == f"{CONNECTOR_FOLDER}:/mine"
     assert "VLLM_CPU_KVCACHE_SPACE" not in on_cpu.environment({"VLLM_CPU_KVCACHE_SPACE": "9"})
-    told = json.loads(option(on_gpu.command(), "--kv-transfer-config"))
-    assert told["kv_connector"] == "ExampleHiddenStatesConnector"
+    transfer = json.loads(option(on_gpu.command(), "--kv-transfer-config"))
+    assert transfer["kv_connector"] == "ExampleHiddenStatesConnector"
     assert on_gpu.environment({}) == {}
 
 
 def test_a_hub_model_is_named_with_its_revision() -> None:
-    """And code of the model runs only where the recipe lets it; what follows `--` comes last, as it is."""
+    """Code of the model runs only if the recipe allows it; arguments after `--` come last, unchanged."""
     command = settings(model="owner/model", revision="abc", trust_remote_code=True, extra=("-tp", "8")).command()
     assert command[:3] == ["vllm", "serve", "owner/model"]
     assert option(command, "--revision") == "abc"
@@ -78,29 +78,29 @@ def test_a_hub_model_is_named_with_its_revision() -> None:
 
 
 def test_the_printed_line_is_the_command() -> None:
-    """A shell reads it back as it was."""
-    served = settings()
-    words = shlex.split(shell_line(served.command(), served.environment({})))
-    assert words[2:] == served.command()
-    assert words[0] == f"PYTHONPATH={CONNECTOR_FOLDER}"
+    """A shell parses the line back into the same arguments."""
+    server = settings()
+    arguments = shlex.split(shell_line(server.command(), server.environment({})))
+    assert arguments[2:] == server.command()
+    assert arguments[0] == f"PYTHONPATH={CONNECTOR_FOLDER}"
 
 
 def test_the_connector_needs_nothing_of_this_package() -> None:
-    """It runs in vLLM's environment, alone on its path: no import of ours, no other module beside it."""
+    """It runs in vLLM's environment, so it imports nothing of ours and is alone in its folder."""
     file = CONNECTOR_FOLDER / f"{CONNECTOR_MODULE}.py"
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    told = {
+    imports = {
         node.module.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
     }
-    told |= {
+    imports |= {
         name.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
     }
-    assert told <= {"__future__", "fcntl", "os", "pathlib", "typing", "torch", "vllm"}
+    assert imports <= {"__future__", "fcntl", "os", "pathlib", "typing", "torch", "vllm"}
     assert {path.name for path in CONNECTOR_FOLDER.glob("*.py")} == {file.name, "__init__.py"}
     assert CONNECTOR in {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_states_are_computed_in_the_type_of_the_recipe(dtype: str) -> None:
-    """Else capture refuses them."""
+def test_states_are_computed_in_the_recipes_dtype(dtype: str) -> None:
+    """Capture refuses states of another dtype."""
     assert option(settings(dtype=dtype).command(), "--dtype") == dtype
