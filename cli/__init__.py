@@ -1,4 +1,4 @@
-"""The `spec` command: one file a verb, imported when it is called, so that help and the light verbs start at once."""
+"""The `spec` command: one file per verb, imported when it is called, so that help and the light verbs start at once."""
 
 from __future__ import annotations
 
@@ -9,33 +9,47 @@ import keyword
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from speculators.errors import RecipeError, SpeculatorsError
 from speculators.registry import near_miss
 
-# A verb is a module of this package (dashes become underscores) with `add_arguments(parser)` and `run(options) -> int`.
-VERBS = {
-    "ls": "list recipes, algorithms and runs",
-    "show": "show a recipe, and where each value comes from",
-    "cp": "copy a recipe to edit",
-    "validate": "check a recipe, without weights",
-    "plan": "tell what would run, and what is done already",
-    "data": "look at what a run would train on: mask, lengths, coverage, how on-policy",
-    "diff": "tell what two recipes or runs differ in, and what follows",
-    "run": "run a recipe, ending in the acceptance table",
-    "reproduce": "make a run again from its lock, and tell what differs first",
-    "lock": "check that the locks of recipes and runs still resolve",
-    "bench": "measure a speculator's acceptance length and speed-up",
-    "doctor": "examine a speculator: what is wrong with it, by measurement, and what to do",
-    "export": "write a speculator as a server reads it, with the command that serves it",
-    "import": "turn a published speculator into one of ours",
-    "report": "write one HTML page about runs: curves, acceptance, plan, lock, differences",
-    "new-algorithm": "write the skeleton of an algorithm of your own",
-    "regenerate": "answer prompts with the verifier: on-policy data",
-    "serve-states": "start a vLLM server that gives a recipe's hidden states",
+# Every verb with its line of help. A verb is a module of this package (dashes become underscores) that has
+# `add_arguments(parser)` and `run(options) -> int`.
+GROUPS = {
+    "Train": {
+        "ls": "list recipes, algorithms and runs",
+        "cp": "copy a recipe to a file of your own",
+        "validate": "check a recipe without loading a model",
+        "plan": "show what a run would do, which stages are done, and what it would cost",
+        "data": "inspect the training data: loss mask, lengths, vocabulary coverage, leaks",
+        "regenerate": "let the verifier answer prompts, for on-policy training data",
+        "serve-states": "start a vLLM server that computes a recipe's hidden states",
+        "run": "run a recipe, from its data to the acceptance table",
+    },
+    "Measure": {
+        "bench": "measure a speculator's acceptance length and speed-up",
+        "report": "write an HTML page about one or more runs",
+    },
+    "Understand": {
+        "show": "show a recipe, and where each value comes from",
+        "diff": "compare two recipes or runs: what changed, and what that invalidates",
+        "doctor": "find out what is wrong with a speculator, and how to mend it",
+        "reproduce": "repeat a run from its lock and name the first difference",
+        "lock": "check that recipes and runs still mean what their locks say",
+    },
+    "Serve": {
+        "export": "write a speculator for vLLM, SGLang or the hub, with the command that serves it",
+        "import": "convert a published speculator, to measure or train it here",
+    },
+    "Extend": {
+        "new-algorithm": "create an algorithm of your own that trains and passes its tests",
+        "completion": "print the completion script for bash, zsh or fish",
+    },
 }
+VERBS = {verb: summary for verbs in GROUPS.values() for verb, summary in verbs.items()}
 
-# What follows `--` is for a program that the verb starts; argparse would take it for its own.
+# For these verbs, everything after `--` goes to the program that they start; argparse would take it for its own.
 PASS_ON = ("serve-states",)
 
 
@@ -46,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SpeculatorsError as error:
-        told = error.problems if isinstance(error, RecipeError) else (error,)
-        print("\n".join(f"error: {one}" for one in told), file=sys.stderr)
+        problems = error.problems if isinstance(error, RecipeError) else (error,)
+        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -59,39 +73,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        # Any argument may be taken for a path, and any first look at it fails so.
+        # Any argument may be taken for a path, and the first look at one that is too long fails like this.
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return RecipeError.exit_code
-    except SystemExit as stop:  # argparse, after it said what is wrong
+    except SystemExit as stop:  # argparse, after it has printed what is wrong
         return stop.code if isinstance(stop.code, int) else 2
 
 
 def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        width = max(map(len, VERBS))
-        lines = "\n".join(f"  {name:{width}}  {summary}" for name, summary in VERBS.items())
-        print(f"usage: spec VERB ...\n\nTrain and measure draft models for speculative decoding.\n\n{lines}\n")
-        print("spec VERB --help tells more. Exit codes: 0 ok, 1 failed, 2 bad recipe or usage, 130 interrupted.")
+        print(_help())
         return 0
     if verb == "--version":
-        from importlib import metadata
+        from .version import print_version
 
-        print(metadata.version("spec-recipes"))
-        return 0
+        return print_version()
     if verb not in VERBS:
         hint = near_miss(verb, list(VERBS)) or f"there are: {', '.join(VERBS)}"
         raise RecipeError(f"no command {verb!r} ({hint})")
-    # "import" is Python's own word, and the module import_.
-    file = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
-    module = importlib.import_module(f"{__name__}.{file}")
-    parser = argparse.ArgumentParser(prog=f"spec {verb}", description=module.__doc__, allow_abbrev=False)
+    module, parser = verb_parser(verb)
     own = arguments[1:]
     if verb in PASS_ON:
         cut = own.index("--") if "--" in own else len(own)
         own, extra = own[:cut], own[cut + 1 :]
         parser.set_defaults(extra=extra)
+    return int(module.run(parser.parse_args(own)))
+
+
+def verb_parser(verb: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """Imports a verb and builds its parser, with the options that all verbs have."""
+    # "import" is a keyword of Python, so that module is called import_.
+    file = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
+    module = importlib.import_module(f"{__name__}.{file}")
+    parser = argparse.ArgumentParser(prog=f"spec {verb}", description=module.__doc__, allow_abbrev=False)
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print the result and errors only")
-    return int(module.run(parser.parse_args(own)))
+    parser.add_argument("--quiet", action="store_true", help="print only the result and errors")
+    return module, parser
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = ["usage: spec VERB ...", "", "Train and measure draft models for speculative decoding."]
+    for group, verbs in GROUPS.items():
+        lines += ["", group, *(f"  {verb:{width}}  {summary}" for verb, summary in verbs.items())]
+    lines += [
+        "",
+        "Start with: spec run quickstart_short",
+        "spec VERB --help describes a verb; spec --version prints versions, commit and device.",
+        "Exit codes: 0 ok, 1 failed, 2 bad recipe or usage, 130 interrupted.",
+    ]
+    return "\n".join(lines)

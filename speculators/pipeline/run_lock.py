@@ -105,7 +105,7 @@ def environment_here(world: World) -> Environment:
         system=platform.system(),
         machine=platform.machine(),
         device=world.device.type,
-        device_name=_device_name(world),
+        device_name=world.device_name,
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         bf16_products=has_bf16_products(world.device.type),
         threads=torch.get_num_threads(),
@@ -119,23 +119,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _device_name(world: World) -> str:
-    names = [_processor()]
-    if world.device.type == "cuda":
-        names += [torch.cuda.get_device_name(world.device), f"CUDA {torch.version.cuda}"]
-    return ", ".join(names)
-
-
-def _processor() -> str:
-    """Finds the processor's name: Linux has it in a file only, other systems report it to Python."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def code_here() -> Code:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import platform
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import attrs
@@ -34,6 +36,14 @@ class World:
     size: int = 1
     device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
     backend: str = ""
+
+    @property
+    def device_name(self) -> str:
+        """The processor, and on CUDA the GPU and CUDA's version."""
+        names = [_processor_name()]
+        if self.device.type == "cuda":
+            names += [torch.cuda.get_device_name(self.device), f"CUDA {torch.version.cuda}"]
+        return ", ".join(names)
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +76,16 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def _processor_name() -> str:
+    # Linux names the processor only in a file, other systems through `platform`.
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
 
 
 def keep_freed_memory() -> None:

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import types
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,8 @@ def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("validate", "mine.toml"), ("cp", "smoke", "copy.toml"), ("show", "smoke")]
+    "arguments",
+    [("--help",), ("validate", "mine.toml"), ("cp", "smoke", "copy.toml"), ("show", "smoke"), ("completion", "zsh")],
 )
 def test_light_verbs_import_neither_torch_nor_transformers_nor_rich(arguments: tuple[str, ...]) -> None:
     """What only reads text starts without the libraries that take seconds."""
@@ -71,16 +72,32 @@ def test_ls_imports_no_torch() -> None:
     assert "torch" not in imported
 
 
-def test_help_and_validate_need_less_than_a_third_of_a_second() -> None:
-    """The best of five, in processor time: the machine may be busy with other things, the program may not."""
-    for arguments in (["--help"], ["validate", "mine.toml"]):
-        best = 9.0
-        for _ in range(5):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, "-m", "speculators.cli", *arguments], capture_output=True, check=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            best = min(best, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-        assert best < 0.3
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.15), (["validate", "quickstart"], 0.3)])
+def test_help_and_validate_start_at_once(arguments: list[str], limit: float) -> None:
+    """The best of five, in processor seconds: the machine may be busy with other things, the program may not."""
+    for attempt in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "speculators.cli", *arguments], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        if seconds < limit:
+            return
+    raise AssertionError(f"{seconds:.2f} s in attempt {attempt + 1}")
+
+
+def test_version_prints_what_a_bug_report_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version, commit (of a checkout), Python, torch and the device; a broken torch does not hide the rest."""
+    code, out, _ = spec(capsys, "--version")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith(f"spec-recipes {metadata.version('spec-recipes')}")
+    assert ("commit" in lines[0]) == (Path(cli.__file__).parents[1] / ".git").exists()
+    assert f"torch {metadata.version('torch')}" in lines[2]
+    assert lines[3].startswith("device: ")
+    monkeypatch.setitem(sys.modules, "speculators.training.world", None)
+    assert spec(capsys, "--version")[1].splitlines()[3].startswith("device: unknown (ModuleNotFoundError")
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
