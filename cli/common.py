@@ -1,4 +1,4 @@
-"""What several verbs share: the recipe argument with its overrides, and JSON results."""
+"""Shared by several verbs: the recipe argument with its overrides, argparse types, JSON output."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds `--set`, which may be given several times."""
-    text = "replace a value of the recipe; the value is TOML (--set schedule.optimizer.lr=3e-4)"
+    """Adds `--set`, which may be repeated."""
+    text = "change a value of the recipe, written as TOML: --set schedule.optimizer.lr=3e-4; may be repeated"
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=text)
 
 
 def load_checked(options: argparse.Namespace) -> Recipe:
-    """Returns the recipe of the command line; raises RecipeError with all that can be known without its verifier."""
+    """Loads the recipe of the command line; raises RecipeError with every problem that needs no verifier."""
     recipe = load_recipe(options.recipe, options.overrides)
     if problems := check_recipe(recipe, world_size=options.nproc):
         raise RecipeError(problems)
@@ -40,15 +40,15 @@ def load_checked(options: argparse.Namespace) -> Recipe:
 
 def add_verifier_config(parser: argparse.ArgumentParser) -> None:
     """Adds `--verifier-config`."""
-    text = "config.json of the verifier, to check against it without fetching the model"
+    text = "the verifier's config.json, to check the recipe against it without downloading the model"
     parser.add_argument("--verifier-config", metavar="FILE", type=Path, help=text)
 
 
 @contextmanager
-def or_warned(plan: Plan, what: str) -> Iterator[None]:
-    """Warns that something cannot be told where the block fails for a reason of the user's, or inside a plug-in.
+def or_warned(plan: Plan, message: str) -> Iterator[None]:
+    """Turns an error of the user or of a plug-in inside the block into a warning that begins with `message`.
 
-    A plug-in is somebody else's code and may raise anything; what our own raises is a bug, and stays one.
+    A plug-in is somebody else's code and may raise anything; any other error in our own code is a bug and is raised.
     """
     from speculators.pipeline.plugins import is_plugin
 
@@ -57,11 +57,11 @@ def or_warned(plan: Plan, what: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, SpeculatorsError) and not is_plugin(plan.recipe.algorithm.name):
             raise
-        print(f"warning: {what}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"warning: {message}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def counted(plan: Plan) -> Plan:
-    """Returns the plan with parameter counts, or without where a plug-in cannot be built before there are weights."""
+    """Adds parameter counts to a plan, unless it is for a plug-in that cannot be built without weights."""
     from speculators.cost.sizes import with_parameters
 
     with or_warned(plan, "parameters cannot be counted"):
@@ -84,7 +84,7 @@ def natural(text: str) -> int:
 
 
 def speculator_of(folder: Path) -> Path:
-    """Returns the folder of the speculator that a run folder, or the folder itself, holds; ArtifactError if none."""
+    """Finds the speculator in a run folder, or in the folder itself; raises ArtifactError if there is none."""
     for place in (RunFolder(folder).speculator, folder):
         if (place / "config.json").is_file():
             return place
@@ -92,14 +92,14 @@ def speculator_of(folder: Path) -> Path:
 
 
 def recipe_of(speculator: Path) -> dict[str, Any] | None:
-    """Returns the recipe of the run that the speculator is in, None where it is in no run."""
+    """Reads the recipe of the run that contains a speculator; None if it is not part of a run."""
     run = RunFolder.around(speculator)
     if run is None or not run.plan.is_file():
         return None
     try:
         return dict(json.loads(run.plan.read_text(encoding="utf-8"))["recipe"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{run.plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
+        raise ArtifactError(f"{run.plan}: damaged: {error!r}", hint="spec run with its recipe writes it again") from error
 
 
 def print_json(value: Any) -> None:
@@ -108,7 +108,7 @@ def print_json(value: Any) -> None:
 
 
 def problem_values(problem: Problem) -> dict[str, Any]:
-    """Returns a problem as JSON values."""
+    """Converts a problem to JSON values."""
     return {
         "file": problem.file,
         "line": problem.line,

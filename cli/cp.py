@@ -1,4 +1,4 @@
-"""Copies a recipe to a file of your own; [expect], which was measured with the original, is left out."""
+"""Copies a recipe to a file of your own, without [expect], whose bands were measured with the original."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from .common import print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("recipe", metavar="RECIPE", help="a name that spec ls lists, or a file")
-    parser.add_argument("target", metavar="FILE", type=Path, help="where to, e.g. ./mine.toml; never overwritten")
+    text = "the new file, such as ./mine.toml; an existing file is never overwritten"
+    parser.add_argument("target", metavar="FILE", type=Path, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Copies, then says what is left out and which files the copy no longer finds."""
+    """Copies the file, then warns about data that the copy cannot find from its new place."""
     source = recipe_path(options.recipe)
     target = options.target / source.name if options.target.is_dir() else options.target
     if target.suffix != ".toml":
-        raise RecipeError([Problem("", f"{target}: a recipe's file ends in .toml", "name it so")])
+        raise RecipeError([Problem("", f"{target}: the name of a recipe's file must end in .toml")])
     if target.exists():
-        raise RecipeError([Problem("", f"{target} exists", "name another file, or remove it first")])
+        raise RecipeError([Problem("", f"{target} exists already", "name another file, or remove this one first")])
     document, text = read_document(source)
     try:
         target.write_text(without_bands(text), encoding="utf-8")
@@ -41,8 +42,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"recipe": str(source), "copy": str(target), "left_out": left_out})
     elif not options.quiet:
-        told = str(target) if "/" in str(target) else f"./{target}"
-        print(f"{target}: a copy of {options.recipe}; spec run {told} runs it")
+        # Without a slash, the name would be looked up in the catalogue.
+        path = str(target) if "/" in str(target) else f"./{target}"
+        print(f"{target}: copied from {options.recipe}; edit it, then: spec run {path}")
         if left_out:
-            print("[expect] is left out: its bands were measured with the original, not with what you make of it")
+            print("[expect] was left out: its bands were measured with the original and do not hold for an edited copy")
     return 0

@@ -1,4 +1,4 @@
-"""Checks that locks still resolve (--check), those of the recipes that come with the package or of runs; for CI."""
+"""Checks that locks still resolve: those of the shipped recipes, or of runs. For CI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Lock
-from speculators.recipe.lock_check import LockCheck, check_run, check_shipped, lock_of_recipe, read_locks, write_locks
+from speculators.recipe.lock_check import (
+    LockCheck,
+    check_run,
+    check_shipped,
+    lock_of_recipe,
+    read_locks,
+    write_locks,
+)
 from speculators.registry import near_miss
 
 from .common import add_verifier_config, print_json
@@ -20,76 +27,79 @@ from .common import add_verifier_config, print_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    text = "a recipe of the package by name, or a run folder (all recipes of the package)"
+    text = "names of shipped recipes, or run folders (default: all shipped recipes)"
     parser.add_argument("names", metavar="WHAT", nargs="*", help=text)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--check", action="store_true", help="tell what does not resolve any more; 1 if something does not"
-    )
-    what.add_argument("--write", action="store_true", help="lock recipes of the package anew, after a wanted change")
+    action = parser.add_mutually_exclusive_group(required=True)
+    text = "report what no longer resolves, and exit with 1 if anything does not"
+    action.add_argument("--check", action="store_true", help=text)
+    text = "write new locks for shipped recipes, after an intended change of their meaning"
+    action.add_argument("--write", action="store_true", help=text)
     add_verifier_config(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks or writes; 0 if all resolves, 1 if not."""
+    """Checks or writes; returns 1 if a lock does not resolve."""
     names = options.names or recipe_names()
     return _write(names, options) if options.write else _check(names, options)
 
 
 def _check(names: list[str], options: argparse.Namespace) -> int:
-    held = read_locks()
-    found = [_check_one(name, held) for name in names]
+    locks = read_locks()
+    checks = [_check_one(name, locks) for name in names]
     if options.json:
-        print_json([attrs.asdict(each) for each in found])
+        print_json([attrs.asdict(check) for check in checks])
     else:
-        for each in found:
-            if each.problems or not options.quiet:
-                print(f"{each.name}: {'does not resolve' if each.problems else 'resolves'}")
-            for problem in each.problems:
+        for check in checks:
+            if check.problems or not options.quiet:
+                print(f"{check.name}: {'does not resolve' if check.problems else 'resolves'}")
+            for problem in check.problems:
                 print(f"  {problem}")
-            for note in each.notes if not options.quiet else ():
+            for note in check.notes if not options.quiet else ():
                 print(f"  note: {note}")
-    return 1 if any(each.problems for each in found) else 0
+    return 1 if any(check.problems for check in checks) else 0
 
 
-def _check_one(name: str, held: dict[str, object]) -> LockCheck:
+def _check_one(name: str, locks: dict[str, object]) -> LockCheck:
     if name in recipe_names():
-        return check_shipped(name, held)
+        return check_shipped(name, locks)
     if not Path(name).is_dir():
         hint = near_miss(name, recipe_names()) or "spec ls lists both"
-        raise RecipeError(f"{name}: neither a recipe of the package nor a run folder ({hint})")
+        raise RecipeError(f"{name}: neither a shipped recipe nor a run folder ({hint})")
     return _with_verifier(check_run(Path(name)), Path(name))
 
 
-def _with_verifier(told: LockCheck, folder: Path) -> LockCheck:
-    """Adds whether the verifier's files have their hashes, if it is on this machine: nothing is fetched to check."""
+def _with_verifier(check: LockCheck, folder: Path) -> LockCheck:
+    """Compares the verifier's files with their hashes if they are on this machine; downloads nothing."""
     from speculators.verifier.sources import existing_folder, verifier_files
 
     lock = Lock.read(folder)
-    there = existing_folder(lock.resolved(folder).verifier)
-    if there is None:
-        return attrs.evolve(told, notes=(*told.notes, "the verifier is not on this machine: not checked"))
-    files, wanted = verifier_files(there), lock.verifier.files
-    wrong = [name for name in dict.fromkeys([*wanted, *files]) if files.get(name) != wanted.get(name)]
-    problems = [f"verifier: {there / name} is {files.get(name)}, in the lock {wanted.get(name)}" for name in wrong]
-    return attrs.evolve(told, problems=(*told.problems, *problems))
+    model = existing_folder(lock.resolved(folder).verifier)
+    if model is None:
+        return attrs.evolve(check, notes=(*check.notes, "the verifier is not on this machine, so it was not checked"))
+    current, locked = verifier_files(model), lock.verifier.files
+    problems = [
+        f"verifier: {model / name} is {current.get(name)}, but {locked.get(name)} in the lock"
+        for name in dict.fromkeys([*locked, *current])
+        if current.get(name) != locked.get(name)
+    ]
+    return attrs.evolve(check, problems=(*check.problems, *problems))
 
 
 def _write(names: list[str], options: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in recipe_names()]:
-        raise RecipeError(f"{', '.join(unknown)}: no recipe of the package; a run has its lock from spec run")
-    held = read_locks()
-    given = VerifierFacts.read(options.verifier_config) if options.verifier_config else None
+        raise RecipeError(f"{', '.join(unknown)}: not a shipped recipe; spec run writes the lock of a run")
+    locks = read_locks()
+    config = VerifierFacts.read(options.verifier_config) if options.verifier_config else None
     for name in names:
         model = load_recipe(name).verifier.model
-        if given or model not in held["verifiers"]:
-            held["verifiers"][model] = (given or _fetch(name)).to_dict()
-        held["recipes"][name] = lock_of_recipe(name, VerifierFacts(held["verifiers"][model]))
-    file = write_locks(held)
+        if config or model not in locks["verifiers"]:
+            locks["verifiers"][model] = (config or _fetch(name)).to_dict()
+        locks["recipes"][name] = lock_of_recipe(name, VerifierFacts(locks["verifiers"][model]))
+    file = write_locks(locks)
     if options.json:
         print_json({"file": str(file), "recipes": names})
     elif not options.quiet:
-        print(f"{file}: {len(names)} recipes lock_of_recipe")
+        print(f"{file}: wrote the locks of {len(names)} recipes")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Lists the recipes that come with the package, the algorithms, and the runs in ./runs."""
+"""Lists the shipped recipes with what they need and reach, the algorithms, and your runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from .common import print_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are (./runs)")
+    parser.add_argument(
+        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="folder with the runs (./runs)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

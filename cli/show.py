@@ -1,4 +1,4 @@
-"""Shows a recipe: the file as written, every value with its origin (--resolved), or one of them explained (--why)."""
+"""Shows a recipe as written, with every value and its origin (--resolved), or with one value explained (--why)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .common import add_recipe, print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument("--resolved", action="store_true", help="every value, defaults included, with its origin")
     parser.add_argument(
-        "--why", metavar="KEY", type=_key, help="explain a value or section, e.g. schedule.optimizer.lr"
+        "--resolved", action="store_true", help="list every value, defaults included, and where it comes from"
     )
+    text = "explain a value or section: origin, meaning, and the stages that depend on it"
+    parser.add_argument("--why", metavar="KEY", type=_key, help=text)
 
 
 def _key(text: str) -> str:
-    """argparse type: a text that is not empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must be the path of a value or section, such as schedule.optimizer.lr")
     return text
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the text, or values with origins."""
+    """Prints the file, the values with their origins, or the explanation of one."""
     if not (options.resolved or options.why or options.json or options.overrides):
         print(read_document(recipe_path(options.recipe))[1], end="")
         return 0
@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _written(options: argparse.Namespace) -> Recipe | None:
-    """Returns the recipe without `--set`; None where only those make it one."""
+def _without_overrides(options: argparse.Namespace) -> Recipe | None:
+    """Loads the recipe without `--set`; None if it is not valid without them."""
     try:
         return load_recipe(options.recipe)
     except RecipeError:
@@ -60,20 +60,19 @@ def _written(options: argparse.Namespace) -> Recipe | None:
 
 
 def _why(recipe: Recipe, options: argparse.Namespace) -> int:
-    """Explains the value at a path, or all below it; raises RecipeError with the near miss."""
     from speculators.recipe.explain import explain
 
-    key, found = options.why, explain(recipe, options.why, _written(options))
-    if not found:
+    key, explained = options.why, explain(recipe, options.why, _without_overrides(options))
+    if not explained:
         values = flatten(recipe)
         ends = [path for path in values if path.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = f"did you mean {ends[0]!r}?" if ends else near_miss(key, list(values))
-        raise RecipeError([Problem(key, "the recipe has no such value", hint or "--resolved lists all")])
+        raise RecipeError([Problem(key, "the recipe has no such value", hint or "--resolved lists all values")])
     if options.json:
-        print_json({why.path: why.to_json() for why in found})
+        print_json({why.path: why.to_json() for why in explained})
     else:
         from speculators.report.console import console
         from speculators.report.recipe import why_lines
 
-        console().print(why_lines(found))
+        console().print(why_lines(explained))
     return 0

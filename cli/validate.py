@@ -1,4 +1,4 @@
-"""Checks recipes: everything that can be known without weights."""
+"""Checks recipes as far as possible without loading a model."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .common import add_overrides, add_verifier_config, print_json, problem_valu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="names that spec ls lists, or files")
+    text = "names that spec ls lists, or files such as ./mine.toml"
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=text)
     add_overrides(parser)
     add_verifier_config(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints one line a recipe, or raises with all problems of all of them."""
-    given = VerifierFacts.read(options.verifier_config) if options.verifier_config else None
+    """Prints one line for each valid recipe, then all problems of the others."""
+    config = VerifierFacts.read(options.verifier_config) if options.verifier_config else None
     results, problems = [], []
     for name in options.recipes:
-        found, note = _check(name, options.overrides, given)
-        problems += found
-        results.append(
-            {"recipe": name, "ok": not found, "note": note, "problems": [problem_values(problem) for problem in found]}
-        )
-        if not (found or options.quiet or options.json):
+        own_problems, note = _check(name, options.overrides, config)
+        problems += own_problems
+        values = [problem_values(problem) for problem in own_problems]
+        results.append({"recipe": name, "ok": not own_problems, "note": note, "problems": values})
+        if not (own_problems or options.quiet or options.json):
             print(f"{name}: ok ({note})")
     if options.json:
         print_json(results)
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> tuple[list[Problem], str]:
-    """Returns the problems of a recipe, and what it was checked against."""
+    """Finds the problems of a recipe, and says which config.json it was checked against."""
     try:
         recipe = load_recipe(name, overrides)
     except RecipeError as error:
@@ -50,8 +50,6 @@ def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> tupl
     if facts is None and recipe.verifier.kind == "folder" and config.is_file():
         facts = VerifierFacts.read(config)
     if facts is None:
-        return (
-            problems + check_decoder(recipe),
-            "the verifier's config.json was not at hand: spec plan, or --verifier-config, checks against it",
-        )
+        note = "not checked against the verifier's config.json: use spec plan, or --verifier-config"
+        return problems + check_decoder(recipe), note
     return problems + check_verifier(recipe, facts), f"checked against {facts.source}"

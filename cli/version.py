@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
-
-import speculators
 
 PACKAGES = ("torch", "transformers", "vllm", "sglang")
 
@@ -32,7 +30,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str:
     """The commit of a checkout; "" for an installed package, even one inside somebody else's repository."""
-    root = Path(str(speculators.__file__)).resolve().parents[1]
+    root = Path(str(resources.files("speculators"))).resolve().parent
     if not (root / ".git").exists():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Structuring of `[algorithm]`: the registered config class says which keys there are; a plug-in may bring it."""
+"""`[algorithm]`: the registered config class decides which keys it has; a plug-in may register one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,29 @@ from speculators.structure.faults import Fault, Invalid, wrong
 _OWN_KEYS = ("name", "module")
 
 
+@attrs.frozen(kw_only=True)
+class AlgorithmSection:
+    """`[algorithm]`: a registered name; the other keys are the fields of the config registered under it.
+
+    Attributes:
+        name: the algorithm, as `spec ls` lists it or a plug-in registers it.
+        module: a plug-in to import, which registers the algorithm.
+    """
+
+    name: str
+    module: str | None = None
+    config: SpeculatorModelConfig
+
+
 def import_plugin(module: str, folder: Path) -> None:
-    """Imports a plug-in that registers an algorithm: an installed one, or one in the recipe's or the working folder.
+    """Imports a plug-in: an installed one, or one in the recipe's folder or the working folder.
 
     Raises:
-        Invalid: it cannot be found, or fails when imported.
+        Invalid: the plug-in cannot be found, or fails when imported.
     """
     try:
+        # The folders go to the end of the path, and only for a module that is nowhere else, so that a file beside the
+        # recipe never shadows an installed package.
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             sys.path.extend(str(place) for place in (folder.resolve(), Path.cwd()) if str(place) not in sys.path)
             importlib.invalidate_caches()
@@ -38,24 +54,9 @@ def import_plugin(module: str, folder: Path) -> None:
         raise Invalid([Fault(("module",), message, hint)]) from error
 
 
-def _file(module: str) -> str:
-    """Returns what was imported under that name."""
+def _imported_from(module: str) -> str:
     spec = sys.modules[module].__spec__
-    return f"{module} of {spec.origin}" if spec is not None and spec.origin else module
-
-
-@attrs.frozen(kw_only=True)
-class AlgorithmSection:
-    """`[algorithm]`: a registered name, and the fields of the config registered under it as the other keys.
-
-    Attributes:
-        name: of the algorithm, as `spec ls` lists them or the plug-in registers it.
-        module: a plug-in that registers the algorithm when imported.
-    """
-
-    name: str
-    module: str | None = None
-    config: SpeculatorModelConfig
+    return f"{module} from {spec.origin}" if spec is not None and spec.origin else module
 
 
 @CONVERTER.register_structure_hook
@@ -64,7 +65,9 @@ def _algorithm(value: Any, _: Any) -> AlgorithmSection:
         raise Invalid([wrong("a table", value)])
     head = {key: value[key] for key in _OWN_KEYS if key in value}
     faults = [
-        Fault((key,), f"must be a string, got {told!r}") for key, told in head.items() if not isinstance(told, str)
+        Fault((key,), f"must be a string, got {setting!r}")
+        for key, setting in head.items()
+        if not isinstance(setting, str)
     ]
     if "name" not in head:
         faults.append(Fault(("name",), "is missing", f"algorithms: {', '.join(CONFIGS.names())}"))
@@ -75,10 +78,10 @@ def _algorithm(value: Any, _: Any) -> AlgorithmSection:
     except RegistryError:
         names = CONFIGS.names()
         message = f"no algorithm {head['name']!r}; there are: {', '.join(names)}"
-        hint = near_miss(head["name"], names) or "a plug-in is named by algorithm.module"
+        hint = near_miss(head["name"], names) or "for a plug-in, set algorithm.module"
         if (module := head.get("module")) in sys.modules:
-            message += f"; algorithm.module is {_file(module)}, which registers none of that name"
-            hint = "if it is not yours, give your package another name; if it is, register its config under that name"
+            message += f"; algorithm.module is {_imported_from(module)}, which registers no algorithm of that name"
+            hint = "if this is not your file, rename your package; if it is, register its config under that name"
         raise Invalid([Fault(("name",), message, hint)]) from None
     keys = [field.name for field in config_class.recipe_fields()]
     own = {key: item for key, item in value.items() if key not in _OWN_KEYS}

@@ -1,4 +1,4 @@
-"""Checks across sections and against the verifier; each returns all problems that it finds."""
+"""Checks a recipe across its sections and against its verifier; each check returns every problem it finds."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from speculators.registry import near_miss
 
 
 def check_recipe(recipe: Recipe, *, world_size: int = 1) -> list[Problem]:
-    """Returns what is wrong with a recipe in itself: files that it names, steps, suites, drafts, bands."""
+    """Checks everything that needs no verifier: files, steps, suites, numbers of drafts, bands."""
     return [*_files(recipe), *_steps(recipe, world_size), *_suites(recipe), *_drafts(recipe), *_bands(recipe)]
 
 
-def too_many_drafts(config: SpeculatorModelConfig, wanted: Sequence[int]) -> str:
-    """Returns what is wrong with numbers of drafted tokens (K): more than the algorithm drafts a round; "" if nothing.
+def too_many_drafts(config: SpeculatorModelConfig, numbers: Sequence[int]) -> str:
+    """Describes the numbers of drafted tokens (K) that exceed what the algorithm drafts per round; "" if none does.
 
-    They would be reported as K, and be of fewer drafts.
+    They would be reported as results for K, but come from fewer drafts.
     """
     limit = config.max_drafts()
-    above = [number for number in wanted if limit is not None and number > limit[0]]
+    above = [number for number in numbers if limit is not None and number > limit[0]]
     if limit is None or not above:
         return ""
     most, field = limit
     setting = f"{field} = {getattr(config, field)}"
-    return f"must be at most {most}, which {config.speculators_model_type} drafts with {setting}; got {above}"
+    return f"must be at most {most}, the limit of {config.speculators_model_type} with {setting}; got {above}"
 
 
 def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
-    """Returns what is wrong with a recipe for this verifier: vocabulary, layers, positions, decoder."""
+    """Checks a recipe against its verifier: vocabulary, layers, positions, decoder."""
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
     if missing := [key for key in needed if not isinstance(facts.get(key), int)]:
         message = f"{facts.source} has no {', '.join(missing)}: this is not the config.json of a language model"
@@ -46,13 +46,13 @@ def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
     if config.draft_vocab_size is not None and config.draft_vocab_size > facts.vocab_size:
         message = f"must be at most the verifier's vocabulary of {facts.vocab_size}, got {config.draft_vocab_size}"
         problems.append(recipe.problem("algorithm.draft_vocab_size", message, "leave it out for the whole vocabulary"))
-    problems += [recipe.problem(f"algorithm.{field}", *words) for field, *words in config.misfits(facts)]
+    problems += [recipe.problem(f"algorithm.{field}", *texts) for field, *texts in config.misfits(facts)]
     layers = facts.num_hidden_layers
     if above := [layer for layer in config.target_layer_ids or () if layer > layers]:
-        message = f"must be in 0..{layers}, the verifier has {layers} layers; got {above}"
+        message = f"must be in 0..{layers}, because the verifier has {layers} layers; got {above}"
         problems.append(recipe.problem("algorithm.target_layer_ids", message))
     if recipe.data.max_tokens > facts.max_position_embeddings:
-        message = f"must be at most {facts.max_position_embeddings}, the positions that the verifier has"
+        message = f"must be at most {facts.max_position_embeddings}, the verifier's number of positions"
         problems.append(recipe.problem("data.max_tokens", f"{message}; got {recipe.data.max_tokens}"))
     try:
         draft_decoder_config(facts, config)
@@ -62,7 +62,7 @@ def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
 
 
 def check_decoder(recipe: Recipe) -> list[Problem]:
-    """Returns what of `algorithm.decoder` is wrong for any verifier; `check_verifier` finds it, too."""
+    """Checks the values of `algorithm.decoder` that no verifier allows; `check_verifier` includes this."""
     return [recipe.problem(p.path, p.message, p.hint) for p in wrong_values(recipe.algorithm.config.decoder)]
 
 
@@ -72,11 +72,11 @@ def _files(recipe: Recipe) -> list[Problem]:
     if recipe.verifier.kind == "gguf" and not model.is_file():
         problems.append(recipe.problem("verifier.model", f"no such file: {model}"))
     if recipe.verifier.kind == "folder" and not (model / "config.json").is_file():
-        found = "no config.json in this folder" if model.is_dir() else "no such folder"
+        message = "no config.json in this folder" if model.is_dir() else "no such folder"
         hint = "a hub id is written owner/name, without ./"
-        problems.append(recipe.problem("verifier.model", f"{found}: {model}", hint))
+        problems.append(recipe.problem("verifier.model", f"{message}: {model}", hint))
     if (start := recipe.algorithm.config.init_from) is not None:
-        hint = "a speculator's folder, such as RUN/speculator; spec import makes one of a published checkpoint"
+        hint = "name a speculator's folder, such as RUN/speculator; spec import makes one from a published checkpoint"
         absent = [name for name in ("config.json", "model.safetensors") if not (Path(start) / name).is_file()]
         problems += [recipe.problem("algorithm.init_from", f"no {name} in {start}", hint) for name in absent]
     for index, source in enumerate(recipe.data.sources):
@@ -93,12 +93,12 @@ def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
         return [recipe.problem("schedule.row_tokens", f"{message}; got {row}")]
     rows, rest = divmod(schedule.tokens_per_step, row)
     if rest:
-        message = f"must be a multiple of the {row} tokens of a row, got {schedule.tokens_per_step}"
+        message = f"must be a multiple of the row length, {row} tokens; got {schedule.tokens_per_step}"
         near = " or ".join(str(row * count) for count in (rows, rows + 1) if count)
-        return [recipe.problem("schedule.tokens_per_step", message, f"take {near}")]
+        return [recipe.problem("schedule.tokens_per_step", message, f"use {near}")]
     if rows % world_size:
-        message = f"{rows} rows a step cannot be shared by {world_size} processes"
-        hint = f"take a multiple of {row * world_size}, or another number of processes"
+        message = f"{rows} rows per step cannot be divided among {world_size} processes"
+        hint = f"use a multiple of {row * world_size}, or another number of processes"
         return [recipe.problem("schedule.tokens_per_step", message, hint)]
     return []
 
@@ -109,7 +109,7 @@ def _suites(recipe: Recipe) -> list[Problem]:
     for index, suite in enumerate(recipe.benchmark.suites):
         place = f"benchmark.suites[{index}]"
         if suite.path is None and suite.name not in names:
-            hint = near_miss(suite.name, names) or f"there are: {', '.join(names)}; one of your own needs a path"
+            hint = near_miss(suite.name, names) or f"there are: {', '.join(names)}; a suite of your own needs a path"
             problems.append(recipe.problem(place, f"no suite {suite.name!r}", hint))
             continue
         path = str(resolved_suite(suite).path)
@@ -124,11 +124,15 @@ def _drafts(recipe: Recipe) -> list[Problem]:
     if not (message and section.suites):
         return []
     _, field = config.max_drafts() or (0, "")
-    return [recipe.problem("benchmark.num_speculative_tokens", message, f"take fewer, or a larger algorithm.{field}")]
+    return [
+        recipe.problem(
+            "benchmark.num_speculative_tokens", message, f"use smaller values, or a larger algorithm.{field}"
+        )
+    ]
 
 
 def _bands(recipe: Recipe) -> list[Problem]:
-    """Checks that each band speaks of a setting that the benchmark measures."""
+    """Checks that each band names a setting that the benchmark measures, and values that it can reach."""
     bench = recipe.benchmark
     settings = {
         setting_key(suite.name, k, t): k
@@ -141,7 +145,7 @@ def _bands(recipe: Recipe) -> list[Problem]:
         key, place = band_key(name), f'expect."{name}"'
         if key not in settings:
             message = "is not a setting that [benchmark] measures"
-            hint = near_miss(key, list(settings)) or "write SUITE/K=5/T=0, all three from [benchmark]"
+            hint = near_miss(key, list(settings)) or "write SUITE/K=5/T=0, with values of [benchmark]"
             problems.append(recipe.problem(place, message, hint))
         elif band.tau[1] > settings[key] + 1:
             message = f"must be at most K + 1 = {settings[key] + 1}, got {list(band.tau)}"

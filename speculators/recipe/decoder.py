@@ -1,4 +1,4 @@
-"""The draft's decoder config, inherited from the verifier's: most silent failures in the field begin here."""
+"""Derives the draft's decoder config from the verifier's. Most silent failures in the field begin here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speculators.registry import near_miss
 from speculators.structure.converter import structure
 from speculators.structure.validators import one_of
 
-# Taken over as they are: with another rotary embedding or norm than the verifier's, a draft trains and fails served.
+# Copied unchanged: with a rotary embedding or norm other than the verifier's, a draft trains and fails in a server.
 _INHERITED = (
     "hidden_size",
     "intermediate_size",
@@ -27,20 +27,20 @@ _INHERITED = (
     "rms_norm_eps",
     "vocab_size",
 )
-# Said elsewhere, or fixed by what the draft is attached to.
+# Set elsewhere, or fixed by the verifier that the draft is attached to.
 _FIXED = {
     "num_hidden_layers": "set algorithm.num_layers",
     "num_aux_hidden_states": "set algorithm.target_layer_ids",
     "hidden_size": "the draft reads and writes the verifier's states",
-    "vocab_size": "the draft reads the verifier's tokens; algorithm.draft_vocab_size says which it drafts",
-    "tie_word_embeddings": "the draft's head has rows of its own",
-    "layer_types": "sliding_window says it: with one all layers slide, without one all attend to everything",
-    # Beside rope_parameters these would be read by nobody, and "nothing errors" (Model-Optimizer#2221).
+    "vocab_size": "the draft reads the verifier's tokens; algorithm.draft_vocab_size limits which it drafts",
+    "tie_word_embeddings": "the draft's head has its own rows",
+    "layer_types": "set sliding_window: with it all layers slide, without it all attend to everything",
+    # Nothing reads these beside rope_parameters, and "nothing errors" (Model-Optimizer#2221).
     "rope_theta": "set rope_parameters",
     "rope_scaling": "set rope_parameters",
     "partial_rotary_factor": "set rope_parameters",
 }
-# The kinds of rotary embedding that transformers computes, with what each reads besides theta.
+# The kinds of rotary embedding that transformers computes, with the values that each reads besides theta.
 _ROPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -50,7 +50,7 @@ _ROPES: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "proportional": (),
 }
-# Of transformers those without weights of their own.
+# The activations of transformers without weights of their own.
 _ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu"),
     *("silu", "swish", "mish", "hardswish", "relu", "relu2", "relu6", "leaky_relu", "sigmoid", "tanh", "linear"),
@@ -81,7 +81,7 @@ def _known_rope(_: object, __: attrs.Attribute[Any], value: dict[str, Any] | Non
 
 @attrs.frozen(kw_only=True)
 class _Values:
-    """What the draft's layers read of a decoder, with types and bounds; None stands for a value that is not there."""
+    """The values of a decoder that the draft's layers read, with types and bounds; None stands for a missing value."""
 
     hidden_size: int = field(default=None, validator=positive)
     intermediate_size: int = field(default=None, validator=positive)
@@ -109,11 +109,11 @@ _VALUE_KEYS = tuple(key.name for key in attrs.fields(_Values))
 
 
 def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) -> dict[str, Any]:
-    """Returns `transformer_layer_config`: the verifier's values, then those of `config.decoder` over them.
+    """Builds `transformer_layer_config`: the verifier's values, overridden by those of `config.decoder`.
 
     Raises:
-        RecipeError: a value that neither the verifier's config.json nor `algorithm.decoder` has, one that no decoder
-            can have, or a key that no layer reads.
+        RecipeError: a value is missing in both the verifier's config.json and `algorithm.decoder`, a value is not
+            possible, or no layer reads a key.
     """
     own = dict(config.decoder)
     problems = wrong_values(own)
@@ -123,7 +123,7 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     kind = "full_attention" if own.get("sliding_window") is None else "sliding_attention"
     decoder: dict[str, Any] = {"model_type": config.decoder_type, "num_hidden_layers": config.num_layers}
     decoder |= {key: facts[key] for key in _INHERITED if facts.get(key) is not None}
-    # Gemma's files say hidden_activation.
+    # Gemma calls it hidden_activation.
     decoder["hidden_act"] = facts.get("hidden_act") or facts.get("hidden_activation")
     decoder["rope_parameters"] = _rope(facts, kind)
     decoder |= {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
@@ -135,7 +135,7 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
         if decoder.get(key) is None:
             hint = "set it" if key not in _FIXED else "is this the config.json of a language model?"
             problems.append(Problem(f"algorithm.decoder.{key}", f"{facts.source} has no {key!r} to inherit", hint))
-    # Those of `own` were right by themselves: what is wrong now is the verifier's, or does not go with it.
+    # `own` was valid by itself, so a problem now comes from the verifier's values or from the combination.
     for problem in _wrong_values(decoder):
         inherited = problem.path.removeprefix("algorithm.decoder.") not in own
         problems.append(dataclasses.replace(problem, hint=f"inherited from {facts.source}") if inherited else problem)
@@ -145,13 +145,13 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
 
 
 def wrong_values(own: Mapping[str, Any]) -> list[Problem]:
-    """Returns the problems of `algorithm.decoder`, whatever its verifier is: keys that no layer reads, and values."""
+    """Checks `algorithm.decoder` without its verifier: keys that no layer reads, and impossible values."""
     return [*_wrong_keys(own), *_wrong_values(own)]
 
 
 def _wrong_values(decoder: Mapping[str, Any]) -> list[Problem]:
-    told = {key: decoder[key] for key in _VALUE_KEYS if decoder.get(key) is not None}
-    return structure(told, _Values, path=("algorithm", "decoder"))[1]
+    values = {key: decoder[key] for key in _VALUE_KEYS if decoder.get(key) is not None}
+    return structure(values, _Values, path=("algorithm", "decoder"))[1]
 
 
 def _wrong_keys(own: Mapping[str, Any]) -> list[Problem]:
@@ -168,12 +168,12 @@ def _wrong_keys(own: Mapping[str, Any]) -> list[Problem]:
 
 
 def _rope(facts: VerifierFacts, layer_type: str) -> dict[str, Any] | None:
-    """Returns the verifier's rotary embedding; where it has one a layer type, that of the draft's first layer."""
+    """Finds the verifier's rotary embedding; if it has one per layer type, the one for the draft's layers."""
     rope = facts.get("rope_parameters")
     if not rope:
         return None
     if layer_type in rope:
         rope = rope[layer_type]
-    # Older files keep these outside of the rotary parameters, where they are lost when only those are copied.
+    # Older files keep these outside of the rotary parameters, where a copy of the parameters alone would lose them.
     outside = ("partial_rotary_factor", *(["original_max_position_embeddings"] if "long_factor" in rope else []))
     return {**rope, **{key: facts[key] for key in outside if facts.get(key) is not None}}

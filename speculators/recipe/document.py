@@ -1,4 +1,4 @@
-"""The documents that a recipe is made of, one over the other: what it extends, itself, the `--set` options."""
+"""Reads the documents that make up a recipe (the file it extends, itself, `--set`) and merges them in that order."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from speculators.structure.origin import Origin, Part, key_lines, nearest_line
 
 FORMAT = 1
 
-# From each older format, the step to the next one. Steps take and return the whole document.
+# The step from each older format to the next; a step takes and returns the whole document.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-# What belongs to the one recipe that says it: its identity, and bands that were measured with it.
+# These belong to one recipe alone: its identity, and the bands that were measured with it.
 _NOT_INHERITED = ("extends", "name", "version", "summary", "expect")
-# What `--set` may say without making another recipe of it, for which the bands were not measured.
+# `--set` may change these and keep the bands; with any other change they were measured for another recipe.
 _LEAVES_BANDS = {"name", "version", "summary", "hardware", "seed", "tracking", "reproduce", "expect"}
 
 
 def migrate(document: dict[str, Any], to: int = FORMAT, *, file: str | None = None) -> dict[str, Any]:
-    """Returns the document in format `to`.
+    """Brings a document to format `to`, one format at a time.
 
     Raises:
-        RecipeError: no format, not an integer, newer than `to`, or so old that no migration is left.
+        RecipeError: the format is missing, not an integer, newer than `to`, or too old to migrate.
     """
-    found = document.get("format")
-    if found is None:
+    written = document.get("format")
+    if written is None:
         problem = Problem("format", "is missing", f"write format = {to} in the first line", file)
-    elif isinstance(found, bool) or not isinstance(found, int):
-        problem = Problem("format", f"must be an integer, got {found!r}", f"write format = {to}", file)
-    elif found > to:
+    elif isinstance(written, bool) or not isinstance(written, int):
+        problem = Problem("format", f"must be an integer, got {written!r}", f"write format = {to}", file)
+    elif written > to:
         from importlib import metadata
 
         version = metadata.version("spec-recipes")
-        message = f"{found} is newer than this program: spec-recipes {version} reads formats up to {to}"
-        problem = Problem("format", message, f"install a version of spec-recipes that reads format {found}", file)
-    elif missing := [old for old in range(found, to) if old not in MIGRATIONS]:
+        message = f"{written} is newer than this program: spec-recipes {version} reads formats up to {to}"
+        problem = Problem("format", message, f"install a version of spec-recipes that reads format {written}", file)
+    elif missing := [old for old in range(written, to) if old not in MIGRATIONS]:
         oldest = min([*MIGRATIONS, to])
-        message = f"{found} is too old: this program reads formats from {oldest} to {to}, nothing from {missing[0]} on"
+        message = f"{written} is too old: this program reads formats {oldest} to {to} and has no step from {missing[0]}"
         problem = Problem("format", message, "", file)
     else:
-        for old in range(found, to):
+        for old in range(written, to):
             document = {**MIGRATIONS[old](document), "format": old + 1}
         return document
     raise RecipeError([problem])
@@ -55,12 +55,12 @@ def migrate(document: dict[str, Any], to: int = FORMAT, *, file: str | None = No
 
 @attrs.frozen
 class Layer:
-    """One document that a recipe is made of.
+    """One of the documents that make up a recipe.
 
     Attributes:
         kind: "extends", "recipe" or "--set", as in Origin.
         lines: line of each path.
-        folder: what relative paths in it are relative to.
+        folder: where relative paths in it start.
     """
 
     kind: str
@@ -71,10 +71,10 @@ class Layer:
 
 
 def read_document(path: Path) -> tuple[dict[str, Any], str]:
-    """Returns the migrated document of a TOML file, and its text.
+    """Reads a TOML file as a document in the current format, together with its text.
 
     Raises:
-        RecipeError: it cannot be read, is not TOML, or has a format that cannot be read.
+        RecipeError: the file cannot be read, is not TOML, or has an unknown format.
     """
     name = _display(path)
     try:
@@ -91,43 +91,43 @@ def read_document(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
-    """Returns the documents of a recipe, later over earlier: what it extends, itself, the `--set` options."""
+    """Reads the documents of a recipe, lowest priority first: the file it extends, itself, the `--set` options."""
     data, text = read_document(path)
     own = Layer("recipe", data, key_lines(text), _display(path), path.parent)
     layers = [own]
     if "extends" in data:
         layers.insert(0, _base(own))
     if overrides:
-        said = overrides_table(overrides)
-        if said.keys() - _LEAVES_BANDS:
+        changes = overrides_table(overrides)
+        if changes.keys() - _LEAVES_BANDS:
             layers = [_without(layer, "expect") for layer in layers]
-        layers.append(Layer("--set", said, {}, None, Path.cwd()))
+        layers.append(Layer("--set", changes, {}, None, Path.cwd()))
     return [_without_other_algorithm(layer, layers[index + 1 :]) for index, layer in enumerate(layers)]
 
 
 def _base(own: Layer) -> Layer:
-    """Returns the layer that `own` extends: a name of the catalogue, or a file relative to `own`."""
+    """Reads what `own` extends: a recipe of the catalogue, or a file relative to `own`."""
     where = own.file, nearest_line(own.lines, ("extends",))
-    told = own.data["extends"]
-    if not isinstance(told, str):
-        raise RecipeError([Problem("extends", f"must be a string, got {told!r}", "", *where)])
+    base = own.data["extends"]
+    if not isinstance(base, str):
+        raise RecipeError([Problem("extends", f"must be a string, got {base!r}", "", *where)])
     try:
-        is_name = "/" not in told and not told.endswith(".toml")
-        path = recipe_path(told if is_name else str(own.folder / Path(told).expanduser()))
+        is_name = "/" not in base and not base.endswith(".toml")
+        path = recipe_path(base if is_name else str(own.folder / Path(base).expanduser()))
     except RecipeError as error:
         problem = error.problems[0]
         place = f"{problem.file}: " if problem.file else ""
         raise RecipeError([Problem("extends", place + problem.message, problem.hint, *where)]) from None
     data, text = read_document(path)
     if "extends" in data:
-        message = f"{told!r} itself extends {data['extends']!r}; one level is allowed"
+        message = f"{base!r} itself extends {data['extends']!r}; only one level is allowed"
         raise RecipeError([Problem("extends", message, f"extend {data['extends']!r} instead", *where)])
     data = {key: value for key, value in data.items() if key not in _NOT_INHERITED}
     return Layer("extends", data, key_lines(text), _display(path), path.parent)
 
 
 def overrides_table(overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns the document that the `--set` options make; raises RecipeError with all that cannot be one."""
+    """Parses the `--set` options into one document; raises RecipeError with every option that is not TOML."""
     data: dict[str, Any] = {}
     problems = []
     for override in overrides:
@@ -143,8 +143,8 @@ def overrides_table(overrides: Sequence[str]) -> dict[str, Any]:
             problems.append(Problem(f"--set {override}", f"is not TOML: {error}", hint))
         else:
             if "format" in statement:
-                hint = "write it into the file, or leave it out"
-                problems.append(Problem(f"--set {override}", "format says how the file is written: no value", hint))
+                message = "format describes how the file is written and cannot be set"
+                problems.append(Problem(f"--set {override}", message, "leave it out, or edit the file"))
             data = merge(data, statement)
     if problems:
         raise RecipeError(problems)
@@ -152,7 +152,7 @@ def overrides_table(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _without_other_algorithm(layer: Layer, over: Sequence[Layer]) -> Layer:
-    """Drops the [algorithm] of a layer when a later one names another algorithm, whose keys are others."""
+    """Drops the [algorithm] of a layer if a later layer names another algorithm, which has other keys."""
     own = layer.data.get("algorithm")
     for later in over:
         table = later.data.get("algorithm")
@@ -166,17 +166,17 @@ def _without(layer: Layer, section: str) -> Layer:
 
 
 def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the documents as one, later over earlier, table by table; a list replaces a list."""
+    """Merges documents, later over earlier, table by table; a list replaces a list."""
     merged: dict[str, Any] = {}
     for document in documents:
         for key, value in document.items():
-            held = merged.get(key)
-            merged[key] = merge(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+            earlier = merged.get(key)
+            merged[key] = merge(earlier, value) if isinstance(earlier, dict) and isinstance(value, dict) else value
     return merged
 
 
 def locate(layers: Sequence[Layer], path: tuple[Part, ...]) -> Origin:
-    """Returns where a value was written; for one that is missing, where the table that lacks it was."""
+    """Finds where a value was written; for a missing value, where the table that lacks it was written."""
     whole = path
     while path:
         for layer in reversed(layers):
@@ -188,13 +188,13 @@ def locate(layers: Sequence[Layer], path: tuple[Part, ...]) -> Origin:
 
 
 def holds(value: Any, path: tuple[Part, ...]) -> bool:
-    """Returns whether a document says something at a path."""
+    """Whether a document has a value at a path."""
     for part in path:
         if isinstance(part, int):
             if not isinstance(value, list) or part >= len(value):
                 return False
         elif isinstance(value, str) and part == "name":
-            continue  # a bare text may stand for a table with that name
+            continue  # a bare text may stand for a table with this name
         elif not isinstance(value, dict) or part not in value:
             return False
         value = value[part]

@@ -1,4 +1,4 @@
-"""What a recipe is known to reach, held against what a run measured."""
+"""`[expect]`: compares the acceptance lengths that a recipe is known to reach with those that a run measured."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SETTING = re.compile(r"(.+)/K=(\d+)/T=(\d+(?:\.\d+)?)")
 
 
 def setting_key(suite: str, k: int, temperature: float) -> str:
-    """Returns the name of a benchmark's setting, "SUITE/K=5/T=0"."""
+    """Names a setting of a benchmark: "SUITE/K=5/T=0"."""
     return f"{suite}/K={k}/T={temperature:g}"
 
 
 def band_key(written: str) -> str:
-    """Returns the name of the setting that a band speaks of: T=0.0 is T=0; what is no setting stays as it is."""
-    found = _SETTING.fullmatch(written)
-    return setting_key(found[1], int(found[2]), float(found[3])) if found else written
+    """Normalises the setting that a band names, T=0.0 to T=0; anything else stays as it is."""
+    setting = _SETTING.fullmatch(written)
+    return setting_key(setting[1], int(setting[2]), float(setting[3])) if setting else written
 
 
 @attrs.frozen(kw_only=True)
@@ -33,10 +33,10 @@ class BandResult:
 
     Attributes:
         setting: as written, "SUITE/K=5/T=0".
-        tau: None where the benchmark lacks the setting.
+        tau: measured acceptance length; None if the benchmark lacks the setting.
         band: lowest and highest tau to expect.
         place: "inside", "below", "above", or "not measured".
-        source: where the band comes from.
+        source: the measurement behind the band.
     """
 
     setting: str
@@ -73,27 +73,28 @@ def band_lines(results: Sequence[BandResult]) -> list[str]:
         if result.tau is None:
             lines.append(f"{result.setting}: expected {band}; not measured")
         else:
-            lines.append(f"{result.setting}: tau {result.tau:.3f} is {result.place} what is expected, {band}")
+            lines.append(f"{result.setting}: tau {result.tau:.3f} is {result.place} the expected band, {band}")
     return lines
 
 
 def without_bands(text: str) -> str:
-    """Returns the TOML text of a recipe without `[expect]`: of what is left every comment and blank stays as it was.
+    """Cuts `[expect]` out of a recipe's TOML text; every other comment and blank line stays as it was.
 
     Raises:
-        RecipeError: the text is written so that the bands cannot be told from the rest.
+        RecipeError: the text is written so that the bands cannot be separated from the rest.
     """
     lines = text.splitlines(keepends=True)
     starts = sorted((line - 1, path[0] == "expect") for path, line in key_lines(text).items())
     left = lines[: starts[0][0]] if starts else lines
-    for (start, bands), (end, more) in itertools.pairwise([*starts, (len(lines), False)]):
-        if not bands:
+    for (start, is_band), (end, next_is_band) in itertools.pairwise([*starts, (len(lines), False)]):
+        if not is_band:
             left += lines[start:end]
-        elif not more:
-            # Comments before what comes next are about that.
-            told = itertools.takewhile(lambda line: re.match(r"\s*(#|$)", line), reversed(lines[start:end]))
-            left += itertools.dropwhile(str.isspace, reversed(list(told)))
-    found = "".join(left).rstrip() + "\n"
-    if tomli.loads(found) != {key: value for key, value in tomli.loads(text).items() if key != "expect"}:
-        raise RecipeError("[expect] cannot be told from the rest of the file: write it as a table, at the end")
-    return found
+        elif not next_is_band:
+            # Comments above the next table belong to that table.
+            comments = itertools.takewhile(lambda line: re.match(r"\s*(#|$)", line), reversed(lines[start:end]))
+            left += itertools.dropwhile(str.isspace, reversed(list(comments)))
+    # The lines were cut by a scan, not by a parser, so the result is parsed: a wrong cut would be another recipe.
+    copy = "".join(left).rstrip() + "\n"
+    if tomli.loads(copy) != {key: value for key, value in tomli.loads(text).items() if key != "expect"}:
+        raise RecipeError("[expect] cannot be separated from the rest of the file: write it as a table, at the end")
+    return copy

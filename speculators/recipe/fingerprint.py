@@ -1,4 +1,4 @@
-"""What identifies the input of a stage: content, never a path or a name of the author's choice."""
+"""What identifies the input of a stage: its content, never a path or a name that the author chose."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from speculators.recipe.schema import Suite
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """Returns 64 hex digits that depend on the JSON values alone, not on the order of keys."""
+    """Hashes JSON values to 64 hex digits that do not depend on the order of keys."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def verifier_identity(section: VerifierSection) -> dict[str, Any]:
-    """Returns what determines the verifier's weights, tokenizer and template."""
+    """Identifies the verifier's weights, tokenizer and template."""
     kind = section.kind
     if kind == "hub":
         identity: dict[str, Any] = {"hub": section.model, "revision": section.revision}
     elif kind == "tiny":
         identity = {"tiny": section.model}
     elif kind == "folder":
-        # Every file: a tokenizer or template that changed changes the data as weights that changed do the states.
+        # Every file: another tokenizer or template changes the data, as other weights change the states.
         files = sorted(file for file in Path(section.model).iterdir() if file.is_file() and file.name[0] != ".")
         identity = {"files": {file.name: file_sha256(file) for file in files}}
     else:
@@ -40,7 +40,7 @@ def verifier_identity(section: VerifierSection) -> dict[str, Any]:
 
 
 def source_identity(source: DataSource) -> dict[str, Any]:
-    """Returns what determines the conversations of a source."""
+    """Identifies the conversations of a source."""
     chosen = {"split": source.split, "take": source.take}
     if source.is_file:
         return {"sha256": file_sha256(Path(source.path)), **chosen}
@@ -48,18 +48,18 @@ def source_identity(source: DataSource) -> dict[str, Any]:
 
 
 def suite_identity(suite: Suite) -> dict[str, Any]:
-    """Returns what determines the prompts of a suite."""
+    """Identifies the prompts of a suite."""
     whole = resolved_suite(suite)
     return source_identity(DataSource(path=str(whole.path), split=whole.split, take=whole.take))
 
 
 def checkpoint_identity(folder: Path) -> dict[str, Any]:
-    """Returns what determines a saved speculator: its config and its weights."""
+    """Identifies a saved speculator by its config and its weights."""
     return {name: file_sha256(folder / name) for name in ("config.json", "model.safetensors")}
 
 
 def code_identity(config_class: type) -> str | None:
-    """Returns a digest of a plug-in's own code; None for an algorithm of this package, which has a version instead."""
+    """Hashes a plug-in's own code; None for an algorithm of this package, which has a version instead."""
     module = config_class.__module__
     if module.startswith("speculators.models."):
         return None
@@ -67,12 +67,12 @@ def code_identity(config_class: type) -> str | None:
         file = Path(inspect.getfile(config_class))
     except (OSError, TypeError):  # typed into an interpreter: it has no file
         return None
-    # A package is all its files: config.py says little of what core.py computes.
+    # All files of a package: config.py says little about what core.py computes.
     files = sorted(file.parent.rglob("*.py")) if "." in module or file.name == "__init__.py" else [file]
     return fingerprint({str(path.relative_to(file.parent)): file_sha256(path) for path in files})
 
 
 def section_values(section: Any, *leave_out: str) -> dict[str, Any]:
-    """Returns a section's fields as JSON values, without some."""
+    """A section's fields as JSON values, without those named in `leave_out`."""
     values = attrs.asdict(section, filter=lambda field, _: field.name not in leave_out)
     return dict(json.loads(json.dumps(values)))

@@ -1,4 +1,4 @@
-"""What goes into a run: the verifier, and the conversations with the states that it has for them."""
+"""`[verifier]` and `[data]`: the model, the conversations, and where the model's states for them come from."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _model(_: object, __: attrs.Attribute[Any], value: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class VerifierSection:
-    """`[verifier]`: the model that is drafted for.
+    """`[verifier]`: the model that the draft is trained for.
 
     Attributes:
-        model: hub id, local folder, `.gguf` file, `wheel:NAME==VERSION#path/in/wheel`, or `tiny:SEED`.
+        model: a hub id, local folder, `.gguf` file, `wheel:NAME==VERSION#path/in/wheel`, or `tiny:SEED`.
         revision: commit of a hub id.
-        sha256: of the GGUF file.
-        dtype: in which the verifier runs.
+        sha256: hash of the GGUF file, checked before the file is opened.
+        dtype: precision in which the verifier runs.
         trust_remote_code: let transformers run code that comes with the model.
     """
 
@@ -54,7 +54,7 @@ class VerifierSection:
 
     @property
     def kind(self) -> str:
-        """Returns "wheel", "tiny", "gguf", "folder" or "hub"."""
+        """Where the model comes from: "wheel", "tiny", "gguf", "folder" or "hub"."""
         if self.model.startswith(("wheel:", "tiny:")):
             return self.model.partition(":")[0]
         if self.model.endswith(".gguf"):
@@ -63,29 +63,29 @@ class VerifierSection:
 
     @property
     def short_name(self) -> str:
-        """Returns what people call the verifier: the last part of its id or path, without a file's ending."""
+        """The last part of the id or path, without the ending of a file: what people call the verifier."""
         last = self.model.rsplit("/", 1)[-1]
         return last.removesuffix(".gguf") if self.kind in ("wheel", "gguf") else last
 
     def __attrs_post_init__(self) -> None:
         if self.kind == "wheel" and self.sha256 is None:
-            raise ValueError("a wheel: model needs sha256, that of the GGUF file inside: it is checked before use")
+            raise ValueError("a wheel: model needs sha256, the hash of the GGUF file inside: it is checked before use")
         if self.sha256 is not None and self.kind not in ("wheel", "gguf"):
-            raise ValueError(f'sha256 is for .gguf files and wheel: models, not for a {self.kind}; "none" drops it')
+            raise ValueError(f'sha256 is for .gguf files and wheel: models, not for a {self.kind}; set it to "none"')
         if self.revision is not None and self.kind != "hub":
-            raise ValueError(f'revision is for hub ids, not for a {self.kind}; "none" drops it')
+            raise ValueError(f'revision is for hub ids, not for a {self.kind}; set it to "none"')
 
 
 @attrs.frozen(kw_only=True)
 class DataSource:
-    """One source of conversations: a JSONL file (path relative to the recipe's folder) or a data set's hub id.
+    """One source of conversations: a JSONL file or a data set of the hub.
 
     Attributes:
-        path: a JSONL file, relative to the file that says it, or the hub id of a data set.
-        split: of a data set, "train" if none is said; of a file, the rows whose field `split` it is.
-        take: the first so many conversations; None for all.
+        path: a JSONL file, relative to the file that names it, or the hub id of a data set.
+        split: the split of a data set (by default "train"); for a file, the rows with this value in the field `split`.
+        take: use only the first conversations, this many; None for all.
         revision: commit of a data set.
-        sha256: of the file.
+        sha256: hash that the file must have.
     """
 
     path: str = field(validator=not_empty)
@@ -96,20 +96,20 @@ class DataSource:
 
     @property
     def is_file(self) -> bool:
-        """Returns whether `path` is a file rather than a hub id."""
+        """Whether `path` names a file rather than a hub id."""
         return is_file_path(self.path)
 
 
 @attrs.frozen(kw_only=True)
 class Regenerate:
-    """`[data.regenerate]`: replace the answers by the verifier's own continuations.
+    """`[data.regenerate]`: replace the answers with the verifier's own continuations.
 
     Attributes:
-        max_new_tokens: longer answers are cut there.
-        temperature: 0 is greedy; above, samples of the whole distribution.
-        batch_size: prompts that are answered at once.
-        seed: of the samples.
-        dtype: in which the verifier answers; None for `verifier.dtype`.
+        max_new_tokens: length at which an answer is cut.
+        temperature: 0 is greedy; above 0, answers are sampled from the whole distribution.
+        batch_size: prompts answered at once.
+        seed: seed of the samples.
+        dtype: precision in which the verifier answers; None for `verifier.dtype`.
     """
 
     max_new_tokens: int = field(default=160, validator=positive)
@@ -121,16 +121,16 @@ class Regenerate:
 
 @attrs.frozen(kw_only=True)
 class StatesServer:
-    """`[data.server]`: the vLLM server that computes the states where `hidden_states = "server"`.
+    """`[data.server]`: the vLLM server that computes the states if `hidden_states = "server"`.
 
-    Where it is and how hard it is worked changes no state's meaning, so nothing of this is in a fingerprint.
+    No fingerprint contains any of this: where the server is and how busy it is does not change what a state means.
 
     Attributes:
-        endpoint: its URL.
-        folder: where it writes states and we read them; None for one in the cache that only these states have.
-        concurrency: conversations that it has at once, whatever the number of our processes.
-        retries: of a request that failed in a way that may pass; each waits twice as long as the one before.
-        timeout: seconds that one conversation may take.
+        endpoint: URL of the server.
+        folder: where the server writes states and training reads them; None for a folder of their own in the cache.
+        concurrency: conversations in flight at once, for all processes together.
+        retries: attempts to repeat a request that failed for a passing reason; each waits twice as long as the last.
+        timeout: seconds allowed for one conversation.
     """
 
     endpoint: str = field(default="http://127.0.0.1:8000", validator=server_url)
@@ -142,16 +142,16 @@ class StatesServer:
 
 @attrs.frozen(kw_only=True)
 class DataSection:
-    """`[data]`: conversations and how the verifier's states for them travel.
+    """`[data]`: conversations, and how the verifier's states for them reach training.
 
     Attributes:
         sources: files and data sets, read one after the other.
-        max_tokens: longer conversations are cut here.
-        hidden_states: "online" computes them during training, "cached" captures them to disk first, "server" has a
-            vLLM server do that.
-        states_dtype: in which the states for training are computed and kept.
-        regenerate: how the verifier rewrites the answers; None keeps those of the sources.
-        server: where the states come from if a server computes them.
+        max_tokens: length at which a conversation is cut.
+        hidden_states: "online" computes the states during training, "cached" captures them to disk first, "server"
+            lets a vLLM server capture them.
+        states_dtype: precision in which the states for training are computed and stored.
+        regenerate: how the verifier rewrites the answers; None keeps the answers of the sources.
+        server: the server that computes the states, if one does.
     """
 
     sources: tuple[DataSource, ...] = field(validator=not_empty)
@@ -163,10 +163,10 @@ class DataSection:
 
     @property
     def stored(self) -> bool:
-        """Returns whether the states are on disk before training begins."""
+        """Whether the states are on disk before training begins."""
         return self.hidden_states != "online"
 
     @property
     def served(self) -> bool:
-        """Returns whether a server computes the states."""
+        """Whether a server computes the states."""
         return self.hidden_states == "server"

@@ -1,4 +1,4 @@
-"""From a TOML file to a Recipe: every problem in one report."""
+"""Loads a recipe from its TOML file, or reports every problem of the file at once."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from speculators.structure.origin import Origin, path_text
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Returns the recipe, with the origin of every value; file paths in it are made absolute.
+    """Loads a recipe with the origin of every value; file paths in it become absolute.
 
     Args:
-        name_or_path: a name of the catalogue or a file.
-        overrides: `section.key=value` each, the value in TOML.
+        name_or_path: a name in the catalogue, or a file.
+        overrides: texts `section.key=value`, with the value in TOML.
 
     Raises:
-        RecipeError: with all problems.
+        RecipeError: carries all problems.
     """
     path = recipe_path(name_or_path)
     layers = read_layers(path, overrides)
     data = merge(*(layer.data for layer in layers))
     problems = _import_module(data, layers)
     keys = [field.name for field in attrs.fields(Recipe) if field.name not in PLACES]
-    recipe, found = structure(data, Recipe, locate=lambda where: locate(layers, where), keys=keys)
-    # Without its plug-in an algorithm is unknown: one fault, told once.
-    problems += [p for p in found if not (problems and p.path == "algorithm.name")]
+    recipe, faults = structure(data, Recipe, locate=lambda where: locate(layers, where), keys=keys)
+    # Without its plug-in an algorithm is unknown: that is one fault, so it is reported once.
+    problems += [p for p in faults if not (problems and p.path == "algorithm.name")]
     if problems or recipe is None:
         problems.sort(key=lambda problem: (problem.file or "", problem.line or 0))
         raise RecipeError([_point_elsewhere(problem, data) for problem in problems])
@@ -47,7 +47,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _import_module(data: Mapping[str, Any], layers: Sequence[Layer]) -> list[Problem]:
-    """Imports `algorithm.module`, which registers the algorithm, before anything is structured."""
+    """Imports `algorithm.module` first, because the algorithm that it registers decides which keys are allowed."""
     table = data.get("algorithm")
     module = table.get("module") if isinstance(table, Mapping) else None
     if isinstance(module, str):
@@ -60,7 +60,7 @@ def _import_module(data: Mapping[str, Any], layers: Sequence[Layer]) -> list[Pro
 
 
 def _point_elsewhere(problem: Problem, data: Mapping[str, Any]) -> Problem:
-    """Gives an unknown key without a near miss the place at which a key of that name exists."""
+    """Adds a hint to an unknown key without a near miss: the section in which a key of that name exists."""
     if not problem.message.startswith("unknown key") or problem.hint.startswith("did you mean"):
         return problem
     table = data.get("algorithm")
@@ -73,16 +73,17 @@ def _point_elsewhere(problem: Problem, data: Mapping[str, Any]) -> Problem:
 
 
 def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
-    """Returns the recipe with origins, and with file paths made absolute: relative ones depend on who wrote them."""
+    """Adds the origins, and makes file paths absolute: a relative path starts from the folder of the file it is in."""
     written = {
         path_text(path): locate(layers, path) if any(holds(layer.data, path) for layer in layers) else Origin("default")
         for path, _ in leaves((), as_tables(recipe))
     }
     folders = {layer.file: layer.folder for layer in layers}
 
-    def absolute(told: str, path: str) -> str:
-        beside = folders[written[path].file] / Path(told).expanduser()
-        shipped = recipes_folder() / told
+    def absolute(file: str, path: str) -> str:
+        beside = folders[written[path].file] / Path(file).expanduser()
+        # A copy of a shipped recipe still finds the data that ships with it.
+        shipped = recipes_folder() / file
         return str((beside if beside.exists() or not shipped.exists() else shipped).resolve())
 
     sources, suites, verifier = list(recipe.data.sources), list(recipe.benchmark.suites), recipe.verifier

@@ -1,4 +1,4 @@
-"""The lock of a run: all that determines its result, as a frozen value that is read from and written to lock.json."""
+"""The lock of a run: everything that determines its result, as a frozen value read from and written to lock.json."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from speculators.structure.origin import path_text
 
 FORMAT = 2
 NAME = "lock.json"
-# Stages that every run has.
+_WRITE_AGAIN = "spec run with its recipe writes it again"
+# The stages that every run has.
 _ALWAYS = ("verifier", "prepare", "train")
 
 
 @attrs.frozen(kw_only=True)
 class Code:
-    """Which code of this package computed.
+    """The version of this package that ran.
 
     Attributes:
-        commit: of git, None where it was not run from a checkout.
-        dirty: the checkout had changes that were not committed.
-        wheel: sha256 of the wheel that was installed, where pip knows it.
-        sources: sha256 of all modules that compute; this is what decides, the others are for people.
+        commit: git commit; None for an installed package.
+        dirty: whether the checkout had uncommitted changes.
+        wheel: sha256 of the installed wheel, if pip recorded it.
+        sources: sha256 of all modules that compute. This one decides; the others are for people.
     """
 
     version: str
@@ -45,15 +46,15 @@ class Code:
 
 @attrs.frozen(kw_only=True)
 class Environment:
-    """Where a run ran.
+    """The machine and software that a run used.
 
     Attributes:
-        packages: versions of those that compute.
+        packages: versions of the packages that compute.
         device: "cpu" or "cuda".
-        device_name: the processor, and the GPU where there is one.
-        cpu_capability: the instructions that torch's own kernels use.
-        bf16_products: the device multiplies bf16; otherwise what asks for it computes in float32.
-        variables: environment variables that choose kernels, those that are set.
+        device_name: the processor, and the GPU if one was used.
+        cpu_capability: instruction set that torch's own kernels use.
+        bf16_products: whether the device multiplies bf16; otherwise float32 takes its place.
+        variables: environment variables that select kernels, if they are set.
     """
 
     packages: dict[str, str]
@@ -75,9 +76,9 @@ class VerifierLock:
     """The verifier's content.
 
     Attributes:
-        files: sha256 of each file that is read: weights, tokenizer, configs.
-        chat_template: sha256 of the template's text; None if it has none.
-        config: its config.json, so that the plan can be made again without the model.
+        files: sha256 of each file that a run reads: weights, tokenizer, configs.
+        chat_template: sha256 of the template's text; None without a template.
+        config: the verifier's config.json, so that the plan can be made again without the model.
     """
 
     files: dict[str, str]
@@ -87,15 +88,15 @@ class VerifierLock:
 
 @attrs.frozen(kw_only=True)
 class Lock:
-    """All that determines a run's result.
+    """Everything that determines a run's result.
 
     Attributes:
-        recipe: resolved, as tables.
-        fingerprints: of each stage.
-        inputs: of each stage: what its fingerprint is the hash of, those of data and suites among them.
-        dtypes: of the verifier, of the states and of training.
-        environment: the run began in.
-        resumed_in: the others that worked on it, in order.
+        recipe: the resolved recipe, as tables.
+        fingerprints: fingerprint of each stage.
+        inputs: inputs of each stage, which its fingerprint hashes; they include the hashes of data and suites.
+        dtypes: precision of the verifier, of the states and of training.
+        environment: where the run began.
+        resumed_in: other environments that continued the run, in order.
     """
 
     format: int = FORMAT
@@ -113,55 +114,54 @@ class Lock:
         """Reads the lock of a run folder.
 
         Raises:
-            LockError: it is missing, damaged, or of a format that this version does not read.
+            LockError: the lock is missing, damaged, or in a format that this version cannot read.
         """
         file = folder / NAME
-        held = _document(folder, file)
-        lock, problems = structure(held, cls, file=str(file))
+        lock, problems = structure(_document(folder, file), cls, file=str(file))
         if lock is None:
-            told = "\n".join(map(str, problems))
-            raise LockError(f"{file}: damaged:\n{told}", hint="spec run of its recipe writes it again")
-        if wrong := [name for name in {*_ALWAYS, *lock.fingerprints, *lock.inputs} if not lock._holds(name)]:
-            told = f"{', '.join(sorted(wrong))}: the fingerprint is not that of the inputs"
-            raise LockError(f"{file}: damaged: {told}", hint="spec run of its recipe writes it again")
+            lines = "\n".join(map(str, problems))
+            raise LockError(f"{file}: damaged:\n{lines}", hint=_WRITE_AGAIN)
+        if wrong := [name for name in {*_ALWAYS, *lock.fingerprints, *lock.inputs} if not lock._is_intact(name)]:
+            stages = ", ".join(sorted(wrong))
+            raise LockError(f"{file}: damaged: {stages}: the fingerprint does not match the inputs", hint=_WRITE_AGAIN)
         return lock
 
-    def _holds(self, stage: str) -> bool:
+    def _is_intact(self, stage: str) -> bool:
         known = stage in self.inputs and stage in self.fingerprints
         return known and fingerprint(self.inputs[stage]) == self.fingerprints[stage]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the lock as JSON values."""
+        """Converts the lock to JSON values."""
         return attrs.asdict(self)
 
     def resolved(self, folder: Path) -> Recipe:
-        """Returns the recipe as it was, whatever became of its file since; imports its plug-in.
+        """Restores the recipe as it was, even if its file has changed since; imports its plug-in.
 
         Args:
-            folder: of the run, beside which a plug-in is looked for, too.
+            folder: the run folder, which is also searched for a plug-in.
 
         Raises:
-            LockError: this version cannot read it, or the plug-in is missing.
+            LockError: this version cannot read the recipe, or the plug-in is missing.
         """
         file = folder / NAME
         try:
             recipe, problems = self._structured(folder)
-            told = [str(problem) for problem in problems]
+            messages = [str(problem) for problem in problems]
         except Invalid as invalid:
-            recipe, told = None, [fault.message for fault in invalid.faults]
+            recipe, messages = None, [fault.message for fault in invalid.faults]
         except RecipeError as error:
-            recipe, told = None, [str(problem) for problem in error.problems]
+            recipe, messages = None, [str(problem) for problem in error.problems]
         except (KeyError, TypeError, AttributeError) as error:
-            recipe, told = None, [f"recipe: damaged: {error!r}"]
+            recipe, messages = None, [f"recipe: damaged: {error!r}"]
         if recipe is None:
-            hint = "use the version that made the run: environment.code in the lock names it"
-            raise LockError(f"{file}: its recipe cannot be used:\n" + "\n".join(told), hint=hint)
+            hint = "use the version that made the run, which environment.code in the lock names"
+            raise LockError(f"{file}: its recipe cannot be used:\n" + "\n".join(messages), hint=hint)
         return recipe
 
     def _structured(self, folder: Path) -> tuple[Recipe | None, list[Problem]]:
         file = str(folder / NAME)
         tables = migrate(self.recipe, file=file)
-        # None is how tables say that there is no plug-in; a recipe says nothing.
+        # Tables write None for "no plug-in", where a recipe has no key.
         algorithm = {key: value for key, value in tables["algorithm"].items() if (key, value) != ("module", None)}
         if "module" in algorithm:
             import_plugin(algorithm["module"], folder)
@@ -170,32 +170,32 @@ class Lock:
 
 def _document(folder: Path, file: Path) -> dict[str, Any]:
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        lacks = "no run: there is no lock.json" if folder.is_dir() else "no such run folder"
-        raise LockError(f"{folder}: {lacks}", hint="spec ls lists the runs") from None
+        message = "not a run, it has no lock.json" if folder.is_dir() else "no such run folder"
+        raise LockError(f"{folder}: {message}", hint="spec ls lists the runs") from None
     except (OSError, ValueError) as error:
-        raise LockError(f"{file}: damaged: {error}", hint="spec run of its recipe writes it again") from None
-    found = held.get("format") if isinstance(held, dict) else None
-    if isinstance(found, bool) or not isinstance(found, int):
-        raise LockError(f"{file}: damaged: it has no format", hint="spec run of its recipe writes it again")
-    if found > FORMAT:
+        raise LockError(f"{file}: damaged: {error}", hint=_WRITE_AGAIN) from None
+    written = document.get("format") if isinstance(document, dict) else None
+    if isinstance(written, bool) or not isinstance(written, int):
+        raise LockError(f"{file}: damaged: it has no format", hint=_WRITE_AGAIN)
+    if written > FORMAT:
         hint = "use the version that made the run, or a newer one"
-        raise LockError(f"{file}: format {found} is newer than this version, which reads {FORMAT}", hint=hint)
-    if found < FORMAT:
-        hint = "spec run of its recipe in another folder (--runs) makes a run that can be reproduced"
-        raise LockError(f"{file}: format {found} says too little to run again: no recipe, no hashes", hint=hint)
-    return dict(held)
+        raise LockError(f"{file}: format {written} is newer than this version, which reads {FORMAT}", hint=hint)
+    if written < FORMAT:
+        hint = "run its recipe in another folder (spec run RECIPE --runs FOLDER) for a run that can be reproduced"
+        raise LockError(f"{file}: format {written} has too little to run again: no recipe, no hashes", hint=hint)
+    return dict(document)
 
 
 @attrs.frozen(kw_only=True)
 class Difference:
-    """Something that two environments differ in.
+    """One value that differs between the environment in a lock and the current one.
 
     Attributes:
-        key: its path in the lock.
-        matters: it can change bits of the result.
-        why: in words.
+        key: path of the value in the lock.
+        matters: whether it can change bits of the result.
+        why: the reason, in words.
     """
 
     key: str
@@ -211,33 +211,33 @@ class Difference:
         return values
 
 
-# Why each kind of difference can change bits of the result. What is not here cannot, or is decided by code.sources.
+# Why each kind of difference can change bits of the result. Others cannot, or code.sources decides for them.
 _MATTERS = {
-    "packages": "another version computes",
-    "code.sources": "other code of this package computes",
-    "system": "other libraries compute",
-    "machine": "other instructions compute",
-    "device": "other kernels compute",
-    "device_name": "kernels and the parts in which they add up are chosen by it",
-    "cpu_capability": "other kernels compute",
-    "bf16_products": "bf16 and float32 round otherwise",
-    "threads": "sums are added up in other parts",
-    "world_size": "gradients are added up in other parts",
-    "variables": "it chooses kernels",
+    "packages": "a different version computes",
+    "code.sources": "different code of this package computes",
+    "system": "different system libraries compute",
+    "machine": "different instructions compute",
+    "device": "different kernels compute",
+    "device_name": "it decides which kernels run and how they split their sums",
+    "cpu_capability": "different kernels compute",
+    "bf16_products": "bf16 and float32 round differently",
+    "threads": "sums are split differently",
+    "world_size": "gradients are summed in different parts",
+    "variables": "it selects kernels",
 }
 _THIS = "packages.spec-recipes"
 
 
-def differences(locked: Environment, here: Environment) -> list[Difference]:
-    """Returns what two environments differ in, and whether it can matter."""
-    one, other = (_flat(attrs.asdict(each)) for each in (locked, here))
-    found = []
+def differences(locked: Environment, current: Environment) -> list[Difference]:
+    """Compares two environments, and says for each difference whether it can matter."""
+    one, other = (_flat(attrs.asdict(each)) for each in (locked, current))
+    differing = []
     for key in dict.fromkeys([*one, *other]):
         before, after = one.get(key), other.get(key)
         if before != after:
             matters, why = _weigh(key, before, after)
-            found.append(Difference(key=key, locked=before, current=after, matters=matters, why=why))
-    return found
+            differing.append(Difference(key=key, locked=before, current=after, matters=matters, why=why))
+    return differing
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,10 +248,10 @@ def _weigh(key: str, before: Any, after: Any) -> tuple[bool, str]:
     if key == "python":
         minor = [str(version).split(".")[:2] for version in (before, after)]
         if minor[0] != minor[1]:
-            return True, "another standard library computes"
+            return True, "a different standard library computes"
         return False, "a patch release computes the same"
     if key == _THIS or (key.startswith("code.") and key != "code.sources"):
-        return False, "code.sources tells whether code that computes differs"
+        return False, "code.sources decides whether the code that computes differs"
     for kind, why in _MATTERS.items():
         if key == kind or key.startswith(f"{kind}."):
             return True, why

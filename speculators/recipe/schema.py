@@ -1,4 +1,4 @@
-"""What a recipe holds: frozen sections with their defaults and the checks of one field or one section."""
+"""The recipe and its sections: frozen values with their defaults, and the checks of one field or one section."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class OptimizerSection:
     """`schedule.optimizer`.
 
     Attributes:
-        name: "adamw", or "muon" for the matrices of the layers with adamw for the rest.
-        lr: peak learning rate; with muon, that of the matrices.
-        weight_decay: decoupled; a share of the weight, times the learning rate, goes in each update.
-        betas: of adamw, and of the part of the parameters that muon leaves to adamw.
+        name: "adamw", or "muon", which updates the layers' matrices with muon and everything else with adamw.
+        lr: peak learning rate; with muon, the rate of the matrices.
+        weight_decay: decoupled weight decay: each update subtracts this share of the weight times the learning rate.
+        betas: adamw's two decay rates, also for the parameters that muon leaves to adamw.
         clip_norm: largest norm of the gradient; None for no clipping.
-        momentum: of muon.
-        adamw_lr: with muon, peak learning rate of what is not a matrix of a layer (embeddings, norms, head).
+        momentum: momentum of muon.
+        adamw_lr: with muon, peak learning rate of everything but the layers' matrices (embeddings, norms, head).
     """
 
     name: str = field(default="adamw", validator=one_of("adamw", "muon"))
@@ -69,13 +69,13 @@ class OptimizerSection:
 
 @attrs.frozen(kw_only=True)
 class LearningRate:
-    """`schedule.learning_rate`: the factor on the peak rate over the run.
+    """`schedule.learning_rate`: how the rate changes over the run, as a factor of the peak rate.
 
     Attributes:
-        shape: of the fall after the warm-up: "linear", "cosine", "wsd" (constant, then a decay) or "constant".
+        shape: course after the warm-up: "linear", "cosine", "wsd" (constant, then a decay) or "constant".
         warmup: share of the steps in which the rate rises from 0.
         decay: share of the steps in which "wsd" decays.
-        floor: where the decay ends, as a share of the peak rate.
+        floor: rate at the end of the decay, as a share of the peak rate.
     """
 
     shape: str = field(default="cosine", validator=one_of("linear", "cosine", "wsd", "constant"))
@@ -85,24 +85,24 @@ class LearningRate:
 
     def __attrs_post_init__(self) -> None:
         if self.shape == "wsd" and self.warmup + self.decay > 1:
-            raise ValueError(f"warmup and decay share the steps: {self.warmup:g} + {self.decay:g} is more than 1")
+            raise ValueError(f"warmup and decay must sum to at most 1, got {self.warmup:g} + {self.decay:g}")
 
 
 @attrs.frozen(kw_only=True)
 class ScheduleSection:
-    """`[schedule]`: how long, in which steps, at which rate.
+    """`[schedule]`: length of the training, batch size, optimizer and learning rate.
 
     Attributes:
         epochs: passes over the conversations.
-        max_steps: stop after so many optimizer updates; None for `epochs` passes.
+        max_steps: number of optimizer updates after which training stops; None for `epochs` passes.
         tokens_per_step: tokens of the global batch, whatever the number of processes.
         row_tokens: tokens of one packed row; None for `data.max_tokens`.
-        optimizer: its kind and numbers.
-        learning_rate: the factor on the peak rate over the run.
-        precision: "bf16" computes in bfloat16 over float32 weights, "fp32" in float32.
-        evaluate_every: steps, or a share of the run.
-        checkpoint_every: steps, or a share of the run.
-        keep_checkpoints: how many of the latest stay on disk, besides the best.
+        optimizer: the optimizer and its parameters.
+        learning_rate: how the learning rate changes over the run.
+        precision: "bf16" computes in bfloat16 with float32 weights, "fp32" in float32.
+        evaluate_every: steps between evaluations, or a share of the run such as "10%".
+        checkpoint_every: steps between checkpoints, or a share of the run such as "10%".
+        keep_checkpoints: number of latest checkpoints to keep, besides the best.
     """
 
     epochs: int = field(default=1, validator=positive)
@@ -122,7 +122,7 @@ class DistributedSection:
     """`[distributed]`: how the processes of a launch share the model.
 
     Attributes:
-        shard: over all processes (FSDP2); false keeps a copy in each.
+        shard: shard the model over all processes (FSDP2); false keeps a copy in each.
     """
 
     shard: bool = True
@@ -130,13 +130,13 @@ class DistributedSection:
 
 @attrs.frozen(kw_only=True)
 class Suite:
-    """Prompts to measure on: a name of the catalogue, or a name of one's own with a path or hub id.
+    """A set of prompts to measure on: a suite of the catalogue by name, or your own by path or hub id.
 
     Attributes:
-        name: of the catalogue, or one's own where a path follows.
-        path: a JSONL file or the hub id of a data set; None for the catalogue's.
-        split: which rows; None for the catalogue's, or all.
-        take: the first so many prompts; None for all.
+        name: a suite of the catalogue, or with `path`, a name of your choice.
+        path: a JSONL file or the hub id of a data set; None for the catalogue's path.
+        split: which rows to use; None for the catalogue's split, or all rows.
+        take: use only the first prompts, this many; None for all.
     """
 
     name: str = field(validator=matches(r"[\w.-]+", "letters, digits, _, - and ."))
@@ -155,13 +155,13 @@ class BenchmarkSection:
     """`[benchmark]`: what acceptance is measured on.
 
     Attributes:
-        suites: the first one also chooses the best checkpoint.
-        num_speculative_tokens: the K that are reported.
-        temperature: each one is measured; 0 is greedy.
-        max_new_tokens: of each of the verifier's responses.
-        live_prompts: prompts that the live decode re-measures in each setting; None for all.
-        live_tokens: of each of them, the first so many tokens of the response; None for all.
-        baselines: drafters without training to measure beside: "ngram", "suffix", "draft_model:SOURCE".
+        suites: sets of prompts; the first also chooses the best checkpoint.
+        num_speculative_tokens: values of K to measure; the first is the one that a server gets.
+        temperature: temperatures to measure; 0 is greedy.
+        max_new_tokens: length of each of the verifier's responses.
+        live_prompts: prompts that live decoding measures again in each setting; None for all.
+        live_tokens: tokens of each response that live decoding goes through; None for all.
+        baselines: drafters without training, measured for comparison: "ngram", "suffix", "draft_model:SOURCE".
     """
 
     suites: tuple[Suite, ...] = field(default=())
@@ -190,7 +190,7 @@ class Expect:
 
     Attributes:
         tau: lowest and highest acceptance length that a run of this recipe should reach.
-        source: the measurement that it was written from.
+        source: the measurement behind the band.
     """
 
     tau: tuple[float, float] = field(validator=_band)
@@ -199,11 +199,11 @@ class Expect:
 
 @attrs.frozen(kw_only=True)
 class TrackingSection:
-    """`[tracking]`.
+    """`[tracking]`: where a run's curves also go. It changes no result, so no fingerprint contains it.
 
     Attributes:
-        sinks: what gets loss and acceptance besides `events.jsonl`, which is always written; each is an optional
-            extra of the same name.
+        sinks: trackers that receive loss and acceptance besides `events.jsonl`, which is always written; each is an
+            optional extra of the same name.
     """
 
     sinks: tuple[str, ...] = field(default=())
@@ -213,16 +213,16 @@ class TrackingSection:
         for sink in value:
             one_of(*SINKS)(self, attribute, sink)
         if len(set(value)) != len(value):
-            raise ValueError(f"must hold distinct values, got {list(value)}")
+            raise ValueError(f"must have distinct values, got {list(value)}")
 
 
 @attrs.frozen(kw_only=True)
 class ReproduceSection:
-    """`[reproduce]`: what `spec reproduce` holds a re-run to.
+    """`[reproduce]`: how closely `spec reproduce` requires a re-run to agree.
 
     Attributes:
-        tolerance: on another platform, of each value relative to it (or to 1, if it is smaller), and of each weight
-            tensor relative to its norm. On the same platform the bits must be the same.
+        tolerance: largest difference allowed on another platform: for a value, relative to it (or to 1 if the value is
+            smaller); for a weight tensor, relative to its norm. On the same platform all bits must agree.
     """
 
     tolerance: float = field(default=0.01, validator=between(0, 1))
@@ -230,23 +230,25 @@ class ReproduceSection:
 
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """What the author wrote, with the defaults; `file` and `origins` say where and are no part of its meaning.
+    """A recipe as the author wrote it, completed with the defaults.
 
     Attributes:
-        format: of the file; older ones are migrated on load.
-        name: of the recipe; run folders begin with it.
-        version: of the recipe; changes when its meaning changes.
+        format: format of the file; older formats are migrated on load.
+        name: name of the recipe; run folders begin with it.
+        version: version of the recipe; raised when its meaning changes.
         summary: one line for `spec ls`.
-        hardware: what it ran on, or was planned for; for people, who choose by it.
-        seed: of initialisation, order of the conversations and everything drawn in training.
-        extends: the recipe that everything is taken from that this one does not say.
-        verifier: the model that is drafted for.
+        hardware: machine that the recipe ran on or was planned for, for people who choose a recipe.
+        seed: seed of the initialisation, the order of the conversations and everything drawn in training.
+        extends: recipe that supplies every value that this one does not set.
+        verifier: the model that the draft is trained for.
         data: conversations and the verifier's states for them.
         algorithm: the kind of draft model, and its parameters.
-        schedule: how long, in which steps, at which rate.
+        schedule: length of the training, batch size, optimizer and learning rate.
         distributed: how the processes of a launch share the model.
         benchmark: what acceptance is measured on.
-        expect: by setting, the acceptance length that this recipe is known to reach.
+        expect: the acceptance length that this recipe is known to reach, by setting.
+        file: where the recipe was read; not part of its meaning.
+        origins: where each value was written, by TOML path; not part of its meaning.
     """
 
     format: int
@@ -274,12 +276,12 @@ class Recipe:
         return self.schedule.row_tokens or self.data.max_tokens
 
     def problem(self, path: str, message: str, hint: str = "") -> Problem:
-        """Returns a Problem at a TOML path, with file and line of the value or of what is written nearest to it."""
+        """Reports a problem at a TOML path, with the file and line of the value or of its nearest written neighbour."""
         written = {key: origin for key, origin in self.origins.items() if origin.kind != "default"}
         place = path
         while place:
             below = (origin for key, origin in written.items() if key.startswith((f"{place}.", f"{place}[")))
-            if found := written.get(place) or next(below, None):
-                return Problem(path, message, hint, found.file, found.line)
+            if origin := written.get(place) or next(below, None):
+                return Problem(path, message, hint, origin.file, origin.line)
             place = place[: max(place.rfind("."), place.rfind("["), 0)]
         return Problem(path, message, hint, str(self.file) if self.file else None)

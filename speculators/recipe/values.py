@@ -1,4 +1,4 @@
-"""A recipe as plain values by TOML path, and the paths that exist."""
+"""Converts a recipe to plain values by TOML path, and lists the paths that a recipe can have."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from speculators.recipe.algorithm import AlgorithmSection
 from speculators.recipe.schema import Recipe
 from speculators.structure.origin import Part, path_text
 
-# Fields of Recipe that say where it was written: not keys of the file.
+# Fields of Recipe that say where it was written; they are not keys of the file.
 PLACES = ("file", "origins")
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """Returns every value of a recipe by its TOML path, defaults included."""
+    """Maps the TOML path of each value of a recipe to the value, defaults included."""
     return flatten_tables(as_tables(recipe))
 
 
 def flatten_tables(tables: dict[str, Any]) -> dict[str, Any]:
-    """Returns every value of a recipe's tables by its TOML path."""
+    """Maps the TOML path of each value in a recipe's tables to the value."""
     return {path_text(path): value for path, value in leaves((), tables)}
 
 
 def as_tables(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe as tables, with the algorithm's own keys where they are written."""
+    """Converts a recipe to the tables of its file, with the algorithm's own keys in `[algorithm]`."""
     plain = attrs.asdict(recipe, filter=lambda field, _: field.name not in PLACES)
     config = plain["algorithm"].pop("config")
     keys = [field.name for field in recipe.algorithm.config.recipe_fields()]
@@ -37,6 +37,7 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
 
 
 def leaves(path: tuple[Part, ...], value: Any) -> Iterator[tuple[tuple[Part, ...], Any]]:
+    """Yields the path and value of everything that is not a table; a list without tables is one value."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from leaves((*path, key), item)
@@ -48,7 +49,7 @@ def leaves(path: tuple[Part, ...], value: Any) -> Iterator[tuple[tuple[Part, ...
 
 
 def known_paths(config_class: type[SpeculatorModelConfig] | None) -> list[str]:
-    """Returns the path of every section and key that a recipe can have, those inside lists left out."""
+    """Lists the path of every section and key that a recipe can have, except those inside lists."""
     own = [field.name for field in config_class.recipe_fields()] if config_class else []
     return [path_text(path) for path in _paths((), Recipe)] + [f"algorithm.{key}" for key in own]
 
@@ -65,9 +66,9 @@ def _paths(path: tuple[str, ...], cls: type) -> Iterator[tuple[str, ...]]:
 
 
 def defaults(config_class: type[SpeculatorModelConfig] | None) -> dict[str, Any]:
-    """Returns the default of every key by its TOML path: of what is in a list at `data.sources[].take`.
+    """Maps the TOML path of each key to its default; keys inside a list are written `data.sources[].take`.
 
-    attrs.NOTHING stands for a key that must be said.
+    attrs.NOTHING stands for a required key.
     """
     own = config_class.recipe_fields() if config_class else ()
     return {**dict(_defaults("", Recipe)), **dict(_default_of("algorithm.", field) for field in own)}
@@ -87,7 +88,6 @@ def _defaults(prefix: str, cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _default_of(prefix: str, field: attrs.Attribute[Any]) -> tuple[str, Any]:
-    """Returns a key with its default as JSON tells it; attrs.NOTHING where it must be said."""
     default = field.default
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
         default = default.factory()  # type: ignore[union-attr]

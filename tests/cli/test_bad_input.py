@@ -289,7 +289,7 @@ def test_bench_of_more_drafts_than_the_algorithm_has(spec: Spec) -> None:
     """Rows of five drafts would be called K = 7; nothing is loaded."""
     Path("heads").mkdir()
     SpeculatorModelConfig.get_class("medusa")(hidden_size=64, vocab_size=320).save(Path("heads"))
-    words = "at most 5, which medusa drafts with num_heads = 5; got [7]"
+    words = "at most 5, the limit of medusa with num_heads = 5; got [7]"
     one_error(spec("bench", "heads", "--k", "5", "--k", "7"), 2, words)
 
 

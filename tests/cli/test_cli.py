@@ -121,7 +121,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["validate", "nowhere.toml"], "no such file"),
         (["validate", "mine.toml", "--set", "algorithm.ttt_steps=0"], "algorithm.ttt_steps: must be > 0, got 0"),
         (["validate", "mine.toml", "--set", "algorithm.decoder={sliding_window=-3}"], "sliding_window: must be > 0"),
-        (["validate", "mine.toml", "--set", "format=2"], "format says how the file is written"),
+        (["validate", "mine.toml", "--set", "format=2"], "format describes how the file is written"),
         (["validate", "mine.toml", "--set", f"seed={2**63}"], "seed: must be from 0 to 2^63 - 1"),
         (["validate", "mine.toml", "--set", 'verifier.model="tiny:99999999999999999999"'], "from 0 to 2^63 - 1"),
         (["validate", "mine.toml", "--set", "data.regenerate={seed=-1}"], "data.regenerate.seed: must be from 0"),
@@ -192,7 +192,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 def test_validate_says_what_it_was_checked_against(capsys: pytest.CaptureFixture[str]) -> None:
     """Without the verifier's config.json that is said; with it, the verifier's limits are checked too."""
-    assert "not at hand" in spec(capsys, "validate", "mine.toml")[1]
+    assert "not checked against" in spec(capsys, "validate", "mine.toml")[1]
     assert spec(capsys, "validate", "mine.toml", "--quiet") == (0, "", "")
     assert f"checked against {LLAMA}" in spec(capsys, "validate", "mine.toml", "--verifier-config", LLAMA)[1]
     folder = Path("model")
@@ -324,7 +324,7 @@ def test_cp_leaves_bands_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> 
     """A copy is edited: what the original reached is no expectation of it."""
     code, out, _ = spec(capsys, "cp", "quickstart_medusa", "./copy.toml")
     assert code == 0
-    assert "[expect] is left out" in out
+    assert "[expect] was left out" in out
     original, copy = (
         resources.files("speculators.recipes").joinpath("quickstart_medusa.toml").read_text(),
         Path("copy.toml").read_text(),

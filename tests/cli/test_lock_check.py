@@ -42,8 +42,8 @@ def test_a_changed_recipe_is_named_by_stage_and_value(spec: Spec, recipes: Path)
     file.write_text(file.read_text().replace("lr = 0.0010", "lr = 2e-3"))
     told = spec("lock", "--check", "smoke")
     assert told.code == 1
-    assert "train: schedule.optimizer.lr is 0.001 in the lock, and 0.002 here" in told.out
-    assert "raise it" in told.out
+    assert "train: schedule.optimizer.lr is 0.001 in the lock but 0.002 now" in told.out
+    assert "raise the version" in told.out
 
 
 def test_changed_data_is_named_by_its_hash(spec: Spec, recipes: Path) -> None:

@@ -46,8 +46,8 @@ def test_a_module_that_registers_nothing_is_told_by_its_file(write: Write) -> No
     """Most likely another one was imported than was meant: `queue` is the standard library's."""
     problem = refused(write(('name = "eagle3"', 'name = "queue"\nmodule = "queue"')))
     assert problem.path == "algorithm.name"
-    assert "queue.py, which registers none of that name" in problem.message
-    assert "give your package another name" in problem.hint
+    assert "queue.py, which registers no algorithm of that name" in problem.message
+    assert "rename your package" in problem.hint
 
 
 def test_a_module_of_this_package_is_no_algorithm(write: Write) -> None:

@@ -135,7 +135,7 @@ def test_the_recipe_may_replace_what_is_inherited() -> None:
         ("rms_norm_eps", 0, "must be > 0, got 0"),
         ("attention_bias", "yes", "must be true or false"),
         ("model_type", 3, "must be a string"),
-        ("layer_types", ["sliding_attention"], "cannot be replaced sliding_window says it"),
+        ("layer_types", ["sliding_attention"], "cannot be replaced set sliding_window"),
         ("rope_parameters", {"rope_type": "default"}, "must have rope_theta, a number > 0, got None"),
         ("rope_parameters", {"rope_theta": 1e4, "rope_type": "yran"}, "a rope_type of default, linear"),
         ("rope_parameters", {"rope_theta": 1e4, "rope_type": "yarn"}, "must have factor, which rope_type 'yarn' reads"),

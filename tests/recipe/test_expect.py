@@ -20,7 +20,7 @@ def test_a_figure_is_inside_below_or_above_its_band(tau: float, place: str) -> N
     (row,) = compare_bands(BAND, {"quickstart/K=3/T=0": 2.0, "quickstart/K=5/T=0": tau})
     assert (row.tau, row.place) == (tau, place)
     assert band_lines([row]) == [
-        f"quickstart/K=5/T=0: tau {tau:.3f} is {place} what is expected, 1.6 to 1.8 (measured: somewhere)"
+        f"quickstart/K=5/T=0: tau {tau:.3f} is {place} the expected band, 1.6 to 1.8 (measured: somewhere)"
     ]
 
 

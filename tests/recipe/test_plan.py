@@ -180,9 +180,9 @@ def test_all_problems_across_sections_come_together(write: Write, llama: Verifie
 def test_steps_must_divide_into_rows_and_rows_among_processes(write: Write, llama: VerifierFacts) -> None:
     """The message says which number would do."""
     path = write()
-    assert "take 768 or 1024" in refusals(path, llama, "schedule.tokens_per_step=1000")["schedule.tokens_per_step"]
+    assert "use 768 or 1024" in refusals(path, llama, "schedule.tokens_per_step=1000")["schedule.tokens_per_step"]
     shared = refusals(path, llama, world_size=3)["schedule.tokens_per_step"]
-    assert "4 rows a step cannot be shared by 3 processes" in shared
+    assert "4 rows per step cannot be divided among 3 processes" in shared
     assert "multiple of 768" in shared
     assert make_plan(load_recipe(path), llama, world_size=4).rows_per_step == 4
 
@@ -226,10 +226,26 @@ def test_a_band_must_speak_of_what_is_measured(write: Write, llama: VerifierFact
 @pytest.mark.parametrize(
     ("algorithm", "most", "mend"),
     [
-        ('name="medusa"', "at most 5, which medusa drafts with num_heads = 5; got [6, 9]", "algorithm.num_heads"),
-        ('name="dflash", block_size=6', "at most 5, which dflash drafts with block_size = 6; got [6, 9]", "block_size"),
-        ('name="dflash", block_size=6, sample_from_anchor=true', "at most 6, which dflash", "algorithm.block_size"),
-        ('name="dspark", block_size=6', "at most 6, which dspark drafts with block_size = 6; got [9]", "block_size"),
+        (
+            'name="medusa"',
+            "at most 5, the limit of medusa with num_heads = 5; got [6, 9]",
+            "algorithm.num_heads",
+        ),
+        (
+            'name="dflash", block_size=6',
+            "at most 5, the limit of dflash with block_size = 6; got [6, 9]",
+            "block_size",
+        ),
+        (
+            'name="dflash", block_size=6, sample_from_anchor=true',
+            "at most 6, the limit of dflash",
+            "algorithm.block_size",
+        ),
+        (
+            'name="dspark", block_size=6',
+            "at most 6, the limit of dspark with block_size = 6; got [9]",
+            "block_size",
+        ),
     ],
 )
 def test_more_drafts_than_an_algorithm_has_are_refused(

@@ -215,13 +215,13 @@ def another_algorithm(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda run: (run / "lock.json").unlink(), "there is no lock.json"),
+        (lambda run: (run / "lock.json").unlink(), "it has no lock.json"),
         (cut, "damaged"),
         (lambda run: (run / "lock.json").write_text("[]"), "damaged"),
         (without_fingerprints, "fingerprints: is missing"),
         (other_inputs, "prepare: the fingerprint is not that of the inputs"),
         (newer, "format 99 is newer"),
-        (older, "says too little"),
+        (older, "has too little"),
         (another_algorithm, "no algorithm 'nope'"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_validator_may_read_the_other_fields() -> None:
 def test_a_fault_of_a_whole_section_is_reported_at_the_section() -> None:
     """An error of `__attrs_post_init__` has the path of the table."""
     problems = problems_of({"learning_rate": {"shape": "wsd", "warmup": 0.9, "decay": 0.3}}, ScheduleSection)
-    assert problems == {"learning_rate": "warmup and decay share the steps: 0.9 + 0.3 is more than 1"}
+    assert problems == {"learning_rate": "warmup and decay must sum to at most 1, got 0.9 + 0.3"}
 
 
 def test_a_bare_string_is_a_suite_of_that_name() -> None:
