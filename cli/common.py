@@ -99,7 +99,9 @@ def recipe_of(speculator: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(run.plan.read_text(encoding="utf-8"))["recipe"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{run.plan}: damaged: {error!r}", hint="spec run with its recipe writes it again") from error
+        raise ArtifactError(
+            f"{run.plan}: damaged: {error!r}", hint="spec run with its recipe writes it again"
+        ) from error
 
 
 def print_json(value: Any) -> None:

@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the script of a shell, or for the script the words that may end a line."""
+    """Prints the script of a shell, or for the script the tokens that may end a line."""
     if options.candidates is not None:
-        words = candidates(options.candidates)
-        print_json(words) if options.json else print("\n".join(words))
+        tokens = candidates(options.candidates)
+        print_json(tokens) if options.json else print("\n".join(tokens))
     elif options.shell is None:
         raise RecipeError(f"name a shell: {', '.join(SCRIPTS)}")
     elif options.json:
@@ -75,12 +75,12 @@ def run(options: argparse.Namespace) -> int:
 def candidates(line: str) -> list[str]:
     """Lists what may stand in place of the last word of a command line; [] if that is a file, or anything."""
     try:
-        words = shlex.split(line)
+        tokens = shlex.split(line)
     except ValueError:  # a quote is still open
-        words = line.split()
+        tokens = line.split()
     if line[-1:].isspace():
-        words.append("")
-    _program, *before, current = words if len(words) > 1 else ["spec", ""]
+        tokens.append("")
+    _program, *before, current = tokens if len(tokens) > 1 else ["spec", ""]
     try:
         options = _after(before, current)
     except SpeculatorsError:

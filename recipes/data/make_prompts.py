@@ -1,15 +1,15 @@
-"""Write the prompts of the shipped recipes as JSON lines, always the same, from the `parts_*.json` files beside this.
+"""Writes the prompts of the shipped recipes as JSON lines, always the same, from the `parts_*.json` files beside it.
 
-Each category has hand-written prompts, templates, and lists of values for the templates' slots. In a template:
+Each category has hand-written prompts, templates, and lists of values for the slots of its templates. In a template:
 
-    {city}         a value of the list `city` (values may hold slots, too)
+    {city}         a value of the list `city` (values may contain slots, too)
     {city2}        another value of it
     {passage~}     the first sentences of a value
-    {a:3..60/5}    a number, here in steps of 5
+    {a:3..60/5}    a number from 3 to 60, in steps of 5
     {=a*3} {=a+b}  a product or a sum of numbers of the same prompt
 
-The held-out tenth is chosen by hash among all prompts of a category, so that it is of the same kind as the rest; no
-training prompt resembles one of it closely.
+The held-out tenth is chosen by hash from all prompts of a category, so that it is of the same kind as the rest; no
+training prompt closely resembles a held-out one.
 
     python -m speculators.recipes.data.make_prompts quickstart --out quickstart_prompts.jsonl
 """
@@ -30,7 +30,7 @@ from speculators.data.leakage import MAX_OVERLAP, five_grams, overlap
 
 CATEGORIES = ("chat", "explanation", "code", "arithmetic", "rewriting", "summarising", "lists", "translation")
 PER_CATEGORY = {"quickstart": 83, "smollm2": 550}
-HELD_OUT = 8  # of each category's prompts of quickstart
+HELD_OUT = 8  # prompts of each category in quickstart
 MIN_PASSAGE_WORDS = 45
 SLOT = re.compile(
     r"\{(?:(?P<name>[a-z_]+)(?P<index>\d?)(?P<beginning>~?)|(?P<number>[a-z]+):(?P<range>\d+\.\.\d+(?:/\d+)?))\}"
@@ -39,18 +39,18 @@ EXPRESSION = re.compile(r"\{=(\w+)([*+])(\w+)\}")
 
 
 def digest(text: str) -> str:
-    """The hash that orders everything that is split: sha256 of the text, in hexadecimal."""
+    """Hashes a text, for every choice that must not depend on order: sha256 in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Deck:
-    """Draws from a list without replacement, and shuffles it anew when it is empty."""
+    """Draws from a list without replacement, and reshuffles when it is empty."""
 
     def __init__(self, values: Sequence[str], rng: random.Random) -> None:
         self.values, self.rng, self.left = list(values), rng, list[str]()
 
     def draw(self) -> str:
-        """The next value."""
+        """Draws the next value."""
         if not self.left:
             self.left = self.rng.sample(self.values, len(self.values))
         return self.left.pop()
@@ -61,7 +61,7 @@ class Writer:
 
     Args:
         slots: lists of values by slot name.
-        rng: source of every choice.
+        rng: makes every choice.
     """
 
     def __init__(self, slots: dict[str, list[str]], *, rng: random.Random) -> None:
@@ -69,7 +69,7 @@ class Writer:
         self.decks = {name: Deck(values, rng) for name, values in slots.items()}
 
     def fill(self, template: str) -> str:
-        """One prompt from a template; a slot that occurs twice has one value."""
+        """Makes one prompt from a template; a slot that occurs twice gets one value."""
         chosen: dict[str, str] = {}
         text = template
         while match := SLOT.search(text):
@@ -81,11 +81,11 @@ class Writer:
             if re.search(r"\b[Aa] $", before) and re.match(r"(?!uni|use|uk|eur|one)[aeiou]", value):
                 before = before[:-1] + "n "
             text = before + value + text[match.end() :]
-        text = EXPRESSION.sub(lambda found: self.compute(found, chosen), text)
+        text = EXPRESSION.sub(lambda match: self.compute(match, chosen), text)
         return text[0].upper() + text[1:]
 
     def value(self, match: re.Match[str], chosen: dict[str, str]) -> str:
-        """The value of a list slot: the one it has already in this prompt, or the next one that no sibling slot has."""
+        """Picks the value of a list slot: its own in this prompt, or else the next that no sibling slot has."""
         name, key = match["name"], match["name"] + match["index"]
         taken = {value for other, value in chosen.items() if other.rstrip("0123456789") == name}
         while key not in chosen:
@@ -95,26 +95,26 @@ class Writer:
         return chosen[key]
 
     def beginning(self, passage: str) -> str:
-        """The beginning of a passage, in whole sentences: all of it, or at least `MIN_PASSAGE_WORDS` words."""
+        """Cuts a passage after a whole sentence, at the earliest after `MIN_PASSAGE_WORDS` words."""
         sentences = re.split(r"(?<=[.?!]) (?=[A-Z])", passage)
         beginnings = [" ".join(sentences[:end]) for end in range(1, len(sentences) + 1)]
         return self.rng.choice([text for text in beginnings if len(text.split()) >= MIN_PASSAGE_WORDS])
 
     def number(self, text: str) -> str:
-        """A number from a range such as `5..60/5`."""
+        """Draws a number from a range such as `5..60/5`."""
         bounds, _, step = text.partition("/")
         low, high = (int(bound) for bound in bounds.split(".."))
         return str(self.rng.randrange(low, high + 1, int(step or 1)))
 
     @staticmethod
-    def compute(found: re.Match[str], chosen: dict[str, str]) -> str:
-        """The value of `{=a*b}` or `{=a+b}`; each operand is a number slot of the prompt or digits."""
-        left, right = (int(chosen.get(operand, operand)) for operand in (found[1], found[3]))
-        return str(left * right if found[2] == "*" else left + right)
+    def compute(match: re.Match[str], chosen: dict[str, str]) -> str:
+        """Evaluates `{=a*b}` or `{=a+b}`; each operand is a number slot of the prompt, or digits."""
+        left, right = (int(chosen.get(operand, operand)) for operand in (match[1], match[3]))
+        return str(left * right if match[2] == "*" else left + right)
 
 
 def read_parts(category: str) -> tuple[list[str], list[str], dict[str, list[str]]]:
-    """A category's hand-written prompts, its templates, and the values of their slots (with the shared ones)."""
+    """Reads a category's hand-written prompts, its templates, and the values of their slots, shared ones included."""
     folder = Path(__file__).parent
     shared = json.loads((folder / "parts_shared.json").read_text(encoding="utf-8"))
     parts = json.loads((folder / f"parts_{category}.json").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def read_parts(category: str) -> tuple[list[str], list[str], dict[str, list[str]
 
 
 def prompts_of(category: str, seed: int) -> Iterator[tuple[str, str]]:
-    """An endless stream of prompts of a category: hand-written ones, then every template in turn.
+    """Streams prompts of a category without end: the hand-written ones, then one of each template in turn.
 
     Yields:
         Prompt and template ("" for hand-written ones); no prompt twice.
@@ -152,14 +152,14 @@ def prompts_of(category: str, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def held_out(category: str, seed: int) -> list[tuple[str, str]]:
-    """The held-out prompts of a category with their templates: of quickstart's prompts, the first ones by hash."""
+    """Picks the held-out prompts of a category, with their templates: the first of quickstart's prompts by hash."""
     first = islice(prompts_of(category, seed), PER_CATEGORY["quickstart"])
     return sorted(first, key=lambda row: digest(row[0]))[:HELD_OUT]
 
 
-def train_prompts(category: str, held: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
-    """An endless stream of training prompts: those of the category that resemble none of `held`, of any category."""
-    guarded = [five_grams(prompt) for prompt in held]
+def train_prompts(category: str, tests: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Streams the prompts of a category that closely resemble no test prompt of any category."""
+    guarded = [five_grams(prompt) for prompt in tests]
     for prompt, template in prompts_of(category, seed):
         grams = five_grams(prompt)
         if all(overlap(test, grams) <= MAX_OVERLAP for test in guarded):
@@ -167,21 +167,21 @@ def train_prompts(category: str, held: Sequence[str], seed: int) -> Iterator[tup
 
 
 def make(name: str, seed: int = 0) -> list[dict[str, object]]:
-    """The rows of one set.
+    """Makes the rows of one set.
 
     Args:
         name: `quickstart` (664 rows, 64 of them held out) or `smollm2` (4400 training rows, which begin with those of
             quickstart and never contain the 64).
-        seed: of all choices.
+        seed: seed of all choices.
 
     Returns:
         Rows with id, category, split, messages, and a hash of the template ("" when hand-written); categories in turn.
     """
     small = name == "quickstart"
-    held = {category: held_out(category, seed) for category in CATEGORIES}
-    guarded = [prompt for rows in held.values() for prompt, _ in rows]
+    test_rows = {category: held_out(category, seed) for category in CATEGORIES}
+    guarded = [prompt for rows in test_rows.values() for prompt, _ in rows]
     per_category = []
-    for category, tests in held.items():
+    for category, tests in test_rows.items():
         stream = islice(train_prompts(category, guarded, seed), PER_CATEGORY[name] - HELD_OUT * small)
         split = [("test", *row) for row in tests if small] + [("train", *row) for row in stream]
         start = 1 if small else HELD_OUT + 1
@@ -190,7 +190,7 @@ def make(name: str, seed: int = 0) -> list[dict[str, object]]:
 
 
 def make_row(category: str, number: int, split: str, prompt: str, template: str) -> dict[str, object]:
-    """One row; the number is the same in every set."""
+    """Makes one row; its number is the same in every set."""
     messages = [{"role": "user", "content": prompt}]
     return {
         "id": f"{category}-{number:04d}",
@@ -202,7 +202,7 @@ def make_row(category: str, number: int, split: str, prompt: str, template: str)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a set to standard output or to a file."""
+    """Writes a set to standard output or to a file."""
     parser = argparse.ArgumentParser(description="Write the prompts of a shipped recipe as JSON lines.")
     parser.add_argument("set", choices=sorted(PER_CATEGORY))
     parser.add_argument("--out", type=Path, help="the file to write (default: standard output)")

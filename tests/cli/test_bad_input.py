@@ -1,4 +1,4 @@
-"""What a user can get wrong, through the command line: one clear error, the right exit code, nothing half-written."""
+"""Mistakes on the command line: one clear error, the right exit code, nothing half-written."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Spec:
     """A folder in which `smoke` has run; read only."""
     spec = Spec(tmp_path_factory.mktemp("done"))
-    told = spec.run("--quiet")
-    assert told.code == 0, told.err
+    result = spec.run("--quiet")
+    assert result.code == 0, result.err
     return spec
 
 
-def one_error(told: Told, code: int, *words: str) -> None:
-    assert told.code == code, told.err
-    assert told.out == ""
-    assert "Traceback" not in told.err
-    assert len(re.findall(r"^(?:spec \w+: )?error: ", told.err, re.MULTILINE)) == 1, told.err
-    for word in words:
-        assert word in told.err, told.err
+def one_error(result: Told, code: int, *text: str) -> None:
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert len(re.findall(r"^(?:spec \w+: )?error: ", result.err, re.MULTILINE)) == 1, result.err
+    for word in text:
+        assert word in result.err, result.err
 
 
 def rows(*conversations: list[dict[str, str]]) -> bytes:
@@ -130,9 +130,9 @@ def data_of(path: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("mistake", RECIPE_MISTAKES)
 def test_a_bad_recipe_exits_with_2_before_anything_is_made(spec: Spec, mistake: str) -> None:
-    """Told at once, with the TOML path and the mend; no run folder."""
-    arguments, words = RECIPE_MISTAKES[mistake]
-    one_error(spec.run(*arguments()), 2, words)
+    """At once, with the TOML path and the remedy; no run folder is made."""
+    arguments, text = RECIPE_MISTAKES[mistake]
+    one_error(spec.run(*arguments()), 2, text)
     assert not spec.runs.exists()
 
 
@@ -171,15 +171,15 @@ def steps(row: int) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("mistake", BAD_INPUT)
 def test_bad_input_exits_with_1_and_leaves_nothing_half_written(spec: Spec, tiny_verifier: Path, mistake: str) -> None:
-    """One error that names the thing; no speculator, no temporary file, no partial folder."""
-    arguments, words = BAD_INPUT[mistake]
-    one_error(spec.run(*arguments(tiny_verifier)), 1, words)
+    """One error that names the culprit; no speculator, no temporary file, no partial folder."""
+    arguments, text = BAD_INPUT[mistake]
+    one_error(spec.run(*arguments(tiny_verifier)), 1, text)
     assert spec.half_written() == []
     assert not list(spec.runs.rglob("speculator"))
 
 
 def test_a_cache_that_cannot_be_made_is_named(spec: Spec) -> None:
-    """A file where the folder should be; the variable that moves it is told."""
+    """A file stands where the folder should be; the error names the variable that moves it."""
     spec.cache.write_text("")
     one_error(spec.run(), 1, str(spec.cache), "SPECULATORS_CACHE")
 
@@ -201,8 +201,10 @@ FULL_DISK: dict[str, Callable[[Spec], bool]] = {
 }
 
 
-def test_a_full_disk_is_told_and_the_next_run_goes_on(spec: Spec, done: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While conversations, states, a checkpoint, the export and the result are written; the end is as if it was not."""
+def test_a_full_disk_is_reported_and_the_next_run_continues(
+    spec: Spec, done: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While conversations, states, a checkpoint and the result are written; the final weights are the same."""
     real = os.fsync
     for due in FULL_DISK.values():
         monkeypatch.setattr(os, "fsync", full(real, lambda: due(spec)))  # noqa: B023
@@ -217,7 +219,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(spec: Spec, done: Spec, mo
 def test_a_full_disk_during_the_export_keeps_the_checkpoints(
     spec: Spec, done: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """safetensors has an error of its own for it; no speculator that looks whole is left."""
+    """safetensors raises an error of its own; nothing that looks like a whole speculator is left."""
     spec.cache = done.cache
 
     def fails(*_: object, **__: object) -> None:
@@ -228,9 +230,9 @@ def test_a_full_disk_during_the_export_keeps_the_checkpoints(
         one_error(spec.run(), 1, "model.safetensors: cannot be written", "No space left on device")
     assert not list(spec.runs.rglob("speculator*"))
     assert spec.half_written() == []
-    told = spec.run()
-    assert told.code == 0
-    assert "update 4:" not in told.err
+    result = spec.run()
+    assert result.code == 0
+    assert "update 4:" not in result.err
 
 
 def speculator(done: Spec, change: Callable[[Path], object]) -> str:
@@ -278,19 +280,19 @@ BAD_BENCH: dict[str, tuple[Callable[[Spec], tuple[str, ...]], int, str]] = {
 
 
 @pytest.mark.parametrize("mistake", BAD_BENCH)
-def test_bench_of_what_cannot_be_measured(spec: Spec, done: Spec, mistake: str) -> None:
-    """A speculator that is damaged, a suite, verifier or setting that is not there."""
-    arguments, code, words = BAD_BENCH[mistake]
+def test_bench_refuses_what_it_cannot_measure(spec: Spec, done: Spec, mistake: str) -> None:
+    """A damaged speculator; a suite, verifier or setting that does not exist."""
+    arguments, code, text = BAD_BENCH[mistake]
     spec.cache = done.cache
-    one_error(spec("bench", *arguments(done)), code, words)
+    one_error(spec("bench", *arguments(done)), code, text)
 
 
 def test_bench_of_more_drafts_than_the_algorithm_has(spec: Spec) -> None:
-    """Rows of five drafts would be called K = 7; nothing is loaded."""
+    """Rows of five drafts would be reported as K = 7; nothing is loaded."""
     Path("heads").mkdir()
     SpeculatorModelConfig.get_class("medusa")(hidden_size=64, vocab_size=320).save(Path("heads"))
-    words = "at most 5, the limit of medusa with num_heads = 5; got [7]"
-    one_error(spec("bench", "heads", "--k", "5", "--k", "7"), 2, words)
+    text = "at most 5, the limit of medusa with num_heads = 5; got [7]"
+    one_error(spec("bench", "heads", "--k", "5", "--k", "7"), 2, text)
 
 
 BAD_PROMPTS: dict[str, tuple[bytes | None, str]] = {
@@ -307,23 +309,23 @@ BAD_PROMPTS: dict[str, tuple[bytes | None, str]] = {
 @pytest.mark.parametrize("mistake", BAD_PROMPTS)
 def test_regenerate_refuses_what_it_cannot_answer(spec: Spec, done: Spec, mistake: str) -> None:
     """The row is named, and no file is made."""
-    content, words = BAD_PROMPTS[mistake]
+    content, text = BAD_PROMPTS[mistake]
     if content is not None:
         Path("prompts.jsonl").write_bytes(content)
     spec.cache = done.cache
-    one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", "new.jsonl"), 1, words)
+    one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", "new.jsonl"), 1, text)
     assert not list(Path().glob("new*"))
 
 
 def test_regenerate_does_not_overwrite_its_prompts(spec: Spec) -> None:
-    """Also where the path is written otherwise; answers and what is behind them would be lost."""
+    """However the path is written: the prompts and their answers would be lost."""
     Path("prompts.jsonl").write_bytes(rows([USER, ANSWER, USER, ANSWER]))
     one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", "./prompts.jsonl"), 2, "--out")
     assert Path("prompts.jsonl").read_bytes() == rows([USER, ANSWER, USER, ANSWER])
 
 
-def test_regenerate_does_not_overwrite_what_is_no_answer_of_its_own(spec: Spec, done: Spec) -> None:
-    """Somebody's file, and a folder, stay as they are, and are told before the verifier is loaded."""
+def test_regenerate_overwrites_only_its_own_answers(spec: Spec, done: Spec) -> None:
+    """Another file, or a folder, is refused before the verifier is loaded and stays as it is."""
     spec.cache = done.cache
     Path("prompts.jsonl").write_bytes(rows([USER]))
     Path("mine.jsonl").write_text("mine\n")
@@ -340,13 +342,13 @@ def test_regenerate_into_a_place_that_is_taken(spec: Spec, done: Spec) -> None:
     one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", "taken/new.jsonl"), 1, "taken")
 
 
-def test_a_recipe_file_that_is_no_recipe(spec: Spec) -> None:
+def test_a_file_that_is_not_a_recipe(spec: Spec) -> None:
     """Missing, a folder, binary, and not TOML."""
     Path("folder.toml").mkdir()
     Path("binary.toml").write_bytes(bytes(range(256)))
     Path("text.toml").write_text("[verifier\n")
-    for name, words in {"no.toml": "no such file", "folder.toml": "a folder", "text.toml": "text.toml:1"}.items():
-        one_error(spec("run", name), 2, words)
+    for name, text in {"no.toml": "no such file", "folder.toml": "a folder", "text.toml": "text.toml:1"}.items():
+        one_error(spec("run", name), 2, text)
     one_error(spec("run", "binary.toml"), 2, "binary.toml")
 
 
@@ -361,13 +363,13 @@ def test_a_recipe_file_that_is_no_recipe(spec: Spec) -> None:
         ("export", "{long}", "--to", "vllm"),
     ],
 )
-def test_a_path_that_no_disk_has_is_told(spec: Spec, arguments: tuple[str, ...]) -> None:
-    """A name of more bytes than a file's can have, wherever a path is taken."""
+def test_a_path_that_is_too_long_is_reported(spec: Spec, arguments: tuple[str, ...]) -> None:
+    """A name longer than any file's, wherever a path is accepted."""
     one_error(spec(*(each.format(long="./" + "a" * 300) for each in arguments)), 2, "File name too long")
 
 
-def test_a_home_of_nobody_and_a_file_for_a_folder_are_told(spec: Spec) -> None:
-    """As any other path at which there is nothing."""
+def test_an_unknown_home_and_a_file_in_place_of_a_folder_are_reported(spec: Spec) -> None:
+    """Like any other path that does not exist."""
     Path("file").write_text("")
     one_error(spec("validate", "~no-such-user/mine.toml"), 2, "home directory")
     one_error(spec("validate", "smoke", "--verifier-config", "file/config.json"), 1, "file/config.json: cannot be read")

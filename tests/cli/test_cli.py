@@ -1,4 +1,4 @@
-"""The command line: fast, clear, without tracebacks, with the exit codes that scripts rely on."""
+"""The command line is fast and clear, shows no traceback, and has the exit codes that scripts rely on."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     [("--help",), ("validate", "mine.toml"), ("cp", "smoke", "copy.toml"), ("show", "smoke"), ("completion", "zsh")],
 )
 def test_light_verbs_import_neither_torch_nor_transformers_nor_rich(arguments: tuple[str, ...]) -> None:
-    """What only reads text starts without the libraries that take seconds."""
+    """A verb that only reads text does not load the libraries that take seconds."""
     done = new_process(*arguments)
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
@@ -65,7 +65,7 @@ def test_light_verbs_import_neither_torch_nor_transformers_nor_rich(arguments: t
 
 
 def test_ls_imports_no_torch() -> None:
-    """It prints tables, and builds no model."""
+    """It prints tables and builds no model."""
     done = new_process("ls")
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
@@ -101,7 +101,7 @@ def test_version_prints_what_a_bug_report_needs(
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    """With and without --help, and each verb has a help of its own."""
+    """With and without --help, and each verb has its own help."""
     code, out, _ = spec(capsys)
     assert code == 0
     assert all(f"  {verb} " in out for verb in cli.VERBS)
@@ -113,7 +113,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "text"),
     [
         (["valdate"], "did you mean 'validate'?"),
         (["validate"], "RECIPE"),
@@ -137,12 +137,12 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_mistake_exits_with_2_and_says_what_to_do(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
 ) -> None:
     """Bad usage and bad recipes: on stderr, without a traceback, nothing on stdout."""
     code, out, err = spec(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert words in err
+    assert text in err
     assert "Traceback" not in err
 
 
@@ -158,16 +158,16 @@ def test_all_problems_are_printed_one_a_line(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "words"),
+    ("raised", "code", "text"),
     [
         (TrainingError("the loss is not finite", hint="lower schedule.optimizer.lr"), 1, "lower schedule.optimizer.lr"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_what_a_verb_raises_becomes_an_exit_code(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, words: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, text: str
 ) -> None:
-    """1 for a failure of the user's to mend, 130 for Ctrl-C; a verb is one module and one line."""
+    """1 for a failure that the user can mend, 130 for Ctrl-C; a verb is one module and one line."""
 
     def fail(options: object) -> int:
         raise raised
@@ -177,11 +177,11 @@ def test_what_a_verb_raises_becomes_an_exit_code(
     monkeypatch.setitem(cli.VERBS, "made-up", "fails")
     got, _, err = spec(capsys, "made-up")
     assert got == code
-    assert words in err
+    assert text in err
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
-    """`spec show smoke --resolved | head -1` ends with 0 and says nothing more."""
+def test_a_reader_that_leaves_early_is_not_an_error() -> None:
+    """`spec show smoke --resolved | head -1` exits with 0 and prints no error."""
     command = [sys.executable, "-m", "speculators.cli", "show", "smoke", "--resolved"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -191,7 +191,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 def test_validate_says_what_it_was_checked_against(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the verifier's config.json that is said; with it, the verifier's limits are checked too."""
+    """With the verifier's config.json, its limits are checked too; without it, the note says so."""
     assert "not checked against" in spec(capsys, "validate", "mine.toml")[1]
     assert spec(capsys, "validate", "mine.toml", "--quiet") == (0, "", "")
     assert f"checked against {LLAMA}" in spec(capsys, "validate", "mine.toml", "--verifier-config", LLAMA)[1]
@@ -203,8 +203,8 @@ def test_validate_says_what_it_was_checked_against(capsys: pytest.CaptureFixture
     assert spec(capsys, *local, "--set", "algorithm.draft_vocab_size=999_999")[0] == 2
 
 
-def test_validate_takes_several_recipes_and_tells_all_problems_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """One result a recipe; a bad one does not hide the next."""
+def test_validate_takes_several_recipes_and_prints_all_problems_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """One result for each recipe; a bad one does not hide the next."""
     Path("bad.toml").write_text(RECIPE.replace("[data]", "[date]"))
     code, out, err = spec(capsys, "validate", "bad.toml", "mine.toml", "--json")
     assert (code, err) == (2, "")
@@ -231,14 +231,14 @@ def test_show_prints_the_file_or_every_value_with_its_origin(capsys: pytest.Capt
 
 
 def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where it is from, what stands beside it, what it means and what it decides, on a line each."""
+    """Origin, comment, meaning and stages, on one line each."""
     Path("mine.toml").write_text(RECIPE + "[schedule]\noptimizer = { lr = 1e-3 }  # tried 3e-3\n")
     lines = spec(capsys, "show", "mine.toml", "--why", "schedule.optimizer")[1].splitlines()
     assert sum(" = " in line for line in lines) == 7
     start = lines.index("schedule.optimizer.lr = 0.001")
     told = [line.split(maxsplit=1) for line in lines[start + 1 : start + 5]]
     assert [name for name, _ in told] == ["from", "beside", "means", "enters"]
-    assert [words.strip() for _, words in told][:2] == ["mine.toml:12", "tried 3e-3"]
+    assert [text.strip() for _, text in told][:2] == ["mine.toml:12", "tried 3e-3"]
     assert told[3][1].strip() == "train"
     assert "no stage's fingerprint" in spec(capsys, "show", "mine.toml", "--why", "summary")[1]
     told = spec(capsys, "show", "mine.toml", "--set", "schedule.optimizer.lr=2e-3", "--why", "schedule.optimizer.lr")[1]
@@ -249,7 +249,7 @@ def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[
 
 
 def test_show_why_of_nothing_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """It does not print the file as if nothing had been asked."""
+    """An empty key does not print the file as if there were no --why."""
     code, out, err = spec(capsys, "show", "mine.toml", "--why", "")
     assert (code, out) == (2, "")
     assert "--why: must be the path of a value or section" in err
@@ -271,10 +271,10 @@ def test_plan_prints_stages_and_derived_values(capsys: pytest.CaptureFixture[str
     assert plan["run_name"] in out
 
 
-def test_plan_without_network_says_how_to_plan_all_the_same(
+def test_plan_without_network_says_how_to_plan_anyway(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hub id that cannot be reached is one error that names --verifier-config."""
+    """An unreachable hub id is one error, which names --verifier-config."""
     from speculators.errors import VerifierError
     from speculators.verifier import sources
 
@@ -289,7 +289,7 @@ def test_plan_without_network_says_how_to_plan_all_the_same(
 
 
 def test_ls_lists_recipes_algorithms_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs are the folders of ./runs that hold a recipe."""
+    """Runs are the folders of ./runs that contain a recipe."""
     assert "none here" in spec(capsys, "ls")[1]
     run = Path("runs/mine-12345678")
     (run / "speculator").mkdir(parents=True)
@@ -307,7 +307,7 @@ def test_ls_lists_recipes_algorithms_and_runs(capsys: pytest.CaptureFixture[str]
 
 
 def test_cp_copies_once_and_never_over_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    """The copy validates where it is; a file that is there is left alone."""
+    """The copy validates where it is; an existing file is left alone."""
     code, out, err = spec(capsys, "cp", "eagle3_llama8b", "./copy.toml")
     assert (code, err) == (0, "")
     assert "spec run ./copy.toml" in out or "spec run copy.toml" in out
@@ -321,7 +321,7 @@ def test_cp_copies_once_and_never_over_a_file(capsys: pytest.CaptureFixture[str]
 
 
 def test_cp_leaves_bands_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """A copy is edited: what the original reached is no expectation of it."""
+    """A copy will be edited, so the bands of the original do not hold for it."""
     code, out, _ = spec(capsys, "cp", "quickstart_medusa", "./copy.toml")
     assert code == 0
     assert "[expect] was left out" in out
@@ -335,7 +335,7 @@ def test_cp_leaves_bands_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_cp_warns_of_files_that_the_copy_does_not_find(capsys: pytest.CaptureFixture[str]) -> None:
-    """A copy in another folder has other relative paths; it says so at once instead of at the run."""
+    """In another folder, relative paths mean other files; the warning comes at once instead of at the run."""
     Path("deep").mkdir()
     code, _, err = spec(capsys, "cp", "mine.toml", "deep")
     assert code == 0

@@ -27,42 +27,42 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_shipped_recipe_resolves_to_its_lock(spec: Spec) -> None:
-    """Offline: a default, a data file or a suite that changed would change what a recipe means; exit 0."""
-    told = spec("lock", "--check", "--json")
-    assert told.code == 0, told.out
-    assert [each["name"] for each in told.json] == catalog.recipe_names()
-    assert all(each["problems"] == [] for each in told.json)
+    """Offline: a changed default, data file or suite would change the meaning of a recipe."""
+    result = spec("lock", "--check", "--json")
+    assert result.code == 0, result.out
+    assert [each["name"] for each in result.json] == catalog.recipe_names()
+    assert all(each["problems"] == [] for each in result.json)
 
 
 def test_a_changed_recipe_is_named_by_stage_and_value(spec: Spec, recipes: Path) -> None:
-    """Both values, and what to do; a recipe that says the same in other words resolves."""
+    """With both values and the remedy; another way of writing the same value changes nothing."""
     file = recipes / "smoke.toml"
     file.write_text(file.read_text().replace("lr = 1e-3", "lr = 0.0010"))
     assert spec("lock", "--check", "smoke").code == 0
     file.write_text(file.read_text().replace("lr = 0.0010", "lr = 2e-3"))
-    told = spec("lock", "--check", "smoke")
-    assert told.code == 1
-    assert "train: schedule.optimizer.lr is 0.001 in the lock but 0.002 now" in told.out
-    assert "raise the version" in told.out
+    result = spec("lock", "--check", "smoke")
+    assert result.code == 1
+    assert "train: schedule.optimizer.lr is 0.001 in the lock but 0.002 now" in result.out
+    assert "raise the version" in result.out
 
 
 def test_changed_data_is_named_by_its_hash(spec: Spec, recipes: Path) -> None:
-    """In the stage that reads it."""
+    """Under the stage that reads it."""
     with (recipes / "data" / "quickstart.jsonl").open("a") as file:
         file.write("\n")
-    told = spec("lock", "--check", "quickstart")
-    assert told.code == 1
-    assert "prepare: sources[0].sha256" in told.out
+    result = spec("lock", "--check", "quickstart")
+    assert result.code == 1
+    assert "prepare: sources[0].sha256" in result.out
 
 
-def test_a_wanted_change_is_locked_anew(spec: Spec, recipes: Path) -> None:
-    """`--write` from the config.json that is in the locks already: nothing is fetched."""
+def test_an_intended_change_gets_a_new_lock(spec: Spec, recipes: Path) -> None:
+    """`--write` uses the config.json that the locks have already: nothing is downloaded."""
     file = recipes / "quickstart.toml"
     file.write_text(file.read_text().replace("seed     = 0", "seed     = 7"))
     assert spec("lock", "--check", "quickstart").code == 1
     assert spec("lock", "--write", "quickstart").code == 0
     assert spec("lock", "--check", "quickstart").code == 0
-    # What extends it changed with it, and is not locked anew by the way.
+    # The recipes that extend it changed with it, and keep their old locks.
     assert spec("lock", "--check", "quickstart_mtp", "smoke").code == 1
     assert spec("lock", "--check", "smoke").code == 0
     assert json.loads((recipes / lock_check.NAME).read_text())["recipes"]["quickstart"]["inputs"]["train"]["seed"] == 7
@@ -74,8 +74,8 @@ def test_a_wanted_change_is_locked_anew(spec: Spec, recipes: Path) -> None:
 def test_bad_usage_is_one_error(
     spec: Spec, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name that is nothing, no action, a folder that is no run: exit 2."""
+    """An unknown name, no action, a folder that is not a run: exit 2."""
     monkeypatch.chdir(tmp_path)
-    told = spec("lock", *arguments)
-    assert told.code == 2
-    assert "Traceback" not in told.err
+    result = spec("lock", *arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.err

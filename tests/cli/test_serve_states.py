@@ -40,7 +40,7 @@ def program(home: Path, *, seconds: float = 60.0, deaf: bool = False) -> Path:
 
 
 def test_the_command_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
-    """With what the recipe's verifier and layers need; arguments after -- are passed on."""
+    """With the arguments that the recipe's verifier and layers need; everything after -- is passed on."""
     spec = Spec(tmp_path)
     told = spec("serve-states", "smoke", "--print", "--port", "9001", "--", "--tensor-parallel-size", "2")
     assert told.code == 0, told.err
@@ -70,28 +70,28 @@ def test_the_command_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
 def test_it_listens_where_the_recipe_asks(
     tmp_path: Path, endpoint: str, options: tuple[str, ...], place: list[str]
 ) -> None:
-    """Capture of the same recipe finds it; --host and --port say otherwise."""
+    """So that capture with the same recipe finds it; --host and --port override."""
     given = ("--set", f'data.server.endpoint="{endpoint}"', *options)
     command = Spec(tmp_path)("serve-states", "smoke", "--print", "--json", *given).json["command"]
     assert [command[command.index(name) + 1] for name in ("--host", "--port")] == place
 
 
 def test_json_without_print_is_a_usage_error(tmp_path: Path) -> None:
-    """It would look as if the server had been started."""
+    """It would look as if the server had started."""
     told = Spec(tmp_path)("serve-states", "smoke", "--json")
     assert (told.code, told.out) == (2, "")
     assert "--json: goes with --print" in told.err
 
 
-def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
-    """vLLM lives in an environment of its own."""
+def test_a_missing_program_is_reported(tmp_path: Path) -> None:
+    """With a hint that vLLM has its own environment."""
     told = Spec(tmp_path)("serve-states", "smoke", "--vllm", "no-such-vllm")
     assert (told.code, told.out) == (1, "")
     assert "no-such-vllm: no such program\nvLLM has an environment of its own" in told.err
 
 
 def test_the_servers_exit_code_is_ours(tmp_path: Path) -> None:
-    """It is started with the connector on its path, and the folder says what it was started for."""
+    """The connector is on its path, and the folder records what the server was started for."""
     spec = Spec(tmp_path)
     told = spec("serve-states", "smoke", "--vllm", program(tmp_path, seconds=0.0))
     assert told.code == 7
@@ -105,7 +105,7 @@ def test_the_servers_exit_code_is_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "deaf"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_it_stops_when_we_are_stopped(tmp_path: Path, how: signal.Signals, deaf: bool) -> None:
-    """The server is asked once; one that does not hear is killed after its grace; nothing of it is left."""
+    """The server is asked once; if it does not react, it is killed after its grace period."""
     code = (
         "import os, sys\n"
         "from speculators.servers.states_server import run_until_stopped\n"

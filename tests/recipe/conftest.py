@@ -41,7 +41,7 @@ num_speculative_tokens = [3, 5]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a recipe beside its data into the working folder; pairs of texts are replaced in the minimal one."""
+    """Writes a recipe and its data into the working folder, as the minimal recipe with pairs of texts replaced."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
 
@@ -57,7 +57,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forgets after the test what it registered."""
+    """Undoes, after the test, what it registered."""
     monkeypatch.setattr(CONFIGS, "_things", dict(CONFIGS._things))
 
 

@@ -1,4 +1,4 @@
-"""What a plug-in that cannot be meant is told."""
+"""Plug-ins that were probably not meant are refused with the reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refused(path: str) -> Problem:
 
 
 def test_a_plug_in_cannot_take_the_name_of_an_algorithm_of_ours(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even before ours was looked up: a recipe's medusa is the one that its reader knows."""
+    """Not even before ours is looked up: readers of a recipe must be able to rely on the name."""
     CONFIGS.get("medusa")
     monkeypatch.delitem(CONFIGS._things, "medusa")
     Path("taker.py").write_text(PLUGIN.format(name="medusa"))
@@ -42,14 +42,14 @@ def test_a_plug_in_cannot_take_the_name_of_an_algorithm_of_ours(write: Write, mo
         SpeculatorModel.register("medusa")(type("Mine", (SpeculatorModel,), {}))
 
 
-def test_a_module_that_registers_nothing_is_told_by_its_file(write: Write) -> None:
-    """Most likely another one was imported than was meant: `queue` is the standard library's."""
+def test_a_module_that_registers_nothing_is_named_with_its_file(write: Write) -> None:
+    """Most likely the wrong module was imported: `queue` is in the standard library."""
     problem = refused(write(('name = "eagle3"', 'name = "queue"\nmodule = "queue"')))
     assert problem.path == "algorithm.name"
     assert "queue.py, which registers no algorithm of that name" in problem.message
     assert "rename your package" in problem.hint
 
 
-def test_a_module_of_this_package_is_no_algorithm(write: Write) -> None:
-    """Beside the algorithms' folders lie files that they share."""
+def test_a_module_beside_the_algorithms_is_not_one(write: Write) -> None:
+    """The folder of the algorithms also holds the files that they share."""
     assert "no algorithm 'chains'" in refused(write(('name = "eagle3"', 'name = "chains"'))).message

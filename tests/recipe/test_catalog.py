@@ -1,4 +1,4 @@
-"""Recipes are found by name in the package, or by path."""
+"""Recipes are row by name in the package, or by path."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from speculators.recipe.catalog import recipe_names, recipe_path, recipes_folder
 
 
 def test_the_catalogue_has_the_recipes_of_the_package() -> None:
-    """Names are the files' stems."""
+    """A recipe's name is its file name without the ending."""
     assert {"quickstart", "smoke", "eagle3_llama8b", "eagle3_qwen3_8b", "smollm2_eagle3"} <= set(recipe_names())
     assert recipe_path("smoke").name == "smoke.toml"
 
 
 @pytest.mark.parametrize(
-    ("told", "hint"),
+    ("name", "hint"),
     [
         ("quikstart", "did you mean 'quickstart'?"),
         ("xyz", "there are: "),
@@ -30,18 +30,18 @@ def test_the_catalogue_has_the_recipes_of_the_package() -> None:
         ("./other.toml", "spec ls"),
     ],
 )
-def test_what_is_not_there_is_told_with_the_near_miss(
-    told: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_recipe_gets_the_near_miss(
+    name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name gets the closest name, a path the command that would make it."""
+    """For a name, the closest name; for a path, the command that would make the file."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError) as caught:
-        recipe_path(told)
+        recipe_path(name)
     assert hint in str(caught.value)
 
 
 def test_a_path_needs_a_slash_or_the_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mine.toml` and `./mine.toml` are files; `smoke` is always the catalogue's."""
+    """`mine.toml` and `./mine.toml` are files; `smoke` is always the recipe of the catalogue."""
     monkeypatch.chdir(tmp_path)
     Path("mine.toml").write_text("")
     Path("smoke").write_text("")
@@ -50,7 +50,7 @@ def test_a_path_needs_a_slash_or_the_suffix(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_guide_names_every_recipe_and_every_key() -> None:
-    """A key that is added to the schema, or a recipe to the folder, is added to recipes/README.md."""
+    """A new key of the schema, or a new recipe in the folder, must be added to recipes/README.md."""
     guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")
     names = {module.__name__ for module in (algorithm, input_sections, schema)}
     values = [value for module in (algorithm, input_sections, schema) for value in vars(module).values()]
@@ -64,9 +64,9 @@ def test_the_guide_names_every_recipe_and_every_key() -> None:
     ("key", "section"), [("server", input_sections.StatesServer()), ("regenerate", input_sections.Regenerate())]
 )
 def test_the_guides_tables_hold_the_defaults(key: str, section: Any) -> None:
-    """Every key of an inline table with the value that it has where a recipe does not say it."""
+    """Every key of an inline table, with its default."""
     guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^\| `{key}` \|.*?a table `(.+?)`", guide, re.MULTILINE)
-    assert found is not None
-    told = {name: None if value == "none" else value for name, value in tomli.loads(f"a = {found[1]}")["a"].items()}
-    assert told == attrs.asdict(section)
+    row = re.search(rf"^\| `{key}` \|.*?a table `(.+?)`", guide, re.MULTILINE)
+    assert row is not None
+    values = {name: None if value == "none" else value for name, value in tomli.loads(f"a = {row[1]}")["a"].items()}
+    assert values == attrs.asdict(section)

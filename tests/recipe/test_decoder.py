@@ -1,4 +1,4 @@
-"""The draft inherits the verifier's decoder: RoPE, positions and layer ids, where others went wrong."""
+"""The draft inherits the verifier's decoder: RoPE, positions and layer ids, where other projects went wrong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refusals(changes: dict[str, Any] | None = None, **config: Any) -> dict[str, 
 
 
 def test_llamas_decoder_is_inherited_whole(llama: VerifierFacts) -> None:
-    """Theta, the llama3 scaling with its original length, positions, eps and grouped heads are Llama-3.1's own."""
+    """Theta, the llama3 scaling with its original length, positions, eps and grouped heads are those of Llama-3.1."""
     assert draft_decoder_config(llama, SpeculatorModelConfig()) == {
         "model_type": "llama",
         "hidden_size": 4096,
@@ -75,14 +75,14 @@ def test_qwens_positions_and_theta_are_inherited(qwen: VerifierFacts) -> None:
 
 
 def test_a_partial_rotary_factor_beside_the_rotary_parameters_is_inherited() -> None:
-    """The factor that older files keep outside decides which half of a head turns (speculators#613)."""
+    """Older files keep this factor outside; it decides which half of a head is rotated (speculators#613)."""
     assert decoder({"partial_rotary_factor": 0.5})["rope_parameters"]["partial_rotary_factor"] == 0.5
     inside = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}
     assert decoder(inside)["rope_parameters"]["partial_rotary_factor"] == 0.25
 
 
 def test_longropes_original_length_is_inherited_from_beside_the_rotary_parameters() -> None:
-    """Phi-3's files keep it outside; without it the longest would count as the original."""
+    """Phi-3's files keep it outside; without it, the maximum length would pass for the original one."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
     made = decoder({"rope_parameters": rope, "original_max_position_embeddings": 128})
     assert made["rope_parameters"] == {**rope, "original_max_position_embeddings": 128}
@@ -91,8 +91,8 @@ def test_longropes_original_length_is_inherited_from_beside_the_rotary_parameter
     )
 
 
-def test_rotary_parameters_of_one_layer_type_each_give_those_of_the_drafts_own() -> None:
-    """Where sliding and full layers turn differently (Gemma 3), the draft takes the ones of its layer type."""
+def test_of_rotary_parameters_per_layer_type_the_draft_takes_its_own() -> None:
+    """If sliding and full layers rotate differently (Gemma 3), the draft takes those of its layer type."""
     rope = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -103,27 +103,27 @@ def test_rotary_parameters_of_one_layer_type_each_give_those_of_the_drafts_own()
     assert sliding["layer_types"] == ["sliding_attention"]
 
 
-def test_a_value_that_the_verifier_does_not_tell_is_asked_for_not_guessed() -> None:
+def test_a_value_that_the_verifier_lacks_is_asked_for_not_guessed() -> None:
     """No rotary parameters and no eps: two problems that name the file and the key to set."""
-    found = refusals({"rope_theta": None, "rms_norm_eps": None} | {"rope_parameters": None})
-    assert set(found) == {"algorithm.decoder.rope_parameters", "algorithm.decoder.rms_norm_eps"}
-    assert "config.json has no 'rms_norm_eps' to inherit" in found["algorithm.decoder.rms_norm_eps"]
+    problems = refusals({"rope_theta": None, "rms_norm_eps": None} | {"rope_parameters": None})
+    assert set(problems) == {"algorithm.decoder.rope_parameters", "algorithm.decoder.rms_norm_eps"}
+    assert "config.json has no 'rms_norm_eps' to inherit" in problems["algorithm.decoder.rms_norm_eps"]
     given = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rms_norm_eps": 1e-6}
     assert decoder({"rope_parameters": None, "rms_norm_eps": None}, decoder=given)["rms_norm_eps"] == 1e-6
 
 
 def test_the_recipe_may_replace_what_is_inherited() -> None:
-    """`algorithm.decoder` wins; a key that does not exist, or that is said elsewhere, is refused."""
+    """`algorithm.decoder` wins; a key that does not exist, or that belongs elsewhere, is refused."""
     made = decoder(decoder={"model_type": "qwen3", "intermediate_size": 32})
     assert (made["model_type"], made["intermediate_size"]) == ("qwen3", 32)
-    found = refusals(decoder={"intermediate_sise": 32, "num_hidden_layers": 2, "vocab_size": 5})
-    assert "did you mean 'intermediate_size'?" in found["algorithm.decoder.intermediate_sise"]
-    assert "set algorithm.num_layers" in found["algorithm.decoder.num_hidden_layers"]
-    assert "cannot be replaced" in found["algorithm.decoder.vocab_size"]
+    problems = refusals(decoder={"intermediate_sise": 32, "num_hidden_layers": 2, "vocab_size": 5})
+    assert "did you mean 'intermediate_size'?" in problems["algorithm.decoder.intermediate_sise"]
+    assert "set algorithm.num_layers" in problems["algorithm.decoder.num_hidden_layers"]
+    assert "cannot be replaced" in problems["algorithm.decoder.vocab_size"]
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "text"),
     [
         ("sliding_window", -3, "must be > 0, got -3"),
         ("sliding_window", 0, "must be > 0, got 0"),
@@ -142,23 +142,23 @@ def test_the_recipe_may_replace_what_is_inherited() -> None:
         ("hidden_act", "silo", "did you mean 'silu'?"),
     ],
 )
-def test_a_value_that_no_decoder_can_have_is_refused(key: str, value: Any, words: str) -> None:
-    """Types and bounds of what `algorithm.decoder` says: with a window of -3 every query would attend to nothing."""
-    (told,) = refusals(decoder={key: value}).items()
-    assert told[0] == f"algorithm.decoder.{key}"
-    assert words in told[1]
+def test_a_value_that_no_decoder_can_have_is_refused(key: str, value: Any, text: str) -> None:
+    """Types and bounds of `algorithm.decoder` are checked: with a window of -3, no query would attend to anything."""
+    (problem,) = refusals(decoder={key: value}).items()
+    assert problem[0] == f"algorithm.decoder.{key}"
+    assert text in problem[1]
 
 
 @pytest.mark.parametrize("key", ["attention_dropout", "initializer_range", "num_experts", "use_cache", "head_dims"])
 def test_a_key_that_no_layer_of_a_draft_reads_is_refused(key: str) -> None:
-    """Also one of the verifier's config.json: it would be written down and change nothing."""
-    (told,) = refusals({key: 1}, decoder={key: 1}).values()
-    assert f"no layer of a draft reads '{key}'" in told
-    assert key != "head_dims" or "did you mean 'head_dim'?" in told
+    """Even one from the verifier's config.json: it would be written down and change nothing."""
+    (problem,) = refusals({key: 1}, decoder={key: 1}).values()
+    assert f"no layer of a draft reads '{key}'" in problem
+    assert key != "head_dims" or "did you mean 'head_dim'?" in problem
 
 
 def test_known_activations_and_rotary_embeddings_are_those_of_transformers() -> None:
-    """They are listed without importing it; each can be built."""
+    """They are listed so that transformers need not be imported; each can be built."""
     assert set(_ACTIVATIONS) <= set(ACT2FN)
     for kind, keys in _ROPES.items():
         values = {key: [1.0] * 8 if key.endswith("g_factor") or key == "short_factor" else 2.0 for key in keys}
@@ -166,24 +166,24 @@ def test_known_activations_and_rotary_embeddings_are_those_of_transformers() -> 
         Rotary(decoder(decoder={"rope_parameters": rope, "head_dim": 16}))
 
 
-def test_a_wrong_value_of_the_verifiers_is_told_as_inherited() -> None:
-    """The recipe did not say it; it may say another."""
-    found = refusals({"intermediate_size": [64, 64]})
-    assert found == {
+def test_an_impossible_value_of_the_verifier_is_reported_as_inherited() -> None:
+    """The recipe did not set it, but may replace it."""
+    problems = refusals({"intermediate_size": [64, 64]})
+    assert problems == {
         "algorithm.decoder.intermediate_size": "must be an integer, got [64, 64] inherited from config.json"
     }
     assert decoder({"intermediate_size": [64, 64]}, decoder={"intermediate_size": 64})["intermediate_size"] == 64
     assert "inherited" in refusals(decoder={"num_attention_heads": 6})["algorithm.decoder.num_key_value_heads"]
 
 
-def test_the_number_of_layers_read_is_told_when_it_is_not_three() -> None:
-    """A server needs `num_aux_hidden_states` for any other number."""
+def test_the_number_of_layers_read_is_written_when_it_is_not_three() -> None:
+    """For any other number, a server needs `num_aux_hidden_states`."""
     assert "num_aux_hidden_states" not in decoder()
     assert decoder(target_layer_ids=(1, 3, 5, 8))["num_aux_hidden_states"] == 4
 
 
 def test_all_layers_slide_or_none() -> None:
-    """One type a layer, which the window says, and not the verifier's own mix."""
+    """The window decides the type of every layer, whatever mix the verifier has."""
     mixed = {"layer_types": ["sliding_attention", "full_attention"] * 4, "sliding_window": 64}
     assert decoder(mixed, num_layers=3)["layer_types"] == ["full_attention"] * 3
     assert decoder(mixed, num_layers=3, decoder={"sliding_window": 8})["layer_types"] == ["sliding_attention"] * 3
@@ -191,7 +191,7 @@ def test_all_layers_slide_or_none() -> None:
 
 @pytest.mark.parametrize("layers", range(1, 81))
 def test_default_layer_ids_are_sorted_distinct_and_exist(layers: int) -> None:
-    """Also for small verifiers, where the published rule 2, N//2, N-3 gives doubles or negatives."""
+    """Also for small verifiers, for which the published rule 2, N//2, N-3 gives duplicates or negative ids."""
     ids = default_layer_ids(layers)
     assert list(ids) == sorted(set(ids))
     assert ids[0] >= 0
@@ -208,7 +208,7 @@ def test_smollms_default_layer_ids_are_those_that_a_server_takes() -> None:
 
 @pytest.mark.parametrize("ids", [(), (3, 3), (5, 2), (-1, 2)])
 def test_layer_ids_are_sorted_distinct_and_not_negative(ids: tuple[int, ...]) -> None:
-    """The order of concatenation is the order of ids: another order is a mistake, not a choice."""
+    """States are concatenated in the order of ids, so another order is a mistake."""
     configs = [CONFIGS.get(name) for name in CONFIGS.names()]
     chosen = [config for config in configs if "target_layer_ids" in {f.name for f in config.recipe_fields()}]
     assert chosen

@@ -51,8 +51,8 @@ def test_a_newer_format_is_refused_with_what_reads_it(write: Callable[..., str])
 
 
 @pytest.mark.parametrize("line", ["", 'format = "1"', "format = true", "format = 0"])
-def test_a_format_that_is_missing_or_unreadable_is_told(write: Callable[..., str], line: str) -> None:
-    """No format, a text, a truth value, and one for which no migration is left are one clear problem each."""
+def test_a_missing_or_unreadable_format_is_one_problem(write: Callable[..., str], line: str) -> None:
+    """No format, a text, a truth value, and a format without a migration."""
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(("format = 1", line)))
     assert [problem.path for problem in caught.value.problems] == ["format"]

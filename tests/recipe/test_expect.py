@@ -1,4 +1,4 @@
-"""Bands of `[expect]` beside what was measured."""
+"""Bands of `[expect]` are compared with what was measured."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def test_a_figure_is_inside_below_or_above_its_band(tau: float, place: str) -> N
 
 
 def test_a_band_that_was_not_measured_says_so() -> None:
-    """A benchmark of another K does not pass in silence."""
+    """A benchmark with another K does not pass silently."""
     (row,) = compare_bands(BAND, {"quickstart/K=3/T=0": 1.7})
     assert row.place == "not measured"
     assert "not measured" in band_lines([row])[0]
 
 
 def test_a_band_is_found_however_its_temperature_is_written() -> None:
-    """The check of a recipe takes T=0.0 for T=0: so does the comparison."""
+    """The check of a recipe reads T=0.0 as T=0, and so does the comparison."""
     (row,) = compare_bands({"quickstart/K=5/T=0.0": BAND["quickstart/K=5/T=0"]}, {"quickstart/K=5/T=0": 1.7})
     assert (row.tau, row.place) == (1.7, "inside")
 
 
-def test_bands_are_of_the_recipe_as_it_is_written() -> None:
-    """Another seed is the same recipe; whatever else `--set` says makes one that the bands were not measured for."""
+def test_bands_belong_to_the_recipe_as_it_is_written() -> None:
+    """Another seed is the same recipe; any other change makes one for which the bands were not measured."""
     bands = load_recipe("quickstart").expect
     assert set(bands) == {"quickstart/K=3/T=0", "quickstart/K=5/T=0"}
     assert load_recipe("quickstart", ["seed=7"]).expect == bands
@@ -63,13 +63,13 @@ BEFORE, AFTER = 'name = "a"   # mine\n\n', "# How it is measured.\n[benchmark]\n
     ],
 )
 def test_bands_are_cut_out_of_a_file_and_the_rest_stays_as_it_is_written(bands: str) -> None:
-    """Whatever form they have; comments inside go with them, those before the next table are about that one."""
+    """In any form; comments inside go with them, comments above the next table stay with that table."""
     assert without_bands(BEFORE + bands + AFTER) == BEFORE + AFTER
     assert without_bands(AFTER + (bands if bands[0] == "[" else "")) == AFTER
     assert without_bands(BEFORE + AFTER) == BEFORE + AFTER
 
 
-def test_bands_that_cannot_be_told_from_the_rest_are_not_cut() -> None:
-    """A wrong cut would be another recipe."""
+def test_bands_that_cannot_be_separated_are_not_cut() -> None:
+    """A wrong cut would change the recipe."""
     with pytest.raises(RecipeError, match="write it as a table"):
         without_bands(f'[expect]\n{BAND_LINE}["a[b]"]\nc = 1\n')

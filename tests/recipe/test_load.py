@@ -24,7 +24,7 @@ def problems_of(path: str, *overrides: str) -> list[Problem]:
 
 
 def test_a_recipe_loads_with_its_defaults(write: Write) -> None:
-    """What is written is taken, the rest has the defaults of the schema."""
+    """Written values are kept; the rest has the defaults of the schema."""
     recipe = load_recipe(write())
     assert (recipe.name, recipe.seed, recipe.verifier.dtype) == ("mine", 0, "bfloat16")
     assert recipe.schedule.optimizer.lr == 1e-3
@@ -51,8 +51,8 @@ def test_all_problems_come_together_with_file_line_path_and_near_miss(write: Wri
     ]
 
 
-def test_a_missing_key_is_told_at_the_table_that_lacks_it(write: Write) -> None:
-    """Line of the table for a missing key, line 1 of nothing for a missing table."""
+def test_a_missing_key_is_reported_at_the_table_that_lacks_it(write: Write) -> None:
+    """With the line of the table for a missing key, and without one for a missing table."""
     (model,) = problems_of(write(('model = "owner/model"\n', "")))
     assert (model.path, model.line) == ("verifier.model", 5)
     (table,) = problems_of(write(('[verifier]\nmodel = "owner/model"\nrevision = "abc"\n', "")))
@@ -60,7 +60,7 @@ def test_a_missing_key_is_told_at_the_table_that_lacks_it(write: Write) -> None:
 
 
 def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(write: Write) -> None:
-    """A key without a near miss beside it is looked for in the whole schema, the algorithm's own keys included."""
+    """A key without a near miss in its section is looked up in the whole schema, including the algorithm's own keys."""
     (first,) = problems_of(write(('version = "1.0.0"', 'version = "1.0.0"\nlr = 1')))
     assert first.hint == "did you mean 'schedule.optimizer.lr'?"
     (second,) = problems_of(write(("tokens_per_step = 1024", "tokens_per_step = 1024\nttt_gamma = 0.8")))
@@ -68,19 +68,19 @@ def test_a_key_in_the_wrong_section_is_pointed_to_the_right_one(write: Write) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "text"),
     [
         (b"name = ", "is not TOML"),
         (b"\xff\xfe\x00binary", "is not a text file"),
         (b"a = 1\nb = [1,,2]\n", "is not TOML"),
     ],
 )
-def test_a_file_that_is_not_toml_is_one_clear_problem(write: Write, content: bytes, words: str) -> None:
-    """Broken and binary files are told by name, with the line where tomli knows it."""
+def test_a_file_that_is_not_toml_is_one_clear_problem(write: Write, content: bytes, text: str) -> None:
+    """Broken and binary files are named, with the line if tomli knows it."""
     path = write()
     Path(path).write_bytes(content)
     (problem,) = problems_of(path)
-    assert words in problem.message
+    assert text in problem.message
     assert problem.file == "mine.toml"
     assert problem.line == (2 if content.startswith(b"a") else problem.line)
 
@@ -107,7 +107,7 @@ def test_set_replaces_values_in_toml(write: Write) -> None:
 
 
 def test_a_wrong_set_gets_a_near_miss_and_no_file(write: Write) -> None:
-    """A path that does not exist, in whole or in its last key, is answered with the one that does."""
+    """A key that does not exist gets the closest one that does."""
     path = write()
     (misspelt,) = problems_of(path, "schedule.optimiser.lr=3e-4")
     assert (misspelt.path, misspelt.hint) == ("schedule.optimiser", "did you mean 'optimizer'?")
@@ -217,7 +217,7 @@ def test_a_plug_in_is_imported_first_and_its_keys_are_checked(write: Write, regi
 
 
 def test_a_plug_in_that_fails_is_one_problem(write: Write, registry: None) -> None:
-    """A module that is missing or raises is told at algorithm.module, without a second complaint about the name."""
+    """A module that is missing or raises is reported at algorithm.module, without a second problem for the name."""
     (missing,) = problems_of(write(('name = "eagle3"', 'name = "gone"\nmodule = "no_such_module_here"')))
     assert missing.path == "algorithm.module"
     assert "No module named" in missing.message
@@ -226,7 +226,7 @@ def test_a_plug_in_that_fails_is_one_problem(write: Write, registry: None) -> No
     assert "RuntimeError: boom" in broken.message
 
 
-def test_an_unknown_algorithm_lists_those_there_are(write: Write) -> None:
+def test_an_unknown_algorithm_lists_the_known_ones(write: Write) -> None:
     """The name is refused with the registered names and the near miss."""
     (problem,) = problems_of(write(('name = "eagle3"', 'name = "eagel3"')))
     assert problem.path == "algorithm.name"
@@ -235,13 +235,13 @@ def test_an_unknown_algorithm_lists_those_there_are(write: Write) -> None:
 
 
 def test_derived_config_fields_are_not_keys_of_a_recipe(write: Write) -> None:
-    """What the build fills in (the decoder's config, the layout version) cannot be written by hand."""
+    """Fields that the build fills in (the decoder's config, the layout version) cannot be set by hand."""
     (problem,) = problems_of(write(), 'algorithm.speculators_version="1"')
     assert "unknown key" in problem.message
 
 
-def test_file_paths_are_relative_to_the_file_that_says_them(write: Write, tmp_path: Path) -> None:
-    """A recipe, a base elsewhere, and --set each have their own folder."""
+def test_file_paths_are_relative_to_the_file_that_contains_them(write: Write, tmp_path: Path) -> None:
+    """A recipe, a base in another folder, and --set each have their own starting point."""
     folder = tmp_path / "deep"
     folder.mkdir()
     write(name="deep/base.toml")
@@ -249,19 +249,19 @@ def test_file_paths_are_relative_to_the_file_that_says_them(write: Write, tmp_pa
     text = 'format = 1\nname = "x"\nversion = "1.0.0"\nextends = "deep/base.toml"\n'
     child = write(name="child.toml", text=text)
     assert load_recipe(child).data.sources[0].path == str(folder / "rows.jsonl")
-    told = load_recipe("deep/base.toml", ['data.sources=[{path="rows.jsonl"}]'])
-    assert told.data.sources[0].path == str(tmp_path / "rows.jsonl")
+    recipe = load_recipe("deep/base.toml", ['data.sources=[{path="rows.jsonl"}]'])
+    assert recipe.data.sources[0].path == str(tmp_path / "rows.jsonl")
     hub = load_recipe(child, ['data.sources=[{path="owner/set"}]'])
     assert hub.data.sources[0].path == "owner/set"
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "text"),
     [
         ('verifier.model="wheel:x#y.gguf"', "wheel:NAME==VERSION#path/in/wheel"),
         ('verifier={model="wheel:x==1#../y.gguf", revision="none"}', "must name a .gguf file inside the wheel"),
         ('verifier.model="tiny:x"', "tiny:SEED"),
-        ('verifier.model="two words"', "a hub id"),
+        ('verifier.model="two text"', "a hub id"),
         ('verifier.sha256="abc"', "64 lower-case hex digits"),
         ('data.server.endpoint="localhost:8000"', "http://HOST:PORT"),
         ('data.server.endpoint="http://localhost:abc"', "http://HOST:PORT"),
@@ -286,13 +286,13 @@ def test_file_paths_are_relative_to_the_file_that_says_them(write: Write, tmp_pa
         ('version="1"', "three numbers"),
     ],
 )
-def test_each_field_and_section_has_its_check(write: Write, override: str, words: str) -> None:
+def test_each_field_and_section_has_its_check(write: Write, override: str, text: str) -> None:
     """The message says what is allowed."""
-    assert any(words in problem.message for problem in problems_of(write(), override))
+    assert any(text in problem.message for problem in problems_of(write(), override))
 
 
 def test_a_wheel_needs_a_sha256_and_a_folder_takes_no_revision(write: Write) -> None:
-    """What makes a source safe or reproducible is asked for where it means something, and only there."""
+    """Hashes and revisions are required where they have a meaning, and refused elsewhere."""
     path, wheel = write(), 'verifier.model="wheel:x==1#y.gguf"'
     assert "needs sha256" in problems_of(path, wheel)[0].message
     assert "revision is for hub ids" in problems_of(path, 'verifier.model="./folder"')[0].message
@@ -302,7 +302,7 @@ def test_a_wheel_needs_a_sha256_and_a_folder_takes_no_revision(write: Write) -> 
 
 
 def test_every_field_of_the_algorithms_there_are_can_be_read_from_a_recipe() -> None:
-    """No registered config has a field whose type TOML cannot give."""
+    """No registered config has a field of a type that TOML lacks."""
     from speculators.structure.converter import build
 
     for name in CONFIGS.names():

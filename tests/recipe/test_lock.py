@@ -1,4 +1,4 @@
-"""The lock as a value: what it keeps of a recipe, and what of two environments can matter."""
+"""The lock as a value: it restores a recipe exactly, and knows which differences of environments can matter."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_a_recipe_comes_back_from_its_lock_as_it_was(name: str, tmp_path: Path) 
     """Through JSON and the strict converter: every value, defaults and absences included."""
     recipe = load_recipe(name)
     (tmp_path / "lock.json").write_text(json.dumps(lock_of(recipe).to_json()))
-    found = Lock.read(tmp_path).resolved(tmp_path)
-    assert found == recipe
-    assert as_tables(found) == as_tables(recipe)
+    restored = Lock.read(tmp_path).resolved(tmp_path)
+    assert restored == recipe
+    assert as_tables(restored) == as_tables(recipe)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +75,20 @@ def test_a_recipe_comes_back_from_its_lock_as_it_was(name: str, tmp_path: Path) 
     ],
 )
 def test_a_difference_says_whether_it_can_matter(change: dict[str, Any], key: str, matters: bool) -> None:
-    """Each by its path in the lock, with both values and the reason."""
-    (found,) = differences(HERE, attrs.evolve(HERE, **change))
-    assert (found.key, found.matters) == (key, matters)
-    assert found.locked != found.current
-    assert found.why
+    """Each with its path in the lock, both values and the reason."""
+    (restored,) = differences(HERE, attrs.evolve(HERE, **change))
+    assert (restored.key, restored.matters) == (key, matters)
+    assert restored.locked != restored.current
+    assert restored.why
 
 
 def test_equal_environments_differ_in_nothing() -> None:
-    """Nothing to tell."""
+    """No difference is reported."""
     assert differences(HERE, attrs.evolve(HERE)) == []
 
 
 def test_the_tolerance_changes_no_fingerprint(llama: VerifierFacts) -> None:
-    """It says how a re-run is judged, not what is made; it is checked like any number."""
+    """It decides how a re-run is judged, not what is computed; its bounds are checked."""
     name = "eagle3_llama8b"
     plain, loose = (load_recipe(name, sets) for sets in ((), ("reproduce.tolerance=0.5",)))
     assert loose.reproduce.tolerance == 0.5

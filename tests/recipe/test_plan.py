@@ -20,7 +20,6 @@ STAGES = ["verifier", "prepare", "capture", "train", "bench"]
 
 
 def changed(before: Plan, after: Plan) -> list[str]:
-    """Returns the stages whose fingerprints differ."""
     return [s.name for s in after.stages if s.fingerprint != before.stage(s.name).fingerprint]
 
 
@@ -67,7 +66,7 @@ def test_online_states_need_no_capture_and_no_suites_no_bench(plan_of: Callable[
 
 
 def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan]) -> None:
-    """Not the same bits as in process, so never the same store; where the server is changes nothing."""
+    """Its bits differ from those in process, so the store is another; the address of the server changes nothing."""
     cached, served = plan_of(), plan_of('data.hidden_states="server"')
     assert [stage.name for stage in served.stages] == STAGES
     assert changed(cached, served) == ["capture", "train", "bench"]
@@ -101,7 +100,7 @@ def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan])
         ("benchmark.live_prompts=2", STAGES[4:]),
         ("benchmark.temperature=[0.0, 1.0]", STAGES[4:]),
         ('name="another"', []),
-        ('summary="other words"', []),
+        ('summary="other text"', []),
         ('version="2.0.0"', []),
         ("schedule.checkpoint_every=5", []),
         ("schedule.keep_checkpoints=5", []),
@@ -114,7 +113,7 @@ def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan])
 def test_a_change_invalidates_exactly_the_stages_it_can_change(
     plan_of: Callable[..., Plan], override: str, stages: list[str]
 ) -> None:
-    """A fingerprint covers what can change the output, and what is written out that was the default changes nothing."""
+    """A fingerprint covers what can change the output; writing out a default changes nothing."""
     assert changed(plan_of(), plan_of(override)) == stages
 
 
@@ -130,7 +129,7 @@ def test_names_paths_and_processes_are_in_no_fingerprint(plan_of: Callable[..., 
 
 
 def test_the_content_of_a_data_file_is_in_the_fingerprint(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
-    """One more row, and everything from prepare on is another stage."""
+    """One more row changes every stage from prepare on."""
     before = plan_of()
     recipe = load_recipe("mine.toml", ['data.hidden_states="cached"'])
     (tmp_path / "rows.jsonl").write_text("more\n")
@@ -140,7 +139,7 @@ def test_the_content_of_a_data_file_is_in_the_fingerprint(plan_of: Callable[...,
 def test_a_local_verifier_is_identified_by_the_content_of_its_files(
     write: Write, llama: VerifierFacts, tmp_path: Path
 ) -> None:
-    """A tokenizer or weights that changed in place are another verifier; another folder with the same files is not."""
+    """A file that changed in place makes another verifier; the same files in another folder do not."""
     path = write(('revision = "abc"\n', ""))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -155,7 +154,7 @@ def test_a_local_verifier_is_identified_by_the_content_of_its_files(
 
 def test_all_problems_across_sections_come_together(write: Write, llama: VerifierFacts) -> None:
     """Vocabulary, layers, positions and steps are checked in one go, each with file and line."""
-    found = refusals(
+    problems = refusals(
         write(),
         llama,
         "algorithm.draft_vocab_size=200_000",
@@ -164,21 +163,21 @@ def test_all_problems_across_sections_come_together(write: Write, llama: Verifie
         "data.max_tokens=200_000",
         "schedule.row_tokens=1024",
     )
-    assert set(found) == {
+    assert set(problems) == {
         "algorithm.draft_vocab_size",
         "algorithm.target_layer_ids",
         "algorithm.decoder.rope_theta",
         "data.max_tokens",
         "schedule.row_tokens",
     }
-    assert "at most the verifier's vocabulary of 128256, got 200000" in found["algorithm.draft_vocab_size"]
-    assert "0..32" in found["algorithm.target_layer_ids"]
+    assert "at most the verifier's vocabulary of 128256, got 200000" in problems["algorithm.draft_vocab_size"]
+    assert "0..32" in problems["algorithm.target_layer_ids"]
     in_file = refusals(write(("draft_vocab_size = 64", "draft_vocab_size = 200_000")), llama)
     assert in_file["algorithm.draft_vocab_size"].startswith("mine.toml:15: algorithm.draft_vocab_size: must be at most")
 
 
 def test_steps_must_divide_into_rows_and_rows_among_processes(write: Write, llama: VerifierFacts) -> None:
-    """The message says which number would do."""
+    """The message names numbers that would work."""
     path = write()
     assert "use 768 or 1024" in refusals(path, llama, "schedule.tokens_per_step=1000")["schedule.tokens_per_step"]
     shared = refusals(path, llama, world_size=3)["schedule.tokens_per_step"]
@@ -188,28 +187,33 @@ def test_steps_must_divide_into_rows_and_rows_among_processes(write: Write, llam
 
 
 def test_files_that_are_not_there_are_named(write: Write, llama: VerifierFacts, tmp_path: Path) -> None:
-    """Data, suites and local verifiers: a missing one is told before anything runs."""
+    """Missing data, suites and local verifiers are reported before anything runs."""
     path = write(('revision = "abc"\n', ""))
-    found = refusals(
+    problems = refusals(
         path,
         llama,
         'data.sources=[{path="lost.jsonl"}]',
         'verifier.model="./nowhere"',
         'benchmark.suites=[{name="own", path="gone.jsonl"}, "mt_bensh"]',
     )
-    assert set(found) == {"data.sources[0].path", "verifier.model", "benchmark.suites[0].path", "benchmark.suites[1]"}
-    assert str(tmp_path / "lost.jsonl") in found["data.sources[0].path"]
+    assert set(problems) == {
+        "data.sources[0].path",
+        "verifier.model",
+        "benchmark.suites[0].path",
+        "benchmark.suites[1]",
+    }
+    assert str(tmp_path / "lost.jsonl") in problems["data.sources[0].path"]
     assert "no such file" in refusals(path, llama, 'verifier.model="lost.gguf"')["verifier.model"]
 
 
 def test_a_data_file_with_another_sha256_is_refused(write: Write, llama: VerifierFacts) -> None:
-    """A recipe that names the content gets that content or an error."""
+    """A recipe that names a hash gets a file with that hash, or an error."""
     override = f"data.sources=[{{path='rows.jsonl', sha256='{'0' * 64}'}}]"
     assert "does not match the file" in refusals(write(), llama, override)["data.sources[0].sha256"]
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "text"),
     [
         ('"held/K=4/T=0" = {tau=[1.0, 2.0], source="x"}', "is not a setting that [benchmark] measures"),
         ('"other/K=3/T=0" = {tau=[1.0, 2.0], source="x"}', "is not a setting that [benchmark] measures"),
@@ -217,10 +221,12 @@ def test_a_data_file_with_another_sha256_is_refused(write: Write, llama: Verifie
         ('"held/K=3/T=0" = {tau=[3.0, 5.0], source="x"}', "at most K + 1 = 4"),
     ],
 )
-def test_a_band_must_speak_of_what_is_measured(write: Write, llama: VerifierFacts, setting: str, words: str) -> None:
-    """A band for another K, suite or temperature could never be checked; one above K + 1 never be reached."""
-    (told,) = refusals(write(), llama, f"expect={{{setting}}}").values()
-    assert words in told
+def test_a_band_must_name_a_setting_that_is_measured(
+    write: Write, llama: VerifierFacts, setting: str, text: str
+) -> None:
+    """A band for another K, suite or temperature could never be checked; a band above K + 1 could never be reached."""
+    (problem,) = refusals(write(), llama, f"expect={{{setting}}}").values()
+    assert text in problem
 
 
 @pytest.mark.parametrize(
@@ -251,17 +257,17 @@ def test_a_band_must_speak_of_what_is_measured(write: Write, llama: VerifierFact
 def test_more_drafts_than_an_algorithm_has_are_refused(
     write: Write, llama: VerifierFacts, algorithm: str, most: str, mend: str
 ) -> None:
-    """They would be reported as K, and be of fewer drafts; without a benchmark nothing is reported."""
+    """Results would be reported for K but come from fewer drafts; without a benchmark there are none."""
     overrides = [f"algorithm={{{algorithm}}}", "benchmark.num_speculative_tokens=[5, 6, 9]"]
-    (told,) = refusals(write(), llama, *overrides).values()
-    assert most in told
-    assert mend in told
+    (problem,) = refusals(write(), llama, *overrides).values()
+    assert most in problem
+    assert mend in problem
     assert make_plan(load_recipe(write(), [*overrides, "benchmark.suites=[]"]), llama)
     assert make_plan(load_recipe(write(), [overrides[0], "benchmark.num_speculative_tokens=[5]"]), llama)
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "field", "words"),
+    ("algorithm", "field", "text"),
     [
         ('name="dflash", mask_token_id=128256', "mask_token_id", "a token of the verifier, 0 to 128255, got 128256"),
         ('name="dspark", mask_token_id=128256', "mask_token_id", "a token of the verifier"),
@@ -269,24 +275,24 @@ def test_more_drafts_than_an_algorithm_has_are_refused(
         ('name="mtp", draft_vocab_size=8192', "draft_vocab_size", "the verifier's 128256"),
     ],
 )
-def test_what_an_algorithm_cannot_have_of_a_verifier_is_refused(
-    write: Write, llama: VerifierFacts, algorithm: str, field: str, words: str
+def test_what_an_algorithm_cannot_do_with_a_verifier_is_refused(
+    write: Write, llama: VerifierFacts, algorithm: str, field: str, text: str
 ) -> None:
-    """The algorithm's own config says so, before there are weights."""
-    found = refusals(write(), llama, f"algorithm={{{algorithm}}}")
-    assert list(found) == [f"algorithm.{field}"]
-    assert words in found[f"algorithm.{field}"]
+    """The algorithm's own config checks it, before any weights are loaded."""
+    problems = refusals(write(), llama, f"algorithm={{{algorithm}}}")
+    assert list(problems) == [f"algorithm.{field}"]
+    assert text in problems[f"algorithm.{field}"]
 
 
-def test_a_config_that_is_no_language_models_is_told(write: Write) -> None:
+def test_a_config_of_another_kind_of_model_is_refused(write: Write) -> None:
     """The file and the missing keys are named."""
-    found = refusals(write(), VerifierFacts({"model_type": "vit"}, "vit/config.json"))
-    assert "vit/config.json has no hidden_size" in found["verifier.model"]
+    problems = refusals(write(), VerifierFacts({"model_type": "vit"}, "vit/config.json"))
+    assert "vit/config.json has no hidden_size" in problems["verifier.model"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_plans(name: str, tmp_path: Path) -> None:
-    """Each recipe of the catalogue plans from its verifier's config.json; a band says which seeds gave it."""
+    """Each recipe of the catalogue plans from its verifier's config.json; each band names the seeds behind it."""
     recipe = load_recipe(name)
     plan = make_plan(recipe, facts_of(recipe, tmp_path), world_size=1)
     assert recipe.name == name
@@ -295,7 +301,7 @@ def test_every_shipped_recipe_plans(name: str, tmp_path: Path) -> None:
 
 
 def test_the_recipes_for_eight_gpus_plan_for_eight_processes(llama: VerifierFacts, qwen: VerifierFacts) -> None:
-    """The rows of a step are shared by eight."""
+    """Eight processes share the rows of a step."""
     for name, facts in (("eagle3_llama8b", llama), ("eagle3_qwen3_8b", qwen)):
         plan = make_plan(load_recipe(name), facts, world_size=8)
         assert plan.rows_per_step == 32

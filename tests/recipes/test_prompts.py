@@ -1,4 +1,4 @@
-"""The prompts of the shipped recipes: counts, splits, variety, and that nothing held out leaks into training."""
+"""The prompts of the shipped recipes: counts, splits, variety, and no leak of held-out prompts into training."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def prompts(rows, split):
 
 
 def test_quickstart_has_83_prompts_of_each_category_and_8_of_them_held_out(quickstart):
-    """Quickstart: 664 rows, 83 a category, of which eight are held out: a tenth."""
-    found = Counter((row["category"], row["split"]) for row in quickstart)
-    assert found == {(name, split): count for name in CATEGORIES for split, count in (("train", 75), ("test", 8))}
+    """Quickstart has 664 rows, 83 in each category, and holds out eight of them: a tenth."""
+    counts = Counter((row["category"], row["split"]) for row in quickstart)
+    assert counts == {(name, split): count for name in CATEGORIES for split, count in (("train", 75), ("test", 8))}
 
 
 def test_the_held_out_tenth_is_of_the_same_kind_as_the_rest(quickstart):
-    """Hand-written prompts are as frequent among the held-out ones as among the others, within what chance gives."""
-    held = [row for row in quickstart if row["split"] == "test"]
-    written = sum(not row["template"] for row in held) / len(held)
+    """Hand-written prompts are as frequent among the held-out ones as among the others, up to chance."""
+    tests = [row for row in quickstart if row["split"] == "test"]
+    written = sum(not row["template"] for row in tests) / len(tests)
     overall = sum(not row["template"] for row in quickstart) / len(quickstart)
-    assert abs(written - overall) <= 3 * (overall * (1 - overall) / len(held)) ** 0.5
+    assert abs(written - overall) <= 3 * (overall * (1 - overall) / len(tests)) ** 0.5
 
 
 def test_smollm2_extends_the_training_prompts_of_quickstart(quickstart, smollm2):
-    """SmolLM2: 4400 training rows, 550 a category; those of quickstart with the same ids are among them."""
+    """SmolLM2 has 4400 training rows, 550 in each category, including those of quickstart under the same ids."""
     assert Counter((row["category"], row["split"]) for row in smollm2) == {(name, "train"): 550 for name in CATEGORIES}
     large = {row["id"]: prompt(row) for row in smollm2}
     small = {row["id"]: prompt(row) for row in quickstart if row["split"] == "train"}
@@ -68,7 +68,7 @@ def test_no_prompt_and_no_id_occurs_twice(rows):
 
 
 def test_no_template_makes_more_than_one_percent_of_a_set(rows):
-    """Variety: at least twelve templates a category, none of which makes over 1% of the rows (5% were allowed)."""
+    """Each category has at least twelve templates, and none makes more than 1% of the rows."""
     shares = Counter((row["category"], row["template"]) for row in rows if row["template"])
     assert max(shares.values()) <= 0.01 * len(rows)
     assert min(Counter(category for category, _ in shares).values()) >= 12
@@ -81,10 +81,10 @@ def test_each_category_has_at_least_15_hand_written_prompts(quickstart):
 
 @pytest.mark.parametrize("name", SETS)
 def test_held_out_prompts_are_not_near_duplicates_of_training_prompts(name, quickstart):
-    """No training prompt has more than 60% (80% were allowed) of the distinct word 5-grams of a held-out one."""
-    train, held = prompts(make(name), "train"), prompts(quickstart, "test")
-    assert not set(held) & set(train)
-    guard = Guard(HeldOut("quickstart", str(place), text) for place, text in enumerate(held))
+    """No training prompt shares more than 60% of the distinct word 5-grams of a held-out one."""
+    train, tests = prompts(make(name), "train"), prompts(quickstart, "test")
+    assert not set(tests) & set(train)
+    guard = Guard(HeldOut("quickstart", str(place), text) for place, text in enumerate(tests))
     assert max(guard.nearest(text)[0] for text in train) <= 0.6
 
 
@@ -119,14 +119,14 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others(quickstart):
 
 
 def test_the_shipped_smollm2_prompts_are_the_generated_ones(smollm2):
-    """recipes/data/smollm2_prompts.jsonl is what the script writes."""
+    """The script writes exactly recipes/data/smollm2_prompts.jsonl."""
     path = Path(make_prompts.__file__).with_name("smollm2_prompts.jsonl")
     shipped = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert shipped == [{key: row[key] for key in row if key != "template"} for row in smollm2]
 
 
 def test_the_prompts_of_the_shipped_quickstart_are_the_generated_ones(quickstart):
-    """recipes/data/quickstart.jsonl is what the script writes, with one answer of the verifier behind each prompt."""
+    """recipes/data/quickstart.jsonl has the prompts that the script writes, each with one answer of the verifier."""
     path = Path(make_prompts.__file__).with_name("quickstart.jsonl")
     shipped = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in shipped)
