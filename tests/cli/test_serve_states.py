@@ -24,8 +24,8 @@ def stop(*_):
     if not {deaf}:
         sys.exit(0)
 signal.signal(signal.SIGINT, stop)
-told = {{"arguments": sys.argv[1:], "path": os.environ["PYTHONPATH"], "group": os.getpgrp(), "pid": os.getpid()}}
-(home / "called.tmp").write_text(json.dumps(told))
+call = {{"arguments": sys.argv[1:], "path": os.environ["PYTHONPATH"], "group": os.getpgrp(), "pid": os.getpid()}}
+(home / "called.tmp").write_text(json.dumps(call))
 (home / "called.tmp").rename(home / "called")
 time.sleep({seconds})
 sys.exit(7)
