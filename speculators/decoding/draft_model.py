@@ -109,6 +109,7 @@ class DraftModel:
             tokens: [n] int64, which continue those in the cache.
         """
         start = 0 if cache is None else cache.get_seq_length()
+        # Ids beyond the draft model's rows are padding of the verifier's matrix, and never occur in text.
         output = self.model(
             input_ids=tokens.clamp_max(self.rows - 1)[None],
             position_ids=torch.arange(start, start + len(tokens), device=tokens.device)[None],
@@ -174,6 +175,7 @@ class DraftModelDrafter:
     ) -> Proposal:
         """Drafts `num_tokens` tokens; see `Drafter`."""
         model = self.model
+        # After a rejection these are the verifier's token and accepted drafts without keys.
         unseen = state.tokens[state.cache.get_seq_length() :]
         tokens: list[torch.Tensor] = []
         probs: list[torch.Tensor] = []
@@ -187,6 +189,7 @@ class DraftModelDrafter:
             else:
                 q = torch.softmax(logits / temperature, -1)
                 unseen = torch.multinomial(q, 1, generator=generator)
+                # q over the verifier's whole vocabulary, 0 beyond the draft model's rows.
                 probs.append(torch.nn.functional.pad(q, (0, model.vocab_size - len(q))))
             tokens.append(unseen)
         state.drafted = torch.cat(tokens)
@@ -195,6 +198,7 @@ class DraftModelDrafter:
     def advance(self, state: _Sequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Adds the tokens that a round emitted and drops the keys of rejected drafts; see `Drafter`."""
         common = min(len(tokens), len(state.drafted))
+        # How many drafts were accepted: the common prefix of drafts and emitted tokens.
         same = (tokens[:common] == state.drafted[:common]).cumprod(0).sum()
         # Keys of rejected drafts, behind those of the verified tokens and of the accepted drafts.
         surplus = state.cache.get_seq_length() - len(state.tokens) - int(same)

@@ -95,6 +95,7 @@ def decode(
     """
     clock = _Clock(verifier.device)
     logits, states = verifier.prefill(prompt)
+    # The prefill's logits give the first token, which no draft precedes.
     first = verify(logits[None], None, temperature=temperature, generator=generator).token
     clock.lap("other")
     prefill_seconds = clock.spent["other"]
@@ -111,11 +112,13 @@ def decode(
         logits, states = verifier.score(tokens[-1], proposal)
         verification = verify(logits, proposal, temperature=temperature, generator=generator)
         accepted = [] if proposal is None else proposal.tokens[list(verification.path)].tolist()
+        # Only the accepted path's keys stay, so that the next round starts from verified tokens.
         verifier.keep(verification.path)
         clock.lap("verify")
         outcome = [*accepted, verification.token]
         emitted = _until_end(outcome, max_new_tokens - len(tokens), stop_ids)
         drafted = 0 if proposal is None else len(proposal.tokens)
+        # Counts only what the response keeps, so that acceptance is not inflated past its end.
         rounds.append(Round(len(tokens) - 1, drafted, min(len(accepted), len(emitted)), len(emitted)))
         tokens += emitted
         if drafter is not None:

@@ -23,6 +23,7 @@ class NgramState:
     def append(self, token: int) -> None:
         """Adds one token, as the successor of all suffixes of the tokens before it."""
         end = len(self.tokens)
+        # Only n-grams that have a successor are indexed, so the current suffix never matches itself.
         for length in range(1, min(self._longest, end) + 1):
             self.after[tuple(self.tokens[end - length :])] = end
         self.tokens.append(token)

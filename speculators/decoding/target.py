@@ -83,6 +83,7 @@ class CachedVerifier:
     @torch.inference_mode()
     def keep(self, path: Sequence[int]) -> None:
         """Drops the keys of the nodes that are not on the accepted `path`; the scored token's own key stays."""
+        # The scored token itself is always kept: it was verified before.
         kept = 1 + len(path)
         surplus = len(self._scored) - kept
         if list(path) == list(range(len(path))):
@@ -93,6 +94,7 @@ class CachedVerifier:
             elif surplus:
                 self._cache.crop(-surplus)
         else:
+            # A path through a tree is not a prefix of the scored nodes: pick its keys one by one.
             rows = [*range(self._length + 1), *(self._length + 1 + node for node in path)]
             index = torch.tensor(rows, device=self.device)
             for layer in self._cache.layers:
@@ -120,6 +122,7 @@ class CachedVerifier:
         finally:
             for hook in hooks:
                 hook.remove()
+        # Hooks caught each layer's state of this forward only.
         states = [self._caught.pop(layer)[0] for layer in self.layer_ids]
         return output.logits[0], torch.cat(states, dim=-1) if states else torch.empty(len(tokens), 0)
 
@@ -129,11 +132,13 @@ class CachedVerifier:
             kind = "sliding-window" if self._sliding else "linear-attention"
             raise VerifierError(f"a verifier with {kind} layers cannot score a drafted tree", hint="draft a chain")
         size = len(parents) + 1
+        # Node 0 is the scored token, the root; node i + 1 sees itself and what its parent sees.
         sees = torch.eye(size, dtype=torch.bool)
         depth = [0] * size
         for node, parent in enumerate(parents, start=1):
             sees[node] |= sees[parent + 1]
             depth[node] = depth[parent + 1] + 1
+        # All nodes see the whole cache; between nodes only ancestors are visible.
         mask = torch.zeros(size, self._length + size, dtype=self.model.dtype)
         mask[:, self._length :].masked_fill_(~sees, torch.finfo(mask.dtype).min)
         positions = self._length + torch.tensor(depth)

@@ -75,6 +75,7 @@ def verify_sampling(
     path: list[int] = []
     node = -1
     while True:
+        # The verifier's distribution after this node.
         p = torch.softmax(logits[node + 1].float() / temperature, dim=-1)
         accepted = -1
         for child in children.get(node, ()):
@@ -86,7 +87,9 @@ def verify_sampling(
             if float(torch.rand((), generator=generator, device=p.device)) * drafted < float(p[token]):
                 accepted = child
                 break
+            # The next sibling is judged by what the verifier still has to give.
             p = residual(p, q, token)
+        # No child was accepted: the verifier's own token comes from the last residual.
         if accepted < 0:
             return Verification(tuple(path), int(torch.multinomial(p, 1, generator=generator)))
         path.append(accepted)

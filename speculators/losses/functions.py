@@ -107,6 +107,7 @@ def kl_div(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
 @_register("rkl")
 def rkl(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(q, p) = sum_v q (log q - log p); gradient q (log q - log p - L)."""
+    # Both in logarithms: the ratio of two underflown probabilities stays finite.
     ratio = draft.log_q - target.log_p
     value = torch.linalg.vecdot(draft.q, ratio)
     return value, draft.q * (ratio - value[:, None])
@@ -161,6 +162,7 @@ def lk_hybrid(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]
     """lambda KL + (1 - lambda) TV, lambda = exp(-3 alpha) without gradient (Samarin et al. 2602.23881)."""
     divergence, grad_kl = kl_div(draft, target)
     distance, grad_tv = tv(draft, target)
+    # lambda is treated as a constant, as in the paper.
     share = torch.exp(-LK_SHARPNESS * (1.0 - distance))
     value = share * divergence + (1.0 - share) * distance
     return value, share[:, None] * grad_kl + (1.0 - share)[:, None] * grad_tv

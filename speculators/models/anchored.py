@@ -87,6 +87,7 @@ class BlockDraftModel(HeadedModel):
         super().__init__(config)
         shape = Shape.of(decoder)
         size, eps = shape.hidden_size, shape.rms_norm_eps
+        # The context is the same in every layer; each layer projects it to its own keys and values.
         self.add_embeddings()
         self.fc = nn.Linear(self.num_states * size, size, bias=False)
         self.hidden_norm = RMSNorm(size, eps)
@@ -152,6 +153,7 @@ class BlockDraftModel(HeadedModel):
         """
         layout, tokens = row.layout, row.tokens
         device = tokens.device
+        # Index arithmetic on the host; the device only receives the results.
         chosen = _choose(layout, self.depths, max_anchors)
         normed = self.run(fused, tokens, row.positions, chosen.anchors, layout.documents, slots=self.config.block_size)
         return Drawn(
@@ -186,6 +188,7 @@ class BlockDraftModel(HeadedModel):
             anchors: [G] int64 on the host, ascending rows, none the last of its document.
             documents: (start, stop) of each.
         """
+        # Keys of the context are rotated at the positions of their own rows.
         context, cos_sin = self.fuse(hidden_states), self.rotary(positions)
         blocks = blocks_at(anchors, slots, documents)
         places = anchors.to(tokens.device, non_blocking=True) + 1
@@ -215,6 +218,7 @@ class BlockDraftModel(HeadedModel):
             [G, slots, H] normed.
         """
         places = torch.arange(slots, device=anchors.device)
+        # Slot 0 reads the anchor, the others the mask token.
         tokens = torch.where(places == 0, anchors[:, None], self.config.mask_token_id)  # [G, slots]
         cos_sin: CosSin = self.rotary((positions[:, None] + places).flatten())
         state = self.embed_tokens(tokens.flatten()).to(self.fc.weight.dtype)  # [G * slots, H]
@@ -291,6 +295,7 @@ def _choose(layout: RowLayout, depths: int, max_anchors: int) -> _Chosen:
     candidates = rows_of(layout.reaching(2, depths + 1), torch.device("cpu"))
     anchors = candidates[torch.randperm(len(candidates))[:max_anchors].sort().values]
     rows, depth = (x.flatten() for x in torch.meshgrid(anchors, torch.arange(depths), indexing="ij"))
+    # A block may reach past its document or over unsupervised places: those slots get no loss.
     drafts, place = drafted_places(layout, rows, depth)
     return _Chosen(
         anchors=anchors,
@@ -300,6 +305,7 @@ def _choose(layout: RowLayout, depths: int, max_anchors: int) -> _Chosen:
         place=place,
         targets=layout.places[place],
         previous=(anchors[:, None] + 1 + torch.arange(depths)).clamp_max(max(0, layout.size - 1)),
+        # Mean over supervised places, times the share of blocks that was drawn.
         scale=len(candidates) / max(1, len(anchors)) / max(1, len(layout.places)),
     )
 
@@ -353,9 +359,10 @@ class BlockDrafter:
     @torch.no_grad()
     def advance(self, state: BlockSequence, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Adds the tokens [m] that a round emitted, with the verifier's states [m, A*H] of the places before them."""
+        # The last emitted token has no verifier state yet: it is the next round's anchor.
         model, state.anchor = self.model, tokens[-1:]
         cos_sin = model.rotary(state.cache.extend(tokens))
-        context = model.fuse(hidden_states)
+        context = model.fuse(hidden_states)  # [m, H]
         for index, layer in enumerate(model.layers):
             state.cache.append(index, *layer.self_attn.keys_values(context, cos_sin))
 

@@ -63,6 +63,7 @@ class HeadedModel(SpeculatorModel):
         register_vocab(self, self.vocab_size, self.draft_vocab_size)
         self.rotary = Rotary(decoder)
         self.target_head = None
+        # Attention settings that chains, blocks and drafters share; a block model narrows the window.
         self.scale = decoder["head_dim"] ** -0.5
         self.window = decoder.get("sliding_window")
 
@@ -243,18 +244,20 @@ class DecoderLayer(nn.Module):
             [R, H].
         """
         if embeddings is None:
+            # An ordinary pre-norm layer.
             inputs, residual = self.input_layernorm(hidden), hidden
         else:
+            # EAGLE-3's first layer: attention reads [norm(e); norm(h)], the residual is h or norm(h) alone.
             normed = self.hidden_norm(hidden)
             inputs = torch.cat((self.input_layernorm(embeddings), normed), dim=-1)
             residual = normed if self.norm_before_residual else hidden
         # Keys first, of all S rows; from there on only the rows that the caller asks for.
-        k, v = self.self_attn.keys_values(inputs, cos_sin)
+        k, v = self.self_attn.keys_values(inputs, cos_sin)  # [S, kv_heads, d]
         if rows is not None:
             inputs, residual = inputs.index_select(0, rows), residual.index_select(0, rows)
             cos_sin = (cos_sin[0][rows], cos_sin[1][rows])
-        q = self.self_attn.queries(inputs, cos_sin)
-        hidden = residual + self.self_attn.o_proj(attend(q, k, v).flatten(1))
+        q = self.self_attn.queries(inputs, cos_sin)  # [R, heads, d]
+        hidden = residual + self.self_attn.o_proj(attend(q, k, v).flatten(1))  # [R, H]
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 

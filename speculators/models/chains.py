@@ -173,6 +173,7 @@ def unroll(
     for depth in range(depths):
 
         def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, depth: int = depth) -> torch.Tensor:
+            # prefix[i] are layer i's depth-0 keys; own[i] grows by one pair of keys per depth.
             (own[index] if depth > 0 else prefix).append((k, v))
             # At depth 0 only the last layer may skip rows: each one below it gives the next layer all of its keys.
             covered = segments if depth > 0 or index == len(own) - 1 else layout.whole()
@@ -262,6 +263,7 @@ class PrefixDrafter:
         model = self.model
         positions = state.cache.extend(tokens)
         attend = state.cache.attend(scale=model.scale, window=model.window)
+        # Live, each verified row runs depth 0 once; only the last one's state starts the next round.
         state.state = model.step(model.enter(hidden_states), tokens, positions, attend, None)[-1:]
 
 
@@ -286,7 +288,9 @@ class ChainDrafter(PrefixDrafter):
             prefix = cache.layers[index]
             return unrolled_attention(q, prefix, own[index], segments, scale=model.scale, window=model.window)
 
+        # What depth 0 left is known already, so K drafts take K - 1 steps.
         hidden = state.state
+        # Depth k of the last row stands at its position plus k, as in training.
         position = torch.tensor([last], device=hidden.device)
         picks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for depth in range(1, num_tokens + 1):

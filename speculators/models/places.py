@@ -63,6 +63,7 @@ def chain_metrics(
     reached = supervised = None
     for depth, (hit, row, ok) in enumerate(zip(right & valid, rows, valid, strict=True)):
         tried, good = (blank.index_fill(0, torch.where(mark, row, size), True)[:size] for mark in (ok, hit))
+        # Rows that could be scored at every depth so far, and rows that were right at every depth so far.
         supervised = tried if supervised is None else tried & supervised
         before = supervised if reached is None else reached & supervised
         reached = good & before

@@ -47,6 +47,7 @@ class Blocks:
             ends: [G] int64, where the context of each block ends.
             documents: (start, stop) of the row's documents.
         """
+        # Queries are numbered block after block; a block's first query is the sum of the sizes before it.
         first = sizes.cumsum(0) - sizes
         slots = torch.arange(int(sizes.max()) if len(sizes) else 0)
         groups = torch.where(slots < sizes[:, None], first[:, None] + slots, -1)
@@ -68,6 +69,7 @@ class Blocks:
             for q0 in range(begin, last, PIECE_QUERIES):
                 q1 = min(q0 + PIECE_QUERIES, last)
                 ends = self.ends[q0:q1]
+                # No query of the piece sees further back than the first one's window.
                 k0 = start if window is None else max(start, int(ends[0]) - window)
                 pieces.append(Piece(q0, q1, k0, int(ends[-1]), causal=False, ends=ends, window=window))
         return tuple(pieces)
@@ -142,11 +144,12 @@ class _BlockAttention(torch.autograd.Function):
         pieces, own = blocks.pieces(window), _Own.of(blocks, causal, q.device)
         out, lse = piecewise(q, context_k, context_v, pieces, scale)
         kv_heads = own_k.shape[1]
+        # [G, kv_heads, group, T, d]
         queries, keys, values = (own.spread(x, kv_heads, lse.dtype) for x in (q, own_k, own_v))
-        scores = own.scores(queries, keys, scale)
+        scores = own.scores(queries, keys, scale)  # [G, kv_heads, group, T, T]
         own_lse = scores.logsumexp(-1)
         own_out = own.gather((scores - own_lse[..., None]).exp().nan_to_num() @ values, q)
-        own_lse = own.gather(own_lse, lse)
+        own_lse = own.gather(own_lse, lse)  # [R, heads]
         # A block without context has lse -inf and out 0: the merge then is the own part.
         merged = torch.logaddexp(lse, own_lse)
         out = (out * (lse - merged).exp()[..., None] + own_out * (own_lse - merged).exp()[..., None]).to(q.dtype)
@@ -167,6 +170,7 @@ class _BlockAttention(torch.autograd.Function):
         wide_lse = own.spread(lse[..., None], kv_heads, lse.dtype)
         filled = own.filled[:, None, None, :, None]
         probs = (own.scores(queries, keys, ctx.scale) - wide_lse).exp().masked_fill(~filled, 0.0)
+        # dO . O over the merged output, as in attention.py.
         delta = (grads * outs).sum(-1, keepdim=True)
         grad_scores = probs * (grads @ values.transpose(-1, -2) - delta) * ctx.scale
         grad_q = grad_q + own.gather(grad_scores @ keys, grad_q)

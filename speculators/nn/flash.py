@@ -132,6 +132,7 @@ def piecewise(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: tuple[Piece, ...], scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attends piece by piece; shapes as of `causal_attention`. Queries that are in no piece get 0 and -inf."""
+    # Query heads are grouped by their kv head, so that keys are never repeated in memory.
     kv_heads = k.shape[1]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = torch.zeros_like(q)
@@ -139,6 +140,7 @@ def piecewise(
     for piece in pieces:
         queries = _heads_first(q[piece.q0 : piece.q1], kv_heads, piece)
         keys, values = (_spread(x[piece.k0 : piece.k1], queries.shape[1]) for x in (k, v))
+        # The kernel returns the log-sum-exp beside the output: [kv_heads, group, n].
         part, part_lse = _block_forward(queries, keys, values, piece, scale)
         part, part_lse = (_rows_first(x, kv_heads, piece) for x in (part, part_lse))
         rows = slice(piece.q0, piece.q1)
@@ -188,6 +190,7 @@ def _scores(q: torch.Tensor, k: torch.Tensor, piece: Piece, scale: float, mask: 
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores = (q.to(wide) * scale) @ k.to(wide).transpose(-1, -2)
     if piece.causal:
+        # True above the diagonal: keys that come after the query.
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
     return scores if mask is None else scores + mask
@@ -239,6 +242,7 @@ def piecewise_backward(
         rows, cols = slice(piece.q0, piece.q1), slice(piece.k0, piece.k1)
         queries, output, grad = (_heads_first(x[rows], kv_heads, piece) for x in (q, out, grad_out))
         keys, values = (_spread(x[cols], queries.shape[1]) for x in (k, v))
+        # The CPU's backward kernel reads the log-sum-exp as a dense tensor.
         row_lse = _heads_first(lse[rows], kv_heads, piece).contiguous()
         dq, dk, dv = _block_backward(grad, queries, keys, values, output, row_lse, piece, scale)
         grad_q[rows] += _rows_first(dq, kv_heads, piece)

@@ -51,6 +51,7 @@ class RowLayout:
     def of(cls, document_ids: torch.Tensor, loss_mask: torch.Tensor) -> RowLayout:
         """Reads the layout off `document_ids` [1, S] (-1 is padding) and `loss_mask` [1, S]; waits for their device."""
         ids, mask = document_ids[0].cpu(), loss_mask[0].cpu()
+        # A document ends wherever the id changes.
         edges = (torch.nonzero(ids[1:] != ids[:-1])[:, 0] + 1).tolist()
         bounds = list(zip([0, *edges], [*edges, len(ids)], strict=True)) if len(ids) else []
         documents = tuple((start, stop) for start, stop in bounds if ids[start] >= 0)
@@ -145,6 +146,7 @@ class PackedRow:
             mask = torch.zeros_like(document_ids, dtype=torch.bool) if loss_mask is None else loss_mask
             layout = RowLayout.of(document_ids, mask)
         inner, kept, (tokens, positions) = layout.without_padding(input_ids[0], position_ids[0])
+        # Values that only some algorithms read are cut later, by `cut`.
         return cls(inner, kept, layout.size, tokens, positions)
 
     def cut(self, values: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from speculators.errors import ContractError
 
 def register_vocab(module: nn.Module, vocab_size: int, draft_vocab_size: int) -> None:
     """Registers `d2t` (int64 [D] offsets) and `t2d` (bool [V]) on `module`; neither if D = V."""
+    # A whole vocabulary is saved without maps, as servers expect.
     if draft_vocab_size == vocab_size:
         return
     module.register_buffer("d2t", torch.zeros(draft_vocab_size, dtype=torch.int64))

@@ -65,6 +65,7 @@ class DFlashDraftModel(BlockDraftModel):
             values, right = place_loss(states, self.lm_head.weight, targets, mixture(loss))
             total = (values * pace_weights(values.detach(), drawn, self.depths, pace)).sum() * drawn.scale
         else:
+            # Exponential decay is known beforehand, so head and loss can be one pass.
             by_place = decay_weights(drawn, self.depths, gamma) * drawn.scale
             result = head_loss(states[None], self.lm_head.weight, by_place[None], targets, mixture(loss))
             total, right = result.per_depth.sum(), result.right[0]
@@ -89,10 +90,12 @@ def pace_weights(values: torch.Tensor, drawn: Drawn, depths: int, pace: float) -
         [M].
     """
     blocks, place = len(drawn.anchors), (drawn.block * depths + drawn.depth).to(values.device, non_blocking=True)
+    # Slots without a supervised place stay at 1, and so do not change the product.
     softened = torch.ones(blocks * depths, device=values.device, dtype=values.dtype)
     softened = softened.index_copy(0, place, (1 - pace) * (-values).exp() + pace).view(blocks, depths)  # [G, K]
     supervised = torch.zeros_like(softened).view(-1).index_fill(0, place, 1.0).view(blocks, depths)
     reached = softened.cumprod(1) * supervised
+    # A suffix sum: flip, cumulate, flip back.
     ahead = reached.flip(1).cumsum(1).flip(1)
     return ahead.flatten()[place] / depths
 

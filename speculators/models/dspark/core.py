@@ -138,6 +138,8 @@ class DSparkDraftModel(BlockDraftModel):
         row = PackedRow.of(**batch)
         fused, last = row.cut(hidden_states), row.cut(verifier_last_hidden_states)
         drawn = self.draw(row, fused, last, max_anchors=max_anchors)
+        # Teacher-forced: the token before each slot is the data's. A round feeds its own drafts instead; see the
+        # drafter.
         features, embedded, _ = self.markov_head(drawn.states, drawn.previous)  # [G, K, r] each
         states = drawn.of_drafts(drawn.states)  # [M, H]
         weights = decay_weights(drawn, self.depths, gamma) * drawn.scale
@@ -252,8 +254,10 @@ class DSparkDrafter(BlockDrafter):
             features, embedded, carried = model.markov_head(slot[None], token, carried)
             picks.append(pick(model.biased(slot[None], features)[0], temperature, generator))
             confidences.append(model.confidence(slot[None], embedded))
+            # The next slot's bias comes from the token just drafted, as a target id.
             token = self.draft_to_target[picks[-1][0]]
         if not picks:
             return chain(token[:0])
+        # The whole block is drafted before it is cut: one transfer to the host instead of one per slot.
         kept = int(model.lengths(torch.cat(confidences)))
         return proposal_of(picks[:kept], self.draft_to_target, model.vocab_size)

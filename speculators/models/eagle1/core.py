@@ -44,6 +44,7 @@ class Eagle1DraftModel(RecurrentModel):
         shape = Shape.of(config.transformer_layer_config)
         size = shape.hidden_size
         self.add_embeddings()
+        # fc maps [embedding; state] to the layer's input.
         self.fc = nn.Linear(2 * size, size, bias=config.fc_bias)
         count = config.transformer_layer_config["num_hidden_layers"]
         self.layers = nn.ModuleList([DecoderLayer(shape) for _ in range(count)])
@@ -92,18 +93,20 @@ class Eagle1DraftModel(RecurrentModel):
             by step.
         """
         row = PackedRow.of(**batch)
-        last = row.cut(verifier_last_hidden_states)
-        state = self.enter(last)
+        last = row.cut(verifier_last_hidden_states)  # [S, H]
+        state = self.enter(last)  # [S, H]
         if noise:
             # U(-noise, noise) on the verifier's states makes the draft robust to its own errors (section 4).
             state = state + noise * (2 * torch.rand_like(state) - 1)
         unrolled = unroll_to_places(self, state, row.tokens, row.positions, row.layout, alignment_steps)
         weights = depth_weights([alignment_decay**step for step in range(alignment_steps)], unrolled.valid)  # [K, N]
         targets = wanted_states(last, unrolled.places)  # [N, H]
+        # The mixture as the recipe weighs it, and HASS's top-k loss beside it.
         chosen = weighted([(mixture(loss), 1.0), *([(top_k(topk), topk_weight)] if topk else [])])
         result = head_loss(
             unrolled.states, self.lm_head.weight, weights, target_logits(self.target_head, targets), chosen
         )
+        # Regression on features: the mean over the H components, weighted by place and depth as the other losses.
         distance = nn.functional.smooth_l1_loss(
             unrolled.states.float(), self.verifier_norm(targets).float().expand_as(unrolled.states), reduction="none"
         )

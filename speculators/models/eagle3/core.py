@@ -46,8 +46,10 @@ class Eagle3DraftModel(RecurrentModel):
         shape = Shape.of(config.transformer_layer_config)
         size, eps = shape.hidden_size, shape.rms_norm_eps
         states = len(config.eagle_aux_hidden_state_layer_ids)
+        # Parameters are made in this order, since a seed's random numbers are drawn in it.
         self.add_embeddings()
         self.fc = nn.Linear(states * size, size, bias=False)
+        # Norms before fc: one over all A states together, or (3.1) one for each.
         self.input_norm = RMSNorm(states * size, eps) if config.norm_before_fc else None
         self.fc_norm = nn.ModuleList([RMSNorm(size, eps) for _ in range(states)]) if config.fc_norm else None
         count = config.transformer_layer_config["num_hidden_layers"]
@@ -86,9 +88,11 @@ class Eagle3DraftModel(RecurrentModel):
             The draft's normed states [K, N, H] at the supervised places, L, and accuracies by depth.
         """
         row = PackedRow.of(**batch)
-        entered = self.enter(row.cut(hidden_states))
+        entered = self.enter(row.cut(hidden_states))  # [S, H]
+        # Only rows from which a depth reaches a supervised place are unrolled, at the same depth for all.
         unrolled = unroll_to_places(self, entered, row.tokens, row.positions, row.layout, ttt_steps)
         weights = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)  # [K, N]
+        # p of place n comes from the verifier's last state at n - 1, through its own norm and head.
         targets = wanted_states(row.cut(verifier_last_hidden_states), unrolled.places)  # [N, H]
         result = head_loss(
             unrolled.states, self.lm_head.weight, weights, target_logits(self.target_head, targets), mixture(loss)
@@ -99,10 +103,11 @@ class Eagle3DraftModel(RecurrentModel):
 
     def enter(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Fuses the verifier's auxiliary states: [S, A*H] -> [S, H]."""
+        # Verifier states vary in scale between layers, so each norm is meant to give fc inputs of one size.
         if self.input_norm is not None:
             hidden_states = self.input_norm(hidden_states)
         if self.fc_norm is not None:
-            parts = hidden_states.chunk(len(self.fc_norm), dim=-1)
+            parts = hidden_states.chunk(len(self.fc_norm), dim=-1)  # A times [S, H]
             hidden_states = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return self.fc(hidden_states.to(self.fc.weight.dtype))
 
@@ -115,6 +120,7 @@ class Eagle3DraftModel(RecurrentModel):
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """Runs the decoder once; see `RecurrentModel`. With `norm_output` the next depth reads the normed state."""
+        # Only the first layer reads the embeddings: [norm(e); norm(h)], 2H wide.
         embeddings = self.embed_tokens(tokens)
         state = run_layers(self.layers, state, self.rotary(positions), attend, embeddings=embeddings, rows=rows)
         return self.norm(state) if self.config.norm_output else state

@@ -60,8 +60,10 @@ class MedusaDraftModel(SpeculatorModel):
         self.vocab_size = config.vocab_size
         # Kept here because replay starts from states before the norm. vLLM norms them itself and skips this tensor.
         self.verifier_norm = RMSNorm(size, config.transformer_layer_config["rms_norm_eps"]).requires_grad_(False)
+        # Named as vLLM loads them: blocks.i.layers.j and lm_heads.i.
         self.blocks = nn.ModuleList([ResidualBlocks(size, config.num_hidden_layers) for _ in range(config.num_heads)])
         self.lm_heads = nn.ModuleList([nn.Linear(size, vocab, bias=False) for _ in range(config.num_heads)])
+        # vLLM's map of a reduced vocabulary: target ids themselves, where other algorithms save offsets (d2t).
         if vocab < config.vocab_size:
             self.register_buffer("token_map", torch.zeros(vocab, dtype=torch.int64))
         self.target_head: VerifierHead | None = None
@@ -98,6 +100,7 @@ class MedusaDraftModel(SpeculatorModel):
             folder = Path(kwargs["verifier_name_or_path"])
             head = load_head(folder, verifier_config, rows=ids, dtype=None)
             copy_norm(model.verifier_norm, head)
+            # Every head is trained, so each gets a float32 copy of its own.
             for own in model.lm_heads:
                 own.weight.data = head.weight.to(torch.float32, copy=True)
             model.target_head = head.to(getattr(torch, kwargs["dtype"]))
@@ -128,13 +131,15 @@ class MedusaDraftModel(SpeculatorModel):
         """
         layout = layout or RowLayout.of(document_ids, loss_mask)
         last = verifier_last_hidden_states[0]
+        # No unroll: all heads read the verifier's state, so head k of row place - 2 - k predicts the place.
         device, depths = last.device, len(self.blocks)
         rows, valid = (tensor.to(device, non_blocking=True) for tensor in predicting_rows(layout, depths))
-        normed = self.verifier_norm(last)
+        normed = self.verifier_norm(last)  # [S, H]
         # Heads read single rows, so only the rows that predict a place are run: [K, N, H].
         states = torch.stack([block(normed[row]) for block, row in zip(self.blocks, rows, strict=True)])
         weights = depth_weights([head_decay**depth for depth in range(depths)], valid)
         targets = target_logits(self.target_head, wanted_states(last, layout.places.to(device, non_blocking=True)))
+        # Each head has its own projection, so there is one fused loss per head instead of one for all depths.
         results = [
             head_loss(
                 states[depth : depth + 1],

@@ -47,6 +47,7 @@ class MtpDraftModel(RecurrentModel):
     def __init__(self, config: MtpSpeculatorConfig) -> None:
         super().__init__(config)
         decoder = config.transformer_layer_config
+        # Embeddings, norm and head are the verifier's and frozen: only the layer is trained and stitched back.
         self.add_embeddings()
         self.mtp_layers = nn.ModuleList([MtpLayer(decoder)])
         self.verifier_norm = RMSNorm(decoder["hidden_size"], decoder["rms_norm_eps"]).requires_grad_(False)
@@ -82,6 +83,7 @@ class MtpDraftModel(RecurrentModel):
         # Frozen tensors keep the file's dtype: a float32 copy of a bf16 embedding would only take memory.
         head = load_head(folder, facts, dtype=None)
         copy_norm(self.verifier_norm, head)
+        # With tied embeddings both names share one tensor.
         self.lm_head.weight.data = head.weight
         self.embed_tokens.weight.data = head.weight if head.rules.tied else load_embeddings(folder)
         self.target_head = head.to(getattr(torch, kwargs["dtype"]))
@@ -119,8 +121,9 @@ class MtpDraftModel(RecurrentModel):
             The draft's states [K, N, H] at the supervised places, L, and accuracies by depth.
         """
         row = PackedRow.of(**batch)
-        last = row.cut(verifier_last_hidden_states)
+        last = row.cut(verifier_last_hidden_states)  # [S, H]
         unrolled = unroll_to_places(self, self.enter(last), row.tokens, row.positions, row.layout, mtp_steps)
+        # Later depths are reached less often, so their losses count less.
         powers = [mtp_beta**depth for depth in range(mtp_steps)]
         weights = depth_weights([power / sum(powers) for power in powers], unrolled.valid)  # [K, N]
         if targets == "verifier":
@@ -154,7 +157,7 @@ class MtpDraftModel(RecurrentModel):
         rows: torch.Tensor | None,
     ) -> torch.Tensor:
         """Runs the layer once; see `RecurrentModel`."""
-        embeddings = self.embed_tokens(tokens)
+        embeddings = self.embed_tokens(tokens)  # [S, H]
         return self.mtp_layers[0](state, embeddings, self.rotary(positions), lambda *qkv: attend(0, *qkv), rows)
 
     def draft(self) -> ChainDrafter:

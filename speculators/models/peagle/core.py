@@ -107,6 +107,7 @@ class PEagleDraftModel(ChainModel):
         size, eps = shape.hidden_size, shape.rms_norm_eps
         states = len(config.eagle_aux_hidden_state_layer_ids)
         self.add_embeddings()
+        # Drawn between embeddings and fc: the order decides a seed's numbers.
         self.mask_hidden = nn.Parameter(torch.randn(1, 1, states * size))
         self.fc = nn.Linear(states * size, size, bias=False)
         self.input_norm = RMSNorm(states * size, eps) if config.norm_before_fc else None
@@ -149,6 +150,8 @@ class PEagleDraftModel(ChainModel):
         """
         row = PackedRow.of(**batch)
         layout, device = row.layout, row.tokens.device
+        # Depth 0 only needs the rows that predict a supervised place themselves: their keys are made for all rows
+        # anyway.
         segments = layout.reaching(2, 2)
         candidates = rows_of(layout.reaching(3, num_depths + 1), torch.device("cpu"))
         drawn = Elements.draw(candidates, num_depths, keep=keep, keep_min=keep_min, at_most=max_anchors)
@@ -198,6 +201,7 @@ class PEagleDraftModel(ChainModel):
             out = unrolled_attention(q[:split], prefix, [], covered, **options)
             return torch.cat((out, block_attention(q[split:], prefix, own, blocks, causal=True, **options)))
 
+        # [S + E, H]: verifier states at depth 0, the learnt state for every element.
         state = torch.cat((self.enter(hidden_states), self._unknown(len(rows))))
         read = torch.cat((following, tokens.new_full((len(rows),), self.config.mask_token_id)))
         return self.step(state, read, torch.cat((positions, positions[rows] + depths)), attend, queries)
@@ -281,6 +285,7 @@ class PEagleDrafter(PrefixDrafter):
                 prefix, own = cache.layers[index], (k, v)
                 return block_attention(q, prefix, own, blocks, scale=model.scale, window=model.window, causal=True)
 
+            # Depth d of the last row stands at its position plus d; depth 0 was run when the row was verified.
             positions = torch.arange(cache.length, cache.length + further, device=normed.device)
             masks = torch.full_like(positions, model.config.mask_token_id)
             normed = torch.cat((normed, model.step(model._unknown(further), masks, positions, attend, None)))
