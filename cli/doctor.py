@@ -1,4 +1,4 @@
-"""Examines a speculator: files, config, alignment, parity, length, data. Tells what is wrong, and what to do."""
+"""Examines a speculator: files, config, alignment, parity, length, data. Reports each fault with its remedy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from .common import print_json, recipe_of, speculator_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command line."""
+    """Declares the arguments of `spec doctor`."""
     parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
-    parser.add_argument("--verifier", metavar="MODEL", help="instead of the one that config.json names")
+    parser.add_argument("--verifier", metavar="MODEL", help="verifier to use instead of the one that config.json names")
     prompts = parser.add_mutually_exclusive_group()
-    text = "a JSONL file of prompts like those that will be served; the first few are used"
+    text = "JSONL file of prompts like those you will serve; the first few are used"
     prompts.add_argument("--prompts", metavar="FILE", help=text)
-    prompts.add_argument("--suite", metavar="NAME", help="prompts of this suite (the run's first, or quickstart)")
+    prompts.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="take the prompts from this suite (default: the run's first, or quickstart)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the table; 1 if something is wrong."""
+    """Prints the table; the exit code is 1 if a check is wrong."""
     folder = speculator_of(options.checkpoint)
     recipe = recipe_of(folder)
     suite = _suite(options, recipe)
-    from speculators.doctor.run import Wish, examine
+    from speculators.doctor.run import examine
     from speculators.pipeline.measure import SavedSpeculator
     from speculators.report.console import console
     from speculators.report.doctor import diagnosis_tables
@@ -34,17 +38,16 @@ def run(options: argparse.Namespace) -> int:
 
     with RunView(quiet=options.quiet) as view:
         subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
-        found = examine(subject, Wish(suite=suite, listen=view))
-    result = found.to_json()
+        diagnosis = examine(subject, suite, listen=view)
     if options.json:
-        print_json(result)
+        print_json(diagnosis.to_json())
     else:
-        console().print(diagnosis_tables(result))
-    return 0 if found.healthy else 1
+        console().print(diagnosis_tables(diagnosis))
+    return 0 if diagnosis.healthy else 1
 
 
 def _suite(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
-    """Returns the suite that the prompts are taken from."""
+    """Chooses the suite for the prompts: the options', else the run's first, else quickstart."""
     from speculators.recipe.schema import Suite
     from speculators.structure.converter import structure
 

@@ -1,6 +1,6 @@
-"""Is the draft given what it was trained on: layers, tokens, labels, positions, norms moved by one, options flipped.
+"""Checks that the draft reads what it was trained on: layers, tokens, labels, positions, norms and options.
 
-What is configured must accept the most. Where another alignment accepts more, beyond chance, that is the diagnosis.
+The configured alignment must accept the most drafts. If another one accepts more, beyond chance, it is the diagnosis.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from torch import nn
 from speculators.bench.rows import Response
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import WARNING, Check, Family
-from speculators.doctor.subject import Patient
-from speculators.doctor.trials import Change, Comparison, Trial, attempt, compare
+from speculators.doctor.speculator import ExaminedSpeculator
+from speculators.doctor.trials import Shift, Trial, attempt, compare
 from speculators.model import SpeculatorModel
 
 ALIGNMENT = Family("alignment")
-# Swaps and options that are tried; with the other comparisons they stay below `trials.COMPARISONS`.
+# With these limits the comparisons of one examination stay below `trials.COMPARISONS`.
 MOST_SWAPS, MOST_OPTIONS = 12, 8
-# A misalignment shows in the first draft already; deeper ones cost as much each.
+# A misalignment already shows in the first draft, and each further depth costs as much again.
 MOST_DEPTHS = 3
-# Of the largest gain: what gains as much is the same fault in other words (tokens one later, labels one earlier: the
-# draft copies what it reads), and both are told.
+# Share of the largest gain. Alternatives above it describe the same fault in other terms (tokens one later and labels
+# one earlier: the draft copies its input), so both are reported.
 AS_GOOD = 0.95
 
 
 @attrs.frozen(eq=False)
-class Other:
-    """Another alignment than the configured one.
+class Alternative:
+    """An alignment other than the configured one.
 
     Attributes:
-        what: it is, in a few words.
-        means: what it means if this one is better.
-        todo: then.
-        run: tries it.
+        what: short name.
+        means: the diagnosis if this alignment is better.
+        todo: the remedy in that case.
+        run: replays the draft with it.
     """
 
     what: str
@@ -51,67 +51,71 @@ class Other:
 
 
 @attrs.define(eq=False)
-class Bench:
-    """What all trials of one patient share."""
+class DraftTrials:
+    """Replays one speculator on one set of answers."""
 
-    patient: Patient
+    speculator: ExaminedSpeculator
     answers: Answers
 
     @cached_property
     def configured(self) -> Trial:
-        """The trial of what is configured, with which all others are compared."""
+        """The trial of the configured alignment, the reference for all others."""
         return self.attempt()
 
     @property
     def responses(self) -> list[Response]:
-        """The answers."""
+        """The answers, in the order of the trials' tables."""
         return [row.response for row in self.answers.rows]
 
     @property
     def k(self) -> int:
-        """Depths that are tried: as many as a server drafts, and as tell a misalignment."""
-        return min(self.patient.num_tokens, MOST_DEPTHS)
+        """Number of depths to replay: as many as a server drafts, up to MOST_DEPTHS."""
+        return min(self.speculator.num_tokens, MOST_DEPTHS)
 
     @property
     def model(self) -> SpeculatorModel:
-        """The draft."""
-        assert self.patient.model is not None
-        return self.patient.model
+        """The draft model, which must have loaded."""
+        assert self.speculator.model is not None
+        return self.speculator.model
 
-    def attempt(self, change: Change = Change(), states: Sequence[torch.Tensor] | None = None) -> Trial:  # noqa: B008
-        """Tries the model with a change, or on other states."""
-        return self.attempt_with(self.model, change, states)
+    def attempt(self, shift: Shift = Shift(), states: Sequence[torch.Tensor] | None = None) -> Trial:  # noqa: B008
+        """Replays the model with an offset, or on other states."""
+        return self.attempt_with(self.model, shift, states)
 
     def attempt_with(
         self,
         model: SpeculatorModel,
-        change: Change = Change(),  # noqa: B008  # frozen
+        shift: Shift = Shift(),  # noqa: B008  # frozen
         states: Sequence[torch.Tensor] | None = None,
     ) -> Trial:
-        """Tries another model of the same algorithm."""
-        given = self.answers.states(self.patient.layer_ids or ()) if states is None else states
-        return attempt(model, self.responses, given, self.k, change)
+        """Replays another model of the same algorithm."""
+        if states is None:
+            states = self.answers.states(self.speculator.layer_ids or ())
+        return attempt(model, self.responses, states, self.k, shift)
 
 
-def check_acceptance(bench: Bench) -> Check:
-    """Tells whether drafts are accepted at all: more often than always drafting the commonest token would be."""
-    configured = bench.configured
-    answers = [np.array(row.response.answer[1:]) for row in bench.answers.rows]
+def check_acceptance(trials: DraftTrials) -> Check:
+    """Checks that drafts are accepted more often than a constant guess of the commonest token."""
+    configured = trials.configured
+    answers = [np.array(row.response.answer[1:]) for row in trials.answers.rows]
     tokens, counts = np.unique(np.concatenate(answers), return_counts=True)
     constant = float(counts.max() / counts.sum())
     figures = (
-        f"tau {configured.tau:.3f} for K = {bench.k}; the first draft is accepted at {configured.hits:.1%} of "
-        f"{counts.sum():,} places, token {tokens[counts.argmax()]} alone would be at {constant:.1%}"
+        f"tau {configured.tau:.3f} for K = {trials.k}; the first draft is accepted at {configured.hits:.1%} of "
+        f"{counts.sum():,} places, and always drafting token {tokens[counts.argmax()]} at {constant:.1%}"
     )
     if configured.hits > constant:
         return ALIGNMENT.ok("acceptance", figures)
-    todo = "see what else is wrong here; if nothing is, it was hardly trained, or on other text than the verifier's"
-    return ALIGNMENT.wrong("acceptance", f"drafts are accepted no more often than a constant would be: {figures}", todo)
+    todo = (
+        "fix whatever else is wrong in this table; if nothing is, the draft was barely trained, or trained on text "
+        "that the verifier does not write"
+    )
+    return ALIGNMENT.wrong("acceptance", f"drafts are accepted no more often than a constant guess: {figures}", todo)
 
 
-def check_alignment(bench: Bench) -> Iterator[Check]:
-    """Yields a check for each kind of alignment."""
-    groups: tuple[tuple[str, Callable[[Bench], list[Other] | str]], ...] = (
+def check_alignment(trials: DraftTrials) -> Iterator[Check]:
+    """Yields one check per kind of alignment."""
+    groups: tuple[tuple[str, Callable[[DraftTrials], list[Alternative] | str]], ...] = (
         ("layer ids", _layers),
         ("tokens", _tokens),
         ("labels", _labels),
@@ -121,159 +125,159 @@ def check_alignment(bench: Bench) -> Iterator[Check]:
         ("norms in place", _swaps),
         ("options", _options),
     )
-    verdicts = []
+    ranked = []
     for name, others in groups:
-        found = others(bench)
-        verdicts.append(
-            Verdict(ALIGNMENT.skipped(name, found)) if isinstance(found, str) else judge(name, bench.configured, found)
-        )
-    yield from best_explained(verdicts)
+        alternatives = others(trials)
+        if isinstance(alternatives, str):
+            ranked.append(RankedCheck(ALIGNMENT.skipped(name, alternatives)))
+        else:
+            ranked.append(judge(name, trials.configured, alternatives))
+    yield from best_explained(ranked)
 
 
 @attrs.frozen
-class Verdict:
-    """A check, and by how many accepted drafts a place the other alignment is better, 0 where none is."""
+class RankedCheck:
+    """A check with the gain of the best alternative, in accepted drafts per place; 0 if none is better."""
 
     check: Check
     gain: float = 0.0
 
 
-def judge(name: str, configured: Trial, others: Sequence[Other]) -> Verdict:
-    """Returns the check of one kind: the best of the others that is better beyond chance is the diagnosis."""
+def judge(name: str, configured: Trial, others: Sequence[Alternative]) -> RankedCheck:
+    """Tries the alternatives of one kind; the best of those that help beyond chance is the diagnosis."""
     tried = [(other, other.run()) for other in others]
     if all(_unread(trial, configured) for _, trial in tried):
-        return Verdict(ALIGNMENT.skipped(name, "the draft does not read it: its logits stay the same to the bit"))
-    told = ", ".join(f"{other.what} {trial.tau:.3f}" for other, trial in sorted(tried, key=lambda one: -one[1].tau)[:3])
-    figures = f"tau as configured {configured.tau:.3f}; {told}"
+        return RankedCheck(ALIGNMENT.skipped(name, "the draft does not read it: its logits do not change by a bit"))
+    best = sorted(tried, key=lambda pair: -pair[1].tau)[:3]
+    taus = ", ".join(f"{other.what} {trial.tau:.3f}" for other, trial in best)
+    figures = f"tau as configured {configured.tau:.3f}; {taus}"
     compared = [(compare(configured, trial), other) for other, trial in tried]
     better = [pair for pair in compared if pair[0].better]
     if not better:
-        return Verdict(ALIGNMENT.ok(name, figures))
-    found, other = max(better, key=lambda pair: pair[0].gain)
-    return Verdict(ALIGNMENT.wrong(name, f"{other.means}: {figures} {chance(found)}", other.todo), found.gain)
+        return RankedCheck(ALIGNMENT.ok(name, figures))
+    comparison, other = max(better, key=lambda pair: pair[0].gain)
+    evidence = f"{other.means}: {figures} (p = {comparison.p:.1g})"
+    return RankedCheck(ALIGNMENT.wrong(name, evidence, other.todo), comparison.gain)
 
 
-def best_explained(verdicts: Sequence[Verdict]) -> Iterator[Check]:
-    """Yields the checks; one fault can make several alignments better, and the one that gains most is the diagnosis."""
-    most = max(verdicts, key=lambda verdict: verdict.gain)
-    for verdict in verdicts:
-        check = verdict.check
-        if 0 < verdict.gain < AS_GOOD * most.gain:
-            words = f"better than configured too, but {most.check.name} explain more: {check.evidence}"
-            check = attrs.evolve(
-                check, result=WARNING, evidence=words, todo=f"mend {most.check.name} first, look again"
-            )
+def best_explained(ranked: Sequence[RankedCheck]) -> Iterator[Check]:
+    """Yields the checks, keeping the largest gain as the diagnosis.
+
+    One fault can improve several alignments; the lesser gains become warnings that name the diagnosis.
+    """
+    most = max(ranked, key=lambda ranked_check: ranked_check.gain)
+    for ranked_check in ranked:
+        check = ranked_check.check
+        if 0 < ranked_check.gain < AS_GOOD * most.gain:
+            evidence = f"also better than configured, but {most.check.name} explain more: {check.evidence}"
+            todo = f"fix {most.check.name} first, then examine again"
+            check = attrs.evolve(check, result=WARNING, evidence=evidence, todo=todo)
         yield check
 
 
-def chance(comparison: Comparison) -> str:
-    """Returns the odds of a gain in words."""
-    return f"(p = {comparison.p:.1g})"
-
-
 def _unread(trial: Trial, configured: Trial) -> bool:
-    """Whether a change of what the draft is given changed nothing; other labels are held against the same drafts."""
-    given_again = trial.first is not configured.first
-    return given_again and torch.equal(trial.first, configured.first) and _same(trial, configured)
+    """Whether the changed input left the drafts as they were; a trial of other labels re-uses the configured drafts."""
+    replayed = trial.first is not configured.first
+    return replayed and torch.equal(trial.first, configured.first) and _same(trial, configured)
 
 
 def _same(one: Trial, other: Trial) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.drafts, other.drafts, strict=True))
 
 
-def _layers(bench: Bench) -> list[Other] | str:
-    ids = bench.patient.layer_ids or ()
+def _layers(trials: DraftTrials) -> list[Alternative] | str:
+    ids = trials.speculator.layer_ids or ()
     if not ids:
-        return "the draft reads no states of the verifier"
+        return "the draft does not read the verifier's states"
     others = []
-    for step, words in ((-1, "one earlier"), (1, "one later")):
+    for step, direction in ((-1, "one earlier"), (1, "one later")):
         moved = tuple(layer + step for layer in ids)
-        if min(moved) >= 0 and max(moved) <= bench.answers.num_layers:
+        if min(moved) >= 0 and max(moved) <= trials.answers.num_layers:
             others.append(
-                Other(
+                Alternative(
                     what=f"layers {list(moved)}",
-                    means=f"the draft was trained on layers {words} than {list(ids)} (off by one)",
-                    todo=f"write {list(moved)} into config.json; or mend the capture and train again: id l is the "
+                    means=f"the draft was trained on layers {direction} than {list(ids)} (off by one)",
+                    todo=f"write {list(moved)} into config.json, or fix the capture and train again: id l is the "
                     "stream entering layer l, id N the last layer's output before the final norm",
-                    run=partial(_on_layers, bench, moved),
+                    run=partial(_on_layers, trials, moved),
                 )
             )
-    return others or f"layers {list(ids)} of {bench.answers.num_layers} cannot be moved: the verifier has no others"
+    return others or f"layers {list(ids)} of {trials.answers.num_layers} cannot be moved: no neighbours"
 
 
-def _on_layers(bench: Bench, layer_ids: tuple[int, ...]) -> Trial:
-    # Put together when it is tried: the states of all kinds at once would be many times those of one.
-    return bench.attempt(states=bench.answers.states(layer_ids))
+def _on_layers(trials: DraftTrials, layer_ids: tuple[int, ...]) -> Trial:
+    # Concatenated only when tried: all variants at once would take many times the memory.
+    return trials.attempt(states=trials.answers.states(layer_ids))
 
 
-def _tokens(bench: Bench) -> list[Other] | str:
+def _tokens(trials: DraftTrials) -> list[Alternative] | str:
     return [
-        Other(
-            what=f"tokens one {words}",
-            means=f"the draft was trained with tokens one place {words} beside the states (input shift {step:+d})",
+        Alternative(
+            what=f"tokens one {direction}",
+            means=f"the draft was trained with tokens one place {direction} beside the states (input shift {step:+d})",
             todo="pair the verifier's state at place i with token i + 1, and train again",
-            run=partial(bench.attempt, Change(tokens=step)),
+            run=partial(trials.attempt, Shift(tokens=step)),
         )
-        for step, words in ((-1, "earlier"), (1, "later"))
+        for step, direction in ((-1, "earlier"), (1, "later"))
     ]
 
 
-def _labels(bench: Bench) -> list[Other] | str:
+def _labels(trials: DraftTrials) -> list[Alternative] | str:
     return [
-        Other(
-            what=f"labels one {words}",
-            means=f"the draft says the token one place {words} than it is asked for: labels were shifted by {step:+d}",
-            todo="the row that reads token i + 1 is to predict token i + 2: mend the shift and train again",
-            run=partial(bench.configured.against, bench.responses, step),
+        Alternative(
+            what=f"labels one {direction}",
+            means=f"the draft predicts the token one place {direction} than asked: labels were shifted by {step:+d}",
+            todo="make the row that reads token i + 1 predict token i + 2, and train again",
+            run=partial(trials.configured.against, trials.responses, step),
         )
-        for step, words in ((-1, "earlier"), (1, "later"))
+        for step, direction in ((-1, "earlier"), (1, "later"))
     ]
 
 
-def _positions(bench: Bench) -> list[Other] | str:
+def _positions(trials: DraftTrials) -> list[Alternative] | str:
     return [
-        Other(
+        Alternative(
             what=f"answer's positions {step:+d}",
-            means=f"the draft was trained with the answer's tokens one position {words}, the prompt's where they are",
-            todo="positions count the tokens of a document from 0, prompt and answer alike: mend them and train again",
-            run=partial(bench.attempt, Change(positions=step)),
+            means=f"the draft was trained with the answer's tokens one position {direction}, the prompt's unmoved",
+            todo="number the tokens of a document from 0, prompt and answer alike, and train again",
+            run=partial(trials.attempt, Shift(positions=step)),
         )
-        for step, words in ((-1, "earlier"), (1, "later"))
+        for step, direction in ((-1, "earlier"), (1, "later"))
     ]
 
 
-def _verifier_norm(bench: Bench) -> list[Other] | str:
-    ids, last = bench.patient.layer_ids or (), bench.answers.num_layers
+def _verifier_norm(trials: DraftTrials) -> list[Alternative] | str:
+    ids, last = trials.speculator.layer_ids or (), trials.answers.num_layers
     if last not in ids:
-        return f"layers {list(ids)}: the last layer's output, which alone has a norm behind it, is not read"
+        return f"layers {list(ids)}: the draft does not read the last layer's output, the only one that a norm follows"
 
     def run() -> Trial:
-        parts = [bench.answers.normed() if layer == last else bench.answers.states((layer,)) for layer in ids]
-        return bench.attempt(states=[torch.cat(row, -1) for row in zip(*parts, strict=True)])
+        parts = [trials.answers.normed() if layer == last else trials.answers.states((layer,)) for layer in ids]
+        return trials.attempt(states=[torch.cat(row, -1) for row in zip(*parts, strict=True)])
 
-    means = "the draft was trained on the last layer's output behind the final norm, and is given it before the norm"
+    means = "the draft was trained on the last layer's output after the final norm, and now reads it before the norm"
     todo = "capture the last layer's output before the final norm, and train again"
-    return [Other(what="behind the norm", means=means, todo=todo, run=run)]
+    return [Alternative(what="after the norm", means=means, todo=todo, run=run)]
 
 
-def _draft_norm(bench: Bench) -> list[Other] | str:
-    norm = dict(bench.model.named_children()).get("norm")
+def _draft_norm(trials: DraftTrials) -> list[Alternative] | str:
+    norm = dict(trials.model.named_children()).get("norm")
     if norm is None:
         return "the draft has no final norm of its own"
 
     def run() -> Trial:
         try:
-            bench.model.norm = nn.Identity()
-            return bench.attempt()
+            trials.model.norm = nn.Identity()
+            return trials.attempt()
         finally:
-            bench.model.norm = norm
+            trials.model.norm = norm
 
-    means = "the draft was trained without its final norm, and has one here"
-    return [Other(what="without the norm", means=means, todo="export the norm that training used", run=run)]
+    means = "the draft was trained without its final norm, but config.json gives it one"
+    return [Alternative(what="without the norm", means=means, todo="export the norm that training used", run=run)]
 
 
-def _swaps(bench: Bench) -> list[Other] | str:
-    norms = {name: one for name, one in bench.model.named_parameters() if name.endswith("norm.weight")}
+def _swaps(trials: DraftTrials) -> list[Alternative] | str:
+    norms = {name: one for name, one in trials.model.named_parameters() if name.endswith("norm.weight")}
     pairs = [
         (one, other)
         for one, other in combinations(sorted(norms), 2)
@@ -282,57 +286,57 @@ def _swaps(bench: Bench) -> list[Other] | str:
         and not torch.equal(norms[one], norms[other])
     ]
     if not pairs:
-        return "no two norms of one layer have the same size and other values"
+        return "no two norms of one layer have the same size and different values"
     return [
-        Other(
+        Alternative(
             what=f"{one} and {other} swapped",
             means=f"{one} and {other} are swapped",
-            todo="exchange them in model.safetensors; is a name rule of the import wrong?",
-            run=partial(_swapped, bench, norms[one], norms[other]),
+            todo="exchange them in model.safetensors, and check the name rules of the import",
+            run=partial(_swapped, trials, norms[one], norms[other]),
         )
         for one, other in pairs[:MOST_SWAPS]
     ]
 
 
-def _options(bench: Bench) -> list[Other] | str:
-    config = bench.patient.config
+def _options(trials: DraftTrials) -> list[Alternative] | str:
+    config = trials.speculator.config
     assert config is not None
-    held = {
+    values = {
         field.name: getattr(config, field.name)
         for field in type(config).recipe_fields()
         if not field.metadata.get("knob")
     }
-    flips = {name: not value for name, value in held.items() if isinstance(value, bool)}
-    fitting = [(name, value) for name, value in flips.items() if bench.patient.fits(**{name: value})]
+    flips = {name: not value for name, value in values.items() if isinstance(value, bool)}
+    fitting = [(name, value) for name, value in flips.items() if trials.speculator.fits(**{name: value})]
     if not fitting:
-        return "no option of config.json can be on and off with the same tensors"
+        return "the tensors fit only one value of each option in config.json"
     return [
-        Other(
+        Alternative(
             what=f"{name} {json.dumps(value)}",
             means=f"the draft was trained with {name} = {json.dumps(value)}, config.json says {json.dumps(not value)}",
-            todo=f"write {name} = {json.dumps(value)} into config.json; is a field of the import wrong?",
-            run=partial(_with_option, bench, name, value),
+            todo=f"write {name} = {json.dumps(value)} into config.json, and check the fields of the import",
+            run=partial(_with_option, trials, name, value),
         )
         for name, value in fitting[:MOST_OPTIONS]
     ]
 
 
-def _with_option(bench: Bench, name: str, value: bool) -> Trial:
-    return bench.attempt_with(bench.patient.with_config(**{name: value}))
+def _with_option(trials: DraftTrials, name: str, value: bool) -> Trial:
+    return trials.attempt_with(trials.speculator.with_config(**{name: value}))
 
 
 def _parent(name: str) -> str:
     return name.rsplit(".", 2)[0] if name.count(".") > 1 else ""
 
 
-def _swapped(bench: Bench, one: nn.Parameter, other: nn.Parameter) -> Trial:
+def _swapped(trials: DraftTrials, one: nn.Parameter, other: nn.Parameter) -> Trial:
     with exchanged(one, other):
-        return bench.attempt()
+        return trials.attempt()
 
 
 @contextmanager
 def exchanged(one: nn.Parameter, other: nn.Parameter) -> Iterator[None]:
-    """Gives two parameters each other's values within the block."""
+    """Exchanges the values of two parameters within the block."""
     one.data, other.data = other.data, one.data
     try:
         yield

@@ -1,4 +1,4 @@
-"""The verifier's own greedy answers to a handful of prompts, with the states of every layer that a check wants."""
+"""The verifier's greedy answers to a handful of prompts, with hidden states of every layer that a check asks for."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from speculators.verifier.weights import VerifierHead, load_head
 
 @attrs.define(eq=False, kw_only=True)
 class Answers:
-    """What acceptance is measured on.
+    """The answers on which acceptance is measured.
 
     Attributes:
-        engine: the verifier.
-        head: its final norm and head, over the whole vocabulary.
-        rows: answers of two tokens and more, judged at T = 0; their states are left out.
-        source: in words, where the prompts come from.
+        engine: runs the verifier.
+        head: the verifier's final norm and head, over the whole vocabulary.
+        rows: answers of at least two tokens, judged at T = 0, without their states.
+        source: describes where the prompts come from.
     """
 
     engine: Engine
@@ -44,18 +44,20 @@ class Answers:
         source: str,
         progress: Progress = ignore,
     ) -> Answers:
-        """Lets the verifier answer, and keeps the states of `layer_ids` that it has, and of its last layer.
+        """Generates the answers and keeps the states of `layer_ids` (those that exist) and of the last layer.
 
         Raises:
-            DataError: it says nothing: no answer has two tokens of its own.
+            DataError: no answer has two tokens.
         """
         head = load_head(engine.folder, engine.facts).to(engine.device)
         ids = sorted({*(layer for layer in layer_ids if 0 <= layer <= engine.num_layers), engine.num_layers})
-        found = own_rows(engine, head, prompts, ids, temperature=0.0, max_new_tokens=max_new_tokens, progress=progress)
-        rows = [row for row in found if len(row.response.answer) > 1]
+        answered = own_rows(
+            engine, head, prompts, ids, temperature=0.0, max_new_tokens=max_new_tokens, progress=progress
+        )
+        rows = [row for row in answered if len(row.response.answer) > 1]
         if not rows:
             raise DataError(
-                f"{source}: the verifier's answers have less than two tokens: there is nothing to draft",
+                f"{source}: every answer of the verifier has fewer than two tokens, so there is nothing to draft",
                 hint="give prompts that it answers at length (--prompts FILE)",
             )
         width = engine.facts.hidden_size
@@ -68,35 +70,35 @@ class Answers:
 
     @property
     def num_layers(self) -> int:
-        """The verifier's layers, N."""
+        """Number of the verifier's layers (N)."""
         return self.engine.num_layers
 
     @property
     def tokens(self) -> list[torch.Tensor]:
-        """Prompt and answer of each row, [n] int64."""
+        """Token ids of prompt and answer, [n] int64 per row."""
         return [torch.tensor(row.response.tokens) for row in self.rows]
 
     def states(self, layer_ids: Sequence[int]) -> list[torch.Tensor]:
-        """Returns the states of each row, [n, A*H] in float32, concatenated in the order given.
+        """Gives each row's states, [n, A*H] in float32, concatenated in the order of `layer_ids`.
 
         Raises:
             VerifierError: the verifier has no such layer.
         """
         if outside := [layer for layer in layer_ids if not 0 <= layer <= self.num_layers]:
-            raise VerifierError(f"the verifier has layer ids 0 to {self.num_layers}, and not {outside}")
+            raise VerifierError(f"the verifier has layer ids 0 to {self.num_layers}, not {outside}")
         if missing := sorted({*layer_ids} - set(self._states)):
             self._capture(missing)
         return [torch.cat([self._states[layer][row] for layer in layer_ids], -1) for row in range(len(self.rows))]
 
     def normed(self) -> list[torch.Tensor]:
-        """Returns the last layer's states behind the final norm, [n, H] each."""
+        """Gives each row's last-layer states after the final norm, [n, H]."""
         return [self.head.normalize(state).float() for state in self.states((self.num_layers,))]
 
     def _capture(self, layer_ids: Sequence[int]) -> None:
         width = self.engine.facts.hidden_size
-        found: dict[int, torch.Tensor] = {}
+        by_row: dict[int, torch.Tensor] = {}
         for index, chosen, _ in self.engine.capture_all(self.tokens, layer_ids):
-            found[index] = chosen.float()
+            by_row[index] = chosen.float()
         for place, layer in enumerate(layer_ids):
             part = slice(place * width, (place + 1) * width)
-            self._states[layer] = [found[index][:, part] for index in range(len(self.rows))]
+            self._states[layer] = [by_row[index][:, part] for index in range(len(self.rows))]

@@ -1,4 +1,4 @@
-"""What the doctor finds, as frozen values: the terminal, the JSON and the tests read the same."""
+"""The doctor's findings as frozen values, which the terminal, the JSON output and the tests share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ FAMILIES = ("loads", "config", "alignment", "parity", "length", "data")
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One check.
+    """The outcome of one check.
 
     Attributes:
         family: one of FAMILIES.
-        name: of the check in its family.
-        result: "ok", "warning" (it works, and costs something or will not work elsewhere), "wrong" or "not checked".
-        evidence: what was found, with figures; why it was not checked.
-        todo: what to do about it; "" where nothing needs to be done.
+        name: unique within the family.
+        result: "ok"; "warning", if it works but costs something or will fail elsewhere; "wrong"; or "not checked".
+        evidence: the finding with figures, or the reason for not checking.
+        todo: the remedy; "" if none is needed.
     """
 
     family: str
@@ -31,15 +31,15 @@ class Check:
 
 @attrs.frozen(kw_only=True)
 class Diagnosis:
-    """All checks of one speculator.
+    """The results of all checks of one speculator.
 
     Attributes:
-        speculator: its folder.
-        algorithm: as config.json names it, "" where that cannot be read.
-        verifier: its folder.
-        prompts: the answers that acceptance was measured on, in words.
-        false_alarm: probability that chance alone makes any check of a sound speculator wrong.
-        seconds: it took.
+        speculator: path of its folder.
+        algorithm: the name in config.json; "" if the file cannot be read.
+        verifier: path of its folder.
+        prompts: describes the answers on which acceptance was measured.
+        false_alarm: probability that any check of a sound speculator fails by chance.
+        seconds: duration of the examination.
     """
 
     speculator: str
@@ -52,38 +52,38 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no check is wrong."""
         return all(check.result != WRONG for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns JSON values."""
+        """Converts the diagnosis to JSON values, with the verdict under `healthy`."""
         return {**attrs.asdict(self), "healthy": self.healthy}
 
 
 @attrs.frozen
 class Family:
-    """Makes the checks of one family."""
+    """Builds the checks of one family."""
 
     name: str
 
     def ok(self, name: str, evidence: str) -> Check:
-        """Returns a check that was passed."""
+        """Reports a check that passed."""
         return Check(family=self.name, name=name, result=OK, evidence=evidence)
 
     def warning(self, name: str, evidence: str, todo: str = "") -> Check:
-        """Returns a check with something to know."""
+        """Reports a check that passed with a cost or a risk."""
         return Check(family=self.name, name=name, result=WARNING, evidence=evidence, todo=todo)
 
     def wrong(self, name: str, evidence: str, todo: str) -> Check:
-        """Returns a check that failed."""
+        """Reports a check that failed."""
         return Check(family=self.name, name=name, result=WRONG, evidence=evidence, todo=todo)
 
     def skipped(self, name: str, why: str) -> Check:
-        """Returns a check that could not be made."""
+        """Reports a check that could not run."""
         return Check(family=self.name, name=name, result=SKIPPED, evidence=why)
 
 
 def listed(names: list[str], most: int = 4) -> str:
-    """Returns a few names, and how many more there are."""
+    """Lists at most `most` names and counts the rest."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

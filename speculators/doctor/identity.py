@@ -1,4 +1,4 @@
-"""Is the verifier the one of training: layers, logits, weights, tokenizer, chat template."""
+"""Checks that this is the verifier of training: layers, logits, weights, tokenizer, chat template."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from speculators.data.template import ChatTemplate
 from speculators.doctor.check import Check, Family, listed
-from speculators.doctor.subject import Patient
+from speculators.doctor.speculator import ExaminedSpeculator
 from speculators.errors import SpeculatorsError
 from speculators.files.disk import file_sha256
 from speculators.verifier.engine import Engine
@@ -25,43 +25,43 @@ TOKENIZER = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-# Hashing reads every byte: a minute for so many on a slow disk.
+# Hashing reads every byte; this much takes a minute on a slow disk.
 MOST_BYTES = 8e9
 
 
-def check_layers(patient: Patient) -> Check:
-    """Checks the ids of the states that are read: there, in order, and those of training."""
-    name, ids, last = "layer ids", patient.layer_ids, int(patient.facts["num_hidden_layers"])
+def check_layers(speculator: ExaminedSpeculator) -> Check:
+    """Checks that the layer ids exist, are sorted, and are those of training."""
+    name, ids, last = "layer ids", speculator.layer_ids, int(speculator.facts["num_hidden_layers"])
     if not ids:
-        return CONFIG.skipped(name, "the draft reads no states of the verifier")
+        return CONFIG.skipped(name, "the draft does not read the verifier's states")
     if outside := [layer for layer in ids if not 0 <= layer <= last]:
-        words = f"{list(ids)}: the verifier has ids 0 to {last}, and not {outside}"
-        return CONFIG.wrong(name, words, "id l is the stream entering layer l, id N the last layer's output")
+        evidence = f"{list(ids)}: the verifier has ids 0 to {last}, not {outside}"
+        return CONFIG.wrong(name, evidence, "id l is the stream entering layer l, id N the last layer's output")
     if sorted(set(ids)) != list(ids):
-        words = f"{list(ids)} are not sorted and distinct: a server hands states over in the order of layers"
-        return CONFIG.wrong(name, words, "sort them, and the columns of the first projection with them")
-    if patient.origin is not None:
-        trained = tuple(patient.origin.trained["target_layer_ids"])
+        evidence = f"{list(ids)} are not sorted and distinct, but a server passes states in the order of layers"
+        return CONFIG.wrong(name, evidence, "sort them, and the columns of the first projection with them")
+    if speculator.origin is not None:
+        trained = tuple(speculator.origin.trained["target_layer_ids"])
         if trained != ids:
-            words = f"{list(ids)}, and training read {list(trained)}: config.json was changed after it"
-            return CONFIG.wrong(name, words, f"write {list(trained)} back, or export again")
-    told = patient.decoder.get("num_aux_hidden_states")
-    if told is not None and told != len(ids):
-        words = f"num_aux_hidden_states is {told}, and {len(ids)} layers are read: a server projects as many as it says"
-        return CONFIG.wrong(name, words, f"write {len(ids)}")
-    trained_too = ", as in training" if patient.origin is not None else ""
+            evidence = f"{list(ids)}, but training read {list(trained)}: config.json was changed afterwards"
+            return CONFIG.wrong(name, evidence, f"write {list(trained)} back, or export again")
+    count = speculator.decoder.get("num_aux_hidden_states")
+    if count is not None and count != len(ids):
+        evidence = f"num_aux_hidden_states is {count}, but {len(ids)} layers are read: a server projects {count}"
+        return CONFIG.wrong(name, evidence, f"write {len(ids)}")
+    trained_too = ", as in training" if speculator.origin is not None else ""
     return CONFIG.ok(name, f"{list(ids)} of 0 to {last}{trained_too}")
 
 
 def check_head(engine: Engine) -> Check:
-    """Checks that final norm and head, as they are read here, give the verifier's own logits."""
+    """Checks that the final norm and head, as loaded, reproduce the verifier's logits."""
     name = "verifier's logits"
     try:
         head = load_head(engine.folder, engine.facts, dtype=engine.dtype).to(engine.device)
         engine.check_head(head)
     except SpeculatorsError as error:
         return CONFIG.wrong(
-            name, str(error), "every target and every acceptance is made from them: use another verifier"
+            name, str(error), "all targets and all acceptance figures are computed from them: use another verifier"
         )
     norm = "x * (1 + w)" if head.unit_offset else "x * w"
     rules = [f"final norm {norm}", f"eps {head.eps:g}"]
@@ -69,89 +69,90 @@ def check_head(engine: Engine) -> Check:
         rules.append(f"logits times {head.scale:g}")
     if head.softcap is not None:
         rules.append(f"soft cap {head.softcap:g}")
-    return CONFIG.ok(name, f"{', '.join(rules)}: recomputed logits are the model's own")
+    return CONFIG.ok(name, f"{', '.join(rules)}: recomputed logits equal the model's")
 
 
-def check_identity(patient: Patient) -> Iterator[Check]:
-    """Compares the verifier's files with those of training."""
-    yield _architecture(patient)
-    yield _weights(patient)
-    yield _files(patient)
-    yield _template(patient)
+def check_identity(speculator: ExaminedSpeculator) -> Iterator[Check]:
+    """Compares the verifier's architecture and files with those of training."""
+    yield _architecture(speculator)
+    yield _weights(speculator)
+    yield _files(speculator)
+    yield _template(speculator)
 
 
-def _architecture(patient: Patient) -> Check:
-    held = patient.config.speculators_config if patient.config else None
-    told = list(held.verifier.architectures) if held else []
-    here = list(patient.facts.get("architectures") or [])
-    if not told:
-        return CONFIG.skipped("architecture", "config.json does not say which architecture it drafts for")
-    if told == here:
-        return CONFIG.ok("architecture", f"{', '.join(here)}, as config.json says")
-    words = f"the verifier is {', '.join(here) or 'unnamed'}, config.json says {', '.join(told)}"
-    return CONFIG.wrong("architecture", words, "give the verifier that it was trained for (--verifier)")
+def _architecture(speculator: ExaminedSpeculator) -> Check:
+    table = speculator.config.speculators_config if speculator.config else None
+    named = list(table.verifier.architectures) if table else []
+    actual = list(speculator.facts.get("architectures") or [])
+    if not named:
+        return CONFIG.skipped("architecture", "config.json does not name the architecture that it drafts for")
+    if named == actual:
+        return CONFIG.ok("architecture", f"{', '.join(actual)}, as config.json says")
+    evidence = f"the verifier is {', '.join(actual) or 'unnamed'}, config.json says {', '.join(named)}"
+    return CONFIG.wrong("architecture", evidence, "give the verifier that it was trained for (--verifier)")
 
 
-def _weights(patient: Patient) -> Check:
+def _weights(speculator: ExaminedSpeculator) -> Check:
     name = "verifier's weights"
-    files = sorted(patient.verifier.glob("*.safetensors"))
+    files = sorted(speculator.verifier.glob("*.safetensors"))
     if sum(file.stat().st_size for file in files) > MOST_BYTES:
-        return CONFIG.skipped(name, f"more than {MOST_BYTES / 1e9:g} GB: not hashed")
-    return _compared(patient, name, files, "other weights: their hidden states are not those of training")
+        return CONFIG.skipped(name, f"not hashed: the files exceed {MOST_BYTES / 1e9:g} GB")
+    return _compared(speculator, name, files, "other weights, so other hidden states than in training")
 
 
-def _files(patient: Patient) -> Check:
+def _files(speculator: ExaminedSpeculator) -> Check:
     name = "tokenizer"
     try:
-        tokenizer = load_tokenizer(patient.verifier, trust_remote_code=patient.trust_remote_code)
+        tokenizer = load_tokenizer(speculator.verifier, trust_remote_code=speculator.trust_remote_code)
     except SpeculatorsError as error:
         return CONFIG.wrong(name, str(error), "give the verifier that it was trained for (--verifier)")
-    size = int(patient.facts["vocab_size"])
+    size = int(speculator.facts["vocab_size"])
     if len(tokenizer) > size:
-        words = f"it has {len(tokenizer)} tokens, the verifier's embeddings {size}: the tokenizer of another model"
-        return CONFIG.wrong(name, words, "put the verifier's own tokenizer into its folder")
-    if (patient.folder / "tokenizer.json").is_file():
+        evidence = f"{len(tokenizer)} tokens, but the verifier has {size} embeddings: the tokenizer of another model"
+        return CONFIG.wrong(name, evidence, "put the verifier's own tokenizer into its folder")
+    if (speculator.folder / "tokenizer.json").is_file():
         try:
-            own = load_tokenizer(patient.folder)
+            own = load_tokenizer(speculator.folder)
         except SpeculatorsError as error:
-            return CONFIG.wrong(name, str(error), "remove it: the verifier's tokenizer is the one that counts")
+            return CONFIG.wrong(name, str(error), "remove tokenizer.json: servers use the verifier's")
         if own.get_vocab() != tokenizer.get_vocab():
-            words = "the checkpoint brings a tokenizer with other tokens than the verifier's"
-            return CONFIG.wrong(name, words, "give the verifier that it was trained for (--verifier)")
-    files = [patient.verifier / one for one in TOKENIZER if (patient.verifier / one).is_file()]
-    return _compared(patient, name, files, "another tokenizer: ids mean other text than in training")
+            evidence = "the checkpoint brings a tokenizer with other tokens than the verifier's"
+            return CONFIG.wrong(name, evidence, "give the verifier that it was trained for (--verifier)")
+    files = [speculator.verifier / one for one in TOKENIZER if (speculator.verifier / one).is_file()]
+    return _compared(speculator, name, files, "another tokenizer, so ids mean other text than in training")
 
 
-def _compared(patient: Patient, name: str, files: list[Path], means: str) -> Check:
-    """Compares files of the verifier by hash with those that the run's lock names."""
-    if patient.origin is None:
-        return CONFIG.skipped(name, f"nothing records what it was trained with: {patient.no_origin}")
-    locked = patient.origin.lock.verifier.files
+def _compared(speculator: ExaminedSpeculator, name: str, files: list[Path], means: str) -> Check:
+    """Compares the hashes of the verifier's files with those in the run's lock."""
+    if speculator.origin is None:
+        return CONFIG.skipped(name, f"the files of training are unknown: {speculator.origin_problem}")
+    locked = speculator.origin.lock.verifier.files
     kinds = {".safetensors"} if name != "tokenizer" else set()
-    wanted = {one for one in locked if Path(one).suffix in kinds or (not kinds and one in TOKENIZER)}
-    found = {file.name: file_sha256(file) for file in files}
-    differ = sorted(one for one in {*wanted, *found} if locked.get(one) != found.get(one))
+    expected = {one for one in locked if Path(one).suffix in kinds or (not kinds and one in TOKENIZER)}
+    actual = {file.name: file_sha256(file) for file in files}
+    differ = sorted(one for one in {*expected, *actual} if locked.get(one) != actual.get(one))
     if not differ:
-        return CONFIG.ok(name, f"{len(found)} files, as in training (sha256)")
+        return CONFIG.ok(name, f"{len(actual)} files, as in training (sha256)")
     one = differ[0]
-    words = f"{listed(differ)}: {means} (sha256 {_short(found.get(one))}, in training {_short(locked.get(one))})"
-    return CONFIG.wrong(name, words, "give the verifier that it was trained for (--verifier), or train again")
+    evidence = f"{listed(differ)}: {means} (sha256 {_short(actual.get(one))}, in training {_short(locked.get(one))})"
+    return CONFIG.wrong(name, evidence, "give the verifier that it was trained for (--verifier), or train again")
 
 
-def _template(patient: Patient) -> Check:
+def _template(speculator: ExaminedSpeculator) -> Check:
     name = "chat template"
     try:
-        template = ChatTemplate.of(load_tokenizer(patient.verifier, trust_remote_code=patient.trust_remote_code))
+        template = ChatTemplate.of(load_tokenizer(speculator.verifier, trust_remote_code=speculator.trust_remote_code))
     except SpeculatorsError as error:
-        return CONFIG.warning(name, str(error), "put the template that it was trained with into the verifier's folder")
-    if patient.origin is None:
-        return CONFIG.skipped(name, f"nothing records what it was trained with: {patient.no_origin}")
-    locked, found = patient.origin.lock.verifier.chat_template, hashlib.sha256(template.source.encode()).hexdigest()
-    if locked == found:
+        return CONFIG.warning(name, str(error), "put the template of training into the verifier's folder")
+    if speculator.origin is None:
+        return CONFIG.skipped(name, f"the files of training are unknown: {speculator.origin_problem}")
+    locked = speculator.origin.lock.verifier.chat_template
+    actual = hashlib.sha256(template.source.encode()).hexdigest()
+    if locked == actual:
         return CONFIG.ok(name, f"{len(template.source):,} characters, as in training (sha256)")
-    words = f"not the one of training (sha256 {_short(found)}, in training {_short(locked)})"
+    evidence = f"not the one of training (sha256 {_short(actual)}, in training {_short(locked)})"
     means = "turns are framed by other tokens than the draft has learnt"
-    return CONFIG.wrong(name, f"{words}: {means}", "put the template of training back, or train again with this one")
+    return CONFIG.wrong(name, f"{evidence}: {means}", "put the template of training back, or train again with this one")
 
 
 def _short(digest: str | None) -> str:

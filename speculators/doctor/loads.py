@@ -1,4 +1,4 @@
-"""Does it load: files, config, every tensor there, used, of the expected shape and finite."""
+"""Checks that the speculator loads: files, config, and every tensor present, used, well-shaped and finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from speculators.doctor.check import WRONG, Check, Family, listed
-from speculators.doctor.subject import Origin, Patient, filled, with_knobs
+from speculators.doctor.speculator import ExaminedSpeculator, TrainingRun, filled, with_knobs
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.files.disk import file_sha256
 from speculators.model import SpeculatorModel, read_config, read_weights, rebuild
@@ -22,11 +22,11 @@ AGAIN = "export the run again (spec run of its recipe), copy the folder again, o
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor] | None, list[Check]]:
-    """Returns config.json and the tensors, None for what cannot be read, and what was found."""
+    """Reads config.json and the tensors (None if unreadable), with the check of the files."""
     checks, raw, tensors = [], None, None
     try:
-        held = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        raw = held if isinstance(held, dict) else None
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = content if isinstance(content, dict) else None
         problem = "" if raw is not None else "config.json is not a JSON object"
     except (OSError, ValueError) as error:
         problem = f"config.json cannot be read: {error}"
@@ -44,64 +44,67 @@ def read_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, torch.Ten
     return raw, tensors, checks
 
 
-def altered(folder: Path, origin: Origin | None) -> Iterator[Check]:
-    """Compares the files with those that the run wrote."""
+def altered(folder: Path, origin: TrainingRun | None) -> Iterator[Check]:
+    """Compares the files with the hashes that the run recorded when it exported them."""
     if origin is None:
         return
     run = RunFolder(origin.folder)
     record = TrainingRecord.read(run)
     if record is None:
-        yield LOADS.skipped("as exported", f"the run has no {run.trained.name}: its training was not finished")
+        yield LOADS.skipped("as exported", f"the run has no {run.trained.name}, so its training did not finish")
         return
     changed = [name for name, digest in record.files.items() if not _is(folder / name, digest)]
     if changed:
-        words = f"{listed(changed)}: not what the run wrote (sha256)"
-        yield LOADS.warning("as exported", words, "what the change did is told below; spec run exports again")
+        evidence = f"{listed(changed)}: changed since the run wrote it (sha256)"
+        todo = "see the other checks for the effect of the change; spec run exports again"
+        yield LOADS.warning("as exported", evidence, todo)
     else:
-        yield LOADS.ok("as exported", f"{len(record.files)} files are those that the run wrote (sha256)")
+        yield LOADS.ok("as exported", f"{len(record.files)} files are as the run wrote them (sha256)")
 
 
 def _is(path: Path, digest: str) -> bool:
     return path.is_file() and file_sha256(path) == digest
 
 
-def build(patient: Patient) -> list[Check]:
-    """Builds the patient's model and fills it; sets `config`, `model` and `trainable` as far as that works."""
+def build(speculator: ExaminedSpeculator) -> list[Check]:
+    """Builds and fills the model; sets `config`, `trainable` and `model` as far as the checkpoint allows."""
     checks: list[Check] = []
     try:
-        patient.config = with_knobs(read_config(patient.folder), patient.origin)
-        blank = rebuild(patient.config, patient.folder)
+        speculator.config = with_knobs(read_config(speculator.folder), speculator.origin)
+        blank = rebuild(speculator.config, speculator.folder)
     except SpeculatorsError as error:
         return [LOADS.wrong("config.json", str(error), AGAIN)]
-    patient.trainable = frozenset(name for name, one in blank.named_parameters() if one.requires_grad)
-    checks += _tensors(patient, blank)
-    checks += finite(patient.tensors)
+    speculator.trainable = frozenset(name for name, one in blank.named_parameters() if one.requires_grad)
+    checks += _tensors(speculator, blank)
+    checks += finite(speculator.tensors)
     if all(check.result != WRONG for check in checks):
-        patient.model = filled(patient.config, patient.folder, patient.tensors, patient.verifier, patient.device)
+        speculator.model = filled(
+            speculator.config, speculator.folder, speculator.tensors, speculator.verifier, speculator.device
+        )
     return checks
 
 
-def _tensors(patient: Patient, blank: SpeculatorModel) -> Iterator[Check]:
-    """Yields two checks: the names, then the shapes."""
-    wanted, held = blank.saved_names(blank.state_dict()), patient.tensors
-    missing, unknown = sorted(set(wanted) - set(held)), sorted(set(held) - set(wanted))
-    told = [f"missing: {listed(missing)} (a server may fill it at random)"] * bool(missing)
-    told += [f"not used by this algorithm: {listed(unknown)}"] * bool(unknown)
-    if told:
-        yield LOADS.wrong("tensors", "; ".join(told), AGAIN)
+def _tensors(speculator: ExaminedSpeculator, blank: SpeculatorModel) -> Iterator[Check]:
+    """Yields the check of the tensors' names, then that of their shapes."""
+    expected, saved = blank.saved_names(blank.state_dict()), speculator.tensors
+    missing, unknown = sorted(set(expected) - set(saved)), sorted(set(saved) - set(expected))
+    problems = [f"missing: {listed(missing)} (a server may fill it at random)"] * bool(missing)
+    problems += [f"not used by this algorithm: {listed(unknown)}"] * bool(unknown)
+    if problems:
+        yield LOADS.wrong("tensors", "; ".join(problems), AGAIN)
     else:
-        yield LOADS.ok("tensors", f"all {len(wanted)} are there, and each is used")
-    both = sorted(set(wanted) & set(held))
+        yield LOADS.ok("tensors", f"all {len(expected)} are there, and each is used")
+    both = sorted(set(expected) & set(saved))
     wrong = [
-        f"{name} is {list(held[name].shape)}, config.json means {list(wanted[name].shape)}"
+        f"{name} is {list(saved[name].shape)}, but config.json implies {list(expected[name].shape)}"
         for name in both
-        if held[name].shape != wanted[name].shape
+        if saved[name].shape != expected[name].shape
     ]
     if wrong:
-        todo = f"correct config.json ({_sizes(patient.decoder)}), or take the weights that belong to it"
+        todo = f"correct config.json ({_sizes(speculator.decoder)}), or use the weights that belong to it"
         yield LOADS.wrong("shapes", listed(wrong, 3), todo)
     else:
-        yield LOADS.ok("shapes", f"{len(both)} as config.json means them")
+        yield LOADS.ok("shapes", f"{len(both)} tensors have the shapes that config.json implies")
 
 
 def _sizes(decoder: dict[str, Any]) -> str:
@@ -110,7 +113,7 @@ def _sizes(decoder: dict[str, Any]) -> str:
 
 
 def finite(tensors: dict[str, torch.Tensor]) -> Iterator[Check]:
-    """Looks for what is no number, and for matrices of zeros."""
+    """Looks for NaN, infinity and matrices of zeros."""
     bad, empty = [], []
     for name, tensor in sorted(tensors.items()):
         if not tensor.is_floating_point():
@@ -120,9 +123,13 @@ def finite(tensors: dict[str, torch.Tensor]) -> Iterator[Check]:
         elif tensor.ndim > 1 and not tensor.any():
             empty.append(name)
     if bad:
-        yield LOADS.wrong("finite", f"NaN or infinite: {listed(bad)}", "take an earlier checkpoint; lower the rate")
+        yield LOADS.wrong(
+            "finite",
+            f"NaN or infinite: {listed(bad)}",
+            "use an earlier checkpoint, or a lower learning rate",
+        )
     elif empty:
-        words = f"all zero: {listed(empty)}: never trained, or lost on the way"
-        yield LOADS.warning("finite", words, "train longer, or export again")
+        evidence = f"all zero: {listed(empty)}: never trained, or lost in a conversion"
+        yield LOADS.warning("finite", evidence, "train longer, or export again")
     else:
         yield LOADS.ok("finite", "every number is finite, no matrix is all zero")

@@ -1,4 +1,4 @@
-"""What the run learnt from: are its stored states the verifier's own, and does it draft new text as well as its own."""
+"""Checks what the run learnt from: its stored states, and whether it drafts new text as well as its own data."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 
 from speculators.data.encoded import Conversations
 from speculators.data.store import StateStore
-from speculators.doctor.alignment import Bench
+from speculators.doctor.alignment import DraftTrials
 from speculators.doctor.check import Check, Family
 from speculators.doctor.length import first_hits
-from speculators.doctor.subject import Patient
+from speculators.doctor.speculator import ExaminedSpeculator
 from speculators.errors import ArtifactError
 from speculators.runs.places import Places
 from speculators.verifier.engine import Engine
@@ -18,89 +18,90 @@ from speculators.verifier.states_check import TOLERANCES, StatesCheck, compare_s
 
 DATA = Family("data")
 STATES, MEMORISED = "states", "memorised"
-# Conversations that are read, evenly spread over all, and tokens of each: as many as the doctor's own answers have.
+# Number of conversations to read, evenly spread, and tokens of each: about as many as the doctor's answers have.
 SAMPLE, TOKENS = 8, 512
-# Of the acceptance on its own conversations, what new text may cost; and by how many standard errors it must be told.
+# Share of the acceptance that new text may cost, and the number of standard errors that make a loss certain.
 MOST_LOSS, ERRORS = 1 / 3, 3.0
 
 
-def check_states(patient: Patient, engine: Engine, places: Places) -> Check:
-    """Compares some of the states that the run was trained on with the verifier's, one conversation at a time."""
-    origin = patient.origin
+def check_states(speculator: ExaminedSpeculator, engine: Engine, places: Places) -> Check:
+    """Compares a sample of the run's stored states with the verifier's, one conversation at a time."""
+    origin = speculator.origin
     if origin is None:
-        return DATA.skipped(STATES, f"nothing records what it was trained with: {patient.no_origin}")
+        return DATA.skipped(STATES, f"the states of training are unknown: {speculator.origin_problem}")
     key = origin.lock.fingerprints.get("capture")
     if key is None:
-        return DATA.skipped(STATES, "the run stored none: they were computed while it was trained")
+        return DATA.skipped(STATES, "the run stored none: it computed them during training")
     try:
         prepared = conversations_of(origin.lock.fingerprints["prepare"], places)
         store = StateStore.open(places.states(key), key=key)
     except ArtifactError as error:
-        return DATA.skipped(STATES, f"they are gone: {str(error).splitlines()[0]}")
+        return DATA.skipped(STATES, f"the states are gone: {str(error).splitlines()[0]}")
     chosen = _spread(len(prepared))
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in chosen]
     layers, tokens = compare_states(engine, rows, store.states(chosen), origin.trained["target_layer_ids"])
-    here = str(engine.dtype).removeprefix("torch.")
-    found = StatesCheck(
+    dtype = str(engine.dtype).removeprefix("torch.")
+    comparison = StatesCheck(
         source=str(store.folder),
-        dtype=here,
-        # What rounds most on the way decides how far off they may be.
-        states_dtype=max(here, origin.lock.dtypes["verifier"], store.layout.dtype, key=lambda kind: TOLERANCES[kind]),
+        dtype=dtype,
+        # The coarsest dtype on the way sets the tolerance.
+        states_dtype=max(dtype, origin.lock.dtypes["verifier"], store.layout.dtype, key=lambda kind: TOLERANCES[kind]),
         conversations=len(rows),
         tokens=tokens,
         layers=layers,
     )
-    if found.problems:
-        words = f"not what the verifier computes here: {'; '.join(found.problems)}"
-        todo = "spec data --check-states compares more of them; remove the folder, and spec run captures them again"
-        return DATA.wrong(STATES, f"{words} ({found.source})", todo)
+    if comparison.problems:
+        evidence = f"not what the verifier computes now: {'; '.join(comparison.problems)}"
+        todo = "compare more of them with spec data --check-states; if you remove the folder, spec run captures again"
+        return DATA.wrong(STATES, f"{evidence} ({comparison.source})", todo)
     worst = max(layer.error for layer in layers)
-    told = (
-        f"{len(layers)} layers of {len(rows)} conversations, {tokens:,} tokens: the verifier's own within {worst:.1g}"
+    figures = (
+        f"{len(layers)} layers of {len(rows)} conversations, {tokens:,} tokens: within {worst:.1g} of the verifier's"
     )
-    return DATA.ok(STATES, f"{told} ({found.tolerance:g} is rounding)")
+    return DATA.ok(STATES, f"{figures} (up to {comparison.tolerance:g} is rounding)")
 
 
-def check_memorised(bench: Bench, places: Places) -> Check:
-    """Compares acceptance on conversations of the run's data with that on the prompts: far less is overfitting."""
-    origin = bench.patient.origin
+def check_memorised(trials: DraftTrials, places: Places) -> Check:
+    """Compares acceptance on the run's own conversations with that on the prompts; a large loss means overfitting."""
+    origin = trials.speculator.origin
     if origin is None:
-        return DATA.skipped(MEMORISED, f"nothing records what it was trained on: {bench.patient.no_origin}")
+        return DATA.skipped(MEMORISED, f"the data of training is unknown: {trials.speculator.origin_problem}")
     try:
         prepared = conversations_of(origin.lock.fingerprints["prepare"], places)
     except ArtifactError as error:
         return DATA.skipped(MEMORISED, f"the prepared conversations are gone: {str(error).splitlines()[0]}")
     seen = np.array(
-        [share for index in _spread(len(prepared)) if (share := _accepted(bench, prepared, index)) is not None]
+        [share for index in _spread(len(prepared)) if (share := _accepted(trials, prepared, index)) is not None]
     )
-    new = np.array([table[:, 0].mean() for table in bench.configured.tables])
+    new = np.array([table[:, 0].mean() for table in trials.configured.tables])
     if len(seen) == 0:
-        return DATA.skipped(MEMORISED, "no conversation of the data has an answer in its first tokens")
-    told = (
-        f"first drafts that are the verifier's token: {seen.mean():.1%} in {len(seen)} conversations of its data, "
+        return DATA.skipped(MEMORISED, f"no sampled conversation has an answer within its first {TOKENS} tokens")
+    figures = (
+        f"first drafts that equal the verifier's token: {seen.mean():.1%} in {len(seen)} conversations of its data, "
         f"{new.mean():.1%} in its answers to {len(new)} prompts"
     )
     spread = float(np.sqrt(seen.var() / len(seen) + new.var() / len(new)))
     gap = float(seen.mean() - new.mean())
     if gap > MOST_LOSS * seen.mean() and gap > ERRORS * spread:
-        words = f"it has learnt its data by heart, or these prompts are of another kind: {told}"
-        return DATA.warning(MEMORISED, words, "train on more conversations, fewer epochs, or on prompts like these")
-    return DATA.ok(MEMORISED, told)
+        evidence = f"the draft has learnt its data by heart, or these prompts are of another kind: {figures}"
+        todo = "train on more conversations, for fewer epochs, or on prompts like these"
+        return DATA.warning(MEMORISED, evidence, todo)
+    return DATA.ok(MEMORISED, figures)
 
 
 def conversations_of(key: str, places: Places) -> Conversations:
-    """Returns the prepared conversations of a fingerprint; raises ArtifactError where they are gone."""
+    """Opens the prepared conversations of a fingerprint; raises ArtifactError if they are gone."""
     return Conversations.open(places.conversations(key), key=key)
 
 
-def _accepted(bench: Bench, prepared: Conversations, index: int) -> float | None:
-    """Returns the share of a conversation's supervised places whose first draft is what the verifier says."""
+def _accepted(trials: DraftTrials, prepared: Conversations, index: int) -> float | None:
+    """Share of a conversation's supervised places whose first draft equals the verifier's token; None without any."""
     row = prepared.row(index)
     tokens, mask = torch.from_numpy(row.input_ids[:TOKENS]).long(), row.loss_mask[:TOKENS].astype(bool)
     if not mask[2:].any():
         return None
-    states, last = bench.answers.engine.capture([tokens], bench.patient.layer_ids or ())[0]
-    return float(first_hits(bench, tokens, states.float(), last.float())[mask[2:]].mean())
+    states, last = trials.answers.engine.capture([tokens], trials.speculator.layer_ids or ())[0]
+    return float(first_hits(trials, tokens, states.float(), last.float())[mask[2:]].mean())
 
 
 def _spread(count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Does config.json still say what the run was trained with: every value of it, whatever the algorithm."""
+"""Checks that every value of config.json is still the one of training, whatever the algorithm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from speculators.contract import build_model
 from speculators.doctor.check import Check, Family, listed
-from speculators.doctor.subject import Origin, Patient
+from speculators.doctor.speculator import ExaminedSpeculator, TrainingRun
 from speculators.facts import VerifierFacts
 from speculators.pipeline.arguments import training_kwargs
 from speculators.recipe.plan import Plan
@@ -18,36 +18,36 @@ from speculators.structure.origin import path_text
 
 CONFIG = Family("config")
 NAME = "as trained"
-# Who wrote the file, where the verifier is, and how many tokens a server drafts: training knows nothing of these.
+# Training does not determine these: the file's version, the verifier's location, the number of drafted tokens.
 NOT_TRAINED = ("speculators_version", "speculators_config")
 
 
-def check_trained(patient: Patient) -> Check:
-    """Compares config.json with the one that the run's recipe and lock give."""
-    if patient.origin is None:
-        return CONFIG.skipped(NAME, f"nothing records what it was trained with: {patient.no_origin}")
-    if patient.config is None:
-        return CONFIG.skipped(NAME, "config.json cannot be read: see the checks of loads")
+def check_trained(speculator: ExaminedSpeculator) -> Check:
+    """Compares config.json with the one that follows from the run's recipe and lock."""
+    if speculator.origin is None:
+        return CONFIG.skipped(NAME, f"the config of training is unknown: {speculator.origin_problem}")
+    if speculator.config is None:
+        return CONFIG.skipped(NAME, "config.json cannot be read: see the family loads")
     try:
-        trained = as_trained(patient.origin)
-    # The algorithm's code may be somebody else's, and need the verifier's weights, which are not given here.
+        trained = as_trained(speculator.origin)
+    # A plug-in's code may raise anything, for example because it needs the verifier's weights.
     except Exception as error:
         return CONFIG.skipped(NAME, f"the run's model cannot be built again: {type(error).__name__}: {error}")
-    here = patient.config.to_dict()
-    wanted, held = _values(trained), _values({key: here.get(key) for key in trained})
-    differ = [path for path in dict.fromkeys([*wanted, *held]) if held.get(path) != wanted.get(path)]
+    own = speculator.config.to_dict()
+    expected, actual = _values(trained), _values({key: own.get(key) for key in trained})
+    differ = [path for path in dict.fromkeys([*expected, *actual]) if actual.get(path) != expected.get(path)]
     if not differ:
-        return CONFIG.ok(NAME, f"{len(wanted)} values, as the run's recipe and lock give them")
-    told = listed([f"{path} is {held.get(path)}, training had {wanted.get(path)}" for path in differ])
-    back = listed([f"{path} = {json.dumps(wanted.get(path))}" for path in differ])
-    words = f"{told}: config.json was changed after training, and the weights mean something else by it"
-    return CONFIG.wrong(NAME, words, f"write into config.json {back}, or export again")
+        return CONFIG.ok(NAME, f"{len(expected)} values follow from the run's recipe and lock")
+    changes = listed([f"{path} is {actual.get(path)}, training had {expected.get(path)}" for path in differ])
+    values = listed([f"{path} = {json.dumps(expected.get(path))}" for path in differ])
+    evidence = f"{changes}: config.json was changed after training, so it no longer describes the weights"
+    return CONFIG.wrong(NAME, evidence, f"write {values} into config.json, or export again")
 
 
-def as_trained(origin: Origin) -> dict[str, Any]:
-    """Returns the config.json of the run's model, which is built of tensors without storage.
+def as_trained(origin: TrainingRun) -> dict[str, Any]:
+    """Derives the config.json of the run's model by building it on the meta device.
 
-    What training takes over from the checkpoint that it starts from is left out: only that knows it.
+    Leaves out the fields that training takes over from its `init_from` checkpoint, which may be gone.
     """
     trained, section = origin.trained, origin.recipe.algorithm
     plan = Plan(
@@ -71,6 +71,6 @@ def as_trained(origin: Origin) -> dict[str, Any]:
 
 
 def _values(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns each value by its path, as JSON has it."""
+    """Flattens a config to JSON values by path."""
     plain = json.loads(json.dumps(config))
     return {path_text(path): value for path, value in leaves((), plain) if path[0] not in NOT_TRAINED}

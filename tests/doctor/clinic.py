@@ -1,4 +1,4 @@
-"""A tiny speculator with real acceptance in a run folder of its own, and what is done to copies of it."""
+"""A tiny speculator with real acceptance in its own run folder, and ways to tamper with copies of it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from speculators.data.encoded import Encoded
 from speculators.data.template import ChatTemplate
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import Check, Diagnosis
-from speculators.doctor.run import Wish, admit, examine
-from speculators.doctor.subject import Patient
+from speculators.doctor.run import admit, examine
+from speculators.doctor.speculator import ExaminedSpeculator
 from speculators.doctor.training import training_model
 from speculators.pipeline.measure import SavedSpeculator
 from speculators.recipe.schema import Suite
@@ -75,30 +75,27 @@ class Clinic:
     answers: Answers
 
     def copy(self, to: Path) -> Path:
-        """A copy of the run without its checkpoints, to tamper with."""
+        """Copies the run, without its checkpoints, to tamper with."""
         leave_out = shutil.ignore_patterns("checkpoints")
         return Path(shutil.copytree(self.run, to / self.run.name, ignore=leave_out)) / "speculator"
 
     def alone(self, to: Path) -> Path:
-        """A copy of the speculator alone, as one that came from elsewhere."""
+        """Copies the speculator without its run, as if it came from elsewhere."""
         return Path(shutil.copytree(self.run / "speculator", to / "foreign"))
 
     def examine(self, speculator: Path, *, verifier: Path | None = None, cache: Path | None = None) -> Examined:
-        """What the doctor says; the verifier's answers are those that were made before."""
+        """Examines a speculator on the shared answers."""
         plan = speculator.parent / "plan.json"
         recipe = json.loads(plan.read_text())["recipe"] if plan.is_file() else None
         subject = SavedSpeculator(folder=speculator, recipe=recipe, verifier=str(verifier) if verifier else None)
-        return Examined(examine(subject, self.wish(cache)))
+        suite, places = Suite(name="prompts", path=str(self.prompts)), Places(cache=cache or self.cache)
+        return Examined(examine(subject, suite, places=places, answers=self.answers))
 
-    def wish(self, cache: Path | None = None) -> Wish:
-        suite = Suite(name="prompts", path=str(self.prompts))
-        return Wish(suite=suite, places=Places(cache=cache or self.cache), answers=self.answers)
-
-    def patient(self, speculator: Path) -> Patient:
-        """What is examined, loaded."""
-        patient, _ = admit(SavedSpeculator(folder=speculator, recipe=None, verifier=str(self.verifier)), self.wish())
-        assert patient is not None
-        return patient
+    def load(self, speculator: Path) -> ExaminedSpeculator:
+        """The speculator, loaded for examination."""
+        loaded, _ = admit(SavedSpeculator(folder=speculator, recipe=None, verifier=str(self.verifier)))
+        assert loaded is not None
+        return loaded
 
 
 @attrs.frozen
@@ -108,22 +105,22 @@ class Examined:
     diagnosis: Diagnosis
 
     def __getitem__(self, name: str) -> Check:
-        """The check of a name "family/check"."""
-        found = {f"{check.family}/{check.name}": check for check in self.diagnosis.checks}
-        assert name in found, f"no check {name}: there are {', '.join(found)}"
-        return found[name]
+        """The check called "family/check"."""
+        checks = {f"{check.family}/{check.name}": check for check in self.diagnosis.checks}
+        assert name in checks, f"no check {name}: there are {', '.join(checks)}"
+        return checks[name]
 
-    def told(self, *results: str) -> list[str]:
-        """The names of the checks with one of these results."""
+    def with_result(self, *results: str) -> list[str]:
+        """Names of the checks with one of these results."""
         return [f"{check.family}/{check.name}" for check in self.diagnosis.checks if check.result in results]
 
 
 def edit(speculator: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Changes config.json."""
     file = speculator / "config.json"
-    held = json.loads(file.read_text())
-    change(held)
-    file.write_text(json.dumps(held))
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
 
 
 def decoder(**values: Any) -> Callable[[Path], None]:
@@ -153,7 +150,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path
 
 
 def training_row(answers: Answers, layer_ids: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """The answers packed into one row of training."""
+    """Packs the answers into one training row."""
     last = answers.states((answers.num_layers,))
     items = []
     for row, chosen, final in zip(answers.rows, answers.states(layer_ids), last, strict=True):
@@ -165,8 +162,8 @@ def training_row(answers: Answers, layer_ids: tuple[int, ...]) -> dict[str, torc
 
 
 def train_on(clinic: Clinic, speculator: Path, row: dict[str, torch.Tensor], steps: int = 150) -> None:
-    """Trains a copy further on a row, and exports it."""
-    model, kwargs = training_model(clinic.patient(speculator))
+    """Trains a copy further on one row and exports it."""
+    model, kwargs = training_model(clinic.load(speculator))
     torch.manual_seed(0)
     fit(model, kwargs, row, steps)
     model.save_pretrained(speculator)
@@ -200,7 +197,7 @@ TALKS = {
 
 
 def talk(*subjects: str) -> list[dict[str, str]]:
-    """A conversation about some of them, answered as the verifier does."""
+    """Builds a conversation about some subjects with the verifier's answers."""
     asked = [({"role": "user", "content": f"Tell me about {one}."}, TALKS[one]) for one in subjects]
     return [message for user, answer in asked for message in (user, {"role": "assistant", "content": answer})]
 

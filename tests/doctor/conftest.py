@@ -18,7 +18,7 @@ SUBJECTS = (
 
 @pytest.fixture(scope="session")
 def clinic(tmp_path_factory: pytest.TempPathFactory) -> Clinic:
-    """A verifier, a run that learnt its answers by heart, and these answers; read only."""
+    """A verifier, its answers, and a run that learnt them by heart; read-only."""
     home = tmp_path_factory.mktemp("clinic")
     verifier = make_verifier(home / "verifier", steps=400)
     prompts = write_talks(home / "prompts.jsonl", [talk(subject)[:1] for subject in TALKS])
@@ -26,8 +26,8 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Clinic:
     spec = Spec(home)
     recipe = RECIPE.format(verifier=verifier, data=data, max_tokens=256, options="", steps=300)
     (home / "clinic.toml").write_text(recipe)
-    told = spec("run", home / "clinic.toml", "--runs", spec.runs, "--quiet")
-    assert told.code == 0, told.err
+    outcome = spec("run", home / "clinic.toml", "--runs", spec.runs, "--quiet")
+    assert outcome.code == 0, outcome.err
     (run,) = spec.runs.glob("clinic-*")
     engine = Engine(verifier, dtype="float32")
     suite = load_suite(Suite(name="prompts", path=str(prompts)))

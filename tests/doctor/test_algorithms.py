@@ -25,7 +25,7 @@ WHOLE_VOCABULARY = {"mtp"}
 
 
 def trained(clinic: Clinic, name: str, folder: Path, spoil=None, steps: int = 250) -> Path:
-    """A speculator of the algorithm that learnt the clinic's answers by heart."""
+    """Trains the algorithm until it knows the clinic's answers by heart."""
     config = SpeculatorModelConfig.get_class(name)(**OPTIONS.get(name, {}))
     facts = VerifierFacts.read(clinic.verifier / "config.json")
     own = type(config).layer_ids is not SpeculatorModelConfig.layer_ids
@@ -62,21 +62,21 @@ def trained(clinic: Clinic, name: str, folder: Path, spoil=None, steps: int = 25
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS.names())
 def test_a_sound_speculator_is_healthy(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """Whatever its architecture: all checks that it can be asked are passed, the others say why not."""
-    found = clinic.examine(trained(clinic, name, tmp_path / "speculator"))
-    assert found.told("wrong") == []
+    """Every applicable check passes, and the others say why they were not made."""
+    examined = clinic.examine(trained(clinic, name, tmp_path / "speculator"))
+    assert examined.with_result("wrong") == []
     for check in ("parity/step by step", "parity/packed rows", "parity/training's forward", "alignment/labels"):
-        assert found[check].result == "ok", found[check]
+        assert examined[check].result == "ok", examined[check]
 
 
 @pytest.mark.slow
 def test_states_behind_the_final_norm_are_diagnosed(clinic: Clinic, tmp_path: Path) -> None:
-    """Trained on the last layer's output behind the norm, served with it before the norm."""
+    """Trained on the last layer's output after the norm, it is served the output before the norm."""
 
     def spoil(model) -> None:
         model.verifier_norm.register_forward_pre_hook(lambda _, args: clinic.answers.head.normalize(args[0]))
 
-    found = clinic.examine(trained(clinic, "medusa", tmp_path / "speculator", spoil))
-    assert found["alignment/verifier's final norm"].result == "wrong"
-    assert "behind the final norm" in found["alignment/verifier's final norm"].evidence
-    assert found["alignment/tokens"].result == "not checked"
+    examined = clinic.examine(trained(clinic, "medusa", tmp_path / "speculator", spoil))
+    assert examined["alignment/verifier's final norm"].result == "wrong"
+    assert "behind the final norm" in examined["alignment/verifier's final norm"].evidence
+    assert examined["alignment/tokens"].result == "not checked"

@@ -1,4 +1,4 @@
-"""Checks that need no trained speculator: maps, masks, shapes of a config; and one that never learnt anything."""
+"""Checks without a trained speculator: maps, tensors, config values, and a speculator that learnt nothing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from command import Spec
 from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig
 from speculators.contract import build_model
 from speculators.doctor.config import _contradicts, flat
-from speculators.doctor.data import PROMISED, _kept, check_data
+from speculators.doctor.data import PROMISED, _stored, check_data
 from speculators.doctor.loads import finite
+from speculators.doctor.speculator import TrainingRun
 from speculators.doctor.stored import conversations_of
-from speculators.doctor.subject import Origin
 from speculators.doctor.vocabulary import map_problem
 from speculators.facts import VerifierFacts
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
@@ -35,7 +35,7 @@ def maps(ids: torch.Tensor, marked: torch.Tensor | None = None, size: int = 8) -
 
 
 def test_a_sound_map_has_no_problem() -> None:
-    """With t2d, without it, and where the vocabulary is whole."""
+    """With t2d, without it, and with the whole vocabulary."""
     assert map_problem(IDS, maps(IDS), 8) == ""
     assert map_problem(IDS, {}, 8) == ""
     assert map_problem(torch.arange(8), {}, 8) == ""
@@ -46,19 +46,19 @@ def test_a_sound_map_has_no_problem() -> None:
     [
         (torch.tensor([1, 5, 2, 6]), {}, "draft id 1 is token 5, draft id 2 token 2"),
         (torch.tensor([1, 2, 2, 6]), {}, "1 tokens have several draft ids"),
-        (torch.tensor([1, 2, 5, 9]), {}, "lead outside of the 8 tokens, the first to 9"),
+        (torch.tensor([1, 2, 5, 9]), {}, "point outside the 8 tokens, the first to 9"),
         (IDS, maps(IDS, torch.tensor([1, 2, 5, 7])), "d2t and t2d disagree"),
         (IDS, maps(IDS, size=9), "the map of another verifier"),
         (IDS + torch.arange(4), {"d2t": IDS, "t2d": maps(IDS)["t2d"]}, "holds target ids, not offsets"),
     ],
 )
 def test_what_is_wrong_with_a_map_is_named(ids: torch.Tensor, tensors: dict[str, torch.Tensor], words: str) -> None:
-    """Order, repetition, range, the other direction, another verifier's, ids for offsets."""
+    """Wrong order, repetition, out of range, disagreeing t2d, another verifier's map, ids instead of offsets."""
     assert words in map_problem(ids, tensors, 8)
 
 
-def test_what_is_no_number_and_what_is_all_zero_are_told() -> None:
-    """The first is wrong, the second a warning; ids are no weights."""
+def test_nan_and_infinity_are_wrong_and_zeros_are_a_warning() -> None:
+    """Integer tensors are ids, not weights, and are left alone."""
     (check,) = finite({"a": torch.tensor([[1.0, torch.inf]]), "ids": torch.zeros(2, 2, dtype=torch.int64)})
     assert (check.result, "a (1 of 2)" in check.evidence) == ("wrong", True)
     (check,) = finite({"a": torch.zeros(2, 2), "bias": torch.zeros(2)})
@@ -66,7 +66,7 @@ def test_what_is_no_number_and_what_is_all_zero_are_told() -> None:
 
 
 def test_older_layouts_of_rotary_values_are_read_and_contradictions_seen() -> None:
-    """rope_theta at the top means the same as in rope_parameters; beside them nobody reads it."""
+    """A top-level rope_theta counts unless rope_parameters is there."""
     assert flat({"rope_theta": 5e5})["rope theta"] == 5e5
     scaled = flat({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}})
     assert (scaled["rope type"], scaled["rope scaling"]["factor"]) == ("linear", 2.0)
@@ -79,7 +79,7 @@ def test_older_layouts_of_rotary_values_are_read_and_contradictions_seen() -> No
 
 
 def untrained(verifier: Path, folder: Path) -> Path:
-    """A speculator that has its verifier's pieces and has learnt nothing."""
+    """A speculator with its verifier's tensors and random weights."""
     facts = VerifierFacts.read(verifier / "config.json")
     config = Eagle3SpeculatorConfig()
     torch.manual_seed(0)
@@ -103,13 +103,13 @@ def untrained(verifier: Path, folder: Path) -> Path:
 
 
 def test_a_speculator_that_learnt_nothing_is_not_healthy(tmp_path: Path, tiny_verifier: Path) -> None:
-    """Everything that can be read off its files is right; that its drafts are worth nothing is measured."""
+    """Its files are sound; replay shows that its drafts are worthless."""
     folder = untrained(tiny_verifier, tmp_path / "speculator")
     rows = [{"messages": [{"role": "user", "content": text}]} for text in ("one", "two or three", "four")]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = Spec(tmp_path)("doctor", folder, "--prompts", tmp_path / "prompts.jsonl", "--json")
-    assert told.code == 1, told.err
-    checks = {f"{one['family']}/{one['name']}": one for one in told.json["checks"]}
+    outcome = Spec(tmp_path)("doctor", folder, "--prompts", tmp_path / "prompts.jsonl", "--json")
+    assert outcome.code == 1, outcome.err
+    checks = {f"{one['family']}/{one['name']}": one for one in outcome.json["checks"]}
     wrong = [name for name, one in checks.items() if one["result"] == "wrong"]
     assert wrong == ["alignment/acceptance"]
     assert "no more often than a constant" in checks["alignment/acceptance"]["evidence"]
@@ -118,43 +118,43 @@ def test_a_speculator_that_learnt_nothing_is_not_healthy(tmp_path: Path, tiny_ve
     assert checks["data/loss mask"]["result"] == "not checked"
 
 
-def test_a_folder_that_holds_something_else_is_told_by_its_files(tmp_path: Path, tiny_verifier: Path) -> None:
-    """A verifier is no speculator, and weights that are cut short are damaged: no traceback, the rest not checked."""
+def test_a_folder_that_is_not_a_speculator_is_wrong_without_a_traceback(tmp_path: Path, tiny_verifier: Path) -> None:
+    """A verifier is not a speculator, and truncated weights are damaged; the other checks are not made."""
     spec = Spec(tmp_path)
-    told = spec("doctor", tiny_verifier, "--verifier", tiny_verifier, "--suite", "quickstart", "--json")
-    assert told.code == 1
-    checks = {f"{one['family']}/{one['name']}": one for one in told.json["checks"]}
+    outcome = spec("doctor", tiny_verifier, "--verifier", tiny_verifier, "--suite", "quickstart", "--json")
+    assert outcome.code == 1
+    checks = {f"{one['family']}/{one['name']}": one for one in outcome.json["checks"]}
     assert "not a speculator" in checks["loads/config.json"]["evidence"]
     folder = untrained(tiny_verifier, tmp_path / "speculator")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    found = spec("doctor", folder, "--json").json
-    assert [one["name"] for one in found["checks"] if one["result"] == "wrong"] == ["files"]
-    assert {one["result"] for one in found["checks"]} == {"wrong", "not checked"}
+    examined = spec("doctor", folder, "--json").json
+    assert [one["name"] for one in examined["checks"] if one["result"] == "wrong"] == ["files"]
+    assert {one["result"] for one in examined["checks"]} == {"wrong", "not checked"}
 
 
 def test_data_that_is_not_there_any_more_is_not_checked_by_any_name(tmp_path: Path) -> None:
-    """A run whose note, conversations or sources are gone: each check that was promised says why it was not made."""
+    """If the run's records, conversations or sources are gone, each promised check says why it was not made."""
     spec = Spec(tmp_path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"messages": [*PROMPT, ANSWER]}) + "\n" for _ in range(8)))
     values = (f'data.sources=[{{path="{rows}"}}]', "benchmark.suites=[]", "schedule.max_steps=1")
-    told = spec.run(*(part for value in values for part in ("--set", value)), "--quiet")
-    assert told.code == 0, told.err
+    outcome = spec.run(*(part for value in values for part in ("--set", value)), "--quiet")
+    assert outcome.code == 0, outcome.err
     (run,) = spec.runs.iterdir()
     places = Places(cache=spec.cache)
 
     def checks() -> dict[str, tuple[str, str]]:
-        origin, why = Origin.of(run / "speculator")
-        patient: Any = SimpleNamespace(origin=origin, no_origin=why)
-        return {check.name: (check.result, check.evidence) for check in check_data(patient, places)}
+        origin, why = TrainingRun.of(run / "speculator")
+        speculator: Any = SimpleNamespace(origin=origin, origin_problem=why)
+        return {check.name: (check.result, check.evidence) for check in check_data(speculator, places)}
 
-    origin, _ = Origin.of(run / "speculator")
+    origin, _ = TrainingRun.of(run / "speculator")
     assert origin is not None
     prepared = conversations_of(origin.lock.fingerprints["prepare"], places)
-    assert _kept(origin, prepared).result == "ok"
+    assert _stored(origin, prepared).result == "ok"
     (run / "made.json").unlink()
-    unknown = _kept(origin, prepared)
+    unknown = _stored(origin, prepared)
     assert (unknown.result, "no made.json" in unknown.evidence) == ("not checked", True)
     shutil.rmtree(prepared.folder)
     assert checks().keys() == {*PROMISED}

@@ -1,4 +1,4 @@
-"""`spec doctor` through the command line: the table, the exit code, what a user can get wrong."""
+"""`spec doctor` on the command line: the table, the exit code and usage errors."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def spec(clinic: Clinic, tmp_path: Path) -> Spec:
 
 
 def test_a_healthy_run_exits_with_0_and_says_so(spec: Spec, clinic: Clinic) -> None:
-    """One table with every family, the verdict and the rate of false alarms; the verifier answers by itself."""
-    told = spec("doctor", clinic.run, "--prompts", clinic.prompts, "--quiet")
-    assert told.code == 0, told.out + told.err
+    """One table with every family, the verdict and the rate of false alarms; it generates the answers itself."""
+    outcome = spec("doctor", clinic.run, "--prompts", clinic.prompts, "--quiet")
+    assert outcome.code == 0, outcome.out + outcome.err
     for words in ("check", "what to do", "rope theta", "layer ids", "step by step", "on-policy", "healthy: "):
-        assert words in told.out
-    assert "13 prompts of prompts" in told.out
-    assert "probability of 0.01" in told.out
-    assert "\x1b" not in told.out
+        assert words in outcome.out
+    assert "13 prompts of prompts" in outcome.out
+    assert "probability of 0.01" in outcome.out
+    assert "\x1b" not in outcome.out
 
 
 def test_something_wrong_exits_with_1_and_stands_below_the_table(spec: Spec, clinic: Clinic, tmp_path: Path) -> None:
-    """As JSON, too; nothing else is on stdout."""
+    """The JSON has the same content, and nothing else is on stdout."""
     speculator = clinic.copy(tmp_path)
     rope(rope_theta=1e6)(speculator)
-    told = spec("doctor", speculator.parent, "--prompts", clinic.prompts, "--quiet")
-    assert told.code == 1
-    assert "not healthy" in told.out
-    assert "wrong config/rope theta: " in told.out
-    found = json.loads(spec("doctor", speculator, "--prompts", clinic.prompts, "--json").out)
-    assert found["healthy"] is False
-    assert {check["family"] for check in found["checks"]} == {
+    outcome = spec("doctor", speculator.parent, "--prompts", clinic.prompts, "--quiet")
+    assert outcome.code == 1
+    assert "not healthy" in outcome.out
+    assert "wrong config/rope theta: " in outcome.out
+    examined = json.loads(spec("doctor", speculator, "--prompts", clinic.prompts, "--json").out)
+    assert examined["healthy"] is False
+    assert {check["family"] for check in examined["checks"]} == {
         "loads", "config", "alignment", "parity", "length", "data"
     }  # fmt: skip
-    assert found["seconds"] > 0
+    assert examined["seconds"] > 0
 
 
 BAD = {
@@ -58,28 +58,28 @@ BAD = {
 
 
 @pytest.mark.parametrize("mistake", BAD)
-def test_mistakes_are_told_without_a_traceback(
+def test_usage_errors_have_no_traceback(
     spec: Spec, clinic: Clinic, mistake: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The code and the words."""
+    """Each usage error has its exit code and its message."""
     arguments, code, words = BAD[mistake]
     os.chdir(spec.home)
-    told = spec("doctor", *(clinic.run if one == "RUN" else one for one in arguments))
-    assert told.code == code, told.err
-    assert words in told.err + capfd.readouterr().err
-    assert "Traceback" not in told.err
+    outcome = spec("doctor", *(clinic.run if one == "RUN" else one for one in arguments))
+    assert outcome.code == code, outcome.err
+    assert words in outcome.err + capfd.readouterr().err
+    assert "Traceback" not in outcome.err
 
 
 def test_an_imported_checkpoint_is_examined_like_ours(spec: Spec, clinic: Clinic, tmp_path: Path) -> None:
-    """Out in another layout, in again, in 16 bits: healthy, and what only a run can tell is not checked."""
+    """Exported and imported again in 16 bits it is healthy; checks that need the run are not made."""
     for arguments in (
         ("export", clinic.run, "--to", "vllm", "--out", tmp_path / "out"),
         ("import", tmp_path / "out", "--verifier", clinic.verifier, "--out", tmp_path / "in"),
     ):
-        told = spec(*arguments, "--quiet")
-        assert told.code == 0, told.err
-    told = spec("doctor", tmp_path / "in", "--prompts", clinic.prompts, "--json")
-    assert told.code == 0, told.out
-    results = {f"{check['family']}/{check['name']}": check["result"] for check in told.json["checks"]}
+        outcome = spec(*arguments, "--quiet")
+        assert outcome.code == 0, outcome.err
+    outcome = spec("doctor", tmp_path / "in", "--prompts", clinic.prompts, "--json")
+    assert outcome.code == 0, outcome.out
+    results = {f"{check['family']}/{check['name']}": check["result"] for check in outcome.json["checks"]}
     assert results["loads/head"] == results["alignment/layer ids"] == results["config/rope theta"] == "ok"
     assert results["config/chat template"] == results["data/loss mask"] == "not checked"

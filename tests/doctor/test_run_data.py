@@ -1,4 +1,4 @@
-"""What a run was trained on: another's answers, a mask of ones, conversations that were too short."""
+"""Checks of a run's data: another model's answers, a mask of ones, conversations that are too short."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ ALL_GENERATED = (
 def examined(
     clinic: Clinic, home: Path, conversations: list, *, steps: int, max_tokens: int = 256, verifier: Path | None = None
 ) -> Examined:
-    """The diagnosis of a run on these conversations."""
+    """Trains a run on these conversations and examines it."""
     spec = Spec(home)
     data = write_talks(home / "data.jsonl", conversations)
     verifier = verifier or clinic.verifier
     text = RECIPE.format(verifier=verifier, data=data, max_tokens=max_tokens, options="", steps=steps)
     (home / "clinic.toml").write_text(text)
-    told = spec("run", home / "clinic.toml", "--runs", spec.runs, "--quiet")
-    assert told.code == 0, told.err
+    outcome = spec("run", home / "clinic.toml", "--runs", spec.runs, "--quiet")
+    assert outcome.code == 0, outcome.err
     (run,) = spec.runs.glob("clinic-*")
     return clinic.examine(run / "speculator", cache=spec.cache)
 
 
-def test_answers_of_another_model_are_told(clinic: Clinic, tmp_path: Path) -> None:
-    """Every question has the answer to another one, read backwards: the verifier never says so."""
+def test_answers_of_another_model_are_a_warning(clinic: Clinic, tmp_path: Path) -> None:
+    """Each question has another question's answer, reversed, which the verifier would never write."""
     foreign = [talk(subject) for subject in TALKS]
     for messages, answer in zip(foreign, reversed(TALKS.values()), strict=True):
         messages[1]["content"] = answer[::-1]
@@ -45,8 +45,8 @@ def test_answers_of_another_model_are_told(clinic: Clinic, tmp_path: Path) -> No
     assert "regenerate" in check.todo
 
 
-def test_rows_that_were_left_out_are_told(clinic: Clinic, tmp_path: Path) -> None:
-    """A run goes on without them; the doctor says how many, and why."""
+def test_skipped_rows_are_a_warning(clinic: Clinic, tmp_path: Path) -> None:
+    """A run goes on without them; the doctor says how many there are, and why."""
     talks = [talk(subject) for subject in TALKS]
     check = examined(clinic, tmp_path, [*talks, *([talks[0][0]] * 2 for _ in range(3))], steps=2)["data/lint"]
     assert check.result == "warning"
@@ -54,8 +54,8 @@ def test_rows_that_were_left_out_are_told(clinic: Clinic, tmp_path: Path) -> Non
     assert check.todo
 
 
-def test_a_template_that_thinks_by_default_and_data_that_does_not_are_told(clinic: Clinic, tmp_path: Path) -> None:
-    """A server at its defaults asks for reasoning, which the draft has never seen."""
+def test_a_template_that_thinks_by_default_and_data_that_does_not_are_a_warning(clinic: Clinic, tmp_path: Path) -> None:
+    """A server asks for reasoning by default, which the draft has never seen."""
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
     template = verifier / "chat_template.jinja"
     thinks = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
@@ -66,27 +66,27 @@ def test_a_template_that_thinks_by_default_and_data_that_does_not_are_told(clini
     assert "enable_thinking=false" in check.todo
 
 
-def test_a_template_that_marks_the_prompt_is_told(clinic: Clinic, tmp_path: Path) -> None:
-    """Only the very first token is left out, so that the run accepts it; the doctor looks at the share."""
+def test_a_template_that_marks_the_prompt_is_wrong(clinic: Clinic, tmp_path: Path) -> None:
+    """The mask leaves out only the first token, so the run accepts it; the doctor checks the share."""
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
     (verifier / "chat_template.jinja").write_text(ALL_GENERATED)
-    found = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)
-    assert found["data/loss mask"].result == "wrong"
-    assert "all-ones mask" in found["data/loss mask"].evidence
+    examination = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)
+    assert examination["data/loss mask"].result == "wrong"
+    assert "all-ones mask" in examination["data/loss mask"].evidence
 
 
-def test_acceptance_that_ends_with_the_length_of_training_is_told(clinic: Clinic, tmp_path: Path) -> None:
-    """Trained on single short talks: sound within their length, and a warning with figures beyond it."""
-    found = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=250, max_tokens=96)
-    assert found["alignment/acceptance"].result == "ok"
-    beyond = found["length/beyond training's length"]
+def test_acceptance_that_ends_at_the_training_length_is_a_warning(clinic: Clinic, tmp_path: Path) -> None:
+    """Trained on single short conversations, the draft is sound within their length and fails beyond it."""
+    examination = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=250, max_tokens=96)
+    assert examination["alignment/acceptance"].result == "ok"
+    beyond = examination["length/beyond training's length"]
     assert beyond.result == "warning", beyond
     assert "acceptance falls from" in beyond.evidence
     assert "data.max_tokens is 96" in beyond.todo
 
 
-def test_a_run_that_learnt_its_data_by_heart_is_told(clinic: Clinic, tmp_path: Path) -> None:
-    """One conversation, over and over: it drafts that one alone, and its own data would never tell."""
+def test_a_run_that_learnt_its_data_by_heart_is_a_warning(clinic: Clinic, tmp_path: Path) -> None:
+    """Trained on one conversation over and over, it drafts only that one well."""
     check = examined(clinic, tmp_path, [talk("a tree", "the sea")], steps=250)["data/memorised"]
     assert check.result == "warning", check
     assert "has learnt its data by heart" in check.evidence
@@ -106,14 +106,14 @@ STORED = {
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_stored_states_that_are_not_the_verifier_s_are_told(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """The run was trained on them, and everything else about it looks right."""
+def test_stored_states_that_are_not_the_verifier_s_are_wrong(clinic: Clinic, tmp_path: Path, name: str) -> None:
+    """The run trained on them, and everything else about it looks right."""
     change, words = STORED[name]
     cache = Path(shutil.copytree(clinic.cache, tmp_path / "cache"))
     for shard in cache.glob("states/*/*.safetensors"):
         held = change(load_file(shard))
         save_file({key: tensor.contiguous() for key, tensor in held.items()}, shard)
-    found = clinic.examine(clinic.run / "speculator", cache=cache)["data/states"]
-    assert found.result == "wrong", found
-    assert re.search(words, found.evidence), found.evidence
-    assert "--check-states" in found.todo
+    examination = clinic.examine(clinic.run / "speculator", cache=cache)["data/states"]
+    assert examination.result == "wrong", examination
+    assert re.search(words, examination.evidence), examination.evidence
+    assert "--check-states" in examination.todo

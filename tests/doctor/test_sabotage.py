@@ -34,21 +34,21 @@ class Fault:
 
 
 def test_the_healthy_run_passes_all(clinic: Clinic) -> None:
-    """Nothing is wrong, nothing is warned of, and every family was looked at."""
-    found = clinic.examine(clinic.run / "speculator")
-    assert found.told("wrong", "warning") == []
-    assert found.diagnosis.healthy
-    checked = {name.partition("/")[0] for name in found.told("ok")}
+    """Nothing is wrong, there is no warning, and every family has checks."""
+    examined = clinic.examine(clinic.run / "speculator")
+    assert examined.with_result("wrong", "warning") == []
+    assert examined.diagnosis.healthy
+    checked = {name.partition("/")[0] for name in examined.with_result("ok")}
     assert checked == {"loads", "config", "alignment", "parity", "length", "data"}
-    assert float(re.search(r"tau ([\d.]+)", found["alignment/acceptance"].evidence)[1]) > 3
+    assert float(re.search(r"tau ([\d.]+)", examined["alignment/acceptance"].evidence)[1]) > 3
 
 
 def test_the_same_speculator_from_elsewhere_passes_what_can_be_known(clinic: Clinic, tmp_path: Path) -> None:
-    """Without its run nothing is wrong either; what only a run can tell is not checked, and says so."""
-    found = clinic.examine(clinic.alone(tmp_path))
-    assert found.told("wrong", "warning") == []
-    assert "no run" in found["config/chat template"].evidence
-    assert found["data/loss mask"].result == "not checked"
+    """Without its run nothing is wrong either; checks that need the run are not made and say why."""
+    examined = clinic.examine(clinic.alone(tmp_path))
+    assert examined.with_result("wrong", "warning") == []
+    assert "no run" in examined["config/chat template"].evidence
+    assert examined["data/loss mask"].result == "not checked"
 
 
 def at_random(tensors: dict[str, torch.Tensor]) -> None:
@@ -65,7 +65,7 @@ def one_nan(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def mapped(ids: torch.Tensor) -> Tamper:
-    """Gives the draft vocabulary these ids, in both directions."""
+    """Sets the draft vocabulary to these ids, in d2t and t2d."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["d2t"] = ids - torch.arange(len(ids))
@@ -89,7 +89,7 @@ def ids_for_offsets(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def without_end(folder: Path) -> None:
-    """The draft vocabulary of another data set, with its own rows of the verifier's head, without <|im_end|> (2)."""
+    """Sets a draft vocabulary without <|im_end|> (2), with matching rows of the verifier's head."""
     verifier = Path(json.loads((folder / "config.json").read_text())["speculators_config"]["verifier"]["name_or_path"])
     ids = torch.tensor([token for token in range(320) if token != 2][:256])
     mapped(ids)(folder)
@@ -139,7 +139,7 @@ def of_another_architecture(folder: Path) -> None:
 
 
 def coarse(tensors: dict[str, torch.Tensor]) -> None:
-    """Adds to all logits of a row the same large number: nothing to float32, and more than bfloat16 keeps."""
+    """Adds one large number to all logits of a row, which float32 can represent and bfloat16 cannot."""
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 100.0
 
 
@@ -150,7 +150,9 @@ SABOTAGE = {
     ),
     "rope type": Fault(rope(rope_type="linear", factor=4.0), "config/rope type", "rope_type is linear.*is default"),
     "rope scaling": Fault(rope(factor=4.0), "config/rope scaling", "'factor': 4.0"),
-    "rope theta where nobody reads it": Fault(decoder(rope_theta=5e5), "config/rope scaling", "read by nobody"),
+    "rope theta where nobody reads it": Fault(
+        decoder(rope_theta=5e5), "config/rope scaling", "is ignored, since only rope_parameters is read"
+    ),
     "max positions": Fault(decoder(max_position_embeddings=64), "config/max positions", "is 64, the verifier's is 256"),
     "norm eps": Fault(decoder(rms_norm_eps=1.0), "config/norm eps", "rms_norm_eps is 1.0"),
     "head size that fits": Fault(
@@ -159,12 +161,12 @@ SABOTAGE = {
     "head size": Fault(decoder(head_dim=16), "loads/shapes", r"q_proj.weight is \[32, 64\].*\[64, 64\]"),
     "hidden size": Fault(decoder(hidden_size=64), "config/sizes", "hidden_size 64, the verifier's is 32"),
     "vocabulary size": Fault(decoder(vocab_size=300), "config/sizes", "vocab_size 300, the verifier's is 320"),
-    "layer ids one earlier": Fault(layers_moved, "config/layer ids", r"\[0, 1, 2\], and training read"),
+    "layer ids one earlier": Fault(layers_moved, "config/layer ids", r"\[0, 1, 2\], but training read"),
     "layer ids one earlier, by acceptance": Fault(layers_moved, "alignment/layer ids", "one later than .*off by one"),
-    "layer ids outside": Fault(layers_outside, "config/layer ids", r"ids 0 to 4, and not \[9\]"),
+    "layer ids outside": Fault(layers_outside, "config/layer ids", r"ids 0 to 4, not \[9\]"),
     "layer ids unsorted": Fault(layers_unsorted, "config/layer ids", r"\[3, 1, 2\] are not sorted and distinct"),
     "number of states": Fault(
-        decoder(num_aux_hidden_states=5), "config/layer ids", "num_aux_hidden_states is 5, and 3 layers are read"
+        decoder(num_aux_hidden_states=5), "config/layer ids", "num_aux_hidden_states is 5, but 3 layers are read"
     ),
     "another architecture": Fault(
         of_another_architecture,
@@ -215,30 +217,30 @@ SABOTAGE = {
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_fault_is_caught_and_named(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """In the run's own folder, where the lock knows what training had."""
+    """In the run's folder the lock knows the values of training."""
     fault = SABOTAGE[name]
     speculator = clinic.copy(tmp_path)
     fault.tamper(speculator)
-    found = clinic.examine(speculator)
-    assert found[fault.check].result == fault.result, found[fault.check]
-    assert re.search(fault.words, found[fault.check].evidence), found[fault.check].evidence
-    assert found[fault.check].todo
-    assert not found.diagnosis.healthy
+    examined = clinic.examine(speculator)
+    assert examined[fault.check].result == fault.result, examined[fault.check]
+    assert re.search(fault.words, examined[fault.check].evidence), examined[fault.check].evidence
+    assert examined[fault.check].todo
+    assert not examined.diagnosis.healthy
     if fault.check != "loads/files":
-        assert found["loads/as exported"].result == "warning"
+        assert examined["loads/as exported"].result == "warning"
 
 
 FOREIGN = {
-    "rope theta times 100": ("config/rope theta", "the weights were trained with that"),
+    "rope theta times 100": ("config/rope theta", "the weights were trained with the verifier's"),
     "partial rotary factor": ("config/partial rotary factor", ""),
     "rope type": ("config/rope type", ""),
-    "max positions": ("config/max positions", "nothing shows that training had it so"),
+    "max positions": ("config/max positions", "nothing shows that training used this value"),
     "random head": ("loads/head", "the head looks random.*no draft is accepted"),
     "stale vocabulary map": ("loads/head", "stale"),
     "layer ids one earlier": ("alignment/layer ids", "off by one"),
     "embeddings of another verifier": ("loads/embeddings", "of another verifier"),
     "swapped norms": ("alignment/norms in place", "hidden_norm.*input_layernorm.* are swapped"),
-    "norm eps": ("config/norm eps", "the weights were trained with that"),
+    "norm eps": ("config/norm eps", "the weights were trained with the verifier's"),
     "no end of turn": ("loads/end of turn", "ends a turn and is not in the draft vocabulary"),
     "missing head": ("loads/tensors", "missing: lm_head.weight"),
     "layer ids unsorted": ("config/layer ids", "not sorted and distinct"),
@@ -249,14 +251,14 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_without_a_run_acceptance_tells(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """A checkpoint from elsewhere has no lock: the same faults show in what the drafts come to."""
+def test_without_a_run_acceptance_reveals_the_fault(clinic: Clinic, tmp_path: Path, name: str) -> None:
+    """A checkpoint from elsewhere has no lock: the same faults show in acceptance."""
     check, words = FOREIGN[name]
     speculator = clinic.alone(tmp_path)
     SABOTAGE[name].tamper(speculator)
-    found = clinic.examine(speculator)
-    assert found[check].result == "wrong", found[check]
-    assert re.search(words, found[check].evidence), found[check].evidence
+    examined = clinic.examine(speculator)
+    assert examined[check].result == "wrong", examined[check]
+    assert re.search(words, examined[check].evidence), examined[check].evidence
 
 
 def tokenizer_of_another(folder: Path) -> None:
@@ -291,34 +293,34 @@ VERIFIERS = {
 
 
 @pytest.mark.parametrize("name", VERIFIERS)
-def test_a_verifier_that_was_changed_is_told(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """Its weights, or what makes its text: of the two, what was left alone is as in training."""
+def test_a_changed_verifier_is_wrong(clinic: Clinic, tmp_path: Path, name: str) -> None:
+    """Changed weights leave the tokenizer's check ok, and a changed tokenizer leaves the weights' check ok."""
     tamper, check, words = VERIFIERS[name]
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
     tamper(verifier)
-    found = clinic.examine(clinic.copy(tmp_path), verifier=verifier)
-    assert found[check].result == "wrong", found[check]
-    assert words in found[check].evidence
+    examined = clinic.examine(clinic.copy(tmp_path), verifier=verifier)
+    assert examined[check].result == "wrong", examined[check]
+    assert words in examined[check].evidence
     left = "config/tokenizer" if tamper is trained_further else "config/verifier's weights"
-    assert found[left].result == "ok"
+    assert examined[left].result == "ok"
 
 
-def test_a_verifier_whose_logits_are_made_otherwise_is_told(clinic: Clinic, tmp_path: Path) -> None:
-    """Its config.json has a soft cap that its own model does not apply: every target would be another."""
+def test_a_head_that_does_not_reproduce_the_verifier_s_logits_is_wrong(clinic: Clinic, tmp_path: Path) -> None:
+    """config.json names a soft cap that the model does not apply, so every target would differ."""
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
     edit(verifier, lambda config: config.update(final_logit_softcapping=0.5))
-    found = check_head(Engine(verifier, dtype="float32"))
-    assert found.result == "wrong"
-    assert "differ from the model's own by" in found.evidence
+    examined = check_head(Engine(verifier, dtype="float32"))
+    assert examined.result == "wrong"
+    assert "differ from the model's own by" in examined.evidence
 
 
-def test_a_final_norm_that_is_not_the_verifier_s_is_told(clinic: Clinic, tmp_path: Path) -> None:
-    """Heads on the last state bring a copy of it."""
+def test_a_final_norm_that_is_not_the_verifier_s_is_wrong(clinic: Clinic, tmp_path: Path) -> None:
+    """Algorithms with heads on the last state save a copy of the norm."""
     speculator = trained(clinic, "medusa", tmp_path / "speculator", steps=1)
     assert clinic.examine(speculator)["loads/verifier's norm"].result == "ok"
     weights(lambda tensors: tensors.update({"verifier_norm.weight": tensors["verifier_norm.weight"] - 1}))(speculator)
-    found = clinic.examine(speculator)["loads/verifier's norm"]
-    assert (found.result, found.evidence) == ("wrong", "not the verifier's final norm")
+    examined = clinic.examine(speculator)["loads/verifier's norm"]
+    assert (examined.result, examined.evidence) == ("wrong", "not the verifier's final norm")
 
 
 MASKS = {
@@ -329,17 +331,17 @@ MASKS = {
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_a_wrong_loss_mask_is_told(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """By its statistics, by what the template gives, and by what the run noted."""
+def test_a_wrong_loss_mask_is_wrong(clinic: Clinic, tmp_path: Path, name: str) -> None:
+    """The mask's statistics, the template and the run's recorded hashes each reveal it."""
     change, words = MASKS[name]
     cache = Path(shutil.copytree(clinic.cache, tmp_path / "cache"))
     (file,) = cache.glob("conversations/*/loss_mask.u8")
     file.write_bytes(change(file.read_bytes()))
-    found = clinic.examine(clinic.run / "speculator", cache=cache)
-    assert "loss_mask.u8" in found["data/as prepared"].evidence
-    assert found["data/rendering"].result == "wrong"
+    examined = clinic.examine(clinic.run / "speculator", cache=cache)
+    assert "loss_mask.u8" in examined["data/as prepared"].evidence
+    assert examined["data/rendering"].result == "wrong"
     if words is None:
-        assert "shifted by one" in found["data/rendering"].evidence
+        assert "shifted by one" in examined["data/rendering"].evidence
     else:
-        assert found["data/loss mask"].result == "wrong"
-        assert words in found["data/loss mask"].evidence
+        assert examined["data/loss mask"].result == "wrong"
+        assert words in examined["data/loss mask"].evidence

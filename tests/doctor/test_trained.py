@@ -1,4 +1,4 @@
-"""config.json against what the run was trained with: every value; without a run its options, by acceptance."""
+"""Every value of config.json is compared with training; without a run, acceptance judges the options."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from command import Spec
 from test_algorithms import trained
 
 from speculators.doctor.check import Check
-from speculators.doctor.run import admit
-from speculators.doctor.subject import Patient
+from speculators.doctor.speculator import ExaminedSpeculator
 from speculators.doctor.trained import check_trained
-from speculators.pipeline.measure import SavedSpeculator
 
 pytestmark = pytest.mark.slow
 
-Change = Callable[[dict[str, Any]], None]
+ConfigEdit = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(scope="module")
 def block_run(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a block drafter with an eps of its own; two updates, as nothing is drafted here."""
+    """Trains a block drafter with its own eps for two updates; these tests draft nothing."""
     home = tmp_path_factory.mktemp("block")
     spec = Spec(home)
     data = write_talks(home / "data.jsonl", long_talks())
@@ -33,35 +31,33 @@ def block_run(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = text.replace('"eagle3"', '"dflash"')
     text = text.replace("ttt_steps        = 3", "block_size = 6\ndecoder = { rms_norm_eps = 1e-5 }")
     (home / "block.toml").write_text(text)
-    told = spec("run", home / "block.toml", "--runs", spec.runs, "--quiet")
-    assert told.code == 0, told.err
+    outcome = spec("run", home / "block.toml", "--runs", spec.runs, "--quiet")
+    assert outcome.code == 0, outcome.err
     (run,) = spec.runs.glob("clinic-*")
     return run
 
 
-def check(clinic: Clinic, run: Path, home: Path, change: Change) -> tuple[Check, Patient]:
-    """What is said of a copy of a run whose config.json was changed."""
-    speculator = Path(shutil.copytree(run, home / run.name)) / "speculator"
-    edit(speculator, change)
-    subject = SavedSpeculator(folder=speculator, recipe=None, verifier=str(clinic.verifier))
-    patient, _ = admit(subject, clinic.wish())
-    assert patient is not None
-    return check_trained(patient), patient
+def check(clinic: Clinic, run: Path, home: Path, change: ConfigEdit) -> tuple[Check, ExaminedSpeculator]:
+    """Checks a copy of a run whose config.json was changed."""
+    folder = Path(shutil.copytree(run, home / run.name)) / "speculator"
+    edit(folder, change)
+    speculator = clinic.load(folder)
+    return check_trained(speculator), speculator
 
 
 def test_a_config_that_was_left_alone_is_what_the_run_was_trained_with(
     clinic: Clinic, block_run: Path, tmp_path: Path
 ) -> None:
-    """What only a server reads may be changed: training knows nothing of it."""
+    """Values that only a server reads may change: training does not determine them."""
 
     def drafts_more(config: dict[str, Any]) -> None:
         config["speculators_config"]["proposal_methods"][0]["speculative_tokens"] = 2
 
-    found, _ = check(clinic, block_run, tmp_path, drafts_more)
-    assert found.result == "ok", found
+    examined, _ = check(clinic, block_run, tmp_path, drafts_more)
+    assert examined.result == "ok", examined
 
 
-CHANGES: dict[str, tuple[Change, str]] = {
+CHANGES: dict[str, tuple[ConfigEdit, str]] = {
     "sliding_window_non_causal": (
         lambda config: config.update(sliding_window_non_causal=False),
         "sliding_window_non_causal is False, training had True",
@@ -88,21 +84,21 @@ CHANGES: dict[str, tuple[Change, str]] = {
 def test_each_value_that_differs_is_named_with_both_values(
     clinic: Clinic, block_run: Path, tmp_path: Path, name: str
 ) -> None:
-    """No tensor shows any of these, and the draft is served by another rule than it was trained by."""
+    """No tensor reveals these changes, and the draft is served by another rule than it was trained with."""
     change, words = CHANGES[name]
-    found, patient = check(clinic, block_run, tmp_path, change)
-    assert patient.model is not None
-    assert found.result == "wrong"
-    assert found.evidence.startswith(words)
-    assert words.partition(" is ")[0] in found.todo
+    examined, speculator = check(clinic, block_run, tmp_path, change)
+    assert speculator.model is not None
+    assert examined.result == "wrong"
+    assert examined.evidence.startswith(words)
+    assert words.partition(" is ")[0] in examined.todo
 
 
-def test_an_option_that_was_flipped_is_told_by_acceptance(clinic: Clinic, tmp_path: Path) -> None:
-    """Without a run each option that the same tensors fit is tried the other way; a sound one stays the best."""
+def test_acceptance_reveals_a_flipped_option(clinic: Clinic, tmp_path: Path) -> None:
+    """Without a run, each option that fits the same tensors is flipped; the value of training accepts the most."""
     speculator = trained(clinic, "dflash", tmp_path / "speculator")
     edit(speculator, lambda config: config.update(sample_from_anchor=True))
-    found = clinic.examine(speculator)
-    assert found["alignment/options"].result == "wrong"
-    assert "trained with sample_from_anchor = false, config.json says true" in found["alignment/options"].evidence
-    assert "sample_from_anchor = false" in found["alignment/options"].todo
-    assert found["config/as trained"].result == "not checked"
+    examined = clinic.examine(speculator)
+    assert examined["alignment/options"].result == "wrong"
+    assert "trained with sample_from_anchor = false, config.json says true" in examined["alignment/options"].evidence
+    assert "sample_from_anchor = false" in examined["alignment/options"].todo
+    assert examined["config/as trained"].result == "not checked"

@@ -1,4 +1,4 @@
-"""Faults that happen while a speculator is trained: its files are sound, and only acceptance can tell."""
+"""Faults made during training: the files are sound, and only acceptance reveals them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ IDS = (1, 2, 3)
 
 
 def shifted(name: str, by: int) -> Callable[[Row], Row]:
-    """Moves a row's values: place i gets what place i + by had, within its document as far as that matters here."""
+    """Shifts a row's values by `by` places, within each document as far as these tests need."""
     return lambda row: {**row, name: row[name].roll(-by, dims=1)}
 
 
 def answers_later(row: Row) -> Row:
-    """Every answer stands one position later than its prompt ends."""
+    """Moves every answer one position away from its prompt."""
     answer = row["loss_mask"].long()
     return {**row, "position_ids": row["position_ids"] + answer}
 
@@ -50,28 +50,31 @@ SAME_FAULT = {"labels one earlier": {"alignment/tokens"}, "tokens one later": {"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_training_with_a_fault_is_diagnosed(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """What was done wrong accepts more than what is configured, and is told in words."""
+    """The alignment of training accepts more than the configured one, and the evidence names it."""
     layer_ids, wrong, check, words = FAULTS[name]
     speculator = clinic.alone(tmp_path)
     train_on(clinic, speculator, wrong(training_row(clinic.answers, layer_ids)))
-    found = clinic.examine(speculator)
-    assert found[check].result == "wrong", [found[check], found["alignment/acceptance"]]
-    assert re.search(words, found[check].evidence), found[check].evidence
-    others = {one for one in found.told("wrong") if one.startswith("alignment/")} - {check, "alignment/acceptance"}
+    examined = clinic.examine(speculator)
+    assert examined[check].result == "wrong", [examined[check], examined["alignment/acceptance"]]
+    assert re.search(words, examined[check].evidence), examined[check].evidence
+    others = {one for one in examined.with_result("wrong") if one.startswith("alignment/")} - {
+        check,
+        "alignment/acceptance",
+    }
     assert others <= SAME_FAULT.get(name, set())
 
 
 @pytest.mark.slow
 def test_a_norm_that_training_did_not_have_is_diagnosed(clinic: Clinic, tmp_path: Path) -> None:
-    """Trained without the draft's final norm, exported with one that has weights of its own."""
+    """Trains without the draft's final norm, and exports one with its own weights."""
     speculator = clinic.alone(tmp_path)
-    model, kwargs = training_model(clinic.patient(speculator))
+    model, kwargs = training_model(clinic.load(speculator))
     torch.manual_seed(0)
     norm, model.norm = model.norm, nn.Identity()
     fit(model, kwargs, training_row(clinic.answers, IDS), steps=150)
     model.norm = norm
     norm.weight.data.copy_(torch.randn(32, generator=torch.Generator().manual_seed(0)).exp())
     model.save_pretrained(speculator)
-    found = clinic.examine(speculator)["alignment/draft's final norm"]
-    assert found.result == "wrong"
-    assert "was trained without its final norm" in found.evidence
+    examined = clinic.examine(speculator)["alignment/draft's final norm"]
+    assert examined.result == "wrong"
+    assert "was trained without its final norm" in examined.evidence

@@ -1,4 +1,4 @@
-"""The comparison that every diagnosis rests on: what it can tell, and how often chance deceives it."""
+"""The comparison behind every diagnosis: its power and its rate of false alarms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def drafts(rng: np.random.Generator, rate: float, answers: int = 16, places: int
 
 
 def test_the_sign_flip_test_is_exact_on_a_hand_counted_case() -> None:
-    """Of the eight signs of 1, 2, 3 the sums 6 and 4 are the largest: p of 6 is 1/8, of 4 (one sign turned) 2/8."""
+    """The eight signings of 1, 2, 3 have the largest sums 6 and 4: p of 6 is 1/8, p of 4 is 2/8."""
     assert sign_flip(np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / 8)
     assert sign_flip(np.array([-1.0, 2.0, 3.0])) == pytest.approx(2 / 8)
     assert sign_flip(np.zeros(5)) == 1.0
@@ -26,7 +26,7 @@ def test_the_sign_flip_test_is_exact_on_a_hand_counted_case() -> None:
 
 @pytest.mark.parametrize("size", [13, 40])
 def test_chance_stays_below_the_level_that_is_asked_for(size: int) -> None:
-    """Counted and drawn signs alike: of null examinations 5% are below 0.05, within three standard errors."""
+    """With counted and drawn signs, 5% of null examinations fall below 0.05, within three standard errors."""
     rng = np.random.default_rng(0)
     count = 60 if size > 14 else 2000
     below = np.mean([sign_flip(rng.normal(size=size)) <= 0.05 for _ in range(count)])
@@ -34,20 +34,20 @@ def test_chance_stays_below_the_level_that_is_asked_for(size: int) -> None:
 
 
 def test_the_level_of_one_comparison_covers_all() -> None:
-    """Bonferroni; and so many units as there are at least can reach it."""
+    """The level follows Bonferroni, and the least number of units can reach it."""
     assert pytest.approx(FALSE_ALARM) == LEVEL * COMPARISONS
     assert 2.0**-UNITS <= LEVEL
 
 
 def test_equal_drafts_are_never_better() -> None:
-    """Two drafts of the same quality: not once in a hundred pairs, either way."""
+    """Two drafts of equal quality raise no alarm in a hundred pairs, in either direction."""
     rng = np.random.default_rng(1)
     pairs = [compare(drafts(rng, 0.5), drafts(rng, 0.5)) for _ in range(100)]
     assert not any(pair.better or pair.worse for pair in pairs)
 
 
-def test_a_better_draft_is_found_and_a_little_better_one_is_not_told() -> None:
-    """0.5 against 0.3 is told; a surely better one by less than 5% of the accepted drafts is not."""
+def test_a_better_draft_counts_and_a_slightly_better_one_does_not() -> None:
+    """0.5 against 0.3 counts; a certain gain below 5% of the accepted drafts does not."""
     rng = np.random.default_rng(2)
     low, high = drafts(rng, 0.3), drafts(rng, 0.5)
     assert compare(low, high).better

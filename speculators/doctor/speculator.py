@@ -1,4 +1,4 @@
-"""What is examined: a checkpoint, the run that it comes from where there is one, and its verifier."""
+"""The speculator under examination: its checkpoint, its verifier and, if known, the run that trained it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from speculators.verifier.weights import VerifierHead, load_head
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Origin:
+class TrainingRun:
     """The run that trained the checkpoint.
 
     Attributes:
-        folder: of the run.
-        lock: what determined it.
-        recipe: as it was.
+        folder: the run folder.
+        lock: everything that determined the result.
+        recipe: the recipe that the lock resolves to.
     """
 
     folder: Path
@@ -35,11 +35,11 @@ class Origin:
     recipe: Recipe
 
     @classmethod
-    def of(cls, speculator: Path) -> tuple[Origin | None, str]:
-        """Returns the run that a speculator is in, or None and why there is none that can be read."""
+    def of(cls, speculator: Path) -> tuple[TrainingRun | None, str]:
+        """Finds the run folder around a speculator; gives None and the reason if there is none or it is unreadable."""
         run = RunFolder.around(speculator)
         if run is None or not run.lock.is_file():
-            return None, "the checkpoint is in no run folder"
+            return None, "the checkpoint is not in a run folder"
         try:
             lock = Lock.read(run.path)
             return cls(folder=run.path, lock=lock, recipe=lock.resolved(run.path)), ""
@@ -48,25 +48,26 @@ class Origin:
 
     @property
     def trained(self) -> Mapping[str, Any]:
-        """What the run was trained with: `decoder`, `target_layer_ids`, `draft_vocab_size` and more."""
+        """The inputs of training: `decoder`, `target_layer_ids`, `draft_vocab_size` and more."""
         return self.lock.inputs["train"]
 
 
 @attrs.define(eq=False, kw_only=True)
-class Patient:
-    """A checkpoint that could be read, in float32 as far as it can be loaded.
+class ExaminedSpeculator:
+    """A readable checkpoint, loaded in float32 if its weights fit.
 
     Attributes:
-        folder: holds config.json and model.safetensors.
-        raw: config.json.
-        tensors: of model.safetensors, as saved.
-        verifier: folder of the verifier.
+        folder: contains config.json and model.safetensors.
+        raw: the values of config.json.
+        tensors: the contents of model.safetensors, as saved.
+        verifier: the verifier's folder.
         facts: the verifier's config.json.
-        origin: its run; None with `no_origin`, the reason.
+        origin: the run that trained it; None if unknown.
+        origin_problem: why `origin` is None.
         device: where models run.
-        config: of its algorithm's class, with what only training reads from the run's recipe; None if raw is not one.
-        model: with its weights; None if they do not fit.
-        trainable: names of the parameters that training moves.
+        config: the algorithm's config, with the training-only fields from the run's recipe; None if `raw` is not one.
+        model: the model with its weights; None if they do not fit.
+        trainable: names of the parameters that training updates.
     """
 
     folder: Path
@@ -74,8 +75,8 @@ class Patient:
     tensors: dict[str, torch.Tensor]
     verifier: Path
     facts: VerifierFacts
-    origin: Origin | None
-    no_origin: str
+    origin: TrainingRun | None
+    origin_problem: str
     device: torch.device
     config: SpeculatorModelConfig | None = None
     model: SpeculatorModel | None = None
@@ -83,13 +84,13 @@ class Patient:
 
     @property
     def decoder(self) -> dict[str, Any]:
-        """`transformer_layer_config`, {} where there is none."""
-        held = self.raw.get("transformer_layer_config")
-        return held if isinstance(held, dict) else {}
+        """`transformer_layer_config`, or {} if it is missing."""
+        decoder = self.raw.get("transformer_layer_config")
+        return decoder if isinstance(decoder, dict) else {}
 
     @property
     def layer_ids(self) -> tuple[int, ...] | None:
-        """The verifier's layers that the draft reads, under whatever name the algorithm writes them; None for none."""
+        """Ids of the verifier's layers that the draft reads, whatever the algorithm calls them; None if unknown."""
         if self.model is not None:
             return tuple(self.model.draft().target_layer_ids)
         named = [value for key, value in self.raw.items() if key.endswith("layer_ids") and isinstance(value, list)]
@@ -97,51 +98,51 @@ class Patient:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a server drafts a round (K), 3 where config.json does not say."""
-        held = self.config.speculators_config if self.config else None
-        return held.proposal_methods[0].speculative_tokens if held and held.proposal_methods else 3
+        """Tokens that a server drafts per round (K); 3 if config.json does not say."""
+        table = self.config.speculators_config if self.config else None
+        return table.proposal_methods[0].speculative_tokens if table and table.proposal_methods else 3
 
     @cached_property
     def head(self) -> VerifierHead:
-        """The verifier's final norm and head, as saved."""
+        """The verifier's final norm and head, in the saved dtype."""
         return load_head(self.verifier, self.facts, dtype=None)
 
     @property
     def trust_remote_code(self) -> bool:
-        """Whether the verifier may bring code, as the run's recipe says."""
+        """Whether the run's recipe lets the verifier bring its own code."""
         return self.origin is not None and self.origin.recipe.verifier.trust_remote_code
 
     @property
     def knobs_known(self) -> bool:
-        """Whether what only training reads is known, and not the algorithm's defaults."""
+        """Whether the training-only fields come from a run, and are not the algorithm's defaults."""
         return self.origin is not None
 
     def with_config(self, **changes: Any) -> SpeculatorModel:
-        """Returns the model with other values in config.json and the same weights."""
+        """Builds the model with changed config.json values and the same weights."""
         assert self.config is not None
         return filled(attrs.evolve(self.config, **changes), self.folder, self.tensors, self.verifier, self.device)
 
     def fits(self, **changes: Any) -> bool:
-        """Whether config.json with other values has exactly the tensors that are saved."""
+        """Whether the changed config.json still describes exactly the saved tensors."""
         assert self.config is not None
         try:
-            # Without storage: only names and shapes are wanted.
+            # The meta device allocates nothing: only names and shapes matter.
             with torch.device("meta"):
                 blank = rebuild(attrs.evolve(self.config, **changes), self.folder)
-        # Values that the algorithm does not take, in its own words.
+        # An algorithm may reject values in any of these ways.
         except (SpeculatorsError, RuntimeError, ValueError, KeyError, TypeError):
             return False
-        wanted = {name: tensor.shape for name, tensor in blank.saved_names(blank.state_dict()).items()}
-        return wanted == {name: tensor.shape for name, tensor in self.tensors.items()}
+        expected = {name: tensor.shape for name, tensor in blank.saved_names(blank.state_dict()).items()}
+        return expected == {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
-def with_knobs(config: SpeculatorModelConfig, origin: Origin | None) -> SpeculatorModelConfig:
-    """Returns a config.json's config with what only training reads, from the recipe of its run."""
-    told = origin.recipe.algorithm.config if origin else None
-    if type(told) is not type(config):
+def with_knobs(config: SpeculatorModelConfig, origin: TrainingRun | None) -> SpeculatorModelConfig:
+    """Adds the training-only fields from the run's recipe to a config that was read from config.json."""
+    trained = origin.recipe.algorithm.config if origin else None
+    if type(trained) is not type(config):
         return config
     knobs = [field.name for field in attrs.fields(type(config)) if field.metadata.get("knob")]
-    return attrs.evolve(config, **{name: getattr(told, name) for name in knobs})
+    return attrs.evolve(config, **{name: getattr(trained, name) for name in knobs})
 
 
 def filled(
@@ -151,11 +152,11 @@ def filled(
     verifier: Path,
     device: torch.device,
 ) -> SpeculatorModel:
-    """Returns the model of a config with these weights, in float32, ready to draft.
+    """Builds a config's model in float32 with these weights, ready to draft.
 
     Raises:
-        RuntimeError: a tensor has another shape.
-        VerifierError: what the checkpoint leaves out is not in the verifier.
+        RuntimeError: a tensor has an unexpected shape.
+        VerifierError: the verifier lacks a tensor that the checkpoint leaves to it.
     """
     model = rebuild(config, folder)
     model.load_state_dict(dict(tensors), strict=False)
