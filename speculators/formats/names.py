@@ -29,6 +29,11 @@ class TensorNames:
         return _translated(name, tuple((ours, theirs) for theirs, ours in self.table if ours))
 
 
+def unchanged(*names: str) -> tuple[tuple[str, str], ...]:
+    """Rows of a table for tensors that the format names as we do."""
+    return tuple((name, name) for name in names)
+
+
 def _translated(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
     for source, target in table:
         if name == source:

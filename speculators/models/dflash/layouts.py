@@ -9,21 +9,14 @@ from typing import Any
 
 from speculators.facts import VerifierFacts
 from speculators.formats.decoder import FULL, decoder_config
-from speculators.formats.names import TensorNames
+from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat
 from speculators.formats.server_layout import VLLM, ServerLayout, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
 NAMES = TensorNames(
     (
-        ("layers.", "layers."),
-        ("fc.", "fc."),
-        ("hidden_norm.", "hidden_norm."),
-        ("norm.", "norm."),
-        ("lm_head.", "lm_head."),
-        ("embed_tokens.", "embed_tokens."),
-        ("d2t", "d2t"),
-        ("t2d", "t2d"),
+        *unchanged("layers.", "fc.", "hidden_norm.", "norm.", "lm_head.", "embed_tokens.", "d2t", "t2d"),
         *VERIFIER_COPIES,
     ),
     before=("model.",),

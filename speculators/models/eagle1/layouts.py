@@ -6,12 +6,12 @@ from typing import Any
 
 from speculators.facts import VerifierFacts
 from speculators.formats.decoder import decoder_config
-from speculators.formats.names import TensorNames
+from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat
 from speculators.formats.server_layout import VLLM, ServerLayout, flat_decoder, vllm_draft
 from speculators.formats.upstream import Fields
 
-NAMES = TensorNames((("layers.", "layers."), ("fc.", "fc."), ("embed_tokens.", "embed_tokens.")), before=("model.",))
+NAMES = TensorNames(unchanged("layers.", "fc.", "embed_tokens."), before=("model.",))
 _VERIFIERS = ("lm_head.", "verifier_norm.", "embed_tokens.")
 
 

@@ -6,21 +6,12 @@ from typing import Any
 
 from speculators.facts import VerifierFacts
 from speculators.formats.decoder import decoder_config
-from speculators.formats.names import TensorNames
+from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
 from speculators.formats.server_layout import SGLANG, VLLM, ServerLayout, flat_decoder, sglang_draft, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
-_SHARED = (
-    ("fc.", "fc."),
-    ("input_norm.", "input_norm."),
-    ("fc_norm.", "fc_norm."),
-    ("norm.", "norm."),
-    ("lm_head.", "lm_head."),
-    ("embed_tokens.", "embed_tokens."),
-    ("d2t", "d2t"),
-    ("t2d", "t2d"),
-)
+_SHARED = unchanged("fc.", "input_norm.", "fc_norm.", "norm.", "lm_head.", "embed_tokens.", "d2t", "t2d")
 MIDLAYER = TensorNames(
     (
         ("midlayer.", "layers.0."),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from speculators.facts import VerifierFacts
-from speculators.formats.names import TensorNames
+from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
 from speculators.formats.server_layout import VLLM, ServerLayout, vllm_draft
 from speculators.formats.upstream import Fields
@@ -15,12 +15,7 @@ from speculators.models.medusa.config import MedusaSpeculatorConfig
 from speculators.recipe.decoder import draft_decoder_config
 
 NAMES = TensorNames(
-    (
-        ("blocks.", "blocks."),
-        ("lm_heads.", "lm_heads."),
-        ("token_map", "token_map"),
-        ("verifier_norm.", "verifier_norm."),
-    ),
+    (*unchanged("blocks.", "lm_heads.", "token_map", "verifier_norm."),),
     before=("medusa_heads.",),
 )
 

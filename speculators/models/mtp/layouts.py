@@ -7,7 +7,7 @@ from typing import Any
 
 from speculators.errors import ContractError
 from speculators.facts import VerifierFacts
-from speculators.formats.names import TensorNames
+from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat
 from speculators.formats.server_layout import VLLM, Deployment, ServerLayout, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, Fields, shared_fields
@@ -18,10 +18,7 @@ from speculators.recipe.decoder import draft_decoder_config
 
 NAMES = TensorNames(
     (
-        ("mtp_layers.", "mtp_layers."),
-        ("embed_tokens.", "embed_tokens."),
-        ("lm_head.", "lm_head."),
-        ("verifier_norm.", "verifier_norm."),
+        *unchanged("mtp_layers.", "embed_tokens.", "lm_head.", "verifier_norm."),
         *VERIFIER_COPIES,
     )
 )

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from speculators.formats.names import TensorNames
+from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.server_layout import VLLM, ServerLayout, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, upstream_format
 
 NAMES = TensorNames(
     (
-        ("layers.", "layers."),
-        ("fc.", "fc."),
-        ("input_norm.", "input_norm."),
-        ("mask_hidden", "mask_hidden"),
-        ("norm.", "norm."),
-        ("lm_head.", "lm_head."),
-        ("embed_tokens.", "embed_tokens."),
-        ("d2t", "d2t"),
-        ("t2d", "t2d"),
+        *unchanged("layers.", "fc.", "input_norm.", "mask_hidden", "norm.", "lm_head.", "embed_tokens.", "d2t", "t2d"),
         *VERIFIER_COPIES,
     )
 )
