@@ -1,4 +1,4 @@
-"""What is counted, the same for the exact walk and the live decode: tokens, rounds, acceptance by position."""
+"""Counts of tokens, rounds and acceptance by position, with one definition for the exact walk and the live decode."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Counts:
     """Totals of each response at one K. The first token comes from the prefill and belongs to no round.
 
     Attributes:
-        tokens: [n] tokens that rounds emitted.
-        rounds: [n] rounds, expected ones where they come from the walk.
-        drafted: [n] drafted tokens, those past the end of the response too.
-        reached: [n, K] rounds in which depth j was judged: all earlier drafts were accepted and the response goes on.
-        accepted: [n, K] rounds in which depth j was accepted.
+        tokens: [n] tokens emitted by rounds.
+        rounds: [n] rounds; expected rounds where they come from the walk.
+        drafted: [n] drafted tokens, including those past the end of the response.
+        reached: [n, K] rounds that judged depth j: all earlier drafts were accepted and the response goes on.
+        accepted: [n, K] rounds that accepted depth j.
     """
 
     tokens: np.ndarray
@@ -30,12 +30,12 @@ class Counts:
 
     @property
     def tau(self) -> float:
-        """Tokens emitted a round, the verifier's own included; a ratio of sums, NaN without rounds."""
+        """Tokens emitted per round, including the verifier's own; a ratio of sums, NaN without rounds."""
         return _ratio(self.tokens.sum(), self.rounds.sum())
 
     @property
     def drafted_per_round(self) -> float:
-        """Tokens drafted a round; a ratio of sums, NaN without rounds."""
+        """Tokens drafted per round; a ratio of sums, NaN without rounds."""
         return _ratio(self.drafted.sum(), self.rounds.sum())
 
     @property
@@ -49,7 +49,7 @@ class Counts:
         return tuple(map(_ratio, self.accepted.sum(axis=0), self.reached.sum(axis=0)))
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Counts:
-        """Returns the counts of some of the responses."""
+        """Picks the counts of some of the responses."""
         index = np.asarray(rows, dtype=np.int64)
         return Counts(
             tokens=self.tokens[index],
@@ -64,12 +64,14 @@ def count_decoded(responses: Sequence[Decoded], num_tokens: int) -> Counts:
     """Counts live rounds.
 
     Args:
+        responses: decoded with one K.
         num_tokens: K.
     """
     reached = np.zeros((len(responses), num_tokens))
     accepted = np.zeros_like(reached)
     for row, response in enumerate(responses):
         for each in response.rounds:
+            # Drafts past the end of the response are not judged: the walk does not count them either.
             left = len(response.tokens) - 1 - each.anchor
             reached[row, : min(each.accepted + 1, each.drafted, left)] += 1
             accepted[row, : each.accepted] += 1
@@ -82,5 +84,5 @@ def count_decoded(responses: Sequence[Decoded], num_tokens: int) -> Counts:
     )
 
 
-def _ratio(number: float, of: float) -> float:
-    return float(number) / float(of) if of > 0 else float("nan")
+def _ratio(number: float, total: float) -> float:
+    return float(number) / float(total) if total > 0 else float("nan")

@@ -22,9 +22,9 @@ class Contender:
     """One way to decode.
 
     Attributes:
-        name: for results.
-        draft: returns a drafter that has seen nothing yet; None for plain decoding.
-        num_tokens: drafted a round (K); 0 for plain decoding.
+        name: in results.
+        draft: makes a drafter that has seen nothing yet; None for plain decoding.
+        num_tokens: tokens drafted per round (K); 0 for plain decoding.
     """
 
     name: str
@@ -38,9 +38,9 @@ class LiveSettings:
 
     Attributes:
         temperature: of the verifier and of the drafts.
-        max_new_tokens: longest response; at T = 0 a response ends where the row's own does, if that is earlier.
+        max_new_tokens: length limit of a response; at T = 0 the row's own response is a limit, too.
         stop_ids: tokens that end a response.
-        seed: of sampling; each prompt of each contender has a generator of its own.
+        seed: of sampling; each prompt of each contender has its own generator.
     """
 
     temperature: float
@@ -57,25 +57,32 @@ def run_live(
     *,
     progress: Progress = ignore,
 ) -> dict[str, list[Decoded]]:
-    """Decodes every row's prompt with every contender, prompt by prompt, and returns the responses by contender.
+    """Decodes every row's prompt with every contender, prompt by prompt.
 
-    The contenders alternate, so that a machine that slows down slows all of them, and who goes first rotates. Each
-    decodes a few tokens before, which are not counted.
+    The contenders alternate, so that a machine that slows down slows all of them, and take turns to go first. Each
+    decodes a few tokens beforehand, which do not count.
 
     Args:
         model: the verifier, a transformers causal language model.
-        rows: at least one; prompts, with the response that the verifier gives at T = 0.
+        contenders: ways to decode; names are unique.
+        rows: at least one; each has a prompt and the verifier's own response.
+        settings: how to decode.
+        progress: receives progress events.
+
+    Returns:
+        The responses of each contender, in the order of the rows.
     """
     warm_up = attrs.evolve(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
     for contender in contenders:
         _Decoder.of(model, contender).decode(rows[0], warm_up, seed=settings.seed)
-    # New drafters: some remember responses, and one that was decoded to warm up was not.
+    # New drafters: some remember responses, and the warm-up must not count among them.
     decoders = [_Decoder.of(model, contender) for contender in contenders]
     responses: dict[str, list[Decoded]] = {each.name: [] for each in contenders}
     total = len(rows) * len(contenders)
     for index, row in enumerate(rows):
         for turn in range(len(contenders)):
             which = (index + turn) % len(contenders)
+            # Distinct for every (row, contender), and independent of whose turn it is.
             seed = (settings.seed * len(rows) + index) * len(contenders) + which
             decoded = decoders[which].decode(row, settings, seed=seed)
             responses[contenders[which].name].append(decoded)

@@ -1,8 +1,17 @@
 """Exact acceptance length without decoding: one teacher-forced pass over responses that the verifier itself produced.
 
-Under speculative sampling an emitted token has the verifier's distribution p, and given that it is y its draft was
-accepted with probability min(1, q(y) / p(y)); at T = 0 that is 1 if y is the draft's argmax, else 0. If all earlier
-drafts of the round were accepted they equal y, so the teacher-forced q is the very one that a live round computes.
+Let y be the response, p_j the verifier's distribution at a token and q_j the draft's at depth j of a round.
+
+* An emitted token has distribution p_j whatever is drafted, because speculative sampling leaves the verifier's
+  distribution untouched. Given that it is y_j, its draft was accepted with probability min(1, q_j(y_j) / p_j(y_j)); at
+  T = 0 that is 1 if y_j is the draft's argmax, else 0. (A draft x is accepted as y with probability
+  q(y) * min(1, p(y) / q(y)) = min(q(y), p(y)); dividing by p(y), the probability of emitting y, gives the formula.)
+* If all earlier drafts of a round were accepted, they equal y. So the teacher-forced q_j, with y itself as the draft's
+  input, is not an approximation: it is what a live round computes.
+
+`walk` turns these probabilities into tokens, rounds and acceptance by position.
+
+Source: Leviathan, Kalman and Matias 2023, Fast Inference from Transformers via Speculative Decoding (acceptance rule).
 """
 
 from __future__ import annotations
@@ -23,11 +32,11 @@ from speculators.events import Progress, ProgressEvent, ignore
 
 @runtime_checkable
 class CutsDrafts(Protocol):
-    """A `Replays` whose drafter may draft fewer tokens than it is asked for."""
+    """A `Replays` whose drafter may draft fewer than K tokens."""
 
     @property
     def cuts(self) -> bool:
-        """Whether it does, as it is configured; if not, all K follow from one pass."""
+        """Whether it does with its present config; if not, one pass gives all K."""
 
     def replay_lengths(
         self,
@@ -38,20 +47,20 @@ class CutsDrafts(Protocol):
         document_ids: torch.Tensor,
         num_speculative_tokens: int,
     ) -> torch.Tensor:
-        """Returns [S] int64, how many tokens a live round drafts from each row; arguments as of `Replays.replay`."""
+        """Counts the tokens that a live round drafts from each row, [S] int64; arguments as of `Replays.replay`."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Replayed:
-    """Acceptance probabilities of a set of responses, from which every K up to K_max follows.
+    """Acceptance probabilities of a set of n responses, which determine the counts at every K up to K_max.
 
     Attributes:
-        acceptance: a response each, [L, K_max] as in `walk`.
-        lengths: a response each, [L] tokens that a live round drafts; None where that is always K.
-        ids: the prompt of each response.
-        categories: of each response.
+        acceptance: for each response, [L, K_max] as in `walk`.
+        ids: [n] the prompt of each response.
+        categories: [n] the category of each response.
         cut_prompts: responses that were cut because they left the verifier's own output.
         cut_tokens: tokens cut off.
+        lengths: for each response, [L] tokens that a live round drafts; None where that is always K.
     """
 
     acceptance: tuple[np.ndarray, ...]
@@ -62,20 +71,20 @@ class Replayed:
     lengths: tuple[np.ndarray, ...] | None = None
 
     def counts(self, num_tokens: int) -> Counts:
-        """Returns the expected counts at K = `num_tokens` (at most K_max).
+        """Computes the expected counts at K = `num_tokens`, at most K_max.
 
-        With `lengths`, or of drafts that depend on K, only K_max itself is exact; see `replay_each`.
+        With `lengths`, or where drafts depend on K, only K_max itself is exact; see `replay_each`.
         """
         return walk(self.acceptance, num_tokens, self.lengths)
 
 
 @runtime_checkable
 class ShapedByK(Protocol):
-    """A `Replays` whose drafts may depend on how many are drafted a round."""
+    """A `Replays` whose drafts may depend on how many are drafted per round."""
 
     @property
     def shaped_by_k(self) -> bool:
-        """Whether they do, as it is configured; if not, all K follow from one pass."""
+        """Whether they do with its present config; if not, one pass gives all K."""
 
 
 def replay(
@@ -91,9 +100,12 @@ def replay(
 
     Args:
         model: the speculator, in evaluation mode.
-        rows: judged at the same temperature.
-        k_max: drafts a round, at most.
-        row_tokens: responses are packed, separated, into rows of up to this many tokens; a longer one has its own.
+        rows: responses judged at `temperature`.
+        k_max: the largest K, drafts per round.
+        temperature: of the verifier and of the drafts.
+        row_tokens: responses are packed, as separate documents, into rows of up to this many tokens; a longer response
+            has a row of its own.
+        progress: receives progress events.
     """
     tables: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
@@ -102,7 +114,7 @@ def replay(
         accepted = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
         if cuts is not None:
             drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
-            accepted *= torch.arange(k_max) < drafted[:, None]
+            accepted *= torch.arange(k_max) < drafted[:, None]  # [rounds, K_max]
             lengths += [part.numpy() for part in drafted.split(pack.rounds)]
         tables += [table.numpy() for table in accepted.split(pack.rounds)]
         progress(ProgressEvent(stage="replay", done=len(tables), total=len(rows), unit="responses"))
@@ -110,7 +122,7 @@ def replay(
 
 
 def one_pass(model: Replays) -> bool:
-    """Whether all K follow from one pass: neither the drafts nor their number depend on K."""
+    """Whether one pass gives all K, because neither the drafts nor their number depend on K."""
     return not ((isinstance(model, CutsDrafts) and model.cuts) or (isinstance(model, ShapedByK) and model.shaped_by_k))
 
 
@@ -122,10 +134,10 @@ def replay_each(
     temperature: float,
     progress: Progress = ignore,
 ) -> dict[int, Replayed]:
-    """Replays for several K: all from one pass, or a pass each where `one_pass` is not enough.
+    """Replays for several K: in one pass where that gives all of them, else in one pass for each.
 
-    Args:
-        ks: the K.
+    Returns:
+        The replay of each K; the same object where one pass was enough.
     """
     if one_pass(model):
         return dict.fromkeys(ks, replay(model, rows, k_max=max(ks), temperature=temperature, progress=progress))
@@ -133,12 +145,14 @@ def replay_each(
 
 
 def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedResponse], *, k_max: int) -> Replayed:
-    """Replays a drafter that reads tokens only and proposes chains without probabilities; the verifier is not needed.
+    """Replays a drafter that reads tokens only and proposes chains without probabilities; no model is needed.
 
-    Its q is a point mass on what it drafts, so min(1, q(y) / p(y)) is 1 if that is y, else 0, at every temperature.
+    Its q is a point mass on its draft, so min(1, q(y) / p(y)) is 1 if that is y, else 0, at every temperature.
 
     Args:
-        make: builds the drafter, which sees the responses in their order.
+        make: makes the drafter, which sees the responses in their order and may remember them.
+        rows: the verifier's own responses.
+        k_max: K.
     """
     drafter = make()
     nothing = torch.empty(0, 0)
@@ -152,8 +166,8 @@ def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedRespo
         for anchor in range(len(table)):
             drafts = drafter.propose(state, num_tokens=k_max, temperature=0.0, generator=None).tokens
             drafted[anchor] = len(drafts)
-            wanted = answer[anchor + 1 : anchor + 1 + len(drafts)]
-            table[anchor, : len(wanted)] = (drafts[: len(wanted)] == wanted).numpy()
+            emitted = answer[anchor + 1 : anchor + 1 + len(drafts)]
+            table[anchor, : len(emitted)] = (drafts[: len(emitted)] == emitted).numpy()
             drafter.advance(state, answer[anchor + 1 : anchor + 2], nothing)
         tables.append(table)
         lengths.append(drafted)
@@ -189,11 +203,14 @@ def _packs(rows: Sequence[JudgedResponse], row_tokens: int) -> Iterator[list[Jud
 
 @attrs.frozen(eq=False)
 class _Pack:
-    """Responses in one row. Places are indices in it.
+    """Responses packed into one row of S tokens. Places are indices in it.
 
     Attributes:
-        anchors: a response each, the places of the states that its rounds draft from: one before the last known token.
-        end: a response each, the place after its last token.
+        tokens: [S] of all responses, prompts included.
+        log_p: [S] log-probability that the verifier gives each response token; 0 elsewhere and at T = 0.
+        lengths: [n] tokens of each response.
+        anchors: for each response, the places of the states that its rounds draft from.
+        end: [n] the place after the last token of each response.
     """
 
     rows: Sequence[JudgedResponse]
@@ -205,7 +222,7 @@ class _Pack:
 
     @property
     def rounds(self) -> list[int]:
-        """Rounds that could begin in each response."""
+        """Number of anchors of each response."""
         return [len(places) for places in self.anchors]
 
     @classmethod
@@ -218,12 +235,14 @@ class _Pack:
         for row, stop in zip(rows, end.tolist(), strict=True):
             if row.log_p is not None:
                 log_p[stop - len(row.log_p) : stop] = row.log_p.cpu()
+            # The last known token of a round at anchor i is y_i, at place p. Its draft starts from the state at p - 1:
+            # when a round begins, the verifier has computed no state at the token it has just emitted.
             rounds = max(0, len(row.response.answer) - 1)
             anchors.append(torch.arange(stop - 2 - rounds, stop - 2))
         return cls(rows, tokens, log_p, lengths, tuple(anchors), end)
 
     def batch(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Returns what `Replays.replay` takes."""
+        """Makes the tensors that `Replays.replay` takes, [1, S, A*H] and [1, S]."""
         positions = torch.cat([torch.arange(int(length)) for length in self.lengths])
         documents = torch.repeat_interleave(torch.arange(len(self.rows)), self.lengths)
         return {
@@ -236,20 +255,21 @@ class _Pack:
 
 @torch.no_grad()
 def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float) -> torch.Tensor:
-    """Returns [rounds of all responses, K] the probability that each depth is accepted."""
+    """Computes the probability that each depth is accepted, [rounds of all responses, K]."""
     device = model.draft_to_target.device
     place = torch.cat(pack.anchors)
     end = torch.repeat_interleave(pack.end, torch.tensor(pack.rounds))
     accepted = torch.zeros(len(place), k_max)
-    depths = model.replay(**pack.batch(device), num_speculative_tokens=k_max)
+    depths = model.replay(**pack.batch(device), num_speculative_tokens=k_max)  # K times [S, D]
     for depth, logits in enumerate(depths, start=1):
-        there = (place + 1 + depth < end).nonzero()[:, 0]
-        for part in there.split(max(1, CHUNK_ENTRIES // logits.shape[-1])):
-            wanted = place[part] + 1 + depth
+        # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
+        judged = (place + 1 + depth < end).nonzero()[:, 0]
+        for part in judged.split(max(1, CHUNK_ENTRIES // logits.shape[-1])):
+            target = place[part] + 1 + depth
             accepted[part, depth - 1] = _accept(
                 logits[place[part].to(device)],
-                pack.tokens[wanted].to(device),
-                pack.log_p[wanted].to(device),
+                pack.tokens[target].to(device),
+                pack.log_p[target].to(device),
                 draft_to_target=model.draft_to_target,
                 temperature=temperature,
             ).cpu()
@@ -258,7 +278,7 @@ def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float)
 
 @torch.no_grad()
 def _lengths(model: CutsDrafts, pack: _Pack, device: torch.device, *, k_max: int) -> torch.Tensor:
-    """Returns [rounds of all responses] the tokens that are drafted."""
+    """Counts the tokens that are drafted from each anchor, [rounds of all responses]."""
     lengths = model.replay_lengths(**pack.batch(device), num_speculative_tokens=k_max)
     return lengths.cpu()[torch.cat(pack.anchors)]
 
@@ -271,13 +291,21 @@ def _accept(
     draft_to_target: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """Returns [n] the probability that a draft from logits [n, D] was accepted, given that `tokens` were emitted."""
+    """Computes the probability [n] that a draft was accepted, given the token that was emitted.
+
+    Args:
+        logits: [n, D] of the draft.
+        tokens: [n] emitted.
+        log_p: [n] log-probability that the verifier gives them.
+        draft_to_target: [D] token of the target vocabulary for each of the draft vocabulary.
+        temperature: of both.
+    """
     if temperature == 0:
         return (draft_to_target[logits.argmax(dim=-1)] == tokens).float()
+    # The inverse map; -1 is a token outside of the draft vocabulary, which is never drafted: its q is 0.
     size = 1 + int(torch.maximum(draft_to_target.max(), tokens.max()))
     target_to_draft = torch.full((size,), -1, device=tokens.device)
     target_to_draft[draft_to_target] = torch.arange(len(draft_to_target), device=tokens.device)
     index = target_to_draft[tokens]
     log_q = log_probability(logits.float() / temperature, index.clamp_min(0))
-    # A token outside the draft vocabulary is never drafted.
     return torch.where(index >= 0, (log_q - log_p).clamp_max(0.0).exp(), 0.0)

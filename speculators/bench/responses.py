@@ -1,4 +1,4 @@
-"""The verifier's responses to a suite: the suite's own answers where they are the verifier's, else generated here."""
+"""The verifier's responses to a suite: its own answers where they are the verifier's, otherwise generated ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from speculators.events import Progress, ProgressEvent, ignore
 from speculators.verifier.engine import Engine
 from speculators.verifier.weights import VerifierHead
 
+# Tokens: suites are cut by max_new_tokens, not by the template.
 UNLIMITED = 2**31 - 1
 
 
@@ -29,43 +30,50 @@ def respond(
     seed: int = 0,
     progress: Progress = ignore,
 ) -> list[Response]:
-    """Returns a response to each turn of each prompt, in order of the prompts.
+    """Obtains a response to each turn of each prompt, in the order of the prompts.
 
-    At T = 0 an answer that the suite comes with is taken (and judged later); everything else is generated. A later turn
-    sees the verifier's own answers to the turns before it.
+    At T = 0 the suite's own answer is used where it has one (and judged later); everything else is generated. A later
+    turn sees the verifier's own answers to the turns before it.
 
     Args:
+        engine: the verifier.
+        prompts: of a suite.
         temperature: of the verifier.
-        max_new_tokens: a response ends here, or with a token that ends the turn.
+        max_new_tokens: length limit; a token that ends the turn ends a response earlier.
         seed: of the sampling.
+        progress: receives progress events.
+
+    Raises:
+        DataError: the chat template cannot encode a prompt.
     """
     template = ChatTemplate.of(engine.tokenizer)
-    found: dict[tuple[int, int], Response] = {}
-    asked: list[tuple[int, tuple[Message, ...]]] = []
+    # By (index of the prompt, turn).
+    responses: dict[tuple[int, int], Response] = {}
+    open_turns: list[tuple[int, tuple[Message, ...]]] = []
     for index, prompt in enumerate(prompts):
         if temperature == 0 and prompt.answer is not None:
-            found[index, 0] = _answered(template, prompt, engine.stop_ids, max_new_tokens)
+            responses[index, 0] = _answered(template, prompt, engine.stop_ids, max_new_tokens)
         else:
-            asked.append((index, prompt.messages))
+            open_turns.append((index, prompt.messages))
     turn = 0
-    while asked:
-        ids = [template.prompt_ids(messages) for _, messages in asked]
+    while open_turns:
+        ids = [template.prompt_ids(messages) for _, messages in open_turns]
         outputs = engine.generate(
             ids, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + turn, progress=progress
         )
-        after: list[tuple[int, tuple[Message, ...]]] = []
-        for (index, messages), start, output in zip(asked, ids, outputs, strict=True):
+        next_turns: list[tuple[int, tuple[Message, ...]]] = []
+        for (index, messages), start, output in zip(open_turns, ids, outputs, strict=True):
             prompt = prompts[index]
             tokens = (*start, *output)
-            found[index, turn] = Response(
+            responses[index, turn] = Response(
                 id=prompt.id, category=prompt.category, tokens=tokens, prompt_length=len(start)
             )
             if turn < len(prompt.later):
                 text = engine.tokenizer.decode(output, skip_special_tokens=True)
-                after.append((index, (*messages, Message("assistant", text), Message("user", prompt.later[turn]))))
-        asked = after
+                next_turns.append((index, (*messages, Message("assistant", text), Message("user", prompt.later[turn]))))
+        open_turns = next_turns
         turn += 1
-    return [found[key] for key in sorted(found)]
+    return [responses[key] for key in sorted(responses)]
 
 
 def capture_rows(
@@ -77,12 +85,15 @@ def capture_rows(
     temperature: float,
     progress: Progress = ignore,
 ) -> list[JudgedResponse]:
-    """Returns the judged rows of the responses, in their order; see `judge`.
+    """Captures hidden states of the responses and judges each one, in their order; see `judge`.
 
     Args:
+        engine: the verifier.
         head: over the verifier's whole vocabulary, on the engine's device.
-        layer_ids: the hidden states that the speculator reads.
-        temperature: that the responses were made at.
+        responses: of the verifier.
+        layer_ids: layers whose hidden states the speculator reads.
+        temperature: that the responses were generated at.
+        progress: receives progress events.
     """
     tokens = [torch.tensor(response.tokens) for response in responses]
     rows: dict[int, JudgedResponse] = {}
@@ -103,10 +114,10 @@ def own_rows(
     seed: int = 0,
     progress: Progress = ignore,
 ) -> list[JudgedResponse]:
-    """Returns the verifier's own responses to a suite, judged, in order of the prompts.
+    """Obtains the verifier's own responses to a suite, judged, in the order of the prompts.
 
-    An answer that the suite comes with and that is not this verifier's (another model's, another machine's rounding)
-    is replaced by a generated one, and its row says so; only what is still cut after that is left out.
+    An answer of the suite that is not this verifier's (another model's, or another machine's rounding) is replaced by a
+    generated one, and its row says so. Tokens that even then are not the verifier's argmax are cut off.
     """
 
     def answers(to: Sequence[Prompt]) -> list[Response]:
@@ -131,15 +142,15 @@ def own_rows(
 
 
 def sample_rows(rows: Sequence[JudgedResponse], number: int | None) -> list[int]:
-    """Returns the indices of up to `number` rows that hold a round, evenly spread over the suite; None takes all."""
-    there = [index for index, row in enumerate(rows) if len(row.response.answer) > 1]
-    if number is None or number >= len(there):
-        return there
-    return [there[place] for place in np.linspace(0, len(there) - 1, number).round().astype(int)]
+    """Picks the indices of up to `number` rows with a round, spread evenly over the suite; None picks all of them."""
+    usable = [index for index, row in enumerate(rows) if len(row.response.answer) > 1]
+    if number is None or number >= len(usable):
+        return usable
+    return [usable[place] for place in np.linspace(0, len(usable) - 1, number).round().astype(int)]
 
 
 def _answered(template: ChatTemplate, prompt: Prompt, stop_ids: Sequence[int], max_new_tokens: int) -> Response:
-    """Cuts the rendered conversation into prompt and response; the response ends with the turn or at the limit."""
+    """Splits the rendered conversation into prompt and response, which ends with the turn or at the limit."""
     assert prompt.answer is not None
     messages = (*prompt.messages, Message("assistant", prompt.answer))
     encoded = template.encode(Conversation(prompt.id, prompt.category, messages), UNLIMITED)

@@ -1,4 +1,4 @@
-"""A response with what the verifier thinks of it: what replay reads."""
+"""A response with the verifier's hidden states and probabilities: the input of replay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from speculators.verifier.weights import VerifierHead
 
-# Verifier logits are formed in pieces of about this many entries (64 MB in float32).
+# Verifier logits are computed in chunks of about this many entries (64 MB in float32): all at once they would not fit.
 CHUNK_ENTRIES = 2**24
 
 
@@ -16,10 +16,10 @@ class Response:
     """A prompt and its response.
 
     Attributes:
-        id: of the prompt; the turns of one prompt share it.
-        category: of the prompt.
-        tokens: prompt and response.
-        prompt_length: tokens of the prompt; the response follows.
+        id: the prompt's; its turns share it.
+        category: the prompt's.
+        tokens: [n] of prompt and response.
+        prompt_length: number of prompt tokens; the response follows.
     """
 
     id: str
@@ -40,15 +40,15 @@ class Response:
 
 @attrs.frozen(eq=False, kw_only=True)
 class JudgedResponse:
-    """A response that the verifier itself produces, with the states that drafts are made from.
+    """A response that the verifier itself produced, with the states that drafts are made from.
 
     Attributes:
-        response: cut, at T = 0, before the first token that is not the verifier's argmax.
+        response: at T = 0, cut before the first token that is not the verifier's argmax.
         hidden_states: [n, A*H] of all its tokens.
         log_p: [m] log-probability that the verifier gives each response token at the temperature; None at T = 0, where
             it is zero everywhere.
-        cut: response tokens that were cut off.
-        replaced: the suite's own answer was another one, and this one was generated in its place.
+        cut: number of response tokens that were cut off.
+        replaced: whether it was generated because the suite's own answer is not this verifier's.
     """
 
     response: Response
@@ -62,15 +62,17 @@ class JudgedResponse:
 def judge(
     head: VerifierHead, response: Response, hidden_states: torch.Tensor, last: torch.Tensor, *, temperature: float
 ) -> JudgedResponse:
-    """Makes the row of one response: on-policy check at T = 0, probabilities at T > 0.
+    """Checks at T = 0 that a response is the verifier's own; computes its probabilities at T > 0.
 
-    A prefix of a greedy output is a greedy output, so at T = 0 the response is cut before the first place where it is
-    not the verifier's argmax; replay of what is left is exact.
+    A prefix of a greedy output is a greedy output. So at T = 0 the response is cut before the first token that is not
+    the verifier's argmax, and replay of the rest is exact.
 
     Args:
         head: the verifier's final norm and head over its whole vocabulary, in float32.
+        response: n tokens, prompt included.
         hidden_states: [n, A*H].
         last: [n, H] the last layer's output before the final norm.
+        temperature: that the response was generated at.
     """
     start, end = response.prompt_length, len(response.tokens)
     answer = torch.tensor(response.answer, dtype=torch.int64, device=last.device)
@@ -79,18 +81,17 @@ def judge(
     for first in range(start, end, step):
         stop = min(first + step, end)
         # The state at place i - 1 yields the token at place i.
-        logits = head.logits(last[first - 1 : stop - 1].to(head.weight.dtype)).float()
-        wanted = answer[first - start : stop - start]
+        logits = head.logits(last[first - 1 : stop - 1].to(head.weight.dtype)).float()  # [step, V]
+        emitted = answer[first - start : stop - start]
         if temperature == 0:
-            wrong = (logits.argmax(dim=-1) != wanted).nonzero()
-            if len(wrong):
-                end = first + int(wrong[0])
+            foreign = (logits.argmax(dim=-1) != emitted).nonzero()
+            if len(foreign):
+                end = first + int(foreign[0])
                 break
         else:
-            log_p.append(log_probability(logits / temperature, wanted))
-    kept = attrs.evolve(response, tokens=response.tokens[:end])
+            log_p.append(log_probability(logits / temperature, emitted))
     return JudgedResponse(
-        response=kept,
+        response=attrs.evolve(response, tokens=response.tokens[:end]),
         hidden_states=hidden_states[:end],
         log_p=torch.cat(log_p) if log_p else None,
         cut=len(response.tokens) - end,
@@ -98,7 +99,7 @@ def judge(
 
 
 def shortened(row: JudgedResponse, length: int | None) -> JudgedResponse:
-    """Returns the row with the first `length` tokens of its response, which are the verifier's own, too; None: all."""
+    """Cuts the response to its first `length` tokens, which are the verifier's own output, too; None keeps all."""
     if length is None or length >= len(row.response.answer):
         return row
     end = row.response.prompt_length + length
@@ -111,5 +112,5 @@ def shortened(row: JudgedResponse, length: int | None) -> JudgedResponse:
 
 
 def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Returns log softmax(logits)[token], [n] of logits [n, V] and tokens [n], without forming the softmax."""
+    """Computes log softmax(logits)[token], [n], from logits [n, V] and tokens [n], without forming the softmax."""
     return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)

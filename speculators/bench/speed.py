@@ -1,4 +1,4 @@
-"""Tokens a second, with and without a speculator, from one interleaved run."""
+"""Tokens per second with and without a speculator, from one interleaved run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Speed:
     """Speeds of one contender and of plain decoding: same device, engine, prompts and sampling; prefill included.
 
     Attributes:
-        plain: tokens a second without drafting.
-        speculative: tokens a second with it.
+        plain: tokens per second without drafting.
+        speculative: tokens per second with it.
         speed_up: speculative / plain.
-        draft_seconds: of the drafter, a round.
-        verify_seconds: of the verifier, a round.
-        unmatched_baseline: the speed-up exceeds the acceptance length, which no fair comparison can: a round costs at
-            least one forward of the verifier.
+        draft_seconds: the drafter's time per round.
+        verify_seconds: the verifier's time per round.
+        unmatched_baseline: whether the speed-up exceeds the acceptance length, which no fair comparison can: a round
+            costs at least one forward of the verifier.
     """
 
     plain: float
@@ -32,7 +32,7 @@ class Speed:
 
 
 def tokens_per_second(responses: Sequence[Decoded]) -> float:
-    """Returns emitted tokens over wall-clock seconds."""
+    """Divides all emitted tokens by the wall-clock seconds of their responses."""
     return sum(len(response.tokens) for response in responses) / sum(response.seconds for response in responses)
 
 
@@ -40,10 +40,12 @@ def compare(plain: Sequence[Decoded], speculative: Sequence[Decoded], *, tau: fl
     """Compares two runs over the same prompts.
 
     Args:
+        plain: decoded without drafts.
+        speculative: decoded with drafts.
         tau: acceptance length of the speculative run.
     """
     before, after = tokens_per_second(plain), tokens_per_second(speculative)
-    # Responses of one token have no round; then nothing was drafted either.
+    # Responses of one token have no round; then nothing was drafted either, and the times are 0.
     rounds = max(1, sum(len(response.rounds) for response in speculative))
     return Speed(
         plain=before,

@@ -1,4 +1,8 @@
-"""Intervals over prompts of a ratio of sums: by bootstrap, and by Student's t where prompts are few."""
+"""Intervals over prompts for a ratio of sums: by bootstrap, and by Student's t where there are few prompts.
+
+Tau is a ratio of sums (tokens / rounds), not a mean of ratios, and the rounds of one prompt are not independent: so
+whole prompts are resampled, with both of their sums.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +21,28 @@ def bootstrap_ratio(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Returns the percentile interval of sum(numerators) / sum(denominators) over resampled prompts.
+    """Computes the percentile interval of sum(numerators) / sum(denominators) over resampled prompts.
 
     Args:
-        numerators: [n], such as emitted tokens.
-        denominators: [n], such as rounds.
-        groups: [n] the prompt that each entry belongs to (the turns of one prompt are drawn together); None: its own.
+        numerators: [n], for example emitted tokens.
+        denominators: [n], for example rounds.
+        groups: [n] the prompt of each entry (the turns of one prompt are drawn together); None: each entry is its own.
         level: of the interval, between 0 and 1.
         seed: of the draws; the same input gives the same interval.
 
-    Source: Efron 1979; resampling whole prompts because rounds within one are not independent.
+    Returns:
+        Low and high; NaN where there are no entries.
+
+    Source: Efron 1979, Bootstrap Methods: Another Look at the Jackknife.
     """
     if groups is not None:
         numerators, denominators = by_group(numerators, groups), by_group(denominators, groups)
     size = len(numerators)
     if not size:
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
-    above, below = drawn @ numerators, drawn @ denominators
+    # [DRAWS, n] how often each prompt is drawn: multinomial counts stand for n draws with replacement.
+    times = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
+    above, below = times @ numerators, times @ denominators  # [DRAWS]
     ratios = above[below > 0] / below[below > 0]
     if not len(ratios):
         return float("nan"), float("nan")
@@ -46,29 +54,34 @@ def bootstrap_ratio(
 def bootstrap_difference(
     before: np.ndarray, after: np.ndarray, *, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Returns the percentile interval of the difference of two ratios of sums over the same resampled prompts.
+    """Computes the percentile interval of the difference of two ratios of sums, after - before.
+
+    Both are taken over the same resampled prompts: the spread between prompts, which both share, cancels out.
 
     Args:
-        before: [n, 2], numerator and denominator of each prompt; `after` likewise, prompt by prompt.
+        before: [n, 2], numerator and denominator of each prompt.
+        after: [n, 2], the same prompts in the same order.
         level: of the interval.
         seed: of the draws.
     """
     size = len(before)
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
-    ratios = [(drawn @ side[:, 0]) / np.maximum(drawn @ side[:, 1], 1e-12) for side in (after, before)]
+    times = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
+    ratios = [(times @ side[:, 0]) / np.maximum(times @ side[:, 1], 1e-12) for side in (after, before)]
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(ratios[0] - ratios[1], [tail, 1.0 - tail])
     return float(low), float(high)
 
 
 def difference_half_width(before: np.ndarray, after: np.ndarray, *, level: float) -> float:
-    """Returns the half width of an interval of the difference of two ratios of sums over the same prompts.
+    """Computes the half width of an interval of the difference of two ratios of sums over the same prompts.
 
-    It holds its level with few prompts, too, where resampling them gives intervals that are much too narrow: each
-    ratio is linearised in the sums of its prompts, and the differences of the prompts follow Student's t.
+    It keeps its level with few prompts, too, where the bootstrap gives intervals that are much too narrow. Each ratio
+    R = sum(y) / sum(x) is linearised in the sums of its prompts, d_i = (y_i - R x_i) / mean(x), and the differences of
+    the d_i between both sides follow Student's t with n - 1 degrees of freedom.
 
     Args:
-        before: [n, 2], numerator and denominator of each prompt, n at least 2; `after` likewise, prompt by prompt.
+        before: [n, 2], numerator y and denominator x of each prompt, n at least 2.
+        after: [n, 2], the same prompts in the same order.
         level: of the interval.
 
     Source: Cochran 1977, Sampling Techniques, section 6.4 (variance of a ratio).
@@ -78,14 +91,14 @@ def difference_half_width(before: np.ndarray, after: np.ndarray, *, level: float
         (side[:, 0] - side[:, 0].sum() / side[:, 1].sum() * side[:, 1]) / side[:, 1].mean() for side in (before, after)
     ]
     deviation = float(np.std(parts[1] - parts[0], ddof=1))
-    return student_quantile((1 + level) / 2, size - 1) * deviation / size**0.5
+    return float(student_quantile((1 + level) / 2, size - 1) * deviation / size**0.5)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Returns the quantile of Student's t with so many degrees of freedom.
+    """Computes the quantile of Student's t with `freedom` degrees of freedom, without SciPy.
 
-    With t = sqrt(freedom) tan(angle) the density of the angle is cos(angle) ** (freedom - 1), which is added up here;
-    right to 1e-3 of the quantile down to tails of 1e-4.
+    With t = sqrt(freedom) * tan(angle), the density of the angle is proportional to cos(angle) ** (freedom - 1) on a
+    finite range, where a plain sum integrates it; accurate to 1e-3 of the quantile down to tails of 1e-4.
     """
     angles = np.linspace(-np.pi / 2, np.pi / 2, 20_001)
     below = np.cumsum(np.cos(angles) ** (freedom - 1))
@@ -93,6 +106,6 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Returns the sums [g] of the values [n] of each group, in order of the groups' names."""
+    """Adds up the values [n] of each group; the sums [g] are in the order of the groups' names."""
     labels, index = np.unique(np.asarray(groups), return_inverse=True)
     return np.bincount(index, weights=values, minlength=len(labels))

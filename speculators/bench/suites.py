@@ -1,4 +1,4 @@
-"""Benchmark prompts: a suite of the catalogue, a JSONL file in either layout, or a data set's hub id."""
+"""Benchmark prompts, from a suite of the catalogue, a JSONL file in either layout, or a dataset's hub id."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Prompt:
     Attributes:
         id: unique in its suite.
         category: "" where the suite has none.
-        messages: what the verifier sees before its first answer.
-        answer: an answer that the suite comes with; it counts only as far as it is the verifier's own. None: generate.
-        later: user turns that follow, each after the verifier's own answer to the one before.
+        messages: the verifier's input for its first answer.
+        answer: the suite's own answer, used as far as it is the verifier's own output; None: generate one.
+        later: the user turns that follow, each after the verifier's own answer to the one before.
     """
 
     id: str
@@ -43,50 +43,50 @@ class Prompt:
 
 
 def load_suite(suite: Suite) -> list[Prompt]:
-    """Returns a suite's prompts.
+    """Loads a suite's prompts.
 
-    Every row must be usable: a suite that shrinks in silence is another suite.
+    Every row must be usable: a suite that silently shrinks is a different suite.
 
     Args:
-        suite: a name of the catalogue, or a path or hub id; `split` and `take` override the catalogue's.
+        suite: a name of the catalogue, a path or a hub id; `split` and `take` override the catalogue's.
 
     Raises:
-        DataError: there is no such suite, or a row cannot be used; names the row.
+        DataError: there is no such suite, or a row, which the error names, cannot be used.
     """
     source = _locate(suite)
     if not source.is_file:
         conversations, skipped = read_source(source, Path())
         if skipped:
             raise DataError(f"suite {suite.name}: {skipped.total()} rows cannot be used: {dict(skipped)}", hint=LAYOUTS)
-        found = [Prompt(id=c.id, category=c.category, **_parts(c.messages)) for c in conversations]
+        prompts = [Prompt(id=c.id, category=c.category, **_parts(c.messages)) for c in conversations]
     else:
-        found = [_prompt(row, place) for place, row in _rows(Path(source.path), source.split)][: source.take]
-    if not found:
+        prompts = [_prompt(row, place) for place, row in _rows(Path(source.path), source.split)][: source.take]
+    if not prompts:
         raise DataError(f"suite {suite.name}: no prompt in {source.path}", hint=LAYOUTS)
-    ids = [prompt.id for prompt in found]
+    ids = [prompt.id for prompt in prompts]
     if len(set(ids)) < len(ids):
         raise DataError(f"suite {suite.name}: the id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice")
-    return found
+    return prompts
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """Returns 64 hex digits that tell these prompts from others."""
+    """Hashes prompts to 64 hex digits; equal digests mean equal prompts."""
     return fingerprint({"prompts": [attrs.asdict(prompt) for prompt in prompts]})
 
 
 def _locate(suite: Suite) -> DataSource:
     if suite.path is None and suite.name not in suite_names():
-        hint = near_miss(suite.name, suite_names()) or f"there are: {', '.join(suite_names())}; one's own needs a path"
+        hint = near_miss(suite.name, suite_names()) or f"there are: {', '.join(suite_names())}; your own needs a path"
         raise DataError(f"no suite {suite.name!r}", hint=hint)
-    held = resolved_suite(suite)
-    path = str(held.path)
+    resolved = resolved_suite(suite)
+    path = str(resolved.path)
     if is_file_path(path):
         path = str(Path(path).expanduser())
-    return DataSource(path=path, split=held.split, take=held.take)
+    return DataSource(path=path, split=resolved.split, take=resolved.take)
 
 
 def _rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (file:line, row) of the rows of the split."""
+    """Yields (file:line, row) for each row of the split."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     with path.open("rb") as file:
@@ -114,7 +114,7 @@ def _prompt(row: dict[str, Any], place: str) -> Prompt:
         return Prompt(id=name, category=str(row.get("category", "")), messages=messages, later=tuple(later))
     messages = row.get("messages", [])
     unanswered = isinstance(messages, list) and isinstance(messages[-1:], list) and _is_user(messages[-1:])
-    # What a conversation must be like is checked by the one reader of conversations; it wants an answer.
+    # The one reader of conversations checks their form. It demands an answer, so a prompt without one gets a stand-in.
     checked = {**row, "messages": [*messages, {"role": "assistant", "content": "-"}]} if unanswered else row
     conversation = parse(checked, place)
     if isinstance(conversation, str):

@@ -1,4 +1,4 @@
-"""The one Console. Styles are named by meaning. Importing this imports Rich: verbs do so when they print."""
+"""The one Console, with styles named by meaning. Importing this imports Rich, so verbs import it when they print."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLES = {
     "supervised special": "bold magenta underline",
 }
 
-# Piped output is searched line by line: it is not wrapped at the 80 columns that Rich assumes.
+# People search piped output line by line, so it must not be wrapped at the 80 columns that Rich assumes.
 PIPED_WIDTH = 200
 
 
@@ -29,13 +29,13 @@ class PipeConsole(Console):
     """A Console that leaves a closed pipe to the CLI, where Rich would end the process with 1."""
 
     def on_broken_pipe(self) -> None:
-        """Raises the BrokenPipeError that Rich has caught."""
+        """Raises the BrokenPipeError again that Rich has caught."""
         raise BrokenPipeError
 
 
 @functools.cache
 def console(*, stderr: bool = False) -> Console:
-    """Returns the Console for results, or the one for progress and errors (`stderr`)."""
+    """Makes the Console for results, or the one for progress and errors (`stderr`), once per process."""
     made = PipeConsole(stderr=stderr, theme=Theme(STYLES), highlight=False)
     if not made.is_terminal:
         made.width = PIPED_WIDTH

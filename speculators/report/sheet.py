@@ -1,4 +1,4 @@
-"""The style sheet of the HTML page: light and dark by what the reader prefers, one column on a phone."""
+"""The style sheet of the HTML page: light or dark as the reader prefers, one column on a phone."""
 
 from __future__ import annotations
 
