@@ -42,7 +42,7 @@ class RunBenchmarks:
     """The in-process benchmarks of a run.
 
     Attributes:
-        filed: each setting once, from the newest file that has it on the same prompts.
+        filed: each setting once, from the newest file that measured it on the same prompts.
         files: every benchmark by the name of its file, oldest first.
         unread: why a file was left out, one line for each.
     """

@@ -1,4 +1,4 @@
-"""The whole benchmark on a tiny verifier: numbers, referee, baselines, definition, JSON."""
+"""The whole benchmark on a tiny verifier: numbers, referee, baselines, definitions and JSON."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def measured(engine, suite, toy):
-    """Two temperatures, two K, one live prompt fewer than there are; and the events on the way."""
+    """Two temperatures, two K, one live prompt fewer than the suite has; with the events along the way."""
     section = BenchmarkSection(
         suites=(suite,), num_speculative_tokens=(1, 3), temperature=(0.0, 1.0), max_new_tokens=24, live_prompts=4
     )
@@ -60,7 +60,7 @@ def measured(engine, suite, toy):
 
 
 def test_every_suite_temperature_and_k_has_its_setting(measured):
-    """In the order of the section."""
+    """Settings stand in the order of the section."""
     result, _ = measured
     assert [(s.suite, s.temperature, s.num_speculative_tokens) for s in result.settings] == [
         ("mine", 0.0, 1),
@@ -71,7 +71,7 @@ def test_every_suite_temperature_and_k_has_its_setting(measured):
 
 
 def test_live_agrees_with_replay_in_every_setting(measured):
-    """Round for round at T = 0, in live's interval at T = 1; so the whole result agrees."""
+    """Live agrees round for round at T = 0 and within its interval at T = 1, so the whole result agrees."""
     result, _ = measured
     criteria = [setting.live.agreement.criterion for setting in result.settings]
     assert criteria[:2] == ["round for round"] * 2
@@ -81,8 +81,8 @@ def test_live_agrees_with_replay_in_every_setting(measured):
 
 
 def test_a_verifier_that_answers_at_another_temperature_is_caught(engine, toy, tmp_path, monkeypatch):
-    """The printed tau is of the verifier's own responses: were they made at T = 0.5, live at T = 1 would tell, on
-    enough prompts; the criterion over live's own responses cannot, and is not the one that is named."""
+    """The printed tau is over the verifier's own responses. If they were generated at T = 0.5, live at T = 1 shows it
+    on enough prompts. The criterion over live's own responses cannot see it, and the gap does not name that one."""
     words = ["the", "other", "thing", "and", "then", "on", "is", "it", "reading", "a", "of"]
     rows = [{"question_id": i, "category": "", "turns": [" ".join(words[i : i + 4])]} for i in range(8)]
     path = tmp_path / "eight.jsonl"
@@ -112,7 +112,7 @@ def test_a_verifier_that_answers_at_another_temperature_is_caught(engine, toy, t
 
 
 def test_few_prompts_leave_the_verifiers_own_responses_unjudged(measured):
-    """Three cannot tell two means apart: said so, which is no failure; what live emitted is judged all the same."""
+    """Three prompts cannot separate two means: the result says so and does not fail."""
     result, _ = measured
     for setting in result.settings[2:]:
         agreement = setting.live.agreement
@@ -124,8 +124,8 @@ def test_few_prompts_leave_the_verifiers_own_responses_unjudged(measured):
 
 
 def test_numbers_are_consistent_with_each_other(measured):
-    """tau is the ratio of its tokens and rounds and lies in its interval; categories add up to the whole; the turns of
-    a prompt count as one prompt; every position has its two rates."""
+    """Tau is tokens / rounds and lies in its interval; categories add up to the whole; the turns of a prompt count as
+    one prompt; every position has its two rates."""
     result, _ = measured
     for setting in result.settings:
         exact, k = setting.exact, setting.num_speculative_tokens
@@ -140,7 +140,7 @@ def test_numbers_are_consistent_with_each_other(measured):
 
 
 def test_the_definition_stands_beside_every_number(measured):
-    """What tau counts, K, T and how drafts were sampled."""
+    """The definition says what tau counts, K, T and how drafts were sampled."""
     result, _ = measured
     for setting in result.settings:
         assert "own (bonus) token counted" in setting.definition
@@ -149,7 +149,7 @@ def test_the_definition_stands_beside_every_number(measured):
 
 
 def test_the_baseline_has_its_row_and_at_the_largest_k_its_speed(measured):
-    """Acceptance at every K by replay; live only once, since it costs time."""
+    """Replay gives its acceptance at every K; it is decoded live at the largest K alone, which saves time."""
     result, _ = measured
     for setting in result.settings:
         (ngram,) = setting.baselines
@@ -159,7 +159,7 @@ def test_the_baseline_has_its_row_and_at_the_largest_k_its_speed(measured):
 
 
 def test_json_holds_it_all_and_no_nan(measured):
-    """A reader without this package gets every number, and null where there is none."""
+    """A reader without this package gets every number, with null for NaN."""
     result, _ = measured
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert document["format"] == FORMAT
@@ -173,8 +173,8 @@ def test_json_holds_it_all_and_no_nan(measured):
     assert first["exact"]["tau"] == result.settings[0].exact.tau
 
 
-def test_progress_is_told_from_every_part(measured):
-    """Generation, capture, replay and live are all seen to move."""
+def test_every_part_reports_progress(measured):
+    """Generation, capture, replay and live all report progress, and reach their totals."""
     _, events = measured
     assert {event.stage for event in events} == {"regenerate", "bench", "replay", "live"}
     for stage in ("replay", "live"):
@@ -183,7 +183,7 @@ def test_progress_is_told_from_every_part(measured):
 
 
 def test_the_same_seed_gives_the_same_acceptance(engine, suite, toy, measured):
-    """Speeds differ from run to run, nothing else does."""
+    """Only speeds differ from run to run."""
     section = BenchmarkSection(
         suites=(suite,), num_speculative_tokens=(3,), temperature=(1.0,), max_new_tokens=24, live_prompts=4
     )
@@ -192,13 +192,13 @@ def test_the_same_seed_gives_the_same_acceptance(engine, suite, toy, measured):
 
 
 def test_replay_that_predicts_something_else_makes_the_result_disagree(engine, suite, toy, monkeypatch):
-    """A gap is a failure: one wrong table and `agrees` is false, in the value and in the JSON."""
+    """A gap is a failure: with one wrong table `agrees` is false, in the value and in the JSON."""
 
     def shifted(*args, **options):
-        held = replay_each(*args, **options)
+        replayed = replay_each(*args, **options)
         return {
             k: attrs.evolve(each, acceptance=tuple(1.0 - table for table in each.acceptance))
-            for k, each in held.items()
+            for k, each in replayed.items()
         }
 
     monkeypatch.setattr("speculators.bench.run.replay_each", shifted)
@@ -210,7 +210,7 @@ def test_replay_that_predicts_something_else_makes_the_result_disagree(engine, s
 
 
 def test_answers_of_another_model_are_replaced_and_the_result_says_so(engine, toy, tmp_path):
-    """The number is about the verifier's own output, and the count of replaced answers stands beside it."""
+    """The number is over the verifier's own output, and the count of replaced answers stands beside it."""
     path = tmp_path / "foreign.jsonl"
     messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "!?"}]
     path.write_text(json.dumps({"messages": messages}), encoding="utf-8")
@@ -221,14 +221,14 @@ def test_answers_of_another_model_are_replaced_and_the_result_says_so(engine, to
 
 
 def test_responses_without_a_round_are_an_error(engine, suite, toy):
-    """One token comes from the prefill; there is no acceptance length to print."""
+    """The only token comes from the prefill, so there is no acceptance length to print."""
     section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(1,), max_new_tokens=1)
     with pytest.raises(DataError, match="no response has two tokens of the verifier's own"):
         bench(toy, engine, section, name="toy")
 
 
 def test_in_16_bits_the_mean_is_compared_over_prompts(tiny_verifier, suite, toy, monkeypatch):
-    """There forwards of different shapes pick different tokens, and the result says which criterion was used."""
+    """In 16 bits, forwards of different shapes pick different tokens; the result names the criterion that was used."""
     monkeypatch.setattr("speculators.nn.precision.has_bf16_products", lambda device_type: True)
     engine = Engine(tiny_verifier, dtype="bfloat16")
     section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12)
@@ -257,8 +257,8 @@ def _over_prompts(measured, predicted):
 
 
 def test_over_prompts_a_difference_beyond_its_interval_is_a_gap():
-    """Prompt by prompt: where each has other rounds than predicted, but not the same way, live agrees; where each has a
-    third more, it does not, however far the prompts are apart. The gap names both numbers and the criterion."""
+    """Live agrees where rounds deviate from the prediction in both directions, and disagrees where every prompt takes a
+    third more, however much the prompts differ. The gap names both numbers and the criterion."""
     tokens = [30.0, 60.0, 30.0, 45.0, 60.0, 30.0, 45.0, 30.0]
     rounds = [20.0, 15.0, 18.0, 40.0, 31.0, 12.0, 22.0, 19.0]
     noisy = [number + change for number, change in zip(rounds, (1, -1, 2, -3, 2, 0, 1, -1), strict=True)]
@@ -272,7 +272,7 @@ def test_over_prompts_a_difference_beyond_its_interval_is_a_gap():
 
 
 def test_a_live_decode_that_ends_at_once_is_not_judged():
-    """At T > 0 every sampled response may be the end of the turn: there is no round, and no tau."""
+    """At T > 0 every sampled response may end the turn at once: then there is no round and no tau."""
     nothing = _counts([0.0], [0.0])
     outcome = agree_given_tokens(nothing, [torch.zeros(0, 1).numpy()], predicted=nothing, level=0.99)
     assert (outcome.verdict, outcome.agrees) == (TOO_FEW, True)
@@ -281,7 +281,7 @@ def test_a_live_decode_that_ends_at_once_is_not_judged():
 
 @pytest.mark.parametrize("prompts", [1, 3, FEWEST_PROMPTS - 1])
 def test_over_too_few_prompts_nothing_is_judged(prompts):
-    """One prompt that rounding sends another way is no disagreement, and no agreement either."""
+    """A prompt that rounding sends another way is neither a disagreement nor an agreement."""
     outcome = _over_prompts(_counts([30.0] * prompts, [19.0] * prompts), _counts([30.0] * prompts, [20.0] * prompts))
     assert (outcome.agrees, outcome.verdict, outcome.interval) == (True, TOO_FEW, None)
     assert f"{prompts} prompts are too few to tell" in outcome.untold
@@ -300,7 +300,7 @@ def test_a_speed_up_above_tau_is_flagged_as_an_unmatched_baseline():
 
 
 def test_counting_live_rounds_reaches_positions_up_to_the_first_rejection_and_the_end():
-    """Six tokens: a round that accepts 2 of 3, then one whose drafts run past the end."""
+    """Six tokens: one round accepts 2 of 3 drafts, the drafts of the next run past the end."""
     rounds = (Round(anchor=0, drafted=3, accepted=2, emitted=3), Round(anchor=3, drafted=3, accepted=1, emitted=2))
     decoded = Decoded(tokens=(1, 2, 3, 4, 5, 6), rounds=rounds, seconds=1.0, prefill_seconds=0.0)
     counts = count_decoded([decoded], 3)

@@ -31,7 +31,7 @@ def _ids(engine, text):
 
 
 def test_an_answer_of_the_suite_is_tokenized_as_in_training_and_ends_with_its_turn(engine):
-    """The prompt is what the template asks with; the response ends with the end-of-turn token, nothing behind it."""
+    """The prompt is the one that the template asks with; the response ends with the end-of-turn token."""
     (response,) = respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=160)
     asked = ChatTemplate.of(engine.tokenizer).prompt_ids((Message("user", "the other"),))
     assert list(response.prompt) == asked
@@ -39,14 +39,14 @@ def test_an_answer_of_the_suite_is_tokenized_as_in_training_and_ends_with_its_tu
 
 
 def test_a_long_answer_ends_at_the_limit_like_a_decode_does(engine):
-    """Without an end-of-turn token that the verifier never gave."""
+    """It gets no end-of-turn token, which the verifier did not emit."""
     ids = _ids(engine, "on the sea")
     (response,) = respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=len(ids))
     assert list(response.answer) == ids
 
 
 def test_prompts_without_an_answer_get_the_verifiers_own(engine):
-    """Greedy, in the order of the prompts, beside those that have one."""
+    """Generated greedy answers stand in the order of the prompts, beside the suite's own."""
     prompts = [_prompt("a"), _prompt("b", answer="x"), _prompt("c")]
     responses = respond(engine, prompts, temperature=0.0, max_new_tokens=9)
     assert [each.id for each in responses] == ["a", "b", "c"]
@@ -56,7 +56,7 @@ def test_prompts_without_an_answer_get_the_verifiers_own(engine):
 
 
 def test_later_turns_see_the_verifiers_own_answers(engine):
-    """Turn by turn: the history of the second turn holds the answer to the first."""
+    """The history of the second turn holds the verifier's answer to the first."""
     first, second = respond(engine, [_prompt("a", later=("b",))], temperature=0.0, max_new_tokens=6)
     said = engine.tokenizer.decode(first.answer, skip_special_tokens=True)
     history = (Message("user", "a"), Message("assistant", said), Message("user", "b"))
@@ -65,7 +65,7 @@ def test_later_turns_see_the_verifiers_own_answers(engine):
 
 
 def test_above_zero_temperature_answers_are_sampled_anew_with_a_seed(engine):
-    """The suite's greedy answers are no samples; the same seed gives the same ones."""
+    """The suite's greedy answers are not samples, so they are not used; the same seed gives the same samples."""
     prompts = [_prompt("a", answer="x")]
     options = {"temperature": 1.5, "max_new_tokens": 12}
     one, same, other = (respond(engine, prompts, seed=seed, **options)[0].answer for seed in (1, 1, 2))
@@ -75,7 +75,7 @@ def test_above_zero_temperature_answers_are_sampled_anew_with_a_seed(engine):
 
 
 def test_an_answer_that_the_template_cannot_hold_is_an_error_that_names_the_prompt(engine, monkeypatch):
-    """Nothing is left out without a word: here the template drops a word of it."""
+    """No prompt is dropped silently: here the template loses a word of the answer."""
     template = engine.tokenizer.chat_template.replace("message['content']", "message['content'] | replace('sea', '')")
     monkeypatch.setattr(engine.tokenizer, "chat_template", template)
     with pytest.raises(DataError, match="prompt the other"):
@@ -83,7 +83,7 @@ def test_an_answer_that_the_template_cannot_hold_is_an_error_that_names_the_prom
 
 
 def test_rows_come_in_the_order_of_the_responses(engine):
-    """Capture goes by length; the rows do not."""
+    """Capture works by length; the rows come back in the order of the responses."""
     prompts = [_prompt("a long question about the other thing"), _prompt("b")]
     responses = respond(engine, prompts, temperature=0.0, max_new_tokens=5)
     head = load_head(engine.folder, engine.facts)
@@ -93,7 +93,7 @@ def test_rows_come_in_the_order_of_the_responses(engine):
 
 
 def test_an_answer_of_another_model_is_replaced_by_the_verifiers_own_and_marked(engine):
-    """What is measured is always the verifier's output; an answer that is its own stays, one that is not is counted."""
+    """Only the verifier's output is measured: its own answers stay, and the replaced ones are counted."""
     head = load_head(engine.folder, engine.facts)
     options = {"temperature": 0.0, "max_new_tokens": 7}
     (own,) = own_rows(engine, head, [_prompt("a")], (1, 3), **options)
@@ -109,7 +109,7 @@ def _row(length):
 
 
 def test_the_live_sample_is_spread_over_the_suite_and_skips_what_has_no_round():
-    """A suite in order of category is sampled from all of them; a response of one token has nothing to compare."""
+    """A suite in order of category is sampled from every category; a response of one token has nothing to compare."""
     rows = [_row(5) for _ in range(9)]
     assert sample_rows(rows, 3) == [0, 4, 8]
     assert sample_rows(rows, 1) == [0]

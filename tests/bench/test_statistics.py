@@ -23,14 +23,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_another():
-    """Results are reproducible."""
+    """The interval depends on the seed and on nothing else."""
     tokens, rounds = np.arange(10.0) + 5, np.arange(10.0)[::-1] + 3
     assert bootstrap_ratio(tokens, rounds, seed=1) == bootstrap_ratio(tokens, rounds, seed=1)
     assert bootstrap_ratio(tokens, rounds, seed=1) != bootstrap_ratio(tokens, rounds, seed=2)
 
 
 def test_a_higher_level_is_wider():
-    """99% holds 95%."""
+    """The 99% interval contains the 95% interval."""
     tokens, rounds = np.array([3.0, 9.0, 4.0, 8.0]), np.array([2.0, 3.0, 3.0, 4.0])
     low, high = bootstrap_ratio(tokens, rounds, level=0.95)
     lower, higher = bootstrap_ratio(tokens, rounds, level=0.99)
@@ -47,7 +47,7 @@ def test_turns_of_a_prompt_are_drawn_together():
 
 
 def test_one_prompt_has_no_spread_and_none_has_no_interval():
-    """Nothing is invented."""
+    """One prompt gives an interval without width, and no prompts give NaN."""
     assert bootstrap_ratio(np.array([6.0]), np.array([4.0])) == (1.5, 1.5)
     assert np.isnan(bootstrap_ratio(np.array([]), np.array([]))).all()
     assert np.isnan(bootstrap_ratio(np.array([0.0]), np.array([0.0]))).all()
@@ -56,7 +56,7 @@ def test_one_prompt_has_no_spread_and_none_has_no_interval():
 @pytest.mark.parametrize("freedom", [5, 7, 79])
 @pytest.mark.parametrize("probability", [0.975, 0.995, 0.9999])
 def test_students_quantiles_are_scipys(freedom, probability):
-    """Within a thousandth."""
+    """They agree with SciPy's within a thousandth."""
     assert student_quantile(probability, freedom) == pytest.approx(student.ppf(probability, freedom), rel=1e-3)
 
 
@@ -67,8 +67,8 @@ def _walk(random, rates, lengths):
 
 
 def test_the_difference_of_six_prompts_is_covered_as_often_as_it_says():
-    """Two decodes of the same six prompts, which are far apart, differ by chance alone: outside a 99% interval in about
-    1% of 1000 pairs (up to 20 are three deviations more), where resampling so few prompts would say so far oftener."""
+    """Two decodes of the same six prompts differ by chance alone: about 1% of 1000 pairs lie outside a 99% interval (20
+    are three deviations more). Resampling so few prompts would reject far more often."""
     random = np.random.default_rng(0)
     outside = resampled = 0
     for seed in range(1000):

@@ -1,4 +1,4 @@
-"""Suites: two layouts, a catalogue, and no prompt lost in silence."""
+"""Suites: two layouts, a catalogue, and no prompt lost silently."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _file(folder: Path, rows: list) -> str:
 
 
 def test_the_last_assistant_turn_of_a_conversation_is_the_answer(tmp_path):
-    """What comes before it is the prompt; a conversation that ends with a question has no answer."""
+    """The messages before it are the prompt; a conversation that ends with a question has no answer."""
     first, second = load_suite(Suite(name="mine", path=_file(tmp_path, MESSAGES), split="test"))
     assert (first.id, first.category, first.answer) == ("a", "chat", "Nothing.")
     assert first.messages[-1] == Message("user", "And?")
@@ -58,7 +58,7 @@ def test_the_last_assistant_turn_of_a_conversation_is_the_answer(tmp_path):
 
 
 def test_the_field_s_layout_has_turns_that_follow_the_verifiers_own_answers(tmp_path):
-    """The first turn is the prompt, the others come later; references are no answers of the verifier."""
+    """The first turn is the prompt and the others come later; reference answers are not used."""
     first, second = load_suite(Suite(name="mine", path=_file(tmp_path, TURNS)))
     assert (first.id, first.category, first.answer) == ("81", "writing", None)
     assert (first.messages, first.later) == ((Message("user", "Write."),), ("Rewrite.", "Again."))
@@ -66,14 +66,14 @@ def test_the_field_s_layout_has_turns_that_follow_the_verifiers_own_answers(tmp_
 
 
 def test_a_relative_path_starts_from_the_working_folder(tmp_path, monkeypatch):
-    """As a command line gives it; those of recipes are absolute once loaded."""
+    """Command lines give relative paths; recipes make theirs absolute when they are loaded."""
     _file(tmp_path, TURNS)
     monkeypatch.chdir(tmp_path)
     assert len(load_suite(Suite(name="mine", path="./suite.jsonl"))) == 2
 
 
 def test_a_suite_of_the_catalogue_may_be_a_data_set_of_the_hub(tmp_path, monkeypatch):
-    """It is fetched, not looked for beside the suite's TOML; split and take are the TOML's unless the recipe says."""
+    """It is fetched rather than looked up beside the suite's TOML; the recipe may override split and take."""
     text = 'name = "hub"\nsummary = ""\npath = "owner/questions"\nsplit = "test"\ntake = 7\n'
     (tmp_path / "hub.toml").write_text(text, encoding="utf-8")
     monkeypatch.setattr("speculators.recipe.catalog.suites_folder", lambda: tmp_path)
@@ -93,7 +93,7 @@ def test_a_suite_of_the_catalogue_may_be_a_data_set_of_the_hub(tmp_path, monkeyp
 
 
 def test_take_takes_the_first_prompts_of_the_split(tmp_path):
-    """After the split was chosen."""
+    """`take` counts the rows of the split, not those of the file."""
     assert [p.id for p in load_suite(Suite(name="mine", path=_file(tmp_path, MESSAGES), split="test", take=1))] == ["a"]
 
 
@@ -113,7 +113,7 @@ def test_take_takes_the_first_prompts_of_the_split(tmp_path):
     ],
 )
 def test_a_row_that_cannot_be_used_is_an_error_that_names_it(text, message, tmp_path):
-    """A suite that shrinks in silence is another suite."""
+    """A suite that silently shrinks is a different suite."""
     path = tmp_path / "bad.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
@@ -121,7 +121,7 @@ def test_a_row_that_cannot_be_used_is_an_error_that_names_it(text, message, tmp_
 
 
 def test_a_missing_file_or_split_or_name_is_an_error(tmp_path):
-    """Each says what was looked for; a misspelt name gets the near miss."""
+    """Each error names what is missing; a misspelt name gets the near miss."""
     with pytest.raises(DataError, match="no such file"):
         load_suite(Suite(name="mine", path=str(tmp_path / "none.jsonl")))
     with pytest.raises(DataError, match="no prompt"):
@@ -131,7 +131,7 @@ def test_a_missing_file_or_split_or_name_is_an_error(tmp_path):
 
 
 def test_the_catalogues_suites_are_well_formed():
-    """Each names itself, says what it is, and where its prompts are."""
+    """Each suite states its name, a summary, and where its prompts are."""
     assert "quickstart" in suite_names()
     for name in suite_names():
         told = tomli.loads((suites_folder() / f"{name}.toml").read_text(encoding="utf-8"))

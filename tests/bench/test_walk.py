@@ -1,4 +1,4 @@
-"""The recurrences give what enumerating every possible walk gives."""
+"""The recurrences give the same numbers as enumerating every possible walk."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_expected_counts_are_those_of_all_walks(k):
 
 
 def test_the_forward_and_the_backward_recurrence_agree_on_long_responses():
-    """Visits summed forward are rounds expected backward."""
+    """The sum of visits, computed forward, equals the expected rounds, computed backward."""
     tables = _tables(1, [40, 160, 3], k_max=7)
     np.testing.assert_allclose(walk(tables, 7).rounds, round_moments(tables, 7)[0])
 
@@ -116,6 +116,6 @@ def test_the_greedy_walk_is_the_only_one_with_probability_one():
 
 
 def test_without_responses_there_is_no_number():
-    """Nothing measured is NaN, not zero and not one."""
+    """Without measurements tau is NaN, neither zero nor one."""
     assert np.isnan(walk([], 2).tau)
     assert np.isnan(walk([np.zeros((0, 2))], 2).tau)

@@ -22,7 +22,7 @@ CATEGORIES = ("chat", "code", "arithmetic", "explanation", "summarising", "trans
 
 
 def acceptance(rate: float, k: int, prompts: int = 64) -> Acceptance:
-    """What a drafter with one acceptance rate at every position reaches."""
+    """The acceptance of a drafter with the same rate at every position."""
     by_position = tuple(rate**j for j in range(1, k + 1))
     tau = 1 + sum(by_position)
     return Acceptance(
@@ -38,7 +38,7 @@ def acceptance(rate: float, k: int, prompts: int = 64) -> Acceptance:
 
 
 def setting(suite: str, k: int, temperature: float, rate: float) -> Setting:
-    """One setting; the more tokens a round has, the dearer it is."""
+    """One setting, in which longer rounds cost more."""
     exact, ngram = acceptance(rate, k), acceptance(0.3, k)
     speed = Speed(
         plain=40.0,

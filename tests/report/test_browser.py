@@ -40,7 +40,7 @@ Browse = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, tiny_verifier: Path) -> Path:
-    """The page of two runs of which one was interrupted."""
+    """The page of two runs, one of them interrupted."""
     home, facts = tmp_path_factory.mktemp("browser"), VerifierFacts.read(tiny_verifier / "config.json")
     whole = fake_run(home, facts)
     other = fake_run(home, facts, "schedule.optimizer.lr=5e-3", rate=0.64, places=PLACES[:1])
@@ -52,7 +52,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, tiny_verifier: Path) -> Pat
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Browse:
-    """Chromium without a window, with a profile of its own."""
+    """Runs Chromium headless, with a profile of its own."""
 
     def call(file: Path, *arguments: str, width: int, height: int = 1600) -> subprocess.CompletedProcess[str]:
         fixed = ("--headless", "--no-sandbox", *QUIET, "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}")
@@ -72,7 +72,7 @@ def console(done: subprocess.CompletedProcess[str]) -> list[str]:
 def test_it_renders_without_console_errors(
     report: Path, browse: Browse, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    """On a phone and a desk, light and dark: paper of the scheme's kind, and ink and colours upon it."""
+    """On a phone and on a desk, light and dark: the background fits the scheme, with ink and colours on it."""
     shot = tmp_path / "shot.png"
     prefer = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
     done = browse(report, prefer, f"--screenshot={shot}", width=width)
@@ -101,7 +101,7 @@ def test_nothing_is_wider_than_the_screen(report: Path, browse: Browse, tmp_path
 
 
 def test_the_policy_of_the_page_is_obeyed(report: Path, browse: Browse, tmp_path: Path) -> None:
-    """A script that got into a page would not run, and the console would say so: what the tests above look for."""
+    """A script in the page does not run, and the console reports it, which the tests above rely on."""
     evil = tmp_path / "evil.html"
     script = "<script>document.documentElement.dataset.told = 'ran'</script></body>"
     evil.write_text(report.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")

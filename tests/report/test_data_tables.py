@@ -38,11 +38,11 @@ def printed(*, terminal: bool, width: int = 80) -> str:
 
 
 def test_without_colour_the_supervised_text_stands_in_brackets():
-    """Ends of turns inside, whatever looks like markup or brackets left as it is."""
+    """The brackets include ends of turns; text that looks like markup or brackets stays as it is."""
     assert printed(terminal=False) == "<|user|>Wh[bold]y?\n⟦Because\nof that<|end|>⟧\n⟦So⟧\n"
 
 
-def test_on_a_terminal_it_is_underlined_and_coloured_too():
+def test_on_a_terminal_supervised_text_is_underlined_and_coloured():
     """Special tokens have a colour of their own, and keep the underline where they are supervised."""
     told = printed(terminal=True)
     assert "\x1b[4;32mBecause" in told
@@ -52,7 +52,7 @@ def test_on_a_terminal_it_is_underlined_and_coloured_too():
 
 
 @pytest.mark.parametrize("width", [20, 80, 140])
-def test_any_width_shows_all_of_it(width):
+def test_any_width_shows_the_whole_text(width):
     """Wrapping loses no word."""
     assert printed(terminal=False, width=width).split() == printed(terminal=False, width=200).split()
 

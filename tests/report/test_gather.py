@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
 
 
 def test_a_real_run_becomes_a_page(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """Nothing is missing; the file is where it was asked for, whole, and the run is left as it was."""
+    """Nothing is missing; the file is complete and at the path of --out, and the run is unchanged."""
     out, before = tmp_path / "page.html", sorted(run_folder.iterdir())
     told = spec("report", run_folder, "--out", out)
     assert (told.code, told.out) == (0, f"{out}\n"), told.err
@@ -24,7 +24,7 @@ def test_a_real_run_becomes_a_page(spec: Spec, run_folder: Path, tmp_path: Path)
 
 
 def test_against_a_parent_the_page_has_both_and_stands_in_the_run(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """The default place is the run's own folder; the parent is what the difference is told from."""
+    """The report is written into the run's own folder; differences are relative to the parent."""
     told = spec(
         "run", "smoke", "--runs", tmp_path, "--set", "schedule.max_steps=1", "--set", "benchmark.suites=[]", "--json"
     )
@@ -40,8 +40,8 @@ def test_against_a_parent_the_page_has_both_and_stands_in_the_run(spec: Spec, ru
     assert "<b>not comparable</b>" in text
 
 
-def test_what_is_no_run_is_an_error_without_a_traceback(spec: Spec, tmp_path: Path) -> None:
-    """Exit 1, and what lists runs."""
+def test_a_folder_without_a_run_is_an_error_without_a_traceback(spec: Spec, tmp_path: Path) -> None:
+    """The command exits with 1 and names the command that lists runs."""
     told = spec("report", tmp_path)
     assert told.code == 1
     assert "not a run: it has neither plan.json nor events.jsonl" in told.err

@@ -50,7 +50,7 @@ def both(runs: list[Path]) -> str:
 
 
 def missing(folder: Path) -> list[str]:
-    """What the report of a run says is missing; the page is made all the same, and says so."""
+    """The missing parts that the report lists; the page is made all the same and shows them."""
     report = gather([folder])
     text = page(report)
     told = list(report.runs[0].missing)
@@ -59,7 +59,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def test_a_whole_run_lacks_nothing(tmp_path: Path, facts: VerifierFacts) -> None:
-    """Every plot, the numbers with their definition, stages with times, plan, lock and recipe."""
+    """The page has every plot, the numbers with their definition, stages with times, plan, lock and recipe."""
     report = gather([fake_run(tmp_path, facts)])
     assert report.runs[0].missing == ()
     text = page(report)
@@ -74,7 +74,7 @@ def test_a_whole_run_lacks_nothing(tmp_path: Path, facts: VerifierFacts) -> None
 
 
 def test_the_page_needs_nothing_from_elsewhere(both: str) -> None:
-    """No script, no address to fetch, and a policy under which a browser would refuse both."""
+    """It has no script and no address to fetch, and its policy makes a browser refuse both."""
     assert "<script" not in both
     assert "default-src 'none'" in both
     assert re.findall(r"""(?:src|href|action)=["']?(?!#|data:,)[^"'> ]+|url\((?!#)|@import""", both) == []
@@ -100,12 +100,12 @@ def test_nothing_on_the_page_has_the_same_id_twice(both: str) -> None:
 
 
 def test_the_same_runs_give_the_same_bytes(runs: list[Path], both: str) -> None:
-    """No date, no random name."""
+    """The page contains no date and no random name."""
     assert page(gather(runs)) == both
 
 
 def test_several_runs_stand_side_by_side_with_their_differences(runs: list[Path], both: str) -> None:
-    """Curves over each other, values in columns with what differs marked, the first as what others differ from."""
+    """Curves share plots, values stand in columns with differences marked, and each run is compared with the first."""
     assert re.search(r"<tr class=differs><td>schedule.optimizer.lr</td><td>0.001</td><td>0.005</td>", both)
     assert f"<h3>{runs[0].name} → {runs[1].name}</h3>" in both
     assert "train runs again" in both
@@ -128,8 +128,8 @@ def test_what_files_say_is_text(tmp_path: Path, facts: VerifierFacts) -> None:
     assert text.count("&lt;script&gt;") > 8
 
 
-def test_a_run_that_was_interrupted_is_told_as_such(run: Path) -> None:
-    """How far it came, what goes on, and the curve up to there; a torn last line is passed over."""
+def test_a_run_that_was_interrupted_is_reported_as_such(run: Path) -> None:
+    """The report says how far it came and how to go on; a torn last line of the log is skipped."""
     (run / "train.json").unlink()
     (run / "bench" / "0.json").unlink()
     lines = (run / "events.jsonl").read_text().splitlines()
@@ -141,7 +141,7 @@ def test_a_run_that_was_interrupted_is_told_as_such(run: Path) -> None:
 
 
 def test_a_resumed_run_counts_each_update_once(run: Path) -> None:
-    """The last word about an update holds, in the order of updates."""
+    """The last record of an update counts, and updates stand in order."""
     file = run / "events.jsonl"
     again = [{"event": "EvalEvent", "step": 90, "tau": 1.25}, {"event": "EvalEvent", "step": 30, "tau": 1.0}]
     file.write_text(file.read_text() + "".join(json.dumps(event) + "\n" for event in again))
@@ -160,7 +160,7 @@ def test_a_resumed_run_counts_each_update_once(run: Path) -> None:
         ("bench/0.json", '{"format": 1}', "bench/0.json is left out: it is of format 1"),
     ],
 )
-def test_a_file_that_is_missing_or_damaged_is_told(run: Path, file: str, content: str | None, words: str) -> None:
+def test_a_file_that_is_missing_or_damaged_is_listed(run: Path, file: str, content: str | None, words: str) -> None:
     """The rest of the page is made all the same."""
     if content is None:
         (run / file).unlink()
@@ -170,13 +170,13 @@ def test_a_file_that_is_missing_or_damaged_is_told(run: Path, file: str, content
 
 
 def test_a_damaged_plan_leaves_out_the_difference(run: Path, runs: list[Path]) -> None:
-    """And says why."""
+    """The page says why."""
     (run / "plan.json").write_text("{}")
     assert "cannot be compared: " in page(gather([runs[0], run]))
 
 
-def test_the_newest_of_several_benchmarks_tells_a_setting(run: Path) -> None:
-    """Others add theirs; a result without live decode says that it has no speed-up."""
+def test_a_setting_is_that_of_the_newest_benchmark(run: Path) -> None:
+    """Older files add the settings that only they have; the report lists settings without a live decode."""
     first = run / "bench" / "0.json"
     held = json.loads(first.read_text())
     kept = [setting for setting in held["settings"] if setting["num_speculative_tokens"] == 3][:1]
@@ -191,8 +191,8 @@ def test_the_newest_of_several_benchmarks_tells_a_setting(run: Path) -> None:
     assert "not asked" in page(report)
 
 
-def test_runs_of_one_recipe_in_two_places_are_told_apart(tmp_path: Path, facts: VerifierFacts) -> None:
-    """Their folders have the same name; one that is asked for twice is told once."""
+def test_runs_of_one_recipe_in_two_places_have_different_names(tmp_path: Path, facts: VerifierFacts) -> None:
+    """Their folders have the same name, so paths distinguish them; a run that is named twice appears once."""
     here, there = (fake_run(tmp_path / place, facts, places=PLACES[:1]) for place in ("here", "there"))
     report = gather([here, there, here])
     assert [run.name for run in report.runs] == [str(here), str(there)]
@@ -201,7 +201,7 @@ def test_runs_of_one_recipe_in_two_places_are_told_apart(tmp_path: Path, facts: 
 
 
 def test_a_run_has_one_colour_on_the_page(tmp_path: Path, facts: VerifierFacts) -> None:
-    """Also in the plots of what the run before it did not measure."""
+    """It keeps the colour in plots of what an earlier run did not measure."""
     first = fake_run(tmp_path, facts, places=PLACES[:1])
     second = fake_run(tmp_path, facts, "schedule.optimizer.lr=5e-3", places=PLACES[2:])
     text = page(gather([first, second]))
@@ -209,8 +209,8 @@ def test_a_run_has_one_colour_on_the_page(tmp_path: Path, facts: VerifierFacts) 
     assert keys == {"var(--s1)"}
 
 
-def test_a_long_curve_is_told_by_means_of_equal_parts() -> None:
-    """Its ends are near the ends, its mean is the mean."""
+def test_a_long_curve_is_drawn_from_means_of_equal_parts() -> None:
+    """The means keep the ends and the mean of the curve."""
     points = [(float(step), float(step % 7)) for step in range(1, 10_001)]
     short = thinned(points, POINTS)
     assert len(short) == POINTS
@@ -219,7 +219,7 @@ def test_a_long_curve_is_told_by_means_of_equal_parts() -> None:
 
 
 def test_a_folder_that_is_no_run_is_one_error(tmp_path: Path) -> None:
-    """Which one, and what lists runs."""
+    """The error names the folder, with the command that lists runs."""
     with pytest.raises(ArtifactError, match="not a run: it has neither plan"):
         gather([tmp_path])
     with pytest.raises(ArtifactError, match="no such folder"):
@@ -227,14 +227,14 @@ def test_a_folder_that_is_no_run_is_one_error(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_the_error_names_the_extra(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before any work."""
+    """The error comes before any work."""
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SpeculatorsError, match=r"pip install 'spec-recipes\[report\]'"):
         page(Report(runs=(), diffs=()))
 
 
 def test_a_series_of_every_kind_is_drawn() -> None:
-    """Values that are not there leave a gap, and more series than colours begin the colours again."""
+    """NaN leaves a gap, and more series than colours repeat the colours."""
     one = plots.Series(name="one", x=[1, 3, 5], y=[1.5, nan, 1.7], intervals=[(1.4, 1.6), (nan, nan), (nan, nan)])
     many = [attrs.evolve(one, colour=colour, line="dotted", marks=True) for colour in range(plots.COLOURS + 1)]
     drawn = plots.lines("many", many, x="K", y="tau", whole_x=True, level=1.0)

@@ -1,4 +1,4 @@
-"""What is shown while a run works, and the definitions under its tables."""
+"""The progress display of a run, and the definitions under its tables."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def said(view: RunView) -> str:
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0s"), (59.4, "59s"), (185, "3m 05s"), (7440, "2h 04m")])
-def test_durations_are_told_in_two_units_at_most(seconds: float, words: str) -> None:
-    """Seconds, minutes or hours, rounded."""
+def test_durations_have_two_units_at_most(seconds: float, words: str) -> None:
+    """They are rounded to seconds, minutes or hours."""
     assert duration(seconds) == words
 
 
 def test_the_time_left_goes_by_the_events_alone() -> None:
-    """A first event that comes late (a model was loaded, a file converted) is no part of the rate."""
+    """A late first event (a model was loaded, a file converted) does not count towards the rate."""
     pace = Pace()
     assert pace.left(1000.0, 10, 100) is None
     assert pace.left(1000.5, 15, 100) is None  # half a second says nothing yet
@@ -44,7 +44,7 @@ def test_the_time_left_goes_by_the_events_alone() -> None:
 
 
 def test_the_time_left_follows_the_last_seconds() -> None:
-    """After a slow beginning the estimate forgets it."""
+    """The estimate forgets a slow beginning."""
     pace = Pace()
     for second in range(60):
         pace.left(float(second), second, 1000)
@@ -54,7 +54,7 @@ def test_the_time_left_follows_the_last_seconds() -> None:
 
 
 def test_work_that_begins_anew_has_a_rate_of_its_own() -> None:
-    """A stage may do several pieces one after the other; and one that stands still promises nothing."""
+    """A stage may do several pieces of work in turn, and one that stands still gets no estimate."""
     pace = Pace()
     pace.left(0.0, 0, 10)
     assert pace.left(10.0, 10, 10) == 0
@@ -64,7 +64,7 @@ def test_work_that_begins_anew_has_a_rate_of_its_own() -> None:
 
 
 def test_brackets_in_messages_are_text(view: RunView) -> None:
-    """`[data]` is a section of a recipe, not a style of the console; long lines are not broken."""
+    """`[data]` is a section of a recipe, not a style of the console, and long lines are not broken."""
     view(WarningEvent(message="[data] has " + "x" * 300 + " [/] end"))
     view(StageEvent(stage="prepare", status="done", detail="in /tmp/[a]/b", seconds=2))
     lines = said(view).splitlines()
@@ -73,14 +73,14 @@ def test_brackets_in_messages_are_text(view: RunView) -> None:
 
 
 def test_a_stage_without_words_ends_without_a_colon(view: RunView) -> None:
-    """Started and done."""
+    """Neither its start nor its end has a colon with nothing behind it."""
     view(StageEvent(stage="bench", status="start"))
     view(StageEvent(stage="bench", status="done", seconds=1))
     assert said(view) == "bench\nbench done in 1s\n"
 
 
 def test_quiet_shows_warnings_only(view: RunView) -> None:
-    """What has a consequence for the result is told in any case."""
+    """Warnings affect the result, so they are shown even then."""
     view.quiet = True
     view(StageEvent(stage="bench", status="start"))
     view(WarningEvent(message="careful"))
@@ -88,7 +88,7 @@ def test_quiet_shows_warnings_only(view: RunView) -> None:
 
 
 def test_piped_progress_is_a_line_every_few_seconds(view: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With amount, unit, note and time left; updates with loss, speed and accuracy."""
+    """A line has amount, unit, note and time left; a line of training has loss, speed and accuracy."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     view(StageEvent(stage="capture", status="start"))
@@ -107,8 +107,8 @@ def test_piped_progress_is_a_line_every_few_seconds(view: RunView, monkeypatch: 
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
-def test_the_live_view_tells_all_that_matters_at_any_width(width: int) -> None:
-    """Stage, progress, loss, tau so far, rate and time left, without one that is cut, at 80 columns, too."""
+def test_the_live_view_is_complete_at_any_width(width: int) -> None:
+    """Stage, progress, loss, tau so far, rate and time left are shown in full, even at 80 columns."""
     view = RunView()
     screen = io.StringIO()
     view.out = Console(file=screen, theme=Theme(STYLES), highlight=False, width=width, force_terminal=True)
@@ -129,7 +129,7 @@ def test_the_live_view_tells_all_that_matters_at_any_width(width: int) -> None:
 
 
 def test_settings_that_differ_in_k_share_their_definition() -> None:
-    """One line a temperature, with every K that it speaks of."""
+    """Each temperature has one line, which lists every K."""
     settings = [
         made_results.setting(num_speculative_tokens=k, definition=f"tau = ..; K={k}, T={t}; a chain")
         for t in (0, 1)
