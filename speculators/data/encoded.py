@@ -84,7 +84,8 @@ class Conversations:
 
     def token_counts(self) -> np.ndarray:
         """Reads how often each token of the verifier's vocabulary is supervised: [V] int64."""
-        return np.load(self.folder / COUNTS)
+        counts: np.ndarray = np.load(self.folder / COUNTS)
+        return counts
 
     def ids(self) -> list[str]:
         """Reads the ids of the conversations, in order."""
@@ -93,7 +94,7 @@ class Conversations:
     @property
     def fingerprint(self) -> str:
         """The sha256 of the tokens and masks themselves."""
-        return self.manifest["fingerprint"]
+        return str(self.manifest["fingerprint"])
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -109,7 +110,7 @@ class Conversations:
     @property
     def truncated(self) -> int:
         """The number of conversations that were cut at `max_tokens`."""
-        return self.manifest["truncated"]
+        return int(self.manifest["truncated"])
 
     @property
     def turn_ends(self) -> tuple[int, ...]:

@@ -72,12 +72,13 @@ class ChatTemplate:
         Raises:
             jinja2.TemplateError: the template refuses the conversation.
         """
-        return self.tokenizer.apply_chat_template(
+        text: str = self.tokenizer.apply_chat_template(
             [attrs.asdict(message) for message in messages],
             tokenize=False,
             add_generation_prompt=prompt,
             date_string=FIXED_DATE,
         )
+        return text
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Tokenizes a prompt up to where the assistant's answer starts; raises DataError if the template refuses it."""
@@ -188,4 +189,5 @@ class ChatTemplate:
         return np.array(ids, np.int32), mask
 
     def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids

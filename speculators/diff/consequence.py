@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from speculators.facts import VerifierFacts
@@ -46,7 +46,7 @@ def _vocabulary(before: Any, after: Any, facts: VerifierFacts | None, parameters
     return f"{rows:+,} rows of one head" if facts is None else f"{rows * facts.hidden_size:+,} parameters of one head"
 
 
-_RATIOS = {
+_RATIOS: dict[str, Callable[[float, float], str]] = {
     "schedule.epochs": lambda a, b: f"{b / a:.3g} times the training",
     "schedule.max_steps": lambda a, b: f"{b / a:.3g} times the updates",
     "schedule.tokens_per_step": lambda a, b: f"{b / a:.3g} times the tokens per update, {a / b:.3g} times the updates",

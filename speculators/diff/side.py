@@ -10,8 +10,9 @@ import attrs
 
 from speculators.facts import VerifierFacts
 from speculators.recipe.fingerprint import source_identity, suite_identity, verifier_identity
-from speculators.recipe.plan import Plan, Stage, read_plan
+from speculators.recipe.plan import Plan, read_plan
 from speculators.recipe.schema import Recipe
+from speculators.recipe.stages import Stage
 from speculators.recipe.values import flatten, flatten_tables
 from speculators.runs.places import RunFolder
 

@@ -133,7 +133,9 @@ def _evaluate(model: nn.Module, evaluate: Evaluate, world: World) -> tuple[float
     with whole(model), torch.no_grad():
         measured = evaluate()
     model.train()
-    return world.broadcast(measured)
+    # Every process must decide alike whether this is the best checkpoint, so rank 0's numbers count.
+    result: tuple[float, dict[str, float]] = world.broadcast(measured)
+    return result
 
 
 def _step_event(state: TrainState, batch: Batch, outcome: UpdateResult, job: Job, clock: Clock) -> StepEvent:
