@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes and prints."""
     if options.push and options.to != "hub":
         raise RecipeError("--push needs --to hub: a repository has a model card")
-    from speculators.exchange.export import Request, export
+    from speculators.exchange.export import ExportRequest, export
     from speculators.exchange.hub import push
     from speculators.runs.background import background_of
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = recipe_of(speculator)
     folder = speculator.absolute()
     done = export(
-        Request(
+        ExportRequest(
             speculator=speculator,
             target=options.to,
             out=options.out or folder.with_name(f"{folder.name}-{options.to}"),
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, Any] | None) -> Path | None:
     """Returns the folder of the verifier: the one that was asked for is obtained, any other has to be here."""
-    from speculators.exchange.verifier import verifier_here
+    from speculators.exchange.export import find_verifier
     from speculators.model import read_config
     from speculators.pipeline.measure import SavedSpeculator, import_algorithm, verifier_of
     from speculators.report.progress import RunView
@@ -78,5 +78,5 @@ def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, A
     if options.verifier:
         with RunView(quiet=options.quiet) as view:
             return obtain(section, progress=view)
-    held = read_config(speculator).speculators_config
-    return verifier_here(section, held.verifier.name_or_path if held else "")
+    config = read_config(speculator).speculators_config
+    return find_verifier(section, config.verifier.name_or_path if config else "")

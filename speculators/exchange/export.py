@@ -1,8 +1,10 @@
-"""`export`: a speculator as a server reads it, refused where it would be served wrongly."""
+"""Writes a speculator in a server's layout, and refuses one that the server would get wrong."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +12,45 @@ import attrs
 import torch
 from safetensors.torch import save_file
 
-from speculators.errors import ArtifactError
-from speculators.exchange.folder import RECORD, new_folder
-from speculators.exchange.pages import Subject, card, serve_page
+from speculators.errors import ArtifactError, VerifierError
+from speculators.exchange.pages import ServingFacts, model_card, serve_page
 from speculators.exchange.refusals import config_refusals, layer_ids, undraftable, weight_refusals
 from speculators.facts import VerifierFacts
 from speculators.files.disk import file_sha256, write_json, write_whole
+from speculators.files.folders import whole_folder
 from speculators.formats.find import layouts_of
 from speculators.formats.server_layout import TARGETS, Deployment, ServerLayout
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
+from speculators.recipe.input_sections import VerifierSection
 from speculators.runs.background import Background
+from speculators.verifier import hub
+from speculators.verifier.sources import existing_folder
 
-# What a draft is written in that becomes a part of the verifier's checkpoint.
+# Marks a folder as an export, and describes it.
+RECORD = "export.json"
+# The dtype of a draft that becomes part of a copy of the verifier, where each tensor keeps the verifier's own dtype.
 AS_STITCHED = "the verifier's"
 
 
 def _resolved(path: Path) -> Path:
-    """Every folder has a name then: `.` has none, and a folder is written under another one first."""
+    """Gives every folder a name: `.` has none, but the export is first written to a folder beside it."""
     return path.resolve()
 
 
 @attrs.frozen(kw_only=True)
-class Request:
-    """What is asked for.
+class ExportRequest:
+    """Which speculator to export, for which server, and where to.
 
     Attributes:
-        speculator: folder of it.
-        target: one of TARGETS.
-        out: made, or written anew where an export is there.
+        speculator: its folder.
+        target: a key of TARGETS.
+        out: folder to write; an earlier export there is replaced.
         name: of the speculator, for people.
-        verifier: its folder; None where it is not on this machine.
-        verifier_name: by which the export names it; None keeps what config.json says.
-        dtype: of the weights; None for bfloat16, and for a part of the verifier's checkpoint for what that has.
-        address: by which the commands name the export; None for `out`.
-        background: of the speculator.
+        verifier: its folder; None if it is not on this machine.
+        verifier_name: hub id or path that the export names; None keeps the one in config.json.
+        dtype: of the weights; None for bfloat16 (or the verifier's dtypes, for a part of its checkpoint).
+        address: hub id that the commands name; None for `out`.
+        background: the run that made the speculator.
     """
 
     speculator: Path
@@ -59,12 +66,18 @@ class Request:
 
 @attrs.frozen(kw_only=True)
 class Exported:
-    """What an export came to.
+    """A finished export.
 
     Attributes:
+        folder: of the export.
+        target: a key of TARGETS.
+        server: whose layout it has.
+        algorithm: of the speculator.
+        verifier: as the export names it.
         dtype: of the weights; AS_STITCHED for a part of the verifier's checkpoint.
-        command: that serves it, as typed.
-        notes: what was not checked, and what whoever serves it should know.
+        command: serves it, as one would type it.
+        notes: what was not checked, and what users of the export should know.
+        files: names of all files.
     """
 
     folder: Path
@@ -78,11 +91,11 @@ class Exported:
     files: tuple[str, ...]
 
 
-def export(request: Request) -> Exported:
+def export(request: ExportRequest) -> Exported:
     """Writes an export: config.json, weights, serve.md, and for the hub a model card.
 
     Raises:
-        ArtifactError: the server has no layout for the algorithm, or would serve it wrongly; every reason is told.
+        ArtifactError: the server has no layout for the algorithm, or would draft something else; lists every reason.
     """
     model = SpeculatorModel.from_saved(request.speculator)
     config = _named(model.config, request.verifier_name)
@@ -96,7 +109,7 @@ def export(request: Request) -> Exported:
     address = request.address or str(request.out.absolute())
     command = served.command(Deployment(folder=address, verifier=verifier, num_speculative_tokens=tokens))
     notes = (*request.background.unread, *_unchecked(request, verifier), *noted, *served.notes(config))
-    subject = Subject(
+    facts = ServingFacts(
         name=request.name,
         algorithm=algorithm,
         verifier=verifier,
@@ -106,15 +119,15 @@ def export(request: Request) -> Exported:
         notes=notes,
         background=request.background,
     )
-    with new_folder(request.out) as partial:
+    with _new_folder(request.out) as partial:
         _write(model, config, served, attrs.evolve(request, dtype=dtype), partial)
-        write_whole(partial / "serve.md", serve_page(subject).encode())
+        write_whole(partial / "serve.md", serve_page(facts).encode())
         if request.target == "hub":
-            # Whoever reads the card has it from a repository: no folder of this machine is of use there.
+            # The card is read in a repository, where a folder of this machine means nothing.
             place = Deployment(
                 folder=request.address or request.out.name, verifier=verifier, num_speculative_tokens=tokens
             )
-            page = card(attrs.evolve(subject, command=served.command(place)))
+            page = model_card(attrs.evolve(facts, command=served.command(place)))
             write_whole(partial / "README.md", page.encode())
         write_json(partial / RECORD, _record(attrs.evolve(request, dtype=dtype), algorithm))
     return Exported(
@@ -131,13 +144,13 @@ def export(request: Request) -> Exported:
 
 
 def _named(config: Any, verifier_name: str | None) -> Any:
-    """Returns the config that the export has: the verifier by its name there."""
-    if (held := config.speculators_config) is None:
-        raise ArtifactError("config.json has no speculators_config: no server would know the verifier")
+    """Renames the verifier in a config."""
+    if (section := config.speculators_config) is None:
+        raise ArtifactError("config.json has no speculators_config, so no server can find the verifier")
     if verifier_name is None:
         return config
-    verifier = attrs.evolve(held.verifier, name_or_path=verifier_name)
-    return attrs.evolve(config, speculators_config=attrs.evolve(held, verifier=verifier))
+    verifier = attrs.evolve(section.verifier, name_or_path=verifier_name)
+    return attrs.evolve(config, speculators_config=attrs.evolve(section, verifier=verifier))
 
 
 def _layout(algorithm: str, target: str) -> ServerLayout:
@@ -145,39 +158,39 @@ def _layout(algorithm: str, target: str) -> ServerLayout:
     server = TARGETS[target]
     if server not in layouts:
         known = [name for name, each in TARGETS.items() if each in layouts]
-        hint = (
-            f"it can be written for: {', '.join(known)}" if known else "its layouts.py would say how a server reads it"
-        )
+        hint = f"use one of: {', '.join(known)}" if known else "the algorithm's layouts.py can add one"
         raise ArtifactError(f"--to {target}: {server} has no layout for the algorithm {algorithm!r}", hint=hint)
     return layouts[server]
 
 
-def _refuse(model: SpeculatorModel, config: Any, served: ServerLayout, request: Request, found: list[str]) -> None:
-    """Raises with every reason for which the server would not draft what was trained, those that were found first."""
+def _refuse(
+    model: SpeculatorModel, config: Any, served: ServerLayout, request: ExportRequest, earlier: list[str]
+) -> None:
+    """Raises one error with every reason for which the server would not draft what was trained."""
     facts = VerifierFacts.read(request.verifier / "config.json") if request.verifier else None
-    found = [*config_refusals(config, served.server, facts), *served.refusals(config), *found]
-    found += weight_refusals(model.saved_names(model.state_dict()))
+    reasons = [*config_refusals(config, served.server, facts), *served.refusals(config), *earlier]
+    reasons += weight_refusals(model.saved_names(model.state_dict()))
     if served.stitch is not None and request.verifier is None:
-        found.append("it becomes a part of the verifier's checkpoint, and the verifier is not here: give --verifier")
+        reasons.append("it becomes part of the verifier's checkpoint, which is not on this machine: give --verifier")
     if served.stitch is not None and request.dtype is not None:
-        found.append("it becomes a part of the verifier's checkpoint, whose dtypes it takes: leave out --dtype")
-    if found:
-        reasons = "\n".join(f"  {reason}" for reason in found)
-        raise ArtifactError(f"{request.speculator}: {served.server} would not draft what was trained:\n{reasons}")
+        reasons.append("it becomes part of the verifier's checkpoint, whose dtypes it takes: leave out --dtype")
+    if reasons:
+        lines = "\n".join(f"  {reason}" for reason in reasons)
+        raise ArtifactError(f"{request.speculator}: {served.server} would not draft what was trained:\n{lines}")
 
 
-def _unchecked(request: Request, verifier: str) -> tuple[str, ...]:
-    told = []
+def _unchecked(request: ExportRequest, verifier: str) -> tuple[str, ...]:
+    notes = []
     if request.verifier is None:
-        told.append(f"{verifier} is not on this machine: whether tokens that end a turn can be drafted was not checked")
+        notes.append(f"{verifier} is not on this machine: whether the draft can end a turn was not checked")
     if request.target == "hub" and Path(verifier).is_absolute():
-        told.append(
-            f"the verifier is named {verifier}, which is a folder of this machine: --verifier-name gives its id"
+        notes.append(
+            f"the export names the verifier {verifier}, a folder of this machine: give its hub id by --verifier-name"
         )
-    return tuple(told)
+    return tuple(notes)
 
 
-def _write(model: SpeculatorModel, config: Any, served: ServerLayout, request: Request, partial: Path) -> None:
+def _write(model: SpeculatorModel, config: Any, served: ServerLayout, request: ExportRequest, partial: Path) -> None:
     if served.stitch is not None:
         assert request.verifier is not None, "refused before"
         partial.rmdir()
@@ -198,20 +211,20 @@ def _write(model: SpeculatorModel, config: Any, served: ServerLayout, request: R
         raise ArtifactError(f"{served.server} has no name for {', '.join(nameless)}")
     tensors = {str(theirs): state[name].detach().contiguous().clone() for name, theirs in kept.items()}
     save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-    told = served.config(config) if served.config else config.to_dict()
-    write_json(partial / "config.json", {**told, "torch_dtype": request.dtype})
+    document = served.config(config) if served.config else config.to_dict()
+    write_json(partial / "config.json", {**document, "torch_dtype": request.dtype})
 
 
 def _with_states_counted(config: Any) -> Any:
-    """Says how many states are fused where vLLM, which takes three for granted, would not count them right."""
+    """States the number of fused states where vLLM, which assumes three, would get it wrong."""
     decoder, count = config.transformer_layer_config, len(layer_ids(config))
     if count in (0, decoder.get("num_aux_hidden_states", 3)):
         return config
     return attrs.evolve(config, transformer_layer_config={**decoder, "num_aux_hidden_states": count})
 
 
-def _record(request: Request, algorithm: str) -> dict[str, Any]:
-    """Returns what marks the folder as an export, and says what it is of."""
+def _record(request: ExportRequest, algorithm: str) -> dict[str, Any]:
+    """Describes an export; the file also marks the folder as one that may be replaced."""
     files = ("config.json", WEIGHTS_FILE)
     return {
         "target": request.target,
@@ -219,3 +232,37 @@ def _record(request: Request, algorithm: str) -> dict[str, Any]:
         "dtype": request.dtype,
         "speculator": {name: file_sha256(request.speculator / name) for name in files},
     }
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder that becomes `out`, replacing an earlier export.
+
+    Raises:
+        ArtifactError: `out` holds something else, or the disk is full.
+    """
+    if out.exists() and not (out / RECORD).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ArtifactError(f"{out} exists and is not an export", hint="name another folder with --out")
+    with whole_folder(out) as partial:
+        yield partial
+
+
+def find_verifier(section: VerifierSection, named: str) -> Path | None:
+    """Looks for the verifier of an export on this machine: its config and tokenizer are enough.
+
+    Args:
+        section: the `[verifier]` of the run, with absolute paths.
+        named: the folder that config.json names, which training used. It may lie in another cache than this one.
+
+    Returns:
+        The folder, or None if the verifier is not here.
+    """
+    if section.kind != "hub":
+        folder = existing_folder(section)
+    else:
+        try:
+            folder = hub.fetch_tokenizer(section.model, section.revision, trust_remote_code=section.trust_remote_code)
+        # The export goes on; its notes say what was not checked.
+        except VerifierError:
+            folder = None
+    return Path(named) if folder is None and Path(named).is_dir() else folder

@@ -1,4 +1,4 @@
-"""Pushing an export to the model hub, on demand alone."""
+"""Uploads an export to the model hub, only when the user asks for it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from speculators.errors import ArtifactError
 
 
 def push(folder: Path, repo: str) -> str:
-    """Uploads a folder to a repository, which is made where there is none; returns where it is.
+    """Uploads a folder to a repository, creating it if necessary; returns its address.
 
     Raises:
-        ArtifactError: the hub cannot be reached, or does not take it.
+        ArtifactError: the hub cannot be reached, or rejects the upload.
     """
     # Late: the hub client takes half a second to import.
     import huggingface_hub
@@ -21,9 +21,9 @@ def push(folder: Path, repo: str) -> str:
         done = huggingface_hub.upload_folder(
             repo_id=repo, folder_path=folder, commit_message="Speculator written by spec export"
         )
-    # The client's HTTP library, and with it the class of what fails, differs between its versions.
+    # The client's HTTP library, and with it the class of its errors, differs between its versions.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = f"{folder} is complete: log in (hf auth login) and push it with hf upload {repo} {folder}"
-        raise ArtifactError(f"{repo}: the hub did not take it: {reason}", hint=hint) from error
+        raise ArtifactError(f"{repo}: the upload failed: {reason}", hint=hint) from error
     return str(done)

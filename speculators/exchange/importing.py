@@ -1,4 +1,4 @@
-"""`import_checkpoint`: a published checkpoint becomes one of ours, every tensor accounted for."""
+"""Converts a published checkpoint into one of ours, accounting for every tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from speculators.exchange.fill import (
     verifiers_tensor,
     vocabulary_problems,
 )
-from speculators.exchange.source import open_source
+from speculators.exchange.published import open_published
 from speculators.facts import VerifierFacts
 from speculators.files.folders import whole_folder
 from speculators.formats.find import formats_of, matching_formats
@@ -33,8 +33,8 @@ class Verifier:
     """The verifier of a checkpoint.
 
     Attributes:
-        folder: of it.
-        name: by which the new config.json names it: its folder, or its hub id.
+        folder: its Hugging Face folder.
+        name: written into the new config.json: its folder or its hub id.
         facts: its config.json.
     """
 
@@ -45,14 +45,15 @@ class Verifier:
 
 @attrs.frozen(kw_only=True)
 class Imported:
-    """What an import came to.
+    """A finished import.
 
     Attributes:
         folder: of our checkpoint.
-        format: that the source is of.
-        tensors: how many it has.
-        from_verifier: names of ours that were taken from the verifier.
-        notes: what differs from the verifier, or was changed on the way.
+        algorithm: of the speculator.
+        format: name of the format that was recognised.
+        tensors: number of tensors in the source.
+        from_verifier: our names of the tensors taken from the verifier.
+        notes: differences from the verifier, and conversions.
     """
 
     folder: Path
@@ -64,23 +65,24 @@ class Imported:
 
 
 def import_checkpoint(path: Path, verifier: Verifier, out: Path) -> Imported:
-    """Writes our checkpoint of a published one.
+    """Writes our version of a published checkpoint.
 
     Args:
         path: its folder, or its safetensors file.
-        out: made; must not exist.
+        verifier: the model it drafts for.
+        out: folder to create; must not exist.
 
     Raises:
-        ArtifactError: the format is not known, a tensor is missing, unknown or of another shape (all are named), or the
-            verifier is not the one it was trained for.
+        ArtifactError: the format is unknown, tensors are missing, unknown or of another shape (the error names all),
+            or the verifier is not the one it was trained for.
     """
     if out.exists():
-        raise ArtifactError(f"{out} is there already", hint="name another folder with --out")
-    source = open_source(path)
+        raise ArtifactError(f"{out} exists already", hint="name another folder with --out")
+    source = open_published(path)
     algorithm, foreign = _recognised(source)
     _check_verifier(source, verifier)
     config = _config(algorithm, foreign, source, verifier)
-    # Shapes are all that is asked of it.
+    # Only shapes are needed.
     with torch.device("meta"):
         model = SpeculatorModel.get_class(algorithm)(config)
     tensors, taken, problems = _tensors(model, foreign, source, verifier)
@@ -90,7 +92,7 @@ def import_checkpoint(path: Path, verifier: Verifier, out: Path) -> Imported:
     tensors, widened = _exact(tensors)
     with whole_folder(out) as partial:
         model.save_pretrained(partial, tensors)
-        # What cannot be loaded is not left behind.
+        # A checkpoint that cannot be loaded must not remain on disk.
         SpeculatorModel.from_pretrained(partial, verifier=verifier.folder)
     return Imported(
         folder=out,
@@ -103,16 +105,16 @@ def import_checkpoint(path: Path, verifier: Verifier, out: Path) -> Imported:
 
 
 def _recognised(source: PublishedCheckpoint) -> tuple[str, PublishedFormat]:
-    found = matching_formats(source)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ArtifactError(f"{source.folder} could be {' or '.join(each.name for _, each in found)}")
+    matches = matching_formats(source)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ArtifactError(f"{source.folder} could be {' or '.join(each.name for _, each in matches)}")
     known = [each.name for name in CONFIGS.names() for each in formats_of(name)]
     some = ", ".join(sorted(source.shapes)[:6]) or "none"
     raise ArtifactError(
-        f"{source.folder} is of no format that is known here; its tensors begin: {some}",
-        hint="known: " + "; ".join(known),
+        f"{source.folder} has an unknown format; its first tensors are: {some}",
+        hint="known formats: " + "; ".join(known),
     )
 
 
@@ -129,47 +131,52 @@ def _config(algorithm: str, foreign: PublishedFormat, source: PublishedCheckpoin
     top = verifier.facts.num_hidden_layers
     for each in ids:
         if sorted({*each}) != list(each) or each[0] < 0 or each[-1] > top:
-            raise source.error(f"the states it reads are {list(each)}: must be distinct, ascending ids in 0..{top}")
+            raise source.error(f"its layer ids are {list(each)}: they must be distinct, ascending ids in 0..{top}")
     return config
 
 
 def _tensors(
     model: SpeculatorModel, foreign: PublishedFormat, source: PublishedCheckpoint, verifier: Verifier
 ) -> tuple[Tensors, tuple[str, ...], list[str]]:
-    """Returns the tensors of our checkpoint, which of them are the verifier's, and all that is wrong with them."""
-    found, problems = _named(foreign, source) if foreign.tensors is None else (foreign.tensors(source), [])
-    found = foreign.amend(model.config, found)
-    wanted, every = model.saved_names(model.state_dict()), model.state_dict()
+    """Collects our checkpoint's tensors, the names of those taken from the verifier, and all problems."""
+    tensors, problems = _named(foreign, source) if foreign.tensors is None else (foreign.tensors(source), [])
+    tensors = foreign.amend(model.config, tensors)
+    required, every = model.saved_names(model.state_dict()), model.state_dict()
     vocab_size = model.config.transformer_layer_config["vocab_size"]
-    if T2D in wanted and T2D not in found and "d2t" in found:
-        found[T2D] = drafted_mask(found["d2t"], vocab_size)
-    absent = [name for name in wanted if name not in found]
+    if T2D in required and T2D not in tensors and "d2t" in tensors:
+        tensors[T2D] = drafted_mask(tensors["d2t"], vocab_size)
+    absent = [name for name in required if name not in tensors]
     taken = tuple(name for name in absent if foreign.from_verifier and name.startswith(foreign.from_verifier))
     problems += [f"{name} is missing" for name in absent if name not in taken]
     problems += [
-        f"{name} is unknown: {model.config.speculators_model_type} has none" for name in found if name not in every
+        f"{name} is unknown: {model.config.speculators_model_type} has no such tensor"
+        for name in tensors
+        if name not in every
     ]
     eps, theirs = model.config.transformer_layer_config["rms_norm_eps"], verifier.facts.get("rms_norm_eps")
     if NORM in taken and eps != theirs:
-        problems.append(f"its rms_norm_eps is {eps}: the verifier's final norm, which it reads through, has {theirs}")
+        problems.append(
+            f"its rms_norm_eps is {eps}, but the verifier's final norm, which it reads through, has {theirs}"
+        )
     for name in taken:
         try:
-            found[name] = verifiers_tensor(name, verifier.folder, verifier.facts)
+            tensors[name] = verifiers_tensor(name, verifier.folder, verifier.facts)
         except SpeculatorsError as error:
             problems.append(str(error))
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name in every and tensor.shape != every[name].shape:
-            problems.append(f"{name} is {list(tensor.shape)}, its config says {list(every[name].shape)}")
+            problems.append(f"{name} is {list(tensor.shape)}, but its config implies {list(every[name].shape)}")
         elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             problems.append(f"{name} has values that are not finite")
-    problems += _changed(found, wanted, every, verifier)
-    kept = {name: tensor for name, tensor in found.items() if name in wanted}
+    # Checked before the selection below drops them: tensors that a server reads from the verifier.
+    problems += _changed(tensors, required, every, verifier)
+    kept = {name: tensor for name, tensor in tensors.items() if name in required}
     problems += vocabulary_problems(kept, vocab_size)
-    return {name: _as_held(tensor, wanted[name]) for name, tensor in kept.items()}, taken, problems
+    return {name: _cast_map(tensor, required[name]) for name, tensor in kept.items()}, taken, problems
 
 
 def _named(foreign: PublishedFormat, source: PublishedCheckpoint) -> tuple[Tensors, list[str]]:
-    """Reads the tensors by our names; returns those and what is wrong with theirs."""
+    """Reads the tensors under our names, and lists unknown and duplicate ones."""
     problems: list[str] = []
     chosen: dict[str, str] = {}
     for name in sorted(source.shapes):
@@ -183,61 +190,61 @@ def _named(foreign: PublishedFormat, source: PublishedCheckpoint) -> tuple[Tenso
     return {ours: source.read(name) for ours, name in chosen.items()}, problems
 
 
-def _changed(found: Tensors, wanted: Tensors, every: Tensors, verifier: Verifier) -> list[str]:
-    """Returns which copies of the verifier's tensors, which a server takes from there, are other ones here."""
+def _changed(tensors: Tensors, required: Tensors, every: Tensors, verifier: Verifier) -> list[str]:
+    """Finds changed copies of the verifier's tensors: a server would use the verifier's own instead."""
     problems = []
     for name in (EMBEDDINGS, HEAD):
-        if name in found and name in every and name not in wanted and found[name].shape == every[name].shape:
+        if name in tensors and name in every and name not in required and tensors[name].shape == every[name].shape:
             theirs = verifiers_tensor(name, verifier.folder, verifier.facts)
-            if not torch.equal(found[name], theirs.to(found[name].dtype)):
+            if not torch.equal(tensors[name], theirs.to(tensors[name].dtype)):
                 problems.append(
-                    f"{name} is not the verifier's, whose own would be served: another verifier, or trained"
+                    f"{name} differs from the verifier's, which servers use: it was trained, or the verifier is another"
                 )
     return problems
 
 
 def _other_embeddings(tensors: Tensors, taken: tuple[str, ...], verifier: Verifier) -> list[str]:
-    """Says where a checkpoint has embeddings of its own: few are trained, and many a verifier is mistaken."""
+    """Notes embeddings that differ from the verifier's: few drafts train theirs, so it may be another verifier."""
     if EMBEDDINGS not in tensors or EMBEDDINGS in taken:
         return []
-    held, theirs = tensors[EMBEDDINGS], verifiers_tensor(EMBEDDINGS, verifier.folder, verifier.facts)
-    same = torch.equal(held.to(torch.bfloat16), theirs.to(torch.bfloat16))
-    return [] if same else [f"{EMBEDDINGS} is not the verifier's: it was trained, or this is another verifier"]
+    ours, theirs = tensors[EMBEDDINGS], verifiers_tensor(EMBEDDINGS, verifier.folder, verifier.facts)
+    same = torch.equal(ours.to(torch.bfloat16), theirs.to(torch.bfloat16))
+    return [] if same else [f"{EMBEDDINGS} differs from the verifier's: it was trained, or this is another verifier"]
 
 
-def _as_held(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Returns maps in our integer types, and other tensors as they are."""
+def _cast_map(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Casts vocabulary maps to our integer types; leaves other tensors unchanged."""
     return tensor if like.is_floating_point() else tensor.to(like.dtype)
 
 
 def _exact(tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
-    """Widens float16, which neither trains nor multiplies on a CPU; every value stays what it is."""
+    """Widens float16, which CPUs neither train nor multiply in, to float32; every value is preserved."""
     if not any(tensor.dtype == torch.float16 for tensor in tensors.values()):
         return tensors, ()
     wide = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
-    return wide, ("float16 weights are kept as float32, each with its value",)
+    return wide, ("float16 weights are stored as float32, with the same values",)
 
 
 def _check_verifier(source: PublishedCheckpoint, verifier: Verifier) -> None:
-    """Raises where the sizes say that this cannot be the verifier that the checkpoint was trained for."""
+    """Raises if the sizes rule out that the checkpoint was trained for this verifier."""
     tables = (source.config, *(source.config.get(key) for key in ("text_config", "transformer_layer_config")))
-    told = {key: value for table in tables if isinstance(table, Mapping) for key, value in table.items()}
+    sizes = {key: value for table in tables if isinstance(table, Mapping) for key, value in table.items()}
     problems = [
-        f"its {key} is {told[key]}, that of the verifier {verifier.name} is {verifier.facts[key]}: another verifier"
+        f"its {key} is {sizes[key]}, but the verifier {verifier.name} has {verifier.facts[key]}: give its own verifier"
         for key in ("hidden_size", "vocab_size")
-        if isinstance(told.get(key), int) and told[key] != verifier.facts[key]
+        if isinstance(sizes.get(key), int) and sizes[key] != verifier.facts[key]
     ]
     if problems:
         raise source.error(*problems)
 
 
 def _differences(config: Any, facts: VerifierFacts) -> list[str]:
-    """Returns in words where the draft's decoder differs from the verifier's: each has cost somebody his acceptance."""
+    """Notes where the draft's decoder differs from the verifier's, which can ruin acceptance in silence."""
     decoder = config.transformer_layer_config
     keys = ("rope_parameters", "max_position_embeddings", "rms_norm_eps")
-    told = [(key, decoder[key], facts.get(key)) for key in keys]
+    pairs = [(key, decoder[key], facts.get(key)) for key in keys]
     return [
-        f"{key} is {ours}, the verifier's is {theirs}: kept as the checkpoint has it"
-        for key, ours, theirs in told
+        f"{key} is {ours}, but {theirs} in the verifier: the checkpoint's value is kept"
+        for key, ours, theirs in pairs
         if theirs is not None and ours != theirs
     ]

@@ -1,4 +1,4 @@
-"""The pages beside exported weights: `serve.md`, and a model card for the hub."""
+"""Writes the pages beside exported weights: `serve.md`, and a model card for the hub."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from speculators.runs.background import Background
 _HOW_TO_CHECK = {
     "vllm": "`curl -s localhost:8000/metrics | grep vllm:spec_decode`: acceptance length is 1 + "
     "`num_accepted_tokens_total` / `num_drafts_total`, and `num_accepted_tokens_per_pos_total` / `num_drafts_total` "
-    "the rate of each position.",
-    "sglang": "`curl -s localhost:30000/get_server_info` tells `avg_spec_accept_length`; the log tells `accept len`.",
+    "the acceptance rate of each position.",
+    "sglang": "`curl -s localhost:30000/get_server_info` has `avg_spec_accept_length`; the log has `accept len`.",
 }
 
 
 @attrs.frozen(kw_only=True)
-class Subject:
-    """What the pages are about.
+class ServingFacts:
+    """What both pages state.
 
     Attributes:
         name: of the speculator, for people.
-        algorithm: of it.
+        algorithm: of the speculator.
         verifier: its folder or hub id.
-        server: that reads the folder.
-        command: that serves it.
-        tokens: drafted a round (K).
-        notes: what whoever serves it should know.
+        server: which reads the folder.
+        command: which serves it.
+        tokens: K.
+        notes: what users of the export should know.
+        background: the run that made the speculator.
     """
 
     name: str
@@ -44,49 +45,50 @@ class Subject:
     background: Background
 
 
-def serve_page(subject: Subject) -> str:
-    """Returns `serve.md`."""
-    lines = [f"# Serving {subject.name}", "", f"A draft model ({subject.algorithm}) for `{subject.verifier}`.", ""]
-    lines += _command(subject)
-    lines += ["", "## What it should reach", "", *_expected(subject), "", _HOW_TO_CHECK[subject.server], ""]
+def serve_page(facts: ServingFacts) -> str:
+    """Writes `serve.md`: the command, the acceptance length to expect, and how to check it."""
+    lines = [f"# Serving {facts.name}", "", f"A draft model ({facts.algorithm}) for `{facts.verifier}`.", ""]
+    lines += _command(facts)
+    lines += ["", "## What it should reach", "", *_expected(facts), "", _HOW_TO_CHECK[facts.server], ""]
     return "\n".join(lines)
 
 
-def _command(subject: Subject) -> list[str]:
-    notes = [f"* {note}" for note in subject.notes]
-    return ["```bash", shlex.join(subject.command), "```", *([""] if notes else []), *notes]
+def _command(facts: ServingFacts) -> list[str]:
+    notes = [f"* {note}" for note in facts.notes]
+    return ["```bash", shlex.join(facts.command), "```", *([""] if notes else []), *notes]
 
 
-def _expected(subject: Subject) -> list[str]:
-    here = tuple(each for each in subject.background.settings if each.num_speculative_tokens == subject.tokens)
-    if not here:
-        measure = f"`spec bench RUN --k {subject.tokens}`"
-        return [f"Not measured at K = {subject.tokens}; {measure} of its run does, and another export tells it."]
-    words = (
-        "An acceptance length outside of the interval, on the same prompts at the same K and T, is a fault to look for."
-    )
-    return [*acceptance_table(here), "", words]
+def _expected(facts: ServingFacts) -> list[str]:
+    measured = tuple(each for each in facts.background.settings if each.num_speculative_tokens == facts.tokens)
+    if not measured:
+        command = f"`spec bench RUN --k {facts.tokens}`"
+        return [f"Not measured at K = {facts.tokens}; {command} measures it, and the next export lists it."]
+    advice = "An acceptance length outside the interval, on the same prompts at the same K and T, points to a fault."
+    return [*acceptance_table(measured), "", advice]
 
 
-def card(subject: Subject) -> str:
-    """Returns README.md of a hub repository."""
-    known = subject.background
+def model_card(facts: ServingFacts) -> str:
+    """Writes README.md of a hub repository."""
+    known = facts.background
     lines = [
         "---",
-        f"base_model: {subject.verifier}",
+        f"base_model: {facts.verifier}",
         "tags:",
         "- speculative-decoding",
-        f"- {subject.algorithm}",
+        f"- {facts.algorithm}",
         "---",
     ]
-    lines += ["", f"# {subject.name}", ""]
-    lines += [f"A draft model ({subject.algorithm}) for speculative decoding with `{subject.verifier}`."]
-    lines += ["The output of the verifier does not change; only how many of its steps are needed.", ""]
-    lines += ["## Serve", "", *_command(subject)]
+    lines += ["", f"# {facts.name}", ""]
+    lines += [f"A draft model ({facts.algorithm}) for speculative decoding with `{facts.verifier}`."]
+    lines += ["It does not change the verifier's output, only the number of steps that the verifier needs.", ""]
+    lines += ["## Serve", "", *_command(facts)]
     lines += ["", "## Acceptance", ""]
     if known.settings:
         lines += acceptance_table(known.settings)
-        lines += ["", "`live` is a lossless decode of a sample of the prompts that had to agree with the exact number."]
+        lines += [
+            "",
+            "`live` is a lossless decode of a sample of the prompts, which had to agree with the exact number.",
+        ]
     else:
         lines += ["Not measured."]
     lines += [*_recipe(known), *_lock(known.lock), ""]
@@ -116,7 +118,7 @@ def _lock(lock: Lock | None) -> list[str]:
 
 
 def acceptance_table(settings: Sequence[Setting]) -> list[str]:
-    """Returns a Markdown table of acceptance lengths, and below it the definition of each."""
+    """Writes a Markdown table of acceptance lengths, followed by their definitions."""
     rows = ["| suite | prompts | K | T | tau (95%) | live | accepted by position |", "|---|---|---|---|---|---|---|"]
     for each in settings:
         low, high = each.exact.tau_interval

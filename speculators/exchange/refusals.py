@@ -1,4 +1,4 @@
-"""What a server would serve wrongly without an error, found before it is written down for it."""
+"""Finds options of a speculator that a server would get wrong without an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speculators.formats.server_layout import SGLANG, VLLM
 from speculators.model import SpeculatorModel
 from speculators.verifier.tokens import folder_stop_ids, load_tokenizer, turn_end
 
-# Kinds of rotary embedding that both our draft and the server compute.
+# Rotary embeddings that our drafts and the server compute alike.
 ROPE_TYPES = {
     VLLM: ("default", "linear", "dynamic", "yarn", "longrope", "llama3"),
     SGLANG: ("default", "linear", "dynamic", "yarn", "longrope", "llama3"),
@@ -22,70 +22,70 @@ ROPE_TYPES = {
 
 
 def layer_ids(config: Any) -> tuple[int, ...]:
-    """Returns the ids of the verifier's states that a saved config says it reads."""
-    held = {field.name: getattr(config, field.name) for field in attrs.fields(type(config))}
-    told = [value for name, value in held.items() if name.endswith("layer_ids") and value]
-    return tuple(told[0]) if told else ()
+    """Reads which of the verifier's states a saved config fuses; () if it names none."""
+    values = {field.name: getattr(config, field.name) for field in attrs.fields(type(config))}
+    ids = [value for name, value in values.items() if name.endswith("layer_ids") and value]
+    return tuple(ids[0]) if ids else ()
 
 
 def config_refusals(config: Any, server: str, facts: VerifierFacts | None) -> list[str]:
-    """Returns what of a config a server does not do, each with the reason."""
-    found = _decoder_refusals(config.transformer_layer_config, server)
+    """Lists options of a config that a server ignores or misreads, each with the reason."""
+    refusals = _decoder_refusals(config.transformer_layer_config, server)
     ids = layer_ids(config)
     if list(ids) != sorted({*ids}):
-        found.append(f"layer ids {list(ids)}: servers capture distinct states in ascending order")
+        refusals.append(f"layer ids {list(ids)}: servers capture distinct states in ascending order")
     if facts is not None and ids and ids[-1] > facts.num_hidden_layers:
-        found.append(f"layer ids {list(ids)}: the verifier has {facts.num_hidden_layers} layers")
+        refusals.append(f"layer ids {list(ids)}: the verifier has {facts.num_hidden_layers} layers")
     if server == SGLANG and facts is not None and facts.num_hidden_layers in ids:
-        found.append(
+        refusals.append(
             f"layer id {ids[-1]}: SGLang captures what enters a layer, and nothing enters the one after the last"
         )
-    return found
+    return refusals
 
 
 def _decoder_refusals(decoder: dict[str, Any], server: str) -> list[str]:
-    found = []
+    refusals = []
     rope = decoder.get("rope_parameters") or {}
     kind = rope.get("rope_type", "default")
     if kind not in ROPE_TYPES[server]:
-        found.append(f"rope_type {kind!r}: {server} knows {', '.join(ROPE_TYPES[server])}")
+        refusals.append(f"rope_type {kind!r}: {server} knows {', '.join(ROPE_TYPES[server])}")
     if rope and "rope_theta" not in rope:
-        found.append("rope_parameters do not say rope_theta: each program has a default of its own")
+        refusals.append("rope_parameters lack rope_theta: each program has its own default")
     types = {*decoder.get("layer_types", ())}
     if len(types) > 1:
-        found.append(
+        refusals.append(
             f"layer_types mixes {', '.join(sorted(types))}: {server} derives one mask for all layers of a draft"
         )
     window = decoder.get("sliding_window")
     if window is not None and FULL in types:
-        found.append(f"sliding_window {window} with layer_types {FULL}: {server} would attend without the window")
+        refusals.append(f"sliding_window {window} with layer_types {FULL}: {server} would attend without the window")
     if server == SGLANG and window is not None:
-        found.append("sliding_window: SGLang takes a draft's window from its command line, not from config.json")
+        refusals.append("sliding_window: SGLang takes a draft's window from its command line, not from config.json")
     if server == SGLANG and rope.get("partial_rotary_factor", 1.0) != 1.0:
-        found.append("partial_rotary_factor: SGLang's draft layer rotates whole heads")
-    return found
+        refusals.append("partial_rotary_factor: SGLang's draft layer rotates whole heads")
+    return refusals
 
 
 def undraftable(model: SpeculatorModel, verifier: Path) -> tuple[list[str], list[str]]:
-    """Returns what follows from stop tokens outside of the draft vocabulary: refusals, and notes.
+    """Finds stop tokens outside the draft vocabulary; returns refusals and notes.
 
-    Without the one that ends a turn every answer would end in a rejected round. A verifier's files often name others,
-    which few answers end with, if any: a draft with a map that is given need not have those.
+    Without the token that ends a turn, every answer would end in a rejected round: that is refused. A verifier's files
+    often name further stop tokens, with which few answers end. Their absence costs little and is only noted.
     """
     drafted = {*model.draft_to_target.tolist()}
     size = model.config.transformer_layer_config.get("vocab_size", 0)
     absent = {token for token in folder_stop_ids(verifier) if token < size and token not in drafted}
     turn = turn_end(load_tokenizer(verifier))
-    refused = [f"token {turn} ends a turn and is not in the draft vocabulary: train with it (draft_vocab_size)"]
+    refused = [f"token {turn} ends a turn and is not in the draft vocabulary: train with a larger draft_vocab_size"]
     noted = [
-        f"token {token}, which may end an answer too, is not in the draft vocabulary: it costs a round where it does"
+        f"token {token}, which may end an answer too, is not in the draft vocabulary: such answers take one more round"
         for token in sorted(absent - {turn})
     ]
     return refused if turn in absent else [], noted
 
 
 def weight_refusals(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Returns which tensors hold values that are not numbers."""
+    """Lists tensors with NaN or infinite values."""
     return [
         f"{name} has values that are not finite"
         for name, tensor in tensors.items()

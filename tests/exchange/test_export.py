@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from speculators.config import CONFIGS, SpeculatorModelConfig
 from speculators.contract import build_model
 from speculators.errors import ArtifactError
-from speculators.exchange.export import Request, export
+from speculators.exchange.export import ExportRequest, export
 from speculators.exchange.hub import push
 from speculators.exchange.importing import Verifier, import_checkpoint
 from speculators.facts import VerifierFacts
@@ -52,8 +52,8 @@ def speculator(world, tmp_path) -> Path:
     return saved(world, tmp_path / "speculator", norm_before_residual=False)
 
 
-def request(world, speculator: Path, target: str, **changes) -> Request:
-    plain = Request(
+def request(world, speculator: Path, target: str, **changes) -> ExportRequest:
+    plain = ExportRequest(
         speculator=speculator,
         target=target,
         out=speculator.with_name(f"out-{target}"),
@@ -200,7 +200,7 @@ def test_a_native_head_is_served_inside_a_copy_of_its_verifier(tmp_path):
     speculator = import_checkpoint(
         folder, Verifier(folder=folder, name=str(folder), facts=facts), tmp_path / "speculator"
     ).folder
-    asked = Request(
+    asked = ExportRequest(
         speculator=speculator,
         target="vllm",
         out=tmp_path / "out",
@@ -230,7 +230,7 @@ REFUSALS = {
     "a rotary embedding that is not said": (
         "sglang",
         {"transformer_layer_config__rope_parameters": {"rope_type": "default"}},
-        "do not say rope_theta",
+        "lack rope_theta",
     ),
     "mixed attention": (
         "vllm",
@@ -355,7 +355,7 @@ def test_an_export_replaces_an_export_and_nothing_else(world, speculator):
     again = export(request(world, speculator, "vllm", dtype="float32"))
     assert first.folder == again.folder
     assert load_file(again.folder / "model.safetensors")["fc.weight"].dtype == torch.float32
-    with pytest.raises(ArtifactError, match="is there, and no export"):
+    with pytest.raises(ArtifactError, match="exists and is not an export"):
         export(request(world, speculator, "vllm", out=speculator))
     assert (speculator / "model.safetensors").is_file()
 

@@ -115,7 +115,7 @@ def test_every_missing_and_unknown_tensor_is_told_at_once(world, checkpoint, tmp
 SPOILED = {
     "a tensor of another shape": (
         lambda tensors: {**tensors, "fc.weight": torch.ones(32, 64)},
-        r"fc\.weight is \[32, 64\], its config says \[32, 96\]",
+        r"fc\.weight is \[32, 64\], but its config implies \[32, 96\]",
     ),
     "values that are no numbers": (
         lambda tensors: {**tensors, "norm.weight": torch.full((32,), torch.nan)},
@@ -127,7 +127,7 @@ SPOILED = {
     ),
     "maps of different vocabularies": (
         lambda tensors: {**tensors, "t2d": ~tensors["t2d"]},
-        "t2d and d2t are of different vocabularies",
+        "t2d and d2t describe different vocabularies",
     ),
     "the same layer twice": (
         lambda tensors: {**tensors, "layers.0.mlp.up_proj.weight": torch.ones(64, 32)},
@@ -153,7 +153,7 @@ REFUSED = {
     "mixed attention": ({"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 2}, "mixes"),
     "one state": ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
     "a layer beyond": ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 4]}}, "ascending ids in 0..4"),
-    "another verifier": ({"vocab_size": 300}, "its vocab_size is 300, that of the verifier .* is 320"),
+    "another verifier": ({"vocab_size": 300}, "its vocab_size is 300, but the verifier .* has 320"),
     "no sizes": ({"hidden_size": None, "vocab_size": None}, "lacks hidden_size, vocab_size"),
 }
 
@@ -199,7 +199,7 @@ def test_another_verifier_is_told_by_its_sizes_before_its_layers(world, tmp_path
     """Layer ids beyond the last layer follow from it, and lead astray."""
     LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
     folder = make_tiny_verifier(tmp_path / "other", num_hidden_layers=2, hidden_size=64)
-    with pytest.raises(ArtifactError, match=r"its hidden_size is 32, that of the verifier .* is 64") as told:
+    with pytest.raises(ArtifactError, match=r"its hidden_size is 32, but the verifier .* has 64") as told:
         import_checkpoint(tmp_path / "theirs", verifier_of(folder), tmp_path / "ours")
     assert "ascending ids" not in str(told.value)
 
@@ -229,7 +229,7 @@ def test_a_frozen_copy_that_was_trained_is_noticed(world, tmp_path):
     spoil_tensors(tmp_path / "theirs", lambda tensors: {**tensors, "embed_tokens.weight": embeddings})
     imported(world, tmp_path / "theirs", tmp_path / "same")
     spoil_tensors(tmp_path / "theirs", lambda tensors: {**tensors, "embed_tokens.weight": embeddings + 1})
-    with pytest.raises(ArtifactError, match=r"embed_tokens\.weight is not the verifier's"):
+    with pytest.raises(ArtifactError, match=r"embed_tokens\.weight differs from the verifier's"):
         imported(world, tmp_path / "theirs", tmp_path / "other")
 
 

@@ -1,4 +1,4 @@
-"""A published checkpoint on disk: its config and the names and shapes of its tensors, never a pickle."""
+"""Opens a published checkpoint: its config and the names and shapes of its tensors, never a pickle."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from speculators.verifier.sources import shard_index
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def open_source(path: Path) -> PublishedCheckpoint:
-    """Returns what there is at a folder, or at a safetensors file with its config.json beside it.
+def open_published(path: Path) -> PublishedCheckpoint:
+    """Opens the checkpoint in a folder, or in a safetensors file with config.json beside it.
 
     Raises:
-        ArtifactError: there is no config.json or no safetensors, the weights are pickles, shards are missing, or an
-            index names files elsewhere.
+        ArtifactError: config.json or the weights are missing, the weights are pickles, shards are missing, or the
+            index names files outside the folder.
     """
     if path.suffix in _PICKLES and path.is_file():
         raise _pickled([path])
@@ -31,24 +31,25 @@ def open_source(path: Path) -> PublishedCheckpoint:
         raise ArtifactError(f"there is no checkpoint at {path}", hint="download it first: hf download OWNER/NAME")
     files = _files(folder) if path.is_dir() else [path]
     config = VerifierFacts.read(folder / "config.json").to_dict()
-    held: dict[str, Path] = {}
+    files_of: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with _opened(file) as shard:
             for name in shard.keys():  # noqa: SIM118 (not a dict)
-                if name in held:
-                    raise ArtifactError(f"{folder}: {name} is in {held[name].name} and in {file.name}")
-                held[name], shapes[name] = file, tuple(shard.get_slice(name).get_shape())
+                if name in files_of:
+                    raise ArtifactError(f"{folder}: {name} is in {files_of[name].name} and in {file.name}")
+                files_of[name], shapes[name] = file, tuple(shard.get_slice(name).get_shape())
 
     def read(name: str) -> torch.Tensor:
-        with _opened(held[name]) as shard:
-            return shard.get_tensor(name)
+        with _opened(files_of[name]) as shard:
+            tensor: torch.Tensor = shard.get_tensor(name)
+            return tensor
 
     return PublishedCheckpoint(folder, config, shapes, read)
 
 
 def _files(folder: Path) -> list[Path]:
-    """Returns the safetensors files of a folder: those of its index, or all."""
+    """Lists the safetensors files of a folder: those in its index, or all if it has no index."""
     try:
         named = sorted({*shard_index(folder).values()})
     except VerifierError as error:
@@ -60,7 +61,7 @@ def _files(folder: Path) -> list[Path]:
         if pickles := sorted(file for file in folder.iterdir() if file.suffix in _PICKLES):
             raise _pickled(pickles)
         inside = RunFolder(folder).speculator
-        hint = f"it is a run, and the checkpoint is {inside}" if (inside / "config.json").is_file() else ""
+        hint = f"this is a run; the checkpoint is {inside}" if (inside / "config.json").is_file() else ""
         raise ArtifactError(f"{folder} has no weights (*.safetensors)", hint=hint)
     return files
 
@@ -75,11 +76,11 @@ def _pickled(files: list[Path]) -> ArtifactError:
         )
         + " save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, 'model.safetensors')"
     )
-    # Whoever made the files chose their names, and people paste this into a shell.
+    # Users paste this into a shell, and the author of the files chose their names: quote them.
     command = shlex.join(("python", "-c", program))
     return ArtifactError(
-        f"{folder} has its weights only as {names}: a pickle can run any program when it is read, so it is not opened",
-        hint=f"torch reads tensors alone with weights_only; in {folder}:\n  {command}\nthen import again",
+        f"{folder} has its weights only as {names}: reading a pickle can run any program, so it is not opened",
+        hint=f"with weights_only, torch reads nothing but tensors. In {folder}, run\n  {command}\nand import again",
     )
 
 
