@@ -15,8 +15,9 @@ import attrs
 
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.document import overrides_table
+from speculators.runs.places import find_speculator, recipe_of
 
-from .common import count, print_json, recipe_of, speculator_of
+from .common import count, print_json
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         return _ledger(options)
     if options.endpoint:
         return _serve(options)
-    folder = speculator_of(options.checkpoint)
+    folder = find_speculator(options.checkpoint)
     recipe = recipe_of(folder)
     section, decoding = _section(options, recipe), _decoding(options)
     from speculators.pipeline.measure import Subject, measure_folder
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     """Measures a running server, files the result in the run, and prints it."""
-    folder = speculator_of(options.checkpoint)
+    folder = find_speculator(options.checkpoint)
     recipe = recipe_of(folder)
     from speculators.pipeline.measure import SavedSpeculator, measure_endpoint
     from speculators.report.console import console

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
+from speculators.errors import Problem, RecipeError, SpeculatorsError
 from speculators.recipe.checks import check_recipe
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
-from speculators.runs.places import RunFolder
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -81,27 +80,6 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be an integer from 0, got {text!r}")
     return int(text)
-
-
-def speculator_of(folder: Path) -> Path:
-    """Finds the speculator in a run folder, or in the folder itself; raises ArtifactError if there is none."""
-    for place in (RunFolder(folder).speculator, folder):
-        if (place / "config.json").is_file():
-            return place
-    raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
-
-
-def recipe_of(speculator: Path) -> dict[str, Any] | None:
-    """Reads the recipe of the run that contains a speculator; None if it is not part of a run."""
-    run = RunFolder.around(speculator)
-    if run is None or not run.plan.is_file():
-        return None
-    try:
-        return dict(json.loads(run.plan.read_text(encoding="utf-8"))["recipe"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{run.plan}: damaged: {error!r}", hint="spec run with its recipe writes it again"
-        ) from error
 
 
 def print_json(value: Any) -> None:

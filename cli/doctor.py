@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from speculators.errors import RecipeError
+from speculators.runs.places import find_speculator, recipe_of
 
-from .common import print_json, recipe_of, speculator_of
+from .common import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the table; the exit code is 1 if a check is wrong."""
-    folder = speculator_of(options.checkpoint)
+    folder = find_speculator(options.checkpoint)
     recipe = recipe_of(folder)
     suite = _suite(options, recipe)
     from speculators.doctor.run import examine

@@ -10,8 +10,9 @@ import attrs
 
 from speculators.errors import RecipeError
 from speculators.formats.server_layout import TARGETS
+from speculators.runs.places import find_speculator, recipe_of
 
-from .common import print_json, recipe_of, speculator_of
+from .common import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from speculators.exchange.hub import push
     from speculators.runs.background import background_of
 
-    speculator = speculator_of(options.checkpoint)
+    speculator = find_speculator(options.checkpoint)
     recipe = recipe_of(speculator)
     folder = speculator.absolute()
     done = export(

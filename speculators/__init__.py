@@ -11,6 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 # Type checkers and editors read the names here; `_HOMES` says the same to the interpreter, and a test compares the two.
 if TYPE_CHECKING:
+    from speculators.api import (
+        Answer,
+        Draft,
+        Run,
+        Speculator,
+        decode,
+        draft,
+        load_recipe,
+        load_speculator,
+        make_plan,
+        read_run,
+        replay,
+        run_recipe,
+    )
     from speculators.config import (
         ProposalConfig,
         SpeculatorModelConfig,
@@ -25,20 +39,46 @@ if TYPE_CHECKING:
     from speculators.model import SpeculatorModel
 
 __all__ = [
+    "Answer",
+    "Draft",
     "Drafter",
     "Proposal",
     "ProposalConfig",
+    "Run",
+    "Speculator",
     "SpeculatorModel",
     "SpeculatorModelConfig",
     "SpeculatorsConfig",
     "SpeculatorsError",
     "VerifierConfig",
     "VerifierFacts",
+    "decode",
     "derived",
+    "draft",
     "knob",
+    "load_recipe",
+    "load_speculator",
+    "make_plan",
+    "read_run",
+    "replay",
+    "run_recipe",
 ]
 
 _HOMES = {
+    "api": (
+        "Answer",
+        "Draft",
+        "Run",
+        "Speculator",
+        "decode",
+        "draft",
+        "load_recipe",
+        "load_speculator",
+        "make_plan",
+        "read_run",
+        "replay",
+        "run_recipe",
+    ),
     "config": (
         "ProposalConfig",
         "SpeculatorModelConfig",

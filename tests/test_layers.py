@@ -28,8 +28,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("cost", "inspection"),
     ("diff", "reproduce"),
     ("doctor",),
-    ("api",),
     ("report",),
+    ("api",),
     ("cli",),
 ]
 LAYERS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

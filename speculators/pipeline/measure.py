@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,26 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
     Raises:
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
+    model, engine = load_saved(subject, ks=section.num_speculative_tokens, progress=progress)
+    return bench(model, engine, section, name=str(subject.folder), progress=progress)
+
+
+def load_saved(
+    subject: SavedSpeculator, *, ks: Sequence[int] = (), progress: Progress
+) -> tuple[SpeculatorModel, Engine]:
+    """Loads a speculator and its verifier on this process's device.
+
+    Args:
+        ks: numbers of tokens per round that the speculator must be able to draft; checked before anything is loaded.
+
+    Raises:
+        SpeculatorsError: speculator or verifier cannot be loaded, or the algorithm drafts fewer tokens.
+    """
     device = local_device()
     if subject.recipe is not None:
         import_algorithm(subject.recipe["algorithm"], subject.folder.parent)
     config = decoding_otherwise(read_config(subject.folder), subject.decoding)
-    if wrong := too_many_drafts(config, section.num_speculative_tokens):
+    if wrong := too_many_drafts(config, ks):
         raise RecipeError([Problem("benchmark.num_speculative_tokens", wrong, "--k says which are measured")])
     verifier = verifier_of(subject)
     folder = obtain(verifier, progress=progress)
@@ -90,7 +105,7 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
         device=device,
         trust_remote_code=verifier.trust_remote_code,
     )
-    return bench(model, engine, section, name=str(subject.folder), progress=progress)
+    return model, engine
 
 
 def decoding_otherwise(config: Any, changes: Mapping[str, Any]) -> Any:

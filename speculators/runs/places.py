@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import attrs
 
+from speculators.errors import ArtifactError
 from speculators.files.disk import cache_folder
 from speculators.recipe import lock
 from speculators.recipe.plan import Plan
@@ -156,3 +159,32 @@ class Places:
     def lock_of(self, stage: str, folder: Path) -> Path:
         """The name to lock while a stage works on a folder that runs share."""
         return self.cache / "locks" / f"{stage}-{folder.name}"
+
+
+def find_speculator(folder: Path) -> Path:
+    """Finds the speculator in a run folder, or in a folder that is a speculator itself.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    for place in (RunFolder(folder).speculator, folder):
+        if (place / "config.json").is_file():
+            return place
+    raise ArtifactError(
+        f"{folder}: neither a run with a trained speculator nor a speculator", hint="spec ls lists the runs"
+    )
+
+
+def recipe_of(speculator: Path) -> dict[str, Any] | None:
+    """Reads the recipe of the run that a speculator's folder is in; None outside of runs.
+
+    Raises:
+        ArtifactError: the run's plan.json is damaged.
+    """
+    run = RunFolder.around(speculator)
+    if run is None or not run.plan.is_file():
+        return None
+    try:
+        return dict(json.loads(run.plan.read_text(encoding="utf-8"))["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{run.plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
