@@ -188,7 +188,7 @@ def test_a_k_beyond_the_algorithm_is_refused(speculator: Speculator, monkeypatch
 
 def test_a_folder_without_a_speculator_is_an_error(tmp_path: Path) -> None:
     """It names the folder."""
-    with pytest.raises(SpeculatorsError, match="neither a run with a trained speculator nor a speculator"):
+    with pytest.raises(SpeculatorsError, match="neither a run with a speculator nor a speculator"):
         load_speculator(tmp_path)
 
 

@@ -170,9 +170,7 @@ def find_speculator(folder: Path) -> Path:
     for place in (RunFolder(folder).speculator, folder):
         if (place / "config.json").is_file():
             return place
-    raise ArtifactError(
-        f"{folder}: neither a run with a trained speculator nor a speculator", hint="spec ls lists the runs"
-    )
+    raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
 
 
 def recipe_of(speculator: Path) -> dict[str, Any] | None:
