@@ -1,4 +1,4 @@
-"""What an algorithm's config refuses, before torch is there."""
+"""Algorithms' configs reject bad values without torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from speculators.losses import LOSSES as REGISTERED
 from speculators.structure.converter import structure
 
 
-def test_the_losses_known_without_torch_are_those_that_there_are() -> None:
-    """Neither list can be changed alone."""
+def test_the_losses_listed_without_torch_are_the_registered_ones() -> None:
+    """Neither list can change alone."""
     assert list(LOSSES) == REGISTERED.names()
 
 
 @pytest.mark.parametrize("name", CONFIGS.names())
 @pytest.mark.parametrize(
-    ("loss", "words"),
+    ("loss", "message"),
     [
         ({"kl_dvi": 1.0}, "no loss 'kl_dvi'; there are: ce, jsd, kl_div"),
         ({"kl_dvi": 1.0}, "did you mean 'kl_div'?"),
@@ -26,9 +26,9 @@ def test_the_losses_known_without_torch_are_those_that_there_are() -> None:
     ],
 )
 def test_every_algorithm_refuses_a_mixture_that_cannot_be_trained_on(
-    name: str, loss: dict[str, float], words: str
+    name: str, loss: dict[str, float], message: str
 ) -> None:
-    """A mistyped loss is told by its near miss, not by the first update."""
+    """A misspelt loss is reported with its near miss, before any training."""
     config, (problem, *others) = structure({"loss": loss}, SpeculatorModelConfig.get_class(name))
     assert (config, others, problem.path) == (None, [], "loss")
-    assert words in problem.message
+    assert message in problem.message

@@ -1,4 +1,4 @@
-"""The verifier's config.json: what cannot be computed with is told with file and key."""
+"""The verifier's config.json: unusable values are reported with file and key."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
-def test_a_value_that_cannot_be_computed_with_is_told(tmp_path: Path, key: str, value: Any) -> None:
-    """A size is an integer above 0, a table a table; the file and the key are named."""
+def test_an_unusable_value_is_reported(tmp_path: Path, key: str, value: Any) -> None:
+    """Sizes must be integers above 0 and tables tables; the error names the file and the key."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 1e4, key: value}))
     with pytest.raises(VerifierError, match=f"config.json: {key} must be ") as caught:
@@ -32,15 +32,15 @@ def test_a_value_that_cannot_be_computed_with_is_told(tmp_path: Path, key: str, 
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_holds_no_object_is_told(tmp_path: Path) -> None:
-    """JSON, but a list."""
+def test_a_file_without_an_object_is_reported(tmp_path: Path) -> None:
+    """The file is JSON, but a list."""
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(VerifierError, match="must be a JSON object, got a list"):
         VerifierFacts.read(tmp_path / "config.json")
 
 
-def test_a_value_of_null_is_one_that_is_not_there() -> None:
-    """Older files write null for what transformers computes."""
+def test_null_counts_as_missing() -> None:
+    """Older files write null for values that transformers computes."""
     facts = VerifierFacts({"hidden_size": 64, "num_attention_heads": 4, "head_dim": None, "text_config": None})
     assert (facts.head_dim, facts.num_key_value_heads) == (16, 4)
     assert "head_dim" not in VerifierFacts({"hidden_size": 64, "num_attention_heads": None})

@@ -67,14 +67,14 @@ def test_a_damaged_folder_is_made_anew(tmp_path: Path, how: str):
 
 
 def test_an_intact_folder_is_left_alone(tmp_path: Path):
-    """What is whole is not made again; a copy with other times of change is still whole."""
+    """An intact folder is not made again, even as a copy with other times of change."""
     folder = make_once(tmp_path / "f", fill, facts={})
     os.utime(folder / "model", ns=(1, 1))
     make_once(folder, lambda work: pytest.fail("made again"), facts={})
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path):
-    """An exception, Ctrl-C included, while the folder is made leaves no folder that looks finished, and no rest."""
+    """An exception or Ctrl-C while a folder is made leaves neither a folder that looks finished nor temporary files."""
     for error in (KeyboardInterrupt, VerifierError("bad")):
 
         def make(work: Path, error: BaseException | type[BaseException] = error) -> None:
@@ -87,7 +87,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path):
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path):
-    """No space left while writing names the folder, and the variable that moves the cache."""
+    """The error names the folder and the variable that moves the cache."""
 
     def make(work: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -97,7 +97,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path):
 
 
 def test_two_processes_make_it_once(tmp_path: Path):
-    """Processes that need the same folder at the same time: one works, the others wait and find it done."""
+    """Of several processes that need the same folder, one makes it and the others wait."""
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=make_in_process, args=(tmp_path / "f",)) for _ in range(3)]
     for worker in workers:
@@ -110,7 +110,7 @@ def test_two_processes_make_it_once(tmp_path: Path):
 
 
 def test_a_killed_process_leaves_no_obstacle(tmp_path: Path):
-    """After kill -9 in the middle nothing looks finished; the next one cleans up and makes it."""
+    """After kill -9 in the middle nothing looks finished; the next process cleans up and makes the folder."""
     worker = multiprocessing.get_context("fork").Process(target=hang_half_written, args=(tmp_path / "f",))
     worker.start()
     deadline = time.monotonic() + 20
@@ -126,7 +126,7 @@ def test_a_killed_process_leaves_no_obstacle(tmp_path: Path):
 
 
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """$SPECULATORS_CACHE is the cache; without it ~/.cache/speculators is."""
+    """$SPECULATORS_CACHE names the cache folder; the default is ~/.cache/speculators."""
     monkeypatch.setenv("SPECULATORS_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("SPECULATORS_CACHE")

@@ -1,4 +1,4 @@
-"""The contract of an algorithm: what every registered one keeps, and what a class that breaks it is told."""
+"""The contract of an algorithm: every registered one keeps it, and a class that breaks it gets a precise error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALGORITHMS = CONFIGS.names()
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_keeps_the_contract(world, name):
-    """Registered under one name in both registries, builds from kwargs alone, trains, saves and loads."""
+    """Both registries have its name; it builds from kwargs alone, and its loss has gradients everywhere."""
     config_class, model_class = SpeculatorModelConfig.get_class(name), SpeculatorModel.get_class(name)
     assert config_class().speculators_model_type == name
     check_contract(model_class, name)
@@ -33,7 +33,7 @@ def test_every_algorithm_keeps_the_contract(world, name):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_saves_and_loads(world, name, tmp_path):
-    """What is saved loads again as the same class with the same tensors."""
+    """A saved model loads as the same class with the same tensors."""
     model, _ = world.build(SpeculatorModelConfig.get_class(name)())
     model.save_pretrained(tmp_path)
     loaded = SpeculatorModel.from_pretrained(tmp_path)
@@ -44,7 +44,7 @@ def test_every_algorithm_saves_and_loads(world, name, tmp_path):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_can_be_planned_on_the_meta_device(world, name):
-    """Without a verifier's weights the model builds on the meta device: `spec plan` counts parameters so."""
+    """Without the verifier's weights the model builds on the meta device, where `spec plan` counts its parameters."""
     config = SpeculatorModelConfig.get_class(name)()
     kwargs = world.kwargs(config)
     with torch.device("meta"):
@@ -55,7 +55,7 @@ def test_every_algorithm_can_be_planned_on_the_meta_device(world, name):
 
 
 class Toy(SpeculatorModel):
-    """A whole, small algorithm that the tests take parts from."""
+    """A complete small algorithm; the tests remove parts of it."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -80,8 +80,8 @@ def register(monkeypatch):
 FACTS = VerifierFacts({})
 
 
-def test_a_model_without_layers_is_told_so(register):
-    """No `layers`: the error names the class, the part and the mend."""
+def test_a_model_without_layers_is_refused(register):
+    """The error names the class, the part and the remedy."""
 
     class NoLayers(Toy):
         def __init__(self, config):
@@ -92,8 +92,8 @@ def test_a_model_without_layers_is_told_so(register):
         build_model("toy", FACTS, {})
 
 
-def test_a_model_without_forward_is_told_so():
-    """No `forward`."""
+def test_a_model_without_forward_is_refused():
+    """torch's own placeholder does not count as a `forward`."""
 
     class NoForward(SpeculatorModel):
         @classmethod
@@ -104,8 +104,8 @@ def test_a_model_without_forward_is_told_so():
         check_contract(NoForward, "toy")
 
 
-def test_a_model_without_from_training_args_is_told_so():
-    """No `from_training_args`."""
+def test_a_model_without_from_training_args_is_refused():
+    """The base's placeholder does not count as a `from_training_args`."""
 
     class NoBuild(SpeculatorModel):
         def forward(self, **batch):
@@ -116,7 +116,7 @@ def test_a_model_without_from_training_args_is_told_so():
 
 
 def test_kwargs_that_forward_does_not_take_are_named():
-    """A name that get_trainer_kwargs gives and forward lacks."""
+    """An argument that get_trainer_kwargs returns and forward lacks is an error."""
 
     class Strict(Toy):
         def get_trainer_kwargs(**kwargs):
@@ -132,7 +132,7 @@ def test_kwargs_that_forward_does_not_take_are_named():
 
 
 def test_get_trainer_kwargs_must_be_a_pair():
-    """Anything but two dicts."""
+    """Anything but two dicts is an error."""
 
     class Single(Toy):
         @classmethod
@@ -144,7 +144,7 @@ def test_get_trainer_kwargs_must_be_a_pair():
 
 
 def test_a_name_is_registered_once(register):
-    """Two classes under one name: both are named."""
+    """Two classes under one name are an error that names both."""
     register(Toy)
 
     class Other(Toy):
@@ -155,7 +155,7 @@ def test_a_name_is_registered_once(register):
 
 
 def test_a_config_registers_under_its_own_type():
-    """A name that differs from speculators_model_type: both are named."""
+    """A name that differs from speculators_model_type is an error that names both."""
     with pytest.raises(RegistryError, match=r"registered as 'one' but its speculators_model_type is 'two'"):
 
         @SpeculatorModelConfig.register("one")
@@ -175,7 +175,7 @@ def test_every_config_field_needs_a_default():
 
 
 def test_a_missing_hook_says_what_it_must_return():
-    """`replay` and `draft` have defaults that say which hook is missing and what it returns."""
+    """The defaults of `replay` and `draft` name the missing hook and its return value."""
     with pytest.raises(ContractError, match=r"Toy has no replay; it must return an iterator over K depths"):
         Toy(None).replay(
             hidden_states=None, input_ids=None, position_ids=None, document_ids=None, num_speculative_tokens=1
