@@ -65,26 +65,26 @@ def run(options: argparse.Namespace) -> int:
     folder = find_speculator(options.checkpoint)
     recipe = recipe_of(folder)
     section, decoding = _section(options, recipe), _decoding(options)
-    from speculators.pipeline.measure import Subject, measure_folder
+    from speculators.pipeline.measure import SavedSpeculator, measure_folder
     from speculators.report.bench import bench_tables
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.runs.benches import file_bench
 
     with RunView(quiet=options.quiet) as view:
-        subject = Subject(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
-        result = measure_folder(subject, section, progress=view)
+        speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
+        result = measure_folder(speculator, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
         console().print(bench_tables(result))
     # A run files numbers of its own verifier, its own decoding and whole suites only.
-    fits = subject.run is not None and not (options.verifier or options.prompts or decoding)
-    file = file_bench(subject.run, result) if fits else None
+    fits = speculator.run is not None and not (options.verifier or options.prompts or decoding)
+    file = file_bench(speculator.run, result) if fits else None
     document = result.to_json()
     if options.json:
         print_json(document if file is None else {**document, "file": file})
     elif file and not options.quiet:
-        print(f"{file}: spec bench {subject.run} --ledger and spec report show it")
+        print(f"{file}: spec bench {speculator.run} --ledger and spec report show it")
     _write_out(options, document)
     return 0 if result.agrees else 1
 
@@ -104,10 +104,10 @@ def _serve(options: argparse.Namespace) -> int:
         options.prompts,
         None,
     )  # the section keeps the whole suite, of which the server answers a part
-    subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
+    speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
     with RunView(quiet=options.quiet) as view:
         result = measure_endpoint(
-            subject,
+            speculator,
             _section(options, recipe),
             engine=options.engine,
             endpoint=Endpoint(url=options.endpoint),
@@ -121,12 +121,12 @@ def _serve(options: argparse.Namespace) -> int:
         )
     if not options.json:
         console().print(served_tables(result))
-    file = None if subject.run is None else file_served(subject.run, result)
+    file = None if speculator.run is None else file_served(speculator.run, result)
     document = result.to_json()
     if options.json:
         print_json({**document, "file": file})
     elif file and not options.quiet:
-        print(f"{file}: spec bench {subject.run} --ledger puts it beside the prediction")
+        print(f"{file}: spec bench {speculator.run} --ledger puts it beside the prediction")
     _write_out(options, document)
     return 0
 
