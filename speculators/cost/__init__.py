@@ -1,1 +1,1 @@
-"""What a plan will cost: memory, disk, time."""
+"""What a plan will cost: memory, disk, operations, time."""

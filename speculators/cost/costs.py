@@ -1,4 +1,4 @@
-"""What a plan costs: memory a rank, disk, products, communication. Arithmetic on counts that others have made."""
+"""The costs of a plan: memory per process, disk, operations, communication; arithmetic on counts from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from speculators.recipe.plan import Plan
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2}
-# From here on cached states are worth a word.
+# Cached states of this many bytes are worth a warning.
 MUCH_DISK = 100e9
 
 
 @attrs.frozen(kw_only=True)
 class RowCost:
-    """What one update on one packed row needs, in bytes and floating-point operations.
+    """The needs of one update on one packed row, in bytes and floating-point operations.
 
     Attributes:
         trainable, frozen: parameters.
-        trainable_bytes, frozen_bytes: of the model's own; frozen tensors keep the dtype of the verifier's file.
-        head_bytes: the verifier's final norm and head rows that targets are computed with; 0 if they are not used.
-        optimizer_bytes: its state, all of it.
-        momentum_bytes: the part of it that every process keeps whole, sharded or not: muon's.
-        activation_bytes: the most that lives at once, gradients of parameters and chunk buffers left out.
-        chunk_bytes: logits and what is computed from them, for one chunk of places.
+        trainable_bytes, frozen_bytes: of the model itself; frozen tensors keep the dtype of the verifier's file.
+        head_bytes: the verifier's final norm and head rows, from which targets are computed; 0 if they are not used.
+        optimizer_bytes: the whole state of the optimizer.
+        momentum_bytes: the part of that state which every process keeps whole, sharded or not: muon's.
+        activation_bytes: the most that lives at once, without gradients of parameters and chunk buffers.
+        chunk_bytes: logits and everything computed from them, for one chunk of positions.
         row_flops: products of forward and backward, attention included.
-        update_flops: products of the optimizer, made by every process.
+        update_flops: products of the optimizer, which every process repeats.
     """
 
     trainable: int
@@ -45,12 +45,12 @@ class RowCost:
 
 @attrs.frozen(kw_only=True)
 class VerifierCost:
-    """What the verifier needs.
+    """The size and work of the verifier.
 
     Attributes:
         parameters: all of them.
-        products: elements of the layers' matrices that one token meets; of experts, the share that is routed to.
-        attention: floating-point operations a token and a key.
+        products: elements of the layers' matrices that one token is multiplied with, routed experts only.
+        attention: floating-point operations per token and key.
     """
 
     parameters: int
@@ -58,19 +58,20 @@ class VerifierCost:
     attention: int
 
     def flops(self, mean_tokens: float) -> float:
-        """Returns the operations a token in documents of so many; without the head, which capture leaves out."""
+        """Counts operations per token in documents of this mean length, without the head, which capture leaves out."""
+        # A multiplication and an addition per element; a causal token sees half of the document on average.
         return 2 * self.products + self.attention * mean_tokens / 2
 
 
 @attrs.frozen(kw_only=True)
 class Amount:
-    """How much data there is.
+    """The amount of data and of training.
 
     Attributes:
-        conversations, tokens: of one epoch; None where nobody knows yet.
+        conversations, tokens: of one epoch; None while unknown.
         supervised: share of the tokens that a loss is computed on.
-        updates, trained: optimizer updates and tokens of the whole run; None where nobody knows yet.
-        counted: on the prepared data; otherwise the figures are upper bounds.
+        updates, trained: optimizer updates and tokens of the whole run; None while unknown.
+        counted: whether the figures were counted on prepared data; otherwise they are upper bounds.
     """
 
     conversations: int | None
@@ -83,11 +84,11 @@ class Amount:
 
 @attrs.frozen(kw_only=True)
 class Costs:
-    """A plan with what its parts need.
+    """A plan with the needs of its parts.
 
     Attributes:
         mean_tokens: of a conversation.
-        state_bytes: on disk, of one token's cached states.
+        state_bytes: of one token's cached states on disk.
     """
 
     plan: Plan
@@ -99,25 +100,25 @@ class Costs:
 
     @property
     def cached(self) -> bool:
-        """Returns whether states are captured to disk first, here or by a server."""
+        """Whether states are captured to disk first, by this process or a server."""
         return self.plan.recipe.data.stored
 
     @property
     def row_bytes(self) -> int:
-        """Returns the bytes of one packed row's states, as a forward takes them."""
+        """Bytes of one packed row's states, as a forward takes them."""
         widths = (len(self.plan.target_layer_ids) + 1) * self.plan.facts.hidden_size
         return self.plan.row_tokens * widths * COMPUTE_BYTES[self.plan.precision]
 
     def memory(self, world_size: int, *, capture_tokens: int, rows_on_host: bool) -> dict[str, int]:
-        """Returns the bytes of one process while it trains, by part.
+        """Counts the bytes of one process while it trains, by part.
 
-        Sharded weights are gathered once an update and gradients reduced once (training/shard.py), so that for most of
-        an update both are there whole, beside the shards.
+        Sharded weights are gathered once per update and gradients reduced once (training/shard.py), so that for most
+        of an update both exist whole, beside the shards.
 
         Args:
             world_size: processes.
-            capture_tokens: of one forward of the verifier, where it runs beside training.
-            rows_on_host: cached rows wait in the host's memory, and two of them are on the device.
+            capture_tokens: of one forward of the verifier, if it runs beside training.
+            rows_on_host: whether cached rows wait in the host's memory, so that only two are on the device.
         """
         row, recipe = self.row, self.plan.recipe
         shards = world_size if world_size > 1 and recipe.distributed.shard else 1
@@ -135,9 +136,9 @@ class Costs:
         }
 
     def verifier_memory(self, dtype: str, tokens: int) -> int:
-        """Returns the bytes of the verifier and of one forward of it; the latter is a formula, never measured on a GPU.
+        """Counts the bytes of the verifier and one forward of it; the latter by a formula, never measured on a GPU.
 
-        At once there are the states that are kept, twice while they are joined, the residual stream, its norm, queries,
+        These exist at once: the captured states (twice while they are joined), the residual stream, its norm, queries,
         keys and values (about four more), and three buffers of the feed-forward.
         """
         facts = self.plan.facts
@@ -146,10 +147,10 @@ class Costs:
         return (self.verifier.parameters + forward) * ITEM_BYTES[dtype]
 
     def disk(self) -> dict[str, int | None]:
-        """Returns the bytes on disk by what is kept; None where the data is not known.
+        """Counts the bytes on disk by kind of file; None where the data is not known.
 
-        A run ends with its latest checkpoints, of which the last is mostly the best. At most there are two more: the
-        best, where it is older, and one that is being written before another is removed.
+        A run ends with its latest checkpoints, the last of which is mostly the best. There are at most two more: the
+        best, if it is older, and one that is being written before another is removed.
         """
         row, facts, keep = self.row, self.plan.facts, self.plan.recipe.schedule.keep_checkpoints
         checkpoint = row.trainable_bytes + row.optimizer_bytes
@@ -165,13 +166,13 @@ class Costs:
 
     @property
     def states_bytes(self) -> int | None:
-        """Returns the bytes that cached states take, or would."""
+        """Bytes that cached states take, or would take; None while the data is unknown."""
         return None if self.amount.tokens is None else self.amount.tokens * self.state_bytes
 
     def flops(self, world_size: int = 1) -> dict[str, float | None]:
-        """Returns the operations of one process by stage; None where the data is not known.
+        """Counts the operations of one process by stage; None where the data is not known.
 
-        Answers are written by one process, whatever the launch; updates of the optimizer are made by every one.
+        One process writes all answers, whatever the launch; every process updates the optimizer.
         """
         amount, recipe = self.amount, self.plan.recipe
         read = self.verifier.flops(self.mean_tokens)
@@ -179,29 +180,29 @@ class Costs:
         if recipe.data.regenerate is not None:
             head = 2 * self.plan.facts.vocab_size * self.plan.facts.hidden_size
             stages["prepare"] = None if amount.tokens is None else amount.tokens * (read + head)
-        # A server captures on devices of which nothing is known here.
+        # A server captures on devices that are unknown to this process.
         if self.cached and not recipe.data.served:
             stages["capture"] = None if amount.tokens is None else amount.tokens * read / world_size
         if amount.trained is None or amount.updates is None:
             stages["train"] = None
         else:
             online = 0 if self.cached else read
-            a_token = self.row.row_flops / self.plan.row_tokens + online
-            stages["train"] = amount.trained * a_token / world_size + amount.updates * self.row.update_flops
+            per_token = self.row.row_flops / self.plan.row_tokens + online
+            stages["train"] = amount.trained * per_token / world_size + amount.updates * self.row.update_flops
         return stages
 
     def tokens(self) -> dict[str, int | None]:
-        """Returns the tokens that each stage works on."""
+        """Counts the tokens that each stage works on."""
         stages = {"prepare": self.amount.tokens}
         if self.cached:
             stages["capture"] = self.amount.tokens
         return {**stages, "train": self.amount.trained}
 
     def communication(self, world_size: int) -> dict[str, int]:
-        """Returns the bytes that one process receives in one update, by ring algorithms.
+        """Counts the bytes that one process receives in one update, with ring algorithms.
 
         Sharded: float32 weights are gathered, gradients reduced and scattered; muon gathers its matrices' gradients.
-        Otherwise gradients are reduced on all, which is both halves of it.
+        Otherwise gradients are reduced on all processes, which is a reduction and a gathering.
         """
         if world_size == 1:
             return {}
@@ -212,11 +213,11 @@ class Costs:
         return {name: round(size * others) for name, size in moved.items() if size}
 
     def reading(self, tokens: int) -> int:
-        """Returns the bytes that so many tokens are read with from the cached states; 0 online."""
+        """Counts the bytes of cached states that are read for so many tokens; 0 online."""
         return tokens * self.state_bytes if self.cached else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what does not depend on a device, as JSON values."""
+        """Turns the costs that do not depend on a device into JSON values."""
         return {
             "amount": attrs.asdict(self.amount),
             "row": attrs.asdict(self.row),
@@ -229,7 +230,7 @@ class Costs:
 
 
 def size_text(size: float) -> str:
-    """Returns bytes in words: "1.2 TB", "340 MB"."""
+    """Writes a size with its unit: "1.2 TB", "340 MB"."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}" if size < 100 * unit else f"{size / unit:.0f} {name}"

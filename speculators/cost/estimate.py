@@ -1,127 +1,173 @@
-"""`estimate`: all that `spec plan` tells of a plan's costs, put together from counts, devices and earlier runs."""
+"""`estimate`: everything that `spec plan` shows about costs, from counts, devices and earlier runs."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
-from speculators.cost.costs import Costs, size_text
-from speculators.cost.devices import EFFICIENCY, Bandwidths, Device, seconds, simulate, told, warnings
-from speculators.cost.history import measured
-from speculators.cost.sizes import Expected, costs_of
+from speculators.cost.costs import Costs
+from speculators.cost.devices import EFFICIENCY, Device, memory, seconds, verifier_alone, warnings
+from speculators.cost.history import StageTime, measured_times
+from speculators.cost.sizes import costs_of
 from speculators.recipe.plan import Plan
 from speculators.runs.places import Places
 from speculators.training.world import local_device
 
-HERE = "this machine"
+THIS_MACHINE = "this machine"
 
 
 @attrs.frozen(kw_only=True)
-class Wanted:
-    """What is asked of an estimate.
+class DeviceEstimate:
+    """A plan's needs on some devices, per process.
 
     Attributes:
-        devices: none for this machine.
-        processes: on this machine.
-        efficiency: share of the devices' peak; None for the guess.
-        conversations, mean_tokens: of data that is not prepared; None takes what the recipe bounds.
-        nodes: simulate up to so many; None for no simulation.
-        bandwidths: of the simulation; None for the usual ones.
+        device: what is estimated for.
+        memory: bytes while training, by part.
+        memory_verifier: bytes of a process that captures or measures, with the whole verifier.
+        communication: bytes received per update, by what is sent.
+        reading: bytes of cached states that one update reads, over all processes.
+        times: of each stage, as far as they can be estimated.
     """
 
-    devices: Sequence[Device] = ()
-    processes: int = 1
-    efficiency: float | None = None
-    conversations: int | None = None
-    mean_tokens: int | None = None
-    nodes: int | None = None
-    bandwidths: Bandwidths | None = None
+    device: Device
+    memory: Mapping[str, int]
+    memory_verifier: int
+    communication: Mapping[str, int]
+    reading: int
+    times: Mapping[str, StageTime]
+
+    @property
+    def memory_total(self) -> int:
+        """Bytes of one process while it trains."""
+        return sum(self.memory.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Turns the estimate into JSON values."""
+        return {
+            "device": self.device.name,
+            "processes": self.device.count,
+            "capacity": self.device.memory_bytes,
+            "memory": dict(self.memory),
+            "memory_total": self.memory_total,
+            "memory_verifier": self.memory_verifier,
+            "communication": dict(self.communication),
+            "reading": self.reading,
+            "seconds": {stage: time.to_json() for stage, time in self.times.items()},
+        }
 
 
-def estimate(plan: Plan, places: Places, wanted: Wanted) -> dict[str, Any]:
-    """Returns the costs of a plan as JSON values.
+@attrs.frozen(kw_only=True)
+class Estimate:
+    """The costs of a plan.
+
+    Attributes:
+        costs: that do not depend on a device.
+        devices: one entry for each kind of device; at least one.
+        notes: how the figures are to be read.
+        warnings: what should be changed, or known, before the plan is run.
+    """
+
+    costs: Costs
+    devices: tuple[DeviceEstimate, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Turns the estimate into JSON values."""
+        return {
+            **self.costs.to_dict(),
+            "devices": [device.to_json() for device in self.devices],
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
+
+
+def estimate(
+    plan: Plan,
+    places: Places,
+    *,
+    devices: Sequence[Device] = (),
+    processes: int = 1,
+    efficiency: float | None = None,
+    conversations: int | None = None,
+    mean_tokens: int | None = None,
+) -> Estimate:
+    """Estimates the costs of a plan.
+
+    Args:
+        devices: empty for this machine.
+        processes: on this machine.
+        efficiency: share of the devices' peak that is reached; None for a guess.
+        conversations, mean_tokens: of data that is not prepared yet; None takes the most that the recipe allows.
 
     Raises:
         VerifierError: the verifier's architecture cannot be built.
         Exception: whatever a plug-in raises where it is built or run without values.
     """
-    expected = Expected(conversations=wanted.conversations, mean_tokens=wanted.mean_tokens)
-    costs = costs_of(plan, places, expected)
-    devices = list(wanted.devices) or [_here(wanted.processes)]
-    share = wanted.efficiency or EFFICIENCY
-    result = {
-        **costs.to_dict(),
-        "devices": [{**told(costs, device), "seconds": _times(costs, places, device, share)} for device in devices],
-        "notes": _notes(costs, wanted, share),
-        "warnings": [
-            *_unused(costs, wanted),
-            *warnings(costs, devices, free_disk=None if wanted.devices else _free(places.cache)),
-        ],
-    }
-    if wanted.nodes is not None:
-        result["simulation"] = _simulation(costs, devices[0], wanted, share)
-    return result
+    costs = costs_of(plan, places, conversations=conversations, mean_tokens=mean_tokens)
+    used = list(devices) or [_this_machine(processes)]
+    share = efficiency or EFFICIENCY
+    ignored = {"--conversations": conversations, "--mean-tokens": mean_tokens} if costs.amount.counted else {}
+    names = [name for name, value in ignored.items() if value is not None]
+    unused = [f"{' and '.join(names)} not used: the data is prepared, and was counted"] if names else []
+    free_disk = None if devices else _free(places.cache)
+    notes = _notes(costs)
+    if devices:
+        origin = "as requested" if efficiency else "a guess, not measured"
+        notes.append(f"times on GPUs are their data sheet's dense peak times {share:g} ({origin})")
+    return Estimate(
+        costs=costs,
+        devices=tuple(_on_device(costs, device, _times(costs, places, device, share)) for device in used),
+        notes=tuple(notes),
+        warnings=(*unused, *warnings(costs, used, free_disk=free_disk)),
+    )
 
 
-def _here(processes: int) -> Device:
-    """Returns this machine: its GPUs, or its cores and the memory that the processes share."""
+def _on_device(costs: Costs, device: Device, times: Mapping[str, StageTime]) -> DeviceEstimate:
+    return DeviceEstimate(
+        device=device,
+        memory=memory(costs, device),
+        memory_verifier=verifier_alone(costs, device),
+        communication=costs.communication(device.count),
+        reading=costs.reading(costs.plan.recipe.schedule.tokens_per_step),
+        times=times,
+    )
+
+
+def _this_machine(processes: int) -> Device:
+    """Describes this machine: its GPUs, or its cores and the memory that the processes share."""
     if local_device().type == "cuda":
         memory = float(torch.cuda.get_device_properties(0).total_memory)
-        return Device(name=HERE, count=processes, memory_bytes=memory)
+        return Device(name=THIS_MACHINE, count=processes, memory_bytes=memory)
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return Device(name=HERE, count=processes, kind="cpu", memory_bytes=memory / processes)
+    return Device(name=THIS_MACHINE, count=processes, kind="cpu", memory_bytes=memory / processes)
 
 
-def _times(costs: Costs, places: Places, device: Device, share: float) -> dict[str, dict[str, Any]]:
-    if device.name == HERE:
-        return {stage: attrs.asdict(time) for stage, time in measured(costs, places).items()}
+def _times(costs: Costs, places: Places, device: Device, share: float) -> dict[str, StageTime]:
+    if device.name == THIS_MACHINE:
+        return measured_times(costs, places)
     times = seconds(costs, device, share)
-    return {stage: {"seconds": time, "how": "at peak x share"} for stage, time in times.items() if time is not None}
+    return {stage: StageTime(seconds=time, how="at peak x share") for stage, time in times.items() if time is not None}
 
 
-def _notes(costs: Costs, wanted: Wanted, share: float) -> list[str]:
+def _notes(costs: Costs) -> list[str]:
     notes = [
-        "FLOPs are those of products; memory is that of tensors, in units of 1000: Python, libraries, what an "
-        "allocator keeps and the logits of a benchmark come on top"
+        "FLOPs are those of products; memory is that of tensors, in units of 1000: Python, libraries, memory that the "
+        "allocator caches and the logits of a benchmark are not included"
     ]
     if not costs.amount.counted:
         full = f"{costs.mean_tokens:,} tokens each"
-        notes.append(f"the data is not prepared: figures marked <= take every conversation for {full}, all supervised")
-    if wanted.devices:
-        what = "as asked" if wanted.efficiency else "a guess, not measured"
-        notes.append(f"times of GPUs are their data sheet's dense peak times {share:g} ({what})")
+        notes.append(f"the data is not prepared: figures marked <= assume {full} for all conversations, all supervised")
     return notes
 
 
-def _unused(costs: Costs, wanted: Wanted) -> list[str]:
-    given = {"--conversations": wanted.conversations, "--mean-tokens": wanted.mean_tokens}
-    names = [name for name, value in given.items() if value is not None]
-    if not names or not costs.amount.counted:
-        return []
-    return [f"{' and '.join(names)} not used: the data is prepared, and its own figures are told"]
-
-
-def _simulation(costs: Costs, device: Device, wanted: Wanted, share: float) -> dict[str, Any]:
-    assert wanted.nodes is not None
-    bandwidths = wanted.bandwidths or Bandwidths()
-    stated = ", ".join(f"{name} {size_text(value)}/s" for name, value in attrs.asdict(bandwidths).items())
-    rows = simulate(costs, device, wanted.nodes, bandwidths, share)
-    which = f"{device.name}, the first of --gpus," if len(wanted.devices) > 1 else device.name
-    notes = [f"simulated: nodes of {which} with {stated}; communication is not overlapped, reading is"]
-    if any(row["grown"] for row in rows):
-        step = costs.plan.recipe.schedule.tokens_per_step
-        notes.append(f"* an update of {step:,} tokens has no row for each process: it is made larger, another recipe")
-    stated_as = attrs.asdict(bandwidths)
-    return {"device": device.name, "rows": rows, "notes": notes, "bandwidths": stated_as, "efficiency": share}
-
-
 def _free(folder: Path) -> float:
-    """Returns the bytes that are free where `folder` is, or will be."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return float(shutil.disk_usage(there).free)
+    """Measures the bytes that are free where `folder` is, or will be."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return float(shutil.disk_usage(existing).free)

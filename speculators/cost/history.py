@@ -1,8 +1,9 @@
-"""Times of stages on this machine, from what earlier runs measured."""
+"""Times of stages on this machine, from the measurements of earlier runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -20,57 +21,63 @@ from speculators.verifier.sources import existing_folder
 
 
 @attrs.frozen(kw_only=True)
-class Measured:
-    """A time that rests on a run.
+class StageTime:
+    """The time that a stage will take.
 
     Attributes:
-        how: "measured" for the same work, or by the speed of other work.
-        run: which one.
+        how: "measured" for the same work, "by the speed of" other work, or "at peak x share".
+        run: the run that was measured; None for times from a data sheet.
     """
 
     seconds: float
     how: str
-    run: str
+    run: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Turns the time into JSON values."""
+        return attrs.asdict(self, filter=lambda _, value: value is not None)
 
 
-def measured(costs: Costs, places: Places) -> dict[str, Measured]:
-    """Returns the time of each stage on this machine, as far as runs tell.
+def measured_times(costs: Costs, places: Places) -> dict[str, StageTime]:
+    """Estimates the time of each stage on this machine, as far as earlier runs allow.
 
-    A stage of the same fingerprint takes what it took. Capture and training of other sizes make their products at the
-    speed that the newest run of the same precision reached.
+    A stage with the same fingerprint takes as long as before. Capture and training of other sizes make their products
+    at the speed that the newest run of the same precision reached.
     """
     known = records(places.runs, local_device().type)
-    told: dict[str, Measured] = {}
+    times: dict[str, StageTime] = {}
     for stage in costs.plan.stages:
         for record in known:
             if record.fingerprints.get(stage.name) == stage.fingerprint and stage.name in record.seconds:
-                told[stage.name] = Measured(seconds=record.seconds[stage.name], how="measured", run=record.run)
+                times[stage.name] = StageTime(seconds=record.seconds[stage.name], how="measured", run=record.run)
                 break
-    work = {stage: flops for stage, flops in costs.flops().items() if flops is not None and stage not in told}
-    return {**told, **_by_speed(costs, places, known, work)}
+    work = {stage: flops for stage, flops in costs.flops().items() if flops is not None and stage not in times}
+    return {**times, **_by_speed(costs, places, known, work)}
 
 
-def _by_speed(costs: Costs, places: Places, known: list[RunRecord], work: Mapping[str, float]) -> dict[str, Measured]:
+def _by_speed(
+    costs: Costs, places: Places, known: Sequence[RunRecord], work: Mapping[str, float]
+) -> dict[str, StageTime]:
     for record in known:
         stages = work.keys() & record.tokens_per_second.keys()
         other = _costs_of_run(record, costs.plan, places) if stages else None
         if other is None or _precision(other.plan) != _precision(costs.plan):
             continue
-        a_token = {"capture": other.verifier.flops(other.mean_tokens), "train": _train_flops_a_token(other)}
+        per_token = {"capture": other.verifier.flops(other.mean_tokens), "train": _train_flops_per_token(other)}
         return {
-            stage: Measured(
-                seconds=work[stage] / (record.tokens_per_second[stage] * a_token[stage]),
+            stage: StageTime(
+                seconds=work[stage] / (record.tokens_per_second[stage] * per_token[stage]),
                 how="by the speed of",
                 run=record.run,
             )
             for stage in sorted(stages)
-            if a_token[stage]
+            if per_token[stage]
         }
     return {}
 
 
-def _train_flops_a_token(costs: Costs) -> float:
-    """Returns the operations a token that is trained on, updates of the optimizer included."""
+def _train_flops_per_token(costs: Costs) -> float:
+    """Counts the operations per trained token, updates of the optimizer included; 0 if they are unknown."""
     whole = costs.flops()["train"]
     return whole / costs.amount.trained if whole and costs.amount.trained else 0.0
 
@@ -80,14 +87,14 @@ def _precision(plan: Plan) -> tuple[str, str]:
 
 
 def _costs_of_run(record: RunRecord, plan: Plan, places: Places) -> Costs | None:
-    """Returns what a run cost in products; None where its recipe, verifier or algorithm are not at hand any more.
+    """Counts the products of an earlier run; None if its recipe, verifier or algorithm are no longer available.
 
-    `--set` is not in the recipe that a run keeps: only one that still gives the run's own fingerprint is taken. Nor
-    is a plug-in imported that the plan does not have: it is somebody's program, and has nothing to do with the plan.
+    The recipe in a run folder lacks `--set`: it counts only if it still gives the run's own fingerprint. A plug-in that
+    the plan does not use is never imported: it is somebody's program, and has nothing to do with the plan.
     """
-    held = read_json(record.folder.plan)
+    written = read_json(record.folder.plan)
     try:
-        module = held["recipe"]["algorithm"].get("module")
+        module = written["recipe"]["algorithm"].get("module")
     except (AttributeError, KeyError, TypeError):
         return None
     if module not in (None, plan.recipe.algorithm.module):
@@ -99,10 +106,10 @@ def _costs_of_run(record: RunRecord, plan: Plan, places: Places) -> Costs | None
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None
         if facts is None:
             return None
-        found = make_plan(recipe, facts)
-        if "precision" in held:  # what it computed in there; older runs do not tell
-            found = attrs.evolve(found, precision=held["precision"])
-        own = found.stage("train").fingerprint == record.fingerprints.get("train")
-        return costs_of(found, places) if own else None
+        other = make_plan(recipe, facts)
+        if "precision" in written:  # the precision that the run computed in; older runs did not record it
+            other = attrs.evolve(other, precision=written["precision"])
+        own = other.stage("train").fingerprint == record.fingerprints.get("train")
+        return costs_of(other, places) if own else None
     except SpeculatorsError:
         return None

@@ -1,4 +1,4 @@
-"""How large a speculator, its verifier and its data will be, known before there are weights."""
+"""Counts a speculator, its verifier and its data before there are weights."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from speculators.runs.places import Places
 from speculators.verifier.capture import decoder_layers
 from speculators.verifier.quiet import quiet
 
-# Modules of which a token meets only the ones it is routed to.
+# Modules that a token is routed to: it meets only some of them.
 _EXPERTS = ".experts."
 _FULL = "full_attention"
 
 
 def with_parameters(plan: Plan) -> Plan:
-    """Returns the plan with its parameter counts: the model is built in full, but of tensors without storage.
+    """Adds parameter counts to a plan: the model is built in full, from tensors without storage.
 
     Raises:
         Exception: whatever a plug-in's `from_training_args` raises where it gets no verifier to read weights from.
@@ -42,7 +42,7 @@ def with_parameters(plan: Plan) -> Plan:
 
 
 def verifier_cost(facts: VerifierFacts) -> VerifierCost:
-    """Counts the verifier from its config.json; the architecture is built of tensors without storage.
+    """Counts the verifier from its config.json; the architecture is built from tensors without storage.
 
     Raises:
         VerifierError: transformers cannot build it.
@@ -67,36 +67,26 @@ def verifier_cost(facts: VerifierFacts) -> VerifierCost:
 
 
 def _routed_share(facts: VerifierFacts) -> float:
-    """Returns the share of the experts that a token meets; 1 without experts."""
+    """Computes the share of the experts that a token is routed to; 1 without experts."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((facts[name] for name in names if facts.get(name)), None)
     return facts.num_experts_per_tok / experts if experts else 1.0
 
 
-@attrs.frozen(kw_only=True)
-class Expected:
-    """What is expected of data that is not prepared yet; None takes what the recipe bounds.
+def costs_of(plan: Plan, places: Places, *, conversations: int | None = None, mean_tokens: int | None = None) -> Costs:
+    """Counts the costs of a plan.
 
-    Attributes:
-        conversations: of all sources.
-        mean_tokens: of one.
-    """
-
-    conversations: int | None = None
-    mean_tokens: int | None = None
-
-
-def costs_of(plan: Plan, places: Places, expected: Expected = Expected()) -> Costs:
-    """Returns what a plan costs.
+    Args:
+        conversations, mean_tokens: of data that is not prepared yet; None takes the most that the recipe allows.
 
     Raises:
         VerifierError: the verifier's architecture cannot be built.
         Exception: whatever a plug-in raises where it is built or run without values.
     """
     prepared = _prepared(plan, places)
-    mean = expected.mean_tokens or plan.recipe.data.max_tokens
+    mean = mean_tokens or plan.recipe.data.max_tokens
     if prepared is None:
-        amount = _bounded(plan, expected.conversations, mean)
+        amount = _bounded(plan, conversations, mean)
     else:
         amount, mean = _counted(plan, prepared), max(1, round(float(prepared.lengths.mean())))
     documents = max(1, plan.row_tokens // mean)
@@ -112,7 +102,7 @@ def costs_of(plan: Plan, places: Places, expected: Expected = Expected()) -> Cos
 
 
 def _split(tokens: int, parts: int) -> list[int]:
-    """Returns the lengths of so many nearly equal documents that fill a row."""
+    """Splits a row into documents of nearly equal lengths."""
     return [tokens // parts + (index < tokens % parts) for index in range(parts)]
 
 
@@ -124,7 +114,7 @@ def _prepared(plan: Plan, places: Places) -> Conversations | None:
 
 
 def _counted(plan: Plan, prepared: Conversations) -> Amount:
-    """Returns the amount of prepared data; its updates are those that the packing will give."""
+    """Counts prepared data; the number of updates is what the packing will give."""
     schedule, total = plan.recipe.schedule, int(prepared.lengths.sum())
     epochs = 1 if schedule.max_steps else schedule.epochs
     seed, rows = plan.recipe.seed, plan.rows_per_step
@@ -142,21 +132,21 @@ def _counted(plan: Plan, prepared: Conversations) -> Amount:
 
 
 def _bounded(plan: Plan, conversations: int | None, mean: int) -> Amount:
-    """Returns the most that the recipe can mean: every conversation of full length, all of it supervised."""
+    """Bounds the data by what the recipe allows: every conversation of full length, all of it supervised."""
     schedule = plan.recipe.schedule
-    found = conversations or _conversations(plan)
-    tokens = None if found is None else found * mean
+    count = conversations or _conversations(plan)
+    tokens = None if count is None else count * mean
     updates = schedule.max_steps
     if updates is None and tokens is not None:
         updates = schedule.epochs * -(-tokens // schedule.tokens_per_step)
     trained = None if tokens is None else schedule.epochs * tokens
     if schedule.max_steps is not None:
         trained = schedule.max_steps * schedule.tokens_per_step
-    return Amount(conversations=found, tokens=tokens, supervised=1.0, updates=updates, trained=trained, counted=False)
+    return Amount(conversations=count, tokens=tokens, supervised=1.0, updates=updates, trained=trained, counted=False)
 
 
 def _conversations(plan: Plan) -> int | None:
-    """Returns how many rows the sources have at most; None where a hub's data set is taken whole."""
+    """Counts the rows of all sources; None if a data set of the hub is used whole."""
     total = 0
     for source in plan.recipe.data.sources:
         if source.is_file:

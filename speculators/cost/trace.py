@@ -1,7 +1,7 @@
-"""A row's forward and backward without storage: which tensors would live at once, and how many products they cost.
+"""Traces a row's forward and backward without storage: which tensors would live at once, and how many products.
 
-The model is built of fake tensors, which have a shape and no values, and the code that trains runs on them: what is
-counted is what that code does, for any algorithm that does not ask the device for values (the house rule for forwards).
+The model is built from fake tensors, which have a shape and no values, and the training code itself runs on them. So
+the counts are those of that code, for any algorithm whose forward never reads values from the device (a house rule).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _aten = torch.ops.aten
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make, for as long as they live.
+    """Counts the bytes of the storages that operations allocate, for as long as they live.
 
     Args:
-        wide: a tensor of at most `wide[0]` rows, of all depths, of `wide[1]` columns is a chunk buffer.
+        wide: a tensor of at most `wide[0]` rows (over all depths) and `wide[1]` columns is a chunk buffer.
 
     Attributes:
         peak: the most bytes at once.
@@ -45,10 +45,10 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.wide = wide
         self.now = self.peak = self.chunk_now = self.chunk_peak = self.chunk_at_peak = 0
-        self._held: dict[int, tuple[int, bool]] = {}
+        self._storages: dict[int, tuple[int, bool]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation and takes in what it made."""
+        """Runs one operation and counts what it allocated."""
         made = func(*args, **(kwargs or {}))
         for value in tree_iter(made):
             if isinstance(value, torch.Tensor):
@@ -56,19 +56,19 @@ class LiveBytes(TorchDispatchMode):
         return made
 
     def ignore(self, tensors: Iterator[torch.Tensor]) -> None:
-        """Leaves out storages that were there before, which views of them would bring in."""
+        """Leaves out storages that existed before, which would be counted when an operation makes a view of them."""
         for tensor in tensors:
-            self._held[tensor.untyped_storage()._cdata] = (0, False)
+            self._storages[tensor.untyped_storage()._cdata] = (0, False)
 
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._held:
+        if key in self._storages:
             return
         rows, columns = self.wide
         chunk = tensor.ndim > 1 and tensor.shape[-1] == columns and tensor.numel() <= rows * columns
         size = storage.nbytes()
-        self._held[key] = (size, chunk)
+        self._storages[key] = (size, chunk)
         weakref.finalize(storage, self._drop, key)
         self.now += size
         self.chunk_now += size * chunk
@@ -77,21 +77,21 @@ class LiveBytes(TorchDispatchMode):
             self.peak, self.chunk_at_peak = self.now, self.chunk_now
 
     def _drop(self, key: int) -> None:
-        size, chunk = self._held.pop(key)
+        size, chunk = self._storages.pop(key)
         self.now -= size
         self.chunk_now -= size * chunk
 
 
 def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
-    """Traces one row of documents of `lengths`, of which the last share `supervised` is the answer.
+    """Traces one row of documents of `lengths`; the last part of each, a share of `supervised`, is its answer.
 
     Raises:
-        Exception: whatever a plug-in raises where it gets no verifier, or where it asks for values that are not there.
+        Exception: whatever a plug-in raises without a verifier, or when it reads values that do not exist.
     """
     facts, name = plan.facts, plan.recipe.algorithm.name
     rules = HeadRules.of(facts)
     row, layout = _row(lengths, supervised)
-    # The index tensors of the layout are real: they are known on the host.
+    # The layout's index tensors are real, because the host knows them.
     with FakeTensorMode(allow_non_fake_inputs=True):
         kwargs = training_kwargs(plan, None, stand_in_vocabulary(plan))
         model = build_model(name, facts, kwargs)
@@ -121,12 +121,12 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
     )
 
 
-# What WholeMuon keeps whole on every process, by torch's name for it.
+# The state that WholeMuon keeps whole on every process, by torch's name for it.
 _WHOLE = ".momentum_buffer"
 
 
 def _row(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.Tensor], RowLayout]:
-    """Returns the row's host tensors and where its documents lie."""
+    """Builds the row's host tensors and the layout of its documents."""
     sizes = torch.tensor(list(lengths))
     positions = torch.cat([torch.arange(length) for length in lengths])
     documents = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
@@ -150,12 +150,12 @@ def _states(plan: Plan, tokens: int) -> dict[str, torch.Tensor]:
 
 
 def _with_verifier(model: SpeculatorModel, plan: Plan, rules: HeadRules) -> int:
-    """Gives the model what it would have got from the verifier's folder, without values; returns the head's bytes."""
+    """Gives the model the verifier's tensors, without values; returns the head's bytes."""
     kept = getattr(torch, file_dtype(plan))
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(kept)
-    # The name under which every algorithm keeps it, None in a model that was built without a verifier.
+    # Every algorithm keeps the head under this name; it is None in a model that was built without a verifier.
     if not hasattr(model, "target_head"):
         return 0
     dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
@@ -166,14 +166,14 @@ def _with_verifier(model: SpeculatorModel, plan: Plan, rules: HeadRules) -> int:
 
 
 def file_dtype(plan: Plan) -> str:
-    """Returns the dtype of the verifier's file: what frozen tensors keep."""
+    """Names the dtype of the verifier's file, which frozen tensors keep."""
     return str(plan.facts.get("dtype") or plan.facts.get("torch_dtype") or "float32").removeprefix("torch.")
 
 
 def _pass(
     model: SpeculatorModel, batch: Mapping[str, torch.Tensor], layout: RowLayout, kwargs: Mapping[str, Any]
 ) -> LiveBytes:
-    """Runs forward and backward, with gradients that are there already, as from an update's second row on."""
+    """Runs forward and backward with gradients in place, as from an update's second row on."""
     train_kwargs, _ = trainer_kwargs(model, kwargs)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -189,19 +189,19 @@ def _pass(
 
 
 def flop_counter() -> FlopCounterMode:
-    """Returns torch's counter of products, with the attention kernels that it does not know."""
+    """Makes torch's counter of products, extended by the attention kernels that it does not know."""
     return FlopCounterMode(display=False, custom_mapping=_ATTENTION)
 
 
 def _attention_flops(q: Any, k: Any, *rest: Any, **_: Any) -> int:
-    """Two products of [q, d] x [d, k] a head; a causal block computes half of them. Rest: values, dropout, causal."""
+    """Two products of [q, d] x [d, k] per head; a causal block computes half. `rest` is values, dropout, causal."""
     batch, heads, queries, size = q
     causal = len(rest) > 2 and rest[2]
     return 4 * batch * heads * queries * k[2] * size // (2 if causal else 1)
 
 
 def _attention_backward_flops(_grad: Any, q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> int:
-    """Five products: scores anew, and the gradients of scores, queries, keys and values. Rest: out, lse, as above."""
+    """Five products: scores again, and the gradients of scores, queries, keys and values. `rest` adds out, lse."""
     return _attention_flops(q, k, v, *rest[2:]) * 5 // 2
 
 

@@ -44,7 +44,7 @@ class SavedSpeculator:
 
     Attributes:
         folder: holds config.json and model.safetensors.
-        recipe: of the run that the speculator lies in, as its plan has it; None outside of runs.
+        recipe: of the run that the speculator lies in, from plan.json; None outside of runs.
         verifier: replaces the model of the recipe, or the one that config.json names; `@REVISION` may follow a hub id,
             `@SHA256` a GGUF file or a wheel's.
         decoding: other values for fields of config.json that only decoding reads.

@@ -1,29 +1,27 @@
-"""Tables of a plan for people: stages, what it means here, what it costs."""
+"""Tables of a plan: its stages, the values derived from it, its costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from speculators.cost.costs import size_text
+from speculators.cost.costs import Costs, size_text
+from speculators.cost.estimate import DeviceEstimate, Estimate
+from speculators.cost.history import StageTime
 from speculators.recipe.plan import Plan
 from speculators.report.progress import duration
 from speculators.report.recipe import plain_table
 
 
-def plan_tables(
-    plan: Plan, done: Mapping[str, bool] | None = None, costs: Mapping[str, Any] | None = None
-) -> RenderableType:
-    """Returns the stages, the derived values of a plan and, where they are known, its costs.
+def plan_tables(plan: Plan, done: Mapping[str, bool] | None = None, estimate: Estimate | None = None) -> RenderableType:
+    """Renders the stages of a plan, its derived values and, if they are known, its costs.
 
     Args:
-        done: whether the output of a stage is on disk, for those stages of which it is known.
-        costs: as `spec plan --json` has them.
+        done: whether the output of a stage is on disk, for the stages where that is known.
     """
     values = plain_table()
     values.add_column(style="name")
@@ -31,20 +29,21 @@ def plan_tables(
     for name, value in _derived(plan).items():
         values.add_row(name, escape(value))
     title = Text.assemble((plan.run_name, "title"), ("  ", ""), (plan.recipe.summary, "note"))
-    parts: list[RenderableType] = [title, Text(), _stages(plan, done or {}, costs), Text(), values]
-    return Group(*parts, *(_cost_tables(costs) if costs else []))
+    parts: list[RenderableType] = [title, Text(), _stages(plan, done or {}, estimate), Text(), values]
+    return Group(*parts, *(_cost_tables(estimate) if estimate else []))
 
 
-def _stages(plan: Plan, done: Mapping[str, bool], costs: Mapping[str, Any] | None) -> Table:
-    devices = costs["devices"] if costs else []
-    columns = ["on disk"] * bool(done) + ["tokens", "FLOPs"] * bool(costs)
-    table = plain_table("stage", "fingerprint", *columns, *(f"time, {device['device']}" for device in devices))
+def _stages(plan: Plan, done: Mapping[str, bool], estimate: Estimate | None) -> Table:
+    devices = estimate.devices if estimate else ()
+    columns = ["on disk"] * bool(done) + ["tokens", "FLOPs"] * bool(estimate)
+    table = plain_table("stage", "fingerprint", *columns, *(f"time, {each.device.name}" for each in devices))
+    tokens, flops = (estimate.costs.tokens(), estimate.costs.flops()) if estimate else ({}, {})
     for stage in plan.stages:
         cells = [{True: "yes", False: "no", None: "?"}[done.get(stage.name)]] if done else []
-        if costs:
-            bound = "" if costs["amount"]["counted"] else "<= "
-            cells += [_number(costs["tokens"].get(stage.name), bound), _flops(costs["flops"].get(stage.name), bound)]
-        cells += [_time(device["seconds"].get(stage.name)) for device in devices]
+        if estimate:
+            bound = _bound(estimate.costs)
+            cells += [_number(tokens.get(stage.name), bound), _flops(flops.get(stage.name), bound)]
+        cells += [_time(each.times.get(stage.name)) for each in devices]
         table.add_row(stage.name, stage.fingerprint[:16], *cells)
     return table
 
@@ -69,43 +68,43 @@ def _derived(plan: Plan) -> dict[str, str]:
     return values | {f"parameters, {part}": f"{count:,}" for part, count in plan.parameters.items()}
 
 
-def _cost_tables(costs: Mapping[str, Any]) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(), _amount(costs), Text(), _memory(costs["devices"])]
-    parts += [Text(), _disk(costs)]
-    if simulation := costs.get("simulation"):
-        parts += [Text(), _simulation(simulation)]
-    notes = [*costs["notes"], *(simulation["notes"] if simulation else [])]
-    parts += [Text(), *(Text(note, style="note") for note in notes)]
-    return [*parts, *(Text(f"warning: {warning}", style="warn") for warning in costs["warnings"])]
+def _cost_tables(estimate: Estimate) -> list[RenderableType]:
+    parts: list[RenderableType] = [Text(), _amount(estimate.costs), Text(), _memory(estimate.devices)]
+    parts += [Text(), _disk(estimate), Text(), *(Text(note, style="note") for note in estimate.notes)]
+    return [*parts, *(Text(f"warning: {warning}", style="warn") for warning in estimate.warnings)]
 
 
-def _amount(costs: Mapping[str, Any]) -> Table:
-    amount, row = costs["amount"], costs["row"]
-    bound = "" if amount["counted"] else "<= "
+def _bound(costs: Costs) -> str:
+    """The sign before figures that are upper bounds."""
+    return "" if costs.amount.counted else "<= "
+
+
+def _amount(costs: Costs) -> Table:
+    amount, row, verifier, bound = costs.amount, costs.row, costs.verifier, _bound(costs)
     table = plain_table("data and work", "")
-    table.add_row("conversations", _number(amount["conversations"], bound))
-    table.add_row("updates", _number(amount["updates"], bound))
-    table.add_row("supervised", f"{bound}{amount['supervised']:.0%} of the tokens")
-    table.add_row("one row", _flops(row["row_flops"]))
-    if row["update_flops"]:
-        table.add_row("one update's optimizer", f"{_flops(row['update_flops'])}, in every process")
-    verifier = costs["verifier"]
-    table.add_row("verifier", f"{verifier['parameters']:,} parameters, {2 * verifier['products']:,} FLOPs a token")
+    table.add_row("conversations", _number(amount.conversations, bound))
+    table.add_row("updates", _number(amount.updates, bound))
+    table.add_row("supervised", f"{bound}{amount.supervised:.0%} of the tokens")
+    table.add_row("one row", _flops(row.row_flops))
+    if row.update_flops:
+        table.add_row("one update's optimizer", f"{_flops(row.update_flops)}, in every process")
+    table.add_row("verifier", f"{verifier.parameters:,} parameters, {2 * verifier.products:,} FLOPs per token")
     return table
 
 
-def _memory(devices: Sequence[Mapping[str, Any]]) -> Table:
-    table = plain_table("memory a process, training", *(device["device"] for device in devices))
-    for part in devices[0]["memory"]:
-        table.add_row(part, *(size_text(device["memory"][part]) for device in devices))
+def _memory(devices: Sequence[DeviceEstimate]) -> Table:
+    table = plain_table("memory per process, training", *(each.device.name for each in devices))
+    for part in devices[0].memory:
+        table.add_row(part, *(size_text(each.memory[part]) for each in devices))
     totals = []
-    for device in devices:
-        room = f" of {size_text(device['capacity'])}" if device["capacity"] else ""
-        over = device["capacity"] is not None and device["memory_total"] > device["capacity"]
-        totals.append(f"[{'bad' if over else 'good'}]{size_text(device['memory_total'])}[/]{room}")
+    for each in devices:
+        capacity = each.device.memory_bytes
+        of_capacity = f" of {size_text(capacity)}" if capacity else ""
+        over = capacity is not None and each.memory_total > capacity
+        totals.append(f"[{'bad' if over else 'good'}]{size_text(each.memory_total)}[/]{of_capacity}")
     table.add_row("[title]total[/]", *totals)
-    table.add_row("verifier alone, capture and bench", *(size_text(device["memory_verifier"]) for device in devices))
-    table.add_row("received an update", *(_moved(device["communication"]) for device in devices))
+    table.add_row("verifier alone, capture and bench", *(size_text(each.memory_verifier) for each in devices))
+    table.add_row("received per update", *(_moved(each.communication) for each in devices))
     return table
 
 
@@ -116,35 +115,14 @@ def _moved(communication: Mapping[str, int]) -> str:
     return f"{size_text(sum(communication.values()))} ({parts})"
 
 
-def _disk(costs: Mapping[str, Any]) -> Table:
-    table = plain_table("disk", "")
-    bound = "" if costs["amount"]["counted"] else "<= "
-    for part, size in costs["disk"].items():
+def _disk(estimate: Estimate) -> Table:
+    table, bound = plain_table("disk", ""), _bound(estimate.costs)
+    for part, size in estimate.costs.disk().items():
         table.add_row(
             part, "?" if size is None else f"{bound if part == 'hidden states' and size else ''}{size_text(size)}"
         )
-    if (reading := costs["devices"][0]["reading"]) > 0:
-        table.add_row("read an update", size_text(reading))
-    return table
-
-
-def _simulation(simulation: Mapping[str, Any]) -> Table:
-    columns = ("nodes", "processes", "rows a process", "tokens an update", "compute", "communication", "reading")
-    table = plain_table(*columns, "update", "tokens/s", "of linear")
-    rows = simulation["rows"]
-    for row in rows:
-        linear = row["tokens_per_second"] / (rows[0]["tokens_per_second"] * row["nodes"] / rows[0]["nodes"])
-        grown = "*" if row["grown"] else ""
-        times = (row[f"{part}_seconds"] for part in ("compute", "communication", "reading", "step"))
-        table.add_row(
-            f"{row['nodes']}",
-            f"{row['processes']:,}",
-            f"{row['rows']}",
-            f"{row['tokens_per_step']:,}{grown}",
-            *(f"{1000 * time:,.0f} ms" for time in times),
-            f"{row['tokens_per_second']:,.0f}",
-            f"{linear:.0%}",
-        )
+    if (reading := estimate.devices[0].reading) > 0:
+        table.add_row("read per update", size_text(reading))
     return table
 
 
@@ -161,5 +139,5 @@ def _flops(value: float | None, bound: str = "") -> str:
     return f"{bound}{value / 1e6:.3g} MFLOP"
 
 
-def _time(told: Mapping[str, Any] | None) -> str:
-    return "" if told is None else f"{duration(told['seconds'])} {told['how']}"
+def _time(time: StageTime | None) -> str:
+    return "" if time is None else f"{duration(time.seconds)} {time.how}"

@@ -1,4 +1,4 @@
-"""What a run tells while it works: one live view on a terminal, plain lines elsewhere."""
+"""Shows a run while it works: one live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from speculators.events import (
 )
 from speculators.report.console import console
 
-# Between two plain lines of one stage.
+# Seconds between two plain lines of one stage.
 SECONDS_BETWEEN_LINES = 5.0
-# Of recent progress, from which the time left is told; and the least that says anything.
+# The time left is estimated from progress within this window, once it spans the least number of seconds.
 WINDOW_SECONDS = 10.0
 LEAST_SECONDS = 1.0
 
 
 def duration(seconds: float) -> str:
-    """Returns "12s", "3m 05s" or "2h 04m"."""
+    """Writes a duration as "12s", "3m 05s" or "2h 04m"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -83,27 +83,27 @@ def _chosen(facts: TrainedFacts) -> str:
 
 
 class Pace:
-    """How fast a stage goes, by what was told in the last seconds: what came before the first event is not in it."""
+    """Estimates a stage's speed from the progress of the last seconds; work before the first event does not count."""
 
     def __init__(self) -> None:
-        self._told: deque[tuple[float, float]] = deque()
+        self._recent: deque[tuple[float, float]] = deque()
 
     def left(self, now: float, done: float, total: float) -> float | None:
-        """Takes in one event and returns the seconds that are left; None while that cannot be known."""
-        if self._told and done < self._told[-1][1]:
-            self._told.clear()  # another piece of work of the same stage
-        self._told.append((now, done))
-        # The newest event that is older than the window stays: it is where the window begins.
-        while len(self._told) > 2 and now - self._told[1][0] > WINDOW_SECONDS:
-            self._told.popleft()
-        began, before = self._told[0]
+        """Takes in one event and estimates the seconds that are left; None while that is unknown."""
+        if self._recent and done < self._recent[-1][1]:
+            self._recent.clear()  # another piece of work in the same stage
+        self._recent.append((now, done))
+        # The newest event that is older than the window stays, because the window begins there.
+        while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_SECONDS:
+            self._recent.popleft()
+        began, before = self._recent[0]
         if now - began < LEAST_SECONDS or done <= before:
             return None
         return (total - done) * (now - began) / (done - before)
 
 
 class RunView:
-    """Renders events as they come; used as a context so that the live view is taken down on any exit.
+    """Renders events as they come; a context manager, so that the live view is removed on any exit.
 
     Args:
         quiet: show warnings only.
@@ -174,7 +174,7 @@ class RunView:
         accuracy = " ".join(
             f"{value:.2f}" for name, value in sorted(event.metrics.items()) if name.startswith("accuracy_")
         )
-        # On a narrow terminal the last of these is cut first.
+        # A narrow terminal cuts off the last of these first.
         rest = [
             f"loss {event.loss:.3f}",
             self._tau,
@@ -186,7 +186,7 @@ class RunView:
         self._show(place, amount, rest, f"{duration(event.seconds_left)} left")
 
     def _show(self, place: ProgressEvent, amount: str, rest: Sequence[str], left: str) -> None:
-        """Shows where a stage stands: two lines beside the bar on a terminal, else one now and then."""
+        """Shows how far a stage has come: two lines beside the bar on a terminal, elsewhere one line now and then."""
         if self.out.is_terminal:
             lines = ["  ".join(filter(None, parts)) for parts in ((amount, left), rest)]
             bar, task = self._live(place.stage)
@@ -196,12 +196,12 @@ class RunView:
             self._line(f"  {place.stage}: {escape('  '.join(filter(None, (amount, *rest, left))))}")
 
     def _live(self, stage: str) -> tuple[Progress, TaskID]:
-        """Returns the live view, put up if there is none."""
+        """Opens the live view, unless it is open."""
         if self._bar is None or self._task is None:
             columns = (
                 TextColumn("  {task.fields[stage]}"),
                 BarColumn(16),
-                # Takes what the others leave, so that a narrow terminal cuts its end and not their whole.
+                # Takes the space that the others leave, so that a narrow terminal cuts off its end, and none of them.
                 TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
                 TimeElapsedColumn(),
             )

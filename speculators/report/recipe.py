@@ -1,4 +1,4 @@
-"""Tables of recipes for people."""
+"""Tables of recipes: their values, where each comes from, and the list of all recipes and runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speculators.recipe.explain import Why
 
 
 def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Returns one line a value: its TOML path, the value, where it comes from."""
+    """Renders one line per value: its TOML path, the value, where it comes from."""
     table = plain_table()
     table.add_column("key", style="name", overflow="fold")
     table.add_column("value", overflow="fold")
@@ -26,10 +26,10 @@ def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def why_lines(found: Sequence[Why]) -> RenderableType:
-    """Returns each value with where it comes from, what it means and which stages it decides."""
+def why_lines(explanations: Sequence[Why]) -> RenderableType:
+    """Renders each value with its origin, its meaning and the stages that it decides."""
     parts: list[RenderableType] = []
-    for why in found:
+    for why in explanations:
         parts.append(Text.assemble((why.path, "name"), " = ", _toml(why.value)))
         table = plain_table()
         table.add_column(style="note", no_wrap=True)
@@ -42,9 +42,9 @@ def why_lines(found: Sequence[Why]) -> RenderableType:
             "means": why.means or "its class does not say",
             "enters": f"{', '.join(why.enters)}{then}" if why.enters else "no stage's fingerprint: nothing runs again",
         }
-        for name, words in lines.items():
-            if words:
-                table.add_row(name, Text(words))
+        for name, text in lines.items():
+            if text:
+                table.add_row(name, Text(text))
         parts.append(Padding(table, (0, 0, 0, 4), expand=False))
     return Group(*parts)
 
@@ -52,9 +52,9 @@ def why_lines(found: Sequence[Why]) -> RenderableType:
 def listing(
     recipes: Sequence[Mapping[str, Any]], algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]
 ) -> RenderableType:
-    """Returns the recipes by verifier with what they need and reach, the algorithms and the runs."""
-    table = plain_table("recipe", "algorithm", "what it is, needs and is known to reach")
-    # A name that is folded cannot be copied; the last column takes what is left of 80.
+    """Renders the recipes by verifier, with their needs and known results, then the algorithms and the runs."""
+    table = plain_table("recipe", "algorithm", "purpose, hardware and known results")
+    # A folded name cannot be copied; the last column takes the rest of 80 characters.
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for family in sorted({recipe["family"] for recipe in recipes}):
         table.add_row(Text(family, style="title"))
@@ -75,7 +75,7 @@ def listing(
 
 
 def plain_table(*columns: str) -> Table:
-    """Returns a table without lines; the first column holds names."""
+    """Makes a table without lines, whose first column is styled as names."""
     table = Table(box=None, pad_edge=False, show_header=bool(columns), header_style="title")
     for index, column in enumerate(columns):
         table.add_column(column, style="name" if index == 0 else None, overflow="fold")

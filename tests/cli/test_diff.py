@@ -418,7 +418,7 @@ def test_plan_warns_of_a_config_that_is_another_models(spec: Spec) -> None:
     config = Path(__file__).parents[1] / "fixtures" / "llama-3.1-8b" / "config.json"
     told = spec("plan", "smoke", "--verifier-config", config, "--json")
     assert told.code == 0, told.err
-    assert "is not of tiny:0: hidden_size 4096, not 32" in told.err
+    assert "does not belong to tiny:0: hidden_size 4096, not 32" in told.err
 
 
 @pytest.mark.parametrize(

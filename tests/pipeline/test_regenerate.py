@@ -34,7 +34,7 @@ def test_sharegpt_rows_are_read_as_messages(tmp_path: Path) -> None:
 
 
 def test_conversations_that_are_cut_to_their_first_question_are_counted(tmp_path: Path) -> None:
-    """The count and the reason are told; a conversation of one question is none of them."""
+    """The count and the reason are reported; conversations with one question do not count."""
     source = rows_file(tmp_path, *({"messages": [QUESTION, ANSWER, OTHER, ANSWER][:end]} for end in (1, 2, 3, 4)))
     left_out = LeftOut()
     assert [row["messages"] for row in read_prompts(source, left_out)] == [[QUESTION]] * 4
@@ -56,7 +56,7 @@ def test_rows_of_a_data_set_that_cannot_be_used_are_counted_by_reason(monkeypatc
 def test_kept_answers_are_taken_only_if_they_are_those_that_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """Their sha256 stands beside them; where it is another one they are made again, and that is told."""
+    """Their sha256 stands beside them; if it differs they are made again, with a warning."""
     file = Places(cache=tmp_path).answers("f" * 64)
     file.parent.mkdir()
     file.write_text("{}\n")

@@ -75,8 +75,8 @@ def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServe
     assert len(served.requests) == asked
 
 
-def test_a_server_that_dies_is_told_and_gone_on_with(fresh: Spec, served: FakeServer) -> None:
-    """Its own words and no traceback; the next run asks only for what is missing, and tells of another engine."""
+def test_a_server_that_dies_is_reported_and_the_next_run_goes_on(fresh: Spec, served: FakeServer) -> None:
+    """Its own message and no traceback; the next run requests only what is missing, and reports another engine."""
     small = "--set", "schedule.max_steps=1", "--set", "benchmark.suites=[]", "--set", "data.server.retries=0"
     many = "--set", 'data.sources=[{path="data/quickstart.jsonl", split="train", take=120}]'
     served.faults.extend([""] * 100 + ["500"] * 1000)

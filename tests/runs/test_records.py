@@ -44,7 +44,7 @@ def stage_seconds(events: Sequence[LoggedEvent]) -> dict[str, float]:
 
 
 def test_a_stage_took_what_its_interrupted_launches_worked_too() -> None:
-    """Up to the last event of each launch; not the hours between two launches, nor the other stages."""
+    """Up to the last event of each launch; neither the hours between launches nor the other stages count."""
     first = [stage(100, "capture", "start"), stage(130, "capture", "done", 30), stage(130, "train", "start"), step(190)]
     second = [stage(9000, "capture", "skip"), stage(9001, "train", "start"), step(9021)]
     third = [stage(20000, "capture", "skip"), stage(20002, "train", "start"), stage(20012, "train", "done", 10)]
