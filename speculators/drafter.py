@@ -1,6 +1,6 @@
-"""The decoding protocol: what a drafter is asked for, round by round.
+"""The decoding protocol: what a drafter implements to propose tokens round by round.
 
-A chain is a tree in which each node has one child.
+A proposal is a tree of tokens; a chain is a tree in which each node has one child.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ class Proposal:
         tokens: [N] int64, verifier vocabulary ids, parents before children.
         parents: [N] int64, index of each node's parent in `tokens`; -1 is the last verified token.
         probs: [N, V] float32 when sampling: the distribution that each node was drawn from, over the verifier's
-            vocabulary; None for greedy drafts and for drafters that propose deterministically.
+            vocabulary; None for greedy and for deterministic drafts.
+
+    Example:
+        Proposal(tokens=torch.tensor([5, 9]), parents=torch.tensor([-1, 0]))
     """
 
     tokens: torch.Tensor
@@ -29,21 +32,26 @@ class Proposal:
 
 
 def chain(tokens: torch.Tensor, probs: torch.Tensor | None = None) -> Proposal:
-    """Returns the proposal in which each token follows the one before."""
+    """Makes the proposal in which each token follows the one before."""
     return Proposal(tokens, torch.arange(-1, len(tokens) - 1, device=tokens.device), probs)
 
 
 class Drafter(Protocol):
-    """Proposes tokens for one sequence.
+    """Proposes tokens for one sequence; `SpeculatorModel.draft` returns one.
 
-    `target_layer_ids` names the verifier's hidden states that `begin` and `advance` want, concatenated in that order
-    (id l is the residual stream entering layer l, id N the last layer's output before the final norm); () for none.
+    `target_layer_ids` names the verifier's hidden states that `begin` and `advance` read, concatenated in that order:
+    id l is the residual stream entering layer l, id N the last layer's output before the final norm. () reads none.
+
+    Example:
+        state = drafter.begin(tokens, hidden_states)
+        proposal = drafter.propose(state, num_tokens=5, temperature=0.0, generator=None)
+        drafter.advance(state, emitted, hidden_states_of_the_round)
     """
 
     target_layer_ids: tuple[int, ...]
 
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> Any:
-        """Starts a sequence and returns its state.
+        """Starts a sequence and returns the drafter's state for it.
 
         Args:
             tokens: [n + 1] int64: the prompt and the verifier's first token.
@@ -53,19 +61,19 @@ class Drafter(Protocol):
     def propose(
         self, state: Any, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
-        """Drafts up to `num_tokens` tokens that follow the last one of `state`."""
+        """Drafts up to `num_tokens` tokens that follow the last token of `state`."""
 
     def advance(self, state: Any, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Takes in the outcome of a round.
+        """Updates the state with the outcome of a round.
 
         Args:
-            tokens: [m] int64: the tokens emitted by the round, accepted drafts and the verifier's own.
-            hidden_states: [m, A*H]: states of the m positions before the last of them.
+            tokens: [m] int64: the tokens that the round emitted, accepted drafts and then the verifier's own.
+            hidden_states: [m, A*H]: states of the m positions before the last of these tokens.
         """
 
 
 class Replays(Protocol):
-    """The other side of a `Drafter`: the logits that its live rounds would draw from, for all places at once."""
+    """The teacher-forced counterpart of a `Drafter`: the logits of its live rounds, for all places at once."""
 
     @property
     def draft_to_target(self) -> torch.Tensor:
@@ -82,10 +90,10 @@ class Replays(Protocol):
     ) -> Iterator[torch.Tensor]:
         """Yields for depth j = 1..K the draft logits [S, D] with the row's own tokens as input.
 
-        Row r (verifier states known up to place r, tokens up to r + 1) drafts the token of place r + 1 + j. Rows whose
-        inputs leave their document may hold anything.
+        Row r knows the verifier's states up to place r and the tokens up to r + 1, and drafts the token of place
+        r + 1 + j. Logits of rows whose inputs cross a document's end are ignored.
 
         Args:
-            hidden_states: [1, S, A*H]; input_ids, position_ids, document_ids: [1, S]; as a model's `forward` has them.
+            hidden_states: [1, S, A*H]; input_ids, position_ids, document_ids: [1, S]; as in a model's `forward`.
             num_speculative_tokens: K.
         """

@@ -1,4 +1,4 @@
-"""What an outsider's algorithm gets: found by entry point, validated like built-in ones, told what it lacks at once."""
+"""Plug-ins: found by entry point, validated like built-in algorithms, and refused at once if a part is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = (f"plugin_{number}" for number in itertools.count())
 
 
 class Plugin:
-    """A skeleton in a folder of its own, under a name that no other test has imported."""
+    """A skeleton in its own folder, under a name that no other test has imported."""
 
     def __init__(self, folder: Path) -> None:
         self.name = next(_NAMES)
@@ -31,7 +31,7 @@ class Plugin:
         self.recipe = folder / f"{self.name}.toml"
 
     def change(self, file: str, *pairs: tuple[str, str]) -> None:
-        """Replaces text that must be there in a file of the package."""
+        """Replaces text in a file of the package; the text must exist."""
         path = self.folder / self.name / file
         text = path.read_text(encoding="utf-8")
         for old, new in pairs:
@@ -111,7 +111,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_contract_is_one_error_before_any_data(name: str, plugin: Plugin, spec: Spec) -> None:
-    """It names the class, the part and the mend; no stage after the verifier has begun."""
+    """The error names the class, the part and the remedy; no stage after the verifier has begun."""
     pairs, words = BROKEN[name]
     title = "".join(part.capitalize() for part in plugin.name.split("_"))
     if name == "a config field without default":
@@ -135,13 +135,13 @@ def test_a_broken_contract_is_one_error_before_any_data(name: str, plugin: Plugi
 
 
 def long_rows(plugin: Plugin, condition: str) -> None:
-    """Makes a forward that fails on rows of some lengths."""
+    """Makes a forward that fails unless `condition` is true of the row."""
     before = "        unrolled = unroll_to_places"
     plugin.change("core.py", (before, f"        assert {condition}, 'lengths'\n{before}"))
 
 
 def test_what_fails_only_at_small_sizes_is_a_warning(plugin: Plugin, spec: Spec) -> None:
-    """It must not stop a run: the step is made again at the run's own sizes, and both are told."""
+    """It does not stop a run: the step is repeated at the run's own sizes, and both results are reported."""
     long_rows(plugin, "len(tokens) > 40")
     told = spec("run", plugin.recipe, "--runs", spec.runs, "--set", "schedule.max_steps=1")
     assert "failed on a tiny verifier: AssertionError: lengths" in told.err
@@ -150,7 +150,7 @@ def test_what_fails_only_at_small_sizes_is_a_warning(plugin: Plugin, spec: Spec)
 
 
 def test_a_plan_without_counts_is_still_a_plan(plugin: Plugin, spec: Spec) -> None:
-    """A plug-in that cannot be built without weights is warned of; the same from our own code is a bug, and raised."""
+    """A plug-in that cannot be built without weights gives a warning; the same failure in our own code is raised."""
     plugin.change("core.py", ("model = cls(", "kwargs['verifier_name_or_path'] + ''\n        model = cls("))
     told = spec("plan", plugin.recipe)
     assert told.code == 0
@@ -162,7 +162,7 @@ def test_a_plan_without_counts_is_still_a_plan(plugin: Plugin, spec: Spec) -> No
 
 
 def test_what_fails_in_training_is_one_error_with_its_own_lines(plugin: Plugin, spec: Spec) -> None:
-    """The class, the exception and the plug-in's lines that led to it; no traceback through ours."""
+    """The error gives the class, the exception and the plug-in's own lines, without a traceback through ours."""
     long_rows(plugin, "len(tokens) < 40")
     told = spec("run", plugin.recipe, "--runs", spec.runs)
     assert told.code == 1
@@ -176,7 +176,7 @@ def test_what_fails_in_training_is_one_error_with_its_own_lines(plugin: Plugin, 
 
 
 def test_keys_of_a_plugin_are_checked_like_built_in_ones(plugin: Plugin, spec: Spec) -> None:
-    """A near miss, a value of the wrong type and one that a validator refuses, in one report."""
+    """A near miss and a value of the wrong type appear in one report."""
     text = (
         plugin.recipe.read_text()
         .replace("width            = 2", 'widht = 2\ndepths = "3"')
@@ -190,7 +190,7 @@ def test_keys_of_a_plugin_are_checked_like_built_in_ones(plugin: Plugin, spec: S
 
 
 def test_changed_code_is_trained_again(plugin: Plugin, spec: Spec) -> None:
-    """An edit of core.py is another training; the data and states stay."""
+    """An edit of core.py reruns training; the data and states stay."""
     before = spec("plan", plugin.recipe, "--json").json
     plugin.change("core.py", ("nn.functional.silu", "nn.functional.gelu"))
     after = spec("plan", plugin.recipe, "--json").json
@@ -205,7 +205,7 @@ def test_changed_code_is_trained_again(plugin: Plugin, spec: Spec) -> None:
 def test_an_installed_plugin_is_found_by_its_entry_point(
     plugin: Plugin, spec: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No `module` in the recipe: a distribution's metadata names the package."""
+    """The recipe has no `module`: a distribution's metadata names the package."""
     info = plugin.folder / f"{plugin.name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin.name.replace('_', '-')}\nVersion: 1.0\n")
@@ -221,8 +221,8 @@ def test_an_installed_plugin_is_found_by_its_entry_point(
     assert [setting["live"]["agreement"]["gap"] for setting in settings] == [""] * len(settings)
 
 
-def test_an_installed_plugin_with_the_name_of_one_of_ours_is_told(monkeypatch):
-    """Which of the two a recipe means must not depend on the order of a search."""
+def test_an_installed_plugin_with_the_name_of_a_built_in_algorithm_is_refused(monkeypatch):
+    """A recipe's algorithm must not depend on the order of a search."""
     point = metadata.EntryPoint("medusa", "somebody.medusa", "speculators.models")
     monkeypatch.setattr("speculators.config._entry_points", lambda: {"medusa": point})
     with pytest.raises(RegistryError, match=r"'medusa' \(somebody\.medusa\)"):
