@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -80,6 +81,11 @@ def _chosen(facts: TrainedFacts) -> str:
     if facts.tau is None:
         return f"no suite to choose by: exported the last of {facts.step} updates"
     return f"best at update {facts.step} of {facts.total_steps}, acceptance length {facts.tau:.3f}"
+
+
+def _has_widgets(out: Console) -> bool:
+    """Whether Rich can show a live view in a notebook; without ipywidgets it would only warn, at every refresh."""
+    return out.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 class Pace:
@@ -187,7 +193,7 @@ class RunView:
 
     def _show(self, place: ProgressEvent, amount: str, rest: Sequence[str], left: str) -> None:
         """Shows how far a stage has come: two lines beside the bar on a terminal, elsewhere one line now and then."""
-        if self.out.is_terminal:
+        if self.out.is_terminal or _has_widgets(self.out):
             lines = ["  ".join(filter(None, parts)) for parts in ((amount, left), rest)]
             bar, task = self._live(place.stage)
             text = escape("\n".join(filter(None, lines)))

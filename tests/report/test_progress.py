@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.machinery
 import io
 import re
+import sys
+import types
 
 import made_results
 import pytest
@@ -136,3 +140,35 @@ def test_settings_that_differ_in_k_share_their_definition() -> None:
         for k in (1, 3)
     ]
     assert definitions(settings) == "tau = ..; K=1, 3, T=0; a chain\ntau = ..; K=1, 3, T=1; a chain"
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_gets_a_bar_if_it_has_widgets(widgets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich draws its live view into an ipywidgets output; without that package a notebook gets plain lines."""
+    shown: list[object] = []
+
+    class Output(contextlib.nullcontext):  # type: ignore[type-arg]
+        def clear_output(self, wait: bool = False) -> None:
+            pass
+
+        def close(self) -> None:
+            shown.append("closed")
+
+    display = types.ModuleType("IPython.display")
+    display.display = lambda *items, **_: shown.extend(items)
+    widget_module = types.ModuleType("ipywidgets")
+    widget_module.Output = Output
+    widget_module.__spec__ = importlib.machinery.ModuleSpec("ipywidgets", None)
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    if widgets:
+        monkeypatch.setitem(sys.modules, "ipywidgets", widget_module)
+    view = RunView()
+    view.out = Console(force_jupyter=True, theme=Theme(STYLES), highlight=False, width=100)
+    with view:
+        view(StageEvent(stage="capture", status="start"))
+        view(ProgressEvent(stage="capture", done=5, total=10, unit="tokens"))
+        assert (view._bar is not None) == widgets
+    assert any(isinstance(item, Output) for item in shown) == widgets
+    # The bar is taken down when the view ends.
+    assert ("closed" in shown) == widgets
