@@ -1,4 +1,4 @@
-"""Writes a speculator as a server reads it, with the command that serves it; refuses what would be served wrongly."""
+"""Exports a speculator in a server's layout, with the command that serves it; refuses what a server would misread."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from .common import print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
-    text = "whose layout: vllm (and speculators) is that of a run's speculator/, hub adds a model card"
+    text = "layout to write: vllm (= speculators) is the layout of a run's speculator/; hub adds a model card"
     parser.add_argument("--to", choices=TARGETS, required=True, help=text)
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="to write (beside the speculator, with -TARGET)")
     parser.add_argument(
-        "--verifier", metavar="MODEL", help="to check against, instead of the one that config.json names"
+        "--out", metavar="FOLDER", type=Path, help="folder to write (default: beside the speculator, with -TARGET)"
     )
-    parser.add_argument("--verifier-name", metavar="NAME", help="by which the export names the verifier: a hub id")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the weights (bfloat16)")
-    parser.add_argument("--push", metavar="REPO", help="with --to hub: upload it to this repository")
+    parser.add_argument(
+        "--verifier", metavar="MODEL", help="check against this verifier instead of the one in config.json"
+    )
+    parser.add_argument("--verifier-name", metavar="NAME", help="hub id by which the export names the verifier")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="dtype of the weights (default: bfloat16)")
+    parser.add_argument("--push", metavar="REPO", help="with --to hub: upload to this repository")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes and prints."""
+    """Writes the export and prints the command that serves it."""
     if options.push and options.to != "hub":
         raise RecipeError("--push needs --to hub: a repository has a model card")
     from speculators.exchange.export import ExportRequest, export
@@ -66,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, Any] | None) -> Path | None:
-    """Returns the folder of the verifier: the one that was asked for is obtained, any other has to be here."""
+    """Obtains the verifier given by --verifier; otherwise looks for the run's own on this machine."""
     from speculators.exchange.export import find_verifier
     from speculators.model import read_config
     from speculators.pipeline.measure import SavedSpeculator, import_algorithm, verifier_of

@@ -1,4 +1,4 @@
-"""Turns a published speculator (EAGLE, DFlash, Medusa, MTP, upstream's layouts) into one of ours, or says why not."""
+"""Imports a published speculator (EAGLE, DFlash, Medusa, MTP, upstream's layouts), or explains why it cannot."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", type=Path, help="folder of the checkpoint, or its safetensors file")
     text = "the model it drafts for: a folder, a hub id, a .gguf file or tiny:SEED"
     parser.add_argument("--verifier", metavar="MODEL", required=True, help=text)
-    parser.add_argument("--revision", metavar="COMMIT", help="of a hub id")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="to write (./NAME-speculator)")
+    parser.add_argument("--revision", metavar="COMMIT", help="commit of a hub id")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="folder to write (default: ./NAME-speculator)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes our checkpoint and prints what it is made of."""
+    """Writes our checkpoint and prints a summary."""
     from speculators.exchange.importing import Verifier, import_checkpoint
     from speculators.report.progress import RunView
     from speculators.verifier.sources import obtain
@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _section(options: argparse.Namespace) -> VerifierSection:
-    given = Path(options.verifier).expanduser()
-    values = {"model": str(given.resolve()) if given.is_dir() else options.verifier}
+    path = Path(options.verifier).expanduser()
+    values = {"model": str(path.resolve()) if path.is_dir() else options.verifier}
     if options.revision:
         values["revision"] = options.revision
     section, problems = structure(values, VerifierSection, path=("--verifier",))

@@ -1,4 +1,4 @@
-"""Answers the prompts of a file with a recipe's verifier: on-policy conversations, with their provenance beside."""
+"""Answers the prompts of a file by a recipe's verifier: on-policy conversations, with a file of their provenance."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from .common import add_recipe, count, print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument("prompts", metavar="PROMPTS", type=Path, help="JSONL with messages; answers there are dropped")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSONL to write")
+    parser.add_argument(
+        "prompts", metavar="PROMPTS", type=Path, help="JSONL with messages; existing answers are dropped"
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSONL file to write")
     text = "URL of an OpenAI-compatible server of the same verifier (vLLM, SGLang) that answers instead of this process"
     parser.add_argument("--endpoint", metavar="URL", help=text)
-    parser.add_argument("--concurrency", metavar="N", type=count, default=32, help="prompts that it has at once (32)")
+    parser.add_argument(
+        "--concurrency", metavar="N", type=count, default=32, help="prompts to send at once (default: 32)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the conversations."""
+    """Writes the conversations and prints how many."""
     from speculators.recipe.load import load_recipe
 
     out = options.out.resolve()
     if out == options.prompts.resolve():
-        raise RecipeError([Problem("--out", f"{options.out} is the file of the prompts", "write to another one")])
+        raise RecipeError([Problem("--out", f"{options.out} is also the file of prompts", "name another file")])
     if out.exists() and not any(out.with_name(out.name + end).is_file() for end in (".json", ".part")):
-        words = f"{options.out} exists, and is no work of this command"
-        raise RecipeError([Problem("--out", words, "name another file, or remove it first")])
+        message = f"{options.out} exists and was not written by this command"
+        raise RecipeError([Problem("--out", message, "name another file, or remove it first")])
     recipe = load_recipe(options.recipe, options.overrides)
     from speculators.pipeline.regenerate import regenerate_file
     from speculators.report.progress import RunView

@@ -1,4 +1,4 @@
-"""Starts a vLLM server that gives a recipe's hidden states, for `data.hidden_states = "server"`; Ctrl-C stops it."""
+"""Starts a vLLM server of a recipe's hidden states, for `data.hidden_states = "server"`; Ctrl-C stops it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from .common import add_recipe, count, load_checked, print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument("--host", metavar="HOST", help="where it listens (that of data.server.endpoint)")
-    parser.add_argument("--port", metavar="PORT", type=count, help="and on which port (that of data.server.endpoint)")
+    parser.add_argument("--host", metavar="HOST", help="address to listen on (default: that of data.server.endpoint)")
+    parser.add_argument(
+        "--port", metavar="PORT", type=count, help="port to listen on (default: that of data.server.endpoint)"
+    )
     parser.add_argument(
         "--vllm", metavar="PROGRAM", default="vllm", help="vLLM's program, in its own environment (vllm)"
     )
-    parser.add_argument("--print", action="store_true", help="print the command (as JSON with --json), start nothing")
+    parser.add_argument("--print", action="store_true", help="only print the command (as JSON with --json)")
     parser.epilog = "What follows -- is passed on to vllm serve: -- --tensor-parallel-size 8"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serves; returns vLLM's exit code."""
+    """Runs the server; returns vLLM's exit code."""
     if options.json and not options.print:
         raise RecipeError(
             [Problem("--json", "goes with --print: a server has no result", "leave out --json, or add --print")]

@@ -14,7 +14,7 @@ def states_table(check: StatesCheck) -> RenderableType:
     """Lays out the error of each layer, its definition, and advice where a layer is wrong."""
     table = plain_table("layer", "error", "nearest layer", "its error", "")
     for layer in check.layers:
-        problem = layer.words(check.tolerance)
+        problem = layer.problem(check.tolerance)
         verdict = f"[bad]{escape(problem)}[/]" if problem else "[good]the verifier's own[/]"
         table.add_row(str(layer.layer), f"{layer.error:.2e}", str(layer.nearest), f"{layer.nearest_error:.2e}", verdict)
     title = f"states of {check.conversations} conversations, {check.tokens:,} tokens, from {check.source}"

@@ -1,1 +1,1 @@
-"""The frozen model: obtaining it, its weights, tokenizer, hidden states and continuations in this process."""
+"""Obtains the verifier and runs it in this process: weights, tokenizer, hidden states, continuations."""

@@ -1,4 +1,4 @@
-"""Residual streams out of a transformers model, by hooks, without running more of it than they need."""
+"""Captures residual streams of a transformers model by hooks, running only the layers that they need."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 
 from speculators.errors import VerifierError
 
-# Tokens of one forward of the verifier: enough to fill two cores; a GPU takes more at once.
+# Tokens of one forward of the verifier: enough to keep two cores busy; a GPU needs more at once.
 CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 
 class _Enough(Exception):
-    """Ends a forward whose remaining layers nobody needs; never leaves this module."""
+    """Aborts a forward after the last layer of interest; caught in `Capture.run`."""
 
 
 class Capture:
@@ -42,10 +42,11 @@ class Capture:
 
     @torch.no_grad()
     def run(self, input_ids: torch.Tensor) -> list[torch.Tensor]:
-        """Returns the stream of each id, in the order given, each [B, S, H], for `input_ids` [B, S]."""
+        """Runs `input_ids` [B, S]; returns the streams in the order of `layer_ids`, each [B, S, H]."""
         self._states = {}
         handles = [self._watch(layer_id) for layer_id in {*self._ids}]
         try:
+            # The decoder without the head: logits are never computed.
             self._decoder(input_ids=input_ids, use_cache=False)
         except _Enough:
             pass
@@ -78,7 +79,7 @@ class Capture:
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Returns the decoder layers of a transformers model; raises VerifierError for an architecture without such."""
+    """Finds the decoder layers of a transformers model; raises VerifierError if the architecture has no such list."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         raise VerifierError(f"{type(model).__name__} has no list of decoder layers to capture from")
@@ -86,7 +87,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def cache_name(model: Any) -> str:
-    """Returns what the model's forward calls its KV cache: transformers 5.24 renamed it, models of others did not."""
+    """Finds the name of the KV cache argument: transformers 5.24 renamed it, third-party models did not."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 

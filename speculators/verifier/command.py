@@ -1,4 +1,4 @@
-"""Runs other programs without a shell: one of our own environment that ticks, a server until it is stopped."""
+"""Runs Python programs of this environment without a shell, reporting progress while they work."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _TICK_SECONDS = 0.5
 def run_python(
     arguments: Sequence[str], *, progress: Progress, note: str, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Runs `python *arguments` with this interpreter, without a shell; stops it if we are interrupted.
+    """Runs `python *arguments` with this interpreter; kills it if we are interrupted.
 
     Args:
         arguments: what follows the interpreter's name.
-        progress: is told twice a second how long it has taken.
-        note: what is being done, for the reader.
+        progress: receives the elapsed seconds twice per second.
+        note: describes the work to the reader.
         environment: variables added to our own.
 
     Returns:
-        The exit code, and what the program wrote (stdout and stderr together).
+        The exit code, and the program's output (stdout and stderr together).
     """
     started = time.monotonic()
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
         )
@@ -49,5 +49,5 @@ def run_python(
             if child.poll() is None:
                 child.kill()
                 child.wait()
-        said.seek(0)
-        return code, said.read().decode("utf-8", errors="replace").strip()
+        output.seek(0)
+        return code, output.read().decode("utf-8", errors="replace").strip()

@@ -1,4 +1,4 @@
-"""The verifier at work in this process: hidden states for training, continuations for data."""
+"""Runs the verifier in this process: hidden states for training, continuations for data."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Engine:
     """A transformers model in eval mode, its tokenizer and its facts.
 
     Args:
-        folder: a Hugging Face folder, as `obtain` returns.
-        dtype: of weights and states, or its name ("float32", "bfloat16", "float16"); float32 for bfloat16 where the
-            device has no bf16 products.
+        folder: a Hugging Face folder, from `obtain`.
+        dtype: of weights and states, or its name ("float32", "bfloat16", "float16"). bfloat16 becomes float32 on a
+            device without bf16 products.
         device: where the model is.
         trust_remote_code: let transformers run code that comes with the model.
 
     Raises:
-        VerifierError: it cannot be loaded, or a tensor is missing from its files.
+        VerifierError: the model cannot be loaded, or a tensor is missing from its files.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Engine:
 
     @property
     def tokenizer(self) -> Any:
-        """The folder's tokenizer, read on first use: capture works on ids and needs none."""
+        """The folder's tokenizer, loaded on first use: capture works on ids and needs none."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.folder, trust_remote_code=self._trust)
         return self._tokenizer
@@ -73,7 +73,7 @@ class Engine:
     def capture(
         self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Runs the verifier over sequences and returns its residual streams; logits are never computed.
+        """Captures residual streams of sequences, without computing logits.
 
         Args:
             batch: sequences of token ids, each [n] int64, of any lengths.
@@ -93,7 +93,7 @@ class Engine:
         return [(chosen[i, :n], states[-1][i, :n]) for i, n in enumerate(lengths)]
 
     def capture_layers(self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int]) -> list[torch.Tensor]:
-        """Returns only the chosen states of each sequence, [n, A*H]; stops after the last layer that they need."""
+        """Captures only the chosen states of each sequence, [n, A*H]; stops after the last layer that they need."""
         if not layer_ids:
             raise VerifierError("no layers to capture")
         states = torch.cat(Capture(self.model, self._layers, tuple(layer_ids)).run(self._padded(batch)), -1)
@@ -110,7 +110,7 @@ class Engine:
             batch_tokens: of one batch, padding included; a longer sequence is a batch by itself.
 
         Yields:
-            (index in `rows`, chosen states [n, A*H], last states [n, H]), the shortest first.
+            (index in `rows`, chosen states [n, A*H], last states [n, H]), shortest rows first.
         """
         for indices in batches_by_length([len(row) for row in rows], batch_tokens):
             captured = self.capture([rows[index] for index in indices], layer_ids)
@@ -118,26 +118,26 @@ class Engine:
                 yield index, chosen, last
 
     def check_head(self, head: VerifierHead, rows: torch.Tensor | None = None) -> None:
-        """Compares `head` with the model's own logits on a few tokens: a formula that was misread must not pass.
+        """Compares `head` with the model's own logits on a few tokens, to catch a misread formula.
 
         Args:
-            head: as `load_head` returns.
+            head: from `load_head`.
             rows: [R] int64, the target ids of its rows; None if it has all.
 
         Raises:
-            VerifierError: they differ by more than rounding.
+            VerifierError: the logits differ by more than rounding.
         """
         ids = torch.arange(16, device=self.device) % self.facts.vocab_size
         with torch.no_grad():
             own = self.model(input_ids=ids[None], use_cache=False).logits[0].float()
-        wanted = own if rows is None else own[:, rows]
-        difference = (head.logits(self.capture([ids], ())[0][1]) - wanted).abs().max()
-        # Of the largest logit: sums over H round once in float32, and all inputs are rounded in 16 bits.
+        expected = own if rows is None else own[:, rows]
+        difference = (head.logits(self.capture([ids], ())[0][1]) - expected).abs().max()
+        # Relative to the largest logit: in float32 only the sums over H round, in 16 bits all inputs do.
         allowed = (1e-4 if self.dtype == head.weight.dtype == torch.float32 else 5e-2) * own.abs().max()
         if difference > allowed:
             raise VerifierError(
-                f"{self.folder}: logits from the final norm and head differ from the model's own by {difference:.3g}",
-                hint="this architecture does something else before its logits; it cannot be a verifier yet",
+                f"{self.folder}: logits from its final norm and head differ from the model's own by {difference:.3g}",
+                # Relative to the largest logit: in float32 only sums over H round, in 16 bits all inputs do.
             )
 
     def generate(
@@ -150,7 +150,7 @@ class Engine:
         batch_size: int = 32,
         progress: Progress = ignore,
     ) -> list[list[int]]:
-        """Continues prompts; returns for each the new tokens, the one that ended it included.
+        """Continues prompts; returns the new tokens of each, including the one that ended it.
 
         Args:
             prompts: token ids.
@@ -158,7 +158,7 @@ class Engine:
             temperature: 0 is greedy; above, the pure distribution at that temperature (no top-k, no top-p).
             seed: of the sampling. The order of the prompts does not matter.
             batch_size: prompts at once, of similar length.
-            progress: is told tokens done, and tokens a second in the note.
+            progress: receives the answered prompts, and tokens per second in the note.
         """
         answers: list[list[int]] = [[] for _ in prompts]
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
@@ -175,14 +175,14 @@ class Engine:
         done: Container[int] = (),
         progress: Progress = ignore,
     ) -> Iterator[tuple[tuple[int, ...], list[list[int]]]]:
-        """Continues prompts batch by batch, so that the caller can keep what is finished.
+        """Continues prompts batch by batch, so that the caller can save finished answers.
 
-        Batches do not depend on `done`: a run that goes on later gives the same answers as one never interrupted.
+        Batches do not depend on `done`: a resumed run gives the same answers as one that was never interrupted.
 
         Args:
             prompts: token ids.
             sampling: lengths, temperature, seed, batch size.
-            done: indices that need no answer; a batch is skipped when all of it is done.
+            done: indices that need no answer; a batch is skipped only if all of it is done.
             progress: as in `generate`.
 
         Yields:
@@ -209,10 +209,10 @@ def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    # What damaged files lead to inside transformers differs with its version; all of it is about this folder.
+    # Damaged files raise different errors in different versions of transformers; all of them concern this folder.
     except Exception as error:
         raise VerifierError(f"{folder}: transformers cannot load the verifier: {error}") from error
-    # transformers fills what is missing at random and only warns.
+    # transformers initialises missing tensors at random and only warns.
     if missing := sorted(loading["missing_keys"]):
-        raise VerifierError(f"{folder}: the verifier's files have no tensor {', '.join(missing[:5])}")
+        raise VerifierError(f"{folder}: the verifier's files lack the tensors {', '.join(missing[:5])}")
     return model.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
-"""The verifier's own continuations, in batches: transformers' model, and a cache that is written in place.
+"""Generates the verifier's continuations in batches, with a KV cache that is written in place.
 
-Unlike transformers' generate it copies no keys at each token, and rows that have ended leave the batch
+Unlike transformers' `generate`, it copies no keys at each token, and finished rows leave the batch
 (benchmarks/perf/generate.py times both).
 """
 
@@ -22,13 +22,13 @@ from speculators.verifier.capture import cache_name
 
 Batch = tuple[tuple[int, ...], list[list[int]]]
 
-# Ended rows leave when at most this share still goes on: each leaving moves the others' keys once.
+# Finished rows leave the batch once at most this share is unfinished: each removal moves the other rows' keys.
 KEPT_SHARE = 0.8
 
 
 @attrs.frozen(kw_only=True)
 class Sampling:
-    """How continuations are made.
+    """Settings of continuations.
 
     Attributes:
         max_new_tokens: for each prompt.
@@ -53,7 +53,7 @@ def generate_batches(
     progress: Progress = ignore,
 ) -> Iterator[Batch]:
     """Continues prompts in batches of similar length; see `Engine.generate_batches`."""
-    # By content, not by place: so the batches, and what is sampled in them, do not depend on the order given.
+    # Ordered by content: batches, and the samples in them, must not depend on the order of the prompts.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     meter = _Meter(len(prompts), sampling.max_new_tokens, progress)
     for number, start in enumerate(range(0, len(order), sampling.batch_size)):
@@ -76,7 +76,7 @@ def _continue(
     meter: _Meter,
 ) -> list[list[int]]:
     length, device = max(map(len, prompts)), model.device
-    # On the left, so that all answers start in the same column.
+    # Padded on the left, so that all answers start in the same column.
     ids = torch.tensor([[stop_ids[0]] * (length - len(p)) + list(p) for p in prompts], device=device)
     starts = torch.tensor([length - len(p) for p in prompts], device=device)
     columns = torch.arange(length + sampling.max_new_tokens, device=device)
@@ -90,7 +90,7 @@ def _continue(
     cache_is = cache_name(model)
 
     def inputs(first: int, stop: int) -> dict[str, Any]:
-        """What the model is told of columns [first, stop), the tokens apart."""
+        """Arguments of the model for columns [first, stop), except the tokens."""
         return {
             "attention_mask": (columns[:stop] >= starts[live, None]).long(),
             "position_ids": (columns[first:stop] - starts[live, None]).clamp_min(0),
@@ -99,7 +99,7 @@ def _continue(
         }
 
     if length > 1:
-        # Without the head: on one column of many, torch would copy its weight for each row of the batch.
+        # The prefill skips the head: applied to one column of many, torch would copy its weight for each row.
         model.get_decoder()(input_ids=ids[:, :-1], **inputs(0, length - 1))
         ids = ids[:, -1:]
     for step in range(sampling.max_new_tokens):
@@ -120,14 +120,14 @@ def _continue(
 
 
 def _next(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """[B, V] -> [B], the most likely token or a sample of the pure distribution."""
+    """Picks the next tokens, [B, V] -> [B]: greedily, or sampled from the pure distribution."""
     if temperature == 0.0:
         return logits.argmax(-1)
     return torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1, generator=generator)[:, 0]
 
 
 class _InPlace(DynamicLayer):
-    """Keys and values in a buffer that holds a whole answer: a step writes its own and copies nothing.
+    """Keeps keys and values in a buffer for the whole answer, so that a step copies nothing.
 
     Args:
         capacity: tokens of prompt and answer.
@@ -140,26 +140,26 @@ class _InPlace(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds [B, kv_heads, n, d] keys and values; returns all so far, as views."""
+        """Appends [B, kv_heads, n, d] keys and values; returns all of them so far, as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._held = [self._buffer(x) for x in (key_states, value_states)]
-            self.keys, self.values = (held[:, :, :0] for held in self._held)
+            self._storage = [self._buffer(x) for x in (key_states, value_states)]
+            self.keys, self.values = (buffer[:, :, :0] for buffer in self._storage)
         start, stop = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        for held, new in zip(self._held, (key_states, value_states), strict=True):
-            held[:, :, start:stop] = new
-        self.keys, self.values = (held[:, :, :stop] for held in self._held)
+        for buffer, new in zip(self._storage, (key_states, value_states), strict=True):
+            buffer[:, :, start:stop] = new
+        self.keys, self.values = (buffer[:, :, :stop] for buffer in self._storage)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keeps some rows of the batch."""
         length = self.keys.shape[-2]
-        kept = [held[beam_idx, :, :length] for held in self._held]
-        # The rows that stay move to the front of the same memory.
-        self._held = [held[: len(beam_idx)] for held in self._held]
-        for held, rows in zip(self._held, kept, strict=True):
-            held[:, :, :length] = rows
-        self.keys, self.values = (held[:, :, :length] for held in self._held)
+        kept = [buffer[beam_idx, :, :length] for buffer in self._storage]
+        # The remaining rows move to the front of the same memory.
+        self._storage = [buffer[: len(beam_idx)] for buffer in self._storage]
+        for buffer, rows in zip(self._storage, kept, strict=True):
+            buffer[:, :, :length] = rows
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._storage)
 
     def _buffer(self, like: torch.Tensor) -> torch.Tensor:
         batch, heads, _, size = like.shape
@@ -167,7 +167,7 @@ class _InPlace(DynamicLayer):
 
 
 def _cache(model: Any, capacity: int) -> DynamicCache:
-    """Returns the cache that transformers would make, with full-attention layers that are written in place."""
+    """Builds transformers' own cache, but with full-attention layers that are written in place."""
     cache = DynamicCache(config=model.config)
     cache.layers = [_InPlace(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -179,7 +179,7 @@ def _until_stop(row: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 
 class _Meter:
-    """Tells how many prompts are answered, and how many tokens a second that makes."""
+    """Reports how many prompts are answered, and the tokens per second."""
 
     def __init__(self, prompts: int, max_new_tokens: int, progress: Progress) -> None:
         self._total, self._progress = prompts, progress
@@ -194,16 +194,16 @@ class _Meter:
         self._done += prompts
         self._tokens += tokens
         self._steps = self._running = 0
-        self._tell(self._done, self._tokens)
+        self._report(self._done, self._tokens)
 
     def step(self, prompts: int, live: int) -> None:
         """Counts one token of each of `live` rows of a batch of `prompts`."""
         self._steps += 1
         self._running += live
         share = prompts * min(1.0, self._steps / self._max_new_tokens)
-        self._tell(self._done + share, self._tokens + self._running)
+        self._report(self._done + share, self._tokens + self._running)
 
-    def _tell(self, done: float, tokens: int) -> None:
+    def _report(self, done: float, tokens: int) -> None:
         rate = tokens / max(time.monotonic() - self._started, 1e-9)
         note = f"{rate:,.0f} tokens/s"
         self._progress(ProgressEvent(stage="regenerate", done=done, total=self._total, unit="prompts", note=note))

@@ -1,7 +1,8 @@
-"""A GGUF file as a Hugging Face folder, by transformers' own reader; `python -m speculators.verifier.gguf FILE FOLDER`.
+"""Converts a GGUF file into a Hugging Face folder; `python -m speculators.verifier.gguf FILE FOLDER`.
 
-Weights are written as float32: what de-quantisation yields (scale x integer + offset) is exact there, while only a
-quarter of the Q4_1 weights of SmolLM2 survive a rounding to bfloat16. An engine with another dtype casts on loading.
+Uses transformers' own reader. Weights are written as float32, which holds de-quantised values (scale x integer +
+offset) exactly; only a quarter of the Q4_1 weights of SmolLM2 survive a rounding to bfloat16. An engine with another
+dtype casts on loading.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ NEEDED = ("gguf", "accelerate")
 def convert(file: Path, folder: Path, *, progress: Progress) -> None:
     """Writes `folder` (safetensors, tokenizer, config, generation config) from a GGUF file.
 
-    Works in a process of its own: it needs three times the file's unpacked size for some seconds, which must not become
-    the peak memory of a whole run.
+    Works in a process of its own: for some seconds it needs three times the unpacked size of the file, which must not
+    become the peak memory of a whole run.
 
     Raises:
         VerifierError: a library is missing, or the file is truncated, damaged or of an unknown architecture.
@@ -37,20 +38,20 @@ def convert(file: Path, folder: Path, *, progress: Progress) -> None:
             f"reading a GGUF verifier needs {' and '.join(missing)}, which this environment lacks",
             hint="pip install 'spec-recipes[quickstart]'",
         )
-    code, said = run_python(
+    code, output = run_python(
         ["-m", "speculators.verifier.gguf", str(file), str(folder)],
         progress=progress,
         note=f"converting {file.name} to safetensors",
         environment={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
     if code != 0:
-        reason = said.splitlines()[-1] if said else f"the converter ended with code {code}"
+        reason = output.splitlines()[-1] if output else f"the converter ended with code {code}"
         raise VerifierError(f"cannot convert the GGUF file {file.name}: {reason}")
 
 
 def _convert(file: Path, folder: Path) -> None:
     metadata = _read_metadata(file)
-    # Late: transformers takes seconds to import, and a damaged file is told before.
+    # Late: transformers takes seconds to import, and a damaged file is reported before that.
     from speculators.verifier.quiet import quiet
 
     with quiet():
@@ -71,7 +72,7 @@ def _write_folder(file: Path, folder: Path, metadata: dict[str, Any]) -> None:
     )
     if loading["missing_keys"]:
         raise VerifierError(f"tensors are missing: {', '.join(sorted(loading['missing_keys']))}")
-    # transformers takes the model for a quantised one still, and would refuse to save or cast it.
+    # transformers still considers the model quantised, and would refuse to save or cast it.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer, model.is_quantized = None, False
     _tidy_floats(model.config)
@@ -91,14 +92,14 @@ def _read_metadata(file: Path) -> dict[str, Any]:
 
     try:
         reader = GGUFReader(file)
-    # The reader does not check: a cut file shows as whatever error the first wrong offset leads to.
+    # The reader does not validate: a truncated file raises whatever its first wrong offset leads to.
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError, TypeError) as error:
         raise VerifierError(f"the file is truncated or is not GGUF ({error})") from error
     return {key: reader.fields[key].contents() for key in ("tokenizer.ggml.pre",) if key in reader.fields}
 
 
 def _split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
-    """Restores SmolLM's rule that each digit stands alone, which transformers' GGUF reader leaves out."""
+    """Restores SmolLM's rule that each digit is a token of its own, which transformers' GGUF reader drops."""
     from tokenizers.pre_tokenizers import Digits, Sequence
 
     if metadata.get("tokenizer.ggml.pre") == "smollm":
@@ -107,7 +108,7 @@ def _split_digits(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
 
 def _tidy_floats(config: Any) -> None:
-    """Writes 9.999999747378752e-06 as 1e-05: GGUF keeps numbers as float32, and it is the same float32."""
+    """Writes 9.999999747378752e-06 as 1e-05: GGUF stores float32, and both are the same float32."""
     for key, value in config.__dict__.items():
         if isinstance(value, float) and float(np.float32(value)) == value:
             setattr(config, key, float(str(np.float32(value))))

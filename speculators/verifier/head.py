@@ -1,4 +1,4 @@
-"""The verifier's last step, from hidden states to logits, without the verifier."""
+"""Computes the verifier's logits from its hidden states without the verifier: final norm and head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speculators.verifier.quiet import quiet
 
 @attrs.frozen(kw_only=True)
 class HeadRules:
-    """How an architecture goes from its last hidden state to logits.
+    """How an architecture computes logits from its last hidden state.
 
     Attributes:
         eps: of the final norm.
@@ -37,10 +37,10 @@ class HeadRules:
 
     @classmethod
     def of(cls, facts: VerifierFacts) -> HeadRules:
-        """Finds the rules from the architecture itself: its final norm is tried out, not looked up by name.
+        """Derives the rules from the architecture: its final norm is tried out, not looked up by name.
 
         Raises:
-            VerifierError: transformers does not know the architecture, or its norm is of no known kind.
+            VerifierError: transformers does not know the architecture, or the norm has an unknown formula.
         """
         tied, config, norm = _bare_norm(facts)
         settings = config.to_dict()
@@ -54,7 +54,7 @@ class HeadRules:
 
 
 class VerifierHead(nn.Module):
-    """The verifier's final norm and (rows of) its head; frozen, and not part of any state dict.
+    """The verifier's final norm and (rows of) its head, frozen. No state dict contains them.
 
     Args:
         weight: [rows, H], the head.
@@ -74,7 +74,7 @@ class VerifierHead(nn.Module):
         self.scale, self.softcap = rules.scale, rules.softcap
 
     def normalize(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns the final norm of the last layer's output, [..., H] to [..., H], in the head's dtype."""
+        """Applies the final norm to the last layer's output, [..., H] to [..., H], in the head's dtype."""
         x = hidden.float()
         if self.centered:
             x = x - x.mean(-1, keepdim=True)
@@ -83,7 +83,7 @@ class VerifierHead(nn.Module):
         return (x * (1 + factor if self.unit_offset else factor)).to(self.weight.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Returns the verifier's logits in float32, [..., H] to [..., rows]."""
+        """Computes the verifier's logits in float32, [..., H] to [..., rows]."""
         return self.finish(linear(self.normalize(hidden), self.weight).float())
 
     def finish(self, products: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ class VerifierHead(nn.Module):
 
 
 def _bare_norm(facts: VerifierFacts) -> tuple[bool, Any, nn.Module]:
-    """Builds the architecture without memory; returns whether its head is tied, its text config and its final norm."""
+    """Builds the architecture on the meta device; returns whether its head is tied, its text config and final norm."""
     try:
         with quiet(), torch.device("meta"):
             whole = AutoConfig.for_model(**facts.to_dict())
@@ -108,7 +108,7 @@ def _bare_norm(facts: VerifierFacts) -> tuple[bool, Any, nn.Module]:
 
 
 def _try_norm(norm: nn.Module, size: int) -> dict[str, Any]:
-    """Feeds the norm with weights 0 and 1, and says which formula explains what comes out."""
+    """Runs the norm with weights 0 and 1, and finds the formula that explains the outputs."""
     norm = norm.to_empty(device="cpu").float()
     values = list(norm.parameters())
     eps = next((getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name)), None)
@@ -118,7 +118,7 @@ def _try_norm(norm: nn.Module, size: int) -> dict[str, Any]:
         for weight in (0.0, 1.0):
             with torch.no_grad():
                 values[0].fill_(weight)
-                # Small numbers, so that a wrong eps shows.
+                # The second input is small, so that a wrong eps shows.
                 outputs.append(torch.cat([norm(x), norm(x * eps**0.5)]))
         for centered in (False, True):
             middle = x - x.mean() if centered else x

@@ -1,4 +1,4 @@
-"""A verifier on the model hub, fetched by huggingface_hub into its own cache."""
+"""Fetches a verifier from the model hub into the cache of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ from pathlib import Path
 
 from speculators.errors import VerifierError
 
-# Never pickles (*.bin, *.pt): reading one runs what its author wrote into it.
+# Never pickles (*.bin, *.pt): reading one runs any code that its author put there.
 _WEIGHTS = "*.safetensors"
-_WANTED = [_WEIGHTS, "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+_PATTERNS = [_WEIGHTS, "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 
 
 def fetch_folder(repo: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
-    """Returns the local snapshot of a hub model: safetensors, config and tokenizer.
+    """Fetches safetensors, config and tokenizer of a hub model; returns the local snapshot.
 
     Raises:
         VerifierError: no network, no such model or revision, or no access to it.
     """
-    return _snapshot(repo, revision, [*_WANTED, "*.py"] if trust_remote_code else _WANTED)
+    return _snapshot(repo, revision, [*_PATTERNS, "*.py"] if trust_remote_code else _PATTERNS)
 
 
 def fetch_tokenizer(repo: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
-    """Returns the same snapshot with config and tokenizer, without fetching weights. Raises as `fetch_folder` does."""
-    wanted = [pattern for pattern in _WANTED if pattern != _WEIGHTS]
-    return _snapshot(repo, revision, [*wanted, "*.py"] if trust_remote_code else wanted)
+    """Fetches config and tokenizer into the same snapshot, without weights. Raises as `fetch_folder` does."""
+    patterns = [pattern for pattern in _PATTERNS if pattern != _WEIGHTS]
+    return _snapshot(repo, revision, [*patterns, "*.py"] if trust_remote_code else patterns)
 
 
 def fetch_config(repo: str, revision: str | None) -> Path:
-    """Returns the local path of a hub model's config.json; fetches nothing else. Raises as `fetch_folder` does."""
+    """Fetches only config.json of a hub model; returns its local path. Raises as `fetch_folder` does."""
     return _snapshot(repo, revision, ["config.json"]) / "config.json"
 
 
-def _snapshot(repo: str, revision: str | None, wanted: list[str]) -> Path:
-    # Late: the hub client takes half a second to import, and local verifiers do without it.
+def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    # Late: the hub client takes half a second to import, and local verifiers do not need it.
     from huggingface_hub import errors, snapshot_download
 
     name = f"verifier {repo}@{revision}" if revision else f"verifier {repo}"
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=["original/*"]))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["original/*"]))
     except errors.GatedRepoError as error:
         raise VerifierError(
             f"{name}: the model is gated", hint="accept its licence on the hub, then run `hf auth login`"

@@ -1,4 +1,4 @@
-"""Keeps transformers from writing bars and notices of its own between the lines of our report."""
+"""Keeps transformers' progress bars and notices out of our report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' progress bars and warnings within the block; its errors are exceptions, and stay."""
+    """Silences transformers' progress bars and warnings within the block; errors are exceptions, and remain."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

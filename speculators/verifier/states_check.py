@@ -1,4 +1,4 @@
-"""Captured states held against those of the verifier in this process, layer by layer: a wrong layer id has a name."""
+"""Compares captured states with the verifier's in this process, layer by layer, and names wrong layer ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from speculators.verifier.engine import Engine
 
-# Attention is causal: the first tokens of a conversation have the states that they have in the whole of it.
+# Attention is causal, so the first tokens of a conversation have the same states without the rest.
 TOKENS = 256
 # Two engines in float32 differ by the order of their sums, which grows from layer to layer; in 16 bits by rounding,
 # too. The states of neighbouring layers lie much further apart.
@@ -33,8 +33,8 @@ class LayerCheck:
     nearest: int
     nearest_error: float
 
-    def words(self, tolerance: float) -> str:
-        """Returns what is wrong, "" if nothing is."""
+    def problem(self, tolerance: float) -> str:
+        """Describes what is wrong with the layer; "" if nothing is."""
         if self.nearest != self.layer and self.nearest_error <= tolerance:
             return f"the states of layer {self.layer} match layer {self.nearest}'s"
         if self.error > tolerance:
@@ -44,7 +44,7 @@ class LayerCheck:
 
 @attrs.frozen(kw_only=True)
 class StatesCheck:
-    """What the comparison of a sample showed.
+    """The comparison of a sample.
 
     Attributes:
         source: where the captured states were.
@@ -68,8 +68,8 @@ class StatesCheck:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong, in words; all layers."""
-        return tuple(words for layer in self.layers if (words := layer.words(self.tolerance)))
+        """Descriptions of what is wrong, over all layers."""
+        return tuple(problem for layer in self.layers if (problem := layer.problem(self.tolerance)))
 
     @property
     def advice(self) -> str:
@@ -106,20 +106,20 @@ def compare_states(
     layers, width = engine.num_layers + 1, engine.facts.hidden_size
     ids = [*layer_ids, engine.num_layers]
     errors, tokens = torch.zeros(len(ids), layers, dtype=torch.float64), 0
-    for row, (chosen, last) in zip(rows, captured, strict=True):
-        head = row[:TOKENS]
+    for ids_of_row, (chosen, last) in zip(rows, captured, strict=True):
+        head = ids_of_row[:TOKENS]
         # One conversation at a time: all layers of it are in memory at once.
         own = engine.capture_layers([head], range(layers))[0].float().cpu().view(len(head), layers, width)
-        held = torch.cat([chosen, last], -1)[: len(head)].float().cpu().view(len(head), len(ids), width)
+        states = torch.cat([chosen, last], -1)[: len(head)].float().cpu().view(len(head), len(ids), width)
         norms = own.norm(dim=-1).clamp_min(1e-30)
         for place in range(len(ids)):
-            errors[place] += ((held[:, place, None] - own).norm(dim=-1) / norms).double().sum(0)
+            errors[place] += ((states[:, place, None] - own).norm(dim=-1) / norms).double().sum(0)
         tokens += len(head)
     errors /= max(tokens, 1)
     checks = []
-    for layer, found in zip(ids, errors, strict=True):
-        nearest = int(found.argmin())
+    for layer, row in zip(ids, errors, strict=True):
+        nearest = int(row.argmin())
         checks.append(
-            LayerCheck(layer=layer, error=float(found[layer]), nearest=nearest, nearest_error=float(found[nearest]))
+            LayerCheck(layer=layer, error=float(row[layer]), nearest=nearest, nearest_error=float(row[nearest]))
         )
     return tuple(checks), tokens

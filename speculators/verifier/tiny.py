@@ -1,4 +1,4 @@
-"""A tiny random verifier with a real tokenizer: what the `smoke` recipe and the tests stand on, made offline."""
+"""A tiny random verifier with a real tokenizer: for the `smoke` recipe and the tests, made offline."""
 
 from __future__ import annotations
 

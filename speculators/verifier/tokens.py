@@ -15,7 +15,7 @@ _ANSWER = "answer"
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Returns the tokenizer of a Hugging Face folder; raises VerifierError if there is none that can be read."""
+    """Loads the tokenizer of a Hugging Face folder; raises VerifierError if it cannot be read."""
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
@@ -24,7 +24,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def stop_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
-    """Returns the ids that end an answer, sorted: those of the generation config, and the template's end of turn.
+    """Collects the ids that end an answer, sorted: those of the generation config, and the template's end of turn.
 
     A base model's files often name only the end of text; without the end of turn a chat model would write the user's
     next turn itself.
@@ -36,33 +36,33 @@ def stop_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
     Raises:
         VerifierError: no such token can be found.
     """
-    told = generation_config.eos_token_id
-    found = {*told} if isinstance(told, (list, tuple)) else {told}
-    found |= {tokenizer.eos_token_id, end_of_turn(tokenizer)}
-    ids = tuple(sorted(int(token) for token in found if token is not None))
+    eos = generation_config.eos_token_id
+    tokens = {*eos} if isinstance(eos, (list, tuple)) else {eos}
+    tokens |= {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    ids = tuple(sorted(int(token) for token in tokens if token is not None))
     if not ids:
         raise VerifierError("no end-of-text token in the generation config, the tokenizer or its chat template")
     return ids
 
 
 def folder_stop_ids(folder: Path, *, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """Returns `stop_ids` of a Hugging Face folder, for those who need no model."""
-    told = None
+    """Collects `stop_ids` from the files of a Hugging Face folder, without loading a model."""
+    eos = None
     for file in (folder / "config.json", folder / "generation_config.json"):
         if file.is_file():
-            told = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", told)
+            eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", eos)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return stop_ids(tokenizer, GenerationConfig(eos_token_id=told))
+    return stop_ids(tokenizer, GenerationConfig(eos_token_id=eos))
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """Returns the id that every answer ends with: the template's end of turn, else the tokenizer's end of text."""
-    told = end_of_turn(tokenizer)
-    return tokenizer.eos_token_id if told is None else told
+    """Finds the id that ends every answer: the template's end of turn, or else the tokenizer's end of text."""
+    token = end_of_turn(tokenizer)
+    return tokenizer.eos_token_id if token is None else token
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
-    """Returns the id of the special token that the chat template puts after an assistant's answer, if there is one."""
+    """Finds the special token that the chat template puts after an assistant's answer; None if it puts none."""
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]

@@ -1,4 +1,4 @@
-"""Single tensors out of a verifier's safetensors files; what is not there is an error, never a random tensor."""
+"""Reads single tensors of a verifier's safetensors files. A missing tensor is an error, never initialised at random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speculators.verifier.sources import shard_index
 
 __all__ = ["TensorReader", "VerifierHead", "load_embeddings", "load_head"]
 
-# Where the text model of a causal or multimodal checkpoint stands.
+# Prefixes of the text model in causal and multimodal checkpoints.
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 _HEADS = ("lm_head.", "language_model.lm_head.")
 _ROWS_AT_ONCE = 8192
@@ -35,29 +35,32 @@ class TensorReader:
         self._files = _weight_map(folder)
 
     def names(self) -> list[str]:
-        """Returns the names of all tensors, sorted."""
+        """Lists the names of all tensors, sorted."""
         return sorted(self._files)
 
     def read(self, name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns a tensor, or some of its rows, in the dtype of the file.
+        """Reads a tensor, or some of its rows, in the dtype of the file.
 
         Args:
             name: as in the file.
-            rows: [R] int64, sorted ids of the rows wanted; None for all.
+            rows: [R] int64, sorted ids of the rows to read; None for all.
 
         Raises:
-            VerifierError: there is no such tensor; names it and its file.
+            VerifierError: there is no such tensor, or it has too few rows.
         """
         if name not in self._files:
             raise VerifierError(f"{self.folder} has no tensor {name!r}")
         with _opened(self._files[name]) as file:
             if rows is None:
-                return file.get_tensor(name)
+                tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
             view = file.get_slice(name)
             count = view.get_shape()[0]
             if len(rows) and int(rows.max()) >= count:
-                raise VerifierError(f"{name} of {self.folder} has {count} rows, but id {int(rows.max())} is wanted")
-            # Block by block: a head of 256k rows need not be in memory for the sake of 8k.
+                raise VerifierError(
+                    f"{name} of {self.folder} has {count} rows, but row {int(rows.max())} was requested"
+                )
+            # Block by block: 8k rows of a head with 256k must not load the whole head.
             blocks = [
                 view[start : start + _ROWS_AT_ONCE][rows[(rows >= start) & (rows < start + _ROWS_AT_ONCE)] - start]
                 for start in range(0, count, _ROWS_AT_ONCE)
@@ -65,7 +68,7 @@ class TensorReader:
             return torch.cat(blocks)
 
     def find(self, suffix: str, prefixes: tuple[str, ...] = _PREFIXES) -> str:
-        """Returns the full name of a text model's tensor; raises VerifierError with the names that were tried."""
+        """Finds the full name of a text model's tensor; raises VerifierError with the names that it tried."""
         tried = [prefix + suffix for prefix in prefixes]
         for name in tried:
             if name in self._files:
@@ -74,7 +77,7 @@ class TensorReader:
 
 
 def load_embeddings(folder: Path) -> torch.Tensor:
-    """Returns the verifier's input embeddings [V, H] in the file's dtype; raises VerifierError if they are missing."""
+    """Reads the verifier's input embeddings [V, H] in the file's dtype; raises VerifierError if they are missing."""
     reader = TensorReader(folder)
     return reader.read(reader.find("embed_tokens.weight"))
 
@@ -91,7 +94,7 @@ def load_head(
         dtype: of the result; None for that of the file.
 
     Raises:
-        VerifierError: a tensor is missing (it is named), or the architecture's last step is not known.
+        VerifierError: a tensor is missing, or the formula of the final norm is unknown.
     """
     rules = HeadRules.of(facts)
     reader = TensorReader(folder)
@@ -106,13 +109,13 @@ def load_head(
 def _weight_map(folder: Path) -> dict[str, Path]:
     if index := shard_index(folder):
         return {name: folder / file for name, file in index.items()}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with _opened(path) as file:
-            found.update(dict.fromkeys(file.keys(), path))
-    if not found:
+        with _opened(path) as shard:
+            files.update(dict.fromkeys(shard.keys(), path))
+    if not files:
         raise VerifierError(f"{folder} has no weights (*.safetensors)")
-    return found
+    return files
 
 
 def _opened(path: Path) -> safe_open:

