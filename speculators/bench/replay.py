@@ -115,8 +115,8 @@ def replay(
         if cuts is not None:
             drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
             accepted *= torch.arange(k_max) < drafted[:, None]  # [rounds, K_max]
-            lengths += [part.numpy() for part in drafted.split(pack.rounds)]
-        tables += [table.numpy() for table in accepted.split(pack.rounds)]
+            lengths += [part.numpy() for part in torch.split(drafted, pack.rounds)]
+        tables += [table.numpy() for table in torch.split(accepted, pack.rounds)]
         progress(ProgressEvent(stage="replay", done=len(tables), total=len(rows), unit="responses"))
     return _replayed(tables, rows, lengths if cuts is not None else None)
 
@@ -264,7 +264,7 @@ def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float)
     for depth, logits in enumerate(depths, start=1):
         # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
         judged = (place + 1 + depth < end).nonzero()[:, 0]
-        for part in judged.split(max(1, CHUNK_ENTRIES // logits.shape[-1])):
+        for part in torch.split(judged, max(1, CHUNK_ENTRIES // logits.shape[-1])):
             target = place[part] + 1 + depth
             accepted[part, depth - 1] = _accept(
                 logits[place[part].to(device)],
