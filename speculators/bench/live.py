@@ -107,6 +107,7 @@ class _Decoder:
         return cls(engine, drafter, contender.num_tokens)
 
     def decode(self, row: JudgedResponse, settings: LiveSettings, *, seed: int) -> Decoded:
+        # At T = 0 the verifier's own response is known, and its length is what replay judged.
         length = settings.max_new_tokens
         if settings.temperature == 0:
             length = min(length, len(row.response.answer))

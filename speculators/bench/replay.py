@@ -109,6 +109,7 @@ def replay(
     """
     tables: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
+    # A drafter that may stop early accepts nothing past its stop, whatever the teacher-forced logits say there.
     cuts = model if isinstance(model, CutsDrafts) and model.cuts else None
     for pack in map(_Pack.of, _packs(rows, row_tokens)):
         accepted = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
@@ -244,6 +245,7 @@ class _Pack:
     def batch(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Makes the tensors that `Replays.replay` takes, [1, S, A*H] and [1, S]."""
         positions = torch.cat([torch.arange(int(length)) for length in self.lengths])
+        # Documents never attend to each other, so a packed response sees what it would see alone.
         documents = torch.repeat_interleave(torch.arange(len(self.rows)), self.lengths)
         return {
             "hidden_states": torch.cat([row.hidden_states for row in self.rows]).to(device)[None],
@@ -259,7 +261,7 @@ def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float)
     device = model.draft_to_target.device
     place = torch.cat(pack.anchors)
     end = torch.repeat_interleave(pack.end, torch.tensor(pack.rounds))
-    accepted = torch.zeros(len(place), k_max)
+    accepted = torch.zeros(len(place), k_max)  # 0 where the response has ended: nothing can be accepted there
     depths = model.replay(**pack.batch(device), num_speculative_tokens=k_max)  # K times [S, D]
     for depth, logits in enumerate(depths, start=1):
         # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
@@ -307,5 +309,6 @@ def _accept(
     target_to_draft = torch.full((size,), -1, device=tokens.device)
     target_to_draft[draft_to_target] = torch.arange(len(draft_to_target), device=tokens.device)
     index = target_to_draft[tokens]
+    # Ratios in log space: p and q are tiny for rare tokens, and exp comes last.
     log_q = log_probability(logits.float() / temperature, index.clamp_min(0))
     return torch.where(index >= 0, (log_q - log_p).clamp_max(0.0).exp(), 0.0)

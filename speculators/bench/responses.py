@@ -132,6 +132,7 @@ def own_rows(
         temperature=temperature,
         progress=progress,
     )
+    # The turns of a prompt share its id, so rows are matched by their prompt tokens as well.
     foreign = {row.response.id for row in rows if row.cut}
     again = [attrs.evolve(prompt, answer=None) for prompt in prompts if prompt.id in foreign and prompt.answer]
     if again:
@@ -156,6 +157,7 @@ def _answered(template: ChatTemplate, prompt: Prompt, stop_ids: Sequence[int], m
     encoded = template.encode(Conversation(prompt.id, prompt.category, messages), UNLIMITED)
     if isinstance(encoded, str):
         raise DataError(f"prompt {prompt.id}: {encoded}")
+    # The answer is the last supervised run: the template supervises every assistant turn.
     supervised = list(_runs(encoded.loss_mask))
     start, end = supervised[-1]
     tokens = encoded.input_ids[:end].tolist()
@@ -166,5 +168,6 @@ def _answered(template: ChatTemplate, prompt: Prompt, stop_ids: Sequence[int], m
 
 def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yields (start, end) of each run of true entries."""
+    # Padded with False on both sides, a run begins at +1 and ends at -1 of the difference.
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

@@ -212,6 +212,7 @@ def summarize(counts: Counts, ids: tuple[str, ...], *, seed: int) -> Acceptance:
         tokens=float(counts.tokens.sum()),
         rounds=float(counts.rounds.sum()),
         tau=counts.tau,
+        # Turns of one prompt are resampled together: their acceptance is not independent.
         tau_interval=bootstrap_ratio(counts.tokens, counts.rounds, groups=ids, seed=seed),
         drafted=counts.drafted_per_round,
         by_position=counts.by_position,
