@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -182,7 +184,7 @@ def test_conversations_are_prompts_too(speculator: Speculator) -> None:
 
 def test_a_k_beyond_the_algorithm_is_refused(speculator: Speculator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of drafting fewer tokens in silence."""
-    monkeypatch.setattr(type(speculator.model.config), "max_drafts", lambda config: (2, "num_heads"))
+    monkeypatch.setattr(type(speculator.model.config), "max_drafts", lambda config: (2, "ttt_steps"))
     with pytest.raises(SpeculatorsError, match="num_speculative_tokens: "):
         decode(speculator, ASK, num_speculative_tokens=3)
 
@@ -194,8 +196,8 @@ def test_a_folder_without_a_speculator_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_examples_in_docstrings_are_python() -> None:
-    """Each public function and class with arguments shows a call."""
+    """An example that a reader copies from `help()` parses."""
     for name in speculators.__all__:
-        text = getattr(speculators, name).__doc__
-        if "Example:" in text:
-            compile("\n".join(line.strip() for line in text.split("Example:")[1].splitlines()), name, "exec")
+        _, heading, example = inspect.cleandoc(getattr(speculators, name).__doc__).partition("Example:\n")
+        if heading:
+            compile(textwrap.dedent(example), name, "exec")
