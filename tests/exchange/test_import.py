@@ -100,7 +100,7 @@ def test_every_missing_and_unknown_tensor_is_told_at_once(world, checkpoint, tmp
         return {**tensors, "midlayer.gate.weight": torch.ones(2), "projector.bias": torch.ones(2)}
 
     spoil_tensors(checkpoint, change)
-    with pytest.raises(ArtifactError) as told:
+    with pytest.raises(ArtifactError) as caught:
         imported(world, checkpoint, tmp_path / "ours")
     for words in (
         "layers.0.hidden_norm.weight is missing",
@@ -108,7 +108,7 @@ def test_every_missing_and_unknown_tensor_is_told_at_once(world, checkpoint, tmp
         "layers.0.gate.weight is unknown",
         "projector.bias is unknown",
     ):
-        assert words in str(told.value)
+        assert words in str(caught.value)
     assert not (tmp_path / "ours").exists()
 
 
@@ -160,7 +160,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_path, what):
-    """The file and what of it is wrong are told."""
+    """The error names the file and each problem."""
     values, words = REFUSED[what]
     spoil_config(checkpoint, **values)
     with pytest.raises(ArtifactError, match=words):
@@ -199,9 +199,9 @@ def test_another_verifier_is_told_by_its_sizes_before_its_layers(world, tmp_path
     """Layer ids beyond the last layer follow from it, and lead astray."""
     LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
     folder = make_tiny_verifier(tmp_path / "other", num_hidden_layers=2, hidden_size=64)
-    with pytest.raises(ArtifactError, match=r"its hidden_size is 32, but the verifier .* has 64") as told:
+    with pytest.raises(ArtifactError, match=r"its hidden_size is 32, but the verifier .* has 64") as caught:
         import_checkpoint(tmp_path / "theirs", verifier_of(folder), tmp_path / "ours")
-    assert "ascending ids" not in str(told.value)
+    assert "ascending ids" not in str(caught.value)
 
 
 def test_a_run_names_the_checkpoint_in_it(world, tmp_path):
@@ -235,7 +235,7 @@ def test_a_frozen_copy_that_was_trained_is_noticed(world, tmp_path):
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "medusa_lm_head.pt"])
 def test_pickles_are_never_opened(world, checkpoint, tmp_path, name):
-    """The reason and a program that converts them without running them are told."""
+    """The error gives the reason, and a program that converts them without running them."""
     (checkpoint / "model.safetensors").rename(checkpoint / name)
     for path in (checkpoint, checkpoint / name):
         with pytest.raises(ArtifactError, match=rf"(?s){name}.*pickle can run any program.*weights_only=True"):
@@ -296,7 +296,7 @@ def test_float16_is_kept_value_by_value(world, checkpoint, tmp_path):
 
 
 def test_embeddings_of_another_verifier_are_noted(world, tmp_path):
-    """A verifier of the same sizes that is another one is told; the right one says nothing."""
+    """Another verifier of the same sizes is noted; the right one is not."""
     LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
     other = make_tiny_verifier(tmp_path / "v", seed=1)
     for folder, noted in ((world.folder, False), (other, True)):

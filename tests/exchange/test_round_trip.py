@@ -103,7 +103,7 @@ def _first_loss(run: Path) -> float:
 
 
 def test_a_start_of_another_shape_is_one_error(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """What differs is named at once, before anything is trained; a folder that is none is told on loading."""
+    """All differences are reported before training starts; a missing folder is reported on loading."""
     start = ("--runs", tmp_path, *SHORT, "--set", f'algorithm.init_from="{run_folder / "speculator"}"')
     told = spec("run", "smoke", *start, "--set", "algorithm.num_layers=2")
     assert told.code == 1

@@ -49,7 +49,7 @@ def test_rounding_passes(engine: Engine, rows: list[torch.Tensor]) -> None:
 
 
 def test_a_wrong_layer_id_is_named(engine: Engine, rows: list[torch.Tensor]) -> None:
-    """One id is off by one (vllm#40727): it alone is told, with the layer that it is."""
+    """One id is off by one (vllm#40727): only that layer is reported, with its true id."""
     found = check(engine, rows, engine.capture(rows, (2, 3)))
     assert found.problems == ("the states of layer 1 match layer 2's",)
     assert "other layer ids" in found.advice
