@@ -195,7 +195,7 @@ def test_states_of_other_inputs_are_refused(store, folder, layout):
 def test_captured_length_must_be_the_conversations(folder, layout):
     """States for fewer tokens than the conversation has, which a prefix cache causes, are refused."""
     length = layout.lengths[3]
-    with pytest.raises(DataError, match=rf"conversation 3 has {length} tokens, and {length - 1} states"):
+    with pytest.raises(DataError, match=rf"conversation 3 has {length} tokens, but {length - 1} states"):
         StateWriter(folder, layout).append(3, torch.zeros(length - 1, 6), torch.zeros(length - 1, 3))
 
 
