@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         console().print(bench_tables(result))
     # A run files numbers of its own verifier, its own decoding and whole suites only.
-    fits = speculator.run is not None and not (options.verifier or options.prompts or decoding)
-    file = file_bench(speculator.run, result) if fits else None
+    of_run = not (options.verifier or options.prompts or decoding)
+    file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None
     document = result.to_json()
     if options.json:
         print_json(document if file is None else {**document, "file": file})

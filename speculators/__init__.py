@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from speculators.api import (
         Answer,
-        Draft,
+        DraftedTokens,
         Run,
         Speculator,
         decode,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
-    "Draft",
+    "DraftedTokens",
     "Drafter",
     "Proposal",
     "ProposalConfig",
@@ -67,7 +67,7 @@ __all__ = [
 _HOMES = {
     "api": (
         "Answer",
-        "Draft",
+        "DraftedTokens",
         "Run",
         "Speculator",
         "decode",

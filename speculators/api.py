@@ -137,7 +137,7 @@ class Speculator:
 
 
 @attrs.frozen(kw_only=True)
-class Draft:
+class DraftedTokens:
     """The tokens drafted in one round.
 
     Attributes:
@@ -289,7 +289,7 @@ def draft(
     num_speculative_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-) -> Draft:
+) -> DraftedTokens:
     """Drafts the tokens of one round, after the verifier's first token of the answer.
 
     Args:
@@ -318,7 +318,7 @@ def draft(
         generator=generator,
     )
     tokens = tuple(proposal.tokens.tolist())
-    return Draft(after=first, tokens=tokens, text=speculator.text(tokens))
+    return DraftedTokens(after=first, tokens=tokens, text=speculator.text(tokens))
 
 
 def decode(

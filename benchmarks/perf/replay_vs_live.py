@@ -33,7 +33,7 @@ from speculators.verifier.weights import VerifierHead, load_head
 
 
 @attrs.frozen(eq=False)
-class Setting:
+class ReplaySetting:
     """The speculator and verifier that both sides use.
 
     Attributes:
@@ -59,7 +59,7 @@ class Timed:
     seconds: float
 
 
-def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
+def by_replay(setting: ReplaySetting, responses: Sequence[Response]) -> Timed:
     """Times all of replay: states, the check that responses are the verifier's own, one pass for all K if possible."""
     started = time.perf_counter()
     layer_ids = setting.model.draft().target_layer_ids
@@ -69,7 +69,7 @@ def by_replay(setting: Setting, responses: Sequence[Response]) -> Timed:
     return Timed(tau=tau, seconds=time.perf_counter() - started)
 
 
-def by_decoding(setting: Setting, rows: Sequence[JudgedResponse], max_new_tokens: int) -> dict[int, Timed]:
+def by_decoding(setting: ReplaySetting, rows: Sequence[JudgedResponse], max_new_tokens: int) -> dict[int, Timed]:
     """Decodes every prompt with every K, in turn; the time of a K is summed over its prompts, prefill included."""
     contenders = [Contender(str(k), setting.model.draft, k) for k in setting.depths]
     stop_ids = frozenset(setting.engine.stop_ids)
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = SpeculatorModel.from_pretrained(options.speculator)
     verifier = options.verifier or Path(model.config.speculators_config.verifier.name_or_path)
     engine = Engine(verifier, dtype=options.dtype)
-    setting = Setting(model, engine, load_head(verifier, engine.facts), tuple(range(1, options.k_max + 1)))
+    setting = ReplaySetting(model, engine, load_head(verifier, engine.facts), tuple(range(1, options.k_max + 1)))
     prompts = load_suite(Suite(name=options.suite, path=options.path, split=options.split, take=options.prompts))
     layer_ids, length = model.draft().target_layer_ids, options.max_new_tokens
     started = time.perf_counter()

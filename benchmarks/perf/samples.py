@@ -37,7 +37,7 @@ FACTS = "samples.json"
 
 
 @attrs.frozen(eq=False)
-class Inputs:
+class RowInputs:
     """The inputs of training, as `spec run` prepares them.
 
     Attributes:
@@ -50,14 +50,14 @@ class Inputs:
     kwargs: dict[str, Any]
 
 
-def stages(recipe: str, overrides: list[str], places: Places) -> Inputs:
+def stages(recipe: str, overrides: list[str], places: Places) -> RowInputs:
     """Runs the stages before training, skipping those that are done."""
     context = make_context(load_recipe(recipe, overrides), places, World(), ignore)
     prepared = prepared_conversations(context)
     source = state_source(context, prepared)
     context.free_engine()
     vocabulary = DraftVocabulary.of(context, prepared).tensor
-    return Inputs(context, prepared, source, training_kwargs(context.plan, str(context.folder), vocabulary))
+    return RowInputs(context, prepared, source, training_kwargs(context.plan, str(context.folder), vocabulary))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class Regenerate:
 
 
 @attrs.frozen(kw_only=True)
-class StatesServer:
+class StatesServerSection:
     """`[data.server]`: the vLLM server that computes the states if `hidden_states = "server"`.
 
     No fingerprint contains any of this: where the server is and how busy it is does not change what a state means.
@@ -159,7 +159,7 @@ class DataSection:
     hidden_states: str = field(default="online", validator=one_of("online", "cached", "server"))
     states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
     regenerate: Regenerate | None = None
-    server: StatesServer = StatesServer()
+    server: StatesServerSection = StatesServerSection()
 
     @property
     def stored(self) -> bool:

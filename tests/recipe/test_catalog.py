@@ -61,7 +61,7 @@ def test_the_guide_names_every_recipe_and_every_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "section"), [("server", input_sections.StatesServer()), ("regenerate", input_sections.Regenerate())]
+    ("key", "section"), [("server", input_sections.StatesServerSection()), ("regenerate", input_sections.Regenerate())]
 )
 def test_the_guides_tables_hold_the_defaults(key: str, section: Any) -> None:
     """Every key of an inline table, with its default."""
