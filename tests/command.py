@@ -17,7 +17,7 @@ WEIGHTS = Path("speculator/model.safetensors")
 
 
 @attrs.frozen
-class Told:
+class Outcome:
     """What a command line came to."""
 
     code: int
@@ -35,14 +35,14 @@ class Spec:
     def __init__(self, home: Path) -> None:
         self.home, self.runs, self.cache = home, home / "runs", home / "cache"
 
-    def __call__(self, *arguments: object) -> Told:
+    def __call__(self, *arguments: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             patch.setenv("SPECULATORS_CACHE", str(self.cache))
             code = main([str(argument) for argument in arguments])
-        return Told(code, out.getvalue(), err.getvalue())
+        return Outcome(code, out.getvalue(), err.getvalue())
 
-    def run(self, *arguments: object) -> Told:
+    def run(self, *arguments: object) -> Outcome:
         return self("run", "smoke", "--runs", self.runs, *arguments)
 
     def weights(self) -> bytes:

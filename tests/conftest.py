@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Spec, Told
+from command import Outcome, Spec
 from data_toys import VOCAB, section, some_rows
 from transformers import AutoTokenizer
 
@@ -62,7 +62,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
 
 
 @pytest.fixture(scope="session")
-def smoke(spec: Spec) -> Told:
+def smoke(spec: Spec) -> Outcome:
     """What the first `spec run smoke` said."""
     told = spec("run", "smoke", "--runs", spec.runs)
     assert told.code == 0, told.err
@@ -70,7 +70,7 @@ def smoke(spec: Spec) -> Told:
 
 
 @pytest.fixture(scope="session")
-def run_folder(spec: Spec, smoke: Told) -> Path:
+def run_folder(spec: Spec, smoke: Outcome) -> Path:
     """The run folder that it made."""
     (folder,) = spec.runs.glob("smoke-*")
     return folder
@@ -103,7 +103,7 @@ def to(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def first(spec: Spec, kept: Path, to: Path) -> Told:
+def first(spec: Spec, kept: Path, to: Path) -> Outcome:
     """What the first `spec reproduce` said; what it wrote is kept beside, since later ones write it anew."""
     told = spec("reproduce", kept, "--to", to, "--json")
     shutil.copyfile(to / "reproduction.json", to.with_name("first.json"))
@@ -111,7 +111,7 @@ def first(spec: Spec, kept: Path, to: Path) -> Told:
 
 
 @pytest.fixture
-def run(kept: Path, tmp_path: Path, first: Told) -> Path:
+def run(kept: Path, tmp_path: Path, first: Outcome) -> Path:
     """A copy of the run to tamper with."""
     return Path(shutil.copytree(kept, tmp_path / kept.name))
 

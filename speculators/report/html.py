@@ -18,7 +18,7 @@ from speculators.report.sheet import SHEET
 
 # A browser that obeys this fetches nothing and runs nothing, whatever a file may have smuggled in.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-# Of a benchmark, what is shown about where it was measured.
+# The settings of a benchmark that say where and how it was measured.
 _WHERE = ("speculator", "verifier", "device", "threads", "dtype", "seed", "max_new_tokens")
 
 

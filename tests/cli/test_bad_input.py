@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import WEIGHTS, Spec, Told
+from command import WEIGHTS, Outcome, Spec
 from safetensors import SafetensorError
 
 from speculators import model as model_module
@@ -43,7 +43,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Spec:
     return spec
 
 
-def one_error(result: Told, code: int, *text: str) -> None:
+def one_error(result: Outcome, code: int, *text: str) -> None:
     assert result.code == code, result.err
     assert result.out == ""
     assert "Traceback" not in result.err

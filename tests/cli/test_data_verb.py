@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import Spec, Told
+from command import Outcome, Spec
 
 from speculators.events import ignore
 from speculators.pipeline.context import Context
@@ -47,7 +47,7 @@ def context_of(spec: Spec, *overrides: str) -> Context:
     return make_context(load_recipe("smoke", overrides), places, World(), ignore)
 
 
-def look(spec: Spec, *arguments: object) -> Told:
+def look(spec: Spec, *arguments: object) -> Outcome:
     return spec("data", "smoke", "--sample", 0, *arguments)
 
 
@@ -62,7 +62,7 @@ def template(folder: Path, text: str) -> tuple[str, str]:
     return "--set", 'verifier.model="./tiny"'
 
 
-def findings(told: Told) -> dict[str, dict]:
+def findings(told: Outcome) -> dict[str, dict]:
     return {finding["rule"]: finding for finding in told.json["findings"]}
 
 

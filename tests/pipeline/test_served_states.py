@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Spec, Told, events
+from command import Outcome, Spec, events
 from fake_vllm import FakeServer
 
 from speculators.verifier.engine import Engine
@@ -39,7 +39,7 @@ def served(fresh: Spec, engine: Engine) -> Iterator[FakeServer]:
         yield running
 
 
-def run(fresh: Spec, served: FakeServer, *more: object) -> Told:
+def run(fresh: Spec, served: FakeServer, *more: object) -> Outcome:
     return fresh.run(*settings(served), *more)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import WEIGHTS, Spec, Told, events
+from command import WEIGHTS, Outcome, Spec, events
 from facts import facts_of
 
 from speculators.contract import build_model, parameter_counts
@@ -24,11 +24,11 @@ from speculators.recipe.plan import make_plan
 STAGES = ["verifier", "prepare", "capture", "train", "bench"]
 
 
-def skipped(told: Told) -> list[str]:
+def skipped(told: Outcome) -> list[str]:
     return [line.split()[0] for line in told.err.splitlines() if "already done:" in line]
 
 
-def test_the_first_run_tells_every_stage_and_ends_in_the_table(smoke: Told) -> None:
+def test_the_first_run_tells_every_stage_and_ends_in_the_table(smoke: Outcome) -> None:
     """Progress goes to stderr, the acceptance table with its definition to stdout."""
     assert [stage for stage in STAGES if f"{stage} done in" in smoke.err] == STAGES
     assert "acceptance length" in smoke.err
@@ -85,7 +85,7 @@ def test_the_second_run_skips_every_stage_and_gives_the_same_result(spec: Spec, 
     assert (run_folder / WEIGHTS).stat().st_mtime_ns == before
 
 
-def test_quiet_prints_the_result_alone(spec: Spec, smoke: Told) -> None:
+def test_quiet_prints_the_result_alone(spec: Spec, smoke: Outcome) -> None:
     """No word of progress."""
     told = spec.run("--quiet")
     assert (told.code, told.err) == (0, "")
@@ -101,7 +101,7 @@ def test_a_run_can_be_started_from_its_own_recipe_file(spec: Spec, run_folder: P
     assert (run_folder / "recipe.toml").read_text() == text
 
 
-def test_another_algorithm_setting_trains_anew_on_the_same_states(spec: Spec, smoke: Told) -> None:
+def test_another_algorithm_setting_trains_anew_on_the_same_states(spec: Spec, smoke: Outcome) -> None:
     """What a change does not reach is taken from the cache, and said so."""
     told = spec.run("--set", "algorithm.ttt_steps=2", "--set", "schedule.max_steps=1")
     assert told.code == 0, told.err
@@ -276,7 +276,7 @@ def test_the_other_algorithms_recipes_are_planned_from_a_config_alone(
     assert trace(plan, [96, 160], supervised=0.5).row_flops > 0
 
 
-def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Told, tmp_path: Path) -> None:
+def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Outcome, tmp_path: Path) -> None:
     """Old answers are dropped, the verifier's are written, and what determines them stands beside; twice the same."""
     rows = [{"id": str(n), "messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(3)]
     rows[1]["messages"].append({"role": "assistant", "content": "an old answer"})

@@ -25,15 +25,15 @@ pytestmark = [
 ]
 QUIET = ("--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 PHONE, DESK = 390, 1280
-# Told by the page itself, since a screenshot does not show what lies beyond its right edge; and from within a frame,
-# since a window without a screen is never narrower than 500.
+# The page measures itself, because a screenshot does not show what lies beyond its right edge. It does so within a
+# frame, because a window without a screen is never narrower than 500.
 MEASURE = """<script>addEventListener("load", () => {
   const wide = [...document.querySelectorAll("svg, .scroll, p, figure, summary")]
     .filter(part => part.getBoundingClientRect().right > innerWidth + 0.5).length;
   parent.postMessage([innerWidth, document.documentElement.scrollWidth, wide].join(" "), "*");
 });</script></body>"""
 FRAME = """<!DOCTYPE html><iframe style="border: 0; width: {width}px; height: 800px" src="measured.html"></iframe>
-<script>addEventListener("message", told => document.documentElement.dataset.told = told.data);</script>"""
+<script>addEventListener("message", size => document.documentElement.dataset.size = size.data);</script>"""
 
 Browse = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -95,16 +95,16 @@ def test_nothing_is_wider_than_the_screen(report: Path, browse: Browse, tmp_path
     frame.write_text(FRAME.format(width=width), encoding="utf-8")
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text(encoding="utf-8"))
     (tmp_path / "measured.html").write_text(text.replace("</body>", MEASURE), encoding="utf-8")
-    told = re.search(r'data-told="(\d+) (\d+) (\d+)"', browse(frame, "--dump-dom", width=DESK).stdout)
-    assert told is not None
-    assert [int(number) for number in told.groups()] == [width, width, 0]
+    size = re.search(r'data-size="(\d+) (\d+) (\d+)"', browse(frame, "--dump-dom", width=DESK).stdout)
+    assert size is not None
+    assert [int(number) for number in size.groups()] == [width, width, 0]
 
 
 def test_the_policy_of_the_page_is_obeyed(report: Path, browse: Browse, tmp_path: Path) -> None:
     """A script in the page does not run, and the console reports it, which the tests above rely on."""
     evil = tmp_path / "evil.html"
-    script = "<script>document.documentElement.dataset.told = 'ran'</script></body>"
+    script = "<script>document.documentElement.dataset.script = 'ran'</script></body>"
     evil.write_text(report.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
     done = browse(evil, "--dump-dom", width=DESK)
-    assert 'data-told="ran"' not in done.stdout
+    assert 'data-script="ran"' not in done.stdout
     assert any("Content Security Policy" in line for line in console(done))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from command import Told
+from command import Outcome
 
 
 def edited(file: Path, edit: Callable[[Any], None]) -> None:
@@ -24,5 +24,5 @@ def edited_event(run: Path, kind: str, step: int, edit: Callable[[dict], None]) 
     (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def differing(told: Told) -> list[tuple[str, str]]:
+def differing(told: Outcome) -> list[tuple[str, str]]:
     return [(found["stage"], found["check"]) for found in told.json["findings"] if found["result"] == "differs"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import WEIGHTS, Spec, Told, events
+from command import WEIGHTS, Outcome, Spec, events
 from forked import spawn
 from tampering import differing
 
@@ -21,7 +21,7 @@ from speculators.report.progress import RunView
 STAGES = ["verifier", "prepare", "capture", "train", "bench"]
 
 
-def test_a_run_is_reproduced_bit_for_bit(kept: Path, first: Told) -> None:
+def test_a_run_is_reproduced_bit_for_bit(kept: Path, first: Outcome) -> None:
     """Data, states, every loss, checkpoints, weights and benchmark have the same bits: exit 0."""
     assert first.code == 0, first.out + first.err
     assert first.json["reproduced"]
@@ -35,7 +35,7 @@ def test_a_run_is_reproduced_bit_for_bit(kept: Path, first: Told) -> None:
     assert {found["result"] for found in first.json["findings"]} == {"same"}
 
 
-def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Told) -> None:
+def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Outcome) -> None:
     """Conversations, states and weights are made in the re-run's own folders; the run is untouched."""
     (again,) = (to / "runs").iterdir()
     done = [event["stage"] for event in events(again, "StageEvent") if event["status"] == "done"]
@@ -79,7 +79,7 @@ def test_a_table_by_stage_ends_in_the_verdict(spec: Spec, run: Path, to: Path) -
     assert told.out.splitlines()[-1].startswith("reproduced to the same bits")
 
 
-def test_a_killed_and_resumed_run_is_reproduced(spec: Spec, fresh: Spec, first: Told) -> None:
+def test_a_killed_and_resumed_run_is_reproduced(spec: Spec, fresh: Spec, first: Outcome) -> None:
     """After kill -9 between updates, the last record of an update counts, and the earlier one equals it."""
     assert spawn(fresh.home, "between updates") == -signal.SIGKILL
     resumed = fresh.run()
@@ -125,7 +125,7 @@ def test_ctrl_c_leaves_a_folder_that_a_second_call_goes_on_from(
     assert [event["step"] for event in events(again, "StepEvent")] == list(range(1, 9))
 
 
-def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Told, tmp_path: Path) -> None:
+def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Outcome, tmp_path: Path) -> None:
     """A data file is located beside the run if it moved, and refused with both hashes if its content changed."""
     data = tmp_path / "data" / "mine.jsonl"
     data.parent.mkdir()
@@ -154,7 +154,7 @@ def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Told, tmp_path: Pat
     assert locked in checked.out
 
 
-def test_until_makes_and_compares_no_more_than_that(spec: Spec, kept: Path, first: Told, tmp_path: Path) -> None:
+def test_until_makes_and_compares_no_more_than_that(spec: Spec, kept: Path, first: Outcome, tmp_path: Path) -> None:
     """`--until prepare` neither captures nor trains."""
     told = spec("reproduce", kept, "--to", tmp_path / "to", "--until", "prepare", "--json")
     assert told.code == 0
@@ -178,7 +178,7 @@ def test_another_number_of_threads_can_matter_and_the_locks_is_used(spec: Spec, 
 
 
 def test_the_lock_keeps_every_environment_that_worked_on_a_run(
-    spec: Spec, run: Path, first: Told, monkeypatch: pytest.MonkeyPatch
+    spec: Spec, run: Path, first: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stage made in another environment is recorded, a call that does nothing is not; bits are no longer promised."""
     (bench,) = (run / "bench").iterdir()
