@@ -53,8 +53,8 @@ class Spec:
     def half_written(self) -> list[str]:
         """What only an unfinished write leaves."""
         marks = (".tmp", ".partial")
-        found = [path for path in self.home.rglob("*") if path.name.endswith(marks) or path.name.startswith("writing-")]
-        return [str(path) for path in found]
+        paths = [path for path in self.home.rglob("*") if path.name.endswith(marks) or path.name.startswith("writing-")]
+        return [str(path) for path in paths]
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -64,9 +64,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
 @pytest.fixture(scope="session")
 def smoke(spec: Spec) -> Outcome:
     """What the first `spec run smoke` said."""
-    told = spec("run", "smoke", "--runs", spec.runs)
-    assert told.code == 0, told.err
-    return told
+    outcome = spec("run", "smoke", "--runs", spec.runs)
+    assert outcome.code == 0, outcome.err
+    return outcome
 
 
 @pytest.fixture(scope="session")
@@ -105,9 +105,9 @@ def to(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def first(spec: Spec, kept: Path, to: Path) -> Outcome:
     """What the first `spec reproduce` said; what it wrote is kept beside, since later ones write it anew."""
-    told = spec("reproduce", kept, "--to", to, "--json")
+    outcome = spec("reproduce", kept, "--to", to, "--json")
     shutil.copyfile(to / "reproduction.json", to.with_name("first.json"))
-    return told
+    return outcome
 
 
 @pytest.fixture

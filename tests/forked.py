@@ -40,9 +40,9 @@ def child(home: Path, threads: int, where: str) -> None:
         os.fsync = deadly(os.fsync, lambda: any(spec.runs.rglob("writing-00000008")))
     elif where == "in the export":
         model.save_file = deadly(model.save_file, lambda: True)
-    told = spec.run()
-    (home / "said.txt").write_text(told.err)
-    os._exit(told.code)
+    outcome = spec.run()
+    (home / "said.txt").write_text(outcome.err)
+    os._exit(outcome.code)
 
 
 def spawn(home: Path, where: str) -> int | None:

@@ -117,8 +117,8 @@ def test_events_go_to_the_callback(events: list[object], run: Run, capsys: pytes
     }
     assert any(isinstance(event, ProgressEvent) for event in events)
     run_recipe(load_recipe("smoke", {"schedule.max_steps": 4}), runs=run.folder.parent, listen=lambda event: None)
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
 
 
 def test_without_a_callback_progress_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

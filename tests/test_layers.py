@@ -39,12 +39,12 @@ SIBLINGS_APART = LAYERS["models"]
 
 def sources() -> dict[str, Path]:
     """Returns every module of the package by its dotted name."""
-    found = {}
+    modules = {}
     for top, folder in (("speculators", ROOT / "speculators"), ("speculators.cli", ROOT / "cli")):
         for file in sorted(folder.rglob("*.py")):
             parts = file.relative_to(folder).with_suffix("").parts
-            found[".".join((top, *(part for part in parts if part != "__init__")))] = file
-    return found
+            modules[".".join((top, *(part for part in parts if part != "__init__")))] = file
+    return modules
 
 
 SOURCES = sources()
@@ -59,17 +59,17 @@ def imports(name: str) -> Iterator[tuple[int, str]]:
     package = name if SOURCES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
-            told = [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, *([node.module] if node.module else [])])
             # `from package import module` imports the module; `from module import name` the module it names.
-            told = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in SOURCES else base for alias in node.names]
+            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in SOURCES else base for alias in node.names]
         else:
             continue
-        yield from ((node.lineno, module) for module in told if module.partition(".")[0] == "speculators")
+        yield from ((node.lineno, module) for module in names if module.partition(".")[0] == "speculators")
 
 
 def room(module: str) -> str:
@@ -113,7 +113,7 @@ def test_modules_form_no_cycle() -> None:
     graph["speculators"] = set()
     for name in graph:
         graph[name].discard("speculators.models")
-    while ends := [name for name, told in graph.items() if not told & graph.keys()]:
+    while ends := [name for name, imported in graph.items() if not imported & graph.keys()]:
         for name in ends:
             del graph[name]
     assert sorted(graph) == []
@@ -135,13 +135,13 @@ def test_the_package_of_algorithms_holds_no_code() -> None:
 def test_the_light_layers_know_neither_torch_nor_rich(name: str) -> None:
     """Recipes and the command line start at once."""
     heavy = {"torch", "transformers", "rich", "numpy", "datasets"}
-    told = set()
+    imported = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
-            told |= {alias.name.partition(".")[0] for alias in node.names}
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            told.add(node.module.partition(".")[0])
-    assert told.isdisjoint(heavy)
+            imported.add(node.module.partition(".")[0])
+    assert imported.isdisjoint(heavy)
 
 
 def test_rich_is_known_to_the_report_alone() -> None:
@@ -156,7 +156,7 @@ def test_rich_is_known_to_the_report_alone() -> None:
     assert knows <= {"report"}
 
 
-def words(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yields (line, text) of every name and every text of a module that is not a docstring."""
     docs = {
         id(node.body[0].value)
@@ -173,8 +173,8 @@ def words(tree: ast.Module) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Attribute):
             yield node.lineno, node.attr
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            told = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            yield from ((node.lineno, text) for text in told)
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            yield from ((node.lineno, text) for text in names)
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
@@ -188,7 +188,7 @@ def test_no_algorithm_is_named_outside_its_folder(algorithm: str) -> None:
         f"{SOURCES[name].relative_to(ROOT)}:{line}: {text!r}"
         for name, tree in TREES.items()
         if room(name) != f"models.{algorithm}"
-        for line, text in words(tree)
+        for line, text in texts(tree)
         if re.search(algorithm, text, re.IGNORECASE)
     ]
     assert named == []

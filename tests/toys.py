@@ -163,9 +163,9 @@ def train_toy(
     for _ in range(steps):
         loss = torch.zeros(())
         for depth, logits in enumerate(toy.replay(**batch, num_speculative_tokens=depths), start=1):
-            wanted = target_to_draft[tokens[depth + 1 :]]
-            known = wanted >= 0
-            loss = loss + nn.functional.cross_entropy(logits[: -depth - 1][known], wanted[known])
+            targets = target_to_draft[tokens[depth + 1 :]]
+            known = targets >= 0
+            loss = loss + nn.functional.cross_entropy(logits[: -depth - 1][known], targets[known])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,6 +180,6 @@ def fit_p_value(seen: torch.Tensor, probabilities: torch.Tensor) -> float:
     expected = probabilities.double() / probabilities.double().sum() * float(seen.sum())
     large = expected >= 5
     observed = torch.cat([seen[large].double(), seen[~large].double().sum()[None]])
-    wanted = torch.cat([expected[large], expected[~large].sum()[None]])
-    there = wanted > 0
-    return float(chisquare(observed[there].numpy(), wanted[there].numpy()).pvalue)
+    counts = torch.cat([expected[large], expected[~large].sum()[None]])
+    there = counts > 0
+    return float(chisquare(observed[there].numpy(), counts[there].numpy()).pvalue)

@@ -43,8 +43,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spec(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = main(arguments)
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -224,10 +224,10 @@ def test_show_prints_the_file_or_every_value_with_its_origin(capsys: pytest.Capt
     assert lines["verifier.model"] == ["verifier.model", '"owner/model"', "mine.toml:5"]
     why = json.loads(spec(capsys, "show", "mine.toml", "--why", "verifier.model", "--json")[1])
     assert why.keys() == {"verifier.model"}
-    told = why["verifier.model"]
-    assert (told["value"], told["origin"]) == ("owner/model", "mine.toml:5")
-    assert (told["enters"], told["reruns"]) == (["verifier"], ["prepare", "train"])
-    assert "hub id, local folder" in told["means"]
+    value = why["verifier.model"]
+    assert (value["value"], value["origin"]) == ("owner/model", "mine.toml:5")
+    assert (value["enters"], value["reruns"]) == (["verifier"], ["prepare", "train"])
+    assert "hub id, local folder" in value["means"]
 
 
 def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,13 +236,13 @@ def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[
     lines = spec(capsys, "show", "mine.toml", "--why", "schedule.optimizer")[1].splitlines()
     assert sum(" = " in line for line in lines) == 7
     start = lines.index("schedule.optimizer.lr = 0.001")
-    told = [line.split(maxsplit=1) for line in lines[start + 1 : start + 5]]
-    assert [name for name, _ in told] == ["from", "beside", "means", "enters"]
-    assert [text.strip() for _, text in told][:2] == ["mine.toml:12", "tried 3e-3"]
-    assert told[3][1].strip() == "train"
+    rows = [line.split(maxsplit=1) for line in lines[start + 1 : start + 5]]
+    assert [name for name, _ in rows] == ["from", "beside", "means", "enters"]
+    assert [text.strip() for _, text in rows][:2] == ["mine.toml:12", "tried 3e-3"]
+    assert rows[3][1].strip() == "train"
     assert "no stage's fingerprint" in spec(capsys, "show", "mine.toml", "--why", "summary")[1]
-    told = spec(capsys, "show", "mine.toml", "--set", "schedule.optimizer.lr=2e-3", "--why", "schedule.optimizer.lr")[1]
-    assert [line.split(maxsplit=1)[1].strip() for line in told.splitlines()[1:3]] == [
+    text = spec(capsys, "show", "mine.toml", "--set", "schedule.optimizer.lr=2e-3", "--why", "schedule.optimizer.lr")[1]
+    assert [line.split(maxsplit=1)[1].strip() for line in text.splitlines()[1:3]] == [
         "--set",
         "0.001, from mine.toml:12",
     ]

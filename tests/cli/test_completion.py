@@ -117,10 +117,10 @@ def test_the_shell_completes_a_file_where_nothing_is_known(shell: str, tmp_path:
 def shell_completes(shell: str, line: str, folder: Path) -> list[str]:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    asked = ASK[shell].format(program=PROGRAM, script=SCRIPTS[shell], line=line)
+    script = ASK[shell].format(program=PROGRAM, script=SCRIPTS[shell], line=line)
     options = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
     done = subprocess.run(
-        [shell, *options, "-c", asked], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+        [shell, *options, "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.stderr == ""
     return [completed.partition("\t")[0] for completed in done.stdout.splitlines()]

@@ -62,20 +62,20 @@ def template(folder: Path, text: str) -> tuple[str, str]:
     return "--set", 'verifier.model="./tiny"'
 
 
-def findings(told: Outcome) -> dict[str, dict]:
-    return {finding["rule"]: finding for finding in told.json["findings"]}
+def findings(outcome: Outcome) -> dict[str, dict]:
+    return {finding["rule"]: finding for finding in outcome.json["findings"]}
 
 
 def test_a_conversation_the_numbers_and_the_findings_are_printed(spec: Spec) -> None:
     """The mask is in brackets, special tokens have names, the verdict has a reason; progress goes to stderr."""
-    told = spec("data", "smoke", "--sample", 2)
-    assert told.code == 0, told.err
-    assert re.search(r"<\|im_start\|>assistant\n⟦[^⟧]+⟧", told.out)
-    for words in ("24 conversations", "of new text", "4 prompts of quickstart: none is trained on", "off-policy"):
-        assert words in told.out
-    assert "prepare done" in told.err
-    assert "on-policy done" in told.err
-    assert "\x1b" not in told.out
+    outcome = spec("data", "smoke", "--sample", 2)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"<\|im_start\|>assistant\n⟦[^⟧]+⟧", outcome.out)
+    for text in ("24 conversations", "of new text", "4 prompts of quickstart: none is trained on", "off-policy"):
+        assert text in outcome.out
+    assert "prepare done" in outcome.err
+    assert "on-policy done" in outcome.err
+    assert "\x1b" not in outcome.out
 
 
 def test_looking_prepares_for_the_run_once(spec: Spec) -> None:
@@ -91,8 +91,8 @@ def test_looking_prepares_for_the_run_once(spec: Spec) -> None:
 
 def test_json_has_everything_and_nothing_else_is_on_stdout(spec: Spec) -> None:
     """JSON has the values of the tables and the printed conversations with their mask."""
-    told = look(spec, "--show", 2, "--json")
-    values = told.json
+    outcome = look(spec, "--show", 2, "--json")
+    values = outcome.json
     assert values["rows"]["conversations"] == 24
     assert 0 < values["rows"]["supervised_share"] < 1
     assert sum(part["count"] for part in values["rows"]["histogram"]) == 24
@@ -107,20 +107,20 @@ def test_conversations_are_chosen_by_id_or_by_number(spec: Spec) -> None:
     ids = [shown["id"] for shown in look(spec, "--show", 3, "--json").json["shown"]]
     assert [shown["id"] for shown in look(spec, "--id", ids[2], "--json").json["shown"]] == [ids[2]]
     assert look(spec, "--show", 0, "--json").json["shown"] == []
-    told = look(spec, "--id", ids[2] + "x")
-    assert (told.code, told.out) == (2, "")
-    assert f"did you mean '{ids[2]}'?" in told.err
+    outcome = look(spec, "--id", ids[2] + "x")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"did you mean '{ids[2]}'?" in outcome.err
 
 
 def test_a_leaked_prompt_fails_with_its_line(spec: Spec) -> None:
     """A training prompt of the suite is an error in the data, which the run would refuse, too."""
     leaked = "--set", 'data.sources=[{path="data/quickstart.jsonl", split="test", take=4}]'
-    told = look(spec, *leaked, "--json")
-    assert told.code == 1
-    finding = findings(told)["leakage"]
+    outcome = look(spec, *leaked, "--json")
+    assert outcome.code == 1
+    finding = findings(outcome)["leakage"]
     assert finding["level"] == "error"
     assert re.match(r".*quickstart\.jsonl:1 chat-\d+ is quickstart's chat-\d+", finding["examples"][0])
-    assert told.json["leakage"]["same"] == 4
+    assert outcome.json["leakage"]["same"] == 4
     assert spec("run", "smoke", *leaked, "--runs", spec.runs).code == 1
 
 
@@ -128,40 +128,40 @@ def test_rows_that_are_left_out_are_listed_with_file_and_line(spec: Spec) -> Non
     """Rows that the reader or the template refuses are listed with file and line; the rest is prepared."""
     long = [{"role": "user", "content": "q" * 300}, TALK[1]]
     mixed = data(TALK, TALK[:1], [TALK[0], *TALK], long, TALK)
-    told = look(spec, *mixed, "--json")
-    assert told.code == 1
-    examples = {f["found"].partition(": ")[2]: f["examples"] for f in told.json["findings"] if f["examples"]}
+    outcome = look(spec, *mixed, "--json")
+    assert outcome.code == 1
+    examples = {f["found"].partition(": ")[2]: f["examples"] for f in outcome.json["findings"] if f["examples"]}
     assert examples["no assistant turn"] == ["rows.jsonl:2"]
     assert examples["turns do not alternate between user and assistant"] == ["rows.jsonl:3"]
     assert examples["no supervised token within max_tokens"] == ["rows.jsonl:4 rows:4"]
-    assert told.json["rows"]["conversations"] == 2
+    assert outcome.json["rows"]["conversations"] == 2
 
 
 def test_a_mask_of_ones_fails_with_advice(spec: Spec, local: Path) -> None:
     """With markers around everything nothing can be trained on; the finding says why and what to do."""
-    told = look(spec, *template(local, "{% generation %}{{ messages[1].content }}{% endgeneration %}"), *data(TALK))
-    assert told.code == 1
-    assert "error nothing to train on" in told.out
-    assert "every token is supervised" in told.out
-    assert "fix the template's {% generation %} markers" in told.out
+    outcome = look(spec, *template(local, "{% generation %}{{ messages[1].content }}{% endgeneration %}"), *data(TALK))
+    assert outcome.code == 1
+    assert "error nothing to train on" in outcome.out
+    assert "every token is supervised" in outcome.out
+    assert "fix the template's {% generation %} markers" in outcome.out
 
 
 def test_a_thinking_flag_that_differs_from_the_data_is_a_warning(spec: Spec, local: Path) -> None:
     """A warning appears if the template asks for reasoning by default and the answers have none."""
-    told = look(spec, *template(local, THINKING), *data(TALK), "--json")
-    finding = findings(told)["thinking flag"]
-    assert (told.code, finding["level"]) == (0, "warning")
+    outcome = look(spec, *template(local, THINKING), *data(TALK), "--json")
+    finding = findings(outcome)["thinking flag"]
+    assert (outcome.code, finding["level"]) == (0, "warning")
     assert "enable_thinking=false" in finding["todo"]
 
 
 def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
     """Prompts are shown and nothing is generated; once there are answers, those are inspected."""
     regenerate = (*data(TALK), "--set", "data.regenerate={max_new_tokens=4}")
-    told = spec("data", "smoke", *regenerate)
-    assert told.code == 0, told.err
-    assert "none is generated yet, for 1 prompts" in told.out
-    assert told.out.startswith("prompt rows.jsonl:1")
-    assert "⟦" not in told.out
+    outcome = spec("data", "smoke", *regenerate)
+    assert outcome.code == 0, outcome.err
+    assert "none is generated yet, for 1 prompts" in outcome.out
+    assert outcome.out.startswith("prompt rows.jsonl:1")
+    assert "⟦" not in outcome.out
     assert not (spec.cache / "regenerated").exists()
     prepared_conversations(context_of(spec, *regenerate[1::2]))
     after = spec("data", "smoke", *regenerate, "--json").json
@@ -173,20 +173,20 @@ def test_a_hub_model_is_looked_at_without_its_weights(
     spec: Spec, tiny_verifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Config and tokenizer are fetched; weights only for the on-policy measure."""
-    asked: list[list[str]] = []
-    here = Path(shutil.copytree(tiny_verifier, "snapshot"))
-    weights = (here / "model.safetensors").rename("weights")
+    requests: list[list[str]] = []
+    folder = Path(shutil.copytree(tiny_verifier, "snapshot"))
+    weights = (folder / "model.safetensors").rename("weights")
 
-    def snapshot(repo: str, revision: str | None, wanted: list[str]) -> Path:
-        asked.append(wanted)
-        if "*.safetensors" in wanted:
-            shutil.copyfile(weights, here / "model.safetensors")
-        return here
+    def snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+        requests.append(patterns)
+        if "*.safetensors" in patterns:
+            shutil.copyfile(weights, folder / "model.safetensors")
+        return folder
 
     monkeypatch.setattr(hub, "_snapshot", snapshot)
     model = "--set", 'verifier.model="owner/model"'
     assert look(spec, *model).code == 0
-    assert not any("*.safetensors" in wanted for wanted in asked)
+    assert not any("*.safetensors" in patterns for patterns in requests)
     assert spec("data", "smoke", *model, "--sample", 1, "--json").json["on_policy"]["tokens"] > 0
 
 
@@ -201,20 +201,20 @@ BAD = {
 @pytest.mark.parametrize("mistake", BAD)
 def test_data_that_cannot_be_used_is_an_error_without_a_traceback(spec: Spec, mistake: str) -> None:
     """The exit code is 1, and the message names the fault."""
-    content, code, words = BAD[mistake]
+    content, code, message = BAD[mistake]
     Path("rows.jsonl").write_text(content)
-    told = look(spec, "--set", 'data.sources=[{path="./rows.jsonl"}]')
-    assert told.code == code
-    assert words in told.out + told.err
-    assert "Traceback" not in told.err
+    outcome = look(spec, "--set", 'data.sources=[{path="./rows.jsonl"}]')
+    assert outcome.code == code
+    assert message in outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_a_verifier_without_a_template_is_one_error(spec: Spec, local: Path) -> None:
     """A verifier without a chat template raises one error, because there is no mask without it."""
     (local / "chat_template.jinja").unlink()
-    told = look(spec, "--set", 'verifier.model="./tiny"')
-    assert (told.code, told.out) == (1, "")
-    assert "has no chat template" in told.err
+    outcome = look(spec, "--set", 'verifier.model="./tiny"')
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "has no chat template" in outcome.err
 
 
 @pytest.mark.parametrize("arguments", [("--show", "-1"), ("--sample", "x"), ("--set", "data.max_tokens=0")])
@@ -226,8 +226,8 @@ def test_bad_usage_exits_with_2(spec: Spec, arguments: tuple[str, str]) -> None:
 
 def test_a_suites_question_is_held_out_though_a_system_message_stands_before_it(spec: Spec) -> None:
     """The user's first turn is kept out of training, even after a system message."""
-    asked = [{"role": "system", "content": "Be brief."}, *TALK]
-    Path("suite.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    messages = [{"role": "system", "content": "Be brief."}, *TALK]
+    Path("suite.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     suite = "--set", 'benchmark.suites=[{name="own", path="./suite.jsonl"}]'
-    told = look(spec, *data(TALK), *suite, "--json")
-    assert (told.code, told.json["leakage"]["same"]) == (1, 1)
+    outcome = look(spec, *data(TALK), *suite, "--json")
+    assert (outcome.code, outcome.json["leakage"]["same"]) == (1, 1)

@@ -40,12 +40,12 @@ def runs(spec: Spec) -> dict[str, str]:
         "faster": ("--set", "schedule.optimizer.lr=5e-3"),
         "shorter": ("--set", "benchmark.suites=[{name='quickstart', take=3}]"),
     }
-    found = {}
+    made = {}
     for name, arguments in sets.items():
-        told = spec.run(*arguments, "--json")
-        assert told.code == 0, told.err
-        found[name] = told.json["run"]
-    return found
+        outcome = spec.run(*arguments, "--json")
+        assert outcome.code == 0, outcome.err
+        made[name] = outcome.json["run"]
+    return made
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def altered(runs: dict[str, str], tmp_path: Path) -> Callable[..., Path]:
     def make(file: str, change: Callable[[Any], Any]) -> Path:
         copy = Path(shutil.copytree(runs["plain"], tmp_path / "copy", dirs_exist_ok=True))
         (path,) = copy.glob(file)
-        held = json.loads(path.read_text())
-        change(held)
-        path.write_text(json.dumps(held))
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
         return copy
 
     return make
@@ -80,9 +80,9 @@ def test_spelling_is_no_difference(spec: Spec, tmp_path: Path) -> None:
     other.write_text(
         text + "row_tokens = 512   # the same\ntokens_per_step = 1024\nmax_steps = 3\nkeep_checkpoints = 2\n"
     )
-    told = spec("diff", one, other)
-    assert told.code == 0, told.out + told.err
-    assert "no difference in meaning" in told.out
+    outcome = spec("diff", one, other)
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert "no difference in meaning" in outcome.out
 
 
 def test_a_change_gives_both_values_origins_and_consequence(spec: Spec, tmp_path: Path) -> None:
@@ -90,14 +90,14 @@ def test_a_change_gives_both_values_origins_and_consequence(spec: Spec, tmp_path
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE)
     other.write_text(ONE.replace("max_steps = 3", "max_steps = 6") + "[algorithm]\ndraft_vocab_size = 256\n")
-    told = spec("diff", one, other, "--json")
-    assert told.code == 1
-    found = {change["path"]: change for change in told.json["changes"]}
-    assert set(found) == {"schedule.max_steps", "algorithm.draft_vocab_size"}
-    steps = found["schedule.max_steps"]
+    outcome = spec("diff", one, other, "--json")
+    assert outcome.code == 1
+    changes = {change["path"]: change for change in outcome.json["changes"]}
+    assert set(changes) == {"schedule.max_steps", "algorithm.draft_vocab_size"}
+    steps = changes["schedule.max_steps"]
     assert (steps["before"], steps["after"], steps["consequence"]) == (3, 6, "2 times the updates")
     assert steps["before_from"].endswith("one.toml:6")
-    vocabulary = found["algorithm.draft_vocab_size"]
+    vocabulary = changes["algorithm.draft_vocab_size"]
     assert vocabulary["before_from"].startswith("extends")
     assert vocabulary["after_from"].endswith("other.toml:8")
 
@@ -107,54 +107,54 @@ def test_stages_and_verdict_need_the_verifiers_config(spec: Spec, tmp_path: Path
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE)
     other.write_text(ONE + '[algorithm]\nname = "eagle3"\nttt_steps = 2\n')
-    told = spec("diff", one, other, "--verifier-config", tiny_verifier / "config.json", "--json").json
-    assert {stage["stage"]: stage["status"] for stage in told["stages"]} == {
+    comparison = spec("diff", one, other, "--verifier-config", tiny_verifier / "config.json", "--json").json
+    assert {stage["stage"]: stage["status"] for stage in comparison["stages"]} == {
         "verifier": "reused",
         "prepare": "reused",
         "capture": "reused",
         "train": "runs again",
         "bench": "runs again",
     }
-    assert told["comparable"] is True
+    assert comparison["comparable"] is True
 
 
 def test_runs_give_metrics_paired_by_prompt_and_curves(spec: Spec, runs: dict[str, str]) -> None:
     """On the same prompts, tau's difference comes with an interval."""
-    told = spec("diff", runs["plain"], runs["faster"], "--json").json
-    assert [change["path"] for change in told["changes"]] == ["schedule.optimizer.lr"]
-    assert told["comparable"] is True
-    assert {row["num_speculative_tokens"] for row in told["metrics"]} == {1, 3}
-    for row in told["metrics"]:
+    comparison = spec("diff", runs["plain"], runs["faster"], "--json").json
+    assert [change["path"] for change in comparison["changes"]] == ["schedule.optimizer.lr"]
+    assert comparison["comparable"] is True
+    assert {row["num_speculative_tokens"] for row in comparison["metrics"]} == {1, 3}
+    for row in comparison["metrics"]:
         low, high = row["interval"]
         assert low <= row["after"] - row["before"] <= high
-    assert len(told["curves"]["a"]["loss"]) == len(told["curves"]["b"]["loss"]) == 8
-    assert told["environment"] == {}
+    assert len(comparison["curves"]["a"]["loss"]) == len(comparison["curves"]["b"]["loss"]) == 8
+    assert comparison["environment"] == {}
 
 
 def test_other_prompts_do_not_compare(spec: Spec, runs: dict[str, str]) -> None:
     """The reason names both suites, and no metrics are compared."""
-    told = spec("diff", runs["plain"], runs["shorter"], "--json").json
-    assert told["comparable"] is False
-    assert "the suites differ (quickstart@" in told["reasons"][0]
-    assert told["metrics"] == []
+    comparison = spec("diff", runs["plain"], runs["shorter"], "--json").json
+    assert comparison["comparable"] is False
+    assert "the suites differ (quickstart@" in comparison["reasons"][0]
+    assert comparison["metrics"] == []
 
 
 def test_a_run_equals_itself(spec: Spec, runs: dict[str, str]) -> None:
     """A run compared with itself exits with 0, and every stage is reused."""
-    told = spec("diff", runs["plain"], runs["plain"], "--json")
-    assert told.code == 0
-    assert {stage["status"] for stage in told.json["stages"]} == {"reused"}
+    outcome = spec("diff", runs["plain"], runs["plain"], "--json")
+    assert outcome.code == 0
+    assert {stage["status"] for stage in outcome.json["stages"]} == {"reused"}
 
 
 def test_markdown_is_for_a_pull_request(spec: Spec, runs: dict[str, str]) -> None:
     """Markdown has the changes, the stages and the verdict."""
-    told = spec("diff", runs["plain"], runs["faster"], "--md")
-    assert "| `schedule.optimizer.lr` |" in told.out
-    assert "| train | runs again | schedule.optimizer.lr 0.001 -> 0.005 |" in told.out
-    assert "**results compare**" in told.out
-    assert "<br><sub>--set</sub>" in told.out
-    assert told.out.count("* `loss, ") == 2
-    assert "* `tau, " in told.out
+    outcome = spec("diff", runs["plain"], runs["faster"], "--md")
+    assert "| `schedule.optimizer.lr` |" in outcome.out
+    assert "| train | runs again | schedule.optimizer.lr 0.001 -> 0.005 |" in outcome.out
+    assert "**results compare**" in outcome.out
+    assert "<br><sub>--set</sub>" in outcome.out
+    assert outcome.out.count("* `loss, ") == 2
+    assert "* `tau, " in outcome.out
 
 
 def test_a_git_revision_of_a_recipe(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_a_git_revision_of_a_recipe(spec: Spec, tmp_path: Path, monkeypatch: pyt
     _commit()
     assert spec("diff", "HEAD:recipes/mine.toml", "recipes/mine.toml").code == 0
     mine.write_text(mine.read_text() + "seed = 7\n")
-    told = spec("diff", "HEAD:recipes/mine.toml", "recipes/mine.toml", "--json")
-    assert [(change["path"], change["after"]) for change in told.json["changes"]] == [("seed", 7)]
+    outcome = spec("diff", "HEAD:recipes/mine.toml", "recipes/mine.toml", "--json")
+    assert [(change["path"], change["after"]) for change in outcome.json["changes"]] == [("seed", 7)]
 
 
 def test_a_revision_has_its_own_data(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,14 +182,14 @@ def test_a_revision_has_its_own_data(spec: Spec, tmp_path: Path, monkeypatch: py
     _commit()
     assert spec("diff", "HEAD:mine.toml", "mine.toml").code == 0
     (tmp_path / "rows.jsonl").write_text(row.replace("CONTENT", "another"))
-    told = spec("diff", "HEAD:mine.toml", "mine.toml", "--json")
-    assert told.code == 1
-    (change,) = told.json["changes"]
+    outcome = spec("diff", "HEAD:mine.toml", "mine.toml", "--json")
+    assert outcome.code == 1
+    (change,) = outcome.json["changes"]
     assert change["path"] == "data.sources[0].path"
     assert change["before_from"] == "HEAD:mine.toml:8"
     assert change["before"].startswith(f"{tmp_path}/rows.jsonl (sha256 ")
     assert change["before"] != change["after"]
-    assert told.json["notes"] == [
+    assert outcome.json["notes"] == [
         "HEAD:mine.toml: benchmark.suites[0] is read as it is installed today: quickstart",
     ]
 
@@ -202,13 +202,13 @@ def test_other_data_under_the_same_recipe_is_a_difference(spec: Spec, runs: dict
         prepare["inputs"]["sources"][0]["sha256"] = "0" * 64
         prepare["fingerprint"] = "1" * 64
 
-    told = spec("diff", runs["plain"], altered("plan.json", change), "--json")
-    assert told.code == 1
-    assert [(each["path"], each["consequence"]) for each in told.json["changes"]] == [
+    outcome = spec("diff", runs["plain"], altered("plan.json", change), "--json")
+    assert outcome.code == 1
+    assert [(each["path"], each["consequence"]) for each in outcome.json["changes"]] == [
         ("data.sources[0].path", "other training data")
     ]
-    assert "(sha256 00000000)" in told.json["changes"][0]["after"]
-    (prepare,) = (stage for stage in told.json["stages"] if stage["stage"] == "prepare")
+    assert "(sha256 00000000)" in outcome.json["changes"][0]["after"]
+    (prepare,) = (stage for stage in outcome.json["stages"] if stage["stage"] == "prepare")
     assert prepare["status"] == "runs again"
     assert prepare["because"][0].endswith(" -> 00000000")
 
@@ -224,39 +224,39 @@ def test_other_data_under_the_same_recipe_is_a_difference(spec: Spec, runs: dict
 )
 def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str], altered: Any, file, change) -> None:
     """A stage that runs again, another environment, other code or other numbers exit with 1."""
-    told = spec("diff", runs["plain"], altered(file, change))
-    assert told.code == 1
-    assert "the recipes are equivalent" in told.out
+    outcome = spec("diff", runs["plain"], altered(file, change))
+    assert outcome.code == 1
+    assert "the recipes are equivalent" in outcome.out
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda bench: bench["settings"][0].update(definition="other"), "the definitions of tau differ at quickstart"),
         (lambda bench: bench.update(dtype="bfloat16"), "the precisions in which the verifier computed differ"),
     ],
 )
 def test_what_was_measured_otherwise_does_not_compare(
-    spec: Spec, runs: dict[str, str], altered: Any, change, words: str
+    spec: Spec, runs: dict[str, str], altered: Any, change, message: str
 ) -> None:
     """The definition, and the precision in which the verifier really computed, decide whether results compare."""
-    told = spec("diff", runs["plain"], altered("bench/*.json", change), "--json").json
-    assert told["comparable"] is False
-    assert words in told["reasons"][0]
+    comparison = spec("diff", runs["plain"], altered("bench/*.json", change), "--json").json
+    assert comparison["comparable"] is False
+    assert message in comparison["reasons"][0]
 
 
 def test_another_precision_of_training_is_mentioned(spec: Spec, runs: dict[str, str], altered: Any) -> None:
     """Results compare, because both were measured alike; the reasons mention rounding."""
     copy = altered("plan.json", lambda plan: plan.update(precision="bf16"))
-    told = spec("diff", runs["plain"], copy, "--json").json
-    assert told["comparable"] is True
-    assert "trained in fp32 / bf16" in told["reasons"][1]
+    comparison = spec("diff", runs["plain"], copy, "--json").json
+    assert comparison["comparable"] is True
+    assert "trained in fp32 / bf16" in comparison["reasons"][1]
 
 
 def test_stages_that_run_again_have_a_cost(spec: Spec, runs: dict[str, str]) -> None:
     """Costs come from the run's own record of tokens and seconds; a reused stage has none."""
-    told = spec("diff", runs["plain"], runs["faster"], "--json").json
-    costs = {stage["stage"]: stage.get("cost") for stage in told["stages"]}
+    comparison = spec("diff", runs["plain"], runs["faster"], "--json").json
+    costs = {stage["stage"]: stage.get("cost") for stage in comparison["stages"]}
     assert costs["capture"] is None
     assert costs["train"].endswith(f"s on cpu ({Path(runs['faster']).name})")
     assert " tokens in " in costs["train"]
@@ -312,7 +312,7 @@ def test_without_a_model_a_draft_vocabulary_is_explained_by_one_head(
 
 
 @pytest.mark.parametrize(
-    ("values", "reused", "words"),
+    ("values", "reused", "message"),
     [
         ('[verifier]\ndtype = "bfloat16"\n', ["verifier", "prepare"], "the same verifier in another precision"),
         ('[data]\nstates_dtype = "bfloat16"\n', ["verifier", "prepare"], "the same conversations"),
@@ -320,15 +320,15 @@ def test_without_a_model_a_draft_vocabulary_is_explained_by_one_head(
     ],
 )
 def test_a_consequence_does_not_contradict_the_stages(
-    spec: Spec, tmp_path: Path, values: str, reused: list[str], words: str
+    spec: Spec, tmp_path: Path, values: str, reused: list[str], message: str
 ) -> None:
     """A consequence that promises reuse, or a repetition, agrees with the status of the stages."""
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE)
     other.write_text(ONE + values)
-    told = spec("diff", one, other, "--json").json
-    assert [stage["stage"] for stage in told["stages"] if stage["status"] == "reused"] == reused
-    assert all(words in change["consequence"] for change in told["changes"])
+    comparison = spec("diff", one, other, "--json").json
+    assert [stage["stage"] for stage in comparison["stages"] if stage["status"] == "reused"] == reused
+    assert all(message in change["consequence"] for change in comparison["changes"])
 
 
 def test_a_key_that_an_older_schema_lacked_is_no_difference(spec: Spec, runs: dict[str, str], altered: Any) -> None:
@@ -337,8 +337,8 @@ def test_a_key_that_an_older_schema_lacked_is_no_difference(spec: Spec, runs: di
     assert spec("diff", old, runs["plain"]).code == 0
     table = {"max_new_tokens": 160, "temperature": 0.0, "batch_size": 64, "seed": 0, "dtype": None}
     copy = altered("plan.json", lambda plan: plan["recipe"]["data"].update(regenerate=table))
-    told = spec("diff", runs["plain"], copy, "--json").json
-    assert {change["path"] for change in told["changes"]} == {f"data.regenerate.{key}" for key in table}
+    comparison = spec("diff", runs["plain"], copy, "--json").json
+    assert {change["path"] for change in comparison["changes"]} == {f"data.regenerate.{key}" for key in table}
 
 
 def test_all_benchmarks_of_a_run_count_and_a_damaged_one_is_noted(
@@ -347,19 +347,19 @@ def test_all_benchmarks_of_a_run_count_and_a_damaged_one_is_noted(
     """A newer file with another suite does not hide an older one; a damaged file is noted."""
     copy = altered("plan.json", lambda plan: None)
     (file,) = (copy / "bench").glob("*.json")
-    held = json.loads(file.read_text())
-    for setting in held["settings"]:
+    content = json.loads(file.read_text())
+    for setting in content["settings"]:
         setting["suite"] = "other"
-    (copy / "bench" / "newer.json").write_text(json.dumps(held))
+    (copy / "bench" / "newer.json").write_text(json.dumps(content))
     (copy / "bench" / "torn.json").write_text('{"format"')
-    told = spec("diff", runs["plain"], copy, "--json").json
-    assert {row["suite"] for row in told["metrics"]} == {"quickstart"}
-    assert len(told["metrics"]) == 2
-    assert told["notes"][0].startswith(f"{copy}: bench/torn.json is left out: it is damaged")
+    comparison = spec("diff", runs["plain"], copy, "--json").json
+    assert {row["suite"] for row in comparison["metrics"]} == {"quickstart"}
+    assert len(comparison["metrics"]) == 2
+    assert comparison["notes"][0].startswith(f"{copy}: bench/torn.json is left out: it is damaged")
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("events.jsonl", '{"event": "StepEvent", "step": 1}', "events.jsonl:1: damaged: StepEvent without total_steps"),
         ("events.jsonl", '{"event": "EvalEvent", "tau": 1.5}', "events.jsonl:1: damaged: EvalEvent without step"),
@@ -369,23 +369,23 @@ def test_all_benchmarks_of_a_run_count_and_a_damaged_one_is_noted(
     ],
 )
 def test_a_damaged_run_is_an_error_that_names_the_file(
-    spec: Spec, runs: dict[str, str], altered: Any, file: str, content: str, words: str
+    spec: Spec, runs: dict[str, str], altered: Any, file: str, content: str, message: str
 ) -> None:
     """A damaged run exits with 2, because 1 means a difference; the report says so too, without traceback."""
     copy = altered("plan.json", lambda plan: None)
     (copy / file).write_text(content)
-    told = spec("diff", runs["plain"], copy)
-    assert told.code == 2
-    assert words in told.err
+    outcome = spec("diff", runs["plain"], copy)
+    assert outcome.code == 2
+    assert message in outcome.err
     report = spec("report", copy, "--against", runs["plain"], "--json")
     assert report.code == 0, report.err
 
 
 def test_a_bench_stage_without_inputs_is_named(spec: Spec, runs: dict[str, str], altered: Any) -> None:
     """The error names the inputs that are missing."""
-    told = spec("diff", runs["plain"], altered("plan.json", lambda plan: _stage(plan, "bench").update(inputs={})))
-    assert told.code == 2
-    assert "its stages lack bench.dtype, bench.suites" in told.err
+    outcome = spec("diff", runs["plain"], altered("plan.json", lambda plan: _stage(plan, "bench").update(inputs={})))
+    assert outcome.code == 2
+    assert "its stages lack bench.dtype, bench.suites" in outcome.err
 
 
 def test_a_bar_in_a_value_does_not_end_its_cell(spec: Spec, tmp_path: Path) -> None:
@@ -399,38 +399,38 @@ def test_a_bar_in_a_value_does_not_end_its_cell(spec: Spec, tmp_path: Path) -> N
 
 def test_the_locks_know_verifiers_that_are_not_here(spec: Spec) -> None:
     """Stages and verdict of the shipped recipes need no download."""
-    told = spec("diff", "eagle3_qwen3_8b", "peagle_qwen3_8b", "--json").json
-    assert next(stage for stage in told["stages"] if stage["stage"] == "verifier")["status"] == "reused"
-    assert told["comparable"] is not None
+    comparison = spec("diff", "eagle3_qwen3_8b", "peagle_qwen3_8b", "--json").json
+    assert next(stage for stage in comparison["stages"] if stage["stage"] == "verifier")["status"] == "reused"
+    assert comparison["comparable"] is not None
 
 
 def test_one_config_is_not_that_of_two_verifiers(spec: Spec, tmp_path: Path, tiny_verifier: Path) -> None:
     """One config.json for two verifiers exits with 2 and names both."""
     other = tmp_path / "other.toml"
     other.write_text(ONE + '[verifier]\nmodel = "tiny:1"\n')
-    told = spec("diff", "smoke", other, "--verifier-config", tiny_verifier / "config.json")
-    assert told.code == 2
-    assert "the verifiers differ (tiny:0 / tiny:1)" in told.err
+    outcome = spec("diff", "smoke", other, "--verifier-config", tiny_verifier / "config.json")
+    assert outcome.code == 2
+    assert "the verifiers differ (tiny:0 / tiny:1)" in outcome.err
 
 
 def test_plan_warns_of_a_config_that_is_another_models(spec: Spec) -> None:
     """The locks know the named verifier, but the plan uses the file, with a warning."""
     config = Path(__file__).parents[1] / "fixtures" / "llama-3.1-8b" / "config.json"
-    told = spec("plan", "smoke", "--verifier-config", config, "--json")
-    assert told.code == 0, told.err
-    assert "does not belong to tiny:0: hidden_size 4096, not 32" in told.err
+    outcome = spec("plan", "smoke", "--verifier-config", config, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "does not belong to tiny:0: hidden_size 4096, not 32" in outcome.err
 
 
 @pytest.mark.parametrize(
-    ("a", "words"),
+    ("a", "message"),
     [("no-such", "no-such"), ("HEAD~999:recipes/x.toml", "git"), ("nowhere:recipes/x.toml", "git")],
 )
-def test_what_is_not_there_is_one_error(spec: Spec, a: str, words: str) -> None:
+def test_what_is_not_there_is_one_error(spec: Spec, a: str, message: str) -> None:
     """A missing recipe or revision exits with 2, without traceback."""
-    told = spec("diff", a, "smoke")
-    assert told.code == 2
-    assert words in told.err
-    assert "Traceback" not in told.err
+    outcome = spec("diff", a, "smoke")
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_a_paired_difference_is_narrower_than_its_parts() -> None:

@@ -42,10 +42,10 @@ def program(home: Path, *, seconds: float = 60.0, deaf: bool = False) -> Path:
 def test_the_command_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
     """With the arguments that the recipe's verifier and layers need; everything after -- is passed on."""
     spec = Spec(tmp_path)
-    told = spec("serve-states", "smoke", "--print", "--port", "9001", "--", "--tensor-parallel-size", "2")
-    assert told.code == 0, told.err
-    words = shlex.split(told.out)
-    command = words[words.index("vllm") :]
+    outcome = spec("serve-states", "smoke", "--print", "--port", "9001", "--", "--tensor-parallel-size", "2")
+    assert outcome.code == 0, outcome.err
+    arguments = shlex.split(outcome.out)
+    command = arguments[arguments.index("vllm") :]
     assert command[:2] == ["vllm", "serve"]
     assert Path(command[2]).is_dir()
     assert command[command.index("--port") + 1] == "9001"
@@ -71,36 +71,36 @@ def test_it_listens_where_the_recipe_asks(
     tmp_path: Path, endpoint: str, options: tuple[str, ...], place: list[str]
 ) -> None:
     """So that capture with the same recipe finds it; --host and --port override."""
-    given = ("--set", f'data.server.endpoint="{endpoint}"', *options)
-    command = Spec(tmp_path)("serve-states", "smoke", "--print", "--json", *given).json["command"]
+    settings = ("--set", f'data.server.endpoint="{endpoint}"', *options)
+    command = Spec(tmp_path)("serve-states", "smoke", "--print", "--json", *settings).json["command"]
     assert [command[command.index(name) + 1] for name in ("--host", "--port")] == place
 
 
 def test_json_without_print_is_a_usage_error(tmp_path: Path) -> None:
     """It would look as if the server had started."""
-    told = Spec(tmp_path)("serve-states", "smoke", "--json")
-    assert (told.code, told.out) == (2, "")
-    assert "--json: goes with --print" in told.err
+    outcome = Spec(tmp_path)("serve-states", "smoke", "--json")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--json: goes with --print" in outcome.err
 
 
 def test_a_missing_program_is_reported(tmp_path: Path) -> None:
     """With a hint that vLLM has its own environment."""
-    told = Spec(tmp_path)("serve-states", "smoke", "--vllm", "no-such-vllm")
-    assert (told.code, told.out) == (1, "")
-    assert "no-such-vllm: no such program\nvLLM has an environment of its own" in told.err
+    outcome = Spec(tmp_path)("serve-states", "smoke", "--vllm", "no-such-vllm")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "no-such-vllm: no such program\nvLLM has an environment of its own" in outcome.err
 
 
 def test_the_servers_exit_code_is_ours(tmp_path: Path) -> None:
     """The connector is on its path, and the folder records what the server was started for."""
     spec = Spec(tmp_path)
-    told = spec("serve-states", "smoke", "--vllm", program(tmp_path, seconds=0.0))
-    assert told.code == 7
+    outcome = spec("serve-states", "smoke", "--vllm", program(tmp_path, seconds=0.0))
+    assert outcome.code == 7
     called = json.loads((tmp_path / "called").read_text())
     assert called["arguments"][0] == "serve"
     assert called["path"].partition(":")[0].endswith("speculators/servers/connector")
     (folder,) = (spec.cache / "served").iterdir()
     assert json.loads((folder / "serving.json").read_text())["layer_ids"]
-    assert str(folder) in told.err
+    assert str(folder) in outcome.err
 
 
 @pytest.mark.parametrize(("how", "deaf"), [(signal.SIGINT, False), (signal.SIGTERM, True)])

@@ -55,10 +55,10 @@ def own(model) -> dict[str, torch.Tensor]:
 
 def decoder(model) -> dict[str, Any]:
     """The decoder in the keys of transformers 4."""
-    held = dict(model.config.transformer_layer_config)
-    rope = held.pop("rope_parameters")
-    held.pop("num_aux_hidden_states", None)
-    return {**held, "rope_theta": rope["rope_theta"], "rope_scaling": None}
+    table = dict(model.config.transformer_layer_config)
+    rope = table.pop("rope_parameters")
+    table.pop("num_aux_hidden_states", None)
+    return {**table, "rope_theta": rope["rope_theta"], "rope_scaling": None}
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], shards: int = 1) -> None:
@@ -81,7 +81,7 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
 def midlayer(world, folder: Path) -> Written:
     """SpecForge / SGLang EAGLE-3: `midlayer`, layer ids counted by what a state leaves, no embeddings."""
     model = build(world, "eagle3", 96, norm_before_residual=False)
-    tensors = {name.replace("layers.0.", "midlayer."): held for name, held in own(model).items()}
+    tensors = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in own(model).items()}
     del tensors["embed_tokens.weight"]
     config = {
         "architectures": ["LlamaForCausalLMEagle3"],
@@ -98,7 +98,7 @@ def midlayer(world, folder: Path) -> Written:
 def midlayer_sharded(world, folder: Path) -> Written:
     """The same with the norms of EAGLE-3.1 and a `model.` before every name, in two shards."""
     model = build(world, "eagle3", 96, norm_before_residual=False, fc_norm=True, norm_output=True)
-    tensors = {f"model.{name.replace('layers.0.', 'midlayer.')}": held for name, held in own(model).items()}
+    tensors = {f"model.{name.replace('layers.0.', 'midlayer.')}": tensor for name, tensor in own(model).items()}
     ids = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 3]}}
     flags = {"fc_norm": True, "norm_output": True, "draft_vocab_size": 96}
     write(folder, {"architectures": ["LlamaForCausalLMEagle3"], **decoder(model), **ids, **flags}, tensors, shards=2)
@@ -109,7 +109,7 @@ def eagle1(world, folder: Path) -> Written:
     """SafeAILab EAGLE-1: no head, no norms but one, and a bias of fc."""
     model = build(world, "eagle1", derived={"fc_bias": True})
     shared = ("lm_head.", "verifier_norm.")
-    tensors = {name: held for name, held in own(model).items() if not name.startswith(shared)}
+    tensors = {name: tensor for name, tensor in own(model).items() if not name.startswith(shared)}
     assert "fc.bias" in tensors
     write(folder, {"architectures": ["LlamaForCausalLM"], "bias": True, **decoder(model)}, tensors)
     return Written(model, (4,), "EAGLE-1")
@@ -160,13 +160,13 @@ def medusa(world, folder: Path) -> Written:
             layer.bias.data.zero_()
     order = torch.randperm(96, generator=torch.Generator().manual_seed(1))
     ids, tensors = model.draft_to_target, {}
-    for name, held in own(model).items():
+    for name, tensor in own(model).items():
         if name.startswith("lm_heads."):
             whole = torch.zeros(320, 32)
-            whole[ids] = held
+            whole[ids] = tensor
             tensors[f"medusa_heads.{name}"] = whole
         elif name.startswith("blocks.") and name.endswith("weight"):
-            tensors[f"medusa_heads.{name}"] = held
+            tensors[f"medusa_heads.{name}"] = tensor
     tensors["token_map"] = ids[order]
     config = {
         "model_type": "medusa",
@@ -196,7 +196,7 @@ def upstream_mtp(world, folder: Path) -> Written:
         "speculators_config": {"algorithm": "mtp", "proposal_methods": [{"speculative_tokens": 3}]},
         "transformer_layer_config": whole,
     }
-    tensors = {name: held for name, held in own(model).items() if name.startswith("mtp_layers.")}
+    tensors = {name: tensor for name, tensor in own(model).items() if name.startswith("mtp_layers.")}
     write(folder, config, tensors)
     return Written(model, (4,), "speculators 0.5-0.9, mtp")
 

@@ -70,14 +70,14 @@ def config_of(folder: Path) -> dict:
 
 
 def change_config(folder: Path, **values) -> None:
-    held = config_of(folder)
+    config = config_of(folder)
     for path, value in values.items():
         *places, last = path.split("__")
-        table = held
+        table = config
         for place in places:
             table = table[place]
         table[last] = value
-    (folder / "config.json").write_text(json.dumps(held))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_the_layout_of_vllm_is_ours_in_bf16_under_a_portable_name(world, speculator):
@@ -97,13 +97,13 @@ def test_the_layout_of_vllm_is_ours_in_bf16_under_a_portable_name(world, specula
 
 def test_another_number_of_states_is_said_in_the_decoder(world, speculator):
     """vLLM takes three for granted: a checkpoint that fuses two says so, even if its config came without."""
-    held = config_of(speculator)
-    held["eagle_aux_hidden_state_layer_ids"] = [1, 3]
-    (speculator / "config.json").write_text(json.dumps(held))
+    config = config_of(speculator)
+    config["eagle_aux_hidden_state_layer_ids"] = [1, 3]
+    (speculator / "config.json").write_text(json.dumps(config))
     tensors = load_file(speculator / "model.safetensors")
     save_file({**tensors, "fc.weight": tensors["fc.weight"][:, :64].contiguous()}, speculator / "model.safetensors")
-    for held in ({}, {"transformer_layer_config__num_aux_hidden_states": 5}):
-        change_config(speculator, **held)
+    for changes in ({}, {"transformer_layer_config__num_aux_hidden_states": 5}):
+        change_config(speculator, **changes)
         done = export(request(world, speculator, "speculators"))
         assert config_of(done.folder)["transformer_layer_config"]["num_aux_hidden_states"] == 2
 
@@ -116,7 +116,7 @@ def test_a_wrong_number_of_three_states_is_put_right(world, speculator):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "values", "words"),
+    ("algorithm", "values", "message"),
     [
         ("eagle3", {"speculators_config__proposal_methods": []}, "must have at least one entry"),
         ("medusa", {"speculators_config__proposal_methods": []}, "must have at least one entry"),
@@ -132,11 +132,11 @@ def test_a_wrong_number_of_three_states_is_put_right(world, speculator):
         ("peagle", {"scale": None}, "scale: unknown key"),
     ],
 )
-def test_a_config_that_is_no_draft_of_ours_is_an_error_for_people(world, tmp_path, algorithm, values, words):
+def test_a_config_that_is_no_draft_of_ours_is_an_error_for_people(world, tmp_path, algorithm, values, message):
     """Whatever the algorithm's code or transformers would make of it."""
     speculator = saved(world, tmp_path / "speculator", algorithm, **OPTIONS.get(algorithm, {}))
     change_config(speculator, **values)
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ArtifactError, match=message):
         export(request(world, speculator, "vllm"))
 
 
@@ -200,7 +200,7 @@ def test_a_native_head_is_served_inside_a_copy_of_its_verifier(tmp_path):
     speculator = import_checkpoint(
         folder, Verifier(folder=folder, name=str(folder), facts=facts), tmp_path / "speculator"
     ).folder
-    asked = ExportRequest(
+    native = ExportRequest(
         speculator=speculator,
         target="vllm",
         out=tmp_path / "out",
@@ -209,16 +209,16 @@ def test_a_native_head_is_served_inside_a_copy_of_its_verifier(tmp_path):
         verifier_name=None,
         dtype=None,
     )
-    done = export(asked)
-    found = load_file(done.folder / "model-mtp.safetensors")
-    assert all(torch.equal(found[name], tensor) for name, tensor in head.items())
+    done = export(native)
+    tensors = load_file(done.folder / "model-mtp.safetensors")
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in head.items())
     assert (done.folder / "tokenizer.json").is_file()
     assert '"method": "mtp"' in done.command
     assert done.dtype == json.loads((done.folder / "export.json").read_text())["dtype"] == "the verifier's"
     with pytest.raises(ArtifactError, match="whose dtypes it takes: leave out --dtype"):
-        export(attrs.evolve(asked, dtype="float32", out=tmp_path / "other"))
+        export(attrs.evolve(native, dtype="float32", out=tmp_path / "other"))
     with pytest.raises(ArtifactError, match="give --verifier"):
-        export(attrs.evolve(asked, verifier=None, out=tmp_path / "other"))
+        export(attrs.evolve(native, verifier=None, out=tmp_path / "other"))
 
 
 REFUSALS = {
@@ -256,12 +256,12 @@ REFUSALS = {
 @pytest.mark.parametrize("what", REFUSALS)
 def test_what_would_be_served_wrongly_is_refused_with_the_reason(world, speculator, what, monkeypatch):
     """Nothing is written; the reason names the value and what the server does instead."""
-    target, values, words = REFUSALS[what]
+    target, values, message = REFUSALS[what]
     # Some of these no model here can have: config.json alone says them, and is what a server reads.
     monkeypatch.setattr(SpeculatorModel, "from_saved", classmethod(lambda cls, folder: _with_config(folder, values)))
-    with pytest.raises(ArtifactError, match=words) as told:
+    with pytest.raises(ArtifactError, match=message) as caught:
         export(request(world, speculator, target))
-    assert f"{TARGETS[target]} would not draft what was trained" in str(told.value)
+    assert f"{TARGETS[target]} would not draft what was trained" in str(caught.value)
     assert not speculator.with_name(f"out-{target}").exists()
 
 
@@ -279,10 +279,10 @@ def test_every_reason_is_told_at_once(world, tmp_path):
     """SGLang's layout has no norm over all states, no head norms, one layer, and another residual."""
     options = {"norm_before_fc": True, "num_layers": 2, "decoder": {"model_type": "qwen3"}}
     speculator = saved(world, tmp_path / "speculator", **options)
-    with pytest.raises(ArtifactError) as told:
+    with pytest.raises(ArtifactError) as caught:
         export(request(world, speculator, "sglang"))
-    for words in ("norm_before_residual", "norm_before_fc", "decoder.model_type 'qwen3'", "num_layers 2"):
-        assert words in str(told.value)
+    for message in ("norm_before_residual", "norm_before_fc", "decoder.model_type 'qwen3'", "num_layers 2"):
+        assert message in str(caught.value)
 
 
 def with_vocabulary(world, folder: Path, drafted: torch.Tensor) -> Path:
@@ -310,13 +310,13 @@ def test_other_stop_tokens_outside_of_the_draft_vocabulary_are_noted(world, tmp_
     (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 300, 310]}))
     drafted = torch.cat((torch.tensor([2]), torch.arange(100, 195)))
     done = export(request(world, with_vocabulary(world, tmp_path / "speculator", drafted), "vllm", verifier=verifier))
-    told = [note for note in done.notes if "not in the draft vocabulary" in note]
-    assert [note.split(",")[0] for note in told] == ["token 300", "token 310"]
-    assert all(note in (done.folder / "serve.md").read_text() for note in told)
+    notes = [note for note in done.notes if "not in the draft vocabulary" in note]
+    assert [note.split(",")[0] for note in notes] == ["token 300", "token 310"]
+    assert all(note in (done.folder / "serve.md").read_text() for note in notes)
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "options", "words"),
+    ("algorithm", "options", "message"),
     [
         ("dflash", {**BLOCK, "sample_from_anchor": True}, "shifts the block by one"),
         ("dflash", {"num_layers": 2, "block_size": 3}, "a block of 3 drafts 2"),
@@ -325,10 +325,10 @@ def test_other_stop_tokens_outside_of_the_draft_vocabulary_are_noted(world, tmp_
         ("mtp", {}, "MTP layers that come with a verifier"),
     ],
 )
-def test_an_algorithm_says_what_vllm_does_not_do(world, tmp_path, algorithm, options, words):
+def test_an_algorithm_says_what_vllm_does_not_do(world, tmp_path, algorithm, options, message):
     """Options that vLLM ignores, and more drafts than there are, are refused."""
     speculator = saved(world, tmp_path / "speculator", algorithm, **options)
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ArtifactError, match=message):
         export(request(world, speculator, "vllm"))
 
 
@@ -374,7 +374,9 @@ def test_the_hub_gets_what_was_asked_for_and_only_then(world, speculator, monkey
     """The repository is made where there is none, the whole folder is uploaded, and a failure tells how to go on."""
     calls = []
     monkeypatch.setattr(huggingface_hub, "create_repo", lambda repo, exist_ok: calls.append(("create", repo, exist_ok)))
-    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **told: calls.append(told) or "https://hub/commit")
+    monkeypatch.setattr(
+        huggingface_hub, "upload_folder", lambda **arguments: calls.append(arguments) or "https://hub/commit"
+    )
     done = export(request(world, speculator, "hub", verifier_name="owner/model", address="me/draft"))
     assert calls == []
     assert done.command == "vllm serve me/draft"
@@ -385,7 +387,7 @@ def test_the_hub_gets_what_was_asked_for_and_only_then(world, speculator, monkey
     assert calls[0] == ("create", "me/draft", True)
     assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("me/draft", done.folder)
 
-    def fails(**told):
+    def fails(**arguments):
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "upload_folder", fails)

@@ -51,10 +51,10 @@ def test_a_foreign_checkpoint_has_the_same_bits_and_drafts_the_same(world, layou
     done = import_checkpoint(tmp_path / "theirs", verifier_of(world.folder), tmp_path / "ours")
     assert done.format.startswith(written.format)
     loaded = SpeculatorModel.from_pretrained(done.folder)
-    wanted, found = own(written.model), own(loaded)
-    assert sorted(found) == sorted(wanted)
-    for name, tensor in wanted.items():
-        assert torch.equal(found[name].float(), tensor.float()), name
+    original, imported = own(written.model), own(loaded)
+    assert sorted(imported) == sorted(original)
+    for name, tensor in original.items():
+        assert torch.equal(imported[name].float(), tensor.float()), name
     assert loaded.config.speculators_config.verifier.name_or_path == str(world.folder)
     pairs = zip(
         replayed(world, loaded, written.layer_ids), replayed(world, written.model, written.layer_ids), strict=True
@@ -70,11 +70,11 @@ def test_a_native_head_is_taken_out_of_its_verifier(tmp_path):
     head = {name: torch.randn(shape, generator=generator) for name, shape in native_names("qwen3_5_text").items()}
     save_file(head, folder / "model-mtp.safetensors")
     done = import_checkpoint(folder, verifier_of(folder), tmp_path / "ours")
-    found = own(SpeculatorModel.from_pretrained(done.folder))
+    tensors = own(SpeculatorModel.from_pretrained(done.folder))
     assert done.algorithm == "mtp"
     assert done.tensors == len(head)
-    assert torch.equal(found["mtp_layers.0.input_proj.weight"], head["mtp.fc.weight"])
-    assert torch.equal(found["mtp_layers.0.self_attn.q_norm.weight"], head["mtp.layers.0.self_attn.q_norm.weight"])
+    assert torch.equal(tensors["mtp_layers.0.input_proj.weight"], head["mtp.fc.weight"])
+    assert torch.equal(tensors["mtp_layers.0.self_attn.q_norm.weight"], head["mtp.layers.0.self_attn.q_norm.weight"])
 
 
 def test_layer_ids_that_are_not_said_are_those_of_the_papers_code(world, checkpoint, tmp_path):
@@ -83,8 +83,8 @@ def test_layer_ids_that_are_not_said_are_those_of_the_papers_code(world, checkpo
         tmp_path / "v", num_hidden_layers=8, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
     )
     spoil_config(checkpoint, eagle_config=None)
-    held = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({k: v for k, v in held.items() if k != "rope_theta"}))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "rope_theta"}))
     done = import_checkpoint(checkpoint, verifier_of(folder), tmp_path / "ours")
     config = SpeculatorModel.from_pretrained(done.folder).config
     assert config.eagle_aux_hidden_state_layer_ids == (2, 4, 5)
@@ -102,13 +102,13 @@ def test_every_missing_and_unknown_tensor_is_told_at_once(world, checkpoint, tmp
     spoil_tensors(checkpoint, change)
     with pytest.raises(ArtifactError) as caught:
         imported(world, checkpoint, tmp_path / "ours")
-    for words in (
+    for message in (
         "layers.0.hidden_norm.weight is missing",
         "norm.weight is missing",
         "layers.0.gate.weight is unknown",
         "projector.bias is unknown",
     ):
-        assert words in str(caught.value)
+        assert message in str(caught.value)
     assert not (tmp_path / "ours").exists()
 
 
@@ -134,7 +134,7 @@ SPOILED = {
         "are the same tensor",
     ),
     "no head": (
-        lambda tensors: {name: held for name, held in tensors.items() if name != "lm_head.weight"},
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"},
         "there is no lm_head.weight",
     ),
 }
@@ -143,9 +143,9 @@ SPOILED = {
 @pytest.mark.parametrize("what", SPOILED)
 def test_a_checkpoint_that_would_draft_nonsense_is_refused(world, checkpoint, tmp_path, what):
     """What loads elsewhere in silence, and is then accepted never, is an error here."""
-    change, words = SPOILED[what]
+    change, message = SPOILED[what]
     spoil_tensors(checkpoint, change)
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ArtifactError, match=message):
         imported(world, checkpoint, tmp_path / "ours")
 
 
@@ -161,14 +161,14 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_path, what):
     """The error names the file and each problem."""
-    values, words = REFUSED[what]
+    values, message = REFUSED[what]
     spoil_config(checkpoint, **values)
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ArtifactError, match=message):
         imported(world, checkpoint, tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
-    ("layout", "values", "words"),
+    ("layout", "values", "message"),
     [
         ("upstream peagle", {"fc_norm": True}, "fc_norm = True: vLLM ignores it"),
         ("upstream peagle", {"scale": 2}, "scale = 2 is unknown"),
@@ -180,11 +180,11 @@ def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_pa
         ("vllm medusa", {"logit_scale": 0.5}, "logit_scale"),
     ],
 )
-def test_an_option_that_is_not_known_is_refused(world, tmp_path, layout, values, words):
+def test_an_option_that_is_not_known_is_refused(world, tmp_path, layout, values, message):
     """It would be served as something else, and one that is off may be on by default where it comes from."""
     LAYOUTS[layout](world, tmp_path / "theirs")
     spoil_config(tmp_path / "theirs", **values)
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ArtifactError, match=message):
         imported(world, tmp_path / "theirs", tmp_path / "ours")
 
 
@@ -215,9 +215,9 @@ def test_an_upstream_residual_has_to_be_said(world, tmp_path):
     """Trainer and server default norm_before_residual otherwise, so that no default is taken."""
     LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
     path = tmp_path / "theirs" / "config.json"
-    held = json.loads(path.read_text())
-    del held["norm_before_residual"]
-    path.write_text(json.dumps(held))
+    config = json.loads(path.read_text())
+    del config["norm_before_residual"]
+    path.write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match="lacks norm_before_residual"):
         imported(world, tmp_path / "theirs", tmp_path / "ours")
 
@@ -284,14 +284,14 @@ def test_what_is_of_no_known_format_is_told_the_known_ones(world, tmp_path):
 def test_float16_is_kept_value_by_value(world, checkpoint, tmp_path):
     """Older checkpoints are in float16, which no CPU trains or multiplies in: float32 holds the same numbers."""
     halves = {
-        name: held.half() if held.is_floating_point() else held
-        for name, held in load_file(checkpoint / "model.safetensors").items()
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(checkpoint / "model.safetensors").items()
     }
     spoil_tensors(checkpoint, lambda tensors: halves)
     done = import_checkpoint(checkpoint, verifier_of(world.folder), tmp_path / "ours")
-    found = load_file(done.folder / "model.safetensors")
-    assert found["fc.weight"].dtype == torch.float32
-    assert torch.equal(found["fc.weight"], halves["fc.weight"].float())
+    imported = load_file(done.folder / "model.safetensors")
+    assert imported["fc.weight"].dtype == torch.float32
+    assert torch.equal(imported["fc.weight"], halves["fc.weight"].float())
     assert any("float16" in note for note in done.notes)
 
 
@@ -314,6 +314,6 @@ def test_an_import_never_overwrites(world, checkpoint, tmp_path):
 def test_the_built_models_differ_from_chance(world):
     """The fixtures' norms are no ones: a swapped or dropped norm changes the logits that the tests compare."""
     model = build(world, "eagle3", 96)
-    norms = [held for name, held in own(model).items() if "norm" in name]
+    norms = [tensor for name, tensor in own(model).items() if "norm" in name]
     assert norms
-    assert all((held != 1).all() for held in norms)
+    assert all((tensor != 1).all() for tensor in norms)

@@ -16,14 +16,14 @@ SHORT = ("--set", "schedule.max_steps=2", "--set", "benchmark.suites=[]")
 
 def test_a_run_is_exported_imported_and_measures_the_same(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
     """In float32 the checkpoint that comes back is the run's, and its benchmark has the same numbers."""
-    told = spec("export", run_folder, "--to", "vllm", "--dtype", "float32", "--out", tmp_path / "vllm", "--json")
-    assert told.code == 0, told.err
-    assert told.json["command"] == f"vllm serve {tmp_path / 'vllm'}"
-    verifier = told.json["verifier"]
+    outcome = spec("export", run_folder, "--to", "vllm", "--dtype", "float32", "--out", tmp_path / "vllm", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["command"] == f"vllm serve {tmp_path / 'vllm'}"
+    verifier = outcome.json["verifier"]
     back = tmp_path / "run"
     shutil.copytree(run_folder, back, ignore=shutil.ignore_patterns("checkpoints", "speculator"))
-    told = spec("import", tmp_path / "vllm", "--verifier", verifier, "--out", back / "speculator", "--json")
-    assert told.code == 0, told.err
+    outcome = spec("import", tmp_path / "vllm", "--verifier", verifier, "--out", back / "speculator", "--json")
+    assert outcome.code == 0, outcome.err
     folders = (run_folder / "speculator", back / "speculator")
     one, other = (load_file(folder / "model.safetensors") for folder in folders)
     assert all((other[name] == tensor).all() for name, tensor in one.items())
@@ -36,56 +36,56 @@ def test_a_verifier_that_config_json_names_is_checked_against_in_another_cache_t
 ) -> None:
     """The cache of the export need not be that of the run; only where the folder is gone is nothing checked."""
     monkeypatch.setattr(spec, "cache", tmp_path / "empty")
-    told = spec("export", run_folder, "--to", "vllm", "--out", tmp_path / "out", "--json")
-    assert told.code == 0, told.err
-    assert told.json["notes"] == []
+    outcome = spec("export", run_folder, "--to", "vllm", "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["notes"] == []
     moved = tmp_path / "moved"
     shutil.copytree(run_folder / "speculator", moved)
     config = json.loads((moved / "config.json").read_text())
     config["speculators_config"]["verifier"]["name_or_path"] = str(tmp_path / "gone")
     (moved / "config.json").write_text(json.dumps(config))
-    told = spec("export", moved, "--to", "vllm", "--out", tmp_path / "out", "--json")
-    assert told.code == 0, told.err
-    assert "was not checked" in told.json["notes"][0]
+    outcome = spec("export", moved, "--to", "vllm", "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "was not checked" in outcome.json["notes"][0]
 
 
 def test_the_card_of_a_run_has_its_recipe_its_lock_and_its_numbers(
     spec: Spec, run_folder: Path, tmp_path: Path
 ) -> None:
     """Each acceptance length stands with its definition; what it takes to make it again is on the page."""
-    told = spec("export", run_folder, "--to", "hub", "--out", tmp_path / "hub", "--verifier-name", "owner/model")
-    assert told.code == 0, told.err
+    outcome = spec("export", run_folder, "--to", "hub", "--out", tmp_path / "hub", "--verifier-name", "owner/model")
+    assert outcome.code == 0, outcome.err
     card = (tmp_path / "hub" / "README.md").read_text()
     lock = json.loads((run_folder / "lock.json").read_text())
     bench = json.loads(next((run_folder / "bench").glob("*.json")).read_text())
-    for words in (
+    for text in (
         "base_model: owner/model",
         (run_folder / "recipe.toml").read_text().strip(),
         lock["fingerprints"]["train"][:12],
         bench["settings"][0]["definition"],
         f"{bench['settings'][0]['exact']['tau']:.3f}",
     ):
-        assert words in card
-    assert told.out.strip().endswith(f"vllm serve {tmp_path / 'hub'}")
+        assert text in card
+    assert outcome.out.strip().endswith(f"vllm serve {tmp_path / 'hub'}")
 
 
 def test_what_cannot_be_served_is_an_error_without_a_traceback(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
     """The smoke run norms before the residual, which SGLang does not; --push is for a card alone."""
-    told = spec("export", run_folder, "--to", "sglang", "--out", tmp_path / "out")
-    assert told.code == 1
-    assert "norm_before_residual" in told.err
-    told = spec("export", run_folder, "--to", "vllm", "--push", "me/draft")
-    assert told.code == 2
-    assert "--push needs --to hub" in told.err
+    outcome = spec("export", run_folder, "--to", "sglang", "--out", tmp_path / "out")
+    assert outcome.code == 1
+    assert "norm_before_residual" in outcome.err
+    outcome = spec("export", run_folder, "--to", "vllm", "--push", "me/draft")
+    assert outcome.code == 2
+    assert "--push needs --to hub" in outcome.err
 
 
 def test_training_goes_on_from_a_checkpoint(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
     """The first update starts from its weights; its content is in the fingerprint, its path is not."""
     start = run_folder / "speculator"
-    told = spec("run", "smoke", "--runs", tmp_path, *SHORT, "--set", f'algorithm.init_from="{start}"', "--json")
-    assert told.code == 0, told.err
+    outcome = spec("run", "smoke", "--runs", tmp_path, *SHORT, "--set", f'algorithm.init_from="{start}"', "--json")
+    assert outcome.code == 0, outcome.err
     chance = spec("run", "smoke", "--runs", tmp_path, *SHORT, "--json")
-    runs = [Path(each.json["run"]) for each in (told, chance)]
+    runs = [Path(each.json["run"]) for each in (outcome, chance)]
     losses = [_first_loss(run) for run in runs]
     assert losses[0] < losses[1]
     plans = [json.loads((run / "plan.json").read_text()) for run in runs]
@@ -93,8 +93,8 @@ def test_training_goes_on_from_a_checkpoint(spec: Spec, run_folder: Path, tmp_pa
     assert set(inputs[0]["init_from"]) == {"config.json", "model.safetensors"}
     assert "init_from" not in inputs[1]
     assert str(start) not in json.dumps(inputs[0])
-    kept = load_file(runs[0] / "speculator" / "model.safetensors")
-    assert (kept["d2t"] == load_file(start / "model.safetensors")["d2t"]).all()
+    trained = load_file(runs[0] / "speculator" / "model.safetensors")
+    assert (trained["d2t"] == load_file(start / "model.safetensors")["d2t"]).all()
 
 
 def _first_loss(run: Path) -> float:
@@ -105,18 +105,18 @@ def _first_loss(run: Path) -> float:
 def test_a_start_of_another_shape_is_one_error(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
     """All differences are reported before training starts; a missing folder is reported on loading."""
     start = ("--runs", tmp_path, *SHORT, "--set", f'algorithm.init_from="{run_folder / "speculator"}"')
-    told = spec("run", "smoke", *start, "--set", "algorithm.num_layers=2")
-    assert told.code == 1
-    assert "it lacks layers.1.self_attn.q_proj.weight" in told.err
+    outcome = spec("run", "smoke", *start, "--set", "algorithm.num_layers=2")
+    assert outcome.code == 1
+    assert "it lacks layers.1.self_attn.q_proj.weight" in outcome.err
     anew = ("--set", "algorithm.target_layer_ids=[1, 2]", "--set", "algorithm.norm_before_residual=false")
-    told = spec("run", "smoke", *start, *anew)
-    assert told.code == 1
-    assert "set algorithm.target_layer_ids = [" in told.err
-    assert "set algorithm.norm_before_residual = true" in told.err
-    assert "capture" not in told.err
-    told = spec("run", "smoke", *start, "--set", "algorithm.draft_vocab_size=64")
-    assert told.code == 1
-    assert "set algorithm.draft_vocab_size" in told.err
-    told = spec("validate", "smoke", "--set", 'algorithm.init_from="./nowhere"')
-    assert told.code == 2
-    assert "no config.json in" in told.err
+    outcome = spec("run", "smoke", *start, *anew)
+    assert outcome.code == 1
+    assert "set algorithm.target_layer_ids = [" in outcome.err
+    assert "set algorithm.norm_before_residual = true" in outcome.err
+    assert "capture" not in outcome.err
+    outcome = spec("run", "smoke", *start, "--set", "algorithm.draft_vocab_size=64")
+    assert outcome.code == 1
+    assert "set algorithm.draft_vocab_size" in outcome.err
+    outcome = spec("validate", "smoke", "--set", 'algorithm.init_from="./nowhere"')
+    assert outcome.code == 2
+    assert "no config.json in" in outcome.err

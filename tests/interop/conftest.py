@@ -22,11 +22,11 @@ def engine() -> Engine:
 @pytest.fixture(scope="session")
 def run_of() -> Callable[[str], Path]:
     """Returns the run folder of a shipped recipe, trained on first use."""
-    held: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def run(recipe: str) -> Path:
-        if recipe not in held:
-            held[recipe] = train(recipe)
-        return held[recipe]
+        if recipe not in folders:
+            folders[recipe] = train(recipe)
+        return folders[recipe]
 
     return run

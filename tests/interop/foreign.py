@@ -35,8 +35,8 @@ UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
 def home() -> Path:
     """Returns the folder that environments are kept in."""
-    told = os.environ.get("SPECULATORS_INTEROP_CACHE")
-    return Path(told) if told else cache_folder() / "interop"
+    folder = os.environ.get("SPECULATORS_INTEROP_CACHE")
+    return Path(folder) if folder else cache_folder() / "interop"
 
 
 @attrs.frozen
@@ -57,21 +57,21 @@ class Environment:
     def variables(self) -> dict[str, str]:
         """Returns the environment variables of its programs: none that lead to our packages, and no network."""
         ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SPECULATORS_CACHE")
-        kept = {name: value for name, value in os.environ.items() if name not in ours}
-        path = f"{self.folder / 'bin'}{os.pathsep}{kept.get('PATH', '')}"
-        return {**kept, "PATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.extra}
+        inherited = {name: value for name, value in os.environ.items() if name not in ours}
+        path = f"{self.folder / 'bin'}{os.pathsep}{inherited.get('PATH', '')}"
+        return {**inherited, "PATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.extra}
 
     def call(self, script: str, request: dict[str, Any], work: Path, *, seconds: float = 1200) -> dict[str, Any]:
         """Runs a script that stands beside this file with a request, and returns its answer."""
-        asked, answered = work / f"{script}.request.json", work / f"{script}.answer.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        answered.unlink(missing_ok=True)
-        command = [str(self.python), str(HERE / script), str(asked), str(answered)]
+        question, answer = work / f"{script}.request.json", work / f"{script}.answer.json"
+        question.write_text(json.dumps(request), encoding="utf-8")
+        answer.unlink(missing_ok=True)
+        command = [str(self.python), str(HERE / script), str(question), str(answer)]
         done = subprocess.run(
             command, env=self.variables(), cwd=work, capture_output=True, text=True, check=False, timeout=seconds
         )
         assert done.returncode == 0, f"{script} failed in {self.folder}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        return json.loads(answered.read_text(encoding="utf-8"))
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -104,12 +104,12 @@ def _kept(name: str, package: str, finish: Callable[[Path], None] | None = None)
         _run(sys.executable, "-m", "venv", str(folder))
         pip = (str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check")
         # First torch, and again beside the package: else pip fetches the build for CUDA, gigabytes of it.
-        for wanted in ((TORCH,), (package, TORCH)):
+        for packages in ((TORCH,), (package, TORCH)):
             try:
-                _run(*pip, "install", *wanted)
+                _run(*pip, "install", *packages)
             except subprocess.CalledProcessError as error:
-                words = error.stderr.strip().splitlines()[-1:] or ["pip tells no reason"]
-                pytest.skip(f"{' '.join(wanted)} cannot be installed here: {words[0]}")
+                reasons = error.stderr.strip().splitlines()[-1:] or ["pip tells no reason"]
+                pytest.skip(f"{' '.join(packages)} cannot be installed here: {reasons[0]}")
         _run(*pip, "uninstall", "-y", *UNWANTED)
         if finish is not None:
             finish(folder)

@@ -30,19 +30,19 @@ def load(folder: str) -> tuple[Any, dict[str, list[str]]]:
     config = base.from_pretrained(folder)
     config.transformer_layer_config._attn_implementation = "sdpa"
     model = models.from_pretrained(folder, config=config, dtype=torch.float32).eval()
-    held, saved = model.state_dict(), load_file(Path(folder) / "model.safetensors")
-    common = saved.keys() & held.keys()
-    changed = sorted(name for name in common if not torch.equal(saved[name], held[name].to(saved[name].dtype)))
+    loaded, saved = model.state_dict(), load_file(Path(folder) / "model.safetensors")
+    common = saved.keys() & loaded.keys()
+    changed = sorted(name for name in common if not torch.equal(saved[name], loaded[name].to(saved[name].dtype)))
     unknown = sorted(saved.keys() - common)
     return model, {"unknown": unknown, "changed": changed}
 
 
-def watch(core: Any, found: list[torch.Tensor]) -> None:
+def watch(core: Any, captured: list[torch.Tensor]) -> None:
     """Keeps the logits that the loss is computed from."""
     compute = core.compute_metrics
 
     def watched(*args: Any, **options: Any) -> Any:
-        found.append((args[0] if args else options["logits"]).detach().clone())
+        captured.append((args[0] if args else options["logits"]).detach().clone())
         return compute(*args, **options)
 
     core.compute_metrics = watched
@@ -64,11 +64,11 @@ def main() -> None:
     """Reads the request, writes the answer."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.manual_seed(0)
-    model, told = load(request["folder"])
+    model, differences = load(request["folder"])
     kind = model.config.speculators_model_type
     core = importlib.import_module(f"speculators.models.{kind}.core")
-    found: list[torch.Tensor] = []
-    watch(core, found)
+    captured: list[torch.Tensor] = []
+    watch(core, captured)
     place(core, kind, request["places"])
     losses = importlib.import_module("speculators.losses")
     # Its confidence head is judged by another loss, which it takes apart from the others.
@@ -80,10 +80,10 @@ def main() -> None:
             **request["arguments"],
             **more,
         )
-    save_file({str(depth): logits[0].contiguous() for depth, logits in enumerate(found)}, request["logits"])
+    save_file({str(depth): logits[0].contiguous() for depth, logits in enumerate(captured)}, request["logits"])
     if request["save"]:
         model.save_pretrained(request["save"])
-    Path(sys.argv[2]).write_text(json.dumps({"loss": float(loss), **told}), encoding="utf-8")
+    Path(sys.argv[2]).write_text(json.dumps({"loss": float(loss), **differences}), encoding="utf-8")
 
 
 if __name__ == "__main__":

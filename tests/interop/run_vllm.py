@@ -27,12 +27,12 @@ COUNTERS = {
 
 def counters(llm: Any) -> dict[str, Any]:
     """Returns vLLM's counters of drafts."""
-    found: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     for metric in llm.get_metrics():
         for key, name in COUNTERS.items():
             if metric.name == name:
-                found[key] = list(metric.values) if hasattr(metric, "values") else metric.value
-    return found
+                counts[key] = list(metric.values) if hasattr(metric, "values") else metric.value
+    return counts
 
 
 def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -66,13 +66,13 @@ def respond(llm: Any, number: int, prompt: list[int], request: dict[str, Any]) -
     gaps: list[float] = []
     while engine.has_unfinished_requests():
         for output in engine.step():
-            told = output.outputs[0]
-            new = list(told.token_ids)
+            completion = output.outputs[0]
+            new = list(completion.token_ids)
             if new:
                 tokens += new
                 steps.append(len(new))
-            for row in told.logprobs or ():
-                best = sorted((held.logprob for held in row.values()), reverse=True)
+            for row in completion.logprobs or ():
+                best = sorted((token.logprob for token in row.values()), reverse=True)
                 gaps.append(best[0] - best[1])
     return {"tokens": tokens, "steps": steps, "gaps": gaps, "counters": difference(counters(llm), before)}
 

@@ -18,9 +18,9 @@ ARGUMENTS = ("--max-model-len", "1024", "--max-num-seqs", "4")
 def _bench(capsys, *arguments):
     capsys.readouterr()
     code = main(["bench", *map(str, arguments), "--json", "--quiet"])
-    told = capsys.readouterr()
-    assert told.out, told.err
-    return code, json.loads(told.out)
+    printed = capsys.readouterr()
+    assert printed.out, printed.err
+    return code, json.loads(printed.out)
 
 
 def test_what_is_served_is_what_was_predicted(run_of, engine, tmp_path, capsys):
@@ -31,13 +31,13 @@ def test_what_is_served_is_what_was_predicted(run_of, engine, tmp_path, capsys):
     (predicted,) = (s for s in bench["settings"] if (s["temperature"], s["num_speculative_tokens"]) == (0.0, 3))
     speculative = vllm_serve(run / "speculator", tmp_path, *ARGUMENTS)
     with speculative as url, vllm_serve(engine.folder, tmp_path, *ARGUMENTS) as plain:
-        asked = (run, "--engine", "vllm", "--endpoint", url, "--temperature", 0)
-        code, alone = _bench(capsys, *asked, "--baseline-endpoint", plain)
+        arguments = (run, "--engine", "vllm", "--endpoint", url, "--temperature", 0)
+        code, alone = _bench(capsys, *arguments, "--baseline-endpoint", plain)
         assert code == 0
-        _, together = _bench(capsys, *asked, "--concurrency", 2)
+        _, together = _bench(capsys, *arguments, "--concurrency", 2)
         question = {"role": "user", "content": "Name three colours."}
         request = {"model": alone["model"], "messages": [question], "temperature": 0, "max_tokens": 24}
-        told = Endpoint(url=url).post("/v1/chat/completions", request)["choices"][0]["message"]["content"]
+        content = Endpoint(url=url).post("/v1/chat/completions", request)["choices"][0]["message"]["content"]
     for result in (alone, together):
         (setting,) = result["settings"]
         assert setting["by_prompt"] == predicted["by_prompt"]
@@ -51,4 +51,4 @@ def test_what_is_served_is_what_was_predicted(run_of, engine, tmp_path, capsys):
     assert kinds.count("served") == 1
     ids = engine.tokenizer.apply_chat_template([question], add_generation_prompt=True, return_dict=True)["input_ids"]
     (own,) = engine.generate([list(ids)], max_new_tokens=24, temperature=0.0)
-    assert told == engine.tokenizer.decode(own, skip_special_tokens=True)
+    assert content == engine.tokenizer.decode(own, skip_special_tokens=True)

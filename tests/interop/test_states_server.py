@@ -52,8 +52,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     work = tmp_path_factory.mktemp("states")
     port = free_port()
     folder = work / "shared"
-    told = ('data.hidden_states="server"', f'data.server.endpoint="http://127.0.0.1:{port}"')
-    used = (*SHORT, *told, f'data.server.folder="{folder}"', "data.server.concurrency=4")
+    server_settings = ('data.hidden_states="server"', f'data.server.endpoint="http://127.0.0.1:{port}"')
+    used = (*SHORT, *server_settings, f'data.server.folder="{folder}"', "data.server.concurrency=4")
     command = [sys.executable, "-m", "speculators.cli", "serve-states", "quickstart", *flags(used)]
     command += ["--port", str(port), "--vllm", str(vllm().folder / "bin" / "vllm")]
     with running(command, port, work) as process:
@@ -81,12 +81,12 @@ def checked(*settings: str) -> tuple[int, dict[str, Any]]:
 
 def test_the_servers_states_are_the_verifiers_own(server: Server) -> None:
     """Each layer's within 1e-2, and nearer to no other layer; on conversations from the shortest to the longest."""
-    code, found = checked(*server.settings)
-    assert (code, found["problems"]) == (0, [])
-    assert [layer["layer"] for layer in found["layers"]] == [2, 15, 27, 30]
-    assert found["tokens"] > 500
-    print({layer["layer"]: layer["error"] for layer in found["layers"]})
-    for layer in found["layers"]:
+    code, report = checked(*server.settings)
+    assert (code, report["problems"]) == (0, [])
+    assert [layer["layer"] for layer in report["layers"]] == [2, 15, 27, 30]
+    assert report["tokens"] > 500
+    print({layer["layer"]: layer["error"] for layer in report["layers"]})
+    for layer in report["layers"]:
         assert layer["error"] < STATES_TOLERANCE
         assert layer["nearest"] == layer["layer"]
 
@@ -98,12 +98,12 @@ def test_a_wrong_layer_id_is_named(server: Server) -> None:
     assert (code, out) == (1, "")
     assert "was started for other states" in err
     note = server.folder / "serving.json"
-    kept = note.read_text()
+    original = note.read_text()
     note.unlink()
-    code, found = checked(*other)
-    note.write_text(kept)
+    code, report = checked(*other)
+    note.write_text(original)
     assert code == 1
-    assert found["problems"] == ["the states of layer 3 match layer 2's", "the states of layer 16 match layer 15's"]
+    assert report["problems"] == ["the states of layer 3 match layer 2's", "the states of layer 16 match layer 15's"]
 
 
 def test_training_cannot_tell_them(server: Server, tmp_path: Path) -> None:

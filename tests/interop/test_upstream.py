@@ -69,13 +69,13 @@ class Case:
         request |= {"places": places or {}, "save": str(self.theirs), "logits": str(logits)}
         answer = upstream().call("run_upstream.py", request, self.work)
         assert answer["unknown"] == answer["changed"] == []
-        held = load_file(logits)
-        return [held[str(depth)] for depth in range(len(held))], answer
+        tensors = load_file(logits)
+        return [tensors[str(depth)] for depth in range(len(tensors))], answer
 
     def replay(self, model=None, depths=DEPTHS):
         names = ("hidden_states", "input_ids", "position_ids", "document_ids")
-        told = {name: self.row[name] for name in names}
-        return list((model or self.model).replay(**told, num_speculative_tokens=depths))
+        arguments = {name: self.row[name] for name in names}
+        return list((model or self.model).replay(**arguments, num_speculative_tokens=depths))
 
     def again(self, depths=DEPTHS):
         """Our logits of the checkpoint that upstream saved."""
@@ -140,37 +140,37 @@ def _ours(case, **changes):
 )
 def test_eagle3(case, draft_vocab_size, options):
     """Every depth of the unroll; with upstream's own mask the loss is another."""
-    held = case("eagle3", draft_vocab_size, ttt_steps=DEPTHS, **options)
-    mask = _by_prediction(held.row["loss_mask"], 2)[:, :-1]
+    made = case("eagle3", draft_vocab_size, ttt_steps=DEPTHS, **options)
+    mask = _by_prediction(made.row["loss_mask"], 2)[:, :-1]
     arguments = {"loss": "kl_div", "ttt_steps": DEPTHS}
-    theirs, answer = held.ask(_shifted(held.row, mask), **arguments)
+    theirs, answer = made.ask(_shifted(made.row, mask), **arguments)
     assert len(theirs) == DEPTHS
-    for ours in (held.replay(), held.again()):
+    for ours in (made.replay(), made.again()):
         for depth, (own, other) in enumerate(zip(ours, theirs, strict=True)):
-            rows = held.length - 1 - depth  # later ones read past the end
+            rows = made.length - 1 - depth  # later ones read past the end
             assert torch.allclose(own[:rows], other[:rows], atol=TOLERANCE)
-    assert _ours(held) == pytest.approx(answer["loss"], abs=TOLERANCE)
-    _, naive = held.ask(_shifted(held.row, held.row["loss_mask"][:, 1:]), **arguments)
-    assert abs(naive["loss"] - _ours(held)) > 1e-3
-    assert _ours(held, loss_mask=held.row["loss_mask"].roll(1, 1)) == pytest.approx(naive["loss"], abs=TOLERANCE)
+    assert _ours(made) == pytest.approx(answer["loss"], abs=TOLERANCE)
+    _, naive = made.ask(_shifted(made.row, made.row["loss_mask"][:, 1:]), **arguments)
+    assert abs(naive["loss"] - _ours(made)) > 1e-3
+    assert _ours(made, loss_mask=made.row["loss_mask"].roll(1, 1)) == pytest.approx(naive["loss"], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("options", [{}, {"norm_before_residual": True, "norm_before_fc": True, "num_layers": 2}])
 def test_peagle(case, options):
     """All elements of all depths in one forward."""
     every = {"keep": 1.0, "keep_min": 1.0, "max_anchors": 10**6}
-    held = case("peagle", num_depths=DEPTHS, **every, **options)
-    rows = held.length - 1
+    made = case("peagle", num_depths=DEPTHS, **every, **options)
+    rows = made.length - 1
     pairs = [(row, depth) for depth in range(DEPTHS) for row in range(rows - depth)]
     places = {"anchors": [row for row, _ in pairs], "depths": [depth for _, depth in pairs]}
-    mask = _by_prediction(held.row["loss_mask"], 2)[:, :-1]
-    (theirs,), answer = held.ask(_shifted(held.row, mask), loss="kl_div", places=places, num_depths=DEPTHS)
-    for ours in (held.replay(), held.again()):
+    mask = _by_prediction(made.row["loss_mask"], 2)[:, :-1]
+    (theirs,), answer = made.ask(_shifted(made.row, mask), loss="kl_div", places=places, num_depths=DEPTHS)
+    for ours in (made.replay(), made.again()):
         own = torch.stack([ours[depth][row] for row, depth in pairs])
         assert torch.allclose(own, theirs, atol=TOLERANCE)
     drafts = sum(bool(mask[0, row + depth]) for row, depth in pairs)
-    supervised = int(held.row["loss_mask"].sum())
-    assert _ours(held) * supervised == pytest.approx(answer["loss"] * drafts, rel=TOLERANCE)
+    supervised = int(made.row["loss_mask"].sum())
+    assert _ours(made) * supervised == pytest.approx(answer["loss"] * drafts, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -187,20 +187,20 @@ def test_blocks(case, name, draft_vocab_size, options):
     """Blocks at all anchors; with a Markov head, logits that know the token before."""
     if name == "dspark":
         options = {**options, "markov_rank": 16}
-    held = case(name, draft_vocab_size, num_layers=2, block_size=BLOCK, max_anchors=10**6, gamma=GAMMA, **options)
-    model, mask = held.model, held.row["loss_mask"]
+    made = case(name, draft_vocab_size, num_layers=2, block_size=BLOCK, max_anchors=10**6, gamma=GAMMA, **options)
+    model, mask = made.model, made.row["loss_mask"]
     torch.manual_seed(0)
-    drawn = model.draw(**held.row, max_anchors=10**6)
+    drawn = model.draw(**made.row, max_anchors=10**6)
     anchors = [int(row) + 1 for row in drawn.anchors]
     theirs_mask = _by_prediction(mask, 1) if model.config.sample_from_anchor else mask
-    batch = {key: held.row[key] for key in held.row if key != "loss_mask"} | {"loss_mask": theirs_mask}
+    batch = {key: made.row[key] for key in made.row if key != "loss_mask"} | {"loss_mask": theirs_mask}
     loss = '{"ce": 0.1, "tv": 0.9}' if name == "dspark" else "ce"
     arguments = {"loss": loss, "places": {"anchors": anchors}, "gamma": GAMMA, "max_anchors": len(anchors)}
-    (theirs,), answer = held.ask(batch, **arguments)
+    (theirs,), answer = made.ask(batch, **arguments)
     blocks = theirs.unflatten(0, (len(anchors), BLOCK))[:, model.first_slot :]
-    for ours in (held.replay(depths=model.depths), held.again(model.depths)):
+    for ours in (made.replay(depths=model.depths), made.again(model.depths)):
         own = torch.stack([logits[drawn.anchors] for logits in ours], dim=1)
         assert torch.allclose(own, blocks, atol=TOLERANCE)
     decay = sum(math.exp(-depth / GAMMA) for depth in range(model.depths))
-    ours_sum = _ours(held) * decay * int(mask.sum())
+    ours_sum = _ours(made) * decay * int(mask.sum())
     assert ours_sum == pytest.approx(answer["loss"] * len(drawn.depth), rel=TOLERANCE)

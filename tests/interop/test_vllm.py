@@ -84,6 +84,6 @@ def _first(engine, prompt, left, right, plain):
     if place >= min(len(left), len(right)):
         return f"lengths differ: {len(left)} and {len(right)}"
     gap = logit_gap(engine, [*prompt, *left[:place]], left[place], right[place])
-    words = f"token {place}: {left[place]} and {right[place]}; our verifier's logits differ by {gap:.6f}"
-    words += f", vLLM's best two log-probabilities there by {plain['gaps'][place]:.6f}"
-    return words + (" (a near tie)" if abs(gap) < NEAR_TIE else "")
+    message = f"token {place}: {left[place]} and {right[place]}; our verifier's logits differ by {gap:.6f}"
+    message += f", vLLM's best two log-probabilities there by {plain['gaps'][place]:.6f}"
+    return message + (" (a near tie)" if abs(gap) < NEAR_TIE else "")

@@ -61,7 +61,7 @@ def live(
 ) -> list[Ours]:
     """Decodes prompts greedily without looking for an end."""
     drafter = model.draft()
-    found = []
+    responses = []
     for prompt in prompts:
         # So much longer that the last round that counts is not cut off: a server counts its drafts as they were judged.
         longer = max_tokens + k + 1
@@ -75,8 +75,8 @@ def live(
         rounds = [each for each in decoded.rounds if each.anchor + 1 < max_tokens]
         emitted = [min(each.emitted, max_tokens - 1 - each.anchor) for each in rounds]
         by_position = tuple(sum(each.accepted >= depth for each in rounds) for depth in range(1, k + 1))
-        found.append(Ours(decoded.tokens[:max_tokens], (1, *emitted), by_position))
-    return found
+        responses.append(Ours(decoded.tokens[:max_tokens], (1, *emitted), by_position))
+    return responses
 
 
 def logit_gap(engine: Engine, tokens: Sequence[int], one: int, other: int) -> float:

@@ -31,9 +31,9 @@ def child(home: Path, threads: int, seed: int, at: type, begun: Event, go: Event
         tell(self, event)
 
     Context.emit = waiting
-    told = Spec(home).run(*SHORT, "--set", f"seed={seed}")
-    (home / f"said-{seed}.txt").write_text(told.err)
-    os._exit(told.code)
+    outcome = Spec(home).run(*SHORT, "--set", f"seed={seed}")
+    (home / f"said-{seed}.txt").write_text(outcome.err)
+    os._exit(outcome.code)
 
 
 class Launch:
@@ -58,12 +58,12 @@ class Launch:
 def test_a_run_is_one_launchs_at_a_time(fresh: Spec) -> None:
     """A second launch of the same run ends at once with what to do; the first ends as if there had been none."""
     first = Launch(fresh.home, at=StepEvent)
-    told = fresh.run(*SHORT)
-    assert told.code == 1
-    (error,) = [line for line in told.err.splitlines() if line.startswith("error:")]
+    outcome = fresh.run(*SHORT)
+    assert outcome.code == 1
+    (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
     assert error.endswith("another launch is working on this run")
-    assert "wait until it ends, or give this one a folder of its own: --runs FOLDER" in told.err
-    assert "Traceback" not in told.err
+    assert "wait until it ends, or give this one a folder of its own: --runs FOLDER" in outcome.err
+    assert "Traceback" not in outcome.err
     assert first.finish() == 0
     assert fresh.run(*SHORT).code == 0
 
@@ -100,6 +100,6 @@ def test_locks_of_a_killed_launch_hold_nobody(fresh: Spec) -> None:
     assert first.process.exitcode == -signal.SIGKILL
     assert list(fresh.runs.glob("*/.lock"))
     assert list(fresh.cache.glob("locks/.capture-*.lock"))
-    told = fresh.run(*SHORT)
-    assert told.code == 0, told.err
-    assert "waiting for another process" not in told.err
+    outcome = fresh.run(*SHORT)
+    assert outcome.code == 0, outcome.err
+    assert "waiting for another process" not in outcome.err

@@ -127,15 +127,15 @@ def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object,
     runs = ("--runs", tmp_path / "runs")
     plan = spec("plan", recipe, *runs, "--json")
     assert plan.code == 0, plan.err
-    told = spec("run", recipe, *runs, "--json")
-    assert told.code == 0, told.err
-    assert told.json["bench"] is None
+    outcome = spec("run", recipe, *runs, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["bench"] is None
     name = plan.json["recipe"]["algorithm"]["name"]
-    warnings = [line for line in told.err.splitlines() if line.startswith("warning:")]
+    warnings = [line for line in outcome.err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 2
     assert all(f"{name} has no replay and no draft" in line for line in warnings)
     assert "bench is left out" in warnings[1]
-    assert "the last of 8 updates is taken" in told.err
+    assert "the last of 8 updates is taken" in outcome.err
 
     assert SpeculatorModel.get_class(name).__qualname__ == "MyAlgoDraftModel"
     config_class = SpeculatorModelConfig.get_class(name)
@@ -143,7 +143,7 @@ def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object,
     assert {field.name for field in attrs.fields(config_class)} >= {"block_size", "num_layers", "draft_vocab_size"}
     assert (config_class().block_size, config_class().num_layers) == (8, 1)
 
-    folder = Path(told.json["run"])
+    folder = Path(outcome.json["run"])
     model = SpeculatorModel.from_pretrained(folder / "speculator")
     assert type(model) is SpeculatorModel.get_class(name)
     assert model.config.block_size == len(model.layers) == 2
@@ -151,7 +151,7 @@ def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object,
     for key, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, saved[key], rtol=0, atol=0)
     trained = sum(parameter.numel() for parameter in model.parameters())
-    assert f"{trained:,} trainable parameters" in told.err
+    assert f"{trained:,} trainable parameters" in outcome.err
 
     again = spec("run", recipe, *runs)
     assert again.code == 0, again.err
@@ -162,8 +162,8 @@ def test_bench_says_which_hook_is_missing_and_what_it_must_return(
     spec: Spec, smoke: object, recipe: Path, tmp_path: Path
 ) -> None:
     """A clear end instead of a number."""
-    told = spec("run", recipe, "--runs", tmp_path / "runs", "--set", "schedule.max_steps=1", "--json")
-    failed = spec("bench", told.json["run"])
+    outcome = spec("run", recipe, "--runs", tmp_path / "runs", "--set", "schedule.max_steps=1", "--json")
+    failed = spec("bench", outcome.json["run"])
     assert failed.code == 1
     assert "has no draft; it must return a Drafter" in failed.err
     assert "Traceback" not in failed.err

@@ -25,10 +25,10 @@ def test_killed_in_four_places_it_ends_with_the_same_bytes(run_folder: Path, fre
         assert not list(fresh.runs.rglob("train.json"))
         assert not list(fresh.runs.rglob("speculator"))
     assert spawn(fresh.home, "nowhere") == 0
-    said = (fresh.home / "said.txt").read_text()
-    assert "prepare already done" in said
-    assert "capture already done" in said
-    assert "update 4:" not in said
+    progress = (fresh.home / "said.txt").read_text()
+    assert "prepare already done" in progress
+    assert "capture already done" in progress
+    assert "update 4:" not in progress
     assert fresh.weights() == (run_folder / WEIGHTS).read_bytes()
     assert fresh.half_written() == []
 
@@ -70,11 +70,11 @@ def test_ctrl_c_at_each_stage_is_a_clean_stop_that_goes_on(
             render(self, event)
 
         monkeypatch.setattr(RunView, "__call__", press)
-        told = fresh.run()
+        outcome = fresh.run()
         assert pressed, where
-        assert told.code == 130, (where, told.err)
-        assert told.err.splitlines()[-1] == "interrupted", where
-        assert "Traceback" not in told.err
+        assert outcome.code == 130, (where, outcome.err)
+        assert outcome.err.splitlines()[-1] == "interrupted", where
+        assert "Traceback" not in outcome.err
         assert fresh.half_written() == [], where
         assert not list(fresh.runs.rglob("bench/*"))
     monkeypatch.setattr(RunView, "__call__", render)

@@ -112,7 +112,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_contract_is_one_error_before_any_data(name: str, plugin: Plugin, spec: Spec) -> None:
     """The error names the class, the part and the remedy; no stage after the verifier has begun."""
-    pairs, words = BROKEN[name]
+    pairs, message = BROKEN[name]
     title = "".join(part.capitalize() for part in plugin.name.split("_"))
     if name == "a config field without default":
         plugin.change("config.py", ("    width: int = attrs", "    breadth: int\n    width: int = attrs"))
@@ -124,14 +124,14 @@ def test_a_broken_contract_is_one_error_before_any_data(name: str, plugin: Plugi
         )
     else:
         plugin.change("core.py", *pairs)
-    told = spec("run", plugin.recipe, "--runs", spec.runs)
-    assert told.code in (1, 2), told.out
-    errors = [line for line in told.err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, told.err
-    assert words in errors[0]
+    outcome = spec("run", plugin.recipe, "--runs", spec.runs)
+    assert outcome.code in (1, 2), outcome.out
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, outcome.err
+    assert message in errors[0]
     assert title in errors[0]
-    assert "Traceback" not in told.err
-    assert "prepare" not in told.err
+    assert "Traceback" not in outcome.err
+    assert "prepare" not in outcome.err
 
 
 def long_rows(plugin: Plugin, condition: str) -> None:
@@ -143,18 +143,18 @@ def long_rows(plugin: Plugin, condition: str) -> None:
 def test_what_fails_only_at_small_sizes_is_a_warning(plugin: Plugin, spec: Spec) -> None:
     """It does not stop a run: the step is repeated at the run's own sizes, and both results are reported."""
     long_rows(plugin, "len(tokens) > 40")
-    told = spec("run", plugin.recipe, "--runs", spec.runs, "--set", "schedule.max_steps=1")
-    assert "failed on a tiny verifier: AssertionError: lengths" in told.err
-    assert "succeeded: the run goes on" in told.err
-    assert told.code == 0, told.err
+    outcome = spec("run", plugin.recipe, "--runs", spec.runs, "--set", "schedule.max_steps=1")
+    assert "failed on a tiny verifier: AssertionError: lengths" in outcome.err
+    assert "succeeded: the run goes on" in outcome.err
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_plan_without_counts_is_still_a_plan(plugin: Plugin, spec: Spec) -> None:
     """A plug-in that cannot be built without weights gives a warning; the same failure in our own code is raised."""
     plugin.change("core.py", ("model = cls(", "kwargs['verifier_name_or_path'] + ''\n        model = cls("))
-    told = spec("plan", plugin.recipe)
-    assert told.code == 0
-    assert "warning: parameters cannot be counted: TypeError" in told.err
+    outcome = spec("plan", plugin.recipe)
+    assert outcome.code == 0
+    assert "warning: parameters cannot be counted: TypeError" in outcome.err
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sizes, "build_model", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
@@ -164,13 +164,13 @@ def test_a_plan_without_counts_is_still_a_plan(plugin: Plugin, spec: Spec) -> No
 def test_what_fails_in_training_is_one_error_with_its_own_lines(plugin: Plugin, spec: Spec) -> None:
     """The error gives the class, the exception and the plug-in's own lines, without a traceback through ours."""
     long_rows(plugin, "len(tokens) < 40")
-    told = spec("run", plugin.recipe, "--runs", spec.runs)
-    assert told.code == 1
-    assert "Traceback" not in told.err
-    (error,) = [line for line in told.err.splitlines() if line.startswith("error:")]
+    outcome = spec("run", plugin.recipe, "--runs", spec.runs)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    (error,) = [line for line in outcome.err.splitlines() if line.startswith("error:")]
     assert error.endswith("DraftModel failed: AssertionError: lengths")
     assert error.startswith(f"error: {plugin.name}.core.")
-    (line,) = told.err.partition(error)[2].strip().splitlines()
+    (line,) = outcome.err.partition(error)[2].strip().splitlines()
     assert line.strip().startswith(f"{plugin.folder / plugin.name / 'core.py'}:")
     assert line.endswith("in forward: assert len(tokens) < 40, 'lengths'")
 
@@ -183,10 +183,10 @@ def test_keys_of_a_plugin_are_checked_like_built_in_ones(plugin: Plugin, spec: S
         .replace("depths           = 3", "")
     )
     plugin.recipe.write_text(text)
-    told = spec("validate", plugin.recipe)
-    assert told.code == 2
-    assert "did you mean 'width'?" in told.err
-    assert "algorithm.depths" in told.err
+    outcome = spec("validate", plugin.recipe)
+    assert outcome.code == 2
+    assert "did you mean 'width'?" in outcome.err
+    assert "algorithm.depths" in outcome.err
 
 
 def test_changed_code_is_trained_again(plugin: Plugin, spec: Spec) -> None:
@@ -215,9 +215,9 @@ def test_an_installed_plugin_is_found_by_its_entry_point(
         "\n".join(line for line in plugin.recipe.read_text().splitlines() if not line.startswith("module"))
     )
     assert plugin.name in CONFIGS.names()
-    told = spec("run", plugin.recipe, "--runs", spec.runs, "--json")
-    assert told.code == 0, told.err
-    settings = json.loads(told.out)["bench"]["settings"]
+    outcome = spec("run", plugin.recipe, "--runs", spec.runs, "--json")
+    assert outcome.code == 0, outcome.err
+    settings = json.loads(outcome.out)["bench"]["settings"]
     assert [setting["live"]["agreement"]["gap"] for setting in settings] == [""] * len(settings)
 
 

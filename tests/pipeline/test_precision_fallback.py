@@ -17,10 +17,10 @@ def test_the_plan_says_what_is_computed_in_and_keeps_its_fingerprints(has, tiny_
     monkeypatch.setattr("speculators.pipeline.setup.has_bf16_products", lambda device_type: has)
     facts = VerifierFacts.read(tiny_verifier / "config.json")
     plan = make_plan(load_recipe("smoke", ['schedule.precision="bf16"']), facts)
-    here = on_device(plan, torch.device("cpu"))
+    adjusted = on_device(plan, torch.device("cpu"))
     assert plan.precision == "bf16"
-    assert here.precision == ("bf16" if has else "fp32")
-    assert here.stages == plan.stages
+    assert adjusted.precision == ("bf16" if has else "fp32")
+    assert adjusted.stages == plan.stages
     assert ("training compute in float32" in precision_warning(plan, torch.device("cpu"))) != has
 
 

@@ -16,31 +16,31 @@ def _soon(monkeypatch):
 def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
     """A server that accepts everything is not the one that this speculator predicts: exit 1, causes, and the way on;
     before it, the run's own numbers agree. Reports and comparisons of the in-process benchmark are left alone."""
-    told = spec("bench", run, "--ledger", "--json")
-    assert told.code == 0, told.err
-    kinds = [[entry["kind"] for entry in line["entries"]] for line in told.json["lines"]]
+    outcome = spec("bench", run, "--ledger", "--json")
+    assert outcome.code == 0, outcome.err
+    kinds = [[entry["kind"] for entry in line["entries"]] for line in outcome.json["lines"]]
     assert kinds == [["predicted in training", "predicted", "measured live"]] * 2
     with served(FakeServer(pattern=(3,))) as fake:
-        asked = ("bench", run, "--engine", "vllm", "--endpoint", fake.url)
-        told = spec(*asked, "--prompts", "2", "--concurrency", "2")
-        assert told.code == 0, told.err
-        assert "served acceptance of smoke-" in told.out
-        told = spec(*asked, "--baseline-endpoint", fake.url)
-        assert (told.code, "cannot be the baseline" in told.err) == (1, True)
-        told = spec(*asked, "--k", "1")
-        assert (told.code, "but --k is 1" in told.err) == (1, True)
+        command = ("bench", run, "--engine", "vllm", "--endpoint", fake.url)
+        outcome = spec(*command, "--prompts", "2", "--concurrency", "2")
+        assert outcome.code == 0, outcome.err
+        assert "served acceptance of smoke-" in outcome.out
+        outcome = spec(*command, "--baseline-endpoint", fake.url)
+        assert (outcome.code, "cannot be the baseline" in outcome.err) == (1, True)
+        outcome = spec(*command, "--k", "1")
+        assert (outcome.code, "but --k is 1" in outcome.err) == (1, True)
     (file,) = (run / "bench" / "served").glob("vllm-1.2.3-*.json")
-    held = json.loads(file.read_text())
-    assert len(held["settings"][0]["prompt_ids"]) == 2
-    told = spec("bench", run, "--ledger")
-    assert told.code == 1
-    assert "ALARM quickstart, K=3, T=0: served (vllm 1.2.3): 3.8" in told.out
-    assert f"spec doctor {run / 'speculator'}" in told.out
+    written = json.loads(file.read_text())
+    assert len(written["settings"][0]["prompt_ids"]) == 2
+    outcome = spec("bench", run, "--ledger")
+    assert outcome.code == 1
+    assert "ALARM quickstart, K=3, T=0: served (vllm 1.2.3): 3.8" in outcome.out
+    assert f"spec doctor {run / 'speculator'}" in outcome.out
     assert spec("diff", run, run).code == 0
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (("--engine", "vllm"), "--engine and --endpoint go together"),
         (("--endpoint", "http://here"), "--engine and --endpoint go together"),
@@ -48,14 +48,14 @@ def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
         (("--engine", "vllm", "--endpoint", "http://here", "--live", "1"), "measured in process"),
     ],
 )
-def test_options_that_do_not_fit_are_told_before_anything_is_loaded(spec, run, options, words):
+def test_options_that_do_not_fit_are_told_before_anything_is_loaded(spec, run, options, message):
     """Exit code 2, as for every mistake in usage."""
-    told = spec("bench", run, *options)
-    assert (told.code, words in told.err) == (2, True)
+    outcome = spec("bench", run, *options)
+    assert (outcome.code, message in outcome.err) == (2, True)
 
 
 def test_no_run_has_no_ledger(spec, tmp_path):
     """And says which command lists runs."""
-    told = spec("bench", tmp_path, "--ledger")
-    assert told.code == 1
-    assert "no plan.json" in told.err
+    outcome = spec("bench", tmp_path, "--ledger")
+    assert outcome.code == 1
+    assert "no plan.json" in outcome.err

@@ -27,15 +27,15 @@ def engine(spec: Spec, run_folder: Path) -> Engine:
 @pytest.fixture
 def served(fresh: Spec, engine: Engine) -> Iterator[FakeServer]:
     """A server of its states, that `spec serve-states` would have started with the same folder."""
-    told = fresh("serve-states", "smoke", "--print", "--json").json
-    layers = json.loads(told["command"][told["command"].index("--speculative-config") + 1])
+    printed = fresh("serve-states", "smoke", "--print", "--json").json
+    layers = json.loads(printed["command"][printed["command"].index("--speculative-config") + 1])
     ids = layers["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
-    Path(told["folder"]).mkdir(parents=True)
+    Path(printed["folder"]).mkdir(parents=True)
 
     def states(tokens: list[int]) -> torch.Tensor:
         return engine.capture_layers([torch.tensor(tokens)], ids)[0].view(len(tokens), len(ids), -1)
 
-    with FakeServer(Path(told["folder"]), states, max_model_len=257) as running:
+    with FakeServer(Path(printed["folder"]), states, max_model_len=257) as running:
         yield running
 
 
@@ -44,16 +44,16 @@ def run(fresh: Spec, served: FakeServer, *more: object) -> Outcome:
 
 
 def settings(served: FakeServer, *more: str) -> list[str]:
-    told = ['data.hidden_states="server"', f'data.server.endpoint="{served.url}"', "benchmark.live_prompts=1", *more]
-    return [part for setting in told for part in ("--set", setting)]
+    sets = ['data.hidden_states="server"', f'data.server.endpoint="{served.url}"', "benchmark.live_prompts=1", *more]
+    return [part for setting in sets for part in ("--set", setting)]
 
 
 def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServer, run_folder: Path) -> None:
     """The losses are those of a run with cached states; the store is another one; nothing is left in the folder."""
-    told = run(fresh, served)
-    assert told.code == 0, told.err
-    assert "check states done" in told.err
-    assert "by vllm 0.32.0" in told.err
+    outcome = run(fresh, served)
+    assert outcome.code == 0, outcome.err
+    assert "check states done" in outcome.err
+    assert "by vllm 0.32.0" in outcome.err
     (folder,) = fresh.runs.iterdir()
     assert folder.name != run_folder.name
     for one, other in zip(events(run_folder, "StepEvent")[:8], events(folder, "StepEvent"), strict=True):
@@ -64,15 +64,15 @@ def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServe
     made = fresh("reproduce", folder, "--to", fresh.home / "again", "--until", "capture", "--json")
     assert (made.code, made.json["tolerance"]) == (0, 0.01)
     assert "a server computed the states" in made.json["promise"]
-    asked = len(served.requests)
+    requests = len(served.requests)
     again = run(fresh, served, "--set", "data.server.concurrency=3")
     assert "train already done" in again.err
-    assert len(served.requests) == asked
+    assert len(served.requests) == requests
     # The stored states are compared on demand, without the server.
     check = fresh("data", "smoke", "--check-states", "--sample", 3, "--json", *settings(served))
     assert (check.code, check.json["conversations"], check.json["problems"]) == (0, 3, [])
     assert str(fresh.cache) in check.json["source"]
-    assert len(served.requests) == asked
+    assert len(served.requests) == requests
 
 
 def test_a_server_that_dies_is_reported_and_the_next_run_goes_on(fresh: Spec, served: FakeServer) -> None:
@@ -80,10 +80,10 @@ def test_a_server_that_dies_is_reported_and_the_next_run_goes_on(fresh: Spec, se
     small = "--set", "schedule.max_steps=1", "--set", "benchmark.suites=[]", "--set", "data.server.retries=0"
     many = "--set", 'data.sources=[{path="data/quickstart.jsonl", split="train", take=120}]'
     served.faults.extend([""] * 100 + ["500"] * 1000)
-    told = run(fresh, served, *small, *many)
-    assert told.code == 1
-    assert "EngineCore encountered an issue" in told.err
-    assert "Traceback" not in told.err
+    outcome = run(fresh, served, *small, *many)
+    assert outcome.code == 1
+    assert "EngineCore encountered an issue" in outcome.err
+    assert "Traceback" not in outcome.err
     (store,) = (fresh.cache / "states").iterdir()
     whole = len(list(store.glob("states-*.json")))
     assert whole > 0
@@ -91,10 +91,10 @@ def test_a_server_that_dies_is_reported_and_the_next_run_goes_on(fresh: Spec, se
     served.faults.clear()
     served.requests.clear()
     served.model["owned_by"] = "sglang"
-    told = run(fresh, served, *small, *many)
-    assert told.code == 0, told.err
-    assert "a part was captured by vllm 0.32.0" in told.err
-    assert "the server's states are not compared" in told.err
+    outcome = run(fresh, served, *small, *many)
+    assert outcome.code == 0, outcome.err
+    assert "a part was captured by vllm 0.32.0" in outcome.err
+    assert "the server's states are not compared" in outcome.err
     assert 20 <= len(served.requests) < 120
     assert len(list(store.glob("states-*.json"))) > whole
 
@@ -103,10 +103,10 @@ def test_a_wrong_layer_id_cannot_pass(fresh: Spec, served: FakeServer) -> None:
     """The first conversations are compared before the rest is asked for, and the layer is named."""
     right = served.states
     served.states = lambda tokens: right(tokens)[:, [1, 1, 2, 3]]
-    told = run(fresh, served)
-    assert told.code == 1
-    assert "match layer" in told.err
-    assert "spec serve-states gives it those of the recipe" in told.err
+    outcome = run(fresh, served)
+    assert outcome.code == 1
+    assert "match layer" in outcome.err
+    assert "spec serve-states gives it those of the recipe" in outcome.err
     assert len(served.requests) == 4
     # The same without a run, as a table.
     check = fresh("data", "smoke", "--check-states", *settings(served))
@@ -119,39 +119,40 @@ def test_a_server_of_other_states_is_known_by_its_note(fresh: Spec, served: Fake
     """What `spec serve-states` was started for stands in the folder."""
     note = {"verifier": "x", "layer_ids": [0, 1, 2], "states_dtype": "float32"}
     (served.folder / "serving.json").write_text(json.dumps(note))
-    told = run(fresh, served)
-    assert told.code == 1
-    assert "was started for other states" in told.err
-    assert "layer_ids [0, 1, 2] instead of" in told.err
+    outcome = run(fresh, served)
+    assert outcome.code == 1
+    assert "was started for other states" in outcome.err
+    assert "layer_ids [0, 1, 2] instead of" in outcome.err
     assert served.requests == []
 
 
 def test_what_cannot_be_captured_is_told_before_it_is_tried(fresh: Spec, served: FakeServer) -> None:
     """A conversation too long for the server; a folder that nobody writes to; nobody at the address."""
     served.model["max_model_len"] = 60
-    told = run(fresh, served)
-    assert (told.code, served.requests) == (1, [])
-    assert "takes 60 tokens, one of them to answer; the longest conversation has" in told.err
+    outcome = run(fresh, served)
+    assert (outcome.code, served.requests) == (1, [])
+    assert "takes 60 tokens, one of them to answer; the longest conversation has" in outcome.err
     nowhere = "--set", 'data.server.folder="/nowhere/at/all"'
     assert "/nowhere/at/all: no such folder" in run(fresh, served, *nowhere).err
     gone = "--set", 'data.server.endpoint="http://127.0.0.1:9"', "--set", "data.server.retries=0"
-    told = run(fresh, served, *gone)
-    assert told.code == 1
-    assert "connection refused" in told.err
+    outcome = run(fresh, served, *gone)
+    assert outcome.code == 1
+    assert "connection refused" in outcome.err
 
 
 def test_options_that_say_nothing_beside_check_states_are_refused(fresh: Spec) -> None:
     """It prints no conversations, and none is not a sample: all is said at once."""
-    told = fresh("data", "smoke", "--check-states", "--show", 1, "--id", "a", "--sample", 0)
-    assert (told.code, told.out) == (2, "")
-    assert [line.partition(": ")[2].split(":")[0] for line in told.err.splitlines()] == ["--show", "--id", "--sample"]
+    outcome = fresh("data", "smoke", "--check-states", "--show", 1, "--id", "a", "--sample", 0)
+    assert (outcome.code, outcome.out) == (2, "")
+    options = [line.partition(": ")[2].split(":")[0] for line in outcome.err.splitlines()]
+    assert options == ["--show", "--id", "--sample"]
 
 
 def test_online_states_cannot_be_checked(fresh: Spec) -> None:
     """There are none; and cached ones that are not captured yet are not there either."""
-    told = fresh("data", "smoke", "--check-states", "--set", 'data.hidden_states="online"')
-    assert (told.code, told.out) == (2, "")
-    assert "keeps no states" in told.err
+    outcome = fresh("data", "smoke", "--check-states", "--set", 'data.hidden_states="online"')
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "keeps no states" in outcome.err
     assert fresh("data", "smoke", "--check-states").code == 1
 
 
@@ -169,13 +170,13 @@ def test_answers_come_from_a_server(fresh: Spec, served: FakeServer, engine: Eng
     served.answers, served.states = answer, None
     served.faults.extend(["", "", "400"])
     by = "--endpoint", f"{served.url}/v1", "--concurrency", "1"
-    told = fresh("regenerate", "smoke", prompts, "--out", tmp_path / "served.jsonl", *made, *by)
-    assert (told.code, (tmp_path / "served.jsonl").exists()) == (1, False)
-    assert "maximum context length" in told.err
-    told = fresh("regenerate", "smoke", prompts, "--out", tmp_path / "served.jsonl", *made, *by, "--json")
-    assert told.code == 0, told.err
+    outcome = fresh("regenerate", "smoke", prompts, "--out", tmp_path / "served.jsonl", *made, *by)
+    assert (outcome.code, (tmp_path / "served.jsonl").exists()) == (1, False)
+    assert "maximum context length" in outcome.err
+    outcome = fresh("regenerate", "smoke", prompts, "--out", tmp_path / "served.jsonl", *made, *by, "--json")
+    assert outcome.code == 0, outcome.err
     assert len(served.requests) == 3 + 4
-    assert told.json["engine"] == {
+    assert outcome.json["engine"] == {
         "engine": "vllm",
         "version": "0.32.0",
         "model": "the-model",

@@ -29,29 +29,29 @@ def launch(caches: list[Path], runs: list[Path]) -> list[tuple[int, str]]:
         command += [part for text in sets for part in ("--set", text)]
         environment = {**os.environ, **world, **own}
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    said = [process.communicate(timeout=300)[1] for process in started]
-    return [(process.returncode, words) for process, words in zip(started, said, strict=True)]
+    outputs = [process.communicate(timeout=300)[1] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
 def test_caches_that_are_not_shared_are_one_error_at_once(tmp_path: Path) -> None:
     """As folders of each node's own disk are: every process names the folder and says what to set; nothing is made."""
     caches = [tmp_path / "one", tmp_path / "two"]
-    for code, words in launch(caches, [tmp_path / "runs"] * 2):
-        assert code == 1, words
-        assert "Traceback" not in words
-        (error,) = [line for line in words.splitlines() if line.startswith("error:")]
+    for code, output in launch(caches, [tmp_path / "runs"] * 2):
+        assert code == 1, output
+        assert "Traceback" not in output
+        (error,) = [line for line in output.splitlines() if line.startswith("error:")]
         assert error.startswith("error: not the folder that the first process writes to, on ")
         assert error.endswith(f": {caches[1]}")
-        assert "set SPECULATORS_CACHE and --runs to a folder that all nodes share" in words
+        assert "set SPECULATORS_CACHE and --runs to a folder that all nodes share" in output
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_runs_that_are_not_shared_are_one_error_at_once(tmp_path: Path) -> None:
     """Each process would look for checkpoints where none are written."""
     runs = [tmp_path / "one", tmp_path / "two"]
-    for code, words in launch([tmp_path / "cache"] * 2, runs):
-        assert code == 1, words
-        assert f": {runs[1]}\n" in words
+    for code, output in launch([tmp_path / "cache"] * 2, runs):
+        assert code == 1, output
+        assert f": {runs[1]}\n" in output
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

@@ -24,8 +24,8 @@ from speculators.recipe.plan import make_plan
 STAGES = ["verifier", "prepare", "capture", "train", "bench"]
 
 
-def skipped(told: Outcome) -> list[str]:
-    return [line.split()[0] for line in told.err.splitlines() if "already done:" in line]
+def skipped(outcome: Outcome) -> list[str]:
+    return [line.split()[0] for line in outcome.err.splitlines() if "already done:" in line]
 
 
 def test_the_first_run_tells_every_stage_and_ends_in_the_table(smoke: Outcome) -> None:
@@ -75,39 +75,39 @@ def test_the_speculator_is_the_best_checkpoint_and_names_its_verifier(run_folder
 def test_the_second_run_skips_every_stage_and_gives_the_same_result(spec: Spec, run_folder: Path) -> None:
     """Nothing is written anew; `--json` prints the kept benchmark alone."""
     before = (run_folder / WEIGHTS).stat().st_mtime_ns
-    told = spec.run("--json")
-    assert told.code == 0
-    assert skipped(told) == STAGES
-    assert " done in " not in told.err
+    outcome = spec.run("--json")
+    assert outcome.code == 0
+    assert skipped(outcome) == STAGES
+    assert " done in " not in outcome.err
     (bench,) = (run_folder / "bench").iterdir()
-    assert told.json["bench"] == json.loads(bench.read_text())
-    assert told.json["run"] == str(run_folder)
+    assert outcome.json["bench"] == json.loads(bench.read_text())
+    assert outcome.json["run"] == str(run_folder)
     assert (run_folder / WEIGHTS).stat().st_mtime_ns == before
 
 
 def test_quiet_prints_the_result_alone(spec: Spec, smoke: Outcome) -> None:
     """No word of progress."""
-    told = spec.run("--quiet")
-    assert (told.code, told.err) == (0, "")
-    assert "acceptance of smoke-" in told.out
+    outcome = spec.run("--quiet")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "acceptance of smoke-" in outcome.out
 
 
 def test_a_run_can_be_started_from_its_own_recipe_file(spec: Spec, run_folder: Path) -> None:
     """The recipe in the run folder is the recipe: all stages are found done, also when it is copied onto itself."""
     text = (run_folder / "recipe.toml").read_text()
-    told = spec("run", run_folder / "recipe.toml", "--runs", spec.runs)
-    assert told.code == 0, told.err
-    assert skipped(told) == STAGES
+    outcome = spec("run", run_folder / "recipe.toml", "--runs", spec.runs)
+    assert outcome.code == 0, outcome.err
+    assert skipped(outcome) == STAGES
     assert (run_folder / "recipe.toml").read_text() == text
 
 
 def test_another_algorithm_setting_trains_anew_on_the_same_states(spec: Spec, smoke: Outcome) -> None:
     """What a change does not reach is taken from the cache, and said so."""
-    told = spec.run("--set", "algorithm.ttt_steps=2", "--set", "schedule.max_steps=1")
-    assert told.code == 0, told.err
-    assert skipped(told) == ["verifier", "prepare", "capture"]
-    assert "train done in" in told.err
-    assert "bench done in" in told.err
+    outcome = spec.run("--set", "algorithm.ttt_steps=2", "--set", "schedule.max_steps=1")
+    assert outcome.code == 0, outcome.err
+    assert skipped(outcome) == ["verifier", "prepare", "capture"]
+    assert "train done in" in outcome.err
+    assert "bench done in" in outcome.err
 
 
 def test_a_damaged_shard_is_named_and_captured_again(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
@@ -117,11 +117,11 @@ def test_a_damaged_shard_is_named_and_captured_again(spec: Spec, run_folder: Pat
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     shard.write_bytes(content)
-    told = spec("run", "smoke", "--runs", tmp_path / "runs", "--set", "benchmark.live_prompts=1")
-    assert told.code == 0, told.err
-    assert "warning:" in told.err
-    assert shard.name in told.err
-    assert "capture done in" in told.err
+    outcome = spec("run", "smoke", "--runs", tmp_path / "runs", "--set", "benchmark.live_prompts=1")
+    assert outcome.code == 0, outcome.err
+    assert "warning:" in outcome.err
+    assert shard.name in outcome.err
+    assert "capture done in" in outcome.err
     (other,) = (tmp_path / "runs").iterdir()
     assert (other / WEIGHTS).read_bytes() == (run_folder / WEIGHTS).read_bytes()
 
@@ -130,9 +130,9 @@ def test_an_altered_speculator_is_exported_again(spec: Spec, run_folder: Path) -
     """A stage whose output is not what was written is not skipped; training goes on from its last checkpoint."""
     whole = (run_folder / WEIGHTS).read_bytes()
     (run_folder / WEIGHTS).write_bytes(whole[:100])
-    told = spec.run()
-    assert told.code == 0, told.err
-    assert "train done in" in told.err
+    outcome = spec.run()
+    assert outcome.code == 0, outcome.err
+    assert "train done in" in outcome.err
     assert (run_folder / WEIGHTS).read_bytes() == whole
 
 
@@ -141,9 +141,9 @@ def test_another_first_k_is_what_servers_draft_from_then_on(spec: Spec, run_fold
     config = Path(shutil.copytree(run_folder, tmp_path / run_folder.name)) / "speculator" / "config.json"
     weights = config.with_name("model.safetensors").stat()
     again = ("run", "smoke", "--runs", tmp_path, "--set", "benchmark.num_speculative_tokens=[3]")
-    told = spec(*again)
-    assert told.code == 0, told.err
-    assert "servers now draft 3 tokens per round, 1 before" in told.err
+    outcome = spec(*again)
+    assert outcome.code == 0, outcome.err
+    assert "servers now draft 3 tokens per round, 1 before" in outcome.err
     (method,) = json.loads(config.read_text())["speculators_config"]["proposal_methods"]
     assert method["speculative_tokens"] == 3
     assert "servers now draft" not in spec(*again).err
@@ -154,27 +154,27 @@ def test_another_first_k_is_what_servers_draft_from_then_on(spec: Spec, run_fold
 def test_a_benchmark_that_older_code_kept_is_made_again(spec: Spec, run_folder: Path) -> None:
     """Its values are others; training is not touched."""
     (file,) = (run_folder / "bench").glob("*.json")
-    held = json.loads(file.read_text())
-    file.write_text(json.dumps({**held, "format": held["format"] - 1}))
-    told = spec.run()
-    assert told.code == 0, told.err
-    assert "bench done in" in told.err
-    assert "train done in" not in told.err
-    assert json.loads(file.read_text())["format"] == held["format"]
+    benchmark = json.loads(file.read_text())
+    file.write_text(json.dumps({**benchmark, "format": benchmark["format"] - 1}))
+    outcome = spec.run()
+    assert outcome.code == 0, outcome.err
+    assert "bench done in" in outcome.err
+    assert "train done in" not in outcome.err
+    assert json.loads(file.read_text())["format"] == benchmark["format"]
 
 
 @pytest.mark.parametrize("inside", ["", "speculator"])
 def test_bench_measures_a_run_or_its_speculator(spec: Spec, run_folder: Path, tmp_path: Path, inside: str) -> None:
     """On the recipe's own suite, verifier and dtype; options replace parts; the result can be kept."""
     out = tmp_path / "result.json"
-    told = spec("bench", run_folder / inside, "--k", 2, "--prompts", 2, "--live", 1, "--json", "--out", out)
-    assert told.code == 0, told.err
-    (setting,) = told.json["settings"]
+    outcome = spec("bench", run_folder / inside, "--k", 2, "--prompts", 2, "--live", 1, "--json", "--out", out)
+    assert outcome.code == 0, outcome.err
+    (setting,) = outcome.json["settings"]
     assert setting["num_speculative_tokens"] == 2
     assert setting["suite"] == "quickstart"
     assert setting["exact"]["prompts"] == 2
-    assert told.json["dtype"] == "float32"
-    assert json.loads(out.read_text()) == told.json
+    assert outcome.json["dtype"] == "float32"
+    assert json.loads(out.read_text()) == outcome.json
 
 
 def test_a_result_that_cannot_be_kept_is_printed_all_the_same(
@@ -188,9 +188,9 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(
     monkeypatch.setattr("speculators.files.disk.write_json", full)
     options = ("--k", 1, "--prompts", 1, "--live", 1, "--out", tmp_path / "result.json")
     for form in ((), ("--json",)):
-        told = spec("bench", run_folder, *options, *form)
-        assert (told.code, "the disk is full" in told.err) == (1, True)
-        assert "K=1, T=0" in told.out
+        outcome = spec("bench", run_folder, *options, *form)
+        assert (outcome.code, "the disk is full" in outcome.err) == (1, True)
+        assert "K=1, T=0" in outcome.out
 
 
 def test_bench_of_a_speculator_alone_takes_the_verifier_that_its_config_names(
@@ -200,10 +200,10 @@ def test_bench_of_a_speculator_alone_takes_the_verifier_that_its_config_names(
     (tmp_path / "mine").mkdir()
     for file in (run_folder / "speculator").iterdir():
         (tmp_path / "mine" / file.name).write_bytes(file.read_bytes())
-    told = spec("bench", tmp_path / "mine", "--k", 1, "--prompts", 1, "--live", 1)
-    assert told.code == 0, told.err
-    assert "quickstart, T=0, 1 prompts" in told.out
-    assert "K=1, T=0" in told.out
+    outcome = spec("bench", tmp_path / "mine", "--k", 1, "--prompts", 1, "--live", 1)
+    assert outcome.code == 0, outcome.err
+    assert "quickstart, T=0, 1 prompts" in outcome.out
+    assert "K=1, T=0" in outcome.out
 
 
 def test_plan_tells_what_is_on_disk_and_how_large_the_model_will_be(spec: Spec, run_folder: Path) -> None:
@@ -212,8 +212,8 @@ def test_plan_tells_what_is_on_disk_and_how_large_the_model_will_be(spec: Spec, 
     assert done["on_disk"] == dict.fromkeys(STAGES, True)
     other = spec("plan", "smoke", "--runs", spec.runs, "--json", "--set", "algorithm.ttt_steps=5").json
     assert other["on_disk"] == {**dict.fromkeys(STAGES, True), "train": False, "bench": False}
-    told = spec("plan", "smoke", "--runs", spec.runs).out
-    assert f"parameters, trainable  {done['parameters']['trainable']:,}" in told
+    printed = spec("plan", "smoke", "--runs", spec.runs).out
+    assert f"parameters, trainable  {done['parameters']['trainable']:,}" in printed
     model = SpeculatorModel.from_pretrained(run_folder / "speculator")
     assert sum(parameter.numel() for parameter in model.parameters()) == sum(done["parameters"].values())
 
@@ -283,10 +283,10 @@ def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Outcome, 
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "new" / "answers.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("regenerate", "smoke", prompts, "--out", out, "--set", "data.regenerate={max_new_tokens=6}")
-    told = spec(*arguments, "--json")
-    assert told.code == 0, told.err
-    assert told.json["conversations"] == 3
-    assert told.json["sampling"]["max_new_tokens"] == 6
+    outcome = spec(*arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["conversations"] == 3
+    assert outcome.json["sampling"]["max_new_tokens"] == 6
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in answers] == ["0", "1", "2"]
     assert [[message["role"] for message in row["messages"]] for row in answers] == [["user", "assistant"]] * 3
@@ -295,18 +295,18 @@ def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Outcome, 
     assert "3 conversations" in spec(*arguments).out
     assert out.read_bytes() == first
     assert {path.name for path in out.parent.iterdir()} == {"answers.jsonl", "answers.jsonl.json"}
-    told = spec(*arguments[:-1], "data.regenerate={max_new_tokens=5}")
-    assert (told.code, out.read_bytes()) == (2, first)
-    assert f"{out} exists, with other answers" in told.err
+    outcome = spec(*arguments[:-1], "data.regenerate={max_new_tokens=5}")
+    assert (outcome.code, out.read_bytes()) == (2, first)
+    assert f"{out} exists, with other answers" in outcome.err
 
 
 def test_a_recipe_can_regenerate_its_data_first(fresh: Spec) -> None:
     """`[data.regenerate]` replaces the answers before they are prepared; the file is kept in the cache."""
-    told = fresh.run("--set", "data.regenerate={max_new_tokens=8}", "--set", "benchmark.suites=[]")
-    assert told.code == 0, told.err
+    outcome = fresh.run("--set", "data.regenerate={max_new_tokens=8}", "--set", "benchmark.suites=[]")
+    assert outcome.code == 0, outcome.err
     (file,) = (fresh.cache / "regenerated").glob("*.jsonl")
     assert len(file.read_text().splitlines()) == 24
-    assert "no suite to choose by: exported the last of 8 updates" in told.err
+    assert "no suite to choose by: exported the last of 8 updates" in outcome.err
 
 
 def test_the_draft_vocabulary_can_always_end_an_answer(run_folder: Path) -> None:

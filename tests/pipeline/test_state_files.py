@@ -31,9 +31,9 @@ WEIGHT_TOLERANCE = 2e-6
 
 def test_cached_and_online_states_give_the_same_losses(spec: Spec, run_folder: Path, fresh: Spec) -> None:
     """The same float32 states whether they were captured to disk first or computed when a batch asks for them."""
-    told = fresh.run("--set", 'data.hidden_states="online"', "--set", "benchmark.live_prompts=1")
-    assert told.code == 0, told.err
-    assert "capture" not in told.err
+    outcome = fresh.run("--set", 'data.hidden_states="online"', "--set", "benchmark.live_prompts=1")
+    assert outcome.code == 0, outcome.err
+    assert "capture" not in outcome.err
     (folder,) = fresh.runs.iterdir()
     cached, online = events(run_folder, "StepEvent")[:8], events(folder, "StepEvent")
     assert len(online) == 8
@@ -55,11 +55,11 @@ def test_a_damaged_store_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
     shards[1].write_bytes(before[1][:-1] + b"?")
     hashed: list[Path] = []
     monkeypatch.setattr(store, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
-    told: list[Event] = []
-    captured(listen=told.append)
+    received: list[Event] = []
+    captured(listen=received.append)
     assert [path.read_bytes() for path in shards] == before
     assert sorted(hashed) == shards
-    assert any("states-00001.safetensors" in event.message for event in told if isinstance(event, WarningEvent))
+    assert any("states-00001.safetensors" in event.message for event in received if isinstance(event, WarningEvent))
 
 
 @pytest.mark.slow
@@ -95,12 +95,12 @@ def test_ctrl_c_stops_two_processes_after_a_checkpoint(fresh: Spec) -> None:
     environment = {**os.environ, "SPECULATORS_CACHE": str(fresh.cache), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as launcher:
         assert launcher.stderr is not None
-        said = [next(line for line in launcher.stderr if "train:" in line)]
+        lines = [next(line for line in launcher.stderr if "train:" in line)]
         launcher.send_signal(signal.SIGINT)
-        said += launcher.stderr
+        lines += launcher.stderr
     assert launcher.returncode == 130
-    assert said[-1] == "interrupted\n"
-    assert "".join(said).count("interrupted") == 1
-    assert "Traceback" not in "".join(said)
+    assert lines[-1] == "interrupted\n"
+    assert "".join(lines).count("interrupted") == 1
+    assert "Traceback" not in "".join(lines)
     assert list(fresh.runs.glob("*/checkpoints/step-*"))
     assert fresh.half_written() == []

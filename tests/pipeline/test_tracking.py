@@ -28,10 +28,10 @@ def test_tracking_is_no_part_of_what_a_recipe_does(tiny_verifier: Path) -> None:
 
 def test_an_unknown_sink_is_a_bad_recipe(spec: Spec) -> None:
     """With the near miss."""
-    told = spec("validate", "smoke", "--set", 'tracking.sinks=["tensorbord"]')
-    assert told.code == 2
-    assert 'tracking.sinks: must be one of "tensorboard", "wandb", "mlflow", got "tensorbord"' in told.err
-    assert "did you mean 'tensorboard'?" in told.err
+    outcome = spec("validate", "smoke", "--set", 'tracking.sinks=["tensorbord"]')
+    assert outcome.code == 2
+    assert 'tracking.sinks: must be one of "tensorboard", "wandb", "mlflow", got "tensorbord"' in outcome.err
+    assert "did you mean 'tensorboard'?" in outcome.err
 
 
 def test_a_sink_that_is_not_installed_stops_the_run_before_it_begins(
@@ -39,9 +39,9 @@ def test_a_sink_that_is_not_installed_stops_the_run_before_it_begins(
 ) -> None:
     """Exit 2, which extra to install, and no folder yet."""
     monkeypatch.setattr(sinks, "_is_installed", lambda package: False)
-    told = fresh.run(*TENSORBOARD)
-    assert told.code == 2
-    assert "pip install 'spec-recipes[tensorboard]'" in told.err
+    outcome = fresh.run(*TENSORBOARD)
+    assert outcome.code == 2
+    assert "pip install 'spec-recipes[tensorboard]'" in outcome.err
     assert not fresh.runs.exists()
 
 
@@ -51,16 +51,16 @@ def test_a_tracked_run_is_the_same_run(spec: Spec, run_folder: Path, tmp_path: P
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     arguments = ("run", "smoke", "--runs", tmp_path, *TENSORBOARD)
-    told = spec(*arguments)
-    assert told.code == 0, told.err
-    assert "warning" not in told.err
+    outcome = spec(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "warning" not in outcome.err
     folder = tmp_path / run_folder.name
     assert (folder / WEIGHTS).read_bytes() == (run_folder / WEIGHTS).read_bytes()
-    held = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
-    held.Reload()
-    assert [event.step for event in held.Tensors("train/loss")] == list(range(1, 9))
-    assert [event.step for event in held.Tensors("eval/tau")] == [4, 8]
-    assert "bench/quickstart/K=3/T=0/tau" in held.Tags()["tensors"]
+    curves = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0})
+    curves.Reload()
+    assert [event.step for event in curves.Tensors("train/loss")] == list(range(1, 9))
+    assert [event.step for event in curves.Tensors("eval/tau")] == [4, 8]
+    assert "bench/quickstart/K=3/T=0/tau" in curves.Tags()["tensors"]
     files = list((folder / "tensorboard").iterdir())
     assert spec(*arguments).code == 0
     assert list((folder / "tensorboard").iterdir()) == files
@@ -75,9 +75,9 @@ def test_a_sink_that_fails_does_not_fail_the_run(
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("speculators.pipeline.run.OPEN", {"tensorboard": fail})
-    told = spec("run", "smoke", "--runs", tmp_path, *TENSORBOARD, "--set", "benchmark.suites=[]")
-    assert told.code == 0, told.err
-    (words,) = [line for line in told.err.splitlines() if line.startswith("warning: tensorboard")]
-    assert "failed and gets nothing more: ConnectionError: no route to host; the run goes on" in words
+    outcome = spec("run", "smoke", "--runs", tmp_path, *TENSORBOARD, "--set", "benchmark.suites=[]")
+    assert outcome.code == 0, outcome.err
+    (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning: tensorboard")]
+    assert "failed and gets nothing more: ConnectionError: no route to host; the run goes on" in warning
     (log,) = tmp_path.glob("*/events.jsonl")
     assert log.read_text().count("no route to host") == 1

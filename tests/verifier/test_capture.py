@@ -66,9 +66,9 @@ def test_batch_results_equal_single_results(
 
 def test_capture_all_gives_every_row_once(engine: Engine, rows: list[torch.Tensor]):
     """Rows come in batches by length, each with its own index and its own states, the same as alone."""
-    found = list(engine.capture_all(rows, (1,), batch_tokens=40))
-    assert sorted(index for index, _, _ in found) == list(range(len(rows)))
-    for index, states, last in found:
+    captured = list(engine.capture_all(rows, (1,), batch_tokens=40))
+    assert sorted(index for index, _, _ in captured) == list(range(len(rows)))
+    for index, states, last in captured:
         ((alone, last_alone),) = engine.capture([rows[index]], (1,))
         assert relative(states, alone) < 1e-5
         assert relative(last, last_alone) < 1e-5

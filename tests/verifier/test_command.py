@@ -16,9 +16,9 @@ def test_output_and_code_come_back_and_time_is_told():
     """Both streams are kept for the error message, and progress ticks with the note."""
     events: list[ProgressEvent] = []
     script = "import sys, time; print('out'); sys.stderr.write('err'); time.sleep(0.7); sys.exit(3)"
-    code, said = run_python(["-c", script], progress=events.append, note="working")
+    code, output = run_python(["-c", script], progress=events.append, note="working")
     assert code == 3
-    assert {"out", "err"} <= set(said.replace("errout", "err out").replace("outerr", "out err").split())
+    assert {"out", "err"} <= set(output.replace("errout", "err out").replace("outerr", "out err").split())
     assert len(events) >= 2
     assert {event.note for event in events} == {"working"}
 

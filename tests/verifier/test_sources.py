@@ -181,8 +181,8 @@ def test_a_gguf_without_a_tensor_is_never_filled_at_random(tiny_verifier: Path, 
 
 def test_missing_libraries_name_the_extra(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     """Without accelerate or gguf the error is the command that installs them."""
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else found(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else find_spec(name))
     with pytest.raises(VerifierError, match=r"(?s)accelerate.*pip install 'spec-recipes\[quickstart\]'"):
         obtain(VerifierSection(model=str(gguf_file)))
 
