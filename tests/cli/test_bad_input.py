@@ -269,8 +269,8 @@ BAD_BENCH: dict[str, tuple[Callable[[Spec], tuple[str, ...]], int, str]] = {
     "no such verifier": (lambda done: (speculator(done, bool), "--verifier", "./nowhere"), 1, "nowhere"),
     "a verifier's bad name": (lambda done: (speculator(done, bool), "--verifier", "a b"), 2, "verifier.model"),
     "a result into no folder": (lambda _: (".", "--out", "nowhere/result.json"), 2, "there is no folder nowhere"),
-    "a folder as result": (lambda _: (".", "--out", "."), 2, "--out .: a folder"),
-    "a wheel as verifier": (lambda done: (speculator(done, bool), "--verifier", WHEEL), 2, "@SHA256 a .gguf file"),
+    "a folder as result": (lambda _: (".", "--out", "."), 2, "--out . is a folder"),
+    "a wheel as verifier": (lambda done: (speculator(done, bool), "--verifier", WHEEL), 2, "in @SHA256"),
     "a wheel whose sha256 is none": (
         lambda done: (speculator(done, bool), "--verifier", f"{WHEEL}@abc"),
         2,

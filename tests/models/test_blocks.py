@@ -18,6 +18,7 @@ from speculators.model import SpeculatorModel
 from speculators.models.dflash import DFlashSpeculatorConfig
 from speculators.models.dflash.core import pace_weights
 from speculators.models.dspark import DSparkSpeculatorConfig
+from speculators.nn.layout import PackedRow
 
 from .conftest import LAYER_IDS
 from .proof import (
@@ -124,7 +125,9 @@ def test_d_pace_is_the_plain_definition(world):
     model, kwargs = world.build(DFlashSpeculatorConfig(**SMALL), 256)
     row = world.row(0, 1)
     torch.manual_seed(1)
-    drawn = model.draw(**row, max_anchors=9)
+    packed = PackedRow.of(**row)
+    fused, last = packed.cut(row["hidden_states"]), packed.cut(row["verifier_last_hidden_states"])
+    drawn = model.draw(packed, fused, last, max_anchors=9)
     values = torch.rand(len(drawn.place)) * 3
     weights = pace_weights(values, drawn, model.depths, 0.5)
     for index in range(len(values)):

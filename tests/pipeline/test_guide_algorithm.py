@@ -135,7 +135,7 @@ def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object,
     assert len(warnings) == 2
     assert all(f"{name} has no replay and no draft" in line for line in warnings)
     assert "bench is left out" in warnings[1]
-    assert "the last of 8 updates is taken" in outcome.err
+    assert "exported the last of 8 updates" in outcome.err
 
     assert SpeculatorModel.get_class(name).__qualname__ == "MyAlgoDraftModel"
     config_class = SpeculatorModelConfig.get_class(name)

@@ -66,7 +66,7 @@ BROKEN = {
     "no loss in the metrics": ([(RETURNED, "return unrolled.states, total, {}")], 'returned metrics without "loss"'),
     "a loss without gradient": (
         [("total = result.per_depth.sum()", "total = result.per_depth.sum().detach()")],
-        "gradients",
+        "not a single number with a gradient",
     ),
     "kwargs that forward does not take": (
         [("        **_,\n", ""), ('"loss": kwargs["loss"]}', '"loss": kwargs["loss"], "heat": 1}')],

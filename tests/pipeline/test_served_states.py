@@ -152,7 +152,7 @@ def test_online_states_cannot_be_checked(fresh: Spec) -> None:
     """There are none; and cached ones that are not captured yet are not there either."""
     outcome = fresh("data", "smoke", "--check-states", "--set", 'data.hidden_states="online"')
     assert (outcome.code, outcome.out) == (2, "")
-    assert "keeps no states" in outcome.err
+    assert "stores no states" in outcome.err
     assert fresh("data", "smoke", "--check-states").code == 1
 
 

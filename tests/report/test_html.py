@@ -120,7 +120,12 @@ def test_what_files_say_is_text(tmp_path: Path, facts: VerifierFacts) -> None:
     run = fake_run(tmp_path, facts, places=PLACES[:1])
     evil = "<script>alert(1)</script>"
     for file in (run / "plan.json", run / "lock.json", run / "bench" / "0.json", run / "events.jsonl"):
-        content = file.read_text().replace("is done", evil).replace('"chat"', json.dumps(evil)).replace("2.13", evil)
+        content = (
+            file.read_text()
+            .replace("is done", evil)
+            .replace('"chat"', json.dumps(evil))
+            .replace('"2.13"', json.dumps(evil))
+        )
         file.write_text(content.replace("Every stage in", evil).replace('"ngram"', json.dumps(evil)))
     (run / "recipe.toml").write_text(evil)
     text = page(gather([run]))

@@ -219,7 +219,7 @@ def another_algorithm(run: Path) -> None:
         (cut, "damaged"),
         (lambda run: (run / "lock.json").write_text("[]"), "damaged"),
         (without_fingerprints, "fingerprints: is missing"),
-        (other_inputs, "prepare: the fingerprint is not that of the inputs"),
+        (other_inputs, "prepare: the fingerprint does not match the inputs"),
         (newer, "format 99 is newer"),
         (older, "has too little"),
         (another_algorithm, "no algorithm 'nope'"),
