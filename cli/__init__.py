@@ -90,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return print_version()
     if verb not in VERBS:
-        hint = near_miss(verb, list(VERBS)) or f"there are: {', '.join(VERBS)}"
+        hint = near_miss(verb, list(VERBS)) or f"available: {', '.join(VERBS)}"
         raise RecipeError(f"no command {verb!r} ({hint})")
     module, parser = verb_parser(verb)
     own = arguments[1:]

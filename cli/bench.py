@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", metavar="K", type=count, action="append", help=text)
     parser.add_argument("--temperature", metavar="T", type=float, action="append", help="may be repeated")
     parser.add_argument("--prompts", metavar="N", type=count, help="only the first N prompts of each suite")
-    parser.add_argument("--live", metavar="N", type=count, help="number of prompts that the live decode confirms")
-    parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines to measure beside it")
+    parser.add_argument("--live", metavar="N", type=count, help="number of prompts to confirm by live decoding")
+    parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines to measure as well")
     text = "a key of [algorithm] that only decoding reads; may be repeated"
     parser.add_argument("--set", metavar="algorithm.KEY=VALUE", action="append", help=text)
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the result to this file, as JSON")
@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--endpoint", metavar="URL", help="address of the server with the speculator")
     text = "address of a server with the verifier alone, for the speed-up"
     served.add_argument("--baseline-endpoint", metavar="URL", help=text)
-    served.add_argument("--model", metavar="NAME", help="which model, where the server offers several")
+    served.add_argument("--model", metavar="NAME", help="model to measure, if the server offers several")
     served.add_argument("--baseline-model", metavar="NAME", help="the same for the server with the verifier alone")
-    served.add_argument("--concurrency", metavar="N", type=count, help="prompts under way at once (1)")
+    served.add_argument("--concurrency", metavar="N", type=count, help="prompts sent at once (default: 1)")
     text = "print the numbers that the run predicted, measured and served"
     parser.add_argument("--ledger", action="store_true", help=text)
 
@@ -150,7 +150,7 @@ def _check(options: argparse.Namespace) -> None:
         if options.baseline_model and not options.baseline_endpoint:
             faults.append("--baseline-model needs --baseline-endpoint")
     elif ignored := used & set(_SERVER_OPTIONS):
-        faults.append(f"{_flags(ignored)}: for a running server only, which --engine and --endpoint name")
+        faults.append(f"{_flags(ignored)}: only for a running server: give --engine and --endpoint")
     if faults:
         raise RecipeError([Problem("", fault) for fault in faults])
 

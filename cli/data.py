@@ -13,10 +13,10 @@ from .common import add_recipe, load_checked, natural, print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument("--show", metavar="N", type=natural, help="print the first N conversations (1)")
+    parser.add_argument("--show", metavar="N", type=natural, help="print the first N conversations (default: 1)")
     text = "print this conversation instead; may be repeated"
     parser.add_argument("--id", metavar="ID", action="append", default=[], help=text)
-    text = "measure on N conversations how on-policy they are (8); 0 needs no weights of the verifier"
+    text = "measure how on-policy N conversations are (default: 8); with 0, the verifier's weights are not needed"
     parser.add_argument("--sample", metavar="N", type=natural, default=8, help=text)
     text = "only compare the captured states of N conversations (--sample) with the verifier's, layer by layer"
     parser.add_argument("--check-states", action="store_true", help=text)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verifier", metavar="MODEL", help="check against this verifier instead of the one in config.json"
     )
-    parser.add_argument("--verifier-name", metavar="NAME", help="hub id by which the export names the verifier")
+    parser.add_argument("--verifier-name", metavar="NAME", help="hub id under which the export names the verifier")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="dtype of the weights (default: bfloat16)")
     parser.add_argument("--push", metavar="REPO", help="with --to hub: upload to this repository")
 

@@ -17,7 +17,7 @@ from .common import print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument(
-        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="folder with the runs (./runs)"
+        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="folder with the runs (default: ./runs)"
     )
 
 

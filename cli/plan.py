@@ -21,17 +21,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_verifier_config(parser)
     parser.add_argument(
-        "--nproc", metavar="N", type=count, help="processes that would train (1, or as many as --gpus names)"
+        "--nproc", metavar="N", type=count, help="number of training processes (default: 1, or as many as --gpus names)"
     )
     parser.add_argument(
-        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (./runs)"
+        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (default: ./runs)"
     )
     parser.add_argument("--gpus", metavar="LIST", help="estimate costs for these, such as 8xH100-80GB,1xL40S")
     parser.add_argument(
-        "--efficiency", metavar="SHARE", type=_share, help="share of their peak that GPUs reach (0.35, a guess)"
+        "--efficiency",
+        metavar="SHARE",
+        type=_share,
+        help="share of peak FLOPs that is reached (default: 0.35, a guess)",
     )
-    parser.add_argument("--conversations", metavar="N", type=count, help="how many, if the data is not prepared")
-    parser.add_argument("--mean-tokens", metavar="N", type=count, help="of a conversation, if the data is not prepared")
+    text = "number of conversations, if the data is not prepared yet"
+    parser.add_argument("--conversations", metavar="N", type=count, help=text)
+    text = "mean length of a conversation, if the data is not prepared yet"
+    parser.add_argument("--mean-tokens", metavar="N", type=count, help=text)
 
 
 def run(options: argparse.Namespace) -> int:

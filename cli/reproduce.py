@@ -15,9 +15,9 @@ from .common import print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("folder", metavar="RUN", type=Path, help="a run folder")
-    text = "where to keep the re-run, which continues there after Ctrl-C (RUN-reproduced, beside RUN)"
+    text = "where to keep the re-run, which resumes there after Ctrl-C (default: RUN-reproduced, beside RUN)"
     parser.add_argument("--to", metavar="FOLDER", type=Path, help=text)
-    text = "the last stage to make and compare, for a cheap check (all)"
+    text = "the last stage to run and compare, for a quick check (default: all)"
     parser.add_argument("--until", metavar="STAGE", help=text)
 
 
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     until = options.until or list(lock.fingerprints)[-1]
     if until not in lock.fingerprints:
         raise LockError(
-            f"--until {until}: the run has no such stage", hint=f"there are: {', '.join(lock.fingerprints)}"
+            f"--until {until}: the run has no such stage", hint=f"available: {', '.join(lock.fingerprints)}"
         )
     if lock.environment.world_size > 1 and "RANK" not in os.environ:
         return _launch(options, lock.environment.world_size)

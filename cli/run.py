@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
     parser.add_argument(
-        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (./runs)"
+        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (default: ./runs)"
     )
-    parser.add_argument("--nproc", metavar="N", type=count, default=1, help="processes on this machine (1)")
-    parser.add_argument("--resume", action="store_true", help="go on where a run stopped (the default)")
+    parser.add_argument("--nproc", metavar="N", type=count, default=1, help="processes on this machine (default: 1)")
+    parser.add_argument("--resume", action="store_true", help="resume a run where it stopped (the default)")
 
 
 def run(options: argparse.Namespace) -> int:

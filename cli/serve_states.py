@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", metavar="PORT", type=count, help="port to listen on (default: that of data.server.endpoint)"
     )
     parser.add_argument(
-        "--vllm", metavar="PROGRAM", default="vllm", help="vLLM's program, in its own environment (vllm)"
+        "--vllm", metavar="PROGRAM", default="vllm", help="the vllm program in its own environment (default: vllm)"
     )
     parser.add_argument("--print", action="store_true", help="only print the command (as JSON with --json)")
     parser.epilog = "What follows -- is passed on to vllm serve: -- --tensor-parallel-size 8"
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the server; returns vLLM's exit code."""
     if options.json and not options.print:
         raise RecipeError(
-            [Problem("--json", "goes with --print: a server has no result", "leave out --json, or add --print")]
+            [Problem("--json", "needs --print: a running server has no result", "leave out --json, or add --print")]
         )
     options.nproc = 1
     recipe = load_checked(options)

@@ -66,7 +66,7 @@ def known_losses(_: object, __: attrs.Attribute[Any], value: dict[str, float]) -
     for name in value:
         if name not in LOSSES:
             hint = near_miss(name, list(LOSSES))
-            raise ValueError(f"no loss {name!r}; there are: {', '.join(LOSSES)}{f'; {hint}' if hint else ''}")
+            raise ValueError(f"no loss {name!r}; available: {', '.join(LOSSES)}{f'; {hint}' if hint else ''}")
     if not value or min(value.values()) < 0 or sum(value.values()) <= 0:
         raise ValueError(f"must give at least one loss a weight > 0 and none a weight below 0, got {value}")
 

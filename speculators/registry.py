@@ -62,7 +62,7 @@ class Registry(Generic[T]):
         if name not in self._things:
             names = self.names()
             hint = near_miss(name, names)
-            raise RegistryError(f"no {self.kind} {name!r}; there are: {', '.join(names) or 'none'}", hint=hint)
+            raise RegistryError(f"no {self.kind} {name!r}; available: {', '.join(names) or 'none'}", hint=hint)
         return self._things[name]
 
     def names(self) -> list[str]:

@@ -18,7 +18,7 @@ def test_the_losses_listed_without_torch_are_the_registered_ones() -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ({"kl_dvi": 1.0}, "no loss 'kl_dvi'; there are: ce, jsd, kl_div"),
+        ({"kl_dvi": 1.0}, "no loss 'kl_dvi'; available: ce, jsd, kl_div"),
         ({"kl_dvi": 1.0}, "did you mean 'kl_div'?"),
         ({}, "at least one loss a weight > 0"),
         ({"ce": -1.0}, "at least one loss a weight > 0"),

@@ -76,7 +76,7 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 def _locate(suite: Suite) -> DataSource:
     if suite.path is None and suite.name not in suite_names():
-        hint = near_miss(suite.name, suite_names()) or f"there are: {', '.join(suite_names())}; your own needs a path"
+        hint = near_miss(suite.name, suite_names()) or f"available: {', '.join(suite_names())}; your own needs a path"
         raise DataError(f"no suite {suite.name!r}", hint=hint)
     resolved = resolved_suite(suite)
     path = str(resolved.path)

@@ -60,7 +60,7 @@ def _device(text: str) -> Device:
     if not match or 0 in (int(count or 1), int(memory or 1)):
         raise RecipeError([Problem("--gpus", f"must be like 8xH100-80GB, numbers from 1, got {text!r}")])
     if name.upper() not in PEAKS:
-        hint = near_miss(name.upper(), list(PEAKS)) or f"there are: {', '.join(PEAKS)}"
+        hint = near_miss(name.upper(), list(PEAKS)) or f"available: {', '.join(PEAKS)}"
         raise RecipeError([Problem("--gpus", f"no figures for a device {name!r}", hint)])
     usual, bf16, fp32 = PEAKS[name.upper()]
     return Device(

@@ -115,12 +115,12 @@ def estimate(
     share = efficiency or EFFICIENCY
     ignored = {"--conversations": conversations, "--mean-tokens": mean_tokens} if costs.amount.counted else {}
     names = [name for name, value in ignored.items() if value is not None]
-    unused = [f"{' and '.join(names)} not used: the data is prepared, and was counted"] if names else []
+    unused = [f"{' and '.join(names)} ignored: the data is already prepared and counted"] if names else []
     free_disk = None if devices else _free(places.cache)
     notes = _notes(costs)
     if devices:
         origin = "as requested" if efficiency else "a guess, not measured"
-        notes.append(f"times on GPUs are their data sheet's dense peak times {share:g} ({origin})")
+        notes.append(f"GPU times assume {share:g} of the dense peak in the data sheet ({origin})")
     return Estimate(
         costs=costs,
         devices=tuple(_on_device(costs, device, _times(costs, places, device, share)) for device in used),

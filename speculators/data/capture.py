@@ -53,7 +53,7 @@ class StateWriter:
             folder.mkdir(parents=True, exist_ok=True)
         if (folder / LAYOUT).exists():
             if read_record(folder / LAYOUT) != layout.to_json():
-                raise ArtifactError(f"{folder}: holds states of other inputs", hint="remove the folder")
+                raise ArtifactError(f"{folder}: holds states of different inputs", hint="remove the folder")
         else:
             write_json(folder / LAYOUT, layout.to_json())
         if missing is None:

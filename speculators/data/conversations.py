@@ -124,7 +124,7 @@ def source_rows(source: DataSource, base: Path) -> Iterator[tuple[int, Any]]:
     path = base / Path(source.path).expanduser()
     is_file = _reads_file(source, path)
     if (source.revision if is_file else source.sha256) is not None:
-        raise DataError(f"{source.path}: the recipe pins it the wrong way: a file takes sha256, a data set revision")
+        raise DataError(f"{source.path}: wrong kind of pin: a file is pinned by sha256, a data set by revision")
     return itertools.islice(jsonl_rows(source, path) if is_file else _dataset_rows(source, path), source.take)
 
 
@@ -176,7 +176,7 @@ def jsonl_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: empty: it has no rows")
     if source.split is not None and not splits[source.split]:
         others = Counter({repr(name) if name else "without a split": n for name, n in splits.items() if n})
-        raise DataError(f"{path}: no row has split {source.split!r}; there are: {reasons_text(others)}")
+        raise DataError(f"{path}: no row has split {source.split!r}; available: {reasons_text(others)}")
 
 
 def _json(line: bytes) -> Any:

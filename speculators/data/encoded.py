@@ -64,11 +64,11 @@ class Conversations:
             verify: compare the sha256 of every file, not only its size.
 
         Raises:
-            ArtifactError: the folder is missing, incomplete, damaged or made for other inputs; names the file.
+            ArtifactError: the folder is missing, incomplete, damaged or made for different inputs; names the file.
         """
         manifest = verify_files(folder, hashes="all" if verify else "none")
         if key is not None and manifest["key"] != key:
-            raise ArtifactError(f"{folder}: made for other inputs (its key is {manifest['key']}, expected {key})")
+            raise ArtifactError(f"{folder}: made for different inputs (its key is {manifest['key']}, expected {key})")
         offsets = np.load(folder / OFFSETS)
         return cls(folder, np.diff(offsets), np.load(folder / SUPERVISED), manifest, offsets[:-1])
 

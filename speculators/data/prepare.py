@@ -85,7 +85,7 @@ def loss_mask_warnings(prepared: Conversations) -> list[str]:
     for reason, remedy in MASK_REMEDIES.items():
         if (lost := prepared.skipped.get(reason, 0)) > LOST_SHARE * read:
             loss = f"{lost} of {read} conversations ({lost / read:.0%}) are not trained on: {reason}"
-            warnings.append(f"{loss}; the draft learns only from the others, which may be of another kind: {remedy}")
+            warnings.append(f"{loss}; the draft learns only from the others, which may not be representative: {remedy}")
     return warnings
 
 
@@ -127,7 +127,7 @@ class _Tally:
             some = ", ".join(self.leaked[:5]) + (", ..." if len(self.leaked) > 5 else "")
             raise DataError(
                 f"{len(self.leaked)} of {self.read} conversations start with a prompt of the benchmark: {some}",
-                hint="remove them from the sources, or benchmark on another suite: this number could not be trusted",
+                hint="remove them from the sources, or benchmark on another suite: its result could not be trusted",
             )
         if not self.lengths:
             most = self.skipped.most_common(1)[0][0]

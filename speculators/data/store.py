@@ -150,12 +150,12 @@ class StateStore:
 
         Raises:
             DamagedShards: names the shards that must be captured again.
-            ArtifactError: the store is incomplete, or holds states of other inputs.
+            ArtifactError: the store is incomplete, or holds states of different inputs.
         """
         manifest = read_manifest(folder)
         layout = StoreLayout.from_json(read_record(folder / LAYOUT))
         if key is not None and layout.key != key:
-            raise ArtifactError(f"{folder}: states of other inputs (its key is {layout.key}, expected {key})")
+            raise ArtifactError(f"{folder}: states of different inputs (its key is {layout.key}, expected {key})")
         problems: dict[int, str] = {}
         first_bytes = []
         for number, shard in enumerate(manifest["shards"]):

@@ -23,7 +23,7 @@ def comparability(a: DiffSide, b: DiffSide) -> tuple[bool | None, tuple[str, ...
         The decision (None where the stages of a side are not known) and its reasons.
     """
     if not a.stages or not b.stages:
-        return None, ("the stages of one side are not known",)
+        return None, ("the stages of one side are unknown",)
     if silent := [side.name for side in (a, b) if "bench" not in side.stages]:
         return False, (f"{' and '.join(silent)} measures no acceptance",)
     reasons = []

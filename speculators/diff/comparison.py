@@ -134,7 +134,7 @@ class Comparison:
     @property
     def headline(self) -> str:
         """Says whether results compare."""
-        return {True: "results compare", False: "not comparable", None: "not known whether results compare"}[
+        return {True: "results compare", False: "not comparable", None: "unknown whether results are comparable"}[
             self.comparable
         ]
 

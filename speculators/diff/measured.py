@@ -139,5 +139,5 @@ def _where(file: Path) -> dict[str, str]:
         if not file.is_file():
             return {}
         fault = f"its environment is {lock['environment']!r}" if isinstance(lock, dict) else "it is not a table"
-        raise ArtifactError(f"{file}: damaged: {fault}", hint="spec run of its recipe writes it again")
+        raise ArtifactError(f"{file}: damaged: {fault}", hint="run its recipe again with spec run to write it anew")
     return flat(where)

@@ -147,7 +147,7 @@ def judge(name: str, configured: Trial, others: Sequence[Alternative]) -> Ranked
     """Tries the alternatives of one kind; the best of those that help beyond chance is the diagnosis."""
     tried = [(other, other.run()) for other in others]
     if all(_unread(trial, configured) for _, trial in tried):
-        return RankedCheck(ALIGNMENT.skipped(name, "the draft does not read it: its logits do not change by a bit"))
+        return RankedCheck(ALIGNMENT.skipped(name, "the draft does not read it: its logits do not change at all"))
     best = sorted(tried, key=lambda pair: -pair[1].tau)[:3]
     taus = ", ".join(f"{other.what} {trial.tau:.3f}" for other, trial in best)
     figures = f"tau as configured {configured.tau:.3f}; {taus}"

@@ -49,7 +49,7 @@ class Rule:
 
 SERVED = "a server that uses the verifier's value accepts next to nothing, without any error"
 RULES = (
-    Rule(name="rope theta", key="rope_theta", rope=True, means=f"every position is rotated at another speed: {SERVED}"),
+    Rule(name="rope theta", key="rope_theta", rope=True, means=f"positions are rotated at a different speed: {SERVED}"),
     Rule(
         name="rope type",
         key="rope_type",
@@ -62,7 +62,7 @@ RULES = (
         key="partial_rotary_factor",
         rope=True,
         default=1.0,
-        means=f"another part of each head is rotated: {SERVED}",
+        means=f"a different part of each head is rotated: {SERVED}",
     ),
     Rule(
         name="max positions",

@@ -86,7 +86,7 @@ def _stored(origin: TrainingRun, prepared: Conversations) -> Check:
     except ArtifactError as error:
         changed, evidence = ["?"], str(error).splitlines()[0]
     if changed:
-        return DATA.wrong(name, evidence, "spec run of its recipe prepares the data again")
+        return DATA.wrong(name, evidence, "run its recipe again with spec run to prepare the data")
     return DATA.ok(name, f"{len(prepared):,} conversations in the files that the run recorded (sha256)")
 
 
@@ -135,12 +135,12 @@ def _rendering(
         elif not np.array_equal(stored.loss_mask, now.loss_mask):
             at = int((stored.loss_mask != now.loss_mask).nonzero()[0][0])
             shifted = any(np.array_equal(stored.loss_mask[1:], np.roll(now.loss_mask, step)[1:]) for step in (-1, 1))
-            fault = f"the mask is shifted by one from token {at} on" if shifted else f"another mask from token {at} on"
+            fault = f"the mask {'is shifted by one' if shifted else 'differs'} from token {at} on"
             mismatch = mismatch or f"{conversation.id}: {fault}"
     if not seen:
         return DATA.skipped(name, "the sources no longer contain the stored conversations")
     if mismatch:
-        evidence = f"the verifier's tokenizer and chat template do not give what was trained on: {mismatch}"
+        evidence = f"the verifier's tokenizer and chat template do not reproduce the training data: {mismatch}"
         return DATA.wrong(name, evidence, "restore the tokenizer and template of training, or train again")
     return DATA.ok(name, f"{seen} conversations rendered again give the same tokens and mask")
 

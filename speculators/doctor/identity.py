@@ -97,7 +97,7 @@ def _weights(speculator: ExaminedSpeculator) -> Check:
     files = sorted(speculator.verifier.glob("*.safetensors"))
     if sum(file.stat().st_size for file in files) > MOST_BYTES:
         return CONFIG.skipped(name, f"not hashed: the files exceed {MOST_BYTES / 1e9:g} GB")
-    return _compared(speculator, name, files, "other weights, so other hidden states than in training")
+    return _compared(speculator, name, files, "different weights, so the hidden states differ from those in training")
 
 
 def _files(speculator: ExaminedSpeculator) -> Check:
@@ -116,10 +116,10 @@ def _files(speculator: ExaminedSpeculator) -> Check:
         except SpeculatorsError as error:
             return CONFIG.wrong(name, str(error), "remove tokenizer.json: servers use the verifier's")
         if own.get_vocab() != tokenizer.get_vocab():
-            evidence = "the checkpoint brings a tokenizer with other tokens than the verifier's"
+            evidence = "the checkpoint's tokenizer has different tokens from the verifier's"
             return CONFIG.wrong(name, evidence, "give the verifier that it was trained for (--verifier)")
     files = [speculator.verifier / one for one in TOKENIZER if (speculator.verifier / one).is_file()]
-    return _compared(speculator, name, files, "another tokenizer, so ids mean other text than in training")
+    return _compared(speculator, name, files, "a different tokenizer, so ids stand for different text than in training")
 
 
 def _compared(speculator: ExaminedSpeculator, name: str, files: list[Path], means: str) -> Check:
@@ -151,7 +151,7 @@ def _template(speculator: ExaminedSpeculator) -> Check:
     if locked == actual:
         return CONFIG.ok(name, f"{len(template.source):,} characters, as in training (sha256)")
     evidence = f"not the one of training (sha256 {_short(actual)}, in training {_short(locked)})"
-    means = "turns are framed by other tokens than the draft has learnt"
+    means = "turns are framed by different tokens from those that the draft learnt"
     return CONFIG.wrong(name, f"{evidence}: {means}", "put the template of training back, or train again with this one")
 
 

@@ -18,7 +18,7 @@ from speculators.runs.places import RunFolder
 from speculators.runs.stages import TrainingRecord
 
 LOADS = Family("loads")
-AGAIN = "export the run again (spec run of its recipe), copy the folder again, or import the checkpoint again"
+AGAIN = "export the run again (spec run with its recipe), copy the folder again, or import the checkpoint again"
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor] | None, list[Check]]:

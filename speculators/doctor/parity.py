@@ -107,7 +107,7 @@ def _packed(sample: ParitySample) -> Check:
     figures = f"logits of {len(which)} answers in one row and one by one differ by {_largest(worst)}"
     if worst <= TOLERANCE:
         return PARITY.ok(name, figures)
-    return PARITY.wrong(name, f"documents packed into a row see each other: {figures}", MEND)
+    return PARITY.wrong(name, f"documents packed into a row attend to each other: {figures}", MEND)
 
 
 def _reloaded(trials: DraftTrials, sample: ParitySample) -> Check:

@@ -83,7 +83,7 @@ def check_memorised(trials: DraftTrials, places: Places) -> Check:
     spread = float(np.sqrt(seen.var() / len(seen) + new.var() / len(new)))
     gap = float(seen.mean() - new.mean())
     if gap > MOST_LOSS * seen.mean() and gap > ERRORS * spread:
-        evidence = f"the draft has learnt its data by heart, or these prompts are of another kind: {figures}"
+        evidence = f"the draft has learnt its data by heart, or these prompts differ in kind: {figures}"
         todo = "train on more conversations, for fewer epochs, or on prompts like these"
         return DATA.warning(MEMORISED, evidence, todo)
     return DATA.ok(MEMORISED, figures)

@@ -57,7 +57,7 @@ def trained_forward(speculator: ExaminedSpeculator, responses: Sequence[Response
     if worst <= 1e-6:
         return PARITY.ok(NAME, figures)
     todo = "training and drafting disagree: fix the algorithm's forward or its replay"
-    return PARITY.wrong(NAME, f"training's forward drafts other tokens than replay: {figures}", todo)
+    return PARITY.wrong(NAME, f"training's forward drafts different tokens from replay: {figures}", todo)
 
 
 def _row(

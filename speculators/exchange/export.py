@@ -185,7 +185,7 @@ def _unchecked(request: ExportRequest, verifier: str) -> tuple[str, ...]:
         notes.append(f"{verifier} is not on this machine: whether the draft can end a turn was not checked")
     if request.target == "hub" and Path(verifier).is_absolute():
         notes.append(
-            f"the export names the verifier {verifier}, a folder of this machine: give its hub id by --verifier-name"
+            f"the export names the verifier {verifier}, a folder on this machine: give its hub id with --verifier-name"
         )
     return tuple(notes)
 

@@ -27,7 +27,7 @@ def locked(folder: Path, progress: Progress, *, stage: str) -> Iterator[None]:
     """
 
     def wait(seconds: int) -> None:
-        note = f"waiting for another process that makes {folder.name}"
+        note = f"waiting for another process to finish {folder.name}"
         progress(ProgressEvent(stage=stage, done=seconds, unit="s", note=note))
 
     with disk_errors(folder.parent, hint=f"set {CACHE_VARIABLE} to a folder that can be written"):

@@ -149,7 +149,7 @@ class Shape:
         """
         kind = decoder["model_type"]
         if kind not in HEAD_NORMS:
-            raise ContractError(f"no draft decoder layer of type {kind!r}", hint=f"there are: {', '.join(HEAD_NORMS)}")
+            raise ContractError(f"no draft decoder layer of type {kind!r}", hint=f"available: {', '.join(HEAD_NORMS)}")
         names = [field.name for field in attrs.fields(cls) if field.name != "head_norms"]
         return cls(**{name: decoder[name] for name in names}, head_norms=HEAD_NORMS[kind])
 

@@ -184,14 +184,14 @@ def measure_endpoint(
         SpeculatorsError: the verifier's tokenizer or a suite cannot be obtained, or a server reports an error.
     """
     if engine not in ENGINES:
-        raise RecipeError(f"no engine {engine!r} (there are: {', '.join(ENGINES)})")
+        raise RecipeError(f"no engine {engine!r} (available: {', '.join(ENGINES)})")
     server = Server.find(engine, endpoint, model)
     baseline = None
     if baseline_endpoint is not None:
         baseline = Server.find(engine, baseline_endpoint, baseline_model, option="--baseline-model")
         if baseline.version != server.version:
             versions = f"{baseline.endpoint.url} runs {baseline.version}, {server.endpoint.url} {server.version}"
-            message = f"{versions}: their speeds would differ for other reasons than the speculator"
+            message = f"{versions}: their speeds would differ for reasons other than the speculator"
             raise ServerError(message, hint="start both with one version")
     verifier = verifier_of(subject)
     trust = verifier.trust_remote_code

@@ -54,7 +54,7 @@ def regenerated(context: Context) -> DataSection:
     file = answers_file(context)
     if not is_whole(file):
         if file.exists():
-            context.emit(WarningEvent(message=f"{file} was changed since it was written: its answers are made again"))
+            context.emit(WarningEvent(message=f"{file} has changed since it was written: its answers are regenerated"))
             file.unlink()
         left_out = LeftOut()
         prompts = [prompt for source in data.sources for prompt in read_prompts(source, left_out)]

@@ -78,7 +78,7 @@ def states_client(context: Context) -> tuple[StatesClient, ServerIdentity]:
         differences = ", ".join(
             f"{key} {noted.get(key)} instead of {value}" for key, value in required.items() if noted.get(key) != value
         )
-        raise DataError(f"{folder}: the server there was started for other states: {differences}", hint=START_HINT)
+        raise DataError(f"{folder}: the server there was started for different states: {differences}", hint=START_HINT)
     client = StatesClient(
         endpoint=endpoint,
         model=served.model,

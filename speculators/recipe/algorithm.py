@@ -77,7 +77,7 @@ def _algorithm(value: Any, _: Any) -> AlgorithmSection:
         config_class = CONFIGS.get(head["name"])
     except RegistryError:
         names = CONFIGS.names()
-        message = f"no algorithm {head['name']!r}; there are: {', '.join(names)}"
+        message = f"no algorithm {head['name']!r}; available: {', '.join(names)}"
         hint = near_miss(head["name"], names) or "for a plug-in, set algorithm.module"
         if (module := head.get("module")) in sys.modules:
             message += f"; algorithm.module is {_imported_from(module)}, which registers no algorithm of that name"

@@ -36,7 +36,7 @@ def recipe_path(name_or_path: str) -> Path:
             return recipes_folder() / f"{name_or_path}.toml"
         hint = (
             near_miss(name_or_path, names)
-            or f"there are: {', '.join(names)}; write a file of your own as ./{name_or_path}.toml"
+            or f"available: {', '.join(names)}; write a file of your own as ./{name_or_path}.toml"
         )
         raise RecipeError([Problem("", f"no recipe {name_or_path!r}", hint)])
     path = Path(name_or_path)

@@ -109,7 +109,7 @@ def _suites(recipe: Recipe) -> list[Problem]:
     for index, suite in enumerate(recipe.benchmark.suites):
         place = f"benchmark.suites[{index}]"
         if suite.path is None and suite.name not in names:
-            hint = near_miss(suite.name, names) or f"there are: {', '.join(names)}; a suite of your own needs a path"
+            hint = near_miss(suite.name, names) or f"available: {', '.join(names)}; a suite of your own needs a path"
             problems.append(recipe.problem(place, f"no suite {suite.name!r}", hint))
             continue
         path = str(resolved_suite(suite).path)

@@ -162,7 +162,7 @@ def _wrong_keys(own: Mapping[str, Any]) -> list[Problem]:
         if key in _FIXED:
             problems.append(Problem(path, "cannot be replaced", _FIXED[key]))
         elif key not in known:
-            hint = near_miss(key, known) or f"there are: {', '.join(known)}"
+            hint = near_miss(key, known) or f"available: {', '.join(known)}"
             problems.append(Problem(path, f"no layer of a draft reads {key!r}", hint))
     return problems
 

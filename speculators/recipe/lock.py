@@ -21,7 +21,7 @@ from speculators.structure.origin import path_text
 
 FORMAT = 2
 NAME = "lock.json"
-_WRITE_AGAIN = "spec run with its recipe writes it again"
+_WRITE_AGAIN = "run its recipe again with spec run to write it anew"
 # The stages that every run has.
 _ALWAYS = ("verifier", "prepare", "train")
 
@@ -184,7 +184,7 @@ def _document(folder: Path, file: Path) -> dict[str, Any]:
         raise LockError(f"{file}: format {written} is newer than this version, which reads {FORMAT}", hint=hint)
     if written < FORMAT:
         hint = "run its recipe in another folder (spec run RECIPE --runs FOLDER) for a run that can be reproduced"
-        raise LockError(f"{file}: format {written} has too little to run again: no recipe, no hashes", hint=hint)
+        raise LockError(f"{file}: format {written} lacks the recipe and the hashes needed to run it again", hint=hint)
     return dict(document)
 
 

@@ -137,7 +137,7 @@ def read_plan(file: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: plan.json is missing or damaged.
     """
-    hint = "spec run of its recipe writes it again"
+    hint = "run its recipe again with spec run to write it anew"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -127,7 +127,7 @@ def notes(settings: Sequence[Setting]) -> list[tuple[str, str]]:
     first = settings[0]
     lines: list[tuple[str, str]] = []
     if first.cut_prompts:
-        cut = f"{first.cut_prompts} responses leave the verifier's own output and are cut there"
+        cut = f"{first.cut_prompts} responses diverge from the verifier's own output and are cut there"
         lines.append(("note", f"{cut}: {first.cut_tokens} tokens are left out"))
     if first.replaced_prompts:
         replaced = f"{first.replaced_prompts} answers of the suite are not this verifier's output and were generated"

@@ -215,7 +215,7 @@ def _state(trained: TrainingRecord | None, log: RunLog, no_events: str) -> tuple
     if not steps:
         return ("not known", []) if "damaged" in no_events else ("not trained", ["training has not begun"])
     stop = f"training stopped after update {steps[-1].step} of {steps[-1].total_steps}"
-    return stop, [f"{stop}: spec run of its recipe goes on from the last checkpoint"]
+    return stop, [f"{stop}: spec run with its recipe resumes from the last checkpoint"]
 
 
 def _missing_numbers(recipe: Table | None, settings: Sequence[Setting], *, is_trained: bool) -> list[str]:
@@ -224,7 +224,7 @@ def _missing_numbers(recipe: Table | None, settings: Sequence[Setting], *, is_tr
         return [f"no live decode, and so no speed-up, at K={', '.join(map(str, ks))}"] if ks else []
     if recipe and not recipe["benchmark"]["suites"]:
         return ["the recipe names no suite: acceptance was not measured (spec bench RUN --suite NAME)"]
-    return ["there is no benchmark" + (": spec run of its recipe goes on with it" if is_trained else "")]
+    return ["there is no benchmark" + (": spec run with its recipe continues with it" if is_trained else "")]
 
 
 def thinned(points: Points, most: int) -> list[tuple[float, float]]:

@@ -99,8 +99,8 @@ def _repeats(noun: str, recorded: Records, tolerance: float | None) -> Finding |
             if gaps := gaps_of(earlier, records[-1], tolerance):
                 repeated = finding("train", f"repeated {noun}s", gaps, same="", step=step)
                 values = f"{repeated.what} {repeated.recorded!r}, then {repeated.again!r}"
-                return attrs.evolve(repeated, evidence=f"{noun} {step} was made twice: {values}")
+                return attrs.evolve(repeated, evidence=f"{noun} {step} ran twice: {values}")
     if not twice:
         return None
-    evidence = f"{len(twice)} {noun}s were made again after an interruption, to the same values"
+    evidence = f"{len(twice)} {noun}s ran again after an interruption, with the same values"
     return Finding(stage="train", check=f"repeated {noun}s", result=SAME, evidence=evidence)

@@ -65,7 +65,7 @@ def compare_checkpoints(run: Path, again: Path, *, tolerance: float | None) -> l
     kept = {path.name: path for path in complete(RunFolder(run).checkpoints)}
     both = [(kept[path.name], path) for path in complete(RunFolder(again).checkpoints) if path.name in kept]
     if not both:
-        return [unknown("train", "checkpoints", "the run and the re-run kept none of the same update")]
+        return [unknown("train", "checkpoints", "the run and the re-run kept no checkpoint of the same update")]
     for ours, theirs in both:
         step = int(ours.name.removeprefix("step-"))
         try:

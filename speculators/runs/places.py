@@ -185,4 +185,5 @@ def recipe_of(speculator: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(run.plan.read_text(encoding="utf-8"))["recipe"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{run.plan}: damaged: {error!r}", hint="spec run of the recipe writes it again") from error
+        hint = "run its recipe again with spec run to write it anew"
+        raise ArtifactError(f"{run.plan}: damaged: {error!r}", hint=hint) from error

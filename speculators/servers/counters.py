@@ -44,7 +44,7 @@ class DraftCounters:
     def since(self, before: DraftCounters) -> DraftCounters:
         """Computes the increase since `before`; raises ServerError if the server was restarted in between."""
         if self.generated < before.generated or self.rounds < before.rounds:
-            raise ServerError("the server's counters went back: it was restarted during the benchmark")
+            raise ServerError("the server's counters went backwards: it was restarted during the benchmark")
         # The counters by position appear with the first accepted draft.
         earlier = before.by_position or (0.0,) * len(self.by_position)
         return DraftCounters(

@@ -110,7 +110,7 @@ class StatesClient:
         path, folder = Path(name).resolve(), self.folder.resolve()
         if path == folder or not path.is_relative_to(folder):
             hint = (
-                "it was started with another folder than this recipe's: set data.server.folder to that folder, or "
+                "it was started with a different folder from this recipe's: set data.server.folder to that folder, or "
                 f"restart it; {START_HINT}"
             )
             raise ServerError(f"{self.endpoint.url}: named the file {name}, which is not in {folder}", hint=hint)
@@ -151,8 +151,8 @@ class StatesClient:
         if tokens != ids:
             place = next(place for place, pair in enumerate(zip(tokens, ids, strict=True)) if pair[0] != pair[1])
             raise ServerError(
-                f"{where}: the states belong to other tokens: at place {place} the file has token {tokens[place]}, but "
-                f"{ids[place]} was sent"
+                f"{where}: the states belong to different tokens: at place {place} the file has token {tokens[place]}, "
+                f"but {ids[place]} was sent"
             )
         layers = served_layer_ids(self.layer_ids, self.num_layers)
         expected = [len(ids), len(layers), self.hidden_size]

@@ -96,7 +96,7 @@ def wrong(expected: str, value: Any, hint: str = "") -> Fault:
 
 def unknown_key(key: str, names: list[str]) -> Fault:
     """The fault of a key that does not exist; suggests the near miss, or else lists all keys."""
-    return Fault((key,), f"unknown key {key!r}", near_miss(key, names) or f"there are: {', '.join(sorted(names))}")
+    return Fault((key,), f"unknown key {key!r}", near_miss(key, names) or f"available: {', '.join(sorted(names))}")
 
 
 def validator_message(error: Exception) -> str:

@@ -115,4 +115,4 @@ def known_baselines(_: object, __: attrs.Attribute[Any], names: tuple[str, ...])
         else:
             hint = near_miss(kind, [*BASELINES, WITH_MODEL])
         forms = ", ".join((*BASELINES, f"{WITH_MODEL}:SOURCE"))
-        raise ValueError(f"no baseline {name!r}; there are: {forms}{f'; {hint}' if hint else ''}")
+        raise ValueError(f"no baseline {name!r}; available: {forms}{f'; {hint}' if hint else ''}")

@@ -71,7 +71,7 @@ class SinkThread:
         try:
             self._waiting.put_nowait((step, numbers))
         except queue.Full:
-            self.trouble = self.trouble or f"{self.name} does not keep up: it misses numbers from update {step} on"
+            self.trouble = self.trouble or f"{self.name} cannot keep up: it misses numbers from update {step} on"
 
     def ask_to_close(self, *, finished: bool) -> None:
         """Makes the thread end once it has written what waits in the queue."""
@@ -90,7 +90,7 @@ class SinkThread:
             return
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self.trouble = self.trouble or f"{self.name} does not answer: it may miss the last numbers"
+            self.trouble = self.trouble or f"{self.name} does not respond: it may miss the last numbers"
 
     def _work(self) -> None:
         try:
@@ -102,7 +102,7 @@ class SinkThread:
         # library raises KeyboardInterrupt when its prompt gets no answer, and others exit.
         except BaseException as error:
             reason = textwrap.shorten(str(error), LONGEST, placeholder=" ..")
-            self.trouble = f"{self.name} failed and gets nothing more: {type(error).__name__}: {reason}"
+            self.trouble = f"{self.name} failed and receives nothing more: {type(error).__name__}: {reason}"
 
 
 @attrs.define(eq=False)
@@ -157,4 +157,6 @@ class Tracker:
         for thread in self._threads:
             if thread.trouble and thread.name not in self._reported:
                 self._reported.add(thread.name)
-                self.then(WarningEvent(message=f"{thread.trouble}; the run goes on, and events.jsonl has all of them"))
+                self.then(
+                    WarningEvent(message=f"{thread.trouble}; the run continues, and events.jsonl has all of them")
+                )

@@ -143,7 +143,7 @@ class Checkpoints:
         else:
             yield WarningEvent(
                 message=f"{path.name} was saved by {saved_by} processes and is resumed by {self.world.size}: "
-                "weights and rows continue unchanged, but what an algorithm draws from numpy or Python differs"
+                "weights and rows continue unchanged, but an algorithm's random numbers from numpy or Python differ"
             )
 
     def _on_main(self, action: Callable[..., None], *arguments: Any) -> None:

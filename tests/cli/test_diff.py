@@ -205,7 +205,7 @@ def test_other_data_under_the_same_recipe_is_a_difference(spec: Spec, runs: dict
     outcome = spec("diff", runs["plain"], altered("plan.json", change), "--json")
     assert outcome.code == 1
     assert [(each["path"], each["consequence"]) for each in outcome.json["changes"]] == [
-        ("data.sources[0].path", "other training data")
+        ("data.sources[0].path", "different training data")
     ]
     assert "(sha256 00000000)" in outcome.json["changes"][0]["after"]
     (prepare,) = (stage for stage in outcome.json["stages"] if stage["stage"] == "prepare")
@@ -314,7 +314,7 @@ def test_without_a_model_a_draft_vocabulary_is_explained_by_one_head(
 @pytest.mark.parametrize(
     ("values", "reused", "message"),
     [
-        ('[verifier]\ndtype = "bfloat16"\n', ["verifier", "prepare"], "the same verifier in another precision"),
+        ('[verifier]\ndtype = "bfloat16"\n', ["verifier", "prepare"], "a different precision of the verifier"),
         ('[data]\nstates_dtype = "bfloat16"\n', ["verifier", "prepare"], "the same conversations"),
         ("[benchmark]\nsuites = [{name = 'quickstart', take = 3}]\n", ["verifier"], "kept out of the training data"),
     ],

@@ -63,7 +63,7 @@ def test_expectations_of_prepared_data_are_not_used_and_it_says_so(spec: Spec, r
     """The counted figures are shown instead."""
     costs = spec("plan", "smoke", "--runs", spec.runs, "--conversations", 5, "--json").json["costs"]
     assert costs["amount"]["counted"]
-    assert "--conversations not used: the data is prepared" in costs["warnings"][0]
+    assert "--conversations ignored: the data is already prepared" in costs["warnings"][0]
 
 
 def test_bounds_of_unprepared_data_say_so(llama_plan: dict) -> None:

@@ -95,7 +95,7 @@ def test_split_filters_rows_and_take_takes_the_first(jsonl, tmp_path):
 def test_unknown_split_names_those_there_are(jsonl, tmp_path):
     """A split that no row has raises an error that lists the splits of the file."""
     path = jsonl([row("1", "a", split="train"), row("2", "a")])
-    with pytest.raises(DataError, match=r"no row has split 'dev'; there are: 1 'train', 1 without a split"):
+    with pytest.raises(DataError, match=r"no row has split 'dev'; available: 1 'train', 1 without a split"):
         read(path, tmp_path, split="dev")
 
 
@@ -185,9 +185,9 @@ def test_missing_library_says_what_to_install(tmp_path, monkeypatch):
 
 def test_pins_do_not_pass_silently(jsonl, tmp_path):
     """A revision for a file, or a sha256 for a hub id, would pin nothing; both are refused."""
-    with pytest.raises(DataError, match="pins it the wrong way"):
+    with pytest.raises(DataError, match="wrong kind of pin"):
         read(jsonl([row("1", "a")]), tmp_path, revision="main")
-    with pytest.raises(DataError, match="pins it the wrong way"):
+    with pytest.raises(DataError, match="wrong kind of pin"):
         read("some/name", tmp_path, sha256="0" * 64)
 
 

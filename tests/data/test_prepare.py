@@ -159,7 +159,7 @@ def test_open_finds_damage(run, jsonl, tmp_path):
     run(section(jsonl(some_rows(3))), key="abc")
     out = tmp_path / "out"
     assert len(Conversations.open(out, key="abc", verify=True)) == 3
-    with pytest.raises(ArtifactError, match="made for other inputs"):
+    with pytest.raises(ArtifactError, match="made for different inputs"):
         Conversations.open(out, key="abd")
     content = (out / "tokens.i32").read_bytes()
     (out / "tokens.i32").write_bytes(b"\7" + content[1:])

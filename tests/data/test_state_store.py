@@ -185,10 +185,10 @@ def test_file_that_shrinks_while_open_is_an_error(store, folder, layout):
 
 def test_states_of_other_inputs_are_refused(store, folder, layout):
     """A stale store is never reused: another key or another layout raises an error."""
-    with pytest.raises(ArtifactError, match="states of other inputs"):
+    with pytest.raises(ArtifactError, match="states of different inputs"):
         StateStore.open(folder, key="k2")
     other = StoreLayout(key="k2", lengths=layout.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300)
-    with pytest.raises(ArtifactError, match="holds states of other inputs"):
+    with pytest.raises(ArtifactError, match="holds states of different inputs"):
         StateWriter(folder, other)
 
 

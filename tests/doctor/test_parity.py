@@ -39,7 +39,7 @@ def test_documents_that_see_each_other(clinic: Clinic, monkeypatch: pytest.Monke
     )
     examined = clinic.examine(clinic.run / "speculator")
     assert examined["parity/packed rows"].result == "wrong"
-    assert "see each other" in examined["parity/packed rows"].evidence
+    assert "attend to each other" in examined["parity/packed rows"].evidence
 
 
 def test_a_training_forward_that_reads_other_tokens(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_a_training_forward_that_reads_other_tokens(clinic: Clinic, monkeypatch:
     monkeypatch.setattr(Eagle3DraftModel, "forward", shifted)
     examined = clinic.examine(clinic.run / "speculator")
     assert examined["parity/training's forward"].result == "wrong"
-    assert "drafts other tokens than replay" in examined["parity/training's forward"].evidence
+    assert "drafts different tokens from replay" in examined["parity/training's forward"].evidence
 
 
 def test_a_training_forward_that_differs_on_one_answer(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:

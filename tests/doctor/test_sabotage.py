@@ -285,10 +285,10 @@ def trained_further(folder: Path) -> None:
 
 
 VERIFIERS = {
-    "other weights": (trained_further, "config/verifier's weights", "other weights"),
-    "other tokenizer": (tokenizer_of_another, "config/tokenizer", "another tokenizer"),
+    "other weights": (trained_further, "config/verifier's weights", "different weights"),
+    "other tokenizer": (tokenizer_of_another, "config/tokenizer", "a different tokenizer"),
     "wrong chat template": (template_of_another, "config/chat template", "not the one of training"),
-    "wrong chat template, rendered": (template_of_another, "data/rendering", "do not give what was trained on"),
+    "wrong chat template, rendered": (template_of_another, "data/rendering", "do not reproduce the training data"),
 }
 
 

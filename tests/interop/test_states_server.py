@@ -96,7 +96,7 @@ def test_a_wrong_layer_id_is_named(server: Server) -> None:
     other = (*server.settings, "algorithm.target_layer_ids=[3, 16, 27]")
     code, out, err = spec("data", "quickstart", "--check-states", *flags(other))
     assert (code, out) == (1, "")
-    assert "was started for other states" in err
+    assert "was started for different states" in err
     note = server.folder / "serving.json"
     original = note.read_text()
     note.unlink()

@@ -121,7 +121,7 @@ def test_a_server_of_other_states_is_known_by_its_note(fresh: Spec, served: Fake
     (served.folder / "serving.json").write_text(json.dumps(note))
     outcome = run(fresh, served)
     assert outcome.code == 1
-    assert "was started for other states" in outcome.err
+    assert "was started for different states" in outcome.err
     assert "layer_ids [0, 1, 2] instead of" in outcome.err
     assert served.requests == []
 

@@ -78,6 +78,6 @@ def test_a_sink_that_fails_does_not_fail_the_run(
     outcome = spec("run", "smoke", "--runs", tmp_path, *TENSORBOARD, "--set", "benchmark.suites=[]")
     assert outcome.code == 0, outcome.err
     (warning,) = [line for line in outcome.err.splitlines() if line.startswith("warning: tensorboard")]
-    assert "failed and gets nothing more: ConnectionError: no route to host; the run goes on" in warning
+    assert "failed and receives nothing more: ConnectionError: no route to host; the run continues" in warning
     (log,) = tmp_path.glob("*/events.jsonl")
     assert log.read_text().count("no route to host") == 1

@@ -25,7 +25,7 @@ def test_the_catalogue_has_the_recipes_of_the_package() -> None:
     ("name", "hint"),
     [
         ("quikstart", "did you mean 'quickstart'?"),
-        ("xyz", "there are: "),
+        ("xyz", "available: "),
         ("./quickstart.toml", "spec cp quickstart ./quickstart.toml"),
         ("./other.toml", "spec ls"),
     ],

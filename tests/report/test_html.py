@@ -140,7 +140,7 @@ def test_a_run_that_was_interrupted_is_reported_as_such(run: Path) -> None:
     lines = (run / "events.jsonl").read_text().splitlines()
     (run / "events.jsonl").write_text("\n".join(lines[:100]) + '\n{"event": "StepEv')
     assert missing(run) == [
-        "training stopped after update 95 of 900: spec run of its recipe goes on from the last checkpoint",
+        "training stopped after update 95 of 900: spec run with its recipe resumes from the last checkpoint",
         "there is no benchmark",
     ]
 

@@ -204,7 +204,7 @@ def test_bad_usage_is_one_error(spec: Spec, run: Path, tmp_path: Path) -> None:
     (full / "mine.txt").write_text("mine")
     for arguments, words in (
         ((tmp_path / "nowhere",), "no such run folder"),
-        ((run, "--until", "later"), "there are: verifier, prepare"),
+        ((run, "--until", "later"), "available: verifier, prepare"),
         ((run, "--to", full), "holds no re-run"),
         ((run, "--to", run / "inside"), "must be kept apart"),
         ((run, "--to", run.parent), "must be kept apart"),

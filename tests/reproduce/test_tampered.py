@@ -221,7 +221,7 @@ def another_algorithm(run: Path) -> None:
         (without_fingerprints, "fingerprints: is missing"),
         (other_inputs, "prepare: the fingerprint does not match the inputs"),
         (newer, "format 99 is newer"),
-        (older, "has too little"),
+        (older, "lacks the recipe"),
         (another_algorithm, "no algorithm 'nope'"),
     ],
 )

@@ -177,7 +177,7 @@ def test_prometheus_text_is_summed_over_all_labels_but_the_position():
     metrics = FakeServer(rounds=2, generated=9, by_position=[2, 1, 0]).metrics()
     counters = read_counters(ENGINES["vllm"], metrics, speculates=True)
     assert (counters.generated, counters.rounds, counters.drafted, counters.by_position) == (9, 2, 6, (2, 1, 0))
-    with pytest.raises(ServerError, match="went back"):
+    with pytest.raises(ServerError, match="went backwards"):
         attrs.evolve(counters, rounds=1).since(counters)
 
 

@@ -84,7 +84,7 @@ def test_passing_failures_are_requested_again(server: FakeServer, fault: str) ->
 
 REFUSED = {
     "nan": r"the states of layers \[1\] are not finite",
-    "tokens": r"other tokens: at place 2 the file has token 3, but 2 was sent",
+    "tokens": r"different tokens: at place 2 the file has token 3, but 2 was sent",
     "short": r"5 tokens were sent, but 2 states of 2 tokens came back\nprefix caching and chunked",
     "layers": r"shape \[5, 2, 3\]; layers \[1, 4, 6\] of size 3 need \[5, 3, 3\]",
     "half": r"computed in float16, but the recipe requires float32\nstart it with --dtype float32",

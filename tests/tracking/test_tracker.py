@@ -129,8 +129,8 @@ def test_a_sink_that_hangs_stops_nothing(subject: TrackedRun) -> None:
     tracking.close(finished=True)
     assert time.monotonic() - began < 2.0
     (warning,) = warnings(events_passed)
-    assert warning.startswith("kept does not keep up: it misses numbers from update ")
-    assert warning.endswith("; the run goes on, and events.jsonl has all of them")
+    assert warning.startswith("kept cannot keep up: it misses numbers from update ")
+    assert warning.endswith("; the run continues, and events.jsonl has all of them")
     sink.go.set()
 
 
@@ -140,7 +140,7 @@ def test_a_sink_that_does_not_end_is_reported(subject: TrackedRun) -> None:
     tracking, events_passed = tracker(subject, sink, patience=0.1)
     tracking(step(1))
     tracking.close(finished=False)
-    assert warnings(events_passed)[0].startswith("kept does not answer: it may miss the last numbers")
+    assert warnings(events_passed)[0].startswith("kept does not respond: it may miss the last numbers")
     sink.go.set()
 
 
@@ -156,7 +156,7 @@ def test_a_sink_that_fails_is_reported_once_and_left_alone(subject: TrackedRun, 
         tracking(step(number))
     tracking.close(finished=True)
     (warning,) = warnings(events_passed)
-    assert warning.startswith(f"kept failed and gets nothing more: {type(error).__name__}: ")
+    assert warning.startswith(f"kept failed and receives nothing more: {type(error).__name__}: ")
     assert "\n" not in warning
 
 
