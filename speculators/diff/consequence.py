@@ -54,7 +54,7 @@ _RATIOS: dict[str, Callable[[float, float], str]] = {
 }
 # From the most particular path to the least: the first that fits is used.
 _BY_PREFIX = {
-    "verifier.dtype": "a different precision of the verifier: all it computes is made again; results are not comparable",
+    "verifier.dtype": "a different precision of the verifier: all it computes is redone; results are not comparable",
     "verifier": "a different verifier: nothing is reused, and results are not comparable",
     "data.hidden_states": "where the states come from; they are the same, except for rounding by a server",
     "data.server": "where the server is and how many requests it gets at once; the states are the same",
