@@ -1,4 +1,4 @@
-"""`spec` in this process, with folders of its own."""
+"""Runs `spec` in this process, with its own folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = Path("speculator/model.safetensors")
 
 @attrs.frozen
 class Outcome:
-    """What a command line came to."""
+    """The exit code and the output of a command line."""
 
     code: int
     out: str
@@ -46,18 +46,18 @@ class Spec:
         return self("run", "smoke", "--runs", self.runs, *arguments)
 
     def weights(self) -> bytes:
-        """The only run's speculator."""
+        """Reads the speculator of the only run."""
         (folder,) = self.runs.glob("*-*")
         return (folder / WEIGHTS).read_bytes()
 
     def half_written(self) -> list[str]:
-        """What only an unfinished write leaves."""
+        """Lists the files that only an unfinished write leaves behind."""
         marks = (".tmp", ".partial")
         paths = [path for path in self.home.rglob("*") if path.name.endswith(marks) or path.name.startswith("writing-")]
         return [str(path) for path in paths]
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of one class in a run's log."""
+    """Reads the events of one class from a run's log."""
     lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == kind]

@@ -1,14 +1,14 @@
-"""Fixtures that all tests share. Nothing here needs the network."""
+"""Fixtures that all tests share. None of them needs the network."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-# Before anything imports transformers: a test that would reach out must fail at once, not after retries.
+# Set before anything imports transformers: a test that uses the network must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# A shell's background jobs ignore Ctrl-C, and so would everything that the tests start and interrupt.
+# The background jobs of a shell ignore Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,13 +31,13 @@ from speculators.verifier.tiny import make_tiny_verifier
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest starts first, so that all others run beside it."""
+    """Starts the slowest tests first, so that all others run beside them."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
-    """Tiny tensors gain nothing from more threads, and oversubscribed machines lose much."""
+    """Limits the threads: tiny tensors gain nothing from more, and an oversubscribed machine loses much."""
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
@@ -63,7 +63,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
 
 @pytest.fixture(scope="session")
 def smoke(spec: Spec) -> Outcome:
-    """What the first `spec run smoke` said."""
+    """The outcome of the first `spec run smoke`."""
     outcome = spec("run", "smoke", "--runs", spec.runs)
     assert outcome.code == 0, outcome.err
     return outcome
@@ -71,20 +71,20 @@ def smoke(spec: Spec) -> Outcome:
 
 @pytest.fixture(scope="session")
 def run_folder(spec: Spec, smoke: Outcome) -> Path:
-    """The run folder that it made."""
+    """The run folder that `smoke` made."""
     (folder,) = spec.runs.glob("smoke-*")
     return folder
 
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Spec:
-    """The command line with folders of its own."""
+    """The command line with its own empty folders."""
     return Spec(tmp_path)
 
 
 @pytest.fixture(autouse=True)
 def _own_threads() -> Iterator[None]:
-    """A re-run takes over its lock's number of threads: the tests after it get theirs back."""
+    """Restores the number of threads after a re-run, which takes it from its lock."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -92,19 +92,19 @@ def _own_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kept(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run of smoke, for `spec reproduce`; read only."""
+    """A read-only copy of the smoke run, for `spec reproduce`."""
     return Path(shutil.copytree(run_folder, tmp_path_factory.mktemp("kept") / run_folder.name))
 
 
 @pytest.fixture(scope="session")
 def to(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of its re-run, which is made once: a second call goes on from what is there, which is all."""
+    """The folder of the re-run. It is made once: a second call resumes what exists, and nothing is left to do."""
     return tmp_path_factory.mktemp("again") / "to"
 
 
 @pytest.fixture(scope="session")
 def first(spec: Spec, kept: Path, to: Path) -> Outcome:
-    """What the first `spec reproduce` said; what it wrote is kept beside, since later ones write it anew."""
+    """The outcome of the first `spec reproduce`. A copy of its files is kept, because later calls overwrite them."""
     outcome = spec("reproduce", kept, "--to", to, "--json")
     shutil.copyfile(to / "reproduction.json", to.with_name("first.json"))
     return outcome
@@ -112,7 +112,7 @@ def first(spec: Spec, kept: Path, to: Path) -> Outcome:
 
 @pytest.fixture
 def run(kept: Path, tmp_path: Path, first: Outcome) -> Path:
-    """A copy of the run to tamper with."""
+    """A copy of the run that a test may tamper with."""
     return Path(shutil.copytree(kept, tmp_path / kept.name))
 
 

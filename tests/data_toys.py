@@ -1,4 +1,4 @@
-"""Small conversations and stand-ins that the tests of the data layer share."""
+"""Small conversations and stand-ins for the tests of the data layer."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ WORDS = ["the", "rain", "in", "spain", "stays", "on", "a", "plain", "and", "then
 
 
 def talk(*contents: str, system: str | None = None, name: str = "c") -> Conversation:
-    """A conversation whose turns alternate, from the user on."""
+    """Makes a conversation of alternating turns that starts with the user."""
     messages = [Message(("user", "assistant")[place % 2], text) for place, text in enumerate(contents)]
     head = [Message("system", system)] if system is not None else []
     return Conversation(name, "", (*head, *messages))
 
 
 def row(*contents: str, **fields) -> dict:
-    """The same as a row of a JSONL file."""
+    """Makes the same conversation as a row of a JSONL file."""
     return {"messages": [attrs.asdict(message) for message in talk(*contents).messages], **fields}
 
 
 def some_rows(count: int) -> list[dict]:
-    """Rows of different lengths with different prompts."""
+    """Makes rows of different lengths with different prompts."""
     texts = [" ".join(WORDS[(k * 7 + i) % len(WORDS)] for i in range(1 + k % 11)) for k in range(count)]
     return [row(f"question {k}?", text, id=f"row{k}") for k, text in enumerate(texts)]
 
 
 def section(path: Path, **keys) -> DataSection:
-    """A data section with one source."""
+    """Makes a data section with one source."""
     return DataSection(sources=(DataSource(path=str(path)),), **keys)
 
 
 def fake_capture(rows: list[torch.Tensor]):
-    """States that depend on a row's tokens alone, as a verifier's would: columns 0..5 and 0..2; longest row first."""
+    """Fakes states that depend only on a row's tokens, as a verifier's would: columns 0..5 and 0..2, longest row
+    first."""
     for place in sorted(range(len(rows)), key=lambda place: -len(rows[place])):
         ids = rows[place].float()
         steps = torch.arange(len(ids)).float()

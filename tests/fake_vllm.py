@@ -57,7 +57,7 @@ class FakeServer:
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def __enter__(self) -> FakeServer:
-        # A short poll: closing waits for it.
+        # The poll is short because closing waits for it.
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 

@@ -1,4 +1,4 @@
-"""Processes that start at once: the server has imported what they need before it forks them."""
+"""Processes that start at once, because they are forked from a server that has imported everything they need."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def die(*_: object) -> None:
 
 
 def deadly(real: Callable, due: Callable[[], bool]) -> Callable:
-    """Returns `real`, which kills the process where `due`."""
+    """Wraps `real` so that it kills the process when `due` says so."""
     return lambda *arguments, **named: die() if due() else real(*arguments, **named)
 
 
 def child(home: Path, threads: int, where: str) -> None:
-    """Runs smoke and dies at `where`."""
+    """Runs smoke in a process that dies at `where`."""
     from speculators import model
     from speculators.pipeline.context import Context
 

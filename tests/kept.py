@@ -1,4 +1,4 @@
-"""Runs of the real SmolLM2 that several tests look at: trained once, kept with the cache that their verifier is in."""
+"""Runs of the real SmolLM2 that several tests share: trained once, and stored beside the cache of their verifier."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from speculators.training.world import World
 
 
 def kept_run(recipe: str, overrides: Sequence[str] = ()) -> RunOutcome:
-    """Returns what a run of a shipped recipe came to; it is trained if it is not there."""
-    # What other code of ours trained is not what is tested.
+    """Returns the result of a run of a shipped recipe, training it if it does not exist yet."""
+    # Runs that other versions of our code trained must not be tested.
     places = Places(runs=cache_folder() / "kept" / code_here().sources[:12], cache=cache_folder())
     outcome = run_recipe(load_recipe(recipe, overrides), places=places, world=World(), listen=lambda event: None)
     assert outcome.bench is not None

@@ -1,4 +1,4 @@
-"""Results of benchmarks with made-up numbers; keyword arguments replace what a test is about."""
+"""Benchmark results with made-up numbers; keyword arguments set the values that a test is about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from speculators.servers.result import ServedAcceptance, ServedResult, ServedSet
 
 
 def acceptance(tau: float = 1.9, **changes: Any) -> Acceptance:
-    """Twenty prompts at K = 3."""
+    """Makes the acceptance of twenty prompts at K = 3."""
     values: dict[str, Any] = {
         "prompts": 20,
         "tokens": 190.0,
@@ -38,13 +38,13 @@ def speed(**changes: Any) -> Speed:
 
 
 def live(**changes: Any) -> Live:
-    """Agrees round for round; the changes are those of its agreement."""
+    """Makes a live decode that agrees in every round; `changes` alter its agreement."""
     agreement: dict[str, Any] = {"criterion": "round for round", "predicted_tau": 1.9}
     return Live(acceptance=acceptance(prompts=3), agreement=Agreement(**(agreement | changes)), speed=speed())
 
 
 def setting(**changes: Any) -> Setting:
-    """Suite "mine", K = 3, T = 0."""
+    """Makes a setting of suite "mine" at K = 3 and T = 0."""
     values: dict[str, Any] = {
         "suite": "mine",
         "prompts_digest": "d",
@@ -65,7 +65,7 @@ def setting(**changes: Any) -> Setting:
 
 
 def bench_result(*settings: Setting, **changes: Any) -> BenchResult:
-    """Measured in float32 on a CPU."""
+    """Makes a result measured in float32 on a CPU."""
     values: dict[str, Any] = {
         "speculator": "run",
         "verifier": "tiny",
@@ -79,7 +79,7 @@ def bench_result(*settings: Setting, **changes: Any) -> BenchResult:
 
 
 def served_setting(**changes: Any) -> ServedSetting:
-    """The same suite, K and T as `setting`."""
+    """Makes a served setting with the suite, K and T of `setting`."""
     pace = ServingSpeed(
         requests=20, tokens=200, seconds=4.0, tokens_per_second=50.0, first_token=None, inter_token=None, repeated=0
     )

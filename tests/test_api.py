@@ -36,7 +36,7 @@ ASK = "Name three colours."
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a cache that the tests of this file share."""
+    """A folder with a cache that all tests of this file share."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -48,13 +48,13 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def events() -> list[object]:
-    """The events of the run of this file."""
+    """The events of this file's run."""
     return []
 
 
 @pytest.fixture(scope="module")
 def run(home: Path, events: list[object]) -> Run:
-    """Smoke, shortened, run through the API."""
+    """A shortened smoke run, made through the API."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECULATORS_CACHE", str(home / "cache"))
         return run_recipe(load_recipe("smoke", {"schedule.max_steps": 4}), runs=home / "runs", listen=events.append)
@@ -68,7 +68,7 @@ def speculator(run: Run, home: Path) -> Speculator:
 
 
 def test_every_line_of_the_readmes_example_runs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """The ten lines work as they stand; the run that they make is the one of this file, found on disk."""
+    """The ten lines work unchanged; the run they make is the run of this file, which is already on disk."""
     assert EXAMPLE is not None
     lines = [line for line in EXAMPLE[1].splitlines() if line.strip()]
     assert len(lines) <= 10
@@ -82,7 +82,7 @@ def test_every_line_of_the_readmes_example_runs(run: Run, capsys: pytest.Capture
 
 
 def test_overrides_are_values_and_none_drops_one() -> None:
-    """Numbers, strings, lists and tables stand for themselves; what a recipe refuses is refused here, too."""
+    """Numbers, strings, lists and tables are taken as they are; a value that a recipe refuses is refused here too."""
     overrides = {
         "schedule.optimizer.lr": 1e-05,
         "benchmark.num_speculative_tokens": [2],
@@ -122,7 +122,7 @@ def test_events_go_to_the_callback(events: list[object], run: Run, capsys: pytes
 
 
 def test_without_a_callback_progress_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same view as the command line's."""
+    """The view is the same as on the command line."""
     run_recipe(load_recipe("smoke", {"schedule.max_steps": 4}), runs=run.folder.parent)
     assert "train already done" in capsys.readouterr().err
 
@@ -138,7 +138,7 @@ def test_a_run_reads_as_typed_values(run: Run) -> None:
 
 
 def test_a_run_as_a_data_frame(run: Run) -> None:
-    """A row for each drafter, suite, temperature and K."""
+    """The table has a row for each drafter, suite, temperature and K."""
     pytest.importorskip("pandas")
     frame = run.to_pandas()
     own = frame[frame["drafter"] == "speculator"]
@@ -148,7 +148,7 @@ def test_a_run_as_a_data_frame(run: Run) -> None:
 
 
 def test_a_data_frame_without_pandas_is_a_plain_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says what to install."""
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(SpeculatorsError, match="pip install pandas"):
         run.to_pandas()
@@ -165,7 +165,7 @@ def test_decoding_is_lossless_and_replay_predicts_it(speculator: Speculator) -> 
 
 
 def test_a_draft_is_the_first_round_of_a_decode(speculator: Speculator) -> None:
-    """It follows the verifier's first token, and the tokens that the round accepted are its first ones."""
+    """The draft follows the verifier's first token and begins with the tokens that the first round accepted."""
     first = draft(speculator, ASK, num_speculative_tokens=3)
     decoded = decode(speculator, ASK, max_new_tokens=24, num_speculative_tokens=3).decoded
     assert len(first.tokens) == decoded.rounds[0].drafted
@@ -183,14 +183,14 @@ def test_conversations_are_prompts_too(speculator: Speculator) -> None:
 
 
 def test_a_k_beyond_the_algorithm_is_refused(speculator: Speculator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of drafting fewer tokens in silence."""
+    """An error is raised; silently drafting fewer tokens would mislead."""
     monkeypatch.setattr(type(speculator.model.config), "max_drafts", lambda config: (2, "ttt_steps"))
     with pytest.raises(SpeculatorsError, match="num_speculative_tokens: "):
         decode(speculator, ASK, num_speculative_tokens=3)
 
 
 def test_a_folder_without_a_speculator_is_an_error(tmp_path: Path) -> None:
-    """It names the folder."""
+    """The error names the folder."""
     with pytest.raises(SpeculatorsError, match="neither a run with a speculator nor a speculator"):
         load_speculator(tmp_path)
 

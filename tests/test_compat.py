@@ -1,4 +1,4 @@
-"""Differences between the supported versions of torch stay in one module."""
+"""One module hides the differences between the supported versions of torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from speculators import compat
 
 @dataclass
 class OldConfig:
-    """LaunchConfig of torch 2.11, as far as it matters here."""
+    """The parts of torch 2.11's LaunchConfig that matter here."""
 
     min_nodes: int
 
 
 @dataclass
 class NewConfig(OldConfig):
-    """LaunchConfig of torch 2.13."""
+    """The parts of torch 2.13's LaunchConfig that matter here."""
 
     shutdown_timeout: int | None = None
 

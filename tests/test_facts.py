@@ -33,7 +33,7 @@ def test_an_unusable_value_is_reported(tmp_path: Path, key: str, value: Any) -> 
 
 
 def test_a_file_without_an_object_is_reported(tmp_path: Path) -> None:
-    """The file is JSON, but a list."""
+    """A file that is valid JSON, but contains a list, is refused."""
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(VerifierError, match="must be a JSON object, got a list"):
         VerifierFacts.read(tmp_path / "config.json")

@@ -1,4 +1,4 @@
-"""Starting from a checkpoint whose weights mean something else is refused; values that only it knows are inherited."""
+"""A checkpoint whose weights mean something else is refused as a start; values that only it knows are inherited."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def config(name: str, **values: object) -> SpeculatorModelConfig:
 def test_weights_of_the_same_shapes_that_mean_something_else_are_refused(
     name: str, other: dict[str, object], message: str
 ) -> None:
-    """The message gives the field, both values and the key to set; the reverse start is refused, too."""
+    """The message gives the field, both values and the key to set. Starting the other way round is refused too."""
     assert message in "\n".join(differences(config(name), config(name, **other)))
     assert differences(config(name, **other), config(name))
     assert differences(config(name, **other), config(name, **other)) == []
 
 
-def test_a_block_drafter_of_another_algorithm_is_compared_by_what_both_have() -> None:
-    """The backbone of DFlash has learnt its mask token, so that must be the same; its block length may differ."""
+def test_a_block_drafter_of_another_algorithm_is_compared_by_shared_fields() -> None:
+    """DFlash's backbone was trained with its mask token, so that must match; its block length may differ."""
     saved = config("dflash", mask_token_id=7, block_size=16, aux_hidden_state_layer_ids=(1, 2))
     mine = config("dspark", mask_token_id=9, block_size=8, cut="gain", aux_hidden_state_layer_ids=(1, 2))
     assert differences(mine, saved) == ["its mask_token_id is 7, the recipe's 9: set algorithm.mask_token_id = 7"]
@@ -83,7 +83,7 @@ def test_different_spellings_of_the_same_rotary_embedding_do_not_differ() -> Non
 
 
 def test_a_mask_token_that_the_recipe_leaves_out_is_the_checkpoints() -> None:
-    """Only the checkpoint knows it; a value in the recipe stands, and is compared."""
+    """The mask token comes from the checkpoint if the recipe omits it; a value in the recipe is kept and compared."""
     saved = config("dflash", mask_token_id=7)
     for name in ("dflash", "dspark"):
         assert with_saved_values(name, {"mask_token_id": None}, saved)["mask_token_id"] == 7

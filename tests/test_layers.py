@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: imports point down only, and no algorithm is named outside its folder."""
+"""The house rules that a machine can check: imports point downwards, and no algorithm is named outside its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # The floors of the house, from the ground up; a room is a module or a package of speculators, each algorithm's folder
-# is one of its own.
+# is a room of its own.
 FLOORS: list[tuple[str, ...]] = [
     ("errors", "registry", "events", "files"),
     ("structure", "facts"),
@@ -33,12 +33,12 @@ FLOORS: list[tuple[str, ...]] = [
     ("cli",),
 ]
 LAYERS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# From here up rooms of one floor do not know each other; below they may, as long as modules form no cycle.
+# From here up, rooms of one floor must not import each other. Below they may, if modules form no cycle.
 SIBLINGS_APART = LAYERS["models"]
 
 
 def sources() -> dict[str, Path]:
-    """Returns every module of the package by its dotted name."""
+    """Maps every module of the package from its dotted name to its file."""
     modules = {}
     for top, folder in (("speculators", ROOT / "speculators"), ("speculators.cli", ROOT / "cli")):
         for file in sorted(folder.rglob("*.py")):
@@ -55,7 +55,7 @@ ALGORITHMS = sorted(
 
 
 def imports(name: str) -> Iterator[tuple[int, str]]:
-    """Yields (line, module) of every import of the package's own modules in a module, late ones included."""
+    """Yields (line, module) for every import of the package's own modules in a module, lazy imports included."""
     package = name if SOURCES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
@@ -73,7 +73,7 @@ def imports(name: str) -> Iterator[tuple[int, str]]:
 
 
 def room(module: str) -> str:
-    """Returns the room of a module: "training", or "models.NAME" for an algorithm's folder."""
+    """Names the room of a module: "training", or "models.NAME" for an algorithm's folder."""
     parts = module.split(".")[1:]
     if (
         len(parts) > 1
@@ -90,7 +90,7 @@ def layer(module: str) -> int:
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "speculators"])
 def test_imports_point_down_only(name: str) -> None:
-    """A module imports from lower layers and its own room; at the top of a file or inside a function is the same."""
+    """A module imports only from lower layers and its own room, both at the top of the file and inside functions."""
     wrong = []
     for line, module in imports(name):
         if module == "speculators.models":
@@ -103,12 +103,12 @@ def test_imports_point_down_only(name: str) -> None:
 
 
 def test_every_room_has_a_layer() -> None:
-    """A new module of the package says where it belongs, here."""
+    """Every module of the package has a layer in the list above; a new one must be added."""
     assert {room(name).partition(".")[0] for name in SOURCES if name != "speculators"} <= set(LAYERS)
 
 
 def test_modules_form_no_cycle() -> None:
-    """Within the lower layers, where rooms may know each other, no import leads back."""
+    """Rooms of one lower layer may import each other, but no chain of imports leads back to its start."""
     graph = {name: {module for _, module in imports(name) if module in SOURCES} - {name} for name in SOURCES}
     graph["speculators"] = set()
     for name in graph:
@@ -120,7 +120,7 @@ def test_modules_form_no_cycle() -> None:
 
 
 def test_the_package_of_algorithms_holds_no_code() -> None:
-    """What the registry imports to look for folders drags nothing in."""
+    """The registry can import the package to look for folders without loading anything else."""
     assert all(isinstance(node, ast.Expr) for node in TREES["speculators.models"].body)
 
 
@@ -133,7 +133,7 @@ def test_the_package_of_algorithms_holds_no_code() -> None:
     ],
 )
 def test_the_light_layers_know_neither_torch_nor_rich(name: str) -> None:
-    """Recipes and the command line start at once."""
+    """Recipes and the command line start without loading heavy libraries."""
     heavy = {"torch", "transformers", "rich", "numpy", "datasets"}
     imported = set()
     for node in ast.walk(TREES[name]):
@@ -145,7 +145,7 @@ def test_the_light_layers_know_neither_torch_nor_rich(name: str) -> None:
 
 
 def test_rich_is_known_to_the_report_alone() -> None:
-    """Only one room speaks to people in colour."""
+    """Only the report room formats output with rich."""
     knows = {
         room(name)
         for name, tree in TREES.items()
@@ -157,7 +157,7 @@ def test_rich_is_known_to_the_report_alone() -> None:
 
 
 def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yields (line, text) of every name and every text of a module that is not a docstring."""
+    """Yields (line, text) for every name and every string of a module, docstrings excepted."""
     docs = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -183,7 +183,7 @@ def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_no_algorithm_is_named_outside_its_folder(algorithm: str) -> None:
-    """Shared code asks hooks, never names: adding an algorithm edits nothing else."""
+    """Shared code calls hooks and never checks names, so that adding an algorithm edits no other file."""
     named = [
         f"{SOURCES[name].relative_to(ROOT)}:{line}: {text!r}"
         for name, tree in TREES.items()

@@ -1,4 +1,4 @@
-"""The wheel holds every package, and what the repository's front pages say is there."""
+"""The wheel contains every package, and everything that the repository's front pages mention exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOMS = sorted(
 
 
 def test_every_package_is_listed():
-    """Each folder with modules is in pyproject.toml's list: an editable install hides one that a wheel would lack."""
+    """Each folder with modules is in pyproject.toml's list: an editable install would hide that a wheel lacks it."""
     settings = PROJECT["tool"]["setuptools"]
     folders = {name: ROOT / place for name, place in settings["package-dir"].items()}
     packages = set()
@@ -26,12 +26,12 @@ def test_every_package_is_listed():
         for module in folder.rglob("*.py"):
             parts = module.parent.relative_to(folder).parts
             packages.add(".".join((name, *parts)))
-    # Comparisons with other projects are run from the repository.
+    # Comparisons with other projects run from the repository and are not packaged.
     assert packages - set(settings["packages"]) == {"speculators.benchmarks.perf"}
 
 
 def test_the_lowest_versions_that_are_tested_are_those_that_are_admitted():
-    """Every lower bound of a dependency stands in .ci/lowest.txt, which CI installs."""
+    """Every lower bound of a dependency is in .ci/lowest.txt, which CI installs."""
     lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     required = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["quickstart"]
@@ -41,7 +41,7 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_admitted():
 
 
 def test_the_map_and_the_readme_name_every_room():
-    """A new room is added to .github/DEVELOPING.md; a new folder also to the README's table."""
+    """Every room is in .github/DEVELOPING.md, and every folder also in the README's table."""
     assert [room for room in ROOMS if not re.search(rf"`{room}/?[*]?`", MAP)] == []
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Where things are")[2].partition("## ")[0]
     folders = [room for room in ROOMS if (ROOT / "speculators" / room).is_dir()]
@@ -49,7 +49,7 @@ def test_the_map_and_the_readme_name_every_room():
 
 
 def test_every_file_on_the_map_exists():
-    """The walk of a recipe names files that are there."""
+    """Every file that the walk through a recipe names exists."""
     paths = set(re.findall(r"\b[a-z_]+/[a-z_/]+\.(?:py|toml|md|yml)\b", MAP.replace("ALGORITHM", "eagle3")))
     places = (ROOT, ROOT / "speculators", ROOT / ".github")
     assert [path for path in sorted(paths) if not any((place / path).exists() for place in places)] == []

@@ -28,19 +28,19 @@ def test_the_three_lists_of_public_names_agree() -> None:
 
 @pytest.mark.parametrize("name", speculators.__all__)
 def test_a_public_name_has_a_docstring(name: str) -> None:
-    """Each name imports, is the one of its home, and says what it is for."""
+    """Each name can be imported, is the object that its home module defines, and documents its purpose."""
     value = getattr(speculators, name)
     assert name in dir(speculators)
     assert inspect.getdoc(value)
 
 
 def test_no_public_name_is_a_submodule() -> None:
-    """`speculators.NAME` must not be a function before, and a module after somebody imports that module."""
+    """`speculators.NAME` must not change from a function to a module when somebody imports a submodule."""
     assert {module.name for module in pkgutil.iter_modules(speculators.__path__)}.isdisjoint(speculators.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    """The error reads like Python's own, so that `hasattr` and `from speculators import x` work as everywhere."""
+    """The error reads like Python's own, so that `hasattr` and `from speculators import x` work as usual."""
     with pytest.raises(AttributeError, match="module 'speculators' has no attribute 'nothing'"):
         _ = speculators.nothing
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):

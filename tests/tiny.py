@@ -1,4 +1,4 @@
-"""The builder of tiny random verifiers, where tests look for it."""
+"""Re-exports the builder of tiny random verifiers for the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A toy speculator with the decoding protocol and the replay hook: fast, stateful, right or deliberately bad."""
+"""A toy speculator with the decoding protocol and the replay hook: fast, stateful, and deliberately bad on request."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class ToyDrafter:
 
 
 def hidden_states_of(model: Any, tokens: Sequence[int], layer_ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns states [n, A*H] and the last layer's output before the final norm [n, H], by one uncached forward."""
+    """Computes states [n, A*H] and the last layer's output before the final norm [n, H] in one uncached forward."""
     caught: dict[str, torch.Tensor] = {}
     hook = model.model.norm.register_forward_pre_hook(lambda module, args: caught.update(last=args[0]))
     with torch.no_grad():
@@ -136,7 +136,7 @@ def hidden_states_of(model: Any, tokens: Sequence[int], layer_ids: Sequence[int]
 
 
 def greedy_response(model: Any, prompt: Sequence[int], *, length: int, stop_ids: Sequence[int] = ()) -> list[int]:
-    """Returns the verifier's own greedy continuation: one full forward a token, no cache, nothing of ours."""
+    """Computes the verifier's greedy continuation with one full forward per token: no cache and none of our code."""
     tokens = list(prompt)
     with torch.no_grad():
         while len(tokens) < len(prompt) + length and (len(tokens) == len(prompt) or tokens[-1] not in stop_ids):
@@ -147,7 +147,7 @@ def greedy_response(model: Any, prompt: Sequence[int], *, length: int, stop_ids:
 def train_toy(
     toy: ToySpeculator, model: Any, sequences: Sequence[Sequence[int]], *, depths: int = 5, steps: int = 60
 ) -> None:
-    """Fits the toy to the next tokens of the sequences."""
+    """Trains the toy on the next tokens of the sequences."""
     target_to_draft = torch.full((toy.vocab_size,), -1)
     target_to_draft[toy.draft_to_target] = torch.arange(len(toy.draft_to_target))
     rows = [(torch.tensor(list(each)), hidden_states_of(model, each, toy.target_layer_ids)[0]) for each in sequences]
@@ -173,7 +173,7 @@ def train_toy(
 
 
 def fit_p_value(seen: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """Returns the chi-square p-value of counts against exact probabilities of the same shape.
+    """Computes the chi-square p-value of counts against exact probabilities of the same shape.
 
     Outcomes that are expected fewer than five times (the usual condition of the test) are counted together.
     """

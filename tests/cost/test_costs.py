@@ -1,4 +1,4 @@
-"""The costs that `spec plan` shows: counts that can be checked by hand, bounds that say so, and wrong options."""
+"""The costs that `spec plan` shows: counts that can be checked by hand, labelled upper bounds, and wrong options."""
 
 from __future__ import annotations
 
@@ -53,28 +53,28 @@ def test_the_verifier_is_counted_from_its_config(llama_plan: dict) -> None:
 
 
 def test_twice_the_processes_hold_smaller_shards(llama_plan: dict) -> None:
-    """Sharded optimizer state halves; activations of a row stay."""
+    """The sharded optimizer state halves; the activations of a row do not change."""
     eight, sixteen = (device["memory"] for device in llama_plan["costs"]["devices"])
     assert sixteen["optimizer"] == pytest.approx(eight["optimizer"] / 2, rel=0.01)
     assert sixteen["activations"] == eight["activations"]
 
 
-def test_expectations_of_prepared_data_are_not_used_and_it_says_so(spec: Spec, run_folder: Path) -> None:
-    """The counted figures are shown instead."""
+def test_prepared_data_replaces_expected_figures(spec: Spec, run_folder: Path) -> None:
+    """The plan shows the counted figures instead, and says so."""
     costs = spec("plan", "smoke", "--runs", spec.runs, "--conversations", 5, "--json").json["costs"]
     assert costs["amount"]["counted"]
     assert "--conversations ignored: the data is already prepared" in costs["warnings"][0]
 
 
-def test_bounds_of_unprepared_data_say_so(llama_plan: dict) -> None:
-    """Two epochs of at most 1000 x 1024 tokens, in updates of 65,536."""
+def test_costs_of_unprepared_data_are_shown_as_bounds(llama_plan: dict) -> None:
+    """Two epochs of at most 1000 x 1024 tokens, in updates of 65,536, are shown as upper bounds."""
     data = llama_plan["costs"]["amount"]
     assert (data["tokens"], data["counted"]) == (1_024_000, False)
     assert data["updates"] == 2 * 16
 
 
 def stored(folder: Path) -> int:
-    """The bytes of all files in a folder."""
+    """Adds up the bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -82,7 +82,8 @@ def stored(folder: Path) -> int:
 def test_disk_and_memory_are_those_of_a_run(
     optimizer: str, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within 10% of the files that two updates leave on disk, and of the tensors that exist during an update.
+    """The estimates are within 10% of the files that two updates leave on disk, and of the tensors that exist during
+    an update.
 
     The draft's feed-forward is made wide, because the file format would add a tenth to smoke's own.
     """
@@ -122,7 +123,7 @@ def test_disk_and_memory_are_those_of_a_run(
 
 
 def most_allocated(work: Callable[[], None]) -> int:
-    """The most bytes that torch's allocator had given out at once during `work`, by its own profiler."""
+    """Measures with torch's profiler the most bytes that its allocator had given out at once during `work`."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -140,7 +141,7 @@ def most_allocated(work: Callable[[], None]) -> int:
 def test_activations_and_chunk_buffers_are_those_of_a_row(
     recipe: str, sets: list[str], precision: str, tiny_verifier: Path
 ) -> None:
-    """Within 10% of the allocator's own account of one row's forward and backward on real tensors.
+    """The estimate is within 10% of the allocator's own account of one row's forward and backward on real tensors.
 
     Gradients of a first row exist already, as for the second row of an update.
     """
@@ -195,7 +196,7 @@ def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], message: str, t
 
 
 def test_a_device_has_its_usual_memory_unless_it_is_named() -> None:
-    """In units of 1000."""
+    """Sizes are in units of 1000."""
     usual, named = parse_devices("H100, 2xh100-94GB")
     assert (usual.count, usual.memory_bytes) == (1, 80e9)
     assert (named.count, named.memory_bytes) == (2, 94e9)

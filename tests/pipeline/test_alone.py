@@ -1,4 +1,4 @@
-"""Launches beside each other: one run is one launch's, and runs that share data make it once."""
+"""Concurrent launches: a run belongs to one launch at a time, and runs that share data make it only once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT = ("--set", "schedule.max_steps=2", "--set", "benchmark.suites=[]")
 
 
 def child(home: Path, threads: int, seed: int, at: type, begun: Event, go: Event) -> None:
-    """Runs smoke, and waits at its first event of a kind until it may go on."""
+    """Runs smoke and stops at its first event of a kind until it is released."""
     from speculators.pipeline.context import Context
 
     torch.set_num_threads(threads)
@@ -37,7 +37,7 @@ def child(home: Path, threads: int, seed: int, at: type, begun: Event, go: Event
 
 
 class Launch:
-    """A run of smoke in another process, held at its first event of a kind: an update, or one within the capture."""
+    """A run of smoke in another process, stopped at its first event of a kind: an update, or one within the capture."""
 
     def __init__(self, home: Path, *, at: type, seed: int = 0) -> None:
         self.go = SERVER.Event()
@@ -48,15 +48,15 @@ class Launch:
         assert begun.wait(120)
 
     def finish(self) -> int | None:
-        """Lets it go on; returns its exit code."""
+        """Releases the run and returns its exit code."""
         self.go.set()
         self.process.join(120)
         return self.process.exitcode
 
 
 @pytest.mark.slow
-def test_a_run_is_one_launchs_at_a_time(fresh: Spec) -> None:
-    """A second launch of the same run ends at once with what to do; the first ends as if there had been none."""
+def test_a_run_belongs_to_one_launch_at_a_time(fresh: Spec) -> None:
+    """A second launch of the same run ends at once and says what to do; the first is not disturbed."""
     first = Launch(fresh.home, at=StepEvent)
     outcome = fresh.run(*SHORT)
     assert outcome.code == 1
@@ -69,8 +69,8 @@ def test_a_run_is_one_launchs_at_a_time(fresh: Spec) -> None:
 
 
 @pytest.mark.slow
-def test_runs_of_two_seeds_share_what_one_of_them_makes(fresh: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second waits, and says so, until the first has captured the states; both end well."""
+def test_runs_of_two_seeds_share_captured_states(fresh: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run waits, and says so, until the first has captured the states; both end well."""
     from speculators.pipeline.context import Context
 
     first, tell = Launch(fresh.home, at=ProgressEvent, seed=0), Context.emit
@@ -91,11 +91,11 @@ def test_runs_of_two_seeds_share_what_one_of_them_makes(fresh: Spec, monkeypatch
     assert len(list(fresh.runs.glob("*/speculator"))) == 2
 
 
-def test_locks_of_a_killed_launch_hold_nobody(fresh: Spec) -> None:
-    """It died in the capture, with its run and the states to itself; the next launch goes on."""
+def test_locks_of_a_killed_launch_block_nobody(fresh: Spec) -> None:
+    """A launch killed during the capture leaves its lock files behind, and the next launch still runs."""
     first = Launch(fresh.home, at=ProgressEvent)
     os.kill(first.process.pid or 0, signal.SIGKILL)
-    # Not by `finish`: telling an event to a process that died waiting for it would wait for ever.
+    # `finish` would wait for ever: it sets an event for a process that died waiting for it.
     first.process.join(120)
     assert first.process.exitcode == -signal.SIGKILL
     assert list(fresh.runs.glob("*/.lock"))

@@ -1,4 +1,4 @@
-"""Somebody else's algorithm, written as the guide says and nothing more, in a folder outside the package."""
+"""An algorithm written by following the guide, in a folder outside the package, works."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from {name}.config import MyAlgoSpeculatorConfig
 class MyAlgoDraftModel(SpeculatorModel):
 """
 
-# Built from its config alone; `get_trainer_kwargs` is a static method.
+# This class is built from its config alone; `get_trainer_kwargs` is a static method.
 BY_CONFIG = """\
     def __init__(self, config):
         super().__init__(config)
@@ -107,7 +107,7 @@ block_size = 2
 
 @pytest.fixture(params=[("myalgo", BY_CONFIG), ("myalgo_by_arguments", BY_ARGUMENTS)], ids=lambda param: param[0])
 def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> Path:
-    """A recipe beside a package that the import path does not have."""
+    """A recipe beside a package that is not on the import path."""
     name, build = request.param
     folder = tmp_path_factory.mktemp(name)
     (folder / name).mkdir()
@@ -161,7 +161,7 @@ def test_an_external_algorithm_trains_saves_and_loads(spec: Spec, smoke: object,
 def test_bench_says_which_hook_is_missing_and_what_it_must_return(
     spec: Spec, smoke: object, recipe: Path, tmp_path: Path
 ) -> None:
-    """A clear end instead of a number."""
+    """The run ends with a clear error instead of a number."""
     outcome = spec("run", recipe, "--runs", tmp_path / "runs", "--set", "schedule.max_steps=1", "--json")
     failed = spec("bench", outcome.json["run"])
     assert failed.code == 1

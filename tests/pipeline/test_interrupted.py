@@ -1,4 +1,5 @@
-"""`spec run` killed, or stopped with Ctrl-C, anywhere: nothing half-written counts, and the end is the same bytes."""
+"""`spec run` may be killed or stopped with Ctrl-C anywhere: nothing half-written is used, and the result is the
+same."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ KILLED_AT = ("in capture", "between updates", "in a checkpoint", "in the export"
 
 @pytest.mark.slow
 def test_killed_in_four_places_it_ends_with_the_same_bytes(run_folder: Path, fresh: Spec) -> None:
-    """kill -9 while states, updates, a checkpoint and the export are under way: each next call goes on from there."""
+    """After kill -9 during states, updates, a checkpoint and the export, each next call resumes the run."""
     for where in KILLED_AT:
         assert spawn(fresh.home, where) == -signal.SIGKILL, where
         assert not list(fresh.runs.rglob("train.json"))
@@ -55,10 +56,10 @@ CTRL_C_AT: dict[str, Callable[[Event], bool]] = {
 }
 
 
-def test_ctrl_c_at_each_stage_is_a_clean_stop_that_goes_on(
+def test_ctrl_c_at_each_stage_is_a_clean_stop_that_can_be_resumed(
     run_folder: Path, fresh: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 130, one word, no traceback, nothing half-written; the run after the last stop ends as if none was."""
+    """Ctrl-C exits with 130, one word, no traceback and nothing half-written; the last run ends as if never stopped."""
     render, due = RunView.__call__, iter(CTRL_C_AT.items())
     for where, matches in due:
         pressed: list[Event] = []

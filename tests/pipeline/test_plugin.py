@@ -1,4 +1,4 @@
-"""Plug-ins: found by entry point, validated like built-in algorithms, and refused at once if a part is missing."""
+"""Plug-ins are found by entry point, validated like built-in algorithms, and refused at once if a part is missing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Plugin:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
-    """A working plug-in, beside its recipe."""
+    """A working plug-in beside its recipe."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "mine").mkdir()
     return Plugin(tmp_path / "mine")
@@ -50,7 +50,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugin:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Spec:
-    """The command, at home in a folder of this test."""
+    """The command line in a folder of this test."""
     return Spec(tmp_path)
 
 
@@ -140,8 +140,8 @@ def long_rows(plugin: Plugin, condition: str) -> None:
     plugin.change("core.py", (before, f"        assert {condition}, 'lengths'\n{before}"))
 
 
-def test_what_fails_only_at_small_sizes_is_a_warning(plugin: Plugin, spec: Spec) -> None:
-    """It does not stop a run: the step is repeated at the run's own sizes, and both results are reported."""
+def test_a_failure_only_at_small_sizes_is_a_warning(plugin: Plugin, spec: Spec) -> None:
+    """The run does not stop: the step is repeated at the run's own sizes, and both results are reported."""
     long_rows(plugin, "len(tokens) > 40")
     outcome = spec("run", plugin.recipe, "--runs", spec.runs, "--set", "schedule.max_steps=1")
     assert "failed on a tiny verifier: AssertionError: lengths" in outcome.err
@@ -161,7 +161,7 @@ def test_a_plan_without_counts_is_still_a_plan(plugin: Plugin, spec: Spec) -> No
             spec("plan", "smoke")
 
 
-def test_what_fails_in_training_is_one_error_with_its_own_lines(plugin: Plugin, spec: Spec) -> None:
+def test_a_failure_in_training_is_one_error_with_the_plugins_lines(plugin: Plugin, spec: Spec) -> None:
     """The error gives the class, the exception and the plug-in's own lines, without a traceback through ours."""
     long_rows(plugin, "len(tokens) < 40")
     outcome = spec("run", plugin.recipe, "--runs", spec.runs)

@@ -1,4 +1,4 @@
-"""What a run computes in, on a CPU with bf16 products and on one without."""
+"""The precision of a run on CPUs with and without bf16 products."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from speculators.recipe.plan import make_plan
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_the_plan_says_what_is_computed_in_and_keeps_its_fingerprints(has, tiny_verifier, monkeypatch):
-    """The same recipe has the same fingerprints on every machine: what a stage is for does not change with the CPU."""
+def test_the_plan_names_its_precision_and_keeps_its_fingerprints(has, tiny_verifier, monkeypatch):
+    """The plan names the precision, but a recipe has the same fingerprints on every CPU."""
     monkeypatch.setattr("speculators.pipeline.setup.has_bf16_products", lambda device_type: has)
     facts = VerifierFacts.read(tiny_verifier / "config.json")
     plan = make_plan(load_recipe("smoke", ['schedule.precision="bf16"']), facts)
@@ -24,7 +24,7 @@ def test_the_plan_says_what_is_computed_in_and_keeps_its_fingerprints(has, tiny_
     assert ("training compute in float32" in precision_warning(plan, torch.device("cpu"))) != has
 
 
-def test_what_asks_for_bf16_is_named():
+def test_the_parts_that_ask_for_bf16_are_named():
     """The warning of a run names every part that computes in float32 instead."""
     assert bf16_parts(load_recipe("smoke")) == ""
     assert bf16_parts(load_recipe("smollm2_eagle3")) == "answers, states, training"

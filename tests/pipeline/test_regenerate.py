@@ -1,4 +1,4 @@
-"""What `regenerate` reads of prompts, what it leaves out, and when answers that are kept are taken."""
+"""`regenerate` reads prompts, leaves out unusable rows, and reuses stored answers only if they are intact."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows_file(folder: Path, *rows: Any) -> DataSource:
 
 
 def test_sharegpt_rows_are_read_as_messages(tmp_path: Path) -> None:
-    """`conversations` with from and value, as everywhere else; the row is written with messages, and keeps its id."""
+    """Rows with `conversations` of from and value are accepted; they are written with messages and keep their ids."""
     turns = [{"from": "human", "value": "What is a tree?"}, {"from": "gpt", "value": "A plant."}]
     source = rows_file(tmp_path, {"id": "a", "conversations": turns}, {"messages": [QUESTION, ANSWER]})
     assert read_prompts(source, LeftOut()) == [{"id": "a", "messages": [QUESTION]}, {"messages": [QUESTION]}]
@@ -43,7 +43,7 @@ def test_conversations_that_are_cut_to_their_first_question_are_counted(tmp_path
 
 
 def test_rows_of_a_data_set_that_cannot_be_used_are_counted_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They vanish from the prompts, and not from the report."""
+    """Unusable rows are missing from the prompts, but appear in the report."""
     rows = [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION]}, {"messages": []}, {"messages": [OTHER]}]
     monkeypatch.setattr("speculators.data.conversations._dataset_rows", lambda source, path: enumerate(rows))
     left_out = LeftOut()
@@ -53,10 +53,11 @@ def test_rows_of_a_data_set_that_cannot_be_used_are_counted_by_reason(monkeypatc
 
 
 @pytest.mark.parametrize("damage", ["none", "changed", "no provenance"])
-def test_kept_answers_are_taken_only_if_they_are_those_that_were_written(
+def test_stored_answers_are_reused_only_if_they_are_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """Their sha256 stands beside them; if it differs they are made again, with a warning."""
+    """Stored answers are checked against the sha256 beside them; if it differs, they are generated again with a
+    warning."""
     file = Places(cache=tmp_path).answers("f" * 64)
     file.parent.mkdir()
     file.write_text("{}\n")

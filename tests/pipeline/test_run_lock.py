@@ -1,4 +1,4 @@
-"""The lock of a run: which sources of this package it hashes."""
+"""The lock of a run hashes the sources of this package that compute."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from speculators.pipeline.run_lock import COMPUTING, NOT_COMPUTING, code_here
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_room_is_known_to_compute_or_not_to() -> None:
-    """A new module of the package says in run_lock.py whether a lock holds its sources."""
+def test_every_room_is_listed_as_computing_or_not() -> None:
+    """Every module of the package is listed in run_lock.py, which says whether a lock hashes its sources."""
     rooms = {path.stem for path in (ROOT / "speculators").iterdir() if path.suffix == ".py" or path.is_dir()}
     rooms -= {"__pycache__"}
     assert rooms <= {*COMPUTING, *NOT_COMPUTING}
     assert set(COMPUTING).isdisjoint(NOT_COMPUTING)
-    # In a wheel these three lie in the package, too.
+    # In a wheel these three are also inside the package.
     assert rooms | {"cli", "recipes", "benchmarks"} >= {*COMPUTING, *NOT_COMPUTING} - {"api"}
 
 
@@ -29,7 +29,7 @@ def test_every_room_is_known_to_compute_or_not_to() -> None:
 def test_only_code_that_computes_makes_a_run_irreproducible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, changes: bool
 ) -> None:
-    """A corrected sentence in a report leaves the lock's hash of the sources as it is."""
+    """Correcting a sentence in a report does not change the lock's hash of the sources."""
     monkeypatch.setattr(run_lock, "_PACKAGE", tmp_path / "speculators")
     source = tmp_path / "speculators" / file
     source.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`spec bench RUN --endpoint` files in the run what a server measured; `--ledger` puts it beside what was predicted."""
+"""`spec bench RUN --endpoint` stores what a server measured in the run; `--ledger` compares it with the prediction."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def _soon(monkeypatch):
     monkeypatch.setattr("speculators.servers.counters.SETTLE_SECONDS", 0.01)
 
 
-def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
-    """A server that accepts everything is not the one that this speculator predicts: exit 1, causes, and the way on;
-    before it, the run's own numbers agree. Reports and comparisons of the in-process benchmark are left alone."""
+def test_a_served_benchmark_is_stored_and_the_ledger_raises_an_alarm(spec, run):
+    """A server that accepts everything contradicts the prediction: exit 1, causes, and the next step. Before that,
+    the run's own numbers agree. Reports and comparisons of the in-process benchmark do not change."""
     outcome = spec("bench", run, "--ledger", "--json")
     assert outcome.code == 0, outcome.err
     kinds = [[entry["kind"] for entry in line["entries"]] for line in outcome.json["lines"]]
@@ -48,14 +48,14 @@ def test_a_served_benchmark_is_filed_and_the_ledger_rings(spec, run):
         (("--engine", "vllm", "--endpoint", "http://here", "--live", "1"), "measured in process"),
     ],
 )
-def test_options_that_do_not_fit_are_told_before_anything_is_loaded(spec, run, options, message):
-    """Exit code 2, as for every mistake in usage."""
+def test_options_that_do_not_fit_are_reported_before_anything_is_loaded(spec, run, options, message):
+    """The exit code is 2, as for every mistake in usage."""
     outcome = spec("bench", run, *options)
     assert (outcome.code, message in outcome.err) == (2, True)
 
 
-def test_no_run_has_no_ledger(spec, tmp_path):
-    """And says which command lists runs."""
+def test_a_folder_that_is_not_a_run_has_no_ledger(spec, tmp_path):
+    """The error names the command that lists runs."""
     outcome = spec("bench", tmp_path, "--ledger")
     assert outcome.code == 1
     assert "no plan.json" in outcome.err

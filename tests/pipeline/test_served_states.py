@@ -13,20 +13,20 @@ from fake_vllm import FakeServer
 
 from speculators.verifier.engine import Engine
 
-# Sums in float32 over another batch, as between cached and online states.
+# float32 sums over another batch differ, as between cached and online states.
 LOSS_TOLERANCE = 1e-6
 
 
 @pytest.fixture(scope="module")
 def engine(spec: Spec, run_folder: Path) -> Engine:
-    """The smoke recipe's verifier, which its run has made."""
+    """The smoke recipe's verifier, made by its run."""
     (folder,) = (spec.cache / "verifiers").glob("tiny-0-*[0-9]")
     return Engine(folder)
 
 
 @pytest.fixture
 def served(fresh: Spec, engine: Engine) -> Iterator[FakeServer]:
-    """A server of its states, that `spec serve-states` would have started with the same folder."""
+    """A server of the verifier's states, started as by `spec serve-states` with the same folder."""
     printed = fresh("serve-states", "smoke", "--print", "--json").json
     layers = json.loads(printed["command"][printed["command"].index("--speculative-config") + 1])
     ids = layers["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
@@ -48,8 +48,9 @@ def settings(served: FakeServer, *more: str) -> list[str]:
     return [part for setting in sets for part in ("--set", setting)]
 
 
-def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServer, run_folder: Path) -> None:
-    """The losses are those of a run with cached states; the store is another one; nothing is left in the folder."""
+def test_training_on_a_servers_states_gives_the_same_losses(fresh: Spec, served: FakeServer, run_folder: Path) -> None:
+    """The losses equal those of a run with cached states; the store is a separate one; the shared folder is left
+    empty."""
     outcome = run(fresh, served)
     assert outcome.code == 0, outcome.err
     assert "check states done" in outcome.err
@@ -60,7 +61,7 @@ def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServe
         assert one["loss"] == pytest.approx(other["loss"], rel=LOSS_TOLERANCE)
     assert list(served.folder.iterdir()) == []
     assert served.most_at_once > 1
-    # A re-run asks the same server again, and is not held to the bits.
+    # A re-run requests the same server again, and need not match to the bit.
     made = fresh("reproduce", folder, "--to", fresh.home / "again", "--until", "capture", "--json")
     assert (made.code, made.json["tolerance"]) == (0, 0.01)
     assert "a server computed the states" in made.json["promise"]
@@ -76,7 +77,8 @@ def test_training_on_a_servers_states_is_training(fresh: Spec, served: FakeServe
 
 
 def test_a_server_that_dies_is_reported_and_the_next_run_goes_on(fresh: Spec, served: FakeServer) -> None:
-    """Its own message and no traceback; the next run requests only what is missing, and reports another engine."""
+    """The error is the server's own message without a traceback; the next run requests only the missing states and
+    reports another engine."""
     small = "--set", "schedule.max_steps=1", "--set", "benchmark.suites=[]", "--set", "data.server.retries=0"
     many = "--set", 'data.sources=[{path="data/quickstart.jsonl", split="train", take=120}]'
     served.faults.extend([""] * 100 + ["500"] * 1000)
@@ -100,7 +102,7 @@ def test_a_server_that_dies_is_reported_and_the_next_run_goes_on(fresh: Spec, se
 
 
 def test_a_wrong_layer_id_cannot_pass(fresh: Spec, served: FakeServer) -> None:
-    """The first conversations are compared before the rest is asked for, and the layer is named."""
+    """The first conversations are compared before the rest is requested, and the layer is named."""
     right = served.states
     served.states = lambda tokens: right(tokens)[:, [1, 1, 2, 3]]
     outcome = run(fresh, served)
@@ -115,8 +117,8 @@ def test_a_wrong_layer_id_cannot_pass(fresh: Spec, served: FakeServer) -> None:
     assert served.url in check.out
 
 
-def test_a_server_of_other_states_is_known_by_its_note(fresh: Spec, served: FakeServer) -> None:
-    """What `spec serve-states` was started for stands in the folder."""
+def test_a_server_of_other_states_is_recognised_by_its_note(fresh: Spec, served: FakeServer) -> None:
+    """The folder records what `spec serve-states` was started for."""
     note = {"verifier": "x", "layer_ids": [0, 1, 2], "states_dtype": "float32"}
     (served.folder / "serving.json").write_text(json.dumps(note))
     outcome = run(fresh, served)
@@ -126,8 +128,8 @@ def test_a_server_of_other_states_is_known_by_its_note(fresh: Spec, served: Fake
     assert served.requests == []
 
 
-def test_what_cannot_be_captured_is_told_before_it_is_tried(fresh: Spec, served: FakeServer) -> None:
-    """A conversation too long for the server; a folder that nobody writes to; nobody at the address."""
+def test_impossible_captures_are_reported_before_they_start(fresh: Spec, served: FakeServer) -> None:
+    """A conversation too long for the server, a folder that nobody writes to and a dead address are errors."""
     served.model["max_model_len"] = 60
     outcome = run(fresh, served)
     assert (outcome.code, served.requests) == (1, [])
@@ -140,8 +142,8 @@ def test_what_cannot_be_captured_is_told_before_it_is_tried(fresh: Spec, served:
     assert "connection refused" in outcome.err
 
 
-def test_options_that_say_nothing_beside_check_states_are_refused(fresh: Spec) -> None:
-    """It prints no conversations, and none is not a sample: all is said at once."""
+def test_options_without_meaning_beside_check_states_are_refused(fresh: Spec) -> None:
+    """--check-states prints no conversations and draws no sample; all useless options are reported together."""
     outcome = fresh("data", "smoke", "--check-states", "--show", 1, "--id", "a", "--sample", 0)
     assert (outcome.code, outcome.out) == (2, "")
     options = [line.partition(": ")[2].split(":")[0] for line in outcome.err.splitlines()]
@@ -149,7 +151,7 @@ def test_options_that_say_nothing_beside_check_states_are_refused(fresh: Spec) -
 
 
 def test_online_states_cannot_be_checked(fresh: Spec) -> None:
-    """There are none; and cached ones that are not captured yet are not there either."""
+    """Online states are not stored, and cached states that are not captured yet do not exist."""
     outcome = fresh("data", "smoke", "--check-states", "--set", 'data.hidden_states="online"')
     assert (outcome.code, outcome.out) == (2, "")
     assert "stores no states" in outcome.err
@@ -157,7 +159,7 @@ def test_online_states_cannot_be_checked(fresh: Spec) -> None:
 
 
 def test_answers_come_from_a_server(fresh: Spec, served: FakeServer, engine: Engine, tmp_path: Path) -> None:
-    """The same text as the verifier's in process, with the engine beside it; interrupted, it goes on."""
+    """The text equals the verifier's in process, and the engine is recorded; an interrupted call resumes."""
     rows = [{"id": str(n), "messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(6)]
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(caches: list[Path], runs: list[Path]) -> list[tuple[int, str]]:
-    """Runs smoke's first stage in two processes that form one world; returns each one's exit code and words."""
+    """Runs smoke's first stage in two processes that form one world; returns each exit code and output."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -34,7 +34,7 @@ def launch(caches: list[Path], runs: list[Path]) -> list[tuple[int, str]]:
 
 
 def test_caches_that_are_not_shared_are_one_error_at_once(tmp_path: Path) -> None:
-    """As folders of each node's own disk are: every process names the folder and says what to set; nothing is made."""
+    """If each node uses its own disk, every process names the folder and says what to set; nothing is made."""
     caches = [tmp_path / "one", tmp_path / "two"]
     for code, output in launch(caches, [tmp_path / "runs"] * 2):
         assert code == 1, output
@@ -47,7 +47,7 @@ def test_caches_that_are_not_shared_are_one_error_at_once(tmp_path: Path) -> Non
 
 
 def test_runs_that_are_not_shared_are_one_error_at_once(tmp_path: Path) -> None:
-    """Each process would look for checkpoints where none are written."""
+    """Otherwise each process would look for checkpoints where none are written."""
     runs = [tmp_path / "one", tmp_path / "two"]
     for code, output in launch([tmp_path / "cache"] * 2, runs):
         assert code == 1, output
@@ -55,8 +55,8 @@ def test_runs_that_are_not_shared_are_one_error_at_once(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_what_the_check_writes_is_gone_afterwards(tmp_path: Path) -> None:
-    """With folders that are shared the launch goes on, and leaves no trace of the check."""
+def test_the_check_leaves_no_files(tmp_path: Path) -> None:
+    """With shared folders the launch proceeds, and the check leaves no trace."""
     assert [code for code, _ in launch([tmp_path / "cache"] * 2, [tmp_path / "runs"] * 2)] == [0, 0]
     assert list(tmp_path.rglob("train.json"))
     assert list(tmp_path.rglob(".shared-*")) == []

@@ -28,7 +28,7 @@ def skipped(outcome: Outcome) -> list[str]:
     return [line.split()[0] for line in outcome.err.splitlines() if "already done:" in line]
 
 
-def test_the_first_run_tells_every_stage_and_ends_in_the_table(smoke: Outcome) -> None:
+def test_the_first_run_reports_every_stage_and_ends_in_the_table(smoke: Outcome) -> None:
     """Progress goes to stderr, the acceptance table with its definition to stdout."""
     assert [stage for stage in STAGES if f"{stage} done in" in smoke.err] == STAGES
     assert "acceptance length" in smoke.err
@@ -38,7 +38,7 @@ def test_the_first_run_tells_every_stage_and_ends_in_the_table(smoke: Outcome) -
 
 
 def test_the_run_folder_holds_recipe_plan_lock_events_checkpoints_speculator_and_bench(run_folder: Path) -> None:
-    """Everything that section 9 of the design names, each readable by itself."""
+    """The folder contains everything that section 9 of the design names, each file readable by itself."""
     assert (run_folder / "recipe.toml").read_text() == Path(load_recipe("smoke").file).read_text()
     plan, lock = (json.loads((run_folder / name).read_text()) for name in ("plan.json", "lock.json"))
     assert [stage["name"] for stage in plan["stages"]] == STAGES
@@ -55,7 +55,7 @@ def test_the_run_folder_holds_recipe_plan_lock_events_checkpoints_speculator_and
 
 
 def test_the_log_holds_every_event_but_progress(run_folder: Path) -> None:
-    """Updates, evaluations, checkpoints and stages, from the first on, each with its time."""
+    """Updates, evaluations, checkpoints and stages are logged from the beginning, each with its time."""
     assert [event["step"] for event in events(run_folder, "StepEvent")[:8]] == list(range(1, 9))
     assert [event["step"] for event in events(run_folder, "EvalEvent")[:2]] == [4, 8]
     assert [event["step"] for event in events(run_folder, "SaveEvent")[:2]] == [4, 8]
@@ -64,7 +64,7 @@ def test_the_log_holds_every_event_but_progress(run_folder: Path) -> None:
 
 
 def test_the_speculator_is_the_best_checkpoint_and_names_its_verifier(run_folder: Path) -> None:
-    """It loads without the run, with the verifier that a server needs."""
+    """The speculator loads without the run, and with the verifier that a server needs."""
     model = SpeculatorModel.from_pretrained(run_folder / "speculator")
     assert Path(model.config.speculators_config.verifier.name_or_path).is_dir()
     assert model.config.speculators_config.proposal_methods[0].speculative_tokens == 1
@@ -73,7 +73,7 @@ def test_the_speculator_is_the_best_checkpoint_and_names_its_verifier(run_folder
 
 
 def test_the_second_run_skips_every_stage_and_gives_the_same_result(spec: Spec, run_folder: Path) -> None:
-    """Nothing is written anew; `--json` prints the kept benchmark alone."""
+    """Nothing is written again; `--json` prints only the stored benchmark."""
     before = (run_folder / WEIGHTS).stat().st_mtime_ns
     outcome = spec.run("--json")
     assert outcome.code == 0
@@ -86,14 +86,15 @@ def test_the_second_run_skips_every_stage_and_gives_the_same_result(spec: Spec, 
 
 
 def test_quiet_prints_the_result_alone(spec: Spec, smoke: Outcome) -> None:
-    """No word of progress."""
+    """No progress is printed."""
     outcome = spec.run("--quiet")
     assert (outcome.code, outcome.err) == (0, "")
     assert "acceptance of smoke-" in outcome.out
 
 
 def test_a_run_can_be_started_from_its_own_recipe_file(spec: Spec, run_folder: Path) -> None:
-    """The recipe in the run folder is the recipe: all stages are found done, also when it is copied onto itself."""
+    """The recipe in the run folder reproduces the run: all stages are already done, even if it is copied onto
+    itself."""
     text = (run_folder / "recipe.toml").read_text()
     outcome = spec("run", run_folder / "recipe.toml", "--runs", spec.runs)
     assert outcome.code == 0, outcome.err
@@ -102,7 +103,7 @@ def test_a_run_can_be_started_from_its_own_recipe_file(spec: Spec, run_folder: P
 
 
 def test_another_algorithm_setting_trains_anew_on_the_same_states(spec: Spec, smoke: Outcome) -> None:
-    """What a change does not reach is taken from the cache, and said so."""
+    """Stages that the change does not reach come from the cache, and the output says so."""
     outcome = spec.run("--set", "algorithm.ttt_steps=2", "--set", "schedule.max_steps=1")
     assert outcome.code == 0, outcome.err
     assert skipped(outcome) == ["verifier", "prepare", "capture"]
@@ -111,7 +112,7 @@ def test_another_algorithm_setting_trains_anew_on_the_same_states(spec: Spec, sm
 
 
 def test_a_damaged_shard_is_named_and_captured_again(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """One flipped byte in the states is found by its hash; the training that follows gives the same bytes."""
+    """One flipped byte in the states is detected by its hash; the training that follows gives the same bytes."""
     key = json.loads((run_folder / "lock.json").read_text())["fingerprints"]["capture"]
     (shard,) = (spec.cache / "states" / key[:16]).rglob("*.safetensors")
     content = bytearray(shard.read_bytes())
@@ -127,7 +128,7 @@ def test_a_damaged_shard_is_named_and_captured_again(spec: Spec, run_folder: Pat
 
 
 def test_an_altered_speculator_is_exported_again(spec: Spec, run_folder: Path) -> None:
-    """A stage whose output is not what was written is not skipped; training goes on from its last checkpoint."""
+    """A stage whose output has changed is not skipped; training resumes from its last checkpoint."""
     whole = (run_folder / WEIGHTS).read_bytes()
     (run_folder / WEIGHTS).write_bytes(whole[:100])
     outcome = spec.run()
@@ -136,8 +137,8 @@ def test_an_altered_speculator_is_exported_again(spec: Spec, run_folder: Path) -
     assert (run_folder / WEIGHTS).read_bytes() == whole
 
 
-def test_another_first_k_is_what_servers_draft_from_then_on(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """K is no part of training: the speculator that is there gets it, and it is said."""
+def test_another_first_k_becomes_the_number_that_servers_draft(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """K does not affect training: the existing speculator gets the new K, and the output says so."""
     config = Path(shutil.copytree(run_folder, tmp_path / run_folder.name)) / "speculator" / "config.json"
     weights = config.with_name("model.safetensors").stat()
     again = ("run", "smoke", "--runs", tmp_path, "--set", "benchmark.num_speculative_tokens=[3]")
@@ -151,8 +152,8 @@ def test_another_first_k_is_what_servers_draft_from_then_on(spec: Spec, run_fold
     assert list(tmp_path.glob("smoke-*")) == [config.parents[1]]
 
 
-def test_a_benchmark_that_older_code_kept_is_made_again(spec: Spec, run_folder: Path) -> None:
-    """Its values are others; training is not touched."""
+def test_a_benchmark_in_an_older_format_is_made_again(spec: Spec, run_folder: Path) -> None:
+    """A benchmark in an older format is measured again; training is not touched."""
     (file,) = (run_folder / "bench").glob("*.json")
     benchmark = json.loads(file.read_text())
     file.write_text(json.dumps({**benchmark, "format": benchmark["format"] - 1}))
@@ -165,7 +166,8 @@ def test_a_benchmark_that_older_code_kept_is_made_again(spec: Spec, run_folder: 
 
 @pytest.mark.parametrize("inside", ["", "speculator"])
 def test_bench_measures_a_run_or_its_speculator(spec: Spec, run_folder: Path, tmp_path: Path, inside: str) -> None:
-    """On the recipe's own suite, verifier and dtype; options replace parts; the result can be kept."""
+    """The recipe's own suite, verifier and dtype are the defaults; options replace them, and the result can be
+    stored."""
     out = tmp_path / "result.json"
     outcome = spec("bench", run_folder / inside, "--k", 2, "--prompts", 2, "--live", 1, "--json", "--out", out)
     assert outcome.code == 0, outcome.err
@@ -177,10 +179,10 @@ def test_bench_measures_a_run_or_its_speculator(spec: Spec, run_folder: Path, tm
     assert json.loads(out.read_text()) == outcome.json
 
 
-def test_a_result_that_cannot_be_kept_is_printed_all_the_same(
+def test_a_result_that_cannot_be_stored_is_printed_anyway(
     spec: Spec, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fills up while it is measured does not cost the measurement."""
+    """A disk that fills up during the benchmark does not lose the measurement."""
 
     def full(path: Path, value: object) -> None:
         raise ArtifactError(f"{path}: the disk is full")
@@ -196,7 +198,7 @@ def test_a_result_that_cannot_be_kept_is_printed_all_the_same(
 def test_bench_of_a_speculator_alone_takes_the_verifier_that_its_config_names(
     spec: Spec, run_folder: Path, tmp_path: Path
 ) -> None:
-    """A checkpoint that was copied out of its run is measured like any other."""
+    """A checkpoint copied out of its run is measured like any other."""
     (tmp_path / "mine").mkdir()
     for file in (run_folder / "speculator").iterdir():
         (tmp_path / "mine" / file.name).write_bytes(file.read_bytes())
@@ -206,8 +208,8 @@ def test_bench_of_a_speculator_alone_takes_the_verifier_that_its_config_names(
     assert "K=1, T=0" in outcome.out
 
 
-def test_plan_tells_what_is_on_disk_and_how_large_the_model_will_be(spec: Spec, run_folder: Path) -> None:
-    """Before the run nothing is there, after it everything; the counts are those of the trained model."""
+def test_plan_shows_the_stages_on_disk_and_the_size_of_the_model(spec: Spec, run_folder: Path) -> None:
+    """Before the run no stage is on disk, after it every stage is; the counts equal those of the trained model."""
     done = spec("plan", "smoke", "--runs", spec.runs, "--json").json
     assert done["on_disk"] == dict.fromkeys(STAGES, True)
     other = spec("plan", "smoke", "--runs", spec.runs, "--json", "--set", "algorithm.ttt_steps=5").json
@@ -222,8 +224,8 @@ def test_plan_tells_what_is_on_disk_and_how_large_the_model_will_be(spec: Spec, 
     "overrides",
     [[], ['algorithm.draft_vocab_size="none"'], ["algorithm.lm_head_trainable=true", "algorithm.num_layers=2"]],
 )
-def test_parameters_are_counted_as_the_real_model_has_them(tiny_verifier: Path, overrides: list[str]) -> None:
-    """Built without storage and built with the verifier's weights, the counts are the same."""
+def test_parameter_counts_equal_those_of_the_real_model(tiny_verifier: Path, overrides: list[str]) -> None:
+    """The counts of a model built without storage equal those of a model with the verifier's weights."""
     plan = make_plan(load_recipe("smoke", overrides), VerifierFacts.read(tiny_verifier / "config.json"))
     reduced = plan.draft_vocab_size < plan.facts.vocab_size
     kwargs = training_kwargs(plan, str(tiny_verifier), torch.arange(plan.draft_vocab_size) if reduced else None)
@@ -243,7 +245,7 @@ def test_parameters_are_counted_as_the_real_model_has_them(tiny_verifier: Path, 
     ],
 )
 def test_the_large_recipes_are_counted_from_a_config_alone(name: str, rows: int, tmp_path: Path) -> None:
-    """No weights, no gigabytes: embeddings and the reduced head are frozen, one decoder layer and fc are trained."""
+    """No weights are needed: embeddings and the reduced head are frozen; one decoder layer and fc are trained."""
     recipe = load_recipe(name)
     facts = facts_of(recipe, tmp_path)
     plan = make_plan(recipe, facts)
@@ -267,7 +269,8 @@ def test_the_large_recipes_are_counted_from_a_config_alone(name: str, rows: int,
 def test_the_other_algorithms_recipes_are_planned_from_a_config_alone(
     name: str, frozen: int | None, tmp_path: Path
 ) -> None:
-    """They validate, and what is frozen is what the draft takes from the verifier and a server does not share."""
+    """The recipes validate, and the frozen parameters are those taken from the verifier that a server does not
+    share."""
     recipe = load_recipe(name)
     plan = make_plan(recipe, facts_of(recipe, tmp_path))
     counts = with_parameters(plan).parameters
@@ -277,7 +280,8 @@ def test_the_other_algorithms_recipes_are_planned_from_a_config_alone(
 
 
 def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Outcome, tmp_path: Path) -> None:
-    """Old answers are dropped, the verifier's are written, and what determines them stands beside; twice the same."""
+    """Old answers are replaced by the verifier's, and everything that determines them is recorded beside; a second
+    call gives the same."""
     rows = [{"id": str(n), "messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(3)]
     rows[1]["messages"].append({"role": "assistant", "content": "an old answer"})
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "new" / "answers.jsonl"
@@ -301,7 +305,7 @@ def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Outcome, 
 
 
 def test_a_recipe_can_regenerate_its_data_first(fresh: Spec) -> None:
-    """`[data.regenerate]` replaces the answers before they are prepared; the file is kept in the cache."""
+    """`[data.regenerate]` replaces the answers before they are prepared; the file is stored in the cache."""
     outcome = fresh.run("--set", "data.regenerate={max_new_tokens=8}", "--set", "benchmark.suites=[]")
     assert outcome.code == 0, outcome.err
     (file,) = (fresh.cache / "regenerated").glob("*.jsonl")
@@ -310,7 +314,7 @@ def test_a_recipe_can_regenerate_its_data_first(fresh: Spec) -> None:
 
 
 def test_the_draft_vocabulary_can_always_end_an_answer(run_folder: Path) -> None:
-    """The verifier's own end tokens are in it, however rare they are in the data."""
+    """The draft vocabulary contains the verifier's own end tokens, however rare they are in the data."""
     model = SpeculatorModel.from_pretrained(run_folder / "speculator")
     folder = Path(model.config.speculators_config.verifier.name_or_path)
     end = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]

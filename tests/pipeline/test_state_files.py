@@ -1,4 +1,4 @@
-"""Where the states come from, and how many processes share the work, does not change what is trained."""
+"""Training gives the same result wherever the states come from and however many processes share the work."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from speculators.pipeline import Places, capture, run_recipe
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
 
-# The verifier pads a batch to its longest sequence, and batches differ: float32 sums in another order. Up to 4e-8 of
-# the loss was measured over eight updates.
+# The verifier pads a batch to its longest sequence, and batches differ, so float32 sums run in another order. Up to
+# 4e-8 of the loss was measured over eight updates.
 LOSS_TOLERANCE = 1e-6
-# Two processes add the same gradients in another order; 1.2e-7 was measured, after four updates of lr 1e-3.
+# Two processes add the same gradients in another order: 1.2e-7 was measured after four updates of lr 1e-3.
 WEIGHT_TOLERANCE = 2e-6
 
 
 def test_cached_and_online_states_give_the_same_losses(spec: Spec, run_folder: Path, fresh: Spec) -> None:
-    """The same float32 states whether they were captured to disk first or computed when a batch asks for them."""
+    """The float32 states are the same, whether captured to disk first or computed when a batch needs them."""
     outcome = fresh.run("--set", 'data.hidden_states="online"', "--set", "benchmark.live_prompts=1")
     assert outcome.code == 0, outcome.err
     assert "capture" not in outcome.err
@@ -44,7 +44,8 @@ def test_cached_and_online_states_give_the_same_losses(spec: Spec, run_folder: P
 
 
 def test_a_damaged_store_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who looks which shards are whole tells it on; only the damaged one is captured again."""
+    """The check of the shards passes its result on, so that each is hashed once; only the damaged one is captured
+    again."""
     monkeypatch.setattr(capture, "StoreLayout", partial(StoreLayout, shard_tokens=1000))
     places = Places(runs=tmp_path / "runs", cache=tmp_path / "cache")
     captured = partial(run_recipe, load_recipe("smoke"), places=places, world=World(), until="capture")
@@ -63,8 +64,8 @@ def test_a_damaged_store_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_two_processes_reach_what_one_does(run_folder: Path, fresh: Spec) -> None:
-    """`--nproc 2` captures, trains, evaluates and measures to the same weights and acceptance; one process speaks."""
+def test_two_processes_give_the_result_of_one(run_folder: Path, fresh: Spec) -> None:
+    """`--nproc 2` captures, trains, evaluates and measures the same weights and acceptance; only one process prints."""
     command = [sys.executable, "-m", "speculators.cli", "run", "smoke", "--runs", str(fresh.runs), "--nproc", "2"]
     environment = {**os.environ, "SPECULATORS_CACHE": str(fresh.cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
@@ -89,7 +90,7 @@ def test_two_processes_reach_what_one_does(run_folder: Path, fresh: Spec) -> Non
 
 @pytest.mark.slow
 def test_ctrl_c_stops_two_processes_after_a_checkpoint(fresh: Spec) -> None:
-    """Only the launcher gets the signal: its processes finish their update, save, and end before it does."""
+    """Only the launcher gets the signal: its processes finish their update, save and exit before it does."""
     command = [sys.executable, "-m", "speculators.cli", "run", "smoke", "--runs", str(fresh.runs), "--nproc", "2"]
     command += ["--set", "schedule.max_steps=5000", "--set", "benchmark.suites=[]"]
     environment = {**os.environ, "SPECULATORS_CACHE": str(fresh.cache), "OMP_NUM_THREADS": "1"}

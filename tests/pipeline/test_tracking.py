@@ -1,4 +1,4 @@
-"""`[tracking]`: curves go elsewhere, too, and the run is the same to the bit."""
+"""`[tracking]` also sends the curves elsewhere, and the run stays the same to the bit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from speculators.tracking.sinks import TrackedRun
 TENSORBOARD = ("--set", 'tracking.sinks=["tensorboard"]')
 
 
-def test_tracking_is_no_part_of_what_a_recipe_does(tiny_verifier: Path) -> None:
-    """No fingerprint contains it, and no comparison tells it."""
+def test_tracking_does_not_change_the_meaning_of_a_recipe(tiny_verifier: Path) -> None:
+    """No fingerprint contains it, and no comparison reports it."""
     facts = VerifierFacts.read(tiny_verifier / "config.json")
     plain, tracked = (load_recipe("smoke", sets) for sets in ([], ['tracking.sinks=["wandb"]']))
     assert make_plan(plain, facts).stages == make_plan(tracked, facts).stages
@@ -27,7 +27,7 @@ def test_tracking_is_no_part_of_what_a_recipe_does(tiny_verifier: Path) -> None:
 
 
 def test_an_unknown_sink_is_a_bad_recipe(spec: Spec) -> None:
-    """With the near miss."""
+    """The error suggests the nearest name."""
     outcome = spec("validate", "smoke", "--set", 'tracking.sinks=["tensorbord"]')
     assert outcome.code == 2
     assert 'tracking.sinks: must be one of "tensorboard", "wandb", "mlflow", got "tensorbord"' in outcome.err
@@ -37,7 +37,7 @@ def test_an_unknown_sink_is_a_bad_recipe(spec: Spec) -> None:
 def test_a_sink_that_is_not_installed_stops_the_run_before_it_begins(
     fresh: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit 2, which extra to install, and no folder yet."""
+    """The exit code is 2, the error names the extra to install, and no folder is made."""
     monkeypatch.setattr(sinks, "_is_installed", lambda package: False)
     outcome = fresh.run(*TENSORBOARD)
     assert outcome.code == 2
@@ -46,7 +46,7 @@ def test_a_sink_that_is_not_installed_stops_the_run_before_it_begins(
 
 
 def test_a_tracked_run_is_the_same_run(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """The same name and weights, every curve in TensorBoard's file; called again it opens no sink."""
+    """Name and weights are the same, and TensorBoard's file has every curve; a second call opens no sink."""
     pytest.importorskip("tensorboard", reason="pip install 'spec-recipes[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -69,7 +69,7 @@ def test_a_tracked_run_is_the_same_run(spec: Spec, run_folder: Path, tmp_path: P
 def test_a_sink_that_fails_does_not_fail_the_run(
     spec: Spec, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One warning, in the log, too."""
+    """One warning is printed and logged."""
 
     def fail(subject: TrackedRun) -> sinks.Sink:
         raise ConnectionError("no route to host")

@@ -1,4 +1,4 @@
-"""The ledger puts predicted, measured and served numbers side by side, and raises an alarm where they part."""
+"""The ledger puts predicted, measured and served numbers side by side, and raises an alarm where they differ."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def _trained(tau: float, k: int = 3) -> TrainedTau:
 
 
 def test_a_run_that_is_served_as_predicted_raises_no_alarm() -> None:
-    """All four numbers of one setting, each with its definition; of repeated benchmarks, the newest of each engine."""
+    """All four numbers of a setting appear, each with its definition; of repeated benchmarks, the newest of each
+    engine counts."""
     served = [_served(_rounds(1.3)), _served(_rounds(1.0)), _served(_rounds(1.0), version="2")]
     (line,) = ledger_lines([_bench()], served, [_trained(_tau(BY_PROMPT))])
     assert [entry.kind for entry in line.entries] == [IN_TRAINING, PREDICTED, MEASURED, SERVED, SERVED]
@@ -68,7 +69,7 @@ def test_a_run_that_is_served_as_predicted_raises_no_alarm() -> None:
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_a_server_that_accepts_less_raises_an_alarm_with_causes(paired: bool) -> None:
-    """Compared by prompt or, where the server does not report its rounds by prompt, by the sum alone."""
+    """Numbers are compared by prompt or, if the server does not report rounds by prompt, by their sum."""
     (line,) = ledger_lines([_bench()], [_served(_rounds(1.4), first=0.2, paired=paired)], ())
     (alarm,) = line.alarms
     assert alarm.startswith("mine, K=3, T=0: served (vllm 1): 1.4")
@@ -78,8 +79,8 @@ def test_a_server_that_accepts_less_raises_an_alarm_with_causes(paired: bool) ->
     assert "later ones are not" in line.alarms[0]
 
 
-def test_pairing_by_prompt_finds_what_the_interval_over_prompts_hides() -> None:
-    """Three per cent more rounds in each prompt lie far within the spread of prompts, but are not chance."""
+def test_pairing_by_prompt_detects_a_gap_that_the_interval_over_prompts_hides() -> None:
+    """Three per cent more rounds in each prompt are within the spread of prompts, but are not chance."""
     assert ledger_lines([_bench()], [_served(_rounds(1.03), paired=False)], ())[0].alarms == ()
     assert ledger_lines([_bench()], [_served(_rounds(1.03))], ())[0].alarms != ()
 
@@ -96,7 +97,7 @@ def test_more_than_predicted_is_an_alarm_of_its_own() -> None:
 
 
 def test_a_part_of_the_suite_is_compared_on_its_own_prompts() -> None:
-    """The first prompts may be easier than the whole suite."""
+    """Only the prompts that both sides measured are compared, because the first ones may be easier than the rest."""
     part = IDS[:5]
     entry = _entry(ledger_lines([_bench()], [_served(_rounds(1.0, part))], ()), SERVED)
     assert entry.expected == pytest.approx(_tau({name: BY_PROMPT[name] for name in part}))
@@ -112,7 +113,7 @@ def test_a_part_of_the_suite_is_compared_on_its_own_prompts() -> None:
     ],
 )
 def test_numbers_that_cannot_be_compared_say_why(bench: dict[str, Any], served: dict[str, Any], note: str) -> None:
-    """They are not compared with a number of another setting instead."""
+    """They are never compared with a number of another setting instead."""
     lines = ledger_lines([_bench(**bench)], [_served(_rounds(2.0), **served)], ())
     (entry,) = [entry for line in lines for entry in line.entries if entry.kind == SERVED]
     assert note in entry.note
@@ -120,8 +121,9 @@ def test_numbers_that_cannot_be_compared_say_why(bench: dict[str, Any], served: 
     assert all(line.alarms == () for line in lines)
 
 
-def test_training_is_filed_under_each_k_that_it_measured() -> None:
-    """The largest K, which chose the checkpoint, and those of the same pass; without a benchmark none is compared."""
+def test_training_has_a_row_for_each_k_that_it_measured() -> None:
+    """The largest K, which chose the checkpoint, and the other K of that evaluation have rows; without a benchmark
+    none is compared."""
     numbers = {1: 1.5, 2: 1.7, 3: _tau(BY_PROMPT)}
     lines = ledger_lines([_bench()], [], [_trained(tau, k) for k, tau in numbers.items()])
     entries = {line.num_speculative_tokens: line.entries[0] for line in lines}
@@ -132,14 +134,14 @@ def test_training_is_filed_under_each_k_that_it_measured() -> None:
 
 
 def test_a_live_decode_of_too_few_prompts_is_not_compared() -> None:
-    """It neither agrees nor raises an alarm, and the line says why."""
+    """It counts neither as agreement nor as an alarm, and the line says why."""
     few = _bench(live=made_results.live(untold="3 prompts are too few to tell"))
     entry = _entry(ledger_lines([few], [], []), MEASURED)
     assert (entry.expected, entry.gap, entry.note) == (None, "", "3 prompts are too few to tell")
 
 
 def test_gaps_of_live_and_of_training_are_alarms_too() -> None:
-    """The referee's own gap, and an export that differs from what was trained."""
+    """A live decode that differs from replay, and an export that differs from the trained model, raise alarms."""
     wrong = _bench(live=made_results.live(gap="prompt 3, round 0"))
     (line,) = ledger_lines([wrong], [], [_trained(3.0)])
     first, second = line.alarms

@@ -1,4 +1,4 @@
-"""The event log of a run: written as JSON lines, read back as the same typed events."""
+"""The event log of a run is written as JSON lines and read back as the same typed events."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def written(folder: Path, *events: Event) -> Path:
 
 
 def test_events_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    """Every kind but progress, with all facts; the classes are the same."""
+    """Every kind but progress is read back with all facts and the same class."""
     file = written(tmp_path, *EVENTS, ProgressEvent(stage="train", done=1))
     assert [entry.event for entry in RunLog.read(file).events] == EVENTS
 
 
 def test_a_run_killed_in_the_middle_of_a_line_still_reads(tmp_path: Path) -> None:
-    """The torn line is skipped; a launch that goes on appends after it."""
+    """The torn line is skipped; a resumed launch appends after it."""
     file = written(tmp_path, STEP)
     file.write_text(file.read_text() + '{"time": 1.0, "event": "StepEv\n' + file.read_text())
     assert RunLog.read(file).of(StepEvent) == [STEP, STEP]
@@ -92,7 +92,7 @@ def test_a_run_killed_in_the_middle_of_a_line_still_reads(tmp_path: Path) -> Non
 
 
 def test_a_run_without_a_log_has_no_events(tmp_path: Path) -> None:
-    """Nothing is raised for a file that does not exist."""
+    """A missing file is not an error."""
     assert RunLog.read(tmp_path / "events.jsonl") == RunLog()
 
 
@@ -104,7 +104,7 @@ def test_a_run_without_a_log_has_no_events(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_event_is_named_with_its_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    """Which file, which line, which value."""
+    """The error names the file, the line and the value."""
     file = written(tmp_path, STEP)
     file.write_text(file.read_text() + json.dumps({**json.loads(file.read_text()), **change}) + "\n")
     with pytest.raises(ArtifactError) as caught:
@@ -113,7 +113,7 @@ def test_a_damaged_event_is_named_with_its_line(tmp_path: Path, change: dict[str
 
 
 def test_logs_of_older_and_newer_versions_are_read(tmp_path: Path) -> None:
-    """Without facts, with facts and kinds that nobody knows here, and with a metric that is not a number."""
+    """Logs without facts, with unknown facts and kinds, and with a metric that is not a number are read."""
     lines = [
         {
             "event": "StageEvent",
@@ -135,7 +135,7 @@ def test_logs_of_older_and_newer_versions_are_read(tmp_path: Path) -> None:
 
 
 def test_sentences_are_made_from_facts() -> None:
-    """People read numbers with their units; nothing else parses them."""
+    """The sentences show numbers with their units; nothing else parses them."""
     sentences = {event.stage: stage_sentence(event) for event in EVENTS if isinstance(event, StageEvent)}
     assert sentences["prepare"] == (
         "24 conversations, 3,000 tokens, 1,200 of them supervised; left out: 3 no assistant turn; 2 cut at 512 tokens"

@@ -1,4 +1,4 @@
-"""What a run's own log says that its stages took."""
+"""The time that a run's stages took, read from its own log."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def stage_seconds(events: Sequence[LoggedEvent]) -> dict[str, float]:
     return RunLog(tuple(events)).stage_seconds()
 
 
-def test_a_stage_took_what_its_interrupted_launches_worked_too() -> None:
-    """Up to the last event of each launch; neither the hours between launches nor the other stages count."""
+def test_the_time_of_a_stage_includes_its_interrupted_launches() -> None:
+    """The time up to the last event of each launch counts, but neither the hours between launches nor other stages."""
     first = [stage(100, "capture", "start"), stage(130, "capture", "done", 30), stage(130, "train", "start"), step(190)]
     second = [stage(9000, "capture", "skip"), stage(9001, "train", "start"), step(9021)]
     third = [stage(20000, "capture", "skip"), stage(20002, "train", "start"), stage(20012, "train", "done", 10)]
     assert stage_seconds([*first, *second, *third]) == {"capture": 30, "train": pytest.approx(60 + 20 + 10)}
 
 
-def test_a_stage_that_was_made_again_took_what_it_did_last() -> None:
-    """As a benchmark of other settings; of one that never ended nothing is known."""
+def test_the_time_of_a_repeated_stage_is_that_of_its_last_launch() -> None:
+    """A repeated stage, such as another benchmark, reports its last time; one that never ended reports none."""
     events = [stage(0, "bench", "start"), stage(40, "bench", "done", 40), stage(50, "bench", "start")]
     assert stage_seconds([*events, stage(57, "bench", "done", 7), stage(60, "train", "start"), step(70)]) == {
         "bench": 7
@@ -60,7 +60,7 @@ def test_a_stage_that_was_made_again_took_what_it_did_last() -> None:
 
 
 def test_the_plug_in_of_an_unrelated_run_is_not_imported(tmp_path: Path) -> None:
-    """Telling a plan's time reads other runs, and runs none of their code."""
+    """Estimating the time of a plan reads other runs without running their code."""
     (tmp_path / "somebodys.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
     recipe = 'format = 1\nname = "old"\nversion = "1.0.0"\nextends = "smoke"\n'
     (tmp_path / "recipe.toml").write_text(recipe + '[algorithm]\nname = "somebodys"\nmodule = "somebodys"\n')
