@@ -59,7 +59,7 @@ def losses(run: Path) -> list[float]:
 
 
 def record(out: Path, python: str, only: list[str]) -> None:
-    """Runs the recipes with one checkout's interpreter and writes what they give; keeps what is done after each."""
+    """Runs the recipes with one checkout's interpreter and records their results, saving them after each."""
     results: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
     with tempfile.TemporaryDirectory() as folder:
         for name in only or RUNS:

@@ -1,4 +1,4 @@
-"""Compares two recipes or runs by meaning: what changed, what that invalidates, and whether their results compare."""
+"""Compares two recipes or runs by meaning: what changed, what that invalidates, whether results are comparable."""
 
 from __future__ import annotations
 

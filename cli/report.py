@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the page and prints its path, after a list of what the runs lack."""
+    """Writes the page and prints its path, after a list of missing data."""
     from speculators.files.disk import write_whole
     from speculators.report.gather import gather
     from speculators.report.html import page

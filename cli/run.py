@@ -1,4 +1,4 @@
-"""Runs a recipe: every stage that is not done, then the acceptance table. Called again, it goes on where it stopped."""
+"""Runs a recipe: every stage that is not done, then the acceptance table. Called again, it resumes where it stopped."""
 
 from __future__ import annotations
 

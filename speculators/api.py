@@ -212,7 +212,7 @@ def run_recipe(
 ) -> Run:
     """Runs every stage that is not on disk yet: verifier, conversations, states, training, benchmark.
 
-    An interrupted run goes on when it is called again, to the same bits.
+    An interrupted run resumes when it is called again, and gives the same bits.
 
     Args:
         recipe: from `load_recipe`.

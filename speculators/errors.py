@@ -12,7 +12,7 @@ class Problem:
 
     Args:
         path: dotted TOML (or JSON) path of the value, "" for the whole file.
-        message: what was found and what is allowed, in one sentence.
+        message: the fault and the allowed values, in one sentence.
         hint: the remedy, or the closest known name; "" for none.
         file: the file that contains the value, None for a value from the command line.
         line: 1-based line in `file`, where it is known.
@@ -85,7 +85,7 @@ class DataError(SpeculatorsError):
 
 
 class TrainingError(SpeculatorsError):
-    """Training that cannot go on: a non-finite loss, or processes that disagree."""
+    """Training that cannot continue: a non-finite loss, or processes that disagree."""
 
 
 class ServerError(SpeculatorsError):

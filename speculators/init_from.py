@@ -113,7 +113,7 @@ def start_vocabulary(name: str, init_from: str, draft_vocab_size: int) -> torch.
     """The draft vocabulary [D] of the checkpoint that training starts from; None if its algorithm is another.
 
     Raises:
-        ArtifactError: the vocabulary is of another size than the recipe's.
+        ArtifactError: the vocabulary's size differs from the recipe's.
     """
     folder = Path(init_from)
     if read_config(folder).speculators_model_type != name:
@@ -132,7 +132,9 @@ def _prefixes(model: SpeculatorModel, name: str, theirs: str, folder: Path) -> t
     if theirs == name:
         return ("",)
     if not model.backbone:
-        raise ArtifactError(f"{KEY}: {folder} is of the algorithm {theirs!r}, and {name!r} starts only from its own")
+        raise ArtifactError(
+            f"{KEY}: {folder} holds a {theirs!r} speculator, and {name!r} can start only from its own kind"
+        )
     return model.backbone
 
 

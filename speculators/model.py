@@ -241,8 +241,8 @@ def _verifier_folder(config: SpeculatorModelConfig, folder: Path) -> Path:
     name = config.speculators_config.verifier.name_or_path if config.speculators_config else ""
     if not (name and Path(name).is_dir()):
         raise ArtifactError(
-            f"{folder}: its checkpoint omits the weights that it shares with the verifier, and {name!r}, the verifier "
-            "that its config.json names, is not a folder on this machine",
+            f"{folder}: the checkpoint omits the weights that it shares with its verifier, and the verifier in its "
+            f"config.json, {name!r}, is not a folder on this machine",
             hint="download the verifier and pass its folder: from_pretrained(folder, verifier=...)",
         )
     return Path(name)

@@ -47,7 +47,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     facts = read_facts(folder)
     inputs = stages(facts["recipe"], facts["overrides"], Places())
     if inputs.prepared.fingerprint != facts["data"]:
-        raise SystemExit(f"{folder} holds other conversations than the recipe now has: write it again")
+        raise SystemExit(f"{folder} holds different conversations from the recipe's: write it again")
     recipe = inputs.context.recipe
     # Checkpoints are outside the measured time on both sides; this also avoids writing them to disk.
     schedule = attrs.evolve(recipe.schedule, checkpoint_every="100%")

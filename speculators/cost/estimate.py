@@ -27,10 +27,10 @@ class DeviceEstimate:
     """A plan's needs on some devices, per process.
 
     Attributes:
-        device: what is estimated for.
+        device: the device of the estimate.
         memory: bytes while training, by part.
         memory_verifier: bytes of a process that captures or measures, with the whole verifier.
-        communication: bytes received per update, by what is sent.
+        communication: bytes received per update, by kind of data.
         reading: bytes of cached states that one update reads, over all processes.
         times: of each stage, as far as they can be estimated.
     """
@@ -158,8 +158,8 @@ def _times(costs: Costs, places: Places, device: Device, share: float) -> dict[s
 
 def _notes(costs: Costs) -> list[str]:
     notes = [
-        "FLOPs are those of products; memory is that of tensors, in units of 1000: Python, libraries, memory that the "
-        "allocator caches and the logits of a benchmark are not included"
+        "FLOPs count matrix products only; memory counts tensors only, in units of 1000, without Python, libraries, "
+        "the allocator's cache and the logits of a benchmark"
     ]
     if not costs.amount.counted:
         full = f"{costs.mean_tokens:,} tokens each"

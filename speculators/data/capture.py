@@ -37,7 +37,7 @@ class StateWriter:
         progress: gets an event for each verified shard.
 
     Attributes:
-        damaged: by number, what is wrong with shards that had been complete.
+        damaged: the fault of each damaged shard that had been complete, by shard number.
 
     Raises:
         ArtifactError: the folder holds another layout, or the disk has no room for the missing shards.
@@ -112,7 +112,7 @@ class StateWriter:
             last: [n, H].
 
         Raises:
-            DataError: the states have another length than the conversation, or are not finite in the stored type.
+            DataError: the states and the conversation differ in length, or are not finite in the stored type.
             ArtifactError: the disk is full; no half-written shard is left.
         """
         number, row = self.layout.places[index].tolist()

@@ -100,7 +100,7 @@ def stream_source(source: DataSource, base: Path, skipped: Counter[str]) -> Iter
         skipped: gets the number of unusable rows added, by reason.
 
     Raises:
-        DataError: the source is missing, empty, binary, has another sha256 than the recipe, or has no usable row.
+        DataError: the source is missing, empty, binary, has a different sha256 from the recipe's, or has no usable row.
     """
     stem = source_stem(source, base)
     reasons: Counter[str] = Counter()
@@ -157,7 +157,7 @@ def jsonl_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line number, row) of the split's lines; a line that is not JSON gives None as its row.
 
     Raises:
-        DataError: the file is missing, binary, has another sha256 than the recipe, or has no row of the split.
+        DataError: the file is missing, binary, has a different sha256 from the recipe's, or has no row of the split.
     """
     _check_file(source, path)
     splits: Counter[str] = Counter()

@@ -52,7 +52,7 @@ class Prefetcher:
         return [{name: _pinned(tensor) for name, tensor in row.items()} for row in rows]
 
     def close(self) -> None:
-        """Ends the thread and drops what it is building."""
+        """Ends the thread and drops its unfinished work."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Prefetcher:

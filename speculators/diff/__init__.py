@@ -1,1 +1,1 @@
-"""What changed between two recipes or runs, what that invalidates, and whether results compare."""
+"""What changed between two recipes or runs, what that invalidates, and whether results are comparable."""

@@ -1,4 +1,4 @@
-"""Compares two recipes by meaning: values that differ, stages that run again, whether results compare."""
+"""Compares two recipes by meaning: values that differ, stages that run again, whether results are comparable."""
 
 from __future__ import annotations
 

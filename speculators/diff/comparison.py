@@ -133,10 +133,12 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """Says whether results compare."""
-        return {True: "results compare", False: "not comparable", None: "unknown whether results are comparable"}[
-            self.comparable
-        ]
+        """Says whether results are comparable."""
+        return {
+            True: "results are comparable",
+            False: "not comparable",
+            None: "unknown whether results are comparable",
+        }[self.comparable]
 
     @property
     def differs(self) -> bool:

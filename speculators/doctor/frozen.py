@@ -76,7 +76,7 @@ def _head(speculator: ExaminedSpeculator, accepts: bool | None) -> Check:
 
 
 def _other_rows(own: torch.Tensor, whole: torch.Tensor, ids: torch.Tensor) -> Check | None:
-    """Detects rows that are the verifier's, but of other tokens than the map says."""
+    """Detects rows that are the verifier's, but belong to different tokens from those in the map."""
     if _same_rows(own, whole[: len(own)]) > MATCHED:
         return LOADS.wrong(
             "head",

@@ -252,7 +252,7 @@ def find_verifier(section: VerifierSection, named: str) -> Path | None:
 
     Args:
         section: the `[verifier]` of the run, with absolute paths.
-        named: the folder that config.json names, which training used. It may lie in another cache than this one.
+        named: the folder that config.json names, which training used. It may be in a different cache.
 
     Returns:
         The folder, or None if the verifier is not here.

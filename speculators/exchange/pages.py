@@ -49,7 +49,7 @@ def serve_page(facts: ServingFacts) -> str:
     """Writes `serve.md`: the command, the acceptance length to expect, and how to check it."""
     lines = [f"# Serving {facts.name}", "", f"A draft model ({facts.algorithm}) for `{facts.verifier}`.", ""]
     lines += _command(facts)
-    lines += ["", "## What it should reach", "", *_expected(facts), "", _HOW_TO_CHECK[facts.server], ""]
+    lines += ["", "## What to expect", "", *_expected(facts), "", _HOW_TO_CHECK[facts.server], ""]
     return "\n".join(lines)
 
 

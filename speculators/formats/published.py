@@ -39,7 +39,7 @@ class PublishedCheckpoint:
         return all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
 
     def error(self, *problems: str) -> ArtifactError:
-        """Builds an error that lists what is wrong with its config.json, one line per problem."""
+        """Builds an error that lists the faults of its config.json, one line per problem."""
         return ArtifactError("\n".join(f"{self.folder / 'config.json'}: {problem}" for problem in problems))
 
 

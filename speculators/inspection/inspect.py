@@ -126,7 +126,7 @@ def _raw_rows(context: Context, waiting: bool) -> Iterator[RawRow]:
 
 
 def _prepare(context: Context, survey: Survey) -> tuple[Conversations | None, str]:
-    """Runs the stage; returns None, and its refusal where no other finding gives the reason, if the data is no good."""
+    """Runs the stage; if the data is unusable, returns None and, where no finding gives the reason, the refusal."""
     if survey.counts[Survey.SAME] or not survey.usable:
         return None, "" if survey.usable else "no row of the sources can be used"
     try:

@@ -49,7 +49,7 @@ def lint(
     """Applies all rules; the gravest finding comes first.
 
     Args:
-        view: what was measured; its `findings` are ignored.
+        view: the measurements; its `findings` are ignored.
         survey: the rows as they were written.
         refusal: why the stage `prepare` refused the data; "" where it did not, or was not run.
         skipped_examples: a conversation that the chat template could not encode, by reason.

@@ -17,7 +17,7 @@ class DataFinding:
     Attributes:
         rule: short name of the check.
         level: ERROR (the run is refused, or its number cannot be trusted), WARNING (costs acceptance length) or NOTE.
-        message: what was noticed, in a sentence.
+        message: the finding, in a sentence.
         examples: rows that show it, with file and line where those are known.
         todo: what to do about it; "" where nothing needs to be done.
     """

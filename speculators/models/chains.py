@@ -140,7 +140,7 @@ class RecurrentModel(ChainModel):
     """A chain model whose depths each read the state that the depth before left."""
 
     def read(self, state: torch.Tensor) -> torch.Tensor:
-        """Maps what a step left [R, H] to what the head reads [R, H]."""
+        """Maps a step's output [R, H] to the head's input [R, H]."""
         return state
 
     def depths(self, row: PackedRow, hidden_states: torch.Tensor, count: int) -> Iterator[torch.Tensor]:

@@ -62,7 +62,7 @@ class SavedSpeculator:
 
     @property
     def name(self) -> str:
-        """The name that results give it: that of its run, or its own path."""
+        """The name in results: that of its run, or its own path."""
         return str(self.folder) if self.run is None else self.run.name
 
 

@@ -163,7 +163,7 @@ def write_answers(
 ) -> None:
     """Answers every prompt with the verifier; writes `file`, and its provenance to `file` + ".json".
 
-    Finished batches are kept in `file` + ".part", so that a killed run goes on where it was.
+    Finished batches are kept in `file` + ".part", so that a killed run resumes where it was.
 
     Args:
         file: JSONL to write.

@@ -173,7 +173,7 @@ def _template(folder: Path, *, trust_remote_code: bool) -> str | None:
 
 
 def lock_of(context: Context, *, idle: bool) -> Lock:
-    """Makes the lock of a run that begins or goes on, with the environments that worked on it before.
+    """Makes the lock of a run that begins or resumes, with the environments that worked on it before.
 
     Args:
         idle: every stage is done, so that this environment takes no part in the result.

@@ -102,7 +102,7 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
 def on_device(plan: Plan, device: torch.device) -> Plan:
     """Adjusts a plan's precision to the device: bf16 where supported, float32 otherwise.
 
-    Fingerprints stay the same, so that a run goes on wherever it is resumed.
+    Fingerprints stay the same, so that a run can resume on any device.
     """
     if plan.precision == "bf16" and not has_bf16_products(device.type):
         return attrs.evolve(plan, precision="fp32")

@@ -213,13 +213,13 @@ class Difference:
 
 # Why each kind of difference can change bits of the result. Others cannot, or code.sources decides for them.
 _MATTERS = {
-    "packages": "a different version computes",
-    "code.sources": "different code of this package computes",
-    "system": "different system libraries compute",
-    "machine": "different instructions compute",
-    "device": "different kernels compute",
+    "packages": "a different version runs",
+    "code.sources": "different code of this package runs",
+    "system": "different system libraries run",
+    "machine": "different instructions run",
+    "device": "different kernels run",
     "device_name": "it decides which kernels run and how they split their sums",
-    "cpu_capability": "different kernels compute",
+    "cpu_capability": "different kernels run",
     "bf16_products": "bf16 and float32 round differently",
     "threads": "sums are split differently",
     "world_size": "gradients are summed in different parts",
@@ -248,10 +248,10 @@ def _weigh(key: str, before: Any, after: Any) -> tuple[bool, str]:
     if key == "python":
         minor = [str(version).split(".")[:2] for version in (before, after)]
         if minor[0] != minor[1]:
-            return True, "a different standard library computes"
-        return False, "a patch release computes the same"
+            return True, "a different standard library runs"
+        return False, "a patch release gives the same results"
     if key == _THIS or (key.startswith("code.") and key != "code.sources"):
-        return False, "code.sources decides whether the code that computes differs"
+        return False, "code.sources shows whether the code that computes differs"
     for kind, why in _MATTERS.items():
         if key == kind or key.startswith(f"{kind}."):
             return True, why

@@ -152,7 +152,7 @@ def _suite_or_name(value: Any, _: Any) -> Suite:
 
 @attrs.frozen(kw_only=True)
 class BenchmarkSection:
-    """`[benchmark]`: what acceptance is measured on.
+    """`[benchmark]`: the prompts and settings that acceptance is measured with.
 
     Attributes:
         suites: sets of prompts; the first also chooses the best checkpoint.
@@ -186,7 +186,7 @@ class BenchmarkSection:
 
 @attrs.frozen(kw_only=True)
 class Expect:
-    """One band of `[expect]`: the acceptance length that was measured, and by what.
+    """One band of `[expect]`: a measured acceptance length, and the source of the measurement.
 
     Attributes:
         tau: lowest and highest acceptance length that a run of this recipe should reach.
@@ -245,7 +245,7 @@ class Recipe:
         algorithm: the kind of draft model, and its parameters.
         schedule: length of the training, batch size, optimizer and learning rate.
         distributed: how the processes of a launch share the model.
-        benchmark: what acceptance is measured on.
+        benchmark: the prompts and settings that acceptance is measured with.
         expect: the acceptance length that this recipe is known to reach, by setting.
         file: where the recipe was read; not part of its meaning.
         origins: where each value was written, by TOML path; not part of its meaning.

@@ -130,8 +130,8 @@ def notes(settings: Sequence[Setting]) -> list[tuple[str, str]]:
         cut = f"{first.cut_prompts} responses diverge from the verifier's own output and are cut there"
         lines.append(("note", f"{cut}: {first.cut_tokens} tokens are left out"))
     if first.replaced_prompts:
-        replaced = f"{first.replaced_prompts} answers of the suite are not this verifier's output and were generated"
-        lines.append(("note", f"{replaced} anew, so tau is over other text than where the suite's own answers hold"))
+        replaced = f"{first.replaced_prompts} answers of the suite are not this verifier's output and were regenerated"
+        lines.append(("note", f"{replaced}, so tau is measured on different text than the suite's own answers"))
     if first.note:
         lines.append(("note", first.note))
     for setting in settings:

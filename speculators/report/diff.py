@@ -17,7 +17,7 @@ WIDTH = 40
 
 
 def diff_tables(result: Comparison) -> RenderableType:
-    """Lays out changes by section, stages, whether results compare, and what runs measured."""
+    """Lays out changes by section, stages, whether results are comparable, and what runs measured."""
     parts: list[RenderableType] = []
     for section in dict.fromkeys(change.section for change in result.changes):
         table = plain_table(section, result.a, result.b, "means")

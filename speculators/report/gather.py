@@ -41,7 +41,7 @@ class StageReport:
     Attributes:
         fingerprint: None where the plan is missing.
         seconds: None unless it is done.
-        detail: its last words.
+        detail: the last line that it reported.
     """
 
     name: str
@@ -59,7 +59,7 @@ class RunReport:
         name: the folder's name, or its path where two runs share the name.
         summary: the recipe's.
         state: how far training came.
-        missing: what is not there and why, one line for each.
+        missing: one line for each missing part, with the reason.
         loss: (update, training loss).
         tau: (update, exact acceptance length).
         tau_setting: the setting that `tau` is of, or "".

@@ -39,7 +39,7 @@ def why_lines(explanations: Sequence[Why]) -> RenderableType:
             "from": why.origin,
             "replaces": f"{_toml(why.replaces['value'])}, from {why.replaces['origin']}" if why.replaces else "",
             "beside": why.comment,
-            "means": why.means or "its class does not say",
+            "means": why.means or "not documented",
             "enters": f"{', '.join(why.enters)}{then}" if why.enters else "no stage's fingerprint: nothing reruns",
         }
         for name, text in lines.items():

@@ -35,7 +35,7 @@ def reproduction_tables(result: Reproduction) -> RenderableType:
 
 
 def _short(value: object) -> str:
-    """Shortens a commit or sha256 to the digits that tell it from another."""
+    """Shortens a commit or sha256 to the digits that identify it."""
     text = "none" if value is None else str(value)
     return text[:12] if len(text) in (40, 64) and set(text) <= set("0123456789abcdef") else text
 

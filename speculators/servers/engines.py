@@ -59,7 +59,7 @@ ENGINES = {
             by_position=None,
             version=("/get_server_info", "version"),
             enable="start sglang.launch_server with --enable-metrics, in a version that counts verify calls; the gauge "
-            "spec_accept_length is a mean over the last moments, which no benchmark can use",
+            "spec_accept_length is a short moving average, which a benchmark cannot use",
         ),
     )
 }

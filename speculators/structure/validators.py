@@ -1,4 +1,4 @@
-"""attrs validators of recipe fields; their errors say what is allowed and what was found."""
+"""attrs validators of recipe fields; their errors give the allowed values and the actual one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def each(check: Validator) -> Validator:
 
     def check_all(_: object, __: attrs.Attribute[Any], values: tuple[Any, ...]) -> None:
         if not values or len(set(values)) != len(values):
-            raise ValueError(f"must be one or more distinct values, got {list(values)}")
+            raise ValueError(f"must have one or more distinct values, got {list(values)}")
         for value in values:
             check(_, __, value)
 

@@ -33,7 +33,7 @@ class Sink(Protocol):
     """Receives numbers; may block or raise, since it runs on a thread of its own."""
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Receives what was measured after `step` updates; a resumed run may repeat some."""
+        """Receives the measurements after `step` updates; a resumed run may repeat some."""
 
     def close(self, *, finished: bool) -> None:
         """Flushes what is left; `finished` is False for an interrupted run."""

@@ -34,7 +34,7 @@ class LayerCheck:
     nearest_error: float
 
     def problem(self, tolerance: float) -> str:
-        """Describes what is wrong with the layer; "" if nothing is."""
+        """Describes the layer's fault; "" if it has none."""
         if self.nearest != self.layer and self.nearest_error <= tolerance:
             return f"the states of layer {self.layer} match layer {self.nearest}'s"
         if self.error > tolerance:
@@ -68,7 +68,7 @@ class StatesCheck:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Descriptions of what is wrong, over all layers."""
+        """Descriptions of the faults of all layers."""
         return tuple(problem for layer in self.layers if (problem := layer.problem(self.tolerance)))
 
     @property

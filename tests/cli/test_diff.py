@@ -1,4 +1,4 @@
-"""`spec diff` compares meaning rather than spelling: what is invalidated, whether results compare, runs' numbers."""
+"""`spec diff` compares meaning, not spelling: what is invalidated, whether results are comparable, runs' numbers."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_change_gives_both_values_origins_and_consequence(spec: Spec, tmp_path
 
 
 def test_stages_and_verdict_need_the_verifiers_config(spec: Spec, tmp_path: Path, tiny_verifier: Path) -> None:
-    """With config.json: another objective trains and measures again, the states are reused, and results compare."""
+    """With config.json: another objective trains and measures again, reuses states, and keeps results comparable."""
     one, other = tmp_path / "one.toml", tmp_path / "other.toml"
     one.write_text(ONE)
     other.write_text(ONE + '[algorithm]\nname = "eagle3"\nttt_steps = 2\n')
@@ -151,7 +151,7 @@ def test_markdown_is_for_a_pull_request(spec: Spec, runs: dict[str, str]) -> Non
     outcome = spec("diff", runs["plain"], runs["faster"], "--md")
     assert "| `schedule.optimizer.lr` |" in outcome.out
     assert "| train | runs again | schedule.optimizer.lr 0.001 -> 0.005 |" in outcome.out
-    assert "**results compare**" in outcome.out
+    assert "**results are comparable**" in outcome.out
     assert "<br><sub>--set</sub>" in outcome.out
     assert outcome.out.count("* `loss, ") == 2
     assert "* `tau, " in outcome.out
@@ -239,14 +239,14 @@ def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str],
 def test_what_was_measured_otherwise_does_not_compare(
     spec: Spec, runs: dict[str, str], altered: Any, change, message: str
 ) -> None:
-    """The definition, and the precision in which the verifier really computed, decide whether results compare."""
+    """Results are comparable if the definition and the precision in which the verifier really computed agree."""
     comparison = spec("diff", runs["plain"], altered("bench/*.json", change), "--json").json
     assert comparison["comparable"] is False
     assert message in comparison["reasons"][0]
 
 
 def test_another_precision_of_training_is_mentioned(spec: Spec, runs: dict[str, str], altered: Any) -> None:
-    """Results compare, because both were measured alike; the reasons mention rounding."""
+    """Results are comparable, because both were measured alike; the reasons mention rounding."""
     copy = altered("plan.json", lambda plan: plan.update(precision="bf16"))
     comparison = spec("diff", runs["plain"], copy, "--json").json
     assert comparison["comparable"] is True

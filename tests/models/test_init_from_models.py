@@ -60,7 +60,7 @@ def test_all_that_does_not_fit_is_one_error(world, start):
 def test_another_algorithm_is_no_start_unless_it_says_so(world, start):
     """EAGLE-1 can take nothing from EAGLE-3, and keeps the vocabulary of its data."""
     folder, _ = start
-    with pytest.raises(ArtifactError, match="starts only from its own"):
+    with pytest.raises(ArtifactError, match="can start only from its own kind"):
         world.start(Eagle1SpeculatorConfig(init_from=str(folder)))
     assert start_vocabulary("eagle1", str(folder), 96) is None
 

@@ -31,9 +31,9 @@ def test_a_criterion_that_was_not_judged_is_not_a_failure() -> None:
 
 
 def test_replaced_answers_are_reported_with_the_consequence() -> None:
-    """Tau is over other text than elsewhere; nothing is said where no answer was replaced."""
+    """Tau is measured on different text; the note is absent if no answer was replaced."""
     assert not any("answers of the suite" in line for _, line in notes([setting(3)]))
     replaced = attrs.evolve(setting(3), replaced_prompts=12)
     (line,) = [line for _, line in notes([replaced]) if "answers of the suite" in line]
     assert line.startswith("12 answers of the suite are not this verifier's output")
-    assert "tau is over other text" in line
+    assert "tau is measured on different text" in line

@@ -109,7 +109,7 @@ def test_several_runs_stand_side_by_side_with_their_differences(runs: list[Path]
     assert re.search(r"<tr class=differs><td>schedule.optimizer.lr</td><td>0.001</td><td>0.005</td>", both)
     assert f"<h3>{runs[0].name} → {runs[1].name}</h3>" in both
     assert "train runs again" in both
-    assert "<b>results compare</b>" in both
+    assert "<b>results are comparable</b>" in both
     assert "talk, K=7, T=0: tau 2.458 -&gt; 2.700" in both
     (loss,) = re.findall(r"<figcaption>Loss.*?</figure>", both, flags=re.DOTALL)
     assert all(run.name in loss for run in runs)

@@ -122,7 +122,7 @@ def test_sglang_counts_rounds_and_not_positions(workload):
     assert (setting.acceptance.by_position, setting.acceptance.drafted) == ((), None)
     with pytest.raises(ServerError, match="give --k K"):
         _measure(FakeServer(engine="sglang"), workload)
-    with pytest.raises(ServerError, match="spec_accept_length is a mean over the last moments"):
+    with pytest.raises(ServerError, match="spec_accept_length is a short moving average"):
         _measure(FakeServer(engine="sglang", drafts=False), workload, num_speculative_tokens=3)
 
 
