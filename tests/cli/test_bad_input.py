@@ -1,4 +1,4 @@
-"""Mistakes on the command line: one clear error, the right exit code, nothing half-written."""
+"""Each mistake on the command line gives one clear error and the right exit code, and leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
 
 @pytest.fixture(scope="session")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Spec:
-    """A folder in which `smoke` has run; read only."""
+    """A read-only folder in which `smoke` has run."""
     spec = Spec(tmp_path_factory.mktemp("done"))
     result = spec.run("--quiet")
     assert result.code == 0, result.err
@@ -130,7 +130,7 @@ def data_of(path: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("mistake", RECIPE_MISTAKES)
 def test_a_bad_recipe_exits_with_2_before_anything_is_made(spec: Spec, mistake: str) -> None:
-    """At once, with the TOML path and the remedy; no run folder is made."""
+    """The error appears at once, with the TOML path and the remedy; no run folder is made."""
     arguments, text = RECIPE_MISTAKES[mistake]
     one_error(spec.run(*arguments()), 2, text)
     assert not spec.runs.exists()
@@ -204,7 +204,8 @@ FULL_DISK: dict[str, Callable[[Spec], bool]] = {
 def test_a_full_disk_is_reported_and_the_next_run_continues(
     spec: Spec, done: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While conversations, states, a checkpoint and the result are written; the final weights are the same."""
+    """The disk fills up while conversations, states, a checkpoint or the result are written; the final weights are
+    the same."""
     real = os.fsync
     for due in FULL_DISK.values():
         monkeypatch.setattr(os, "fsync", full(real, lambda: due(spec)))  # noqa: B023
@@ -281,7 +282,7 @@ BAD_BENCH: dict[str, tuple[Callable[[Spec], tuple[str, ...]], int, str]] = {
 
 @pytest.mark.parametrize("mistake", BAD_BENCH)
 def test_bench_refuses_what_it_cannot_measure(spec: Spec, done: Spec, mistake: str) -> None:
-    """A damaged speculator; a suite, verifier or setting that does not exist."""
+    """A damaged speculator is refused, and so is a suite, verifier or setting that does not exist."""
     arguments, code, text = BAD_BENCH[mistake]
     spec.cache = done.cache
     one_error(spec("bench", *arguments(done)), code, text)
@@ -308,7 +309,7 @@ BAD_PROMPTS: dict[str, tuple[bytes | None, str]] = {
 
 @pytest.mark.parametrize("mistake", BAD_PROMPTS)
 def test_regenerate_refuses_what_it_cannot_answer(spec: Spec, done: Spec, mistake: str) -> None:
-    """The row is named, and no file is made."""
+    """The error names the row, and no file is made."""
     content, text = BAD_PROMPTS[mistake]
     if content is not None:
         Path("prompts.jsonl").write_bytes(content)
@@ -318,7 +319,7 @@ def test_regenerate_refuses_what_it_cannot_answer(spec: Spec, done: Spec, mistak
 
 
 def test_regenerate_does_not_overwrite_its_prompts(spec: Spec) -> None:
-    """However the path is written: the prompts and their answers would be lost."""
+    """The prompts would be lost, however their path is written."""
     Path("prompts.jsonl").write_bytes(rows([USER, ANSWER, USER, ANSWER]))
     one_error(spec("regenerate", "smoke", "prompts.jsonl", "--out", "./prompts.jsonl"), 2, "--out")
     assert Path("prompts.jsonl").read_bytes() == rows([USER, ANSWER, USER, ANSWER])
@@ -335,7 +336,7 @@ def test_regenerate_overwrites_only_its_own_answers(spec: Spec, done: Spec) -> N
 
 
 def test_regenerate_into_a_place_that_is_taken(spec: Spec, done: Spec) -> None:
-    """A file where a folder should be is named."""
+    """The error names a file that is in the place of a folder."""
     spec.cache = done.cache
     Path("prompts.jsonl").write_bytes(rows([USER]))
     Path("taken").write_text("")
@@ -343,7 +344,7 @@ def test_regenerate_into_a_place_that_is_taken(spec: Spec, done: Spec) -> None:
 
 
 def test_a_file_that_is_not_a_recipe(spec: Spec) -> None:
-    """Missing, a folder, binary, and not TOML."""
+    """A missing file, a folder, a binary file and invalid TOML are one error each."""
     Path("folder.toml").mkdir()
     Path("binary.toml").write_bytes(bytes(range(256)))
     Path("text.toml").write_text("[verifier\n")
@@ -364,12 +365,12 @@ def test_a_file_that_is_not_a_recipe(spec: Spec) -> None:
     ],
 )
 def test_a_path_that_is_too_long_is_reported(spec: Spec, arguments: tuple[str, ...]) -> None:
-    """A name longer than any file's, wherever a path is accepted."""
+    """A name longer than the file system allows is an error wherever a path is accepted."""
     one_error(spec(*(each.format(long="./" + "a" * 300) for each in arguments)), 2, "File name too long")
 
 
 def test_an_unknown_home_and_a_file_in_place_of_a_folder_are_reported(spec: Spec) -> None:
-    """Like any other path that does not exist."""
+    """They are reported like any other path that does not exist."""
     Path("file").write_text("")
     one_error(spec("validate", "~no-such-user/mine.toml"), 2, "home directory")
     one_error(spec("validate", "smoke", "--verifier-config", "file/config.json"), 1, "file/config.json: cannot be read")

@@ -1,4 +1,4 @@
-"""The command line is fast and clear, shows no traceback, and has the exit codes that scripts rely on."""
+"""The command line starts quickly, shows no traceback, and has the exit codes that scripts rely on."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_version_prints_what_a_bug_report_needs(
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    """With and without --help, and each verb has its own help."""
+    """The list appears with and without --help, and each verb has its own help."""
     code, out, _ = spec(capsys)
     assert code == 0
     assert all(f"  {verb} " in out for verb in cli.VERBS)
@@ -139,7 +139,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_mistake_exits_with_2_and_says_what_to_do(
     capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
 ) -> None:
-    """Bad usage and bad recipes: on stderr, without a traceback, nothing on stdout."""
+    """Bad usage and bad recipes are reported on stderr without a traceback, and nothing is printed on stdout."""
     code, out, err = spec(capsys, *arguments)
     assert (code, out) == (2, "")
     assert text in err
@@ -164,10 +164,10 @@ def test_all_problems_are_printed_one_a_line(capsys: pytest.CaptureFixture[str])
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_what_a_verb_raises_becomes_an_exit_code(
+def test_an_exception_of_a_verb_becomes_an_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, text: str
 ) -> None:
-    """1 for a failure that the user can mend, 130 for Ctrl-C; a verb is one module and one line."""
+    """A failure that the user can mend exits with 1, Ctrl-C with 130."""
 
     def fail(options: object) -> int:
         raise raised
@@ -215,7 +215,7 @@ def test_validate_takes_several_recipes_and_prints_all_problems_as_json(capsys: 
 
 
 def test_show_prints_the_file_or_every_value_with_its_origin(capsys: pytest.CaptureFixture[str]) -> None:
-    """As written; resolved; one value; as JSON."""
+    """`spec show` prints the recipe as written, resolved, one value, or as JSON."""
     assert spec(capsys, "show", "mine.toml")[1] == RECIPE
     resolved = spec(capsys, "show", "mine.toml", "--resolved", "--set", "seed=4")[1]
     lines = {line.split()[0]: line.split() for line in resolved.splitlines()}
@@ -231,7 +231,7 @@ def test_show_prints_the_file_or_every_value_with_its_origin(capsys: pytest.Capt
 
 
 def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[str]) -> None:
-    """Origin, comment, meaning and stages, on one line each."""
+    """It shows origin, comment, meaning and stages, on one line each."""
     Path("mine.toml").write_text(RECIPE + "[schedule]\noptimizer = { lr = 1e-3 }  # tried 3e-3\n")
     lines = spec(capsys, "show", "mine.toml", "--why", "schedule.optimizer")[1].splitlines()
     assert sum(" = " in line for line in lines) == 7
@@ -256,7 +256,7 @@ def test_show_why_of_nothing_is_a_usage_error(capsys: pytest.CaptureFixture[str]
 
 
 def test_plan_prints_stages_and_derived_values(capsys: pytest.CaptureFixture[str]) -> None:
-    """From a config.json alone; the same as JSON."""
+    """A config.json suffices; --json has the same values."""
     code, out, _ = spec(capsys, "plan", "mine.toml", "--verifier-config", LLAMA, "--nproc", "8")
     assert code == 0
     plan = json.loads(spec(capsys, "plan", "mine.toml", "--verifier-config", LLAMA, "--json")[1])

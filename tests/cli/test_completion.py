@@ -1,4 +1,4 @@
-"""`spec completion`: what may end a command line, and the scripts in the shells that are installed."""
+"""`spec completion` offers what may end a command line, and its scripts work in the installed shells."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PROGRAM = f"{sys.executable} -m speculators.cli"
 
 
 def test_the_first_word_is_a_verb() -> None:
-    """All of them, or those that begin with what is typed."""
+    """All verbs are offered, or those that begin with the typed text."""
     assert candidates("spec ") == [*VERBS, "--help", "--version"]
     assert candidates("spec v") == ["validate"]
     assert candidates("spec nonsense ") == []
 
 
 def test_recipes_are_offered_where_a_verb_takes_one() -> None:
-    """By name; for a path the shell completes the file. An argument too many gets nothing."""
+    """Recipes are offered by name; for a path, the shell completes the file. A surplus argument gets nothing."""
     assert candidates("spec run ") == recipe_names()
     assert candidates("spec run --nproc 2 quickstart_m") == ["quickstart_medusa", "quickstart_mtp"]
     assert candidates("spec validate smoke smoll") == ["smollm2_eagle3"]
@@ -38,14 +38,14 @@ def test_recipes_are_offered_where_a_verb_takes_one() -> None:
 
 
 def test_options_are_those_of_the_verb() -> None:
-    """Also those that all verbs have; an option's value is not taken for an option."""
+    """The options that all verbs share are included; the value of an option is not taken for an option."""
     assert {"--set", "--runs", "--nproc", "--json", "--quiet", "--help"} <= set(candidates("spec run smoke --"))
     assert candidates("spec export RUN --verifier-n") == ["--verifier-name"]
     assert "--tensor-parallel-size" not in candidates("spec serve-states smoke -- --")
 
 
 def test_values_of_options_are_offered() -> None:
-    """Choices, suites and stages by name; a number or a file is left to the user."""
+    """Choices, suites and stages are offered by name; numbers and files are left to the user."""
     assert candidates("spec bench RUN --engine ") == ["vllm", "sglang"]
     assert candidates("spec bench RUN --suite ") == suite_names()
     assert candidates("spec reproduce RUN --until c") == ["capture"]
@@ -65,14 +65,14 @@ def test_keys_are_those_of_the_recipe_on_the_line() -> None:
 
 
 def test_a_line_that_cannot_be_parsed_is_not_an_error() -> None:
-    """Somebody is still typing: an open quote, an unknown recipe, nothing at all."""
+    """An unfinished line may have an open quote, an unknown recipe or nothing at all."""
     assert candidates("spec run smoke --set 'schedule.epo") == []
     assert candidates("spec show nowhere --why seed") == ["seed"]
     assert candidates("") == candidates("spec ")
 
 
 def test_a_shell_must_be_named(tmp_path: Path) -> None:
-    """And be one of the three."""
+    """It must be one of the three that are supported."""
     spec = Spec(tmp_path)
     assert spec("completion").code == 2
     assert spec("completion", "tcsh").code == 2
@@ -97,19 +97,19 @@ complete -C '{line}'""",
 
 @pytest.mark.parametrize("shell", SCRIPTS)
 def test_the_shell_completes_a_recipe(shell: str, tmp_path: Path) -> None:
-    """With the script as it is printed, in the shell itself."""
+    """The printed script works in the shell itself."""
     assert shell_completes(shell, "spec run quickstart_m", tmp_path) == ["quickstart_medusa", "quickstart_mtp"]
 
 
 def test_bash_replaces_only_the_text_behind_the_equals_sign(tmp_path: Path) -> None:
-    """There a word ends at "=", and the quotes must reach the program."""
+    """In bash a word ends at "=", and the quotes must reach the program."""
     line = "spec run smoke --set algorithm.name=mt"
     assert shell_completes("bash", line, tmp_path) == ['\\"mtp\\"']
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_shell_completes_a_file_where_nothing_is_known(shell: str, tmp_path: Path) -> None:
-    """In bash `complete -o default` does, which has no test outside of an interactive shell."""
+    """In bash `complete -o default` does this, which cannot be tested outside an interactive shell."""
     (tmp_path / "mine.toml").write_text("")
     assert shell_completes(shell, "spec run ./mi", tmp_path) == (["files"] if shell == "zsh" else ["./mine.toml"])
 

@@ -1,4 +1,4 @@
-"""`spec data` on the command line: its output, what it keeps, and what a user can get wrong."""
+"""`spec data` on the command line: its output, its stored files and its errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_conversation_the_numbers_and_the_findings_are_printed(spec: Spec) -> 
 
 
 def test_looking_prepares_for_the_run_once(spec: Spec) -> None:
-    """A second call, and a run, reuse the stage; nothing else is made."""
+    """A second call and a run reuse the stage; nothing else is made."""
     look(spec, "--quiet")
     again = look(spec)
     assert "prepare already done" in again.err
@@ -169,7 +169,7 @@ def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
     assert after["on_policy"]["tokens"] == after["rows"]["supervised"]
 
 
-def test_a_hub_model_is_looked_at_without_its_weights(
+def test_a_hub_model_is_inspected_without_its_weights(
     spec: Spec, tiny_verifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Config and tokenizer are fetched; weights only for the on-policy measure."""

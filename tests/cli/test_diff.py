@@ -28,7 +28,7 @@ max_steps = 3
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
-    """The command, with a home that the tests of this file share."""
+    """The command line, with a home that the tests of this file share."""
     return Spec(tmp_path_factory.mktemp("diff"))
 
 
@@ -236,7 +236,7 @@ def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str],
         (lambda bench: bench.update(dtype="bfloat16"), "the precisions in which the verifier computed differ"),
     ],
 )
-def test_what_was_measured_otherwise_does_not_compare(
+def test_results_measured_differently_do_not_compare(
     spec: Spec, runs: dict[str, str], altered: Any, change, message: str
 ) -> None:
     """Results are comparable if the definition and the precision in which the verifier really computed agree."""
@@ -425,7 +425,7 @@ def test_plan_warns_of_a_config_that_is_another_models(spec: Spec) -> None:
     ("a", "message"),
     [("no-such", "no-such"), ("HEAD~999:recipes/x.toml", "git"), ("nowhere:recipes/x.toml", "git")],
 )
-def test_what_is_not_there_is_one_error(spec: Spec, a: str, message: str) -> None:
+def test_a_missing_side_is_one_error(spec: Spec, a: str, message: str) -> None:
     """A missing recipe or revision exits with 2, without traceback."""
     outcome = spec("diff", a, "smoke")
     assert outcome.code == 2

@@ -1,4 +1,4 @@
-"""`spec lock --check`: the recipes that come with the package still mean what their locks say."""
+"""`spec lock --check` confirms that the shipped recipes still mean what their locks say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def spec(tmp_path: Path) -> Spec:
 
 @pytest.fixture
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the shipped recipes in their place, to change."""
+    """A copy of the shipped recipes, in their usual place, that a test may change."""
     folder = Path(shutil.copytree(catalog.recipes_folder(), tmp_path / "recipes"))
     for module in ("catalog", "load", "lock_check"):
         monkeypatch.setattr(f"speculators.recipe.{module}.recipes_folder", lambda: folder)
@@ -27,7 +27,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_shipped_recipe_resolves_to_its_lock(spec: Spec) -> None:
-    """Offline: a changed default, data file or suite would change the meaning of a recipe."""
+    """The check needs no network; a changed default, data file or suite would change the meaning of a recipe."""
     result = spec("lock", "--check", "--json")
     assert result.code == 0, result.out
     assert [each["name"] for each in result.json] == catalog.recipe_names()
@@ -35,7 +35,7 @@ def test_every_shipped_recipe_resolves_to_its_lock(spec: Spec) -> None:
 
 
 def test_a_changed_recipe_is_named_by_stage_and_value(spec: Spec, recipes: Path) -> None:
-    """With both values and the remedy; another way of writing the same value changes nothing."""
+    """The error has both values and the remedy; writing the same value differently changes nothing."""
     file = recipes / "smoke.toml"
     file.write_text(file.read_text().replace("lr = 1e-3", "lr = 0.0010"))
     assert spec("lock", "--check", "smoke").code == 0
@@ -47,7 +47,7 @@ def test_a_changed_recipe_is_named_by_stage_and_value(spec: Spec, recipes: Path)
 
 
 def test_changed_data_is_named_by_its_hash(spec: Spec, recipes: Path) -> None:
-    """Under the stage that reads it."""
+    """The hash is reported under the stage that reads the data."""
     with (recipes / "data" / "quickstart.jsonl").open("a") as file:
         file.write("\n")
     result = spec("lock", "--check", "quickstart")
@@ -56,7 +56,7 @@ def test_changed_data_is_named_by_its_hash(spec: Spec, recipes: Path) -> None:
 
 
 def test_an_intended_change_gets_a_new_lock(spec: Spec, recipes: Path) -> None:
-    """`--write` uses the config.json that the locks have already: nothing is downloaded."""
+    """`--write` uses the config.json that the locks already contain: nothing is downloaded."""
     file = recipes / "quickstart.toml"
     file.write_text(file.read_text().replace("seed     = 0", "seed     = 7"))
     assert spec("lock", "--check", "quickstart").code == 1
@@ -74,7 +74,7 @@ def test_an_intended_change_gets_a_new_lock(spec: Spec, recipes: Path) -> None:
 def test_bad_usage_is_one_error(
     spec: Spec, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unknown name, no action, a folder that is not a run: exit 2."""
+    """An unknown name, a missing action and a folder that is not a run exit with 2."""
     monkeypatch.chdir(tmp_path)
     result = spec("lock", *arguments)
     assert result.code == 2

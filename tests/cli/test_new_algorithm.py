@@ -18,7 +18,7 @@ TIMEOUT = 240
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Spec:
-    """The command, at home in a folder of this test."""
+    """The command line in a folder of this test."""
     return Spec(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""`spec serve-states`: the command it prints, the program it starts, and how it stops."""
+"""`spec serve-states` prints its command, starts the program and stops it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def program(home: Path, *, seconds: float = 60.0, deaf: bool = False) -> Path:
 
 
 def test_the_command_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
-    """With the arguments that the recipe's verifier and layers need; everything after -- is passed on."""
+    """It has the arguments that the recipe's verifier and layers need; everything after -- is passed on."""
     spec = Spec(tmp_path)
     outcome = spec("serve-states", "smoke", "--print", "--port", "9001", "--", "--tensor-parallel-size", "2")
     assert outcome.code == 0, outcome.err
@@ -70,28 +70,28 @@ def test_the_command_is_printed_and_nothing_is_started(tmp_path: Path) -> None:
 def test_it_listens_where_the_recipe_asks(
     tmp_path: Path, endpoint: str, options: tuple[str, ...], place: list[str]
 ) -> None:
-    """So that capture with the same recipe finds it; --host and --port override."""
+    """Capture with the same recipe finds the server; --host and --port override the address."""
     settings = ("--set", f'data.server.endpoint="{endpoint}"', *options)
     command = Spec(tmp_path)("serve-states", "smoke", "--print", "--json", *settings).json["command"]
     assert [command[command.index(name) + 1] for name in ("--host", "--port")] == place
 
 
 def test_json_without_print_is_a_usage_error(tmp_path: Path) -> None:
-    """It would look as if the server had started."""
+    """JSON output would look as if the server had started."""
     outcome = Spec(tmp_path)("serve-states", "smoke", "--json")
     assert (outcome.code, outcome.out) == (2, "")
     assert "--json: goes with --print" in outcome.err
 
 
 def test_a_missing_program_is_reported(tmp_path: Path) -> None:
-    """With a hint that vLLM has its own environment."""
+    """A hint says that vLLM has its own environment."""
     outcome = Spec(tmp_path)("serve-states", "smoke", "--vllm", "no-such-vllm")
     assert (outcome.code, outcome.out) == (1, "")
     assert "no-such-vllm: no such program\nvLLM has an environment of its own" in outcome.err
 
 
 def test_the_servers_exit_code_is_ours(tmp_path: Path) -> None:
-    """The connector is on its path, and the folder records what the server was started for."""
+    """The connector is on the server's path, and the folder records what the server was started for."""
     spec = Spec(tmp_path)
     outcome = spec("serve-states", "smoke", "--vllm", program(tmp_path, seconds=0.0))
     assert outcome.code == 7

@@ -1,4 +1,4 @@
-"""The tiny verifier with conversations of its own, to compare checkpoints on."""
+"""The tiny verifier with its own conversations, on which checkpoints are compared."""
 
 from models.conftest import world
 

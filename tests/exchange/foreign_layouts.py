@@ -1,4 +1,4 @@
-"""Published layouts, written by hand at tiny sizes: what each project's own writer leaves on disk."""
+"""Published layouts, written by hand at tiny sizes as each project's own writer leaves them on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Written:
 
 
 def build(world, algorithm: str, draft_vocab_size: int | None = None, derived: dict | None = None, **options) -> Any:
-    """A model with weights that no two tensors share, norms included."""
+    """Builds a model in which no two tensors have the same weights, norms included."""
     config = SpeculatorModelConfig.get_class(algorithm)(**options, **(derived or {}))
     model, _ = world.build(config, draft_vocab_size)
     if derived:
@@ -42,19 +42,19 @@ def build(world, algorithm: str, draft_vocab_size: int | None = None, derived: d
 
 
 def replayed(world, model, layer_ids: tuple[int, ...], depths: int = 3) -> list[torch.Tensor]:
-    """The draft logits of two packed conversations."""
+    """Computes the draft logits of two packed conversations."""
     row = world.row(0, 1, layer_ids=layer_ids)
     batch = {name: row[name] for name in INPUTS}
     return list(model.float().replay(**batch, num_speculative_tokens=depths))
 
 
 def own(model) -> dict[str, torch.Tensor]:
-    """What is saved of a model."""
+    """Selects the tensors of a model that are saved."""
     return {name: tensor.clone() for name, tensor in model.saved_names(model.state_dict()).items()}
 
 
 def decoder(model) -> dict[str, Any]:
-    """The decoder in the keys of transformers 4."""
+    """Writes the decoder in the keys of transformers 4."""
     table = dict(model.config.transformer_layer_config)
     rope = table.pop("rope_parameters")
     table.pop("num_aux_hidden_states", None)
@@ -79,7 +79,8 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
 
 
 def midlayer(world, folder: Path) -> Written:
-    """SpecForge / SGLang EAGLE-3: `midlayer`, layer ids counted by what a state leaves, no embeddings."""
+    """Writes EAGLE-3 of SpecForge and SGLang: `midlayer`, layer ids counted by the layer a state leaves, no
+    embeddings."""
     model = build(world, "eagle3", 96, norm_before_residual=False)
     tensors = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in own(model).items()}
     del tensors["embed_tokens.weight"]
@@ -96,7 +97,7 @@ def midlayer(world, folder: Path) -> Written:
 
 
 def midlayer_sharded(world, folder: Path) -> Written:
-    """The same with the norms of EAGLE-3.1 and a `model.` before every name, in two shards."""
+    """Writes the same with the norms of EAGLE-3.1 and a `model.` prefix on every name, in two shards."""
     model = build(world, "eagle3", 96, norm_before_residual=False, fc_norm=True, norm_output=True)
     tensors = {f"model.{name.replace('layers.0.', 'midlayer.')}": tensor for name, tensor in own(model).items()}
     ids = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 3]}}
@@ -106,7 +107,7 @@ def midlayer_sharded(world, folder: Path) -> Written:
 
 
 def eagle1(world, folder: Path) -> Written:
-    """SafeAILab EAGLE-1: no head, no norms but one, and a bias of fc."""
+    """Writes EAGLE-1 of SafeAILab: no head, only one norm, and a bias of fc."""
     model = build(world, "eagle1", derived={"fc_bias": True})
     shared = ("lm_head.", "verifier_norm.")
     tensors = {name: tensor for name, tensor in own(model).items() if not name.startswith(shared)}
@@ -116,7 +117,7 @@ def eagle1(world, folder: Path) -> Written:
 
 
 def zlab(world, folder: Path) -> Written:
-    """z-lab DFlash: the verifier's embeddings and head, layer ids one lower."""
+    """Writes DFlash of z-lab: the verifier's embeddings and head, layer ids one lower."""
     model = build(world, "dflash", **BLOCK)
     ids = [1, 2, 3]
     config = {
@@ -132,7 +133,8 @@ def zlab(world, folder: Path) -> Written:
 
 
 def upstream(algorithm: str, ids: str, **options) -> Callable[[Any, Path], Written]:
-    """A checkpoint of the speculators project, with its extra keys and frozen copies of the verifier's tensors."""
+    """Writes a checkpoint of the speculators project, with its extra keys and frozen copies of the verifier's
+    tensors."""
 
     def writer(world, folder: Path) -> Written:
         model = build(world, algorithm, 96, **options)
@@ -153,7 +155,7 @@ def upstream(algorithm: str, ids: str, **options) -> Callable[[Any, Path], Writt
 
 
 def medusa(world, folder: Path) -> Written:
-    """vLLM Medusa: blocks without biases, heads over the whole vocabulary cut by an unsorted token map."""
+    """Writes Medusa of vLLM: blocks without biases, heads over the whole vocabulary cut by an unsorted token map."""
     model = build(world, "medusa", 96, num_heads=3)
     for block in model.blocks:
         for layer in block.layers:
@@ -185,7 +187,8 @@ def medusa(world, folder: Path) -> Written:
 
 
 def upstream_mtp(world, folder: Path) -> Written:
-    """The same project's MTP: what it shares with the verifier is left out, the decoder's config is the verifier's."""
+    """Writes MTP of the same project: it leaves out what it shares with the verifier and has the verifier's decoder
+    config."""
     model = build(world, "mtp")
     whole = json.loads((world.folder / "config.json").read_text())
     config = {

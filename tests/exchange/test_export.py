@@ -1,4 +1,4 @@
-"""Exports say what servers read, and are refused where a server would draft something else."""
+"""Exports contain what servers read, and are refused if a server would draft something else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIONS = {"dflash": BLOCK, "dspark": {**BLOCK, "markov_rank": 8}, "medusa": {"n
 
 
 def saved(world, folder: Path, algorithm: str = "eagle3", draft_vocab_size: int | None = 256, **options) -> Path:
-    """A speculator on disk whose draft vocabulary has the tokens that end a turn."""
+    """Saves a speculator whose draft vocabulary has the tokens that end a turn."""
     config = SpeculatorModelConfig.get_class(algorithm)(**options)
     torch.manual_seed(0)
     kwargs = world.kwargs(config, None if algorithm in WHOLE else draft_vocab_size)
@@ -48,7 +48,7 @@ def saved(world, folder: Path, algorithm: str = "eagle3", draft_vocab_size: int 
 
 @pytest.fixture
 def speculator(world, tmp_path) -> Path:
-    """An EAGLE-3 speculator that SGLang can serve, too."""
+    """An EAGLE-3 speculator that SGLang can serve too."""
     return saved(world, tmp_path / "speculator", norm_before_residual=False)
 
 
@@ -86,17 +86,17 @@ def test_the_layout_of_vllm_is_ours_in_bf16_under_a_portable_name(world, specula
     ours, theirs = load_file(speculator / "model.safetensors"), load_file(done.folder / "model.safetensors")
     assert sorted(ours) == sorted(theirs)
     for name, tensor in ours.items():
-        wanted = tensor.bfloat16() if tensor.is_floating_point() else tensor
-        assert torch.equal(theirs[name], wanted), name
-    wanted = config_of(speculator)
-    wanted["speculators_config"]["verifier"]["name_or_path"] = "owner/model"
-    assert config_of(done.folder) == wanted
+        expected = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        assert torch.equal(theirs[name], expected), name
+    config = config_of(speculator)
+    config["speculators_config"]["verifier"]["name_or_path"] = "owner/model"
+    assert config_of(done.folder) == config
     assert done.command == f"vllm serve {done.folder.absolute()}"
     assert done.command in (done.folder / "serve.md").read_text()
 
 
-def test_another_number_of_states_is_said_in_the_decoder(world, speculator):
-    """vLLM takes three for granted: a checkpoint that fuses two says so, even if its config came without."""
+def test_another_number_of_states_is_written_into_the_decoder(world, speculator):
+    """vLLM assumes three states: a checkpoint that fuses two says so, even if its config came without."""
     config = config_of(speculator)
     config["eagle_aux_hidden_state_layer_ids"] = [1, 3]
     (speculator / "config.json").write_text(json.dumps(config))
@@ -109,7 +109,7 @@ def test_another_number_of_states_is_said_in_the_decoder(world, speculator):
 
 
 def test_a_wrong_number_of_three_states_is_put_right(world, speculator):
-    """What a server reads is how many layer ids there are, whatever the config came with."""
+    """Servers read the number of layer ids, whatever number the config came with."""
     change_config(speculator, transformer_layer_config__num_aux_hidden_states=5)
     done = export(request(world, speculator, "vllm"))
     assert config_of(done.folder)["transformer_layer_config"]["num_aux_hidden_states"] == 3
@@ -132,16 +132,16 @@ def test_a_wrong_number_of_three_states_is_put_right(world, speculator):
         ("peagle", {"scale": None}, "scale: unknown key"),
     ],
 )
-def test_a_config_that_is_no_draft_of_ours_is_an_error_for_people(world, tmp_path, algorithm, values, message):
-    """Whatever the algorithm's code or transformers would make of it."""
+def test_a_config_that_is_not_one_of_our_drafts_is_a_readable_error(world, tmp_path, algorithm, values, message):
+    """The message is ours, not an exception of the algorithm's code or of transformers."""
     speculator = saved(world, tmp_path / "speculator", algorithm, **OPTIONS.get(algorithm, {}))
     change_config(speculator, **values)
     with pytest.raises(ArtifactError, match=message):
         export(request(world, speculator, "vllm"))
 
 
-def test_there_and_back_through_sglang_is_the_same_to_the_bit(world, speculator, tmp_path):
-    """Names, layer ids and options survive, every float32 bit too, and so the drafts do."""
+def test_a_round_trip_through_sglang_is_exact(world, speculator, tmp_path):
+    """Names, layer ids, options and every float32 bit survive, and so the drafts are the same."""
     done = export(request(world, speculator, "sglang", dtype="float32"))
     config = config_of(done.folder)
     assert config["architectures"] == ["LlamaForCausalLMEagle3"]
@@ -178,7 +178,7 @@ def test_every_algorithm_of_the_package_is_served_by_vllm(world, tmp_path, algor
 
 
 def test_eagle1_leaves_to_vllm_what_the_verifier_has(world, tmp_path):
-    """Head, final norm and maps are not among the tensors; the decoder stands at the top of config.json."""
+    """Head, final norm and maps are not exported; the decoder is at the top of config.json."""
     speculator = saved(world, tmp_path / "speculator", "eagle1")
     done = export(request(world, speculator, "vllm", dtype="float32"))
     names = load_file(done.folder / "model.safetensors")
@@ -192,7 +192,7 @@ def test_eagle1_leaves_to_vllm_what_the_verifier_has(world, tmp_path):
 
 
 def test_a_native_head_is_served_inside_a_copy_of_its_verifier(tmp_path):
-    """The export is the verifier with the trained head; it is refused where the verifier is not here."""
+    """The export is the verifier with the trained head; it is refused if the verifier is not on this machine."""
     folder = make_tiny_verifier(tmp_path / "v", model_type="qwen3_5_text", **HYBRID)
     head = {name: torch.randn(shape) for name, shape in native_names("qwen3_5_text").items()}
     save_file(head, folder / "model-mtp.safetensors")
@@ -254,10 +254,10 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_what_would_be_served_wrongly_is_refused_with_the_reason(world, speculator, what, monkeypatch):
+def test_an_export_that_would_be_served_wrongly_is_refused_with_the_reason(world, speculator, what, monkeypatch):
     """Nothing is written; the reason names the value and what the server does instead."""
     target, values, message = REFUSALS[what]
-    # Some of these no model here can have: config.json alone says them, and is what a server reads.
+    # No model here can have some of these values; only config.json states them, and servers read it.
     monkeypatch.setattr(SpeculatorModel, "from_saved", classmethod(lambda cls, folder: _with_config(folder, values)))
     with pytest.raises(ArtifactError, match=message) as caught:
         export(request(world, speculator, target))
@@ -275,8 +275,9 @@ def _with_config(folder, values):
     return model
 
 
-def test_every_reason_is_told_at_once(world, tmp_path):
-    """SGLang's layout has no norm over all states, no head norms, one layer, and another residual."""
+def test_all_reasons_are_reported_together(world, tmp_path):
+    """SGLang's layout has no norm over all states, no head norms, one layer and another residual: one error names
+    all four."""
     options = {"norm_before_fc": True, "num_layers": 2, "decoder": {"model_type": "qwen3"}}
     speculator = saved(world, tmp_path / "speculator", **options)
     with pytest.raises(ArtifactError) as caught:
@@ -286,7 +287,7 @@ def test_every_reason_is_told_at_once(world, tmp_path):
 
 
 def with_vocabulary(world, folder: Path, drafted: torch.Tensor) -> Path:
-    """A speculator that drafts these tokens."""
+    """Saves a speculator that drafts these tokens."""
     model, _ = world.build(SpeculatorModelConfig.get_class("eagle3")(norm_before_residual=False), len(drafted))
     model.get_buffer("d2t").copy_(drafted - torch.arange(len(drafted)))
     model.get_buffer("t2d").copy_(torch.zeros(320, dtype=torch.bool).index_fill_(0, drafted, True))
@@ -295,7 +296,8 @@ def with_vocabulary(world, folder: Path, drafted: torch.Tensor) -> Path:
 
 
 def test_a_draft_that_cannot_end_a_turn_is_refused(world, tmp_path):
-    """The token that ends a turn has to be drafted; where the verifier is not here it is said that nobody looked."""
+    """The draft vocabulary must contain the token that ends a turn; without the verifier, a note says that this was
+    not checked."""
     speculator = with_vocabulary(world, tmp_path / "speculator", torch.arange(100, 196))
     with pytest.raises(ArtifactError, match="token 2 ends a turn and is not in the draft vocabulary"):
         export(request(world, speculator, "vllm"))
@@ -304,7 +306,7 @@ def test_a_draft_that_cannot_end_a_turn_is_refused(world, tmp_path):
 
 
 def test_other_stop_tokens_outside_of_the_draft_vocabulary_are_noted(world, tmp_path):
-    """Llama 3.1 names three, of which an imported map may lack two that no turn ends with."""
+    """Llama 3.1 names three stop tokens; an imported map may lack the two with which no turn ends."""
     verifier = tmp_path / "verifier"
     shutil.copytree(world.folder, verifier)
     (verifier / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 300, 310]}))
@@ -332,15 +334,15 @@ def test_an_algorithm_says_what_vllm_does_not_do(world, tmp_path, algorithm, opt
         export(request(world, speculator, "vllm"))
 
 
-def test_an_algorithm_without_a_layout_is_told_the_ones_it_has(world, tmp_path):
-    """SGLang's layout here is EAGLE-3's."""
+def test_an_algorithm_without_a_layout_is_an_error_that_lists_its_layouts(world, tmp_path):
+    """SGLang's layout exists only for EAGLE-3; the error lists the algorithm's own layouts."""
     speculator = saved(world, tmp_path / "speculator", "dflash", **BLOCK)
     with pytest.raises(ArtifactError, match=r"(?s)sglang has no layout for the algorithm 'dflash'.*vllm, speculators"):
         export(request(world, speculator, "sglang"))
 
 
-def test_weights_that_are_no_numbers_are_not_exported(world, tmp_path):
-    """A diverged training does not leave the machine."""
+def test_weights_that_are_not_numbers_are_not_exported(world, tmp_path):
+    """The weights of a diverged training are refused."""
     speculator = saved(world, tmp_path / "speculator")
     model = SpeculatorModel.from_pretrained(speculator)
     model.fc.weight.data[0, 0] = torch.nan
@@ -350,7 +352,7 @@ def test_weights_that_are_no_numbers_are_not_exported(world, tmp_path):
 
 
 def test_an_export_replaces_an_export_and_nothing_else(world, speculator):
-    """A folder without the record of an export is somebody's, and stays."""
+    """A folder without the record of an export belongs to somebody else and is not touched."""
     first = export(request(world, speculator, "vllm"))
     again = export(request(world, speculator, "vllm", dtype="float32"))
     assert first.folder == again.folder
@@ -361,7 +363,7 @@ def test_an_export_replaces_an_export_and_nothing_else(world, speculator):
 
 
 def test_an_export_can_be_written_into_the_working_folder(world, speculator, tmp_path, monkeypatch):
-    """It becomes the export; `.` has no name beside which it could be written first."""
+    """The working folder becomes the export, although `.` has no name beside which a temporary folder could be made."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     done = export(request(world, speculator, "vllm", out=Path()))
@@ -370,8 +372,8 @@ def test_an_export_can_be_written_into_the_working_folder(world, speculator, tmp
     assert str(tmp_path / "here") in done.command
 
 
-def test_the_hub_gets_what_was_asked_for_and_only_then(world, speculator, monkeypatch):
-    """The repository is made where there is none, the whole folder is uploaded, and a failure tells how to go on."""
+def test_only_a_push_uploads_to_the_hub(world, speculator, monkeypatch):
+    """The repository is made if necessary, the whole folder is uploaded, and a failure says how to continue."""
     calls = []
     monkeypatch.setattr(huggingface_hub, "create_repo", lambda repo, exist_ok: calls.append(("create", repo, exist_ok)))
     monkeypatch.setattr(
@@ -396,6 +398,6 @@ def test_the_hub_gets_what_was_asked_for_and_only_then(world, speculator, monkey
 
 
 def test_a_verifier_of_this_machine_is_noted_on_the_way_to_the_hub(world, speculator):
-    """Nobody else has that folder."""
+    """Nobody else has the verifier's folder, so a note asks for its public name."""
     done = export(request(world, speculator, "hub"))
     assert any("--verifier-name" in note for note in done.notes)

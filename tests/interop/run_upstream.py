@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 
 def load(folder: str) -> tuple[Any, dict[str, list[str]]]:
-    """Returns the model in float32, and which tensors of its checkpoint are not in it."""
+    """Loads the model in float32, and lists the tensors of its checkpoint that it lacks or changed."""
     base = importlib.import_module("speculators.config").SpeculatorModelConfig
     models = importlib.import_module("speculators.model").SpeculatorModel
     config = base.from_pretrained(folder)
@@ -38,7 +38,7 @@ def load(folder: str) -> tuple[Any, dict[str, list[str]]]:
 
 
 def watch(core: Any, captured: list[torch.Tensor]) -> None:
-    """Keeps the logits that the loss is computed from."""
+    """Records the logits from which the loss is computed."""
     compute = core.compute_metrics
 
     def watched(*args: Any, **options: Any) -> Any:
@@ -49,7 +49,7 @@ def watch(core: Any, captured: list[torch.Tensor]) -> None:
 
 
 def place(core: Any, kind: str, places: dict[str, list[int]]) -> None:
-    """Takes the place of upstream's random choices."""
+    """Replaces upstream's random choices."""
     if kind == "peagle":
         pair = tuple(torch.tensor(places[name]) for name in ("anchors", "depths"))
         core.generate_cod_sample_indices = lambda **_: pair
@@ -61,7 +61,7 @@ def place(core: Any, kind: str, places: dict[str, list[int]]) -> None:
 
 
 def main() -> None:
-    """Reads the request, writes the answer."""
+    """Answers the request."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.manual_seed(0)
     model, differences = load(request["folder"])

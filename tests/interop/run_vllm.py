@@ -1,4 +1,5 @@
-"""Runs in vLLM's environment: decodes prompts greedily, one at a time, and tells tokens, rounds and its own counters.
+"""Runs in vLLM's environment: decodes prompts greedily, one at a time, and reports tokens, rounds and vLLM's
+counters.
 
     python run_vllm.py REQUEST.json ANSWER.json
 
@@ -26,7 +27,7 @@ COUNTERS = {
 
 
 def counters(llm: Any) -> dict[str, Any]:
-    """Returns vLLM's counters of drafts."""
+    """Reads vLLM's counters of drafts."""
     counts: dict[str, Any] = {}
     for metric in llm.get_metrics():
         for key, name in COUNTERS.items():
@@ -36,7 +37,7 @@ def counters(llm: Any) -> dict[str, Any]:
 
 
 def difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Returns what was counted between."""
+    """Subtracts the earlier counters from the later ones."""
     return {
         key: [now - then for now, then in zip(value, before[key], strict=True)]
         if isinstance(value, list)
@@ -78,7 +79,7 @@ def respond(llm: Any, number: int, prompt: list[int], request: dict[str, Any]) -
 
 
 def main() -> None:
-    """Reads the request, writes the answer."""
+    """Answers the request."""
     import vllm
     from vllm import LLM
 

@@ -1,4 +1,4 @@
-"""Servers that a test starts, as a user would, and ends."""
+"""Servers that a test starts as a user would, and stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_SECONDS = 300
 
 
 def free_port() -> int:
-    """Returns a port of this machine that nobody listens at."""
+    """Finds a port of this machine on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -28,7 +28,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(command: list[str], port: int, work: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a program that serves, in vLLM's environment, from the answer of its /health until the block ends."""
+    """Runs a serving program in vLLM's environment; the block runs from its first /health answer, and then it is
+    stopped."""
     log = work / f"server-{port}.log"
     variables = {**vllm().variables(), "SPECULATORS_CACHE": os.environ.get("SPECULATORS_CACHE", "")}
     with log.open("wb") as out:
@@ -39,7 +40,7 @@ def running(command: list[str], port: int, work: Path) -> Iterator[subprocess.Po
         _wait_for(process, Endpoint(url=f"http://127.0.0.1:{port}", retry=Retry(times=0)), log)
         yield process
     finally:
-        # vLLM starts others of its own: asked once, then all of the session are ended.
+        # vLLM starts processes of its own: it is asked once to stop, then the whole session is ended.
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -51,7 +52,7 @@ def running(command: list[str], port: int, work: Path) -> Iterator[subprocess.Po
 
 @contextlib.contextmanager
 def vllm_serve(model: Path, work: Path, *arguments: str) -> Iterator[str]:
-    """Runs `vllm serve MODEL` in float32 until the block ends; yields its address."""
+    """Runs `vllm serve MODEL` in float32 during the block; yields its address."""
     port = free_port()
     command = [str(vllm().folder / "bin" / "vllm"), "serve", str(model), "--dtype", "float32", "--enforce-eager"]
     with running([*command, "--host", "127.0.0.1", "--port", str(port), *arguments], port, work):

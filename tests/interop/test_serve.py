@@ -1,4 +1,4 @@
-"""`vllm serve` of a run's `speculator/` folder, over HTTP, as a user would: what it accepts is what was predicted."""
+"""`vllm serve` of a run's `speculator/` folder accepts over HTTP what was predicted."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _bench(capsys, *arguments):
     return code, json.loads(printed.out)
 
 
-def test_what_is_served_is_what_was_predicted(run_of, engine, tmp_path, capsys):
-    """Each prompt takes as many rounds as replay predicts, with one and with two requests at once; the ledger agrees; a
-    chat is answered by the verifier's own words; a speed-up stands beside a baseline of the same kind."""
+def test_the_server_accepts_what_was_predicted(run_of, engine, tmp_path, capsys):
+    """Each prompt takes as many rounds as replay predicts, with one and with two concurrent requests; the ledger
+    agrees; a chat gets the verifier's own answer; a speed-up has a baseline of the same kind."""
     run = run_of("quickstart_short")
     (bench,) = (json.loads(file.read_text()) for file in (run / "bench").glob("*.json"))
     (predicted,) = (s for s in bench["settings"] if (s["temperature"], s["num_speculative_tokens"]) == (0.0, 3))

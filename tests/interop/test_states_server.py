@@ -1,4 +1,4 @@
-"""Hidden states of the real SmolLM2 out of a real vLLM server: the verifier's own, and training cannot tell them."""
+"""Hidden states of the real SmolLM2 from a real vLLM server equal the verifier's own, and train the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.interop
 
 STATES_TOLERANCE = 1e-2
 LOSS_TOLERANCE = 1e-2
-# Float32 on both sides, a few dozen conversations, a few updates; nothing is evaluated.
+# Both sides use float32, with a few dozen conversations and a few updates; nothing is evaluated.
 SHORT = (
     'data.states_dtype="float32"',
     "data.sources=[{ path = 'data/quickstart.jsonl', split = 'train', take = 48 }]",
@@ -48,7 +48,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Started as a user would, and stopped by Ctrl-C."""
+    """A server started as a user would, and stopped by Ctrl-C."""
     work = tmp_path_factory.mktemp("states")
     port = free_port()
     folder = work / "shared"
@@ -80,7 +80,8 @@ def checked(*settings: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_the_servers_states_are_the_verifiers_own(server: Server) -> None:
-    """Each layer's within 1e-2, and nearer to no other layer; on conversations from the shortest to the longest."""
+    """Each layer's states are within 1e-2 and nearest to the same layer, for conversations from the shortest to the
+    longest."""
     code, report = checked(*server.settings)
     assert (code, report["problems"]) == (0, [])
     assert [layer["layer"] for layer in report["layers"]] == [2, 15, 27, 30]
@@ -92,7 +93,7 @@ def test_the_servers_states_are_the_verifiers_own(server: Server) -> None:
 
 
 def test_a_wrong_layer_id_is_named(server: Server) -> None:
-    """A recipe that reads other layers than the server gives: known by the note, and by the states without it."""
+    """A recipe that reads other layers than the server gives is detected by the note and, without it, by the states."""
     other = (*server.settings, "algorithm.target_layer_ids=[3, 16, 27]")
     code, out, err = spec("data", "quickstart", "--check-states", *flags(other))
     assert (code, out) == (1, "")
@@ -106,8 +107,8 @@ def test_a_wrong_layer_id_is_named(server: Server) -> None:
     assert report["problems"] == ["the states of layer 3 match layer 2's", "the states of layer 16 match layer 15's"]
 
 
-def test_training_cannot_tell_them(server: Server, tmp_path: Path) -> None:
-    """The losses of some updates within 1% of those with states that were captured in process."""
+def test_training_gives_the_same_losses(server: Server, tmp_path: Path) -> None:
+    """The losses of some updates are within 1% of those with states captured in process."""
     losses = {}
     for name, settings in {"server": server.settings, "cached": (*SHORT, 'data.hidden_states="cached"')}.items():
         code, _, err = spec("run", "quickstart", "--runs", tmp_path / name, *flags(settings))
@@ -123,7 +124,7 @@ def test_training_cannot_tell_them(server: Server, tmp_path: Path) -> None:
 
 
 def test_answers_of_a_server_are_the_verifiers_own(engine: Engine, tmp_path: Path) -> None:
-    """Greedy in float32: the text that the verifier writes in process; sampled: the same for the same seed."""
+    """Greedy answers in float32 equal the verifier's in process; sampled ones are the same for the same seed."""
     questions = ["Name three colours.", "What is a tree?", "How do I boil an egg?", "Write a line about rain."]
     rows = [{"id": str(n), "messages": [{"role": "user", "content": text}]} for n, text in enumerate(questions)]
     prompts = tmp_path / "prompts.jsonl"

@@ -62,7 +62,7 @@ class Case:
         return self.row["input_ids"].shape[1]
 
     def ask(self, batch, *, loss, places=None, **arguments):
-        """What upstream's forward makes of a batch: its logits, and its answer."""
+        """Runs upstream's forward on a batch; returns its logits and its answer."""
         path, logits = self.work / "batch.safetensors", self.work / "logits.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in batch.items()}, path)
         request = {"folder": str(self.work / "ours"), "batch": str(path), "arguments": arguments, "loss": loss}
@@ -78,13 +78,13 @@ class Case:
         return list((model or self.model).replay(**arguments, num_speculative_tokens=depths))
 
     def again(self, depths=DEPTHS):
-        """Our logits of the checkpoint that upstream saved."""
+        """Computes our logits from the checkpoint that upstream saved."""
         return self.replay(SpeculatorModel.from_pretrained(self.theirs, verifier=self.verifier), depths)
 
 
 @pytest.fixture
 def case(world, tmp_path):
-    """Builds a case of an algorithm: random weights, one conversation whose last places are not supervised."""
+    """Builds a case of an algorithm: random weights, and one conversation whose last positions are not supervised."""
 
     def make(name, draft_vocab_size=128, **options):
         config = SpeculatorModelConfig.get_class(name)(**options)
@@ -106,7 +106,8 @@ def case(world, tmp_path):
 
 
 def _shifted(row, mask):
-    """A row as upstream's EAGLE-like models take it: tokens one place on beside states; `mask` is theirs."""
+    """Makes a row as upstream's EAGLE-like models take it: each token is paired with the state before it; `mask` is
+    theirs."""
     return {
         "hidden_states": row["hidden_states"][:, :-1],
         "input_ids": row["input_ids"][:, 1:],
@@ -118,7 +119,7 @@ def _shifted(row, mask):
 
 
 def _by_prediction(mask, places):
-    """Our mask, for a row whose entry i predicts the token `places` on."""
+    """Makes our mask for a row whose entry i predicts the token `places` further on."""
     return torch.cat((mask[:, places:], torch.zeros_like(mask[:, :places])), dim=1)
 
 
@@ -139,7 +140,7 @@ def _ours(case, **changes):
     ],
 )
 def test_eagle3(case, draft_vocab_size, options):
-    """Every depth of the unroll; with upstream's own mask the loss is another."""
+    """Every depth of the unroll agrees; upstream's own mask gives another loss."""
     made = case("eagle3", draft_vocab_size, ttt_steps=DEPTHS, **options)
     mask = _by_prediction(made.row["loss_mask"], 2)[:, :-1]
     arguments = {"loss": "kl_div", "ttt_steps": DEPTHS}
@@ -157,7 +158,7 @@ def test_eagle3(case, draft_vocab_size, options):
 
 @pytest.mark.parametrize("options", [{}, {"norm_before_residual": True, "norm_before_fc": True, "num_layers": 2}])
 def test_peagle(case, options):
-    """All elements of all depths in one forward."""
+    """All elements of all depths agree in one forward."""
     every = {"keep": 1.0, "keep_min": 1.0, "max_anchors": 10**6}
     made = case("peagle", num_depths=DEPTHS, **every, **options)
     rows = made.length - 1
@@ -184,7 +185,7 @@ def test_peagle(case, options):
     ],
 )
 def test_blocks(case, name, draft_vocab_size, options):
-    """Blocks at all anchors; with a Markov head, logits that know the token before."""
+    """Blocks at all anchors agree; with a Markov head, so do the logits that see the previous token."""
     if name == "dspark":
         options = {**options, "markov_rank": 16}
     made = case(name, draft_vocab_size, num_layers=2, block_size=BLOCK, max_anchors=10**6, gamma=GAMMA, **options)

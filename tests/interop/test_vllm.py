@@ -28,7 +28,7 @@ def _ask(model, prompts, work, *, logprobs):
 
 @pytest.fixture(scope="module")
 def plain(engine, tmp_path_factory):
-    """What vLLM answers without a speculator, with the gap between its best two tokens at each place."""
+    """vLLM's answers without a speculator, with the gap between its best two tokens at each position."""
     return _ask(engine.folder, questions(engine, PROMPTS), tmp_path_factory.mktemp("plain"), logprobs=True)
 
 
@@ -79,7 +79,7 @@ def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain
 
 
 def _first(engine, prompt, left, right, plain):
-    """Where two responses part, and how close the two tokens are for both verifiers."""
+    """Describes where two responses diverge, and how close the two tokens are for both verifiers."""
     place = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     if place >= min(len(left), len(right)):
         return f"lengths differ: {len(left)} and {len(right)}"

@@ -1,4 +1,4 @@
-"""Speculators of the real SmolLM2, trained by shortened quickstart recipes, and how ours decodes."""
+"""Speculators of the real SmolLM2, trained by shortened quickstart recipes, and our live decode of them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SHORT = (
 
 
 def train(recipe: str) -> Path:
-    """Returns the run folder of a shipped recipe, shortened where it is not short, trained if it is not there."""
+    """Finds the run folder of a shipped recipe, shortening and training it if necessary."""
     return kept_run(recipe, () if recipe.endswith("_short") else SHORT).folder
 
 
 def questions(engine: Engine, number: int) -> list[list[int]]:
-    """Returns the tokens of the first prompts of the quickstart's suite."""
+    """Encodes the first prompts of the quickstart's suite."""
     template = ChatTemplate.of(engine.tokenizer)
     return [template.prompt_ids(prompt.messages) for prompt in load_suite(Suite(name="quickstart", take=number))]
 
@@ -59,11 +59,11 @@ class Ours:
 def live(
     engine: Engine, model: SpeculatorModel, prompts: Sequence[Sequence[int]], *, k: int, max_tokens: int
 ) -> list[Ours]:
-    """Decodes prompts greedily without looking for an end."""
+    """Decodes prompts greedily, ignoring end tokens."""
     drafter = model.draft()
     responses = []
     for prompt in prompts:
-        # So much longer that the last round that counts is not cut off: a server counts its drafts as they were judged.
+        # Decode longer, so that the last counted round is not cut off: a server counts all drafts that were verified.
         longer = max_tokens + k + 1
         decoded: Decoded = decode(
             CachedVerifier(engine.model, drafter.target_layer_ids),
@@ -80,7 +80,7 @@ def live(
 
 
 def logit_gap(engine: Engine, tokens: Sequence[int], one: int, other: int) -> float:
-    """Returns by how much our verifier prefers token `one` to `other` after `tokens`."""
+    """Computes by how much our verifier prefers token `one` to `other` after `tokens`."""
     with torch.inference_mode():
         logits: Any = engine.model(input_ids=torch.tensor([list(tokens)]), logits_to_keep=1).logits[0, -1]
     return float(logits[one] - logits[other])

@@ -1,4 +1,4 @@
-"""Writes tiny GGUF files and wheels, so that tests go through the real readers without the network."""
+"""Writes tiny GGUF files and wheels, so that tests use the real readers without the network."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _add_tokenizer(writer: GGUFWriter, verifier: Path, vocab_size: int) -> None:
     merges = tokenizer["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_bos_token_id(1)
-    # As some published files do: the end of text, not the end of the turn.
+    # Some published files name the end of text here, not the end of the turn.
     writer.add_eos_token_id(0)
     writer.add_chat_template((verifier / "chat_template.jinja").read_text())
 
@@ -77,7 +77,7 @@ def _gguf_name(name: str) -> str:
 
 
 def _interleaved(tensor: np.ndarray, heads: int | None) -> np.ndarray:
-    """GGUF keeps the rotary halves of queries and keys interleaved."""
+    """Interleaves the rotary halves of queries and keys, as GGUF does."""
     if heads is None:
         return tensor
     return tensor.reshape(heads, 2, -1, tensor.shape[-1]).swapaxes(1, 2).reshape(tensor.shape)

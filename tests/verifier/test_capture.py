@@ -1,4 +1,4 @@
-"""Hidden states out of the verifier."""
+"""Capturing hidden states from the verifier."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def rows() -> list[torch.Tensor]:
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest difference, in units of the state's root mean square: the last layers reach magnitudes of hundreds."""
+    """Computes the largest difference relative to the state's root mean square: the last layers reach magnitudes of
+    hundreds."""
     return float((a - b).abs().max() / b.float().square().mean().sqrt())
 
 
@@ -49,7 +50,7 @@ def test_ids_mean_the_stream_entering_a_layer(engine: Engine, rows: list[torch.T
 def test_batch_results_equal_single_results(
     tmp_path: Path, rows: list[torch.Tensor], model_type: str, dtype: str, tolerance: float
 ):
-    """What stands beside a row in a batch, and the padding after it, change nothing; nor does a second call."""
+    """Neither other rows of the batch, nor padding, nor a second call changes a result."""
     sliding = {"sliding_window": 8} if model_type == "gemma2" else {}
     engine = Engine(make_tiny_verifier(tmp_path, model_type=model_type, **sliding), dtype=dtype)
     together = engine.capture(rows, (1, 3))

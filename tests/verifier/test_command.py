@@ -1,4 +1,4 @@
-"""Programs of our own environment, run beside us."""
+"""Child processes in our own Python environment."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from speculators.events import ProgressEvent
 from speculators.verifier.command import run_python
 
 
-def test_output_and_code_come_back_and_time_is_told():
-    """Both streams are kept for the error message, and progress ticks with the note."""
+def test_output_and_code_are_returned_and_time_is_reported():
+    """Both streams are collected for the error message, and progress ticks with the note."""
     events: list[ProgressEvent] = []
     script = "import sys, time; print('out'); sys.stderr.write('err'); time.sleep(0.7); sys.exit(3)"
     code, output = run_python(["-c", script], progress=events.append, note="working")
@@ -24,7 +24,7 @@ def test_output_and_code_come_back_and_time_is_told():
 
 
 def test_an_interrupt_stops_the_program_too(tmp_path: Path):
-    """Ctrl-C while we wait kills what we started: no download or conversion goes on behind our back."""
+    """Ctrl-C while we wait kills the program: no download or conversion continues in the background."""
     pid_file = tmp_path / "pid"
     script = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
 

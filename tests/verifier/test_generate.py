@@ -1,4 +1,4 @@
-"""The verifier's own continuations."""
+"""Answers that the verifier generates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prompts() -> list[list[int]]:
 
 
 def greedy(engine: Engine, prompt: list[int], max_new_tokens: int) -> list[int]:
-    """Token by token, without a cache, up to and including the first stop token."""
+    """Decodes token by token, without a cache, up to and including the first stop token."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_answers_end_with_the_stop_token(tmp_path: Path, prompts: list[list[int]
     """An answer holds its end-of-turn token and nothing after it; others in the batch go on, with their own states."""
     engine = Engine(make_tiny_verifier(tmp_path, seed=1, **options))
     free = engine.generate(prompts, max_new_tokens=NEW)
-    # Whatever the second prompt says third is made the stop token.
+    # The third token of the second answer becomes the stop token.
     engine.model.generation_config.eos_token_id = free[1][2]
     answers = engine.generate(prompts, max_new_tokens=NEW)
     for answer, whole in zip(answers, free, strict=True):
@@ -96,8 +96,8 @@ def test_the_callers_random_numbers_are_left_alone(engine: Engine, prompts: list
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_run_that_goes_on_gives_the_same_answers(engine: Engine, prompts: list[list[int]]):
-    """Batches that are done are skipped, and the rest is sampled as if nothing had been interrupted."""
+def test_a_resumed_run_gives_the_same_answers(engine: Engine, prompts: list[list[int]]):
+    """Finished batches are skipped, and the rest is sampled as if nothing had been interrupted."""
     sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=3, batch_size=2)
     whole = list(engine.generate_batches(prompts, sampling))
     rest = list(engine.generate_batches(prompts, sampling, done=set(whole[0][0])))
@@ -105,7 +105,7 @@ def test_a_run_that_goes_on_gives_the_same_answers(engine: Engine, prompts: list
     assert sorted(index for indices, _ in whole for index in indices) == list(range(len(prompts)))
 
 
-def test_progress_tells_prompts_and_tokens_a_second(engine: Engine, prompts: list[list[int]]):
+def test_progress_reports_prompts_and_tokens_per_second(engine: Engine, prompts: list[list[int]]):
     """While a batch runs, progress moves with each token and ends at the number of prompts."""
     events: list[ProgressEvent] = []
     engine.generate(prompts, max_new_tokens=6, batch_size=2, progress=events.append)

@@ -1,4 +1,4 @@
-"""From the last hidden state to the verifier's logits, without the verifier."""
+"""The head computes the verifier's logits from the last hidden state, without the verifier."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXPERTS = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
 }
-# What the norm's weight is multiplied by: w or 1 + w.
+# The factor that the norm multiplies by: w or 1 + w.
 FAMILIES = {
     "llama": ({}, False),
     "llama untied": ({"tie": False}, False),

