@@ -160,7 +160,7 @@ def _flags(names: Iterable[str]) -> str:
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    """Prints the ledger; 1 where two numbers part."""
+    """Prints the ledger; exits with 1 if two numbers disagree."""
     from speculators.report.console import console
     from speculators.report.served import ledger_table
     from speculators.runs.ledger import read_ledger

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def candidates(line: str) -> list[str]:
-    """Lists what may stand in place of the last word of a command line; [] if that is a file, or anything."""
+    """Lists completions of the last word of a command line; [] if that is a file, or anything."""
     try:
         tokens = shlex.split(line)
     except ValueError:  # a quote is still open

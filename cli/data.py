@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints what was measured; exits with 1 if a finding is an error."""
+    """Prints the measurements; exits with 1 if a finding is an error."""
     if options.check_states:
         _refuse_others(options)
     options.nproc = 1

@@ -94,7 +94,7 @@ def _difference(name: str, theirs: Any, mine: Any, key: str) -> list[str]:
 
 
 def _rope(decoder: VerifierFacts) -> dict[str, Any]:
-    """The rotary embedding without keys that some programs write and others omit for the same meaning."""
+    """Drops keys of a rotary embedding that some programs write and others omit, with the same meaning."""
     values = {key: value for key, value in (decoder.get("rope_parameters") or {}).items() if value is not None}
     values.pop("type", None)
     if values.get("partial_rotary_factor") == 1:

@@ -36,7 +36,7 @@ class CutsDrafts(Protocol):
 
     @property
     def cuts(self) -> bool:
-        """Whether it does with its present config; if not, one pass gives all K."""
+        """Whether its present config cuts drafts; if not, one pass gives all K."""
 
     def replay_lengths(
         self,

@@ -1,4 +1,4 @@
-"""Checkpoints of the upstream `speculators` project (0.5 to 0.9), whose layout of names ours follows."""
+"""Checkpoints of the upstream `speculators` project (0.5 to 0.9), whose tensor names ours follow."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class BandResult:
 
 
 def compare_bands(expect: Mapping[str, Expect], taus: Mapping[str, float]) -> list[BandResult]:
-    """Places the measured acceptance lengths in the bands of a recipe.
+    """Compares the measured acceptance lengths with the bands of a recipe.
 
     Args:
         expect: bands by setting, "SUITE/K=5/T=0".

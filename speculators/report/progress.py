@@ -185,7 +185,7 @@ class RunView:
             f"loss {event.loss:.3f}",
             self._tau,
             f"{event.tokens_per_second:,.0f} tokens/s",
-            f"right {accuracy}" if accuracy else "",
+            f"accuracy {accuracy}" if accuracy else "",
         ]
         amount = f"epoch {event.epoch + 1}, update {event.step:,} of {event.total_steps:,}"
         place = ProgressEvent(stage="train", done=event.step, total=event.total_steps)

@@ -38,7 +38,7 @@ def why_lines(explanations: Sequence[Why]) -> RenderableType:
         lines = {
             "from": why.origin,
             "replaces": f"{_toml(why.replaces['value'])}, from {why.replaces['origin']}" if why.replaces else "",
-            "beside": why.comment,
+            "comment": why.comment,
             "means": why.means or "not documented",
             "enters": f"{', '.join(why.enters)}{then}" if why.enters else "no stage's fingerprint: nothing reruns",
         }

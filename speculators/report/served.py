@@ -21,7 +21,7 @@ _LEFT = ("suite", "kind", "source", "server")
 def served_tables(result: ServedResult) -> RenderableType:
     """Renders acceptance, pace and definitions of a benchmark on a server."""
     where = f"  ({result.engine} {result.version}, {result.model} at {result.endpoint}, "
-    where += f"{result.concurrency} at once)"
+    where += f"concurrency {result.concurrency})"
     parts: list[RenderableType] = [
         Text.assemble(("\nserved acceptance of ", "title"), (result.speculator, "name"), (where, "note")),
         _acceptance_table(result.settings),

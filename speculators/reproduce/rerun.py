@@ -1,4 +1,4 @@
-"""Makes a run again from its lock, in folders of its own, and compares it with what the run kept."""
+"""Makes a run again from its lock, in folders of its own, and compares the outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESULT = "reproduction.json"
 
 
 def reproduce(run: Path, lock: Lock, *, to: Path, until: str, world: World, listen: Listen) -> Reproduction:
-    """Makes a run again and compares; every process calls this, rank 0 compares.
+    """Repeats a run and compares; every process calls this, rank 0 compares.
 
     Args:
         run: the run folder.
@@ -164,7 +164,7 @@ def _stage_inputs(lock: Lock, plan: Plan, stage: str) -> Iterator[Finding]:
 
 
 def _claim(to: Path, run: Path, lock: Lock, current: Environment) -> None:
-    """Marks the folder as this re-run's, and refuses one that holds another lock's or environment's."""
+    """Marks the folder as this re-run's; refuses a folder with the re-run of another lock or environment."""
     mark = {"fingerprints": lock.fingerprints, "recipe": lock.recipe, "environment": attrs.asdict(current)}
     earlier = read_json(to / MARK)
     hint = "give another folder (--to), or remove this one"

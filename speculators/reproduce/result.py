@@ -13,7 +13,7 @@ from speculators.reproduce.findings import DIFFERS, SAME, UNKNOWN, WITHIN, Findi
 
 @attrs.frozen(kw_only=True)
 class Reproduction:
-    """What a re-run showed.
+    """The findings of a re-run and their verdict.
 
     Attributes:
         run, to: the folders of the run and of the re-run.

@@ -53,7 +53,7 @@ class RunBenchmarks:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """The numbers alone."""
+        """The settings, without where they were filed."""
         return tuple(each.setting for each in self.filed)
 
     def newest(self) -> Iterator[BenchResult]:

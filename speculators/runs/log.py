@@ -165,7 +165,7 @@ def _is_nan(value: Any) -> bool:
 
 
 def _facts(values: Any) -> Facts | None:
-    """Builds the facts of a stage; their keys say which ones they are."""
+    """Builds the facts of a stage; their keys identify the class."""
     if not isinstance(values, dict):
         return None
     candidates = (structure(values, kind)[0] for kind in typing.get_args(Facts))

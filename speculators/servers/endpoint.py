@@ -32,7 +32,7 @@ _EXCERPT_CHARS = 400
 
 @attrs.frozen(kw_only=True)
 class Retry:
-    """How often, and after what delay, a request that failed for a passing reason is sent again.
+    """How often, and after what delay, a request that failed temporarily is sent again.
 
     Attributes:
         times: repetitions after the first attempt; 0 for none.

@@ -80,7 +80,7 @@ def kind(annotation: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Describes a value that was found, shortened."""
+    """Formats a value, shortened."""
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, (list, tuple, str, bool, int, float)):

@@ -209,7 +209,7 @@ def _to_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dic
 
 
 def _not_finite(outcome: UpdateResult, sums: Sums, step: int, job: Job, world: World) -> TrainingError:
-    """Makes the error, gathering from all processes which rows are at fault."""
+    """Builds the error, gathering the faulty rows from all processes."""
     mine = [(row.index, float(loss), row.documents) for row, loss in sums.losses]
     rows = sorted(row for theirs in world.gather(mine) for row in theirs)
     bad = [row for row in rows if not math.isfinite(row[1])]

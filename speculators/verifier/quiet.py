@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' progress bars and warnings within the block; errors are exceptions, and remain."""
+    """Silences transformers' progress bars and warnings within the block; errors are still raised."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -237,7 +237,7 @@ def test_show_why_explains_each_value_below_a_key(capsys: pytest.CaptureFixture[
     assert sum(" = " in line for line in lines) == 7
     start = lines.index("schedule.optimizer.lr = 0.001")
     rows = [line.split(maxsplit=1) for line in lines[start + 1 : start + 5]]
-    assert [name for name, _ in rows] == ["from", "beside", "means", "enters"]
+    assert [name for name, _ in rows] == ["from", "comment", "means", "enters"]
     assert [text.strip() for _, text in rows][:2] == ["mine.toml:12", "tried 3e-3"]
     assert rows[3][1].strip() == "train"
     assert "no stage's fingerprint" in spec(capsys, "show", "mine.toml", "--why", "summary")[1]

@@ -107,7 +107,7 @@ def test_piped_progress_is_a_line_every_few_seconds(view: RunView, monkeypatch: 
     now[0] += 10
     view(StepEvent(step=3, total_steps=9, tokens_per_second=1234.0, metrics={"accuracy_1": 0.5}, **values))
     line = said(view).splitlines()[-1]
-    assert line == "  train: epoch 1, update 3 of 9  loss 2.500  1,234 tokens/s  right 0.50  1m 01s left"
+    assert line == "  train: epoch 1, update 3 of 9  loss 2.500  1,234 tokens/s  accuracy 0.50  1m 01s left"
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
