@@ -222,7 +222,7 @@ def test_other_data_under_the_same_recipe_is_a_difference(spec: Spec, runs: dict
         ("bench/*.json", lambda bench: bench["settings"][0]["exact"].update(tau=3.0)),
     ],
 )
-def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str], altered: Any, file, change) -> None:
+def test_differences_beside_the_recipe_count(spec: Spec, runs: dict[str, str], altered: Any, file, change) -> None:
     """A stage that runs again, another environment, other code or other numbers exit with 1."""
     outcome = spec("diff", runs["plain"], altered(file, change))
     assert outcome.code == 1
@@ -236,7 +236,7 @@ def test_what_differs_beside_the_recipe_counts(spec: Spec, runs: dict[str, str],
         (lambda bench: bench.update(dtype="bfloat16"), "the precisions in which the verifier computed differ"),
     ],
 )
-def test_results_measured_differently_do_not_compare(
+def test_results_measured_differently_are_not_comparable(
     spec: Spec, runs: dict[str, str], altered: Any, change, message: str
 ) -> None:
     """Results are comparable if the definition and the precision in which the verifier really computed agree."""

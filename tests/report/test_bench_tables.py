@@ -59,9 +59,9 @@ def test_the_categories_are_rows_and_each_k_has_a_column() -> None:
     head = next(place for place, line in enumerate(lines) if line.strip() == "by category") + 1
     columns = ("category", "prompts", "tau K=3", "tau K=5", "tau K=7 (95%)", "accepted by position, K=7")
     assert [lines[head].index(name) for name in columns] == sorted(lines[head].index(name) for name in columns)
-    for place, (name, held) in enumerate(settings[1].by_category.items()):
+    for place, (name, acceptance) in enumerate(settings[1].by_category.items()):
         row = lines[head + 1 + place].split()
         assert row[0] == name
         assert row[2:4] == [f"{settings[index].by_category[name].tau:.3f}" for index in (0, 2)]
-        assert row[4] == f"{held.tau:.3f}"
+        assert row[4] == f"{acceptance.tau:.3f}"
         assert len(row) == 5 + 3 + 7

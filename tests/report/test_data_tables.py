@@ -44,11 +44,11 @@ def test_without_colour_the_supervised_text_stands_in_brackets():
 
 def test_on_a_terminal_supervised_text_is_underlined_and_coloured():
     """Special tokens have a colour of their own, and keep the underline where they are supervised."""
-    told = printed(terminal=True)
-    assert "\x1b[4;32mBecause" in told
-    assert "\x1b[35m<|user|>" in told
-    assert "\x1b[1;4;35m<|end|>" in told
-    assert "Wh[bold]y?" in told
+    shown = printed(terminal=True)
+    assert "\x1b[4;32mBecause" in shown
+    assert "\x1b[35m<|user|>" in shown
+    assert "\x1b[1;4;35m<|end|>" in shown
+    assert "Wh[bold]y?" in shown
 
 
 @pytest.mark.parametrize("width", [20, 80, 140])

@@ -13,27 +13,27 @@ pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
 def test_a_real_run_becomes_a_page(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
     """Nothing is missing; the file is complete and at the path of --out, and the run is unchanged."""
     out, before = tmp_path / "page.html", sorted(run_folder.iterdir())
-    told = spec("report", run_folder, "--out", out)
-    assert (told.code, told.out) == (0, f"{out}\n"), told.err
+    outcome = spec("report", run_folder, "--out", out)
+    assert (outcome.code, outcome.out) == (0, f"{out}\n"), outcome.err
     text = out.read_text(encoding="utf-8")
     assert text.endswith("</html>\n")
     assert f"<title>{run_folder.name}</title>" in text
-    for words in ("Exact tau during training", "Tau by category", "quickstart, K=3, T=0"):
-        assert words in text
+    for phrase in ("Exact tau during training", "Tau by category", "quickstart, K=3, T=0"):
+        assert phrase in text
     assert sorted(run_folder.iterdir()) == before
 
 
 def test_against_a_parent_the_page_has_both_and_stands_in_the_run(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
     """The report is written into the run's own folder; differences are relative to the parent."""
-    told = spec(
+    outcome = spec(
         "run", "smoke", "--runs", tmp_path, "--set", "schedule.max_steps=1", "--set", "benchmark.suites=[]", "--json"
     )
-    child = Path(told.json["run"])
-    told = spec("report", child, "--against", run_folder, "--json")
-    assert told.code == 0, told.err
-    assert told.json["report"] == str(child / "report.html")
-    assert told.json["missing"][run_folder.name] == []
-    assert told.json["missing"][child.name][0].startswith("the recipe names no suite")
+    child = Path(outcome.json["run"])
+    outcome = spec("report", child, "--against", run_folder, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["report"] == str(child / "report.html")
+    assert outcome.json["missing"][run_folder.name] == []
+    assert outcome.json["missing"][child.name][0].startswith("the recipe names no suite")
     text = (child / "report.html").read_text(encoding="utf-8")
     assert f"<h3>{run_folder.name} → {child.name}</h3>" in text
     assert "0.125 times the updates" in text
@@ -42,7 +42,7 @@ def test_against_a_parent_the_page_has_both_and_stands_in_the_run(spec: Spec, ru
 
 def test_a_folder_without_a_run_is_an_error_without_a_traceback(spec: Spec, tmp_path: Path) -> None:
     """The command exits with 1 and names the command that lists runs."""
-    told = spec("report", tmp_path)
-    assert told.code == 1
-    assert "not a run: it has neither plan.json nor events.jsonl" in told.err
-    assert "Traceback" not in told.err
+    outcome = spec("report", tmp_path)
+    assert outcome.code == 1
+    assert "not a run: it has neither plan.json nor events.jsonl" in outcome.err
+    assert "Traceback" not in outcome.err

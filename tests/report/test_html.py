@@ -53,9 +53,9 @@ def missing(folder: Path) -> list[str]:
     """The missing parts that the report lists; the page is made all the same and shows them."""
     report = gather([folder])
     text = page(report)
-    told = list(report.runs[0].missing)
-    assert all(escape(words) in text for words in told)
-    return told
+    lines = list(report.runs[0].missing)
+    assert all(escape(line) in text for line in lines)
+    return lines
 
 
 def test_a_whole_run_lacks_nothing(tmp_path: Path, facts: VerifierFacts) -> None:
@@ -69,8 +69,8 @@ def test_a_whole_run_lacks_nothing(tmp_path: Path, facts: VerifierFacts) -> None
     assert "2.458 (2.36 to 2.56)" in text
     assert "tau = tokens emitted a round" in text
     assert f"trained, {UPDATES} updates; exported from update 810; tau there 2.100" in text
-    for words in ("1h 20m", "target_layer_ids", "packages.torch", "schedule.optimizer.lr", "[schedule]"):
-        assert words in text
+    for phrase in ("1h 20m", "target_layer_ids", "packages.torch", "schedule.optimizer.lr", "[schedule]"):
+        assert phrase in text
 
 
 def test_the_page_needs_nothing_from_elsewhere(both: str) -> None:
@@ -150,13 +150,13 @@ def test_a_resumed_run_counts_each_update_once(run: Path) -> None:
     file = run / "events.jsonl"
     again = [{"event": "EvalEvent", "step": 90, "tau": 1.25}, {"event": "EvalEvent", "step": 30, "tau": 1.0}]
     file.write_text(file.read_text() + "".join(json.dumps(event) + "\n" for event in again))
-    (told,) = gather([run]).runs
-    assert told.tau[:2] == [(30, 1.0), (90, 1.25)]
-    assert len(told.tau) == 11
+    (reported,) = gather([run]).runs
+    assert reported.tau[:2] == [(30, 1.0), (90, 1.25)]
+    assert len(reported.tau) == 11
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("plan.json", "{", "plan.json is missing or damaged"),
         ("lock.json", None, "lock.json is missing or damaged"),
@@ -165,13 +165,13 @@ def test_a_resumed_run_counts_each_update_once(run: Path) -> None:
         ("bench/0.json", '{"format": 1}', "bench/0.json is left out: it is of format 1"),
     ],
 )
-def test_a_file_that_is_missing_or_damaged_is_listed(run: Path, file: str, content: str | None, words: str) -> None:
+def test_a_file_that_is_missing_or_damaged_is_listed(run: Path, file: str, content: str | None, message: str) -> None:
     """The rest of the page is made all the same."""
     if content is None:
         (run / file).unlink()
     else:
         (run / file).write_text(content)
-    assert any(line.startswith(words) for line in missing(run))
+    assert any(line.startswith(message) for line in missing(run))
 
 
 def test_a_damaged_plan_leaves_out_the_difference(run: Path, runs: list[Path]) -> None:
@@ -183,26 +183,26 @@ def test_a_damaged_plan_leaves_out_the_difference(run: Path, runs: list[Path]) -
 def test_a_setting_is_that_of_the_newest_benchmark(run: Path) -> None:
     """Older files add the settings that only they have; the report lists settings without a live decode."""
     first = run / "bench" / "0.json"
-    held = json.loads(first.read_text())
-    kept = [setting for setting in held["settings"] if setting["num_speculative_tokens"] == 3][:1]
-    kept[0]["exact"]["tau"], kept[0]["live"] = 1.234, None
+    benchmark = json.loads(first.read_text())
+    settings = [setting for setting in benchmark["settings"] if setting["num_speculative_tokens"] == 3][:1]
+    settings[0]["exact"]["tau"], settings[0]["live"] = 1.234, None
     newer = run / "bench" / "1.json"
-    newer.write_text(json.dumps({**held, "settings": kept}))
+    newer.write_text(json.dumps({**benchmark, "settings": settings}))
     report = gather([run])
-    (told,) = report.runs
-    assert len(told.settings) == len(held["settings"])
-    assert told.settings[0].exact.tau == 1.234
-    assert told.missing == ("no live decode, and so no speed-up, at K=3",)
+    (reported,) = report.runs
+    assert len(reported.settings) == len(benchmark["settings"])
+    assert reported.settings[0].exact.tau == 1.234
+    assert reported.missing == ("no live decode, and so no speed-up, at K=3",)
     assert "not asked" in page(report)
 
 
 def test_runs_of_one_recipe_in_two_places_have_different_names(tmp_path: Path, facts: VerifierFacts) -> None:
     """Their folders have the same name, so paths distinguish them; a run that is named twice appears once."""
-    here, there = (fake_run(tmp_path / place, facts, places=PLACES[:1]) for place in ("here", "there"))
-    report = gather([here, there, here])
-    assert [run.name for run in report.runs] == [str(here), str(there)]
+    one, other = (fake_run(tmp_path / place, facts, places=PLACES[:1]) for place in ("here", "there"))
+    report = gather([one, other, one])
+    assert [run.name for run in report.runs] == [str(one), str(other)]
     (diff,) = report.diffs
-    assert (diff.a, diff.b, diff.comparison.changes) == (str(here), str(there), ())
+    assert (diff.a, diff.b, diff.comparison.changes) == (str(one), str(other), ())
 
 
 def test_a_run_has_one_colour_on_the_page(tmp_path: Path, facts: VerifierFacts) -> None:

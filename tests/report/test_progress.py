@@ -33,10 +33,10 @@ def said(view: RunView) -> str:
     return view.out.file.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0s"), (59.4, "59s"), (185, "3m 05s"), (7440, "2h 04m")])
-def test_durations_have_two_units_at_most(seconds: float, words: str) -> None:
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (185, "3m 05s"), (7440, "2h 04m")])
+def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
     """They are rounded to seconds, minutes or hours."""
-    assert duration(seconds) == words
+    assert duration(seconds) == text
 
 
 def test_the_time_left_goes_by_the_events_alone() -> None:
@@ -125,10 +125,10 @@ def test_the_live_view_is_complete_at_any_width(width: int) -> None:
         view(StepEvent(step=20_208, total_steps=30_000, **values, **rate))
         view._bar.refresh()
         shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
-    for words in ("  train ", "epoch 35, update 20,208 of 30,000", "2h 46m left"):
-        assert words in shown
-    for words in ("loss 3.250", "tau 2.345", "123,456 tokens/s"):
-        assert words in shown
+    for phrase in ("  train ", "epoch 35, update 20,208 of 30,000", "2h 46m left"):
+        assert phrase in shown
+    for phrase in ("loss 3.250", "tau 2.345", "123,456 tokens/s"):
+        assert phrase in shown
     assert max(map(len, re.split(r"[\r\n]", shown))) <= width
 
 

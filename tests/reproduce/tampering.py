@@ -12,9 +12,9 @@ from command import Outcome
 
 def edited(file: Path, edit: Callable[[Any], None]) -> None:
     """Rewrites a JSON file."""
-    held = json.loads(file.read_text())
-    edit(held)
-    file.write_text(json.dumps(held))
+    table = json.loads(file.read_text())
+    edit(table)
+    file.write_text(json.dumps(table))
 
 
 def edited_event(run: Path, kind: str, step: int, edit: Callable[[dict], None]) -> None:
@@ -24,5 +24,7 @@ def edited_event(run: Path, kind: str, step: int, edit: Callable[[dict], None]) 
     (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def differing(told: Outcome) -> list[tuple[str, str]]:
-    return [(found["stage"], found["check"]) for found in told.json["findings"] if found["result"] == "differs"]
+def differing(outcome: Outcome) -> list[tuple[str, str]]:
+    return [
+        (finding["stage"], finding["check"]) for finding in outcome.json["findings"] if finding["result"] == "differs"
+    ]

@@ -27,12 +27,12 @@ def test_a_run_is_reproduced_bit_for_bit(kept: Path, first: Outcome) -> None:
     assert first.json["reproduced"]
     assert first.json["tolerance"] is None
     assert first.json["environment"] == []
-    checks = [(found["stage"], found["check"]) for found in first.json["findings"]]
+    checks = [(finding["stage"], finding["check"]) for finding in first.json["findings"]]
     assert [stage for stage in STAGES if stage in dict(checks)] == STAGES
     assert {check for stage, check in checks if stage == "train"} == {
         *("inputs", "updates", "evaluations", "checkpoints", "chosen", "weights", "config.json")
     }
-    assert {found["result"] for found in first.json["findings"]} == {"same"}
+    assert {finding["result"] for finding in first.json["findings"]} == {"same"}
 
 
 def test_nothing_of_the_run_is_taken_over(kept: Path, to: Path, first: Outcome) -> None:
@@ -61,22 +61,22 @@ def test_the_recipe_of_the_lock_is_run_and_not_the_file(spec: Spec, run: Path, t
 
 def test_a_run_that_is_measured_at_other_k_since_is_reproduced(spec: Spec, run: Path, tmp_path: Path) -> None:
     """A K below the largest is not an input of training, so the log, written when 1 was among them, compares equal."""
-    told = spec("run", "smoke", "--runs", run.parent, "--set", "benchmark.num_speculative_tokens=[3, 2]")
-    assert "train already done" in told.err, told.err
+    outcome = spec("run", "smoke", "--runs", run.parent, "--set", "benchmark.num_speculative_tokens=[3, 2]")
+    assert "train already done" in outcome.err, outcome.err
     again = spec("reproduce", run, "--to", tmp_path / "to", "--json")
     assert again.code == 0, again.out + again.err
     assert again.json["reproduced"]
-    (evaluations,) = [found for found in again.json["findings"] if found["check"] == "evaluations"]
+    (evaluations,) = [finding for finding in again.json["findings"] if finding["check"] == "evaluations"]
     assert evaluations["result"] == "same"
 
 
 def test_a_table_by_stage_ends_in_the_verdict(spec: Spec, run: Path, to: Path) -> None:
     """The table has stage, check, result and evidence; a finished re-run is only compared."""
-    told = spec("reproduce", run, "--to", to)
-    assert told.code == 0
-    assert "train already done" in told.err
-    assert re.search(r"train +updates +same +8 updates", told.out)
-    assert told.out.splitlines()[-1].startswith("reproduced to the same bits")
+    outcome = spec("reproduce", run, "--to", to)
+    assert outcome.code == 0
+    assert "train already done" in outcome.err
+    assert re.search(r"train +updates +same +8 updates", outcome.out)
+    assert outcome.out.splitlines()[-1].startswith("reproduced to the same bits")
 
 
 def test_a_killed_and_resumed_run_is_reproduced(spec: Spec, fresh: Spec, first: Outcome) -> None:
@@ -86,20 +86,20 @@ def test_a_killed_and_resumed_run_is_reproduced(spec: Spec, fresh: Spec, first: 
     assert resumed.code == 0, resumed.err
     (run,) = fresh.runs.iterdir()
     assert [event["step"] for event in events(run, "StepEvent")] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
-    told = fresh("reproduce", run, "--json")
-    assert told.code == 0, told.out
-    assert told.json["tolerance"] is None
-    repeated = [found for found in told.json["findings"] if found["check"] == "repeated updates"]
-    assert [(found["result"], found["evidence"][:1]) for found in repeated] == [("same", "1")]
+    outcome = fresh("reproduce", run, "--json")
+    assert outcome.code == 0, outcome.out
+    assert outcome.json["tolerance"] is None
+    repeated = [finding for finding in outcome.json["findings"] if finding["check"] == "repeated updates"]
+    assert [(finding["result"], finding["evidence"][:1]) for finding in repeated] == [("same", "1")]
     lines = (run / "events.jsonl").read_text().splitlines()
     place = next(index for index, line in enumerate(lines) if '"step": 5' in line)
     other = json.loads(lines[place])
     lines[place] = json.dumps({**other, "loss": other["loss"] + 0.5})
     (run / "events.jsonl").write_text("\n".join(lines) + "\n")
-    told = fresh("reproduce", run, "--json")
-    assert differing(told) == [("train", "repeated updates")]
-    assert told.json["first"]["step"] == 5
-    assert told.json["first"]["by"] == pytest.approx(0.5)
+    outcome = fresh("reproduce", run, "--json")
+    assert differing(outcome) == [("train", "repeated updates")]
+    assert outcome.json["first"]["step"] == 5
+    assert outcome.json["first"]["by"] == pytest.approx(0.5)
 
 
 def test_ctrl_c_leaves_a_folder_that_a_second_call_goes_on_from(
@@ -115,12 +115,12 @@ def test_ctrl_c_leaves_a_folder_that_a_second_call_goes_on_from(
         render(self, event)
 
     monkeypatch.setattr(RunView, "__call__", press)
-    told = spec("reproduce", kept, "--to", tmp_path / "to")
-    assert told.code == 130, told.err
-    assert told.err.splitlines()[-1] == "interrupted"
-    told = spec("reproduce", kept, "--to", tmp_path / "to", "--json")
-    assert told.code == 0, told.out
-    assert "capture already done" in told.err
+    outcome = spec("reproduce", kept, "--to", tmp_path / "to")
+    assert outcome.code == 130, outcome.err
+    assert outcome.err.splitlines()[-1] == "interrupted"
+    outcome = spec("reproduce", kept, "--to", tmp_path / "to", "--json")
+    assert outcome.code == 0, outcome.out
+    assert "capture already done" in outcome.err
     (again,) = (tmp_path / "to" / "runs").iterdir()
     assert [event["step"] for event in events(again, "StepEvent")] == list(range(1, 9))
 
@@ -143,11 +143,11 @@ def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Outcome, tmp_path: 
     assert again.code == 0, again.out + again.err
     assert spec("lock", "--check", run).code == 0
     (run / data.name).write_text("".join(lines[1:9]))
-    told = spec("reproduce", run, "--to", tmp_path / "other", "--until", "prepare", "--json")
-    assert told.code == 1
-    found = told.json["first"]
-    assert (found["stage"], found["check"], found["what"]) == ("prepare", "content", "data.sources[0].path")
-    assert (found["recorded"], found["again"]) == (locked, file_sha256(run / data.name))
+    outcome = spec("reproduce", run, "--to", tmp_path / "other", "--until", "prepare", "--json")
+    assert outcome.code == 1
+    finding = outcome.json["first"]
+    assert (finding["stage"], finding["check"], finding["what"]) == ("prepare", "content", "data.sources[0].path")
+    assert (finding["recorded"], finding["again"]) == (locked, file_sha256(run / data.name))
     assert not (tmp_path / "other").exists()
     checked = spec("lock", "--check", run)
     assert checked.code == 1
@@ -156,9 +156,9 @@ def test_an_input_is_obtained_by_its_hash(spec: Spec, first: Outcome, tmp_path: 
 
 def test_until_makes_and_compares_no_more_than_that(spec: Spec, kept: Path, first: Outcome, tmp_path: Path) -> None:
     """`--until prepare` neither captures nor trains."""
-    told = spec("reproduce", kept, "--to", tmp_path / "to", "--until", "prepare", "--json")
-    assert told.code == 0
-    assert {found["stage"] for found in told.json["findings"]} == {"verifier", "prepare"}
+    outcome = spec("reproduce", kept, "--to", tmp_path / "to", "--until", "prepare", "--json")
+    assert outcome.code == 0
+    assert {finding["stage"] for finding in outcome.json["findings"]} == {"verifier", "prepare"}
     (again,) = (tmp_path / "to" / "runs").iterdir()
     assert not (again / "checkpoints").exists()
     assert not (tmp_path / "to" / "cache" / "states").exists()
@@ -168,13 +168,13 @@ def test_another_number_of_threads_can_matter_and_the_locks_is_used(spec: Spec, 
     """The difference is reported, and the re-run uses the lock's number, so equal bits can still be promised."""
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
-    told = spec("reproduce", run, "--to", to, "--json")
+    outcome = spec("reproduce", run, "--to", to, "--json")
     assert torch.get_num_threads() == before
-    (difference,) = told.json["environment"]
+    (difference,) = outcome.json["environment"]
     assert (difference["key"], difference["locked"], difference["here"]) == ("threads", before, before + 1)
     assert difference["matters"]
-    assert told.json["tolerance"] is None
-    assert told.code == 0
+    assert outcome.json["tolerance"] is None
+    assert outcome.code == 0
 
 
 def test_the_lock_keeps_every_environment_that_worked_on_a_run(
@@ -191,9 +191,9 @@ def test_the_lock_keeps_every_environment_that_worked_on_a_run(
     lock = json.loads((run / "lock.json").read_text())
     assert lock["environment"]["variables"] == {}
     assert [other["variables"] for other in lock["resumed_in"]] == [{"NVIDIA_TF32_OVERRIDE": "0"}]
-    told = spec("reproduce", run, "--to", run.parent / "to", "--until", "prepare", "--json").json
-    assert told["tolerance"] == 0.01
-    resumed = [(each["key"], each["matters"]) for each in told["environment"]]
+    printed = spec("reproduce", run, "--to", run.parent / "to", "--until", "prepare", "--json").json
+    assert printed["tolerance"] == 0.01
+    resumed = [(each["key"], each["matters"]) for each in printed["environment"]]
     assert resumed == [("resumed in: variables.NVIDIA_TF32_OVERRIDE", True)]
 
 
@@ -202,15 +202,15 @@ def test_bad_usage_is_one_error(spec: Spec, run: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine.txt").write_text("mine")
-    for arguments, words in (
+    for arguments, message in (
         ((tmp_path / "nowhere",), "no such run folder"),
         ((run, "--until", "later"), "available: verifier, prepare"),
         ((run, "--to", full), "holds no re-run"),
         ((run, "--to", run / "inside"), "must be kept apart"),
         ((run, "--to", run.parent), "must be kept apart"),
     ):
-        told = spec("reproduce", *arguments)
-        assert told.code == 2, arguments
-        assert words in told.err
-        assert "Traceback" not in told.err
+        outcome = spec("reproduce", *arguments)
+        assert outcome.code == 2, arguments
+        assert message in outcome.err
+        assert "Traceback" not in outcome.err
     assert (full / "mine.txt").read_text() == "mine"

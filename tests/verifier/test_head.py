@@ -27,7 +27,7 @@ EXPERTS = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
 }
-# The factor that the norm multiplies by: w or 1 + w.
+# Overrides of the tiny config, and whether the norm multiplies by 1 + w instead of w.
 FAMILIES = {
     "llama": ({}, False),
     "llama untied": ({"tie": False}, False),
