@@ -83,8 +83,8 @@ def test_missing_layer_ids_are_those_of_the_papers_code(world, checkpoint, tmp_p
         tmp_path / "v", num_hidden_layers=8, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
     )
     spoil_config(checkpoint, eagle_config=None)
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "rope_theta"}))
+    published = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({k: v for k, v in published.items() if k != "rope_theta"}))
     done = import_checkpoint(checkpoint, verifier_of(folder), tmp_path / "ours")
     config = SpeculatorModel.from_pretrained(done.folder).config
     assert config.eagle_aux_hidden_state_layer_ids == (2, 4, 5)
