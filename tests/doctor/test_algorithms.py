@@ -78,5 +78,5 @@ def test_states_behind_the_final_norm_are_diagnosed(clinic: Clinic, tmp_path: Pa
 
     examined = clinic.examine(trained(clinic, "medusa", tmp_path / "speculator", spoil))
     assert examined["alignment/verifier's final norm"].result == "wrong"
-    assert "behind the final norm" in examined["alignment/verifier's final norm"].evidence
+    assert "after the final norm" in examined["alignment/verifier's final norm"].evidence
     assert examined["alignment/tokens"].result == "not checked"

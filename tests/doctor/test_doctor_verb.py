@@ -28,7 +28,7 @@ def test_a_healthy_run_exits_with_0_and_says_so(spec: Spec, clinic: Clinic) -> N
     for words in ("check", "what to do", "rope theta", "layer ids", "step by step", "on-policy", "healthy: "):
         assert words in outcome.out
     assert "13 prompts of prompts" in outcome.out
-    assert "probability of 0.01" in outcome.out
+    assert "probability of at most 0.01" in " ".join(outcome.out.split())
     assert "\x1b" not in outcome.out
 
 

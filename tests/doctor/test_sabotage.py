@@ -47,7 +47,7 @@ def test_the_same_speculator_from_elsewhere_passes_what_can_be_known(clinic: Cli
     """Without its run nothing is wrong either; checks that need the run are not made and say why."""
     examined = clinic.examine(clinic.alone(tmp_path))
     assert examined.with_result("wrong", "warning") == []
-    assert "no run" in examined["config/chat template"].evidence
+    assert "not in a run folder" in examined["config/chat template"].evidence
     assert examined["data/loss mask"].result == "not checked"
 
 
