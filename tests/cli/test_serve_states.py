@@ -80,7 +80,7 @@ def test_json_without_print_is_a_usage_error(tmp_path: Path) -> None:
     """JSON output would look as if the server had started."""
     outcome = Spec(tmp_path)("serve-states", "smoke", "--json")
     assert (outcome.code, outcome.out) == (2, "")
-    assert "--json: goes with --print" in outcome.err
+    assert "--json: needs --print" in outcome.err
 
 
 def test_a_missing_program_is_reported(tmp_path: Path) -> None:

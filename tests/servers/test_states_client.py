@@ -116,7 +116,7 @@ def test_a_path_outside_the_folder_is_neither_read_nor_removed(server: FakeServe
     precious = server.folder.parent / "precious.safetensors"
     precious.write_bytes(b"mine")
     server.faults.extend(["outside"])
-    with pytest.raises(ServerError, match=r"which is not in .*shared\nit was started with another folder"):
+    with pytest.raises(ServerError, match=r"which is not in .*shared\nit was started with a different folder"):
         client(server).capture(IDS)
     assert precious.read_bytes() == b"mine"
 
