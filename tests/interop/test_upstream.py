@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from speculators.config import SpeculatorModelConfig
 from speculators.model import SpeculatorModel
+from speculators.nn.layout import PackedRow
 from speculators.verifier.engine import Engine
 
 pytestmark = pytest.mark.interop
@@ -191,7 +192,9 @@ def test_blocks(case, name, draft_vocab_size, options):
     made = case(name, draft_vocab_size, num_layers=2, block_size=BLOCK, max_anchors=10**6, gamma=GAMMA, **options)
     model, mask = made.model, made.row["loss_mask"]
     torch.manual_seed(0)
-    drawn = model.draw(**made.row, max_anchors=10**6)
+    packed = PackedRow.of(**made.row)
+    fused, last = packed.cut(made.row["hidden_states"]), packed.cut(made.row["verifier_last_hidden_states"])
+    drawn = model.draw(packed, fused, last, max_anchors=10**6)
     anchors = [int(row) + 1 for row in drawn.anchors]
     theirs_mask = _by_prediction(mask, 1) if model.config.sample_from_anchor else mask
     batch = {key: made.row[key] for key in made.row if key != "loss_mask"} | {"loss_mask": theirs_mask}
