@@ -132,7 +132,7 @@ class SpeculatorsConfig:
     """The `speculators_config` table of config.json: algorithm, proposal methods, verifier.
 
     Example:
-        SpeculatorsConfig(algorithm="eagle3", verifier=VerifierConfig(name_or_path="Qwen/Qwen3-8B"))
+        SpeculatorsConfig(algorithm="myalgo", verifier=VerifierConfig(name_or_path="Qwen/Qwen3-8B"))
     """
 
     algorithm: str
