@@ -14,7 +14,7 @@ from speculators.bench.responses import own_rows
 from speculators.bench.result import Acceptance, Setting, summarize
 from speculators.bench.suites import Prompt
 from speculators.cost.sizes import with_parameters
-from speculators.data.conversations import Message
+from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.decoding.loop import Decoded
 from speculators.decoding.loop import decode as decode_tokens

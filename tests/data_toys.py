@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import torch
 
-from speculators.data.conversations import Conversation, Message
+from speculators.data.messages import Conversation, Message
 from speculators.recipe.input_sections import DataSection, DataSource
 
 VOCAB = 320
@@ -23,7 +22,7 @@ def talk(*contents: str, system: str | None = None, name: str = "c") -> Conversa
 
 def row(*contents: str, **fields) -> dict:
     """Makes the same conversation as a row of a JSONL file."""
-    return {"messages": [attrs.asdict(message) for message in talk(*contents).messages], **fields}
+    return {"messages": [message.to_input() for message in talk(*contents).messages], **fields}
 
 
 def some_rows(count: int) -> list[dict]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from speculators.data.conversations import Message
+from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.recipe.catalog import recipes_folder
 from speculators.verifier.engine import Engine

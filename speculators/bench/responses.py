@@ -10,7 +10,7 @@ import torch
 
 from speculators.bench.rows import JudgedResponse, Response, judge
 from speculators.bench.suites import Prompt
-from speculators.data.conversations import Conversation, Message
+from speculators.data.messages import Conversation, Message
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore

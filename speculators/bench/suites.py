@@ -9,7 +9,8 @@ from typing import Any
 
 import attrs
 
-from speculators.data.conversations import Message, parse, read_source
+from speculators.data.conversations import parse, read_source
+from speculators.data.messages import Message
 from speculators.errors import DataError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.fingerprint import fingerprint
@@ -71,7 +72,11 @@ def load_suite(suite: Suite) -> list[Prompt]:
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Hashes prompts to 64 hex digits; equal digests mean equal prompts."""
-    return fingerprint({"prompts": [attrs.asdict(prompt) for prompt in prompts]})
+    plain = [
+        {**attrs.asdict(prompt, recurse=False), "messages": [message.to_input() for message in prompt.messages]}
+        for prompt in prompts
+    ]
+    return fingerprint({"prompts": plain})
 
 
 def _locate(suite: Suite) -> DataSource:

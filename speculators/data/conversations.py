@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
-
+from speculators.data.messages import Conversation, Message
 from speculators.errors import DataError
 from speculators.files.disk import file_sha256
 from speculators.recipe.input_sections import DataSource
@@ -21,28 +20,6 @@ NO_MESSAGES = "no messages"
 NO_ANSWER = "no assistant turn"
 NOT_ALTERNATING = "turns do not alternate between user and assistant"
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-
-
-@attrs.frozen
-class Message:
-    """One turn; `role` is "system", "user" or "assistant"."""
-
-    role: str
-    content: str
-
-
-@attrs.frozen
-class Conversation:
-    """Turns that alternate between user and assistant and end with the assistant, perhaps after a system message."""
-
-    id: str
-    category: str
-    messages: tuple[Message, ...]
-
-    @property
-    def prompt(self) -> str:
-        """The first user turn."""
-        return next(message.content for message in self.messages if message.role == "user")
 
 
 def prompt_key(text: str) -> str:

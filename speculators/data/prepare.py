@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from speculators.data import encoded as names
-from speculators.data.conversations import Conversation, prompt_key, reasons_text, stream_source
+from speculators.data.conversations import prompt_key, reasons_text, stream_source
 from speculators.data.encoded import Conversations, Encoded
+from speculators.data.messages import Conversation
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore

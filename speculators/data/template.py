@@ -10,8 +10,8 @@ import attrs
 import jinja2
 import numpy as np
 
-from speculators.data.conversations import Conversation, Message
 from speculators.data.encoded import Encoded
+from speculators.data.messages import Conversation, Message
 from speculators.errors import DataError
 
 # Llama 3's templates print today's date unless they get one, and tokens must not depend on the day.
@@ -73,7 +73,7 @@ class ChatTemplate:
             jinja2.TemplateError: the template refuses the conversation.
         """
         text: str = self.tokenizer.apply_chat_template(
-            [attrs.asdict(message) for message in messages],
+            [message.to_input() for message in messages],
             tokenize=False,
             add_generation_prompt=prompt,
             date_string=FIXED_DATE,
@@ -129,7 +129,7 @@ class ChatTemplate:
 
     def _marked(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
         row = self.tokenizer.apply_chat_template(
-            [attrs.asdict(message) for message in conversation.messages],
+            [message.to_input() for message in conversation.messages],
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,

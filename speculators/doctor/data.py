@@ -9,8 +9,8 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from speculators.data.conversations import Conversation
 from speculators.data.encoded import Conversations
+from speculators.data.messages import Conversation
 from speculators.data.template import ChatTemplate
 from speculators.doctor.check import Check, Family
 from speculators.doctor.speculator import ExaminedSpeculator, TrainingRun

@@ -9,8 +9,9 @@ from typing import Any
 
 import attrs
 
-from speculators.data.conversations import Conversation, parse, prompt_key, source_rows, source_stem
+from speculators.data.conversations import parse, prompt_key, source_rows, source_stem
 from speculators.data.leakage import MAX_OVERLAP, Guard, HeldOut
+from speculators.data.messages import Conversation
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.recipe.input_sections import DataSource
 

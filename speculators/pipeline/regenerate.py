@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import attrs
 
-from speculators.data.conversations import LAYOUT, ROLES, Message, jsonl_rows, parse, reasons_text, stream_source
+from speculators.data.conversations import LAYOUT, ROLES, jsonl_rows, parse, reasons_text, stream_source
+from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, Problem, RecipeError
 from speculators.events import Listen, Progress, WarningEvent
@@ -121,7 +122,7 @@ def stream_prompts(source: DataSource, left_out: LeftOut) -> Iterator[tuple[str,
     """
     if not source.is_file:
         for conversation in stream_source(source, Path(), left_out.skipped):
-            messages = [attrs.asdict(message) for message in conversation.messages]
+            messages = [message.to_input() for message in conversation.messages]
             row = {"id": conversation.id, "category": conversation.category, "messages": messages}
             yield conversation.id, _cut(row, conversation.id, left_out)
         return
@@ -144,7 +145,7 @@ def _cut(row: Any, place: str, left_out: LeftOut) -> dict[str, Any]:
         raise DataError(f"{place}: {parsed}", hint=LAYOUT)
     left_out.cut += len(users) > 1
     others = {key: value for key, value in row.items() if key != "conversations"}
-    return {**others, "messages": [attrs.asdict(message) for message in parsed.messages[:-1]]}
+    return {**others, "messages": [message.to_input() for message in parsed.messages[:-1]]}
 
 
 def _role(turn: Any) -> str | None:

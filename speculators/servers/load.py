@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from speculators.bench.suites import Prompt
-from speculators.data.conversations import Message
+from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.servers.answers import UNMODIFIED_SAMPLING

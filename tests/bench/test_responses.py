@@ -9,7 +9,7 @@ from toys import greedy_response
 from speculators.bench.responses import capture_rows, own_rows, respond, sample_rows
 from speculators.bench.rows import JudgedResponse, Response
 from speculators.bench.suites import Prompt
-from speculators.data.conversations import Message
+from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.verifier.engine import Engine

@@ -10,7 +10,7 @@ import pytest
 import tomli
 
 from speculators.bench.suites import load_suite
-from speculators.data.conversations import Conversation, Message
+from speculators.data.messages import Conversation, Message
 from speculators.errors import DataError
 from speculators.recipe.catalog import suite_names, suites_folder
 from speculators.recipe.input_sections import DataSource

@@ -9,7 +9,7 @@ import pytest
 from data_toys import talk
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from speculators.data.conversations import Message
+from speculators.data.messages import Message
 from speculators.data.template import (
     ALL_SUPERVISED,
     NONE_SUPERVISED,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from speculators.data.batches import build_row
-from speculators.data.conversations import Conversation, Message
 from speculators.data.encoded import Encoded
+from speculators.data.messages import Conversation, Message
 from speculators.data.template import ChatTemplate
 from speculators.doctor.answers import Answers
 from speculators.doctor.check import Check, Diagnosis

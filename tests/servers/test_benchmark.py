@@ -7,7 +7,7 @@ import pytest
 from fake_server import FakeServer, K, served
 
 from speculators.bench.suites import Prompt
-from speculators.data.conversations import Message
+from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.errors import ServerError
 from speculators.servers.benchmark import Server, benchmark_server

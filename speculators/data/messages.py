@@ -1,0 +1,104 @@
+"""A conversation as data sets, chat templates and servers exchange it: turns, tools, and the ids a verifier wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from attrs import field
+
+
+@attrs.frozen(kw_only=True)
+class ToolCall:
+    """A function that the assistant asks for.
+
+    Attributes:
+        name: of the function.
+        arguments: by name, parsed: chat templates write them as JSON themselves.
+        id: which a tool's answer refers to; None if the row has none.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = None
+
+    def to_input(self) -> dict[str, Any]:
+        """Writes the call in the OpenAI layout, which chat templates read."""
+        identity = {} if self.id is None else {"id": self.id}
+        return {**identity, "type": "function", "function": {"name": self.name, "arguments": dict(self.arguments)}}
+
+
+@attrs.frozen
+class Message:
+    """One turn.
+
+    Attributes:
+        role: "system", "developer", "user", "assistant" or "tool".
+        content: its text; "" where the row has null.
+        reasoning: what the assistant thought before the answer, if the row keeps it apart.
+        tool_calls: what the assistant calls.
+        tool_call_id: the call that a tool's turn answers.
+        name: of the tool that answers, or of the speaker.
+        supervised: false if the row gives the turn weight 0.
+    """
+
+    role: str
+    content: str
+    reasoning: str | None = field(default=None, kw_only=True)
+    tool_calls: tuple[ToolCall, ...] = field(default=(), kw_only=True)
+    tool_call_id: str | None = field(default=None, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+    supervised: bool = field(default=True, kw_only=True)
+
+    def to_input(self) -> dict[str, Any]:
+        """Writes the turn for a chat template, with each field that it has, under every name that templates read."""
+        values: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            # Qwen, GLM and DeepSeek read the first name, gpt-oss the second.
+            values |= {"reasoning_content": self.reasoning, "thinking": self.reasoning}
+        if self.tool_calls:
+            values["tool_calls"] = [call.to_input() for call in self.tool_calls]
+        optional = {"tool_call_id": self.tool_call_id, "name": self.name}
+        return values | {key: value for key, value in optional.items() if value is not None}
+
+
+@attrs.frozen(kw_only=True)
+class Written:
+    """An answer as the verifier wrote it: the exact ids of its prompt and answer, end-of-turn token included.
+
+    Attributes:
+        turn: index of the answer in `Conversation.messages`.
+        prompt: [n] ids that the verifier read.
+        answer: [m] ids that it wrote.
+    """
+
+    turn: int
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@attrs.frozen
+class Conversation:
+    """Turns that end with the assistant, and what they refer to.
+
+    Attributes:
+        id: unique in its source.
+        category: "" where the source has none.
+        messages: the turns, in order.
+        tools: what the assistant may call, as JSON schemas in the OpenAI layout.
+        documents: what a retrieval template shows.
+        written: answers as the verifier wrote them, in order; empty for conversations that exist as text only.
+    """
+
+    id: str
+    category: str
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), kw_only=True)
+    documents: tuple[Mapping[str, Any], ...] = field(default=(), kw_only=True)
+    written: tuple[Written, ...] = field(default=(), kw_only=True)
+
+    @property
+    def prompt(self) -> str:
+        """The first user turn."""
+        return next(message.content for message in self.messages if message.role == "user")
