@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speculators.data.messages import Conversation, Message
+from speculators.data.written import read_written
 from speculators.errors import DataError
 from speculators.files.disk import file_sha256
 from speculators.recipe.input_sections import DataSource
@@ -53,7 +54,10 @@ def parse(row: Any, name: str) -> Conversation | str:
     spoken = messages[1:] if messages[0].role == "system" else messages
     if any(message.role != ("user", "assistant")[place % 2] for place, message in enumerate(spoken)):
         return NOT_ALTERNATING
-    return Conversation(str(row.get("id", name)), str(row.get("category", "")), tuple(messages))
+    written = read_written(row, messages)
+    if isinstance(written, str):
+        return written
+    return Conversation(str(row.get("id", name)), str(row.get("category", "")), tuple(messages), written=written)
 
 
 def _message(turn: Any) -> Message | str:

@@ -71,11 +71,14 @@ class Written:
         turn: index of the answer in `Conversation.messages`.
         prompt: [n] ids that the verifier read.
         answer: [m] ids that it wrote.
+        text: the answer's ids decoded, special tokens included, which tells a file of another tokenizer; None if the
+            row has none.
     """
 
     turn: int
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    text: str | None = None
 
 
 @attrs.frozen
