@@ -17,7 +17,7 @@ from speculators.errors import Problem, RecipeError
 from speculators.recipe.document import overrides_table
 from speculators.runs.places import find_speculator, recipe_of
 
-from .common import count, print_json
+from .common import add_wide, count, print_json
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--concurrency", metavar="N", type=count, help="prompts sent at once (default: 1)")
     text = "print the numbers that the run predicted, measured and served"
     parser.add_argument("--ledger", action="store_true", help=text)
+    add_wide(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     section, decoding = _section(options, recipe), _decoding(options)
     from speculators.pipeline.measure import SavedSpeculator, measure_folder
     from speculators.report.bench import bench_tables
+    from speculators.report.conclusion import conclusion
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.runs.benches import file_bench
@@ -76,15 +78,17 @@ def run(options: argparse.Namespace) -> int:
         result = measure_folder(speculator, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
-        console().print(bench_tables(result))
+        console().print(bench_tables(result, wide=options.wide), crop=False)
     # A run files numbers of its own verifier, its own decoding and whole suites only.
     of_run = not (options.verifier or options.prompts or decoding)
     file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None
     document = result.to_json()
     if options.json:
         print_json(document if file is None else {**document, "file": file})
-    elif file and not options.quiet:
-        print(f"{file}: spec bench {speculator.run} --ledger and spec report show it")
+    else:
+        if file and not options.quiet:
+            print(f"{file}: spec bench {speculator.run} --ledger shows it beside the others")
+        console().print(conclusion(result, options.checkpoint if file else None))
     _write_out(options, document)
     return 0 if result.agrees else 1
 
@@ -118,7 +122,7 @@ def _serve(options: argparse.Namespace) -> int:
             progress=view,
         )
     if not options.json:
-        console().print(served_tables(result))
+        console().print(served_tables(result, wide=options.wide), crop=False)
     file = None if speculator.run is None else file_served(speculator.run, result)
     document = result.to_json()
     if options.json:

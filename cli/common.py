@@ -29,6 +29,11 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=text)
 
 
+def add_wide(parser: argparse.ArgumentParser) -> None:
+    """Adds `--wide`."""
+    parser.add_argument("--wide", action="store_true", help="add the columns and tables that 80 columns cannot show")
+
+
 def load_checked(options: argparse.Namespace) -> Recipe:
     """Loads the recipe of the command line; raises RecipeError with every problem that needs no verifier."""
     recipe = load_recipe(options.recipe, options.overrides)

@@ -10,7 +10,7 @@ import attrs
 
 from speculators.recipe.expect import band_lines, compare_bands
 
-from .common import add_recipe, count, load_checked, print_json
+from .common import add_recipe, add_wide, count, load_checked, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (default: ./runs)"
     )
     parser.add_argument("--nproc", metavar="N", type=count, default=1, help="processes on this machine (default: 1)")
+    add_wide(parser)
     parser.add_argument("--resume", action="store_true", help="resume a run where it stopped (the default)")
 
 
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from speculators.bench.result import taus
     from speculators.pipeline import Places, run_recipe
     from speculators.report.bench import bench_tables
+    from speculators.report.conclusion import conclusion
     from speculators.report.console import console
     from speculators.report.progress import RunView, duration
     from speculators.training.world import start, stop
@@ -53,11 +55,13 @@ def run(options: argparse.Namespace) -> int:
         print_json({"run": str(outcome.folder), "seconds": seconds, "bench": bench, "expect": expect})
         return code
     if outcome.bench is not None:
-        console().print(bench_tables(outcome.bench))
+        console().print(bench_tables(outcome.bench, wide=options.wide), crop=False)
     for line in band_lines(bands):
         console().print(line, markup=False)
     summary = f"\n{outcome.folder}: {duration(outcome.seconds)}, peak memory {outcome.peak_memory_gb:.2f} GB"
     console().print(summary, style="note", markup=False)
+    if outcome.bench is not None:
+        console().print(conclusion(outcome.bench, outcome.folder))
     return code
 
 
@@ -66,5 +70,6 @@ def _launch(options: argparse.Namespace) -> int:
 
     arguments = ["-m", "speculators.cli", "run", options.recipe, "--runs", str(options.runs)]
     arguments += [part for override in options.overrides for part in ("--set", override)]
-    arguments += [flag for flag, is_set in (("--json", options.json), ("--quiet", options.quiet)) if is_set]
+    flags = (("--json", options.json), ("--quiet", options.quiet), ("--wide", options.wide))
+    arguments += [flag for flag, is_set in flags if is_set]
     return launch(arguments, nproc=options.nproc)

@@ -13,33 +13,40 @@ from rich.text import Text
 from speculators.bench.referee import Agreement
 from speculators.bench.result import Acceptance, BenchResult, Live, Setting
 from speculators.bench.speed import Speed
+from speculators.report.conclusion import notes, settings_by_place
+from speculators.report.console import Uncut
 
-COLUMNS = (
+# Fits into 80 columns.
+NARROW = ("drafts", "K", "tau (95%)", "live", "speed-up")
+WIDE = (
     "drafts",
     "K",
     "tau (95%)",
     "accepted by position",
     "given reached",
     "drafted",
-    "live tau",
+    "live",
     "draft + verify ms",
     "tokens/s",
     "speed-up",
 )
 
 
-def bench_tables(result: BenchResult) -> RenderableType:
-    """Renders every table of a benchmark, and the definitions of its numbers."""
-    where = f"{result.verifier}, {result.dtype}, {result.device}, {result.threads} threads"
+def bench_tables(result: BenchResult, *, wide: bool = False) -> RenderableType:
+    """Renders the table of each suite and temperature, what to know beside it, and the definitions of the numbers.
+
+    Args:
+        wide: whether to add the columns and the categories that do not fit into 80 columns, and each live criterion.
+    """
+    where = f"with {result.verifier}\nin {result.dtype} on {result.device}, {result.threads} threads"
     parts: list[RenderableType] = [
-        Text.assemble(("\nacceptance of ", "title"), (result.speculator, "name"), (f"  ({where})", "note"))
+        Text.assemble(("\nacceptance of ", "title"), (result.speculator, "name")),
+        Text(where, style="note"),
     ]
-    groups: dict[tuple[str, float], list[Setting]] = {}
-    for setting in result.settings:
-        groups.setdefault((setting.suite, setting.temperature), []).append(setting)
-    for (suite, temperature), settings in groups.items():
-        parts += [Text(), _main_table(suite, temperature, settings), _category_table(settings)]
-        parts += [Text(line, style=style) for style, line in notes(settings)]
+    for (suite, temperature), settings in settings_by_place(result.settings).items():
+        table = _main_table(suite, temperature, settings, wide=wide)
+        parts += [Text(), *((Uncut(table), Uncut(_category_table(settings))) if wide else (table,))]
+        parts += [Text(line, style=style) for style, line in notes(settings, wide=wide)]
     parts.append(Text("\n" + definitions(result.settings), style="note"))
     return Group(*parts)
 
@@ -54,24 +61,43 @@ def definitions(settings: Iterable[Setting]) -> str:
     return "\n".join(line.replace("K={}", f"K={', '.join(ks)}") for line, ks in ks_by_line.items())
 
 
-def _main_table(suite: str, temperature: float, settings: Sequence[Setting]) -> Table:
+def _main_table(suite: str, temperature: float, settings: Sequence[Setting], *, wide: bool) -> Table:
     title = f"{suite}, T={temperature:g}, {settings[0].exact.prompts} prompts"
     table = Table(title=title, title_justify="left", box=None)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "drafts" else "right", header_style="title")
+    columns = WIDE if wide else NARROW
+    for column in columns:
+        # A drafter may have a long path for a name; numbers are never broken.
+        if column == "drafts":
+            table.add_column(column, header_style="title", overflow="fold")
+        else:
+            table.add_column(column, justify="right", header_style="title", no_wrap=True)
+    for cells in _rows(settings):
+        table.add_row(*(cells.get(column, "") for column in columns))
+    return table
+
+
+def _rows(settings: Sequence[Setting]) -> list[dict[str, str]]:
+    """Formats the cells of each row by their columns."""
+    rows = []
     for setting in settings:
-        cells = acceptance_cells(setting.num_speculative_tokens, setting.exact)
-        speed = setting.live.speed if setting.live else None
-        table.add_row("speculator", *cells, _live_cell(setting.live), *_speed_cells(speed))
+        live = setting.live
+        cells = _cells("speculator", setting.num_speculative_tokens, setting.exact, live.speed if live else None)
+        rows.append(cells | {"live": _live_cell(live)})
     # Baselines were decoded at the largest K only.
     largest = max(settings, key=lambda setting: setting.num_speculative_tokens)
     for baseline in largest.baselines:
-        cells = acceptance_cells(largest.num_speculative_tokens, baseline.acceptance)
         tau = "" if baseline.live_tau is None else number_text(baseline.live_tau, 3)
-        table.add_row(escape(baseline.name), *cells, tau, *_speed_cells(baseline.speed))
+        cells = _cells(escape(baseline.name), largest.num_speculative_tokens, baseline.acceptance, baseline.speed)
+        rows.append(cells | {"live": tau})
     if largest.live:
-        table.add_row("plain", "", "1.000", "", "", "", "", "", f"{largest.live.speed.plain:.1f}", "1.00x")
-    return table
+        speed = f"{largest.live.speed.plain:.1f}"
+        rows.append({"drafts": "plain", "tau (95%)": "1.000", "tokens/s": speed, "speed-up": "1.00x"})
+    return rows
+
+
+def _cells(name: str, k: int, acceptance: Acceptance, speed: Speed | None) -> dict[str, str]:
+    rates = dict(zip(WIDE[1:6], acceptance_cells(k, acceptance), strict=True))
+    return {"drafts": name, **rates, **dict(zip(WIDE[7:], _speed_cells(speed), strict=True))}
 
 
 def acceptance_cells(k: int, acceptance: Acceptance) -> tuple[str, str, str, str, str]:
@@ -89,11 +115,11 @@ def acceptance_cells(k: int, acceptance: Acceptance) -> tuple[str, str, str, str
 def _live_cell(live: Live | None) -> str:
     if live is None:
         return "not asked"
-    style, text = verdict(live.agreement)
+    style, text = live_mark(live.agreement)
     return f"{number_text(live.acceptance.tau, 3)} [{style}]{text}[/]"
 
 
-def verdict(agreement: Agreement) -> tuple[str, str]:
+def live_mark(agreement: Agreement) -> tuple[str, str]:
     """Gives the style and the text of whether live agrees with replay; a disagreement is shouted."""
     style = {"agrees": "good", "disagrees": "bad"}.get(agreement.verdict, "note")
     return style, agreement.verdict.upper() if style == "bad" else agreement.verdict
@@ -103,12 +129,12 @@ def _speed_cells(speed: Speed | None) -> tuple[str, str, str]:
     if speed is None:
         return "", "", ""
     cost = f"{1e3 * speed.draft_seconds:.1f} + {1e3 * speed.verify_seconds:.1f}"
-    flag = " [bad]unmatched baseline[/]" if speed.unmatched_baseline else ""
-    return cost, f"{speed.speculative:.1f}", f"{speed.speed_up:.2f}x{flag}"
+    speed_up = f"{speed.speed_up:.2f}x"
+    return cost, f"{speed.speculative:.1f}", f"[warn]{speed_up}?[/]" if speed.unmatched_baseline else speed_up
 
 
 def _category_table(settings: Sequence[Setting]) -> Table:
-    # Interval and positions for the largest K only: the table must fit into 120 columns.
+    # Interval and positions for the largest K only, or the table would be wider still.
     *smaller, largest = sorted(settings, key=lambda setting: setting.num_speculative_tokens)
     k = largest.num_speculative_tokens
     table = Table(title="by category", title_justify="left", box=None)
@@ -120,52 +146,6 @@ def _category_table(settings: Sequence[Setting]) -> Table:
         others = [number_text(setting.by_category[category].tau, 3) for setting in smaller]
         table.add_row(escape(category) or "-", str(acceptance.prompts), *others, tau, rates)
     return table
-
-
-def notes(settings: Sequence[Setting]) -> list[tuple[str, str]]:
-    """Lists what to know beside the numbers of one suite and temperature, as (style, line)."""
-    first = settings[0]
-    lines: list[tuple[str, str]] = []
-    if first.cut_prompts:
-        cut = f"{first.cut_prompts} responses diverge from the verifier's own output and are cut there"
-        lines.append(("note", f"{cut}: {first.cut_tokens} tokens are left out"))
-    if first.replaced_prompts:
-        replaced = f"{first.replaced_prompts} answers of the suite are not this verifier's output and were regenerated"
-        lines.append(("note", f"{replaced}, so tau is measured on different text than the suite's own answers"))
-    if first.note:
-        lines.append(("note", first.note))
-    for setting in settings:
-        if setting.live:
-            lines += _live_notes(setting.num_speculative_tokens, setting.live)
-    return lines + _cost_note(settings)
-
-
-def _live_notes(k: int, live: Live) -> list[tuple[str, str]]:
-    agreement, acceptance = live.agreement, live.acceptance
-    line = f"K={k}: on {acceptance.prompts} prompts replay predicts {agreement.predicted_tau:.4f}, "
-    line += f"live measures {acceptance.tau:.4f} ({agreement.criterion})"
-    if agreement.own_tau is not None:
-        line += f"; over the verifier's own responses replay predicts {agreement.own_tau:.4f}"
-    if agreement.near_ties:
-        line += f"; {agreement.near_ties} responses compared up to a near-tie of the verifier's logits"
-    lines = [("note", line)]
-    if not agreement.agrees:
-        lines.append(("bad", f"K={k}: {agreement.gap}"))
-    if agreement.untold:
-        lines.append(("note", f"K={k}: {agreement.untold} (--live N takes more)"))
-    return lines
-
-
-def _cost_note(settings: Sequence[Setting]) -> list[tuple[str, str]]:
-    costs = {each.num_speculative_tokens: each.drafted_cost for each in settings if each.live}
-    cost = costs[max(costs)] if costs else None
-    if cost is None:
-        return []
-    line = (
-        f"from the rounds of K={min(costs)} and K={max(costs)}: one more drafted token costs {cost:.2f} of a token of "
-    )
-    line += "plain decoding (draft and verification); one that is accepted less often slows decoding down"
-    return [("note", line)]
 
 
 def rates_text(rates: Sequence[float]) -> str:

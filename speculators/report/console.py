@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.theme import Theme
 
 STYLES = {
@@ -23,6 +24,7 @@ STYLES = {
 
 # People search piped output line by line, so it must not be wrapped at the 80 columns that Rich assumes.
 PIPED_WIDTH = 200
+UNLIMITED = 10_000
 
 
 class PipeConsole(Console):
@@ -31,6 +33,18 @@ class PipeConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raises the BrokenPipeError again that Rich has caught."""
         raise BrokenPipeError
+
+
+class Uncut:
+    """Renders at its full width what is wider than the terminal, which breaks the lines; print it with crop=False."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self.renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Renders it as wide as it would like to be."""
+        natural = Measurement.get(console, options.update(max_width=UNLIMITED), self.renderable).maximum
+        yield from console.render(self.renderable, options.update(width=max(natural, options.max_width)))
 
 
 @functools.cache

@@ -9,7 +9,8 @@ from typing import Any
 from speculators.bench.result import Live, Setting
 from speculators.bench.speed import Speed
 from speculators.diff.comparison import value_text
-from speculators.report.bench import acceptance_cells, definitions, notes, number_text, verdict
+from speculators.report.bench import acceptance_cells, definitions, live_mark, number_text
+from speculators.report.conclusion import notes
 from speculators.report.figures import acceptance_figures, settings_by_place, training_figures
 from speculators.report.gather import Report, RunDiff, RunReport
 from speculators.report.plots import check_matplotlib
@@ -148,7 +149,7 @@ def _setting_rows(place: list[str], setting: Setting) -> list[list[str]]:
 def _live(live: Live | None) -> str:
     if live is None:
         return "not asked"
-    style, mark = verdict(live.agreement)
+    style, mark = live_mark(live.agreement)
     return f'{number_text(live.acceptance.tau, 3)} <span class="{style}">{mark}</span>'
 
 
@@ -157,8 +158,9 @@ def _speed(speed: Speed | None) -> list[str]:
     if speed is None:
         return ["", "", ""]
     cost = f"{1e3 * speed.draft_seconds:.1f} + {1e3 * speed.verify_seconds:.1f}"
-    flag = ' <span class="bad">unmatched baseline</span>' if speed.unmatched_baseline else ""
-    return [f"{speed.speed_up:.2f}x{flag}", cost, f"{speed.speculative:.1f}"]
+    speed_up = f"{speed.speed_up:.2f}x"
+    marked = f'<span class="bad">{speed_up}?</span>' if speed.unmatched_baseline else speed_up
+    return [marked, cost, f"{speed.speculative:.1f}"]
 
 
 def _category_table(runs: Sequence[RunReport]) -> str:

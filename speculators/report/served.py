@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from speculators.report.bench import number_text, rates_text
+from speculators.report.conclusion import unreliable
+from speculators.report.console import Uncut
 from speculators.runs.ledger import Ledger
 from speculators.runs.ledger_entries import LedgerEntry
 from speculators.servers.load import Spread
@@ -18,24 +20,29 @@ from speculators.servers.result import ServedResult, ServedSetting
 _LEFT = ("suite", "kind", "source", "server")
 
 
-def served_tables(result: ServedResult) -> RenderableType:
-    """Renders acceptance, pace and definitions of a benchmark on a server."""
-    where = f"  ({result.engine} {result.version}, {result.model} at {result.endpoint}, "
-    where += f"concurrency {result.concurrency})"
+def served_tables(result: ServedResult, *, wide: bool = False) -> RenderableType:
+    """Renders acceptance, pace and definitions of a benchmark on a server.
+
+    Args:
+        wide: whether to print the columns that do not fit into 80 columns.
+    """
+    where = f"{result.engine} {result.version}, {result.model} at {result.endpoint}, concurrency {result.concurrency}"
     parts: list[RenderableType] = [
-        Text.assemble(("\nserved acceptance of ", "title"), (result.speculator, "name"), (where, "note")),
-        _acceptance_table(result.settings),
-        Text(),
-        _pace_table(result.settings),
+        Text.assemble(("\nserved acceptance of ", "title"), (result.speculator, "name")),
+        Text(where, style="note"),
     ]
+    if wide:
+        parts += [Uncut(_acceptance_table(result.settings)), Text(), Uncut(_pace_table(result.settings))]
+    else:
+        parts.append(_narrow_table(result.settings))
     for setting in result.settings:
         place = f"{setting.suite}, K={setting.num_speculative_tokens}, T={setting.temperature:g}"
         if setting.acceptance.undrafted:
             parts.append(Text(f"{place}: {setting.acceptance.undrafted:.0f} rounds without a draft", style="note"))
         if setting.pace.repeated:
             parts.append(Text(f"{place}: {setting.pace.repeated} requests were sent again", style="warn"))
-        if setting.unmatched_baseline:
-            parts.append(Text(f"{place}: the speed-up exceeds tau: the baseline is not matched", style="bad"))
+        if setting.unmatched_baseline and setting.speed_up is not None:
+            parts.append(Text(f"{place}: {unreliable(setting.speed_up)}", style="warn"))
     lines = dict.fromkeys(setting.definition for setting in result.settings)
     parts.append(Text("\n" + "\n".join(lines), style="note"))
     return Group(*parts)
@@ -74,6 +81,22 @@ def _entry_cells(entry: LedgerEntry) -> tuple[str, ...]:
         _range(entry.tolerance) if entry.tolerance or not compared else "every round",
         mark,
     )
+
+
+def _narrow_table(settings: Sequence[ServedSetting]) -> Table:
+    table = _table(("suite", "K", "T", "tau (95%)", "tokens/s", "plain", "speed-up"))
+    for setting in settings:
+        acceptance, baseline = setting.acceptance, setting.baseline
+        interval = f" ({_range(acceptance.tau_interval)})" if acceptance.tau_interval else ""
+        gain = "" if setting.speed_up is None else f"{setting.speed_up:.2f}x"
+        table.add_row(
+            *_place_cells(setting),
+            number_text(acceptance.tau, 3) + interval,
+            f"{setting.pace.tokens_per_second:.1f}",
+            "" if baseline is None else f"{baseline.tokens_per_second:.1f}",
+            f"[warn]{gain}?[/]" if setting.unmatched_baseline else gain,
+        )
+    return table
 
 
 def _acceptance_table(settings: Sequence[ServedSetting]) -> Table:
@@ -123,5 +146,7 @@ def _range(interval: Sequence[float] | None) -> str:
 def _table(columns: Sequence[str]) -> Table:
     table = Table(box=None)
     for name in columns:
-        table.add_column(name, justify="left" if name in _LEFT else "right", header_style="title")
+        left = name in _LEFT
+        # Names may be long; numbers are never broken.
+        table.add_column(name, justify="left" if left else "right", header_style="title", no_wrap=not left)
     return table

@@ -10,9 +10,11 @@ import attrs
 import pytest
 import tomli
 
+from speculators.bench.referee import FEWEST_PROMPTS
 from speculators.errors import RecipeError
 from speculators.recipe import algorithm, input_sections, schema
 from speculators.recipe.catalog import recipe_names, recipe_path, recipes_folder
+from speculators.recipe.load import load_recipe
 
 
 def test_the_catalogue_has_the_recipes_of_the_package() -> None:
@@ -70,3 +72,12 @@ def test_the_guides_tables_hold_the_defaults(key: str, section: Any) -> None:
     assert row is not None
     values = {name: None if value == "none" else value for name, value in tomli.loads(f"a = {row[1]}")["a"].items()}
     assert values == attrs.asdict(section)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_confirms_as_many_prompts_as_its_criterion_needs(name: str) -> None:
+    """Above T = 0, and in 16 bits, live and replay are compared over prompts, of which a few tell nothing."""
+    recipe = load_recipe(name)
+    section = recipe.benchmark
+    sampled = any(temperature > 0 for temperature in section.temperature) or recipe.verifier.dtype != "float32"
+    assert not sampled or section.live_prompts is None or section.live_prompts >= FEWEST_PROMPTS

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import made_results
+import pytest
 
-from speculators.bench.result import Setting
-from speculators.report.bench import notes
+from speculators.bench.conclusion import conclude
+from speculators.bench.result import BaselineRow, Setting
+from speculators.report.conclusion import conclusion, conclusion_line, notes
 
 
 def setting(k: int, cost: float | None = None) -> Setting:
@@ -14,12 +18,64 @@ def setting(k: int, cost: float | None = None) -> Setting:
     return made_results.setting(num_speculative_tokens=k, drafted_cost=cost)
 
 
-def test_the_cost_of_one_more_drafted_token_is_reported() -> None:
-    """The largest K gives it, over the widest range; without a cost there is no line."""
-    settings = [setting(3), setting(5, 0.12), setting(7, 0.10)]
+def timed(k: int, speed_up: float, **changes: object) -> Setting:
+    """One K with its speed-up."""
+    live = attrs.evolve(made_results.live(), speed=made_results.speed(speed_up=speed_up, **changes))
+    return attrs.evolve(setting(k), live=live)
+
+
+def test_the_cost_of_an_extra_draft_is_reported_with_what_it_has_to_gain() -> None:
+    """The largest K gives it, over the widest range; faster decoding raises what a draft has to gain."""
+    settings = [timed(3, 1.5), attrs.evolve(timed(5, 1.2), drafted_cost=0.1)]
     (cost,) = [line for _, line in notes(settings) if "costs" in line]
-    assert cost.startswith("from the rounds of K=3 and K=7: one more drafted token costs 0.10 of a token")
+    assert cost == (
+        "each extra draft costs 10% of a plain step and pays if accepted more than 15% of the time: best K here is 3"
+    )
     assert not any("costs" in line for _, line in notes([setting(3), setting(5)]))
+
+
+def test_the_live_check_stands_beside_its_prediction() -> None:
+    """On so many prompts: the measured and the predicted acceptance length; the criterion where it is asked for."""
+    assert ("note", "K=3: live check on 3 prompts: 1.900, predicted 1.900") in notes([setting(3)], wide=False)
+    assert ("note", "K=3: live check on 3 prompts: 1.900, predicted 1.900 (round for round)") in notes([setting(3)])
+
+
+def test_a_speed_up_beyond_tau_is_called_unreliable() -> None:
+    """The note of a speculator or a baseline names the number and the likely cause."""
+    speed = made_results.speed(speed_up=1.95, unmatched_baseline=True)
+    baseline = BaselineRow(name="ngram", acceptance=made_results.acceptance(), live_tau=1.5, speed=speed)
+    fast = attrs.evolve(timed(5, 1.95, unmatched_baseline=True), baselines=(baseline,))
+    said = "1.95x: more than tau allows, timing unreliable (machine busy?)"
+    assert [line for style, line in notes([fast]) if style == "warn"] == [f"K=5: {said}", f"ngram: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ([timed(3, 0.99), timed(5, 1.01)], "K = 5: 1.90 tokens a pass, 1.01x here."),
+        ([timed(3, 0.85)], "K = 3: 1.90 tokens a pass, 0.85x here, slower than without drafts."),
+        ([timed(3, 1.2), timed(5, 1.95, unmatched_baseline=True)], "K = 3: 1.90 tokens a pass, 1.20x here."),
+        ([timed(5, 1.95, unmatched_baseline=True)], "K = 5: 1.90 tokens a pass, its time is unreliable."),
+        ([attrs.evolve(setting(3), live=None)], "K = 3: 1.90 tokens a pass, its speed was not measured."),
+    ],
+)
+def test_the_conclusion_is_one_sentence(settings: list[Setting], sentence: str) -> None:
+    """The best K, tokens a pass, and the speed-up here; a time that cannot be trusted decides nothing."""
+    assert conclusion_line(conclude(settings)) == sentence
+
+
+def test_the_next_commands_name_the_run() -> None:
+    """Export and report; the doctor where live and replay disagree; several settings name their place."""
+    run = Path("runs/mine-1a2b")
+    good = made_results.bench_result(timed(3, 1.2), attrs.evolve(timed(3, 0.9), temperature=1.0))
+    assert str(conclusion(good, run)).splitlines() == [
+        "mine, T=0: K = 3: 1.90 tokens a pass, 1.20x here.",
+        "mine, T=1: K = 3: 1.90 tokens a pass, 0.90x here, slower than without drafts.",
+        "Next: spec export runs/mine-1a2b, spec report runs/mine-1a2b",
+    ]
+    bad = made_results.bench_result(attrs.evolve(setting(3), live=made_results.live(gap="round 2")))
+    assert str(conclusion(bad, run)).splitlines()[-1] == "Next: spec doctor runs/mine-1a2b"
+    assert len(str(conclusion(bad, None)).splitlines()) == 1
 
 
 def test_a_criterion_that_was_not_judged_is_not_a_failure() -> None:
@@ -27,7 +83,7 @@ def test_a_criterion_that_was_not_judged_is_not_a_failure() -> None:
     live = made_results.live(own_tau=1.25, untold="3 prompts are too few to tell")
     lines = notes([attrs.evolve(setting(3), live=live)])
     assert ("note", "K=3: 3 prompts are too few to tell (--live N takes more)") in lines
-    assert any("over the verifier's own responses replay predicts 1.2500" in line for _, line in lines)
+    assert any("; 1.250 on the verifier's own answers" in line for _, line in lines)
 
 
 def test_replaced_answers_are_reported_with_the_consequence() -> None:
