@@ -6,13 +6,15 @@ import argparse
 import errno
 import importlib
 import keyword
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
-from speculators.errors import RecipeError, SpeculatorsError
+from speculators.errors import Problem, RecipeError, SpeculatorsError
 from speculators.registry import near_miss
+
+from .streams import UntilClosed, print_problems
 
 # Every verb with its line of help. A verb is a module of this package (dashes become underscores) that has
 # `add_arguments(parser)` and `run(options) -> int`.
@@ -26,6 +28,10 @@ GROUPS = {
         "regenerate": "let the verifier answer prompts, for on-policy training data",
         "serve-states": "start a vLLM server that computes a recipe's hidden states",
         "run": "run a recipe, from its data to the acceptance table",
+    },
+    "Clean up": {
+        "rm": "remove runs",
+        "cache": "list what the cache holds, or remove some of it",
     },
     "Measure": {
         "bench": "measure a speculator's acceptance length and speed-up",
@@ -49,34 +55,85 @@ GROUPS = {
 }
 VERBS = {verb: summary for verbs in GROUPS.values() for verb, summary in verbs.items()}
 
+# Command lines for the end of each verb's help; a test parses them.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "ls": ("spec ls", "spec ls --long --runs /data/runs"),
+    "cp": ("spec cp quickstart ./mine.toml",),
+    "validate": ("spec validate ./mine.toml", "spec validate ./mine.toml --verifier-config config.json"),
+    "plan": ("spec plan quickstart", "spec plan ./mine.toml --gpus 8xH100-80GB"),
+    "data": ("spec data ./mine.toml --show 3",),
+    "regenerate": ("spec regenerate ./mine.toml prompts.jsonl --out answers.jsonl",),
+    "serve-states": ("spec serve-states ./mine.toml --port 8100",),
+    "run": ("spec run quickstart_short", "spec run ./mine.toml --nproc 8 --set seed=1 --name second"),
+    "rm": ("spec rm runs/NAME", "spec rm NAME OTHER --dry-run"),
+    "cache": ("spec cache", "spec cache prune quickstart --dry-run", "spec cache prune --unused-days 30 --yes"),
+    "bench": ("spec bench runs/NAME --k 3 --k 5", "spec bench NAME --engine vllm --endpoint http://127.0.0.1:8000"),
+    "report": ("spec report runs/NAME", "spec report A B C --out three.html"),
+    "show": ("spec show quickstart", "spec show ./mine.toml --why schedule.optimizer.lr"),
+    "diff": ("spec diff quickstart ./mine.toml", "spec diff A B", "spec diff HEAD~1:mine.toml mine.toml --md"),
+    "doctor": ("spec doctor runs/NAME",),
+    "reproduce": ("spec reproduce runs/NAME --until prepare",),
+    "lock": ("spec lock --check", "spec lock --check runs/NAME"),
+    "export": ("spec export runs/NAME --to vllm",),
+    "import": ("spec import ./checkpoint --verifier meta-llama/Llama-3.1-8B-Instruct",),
+    "new-algorithm": ("spec new-algorithm my_draft",),
+    "completion": ("spec completion bash",),
+}
+
 # For these verbs, everything after `--` goes to the program that they start; argparse would take it for its own.
 PASS_ON = ("serve-states",)
 
 
+class Parser(argparse.ArgumentParser):
+    """The parser of one verb: its help ends with examples, and bad usage is an error like any other."""
+
+    verb = ""
+
+    def format_help(self) -> str:
+        """Formats the help."""
+        examples = "".join(f"  {line}\n" for line in EXAMPLES[self.verb])
+        return f"{super().format_help()}\nexamples:\n{examples}"
+
+    def error(self, message: str) -> NoReturn:
+        """Raises RecipeError instead of exiting, so that `--json` can report it."""
+        raise RecipeError([Problem("", message, f"{self.prog} --help describes the arguments")])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns the exit code: 0 ok, 1 failed, 2 bad recipe or usage, 130 interrupted."""
-    try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+    """Runs a command line and returns the exit code: 0 ok, 1 failed, 2 bad recipe or usage, 130 interrupted.
+
+    With `--json` an error, too, is one object on stdout: {"errors": [{file, line, path, message, hint}]}.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with UntilClosed.both():
+        code = _reported(arguments)
         sys.stdout.flush()
-        return code
+    return code
+
+
+def _reported(arguments: list[str]) -> int:
+    """Runs a command line, reporting its errors."""
+    as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
+    try:
+        return _dispatch(arguments)
     except SpeculatorsError as error:
-        problems = error.problems if isinstance(error, RecipeError) else (error,)
-        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+        if isinstance(error, RecipeError):
+            lines = [str(problem) for problem in error.problems]
+        else:
+            lines = [str(error)]
+        print_problems(error.problems, lines, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; what is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         # Any argument may be taken for a path, and the first look at one that is too long fails like this.
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        problem = Problem("", f"{error.filename}: {error.strerror}")
+        print_problems([problem], [str(problem)], as_json=as_json)
         return RecipeError.exit_code
-    except SystemExit as stop:  # argparse, after it has printed what is wrong
+    except SystemExit as stop:  # argparse, after it has printed the help
         return stop.code if isinstance(stop.code, int) else 2
 
 
@@ -106,7 +163,8 @@ def verb_parser(verb: str) -> tuple[ModuleType, argparse.ArgumentParser]:
     # "import" is a keyword of Python, so that module is called import_.
     file = verb.replace("-", "_") + ("_" if keyword.iskeyword(verb) else "")
     module = importlib.import_module(f"{__name__}.{file}")
-    parser = argparse.ArgumentParser(prog=f"spec {verb}", description=module.__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"spec {verb}", description=module.__doc__, allow_abbrev=False)
+    parser.verb = verb
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="print only the result and errors")

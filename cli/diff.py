@@ -13,23 +13,22 @@ from speculators.diff.comparison import AGAIN
 from speculators.diff.consequence import VOCABULARY
 from speculators.diff.revision import unpacked
 from speculators.diff.side import DiffSide
-from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
+from speculators.errors import Problem, RecipeError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock_check import facts_of_run, shipped_facts
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
-from speculators.runs.places import RunFolder
+from speculators.runs.places import RUNS, RunFolder, find_recipe, find_run
 
 from .common import add_verifier_config, counted, print_json
 
 _REVISION = re.compile(r"(?P<rev>[^:]+):(?P<path>[^:]+\.toml)")
-RUNS = Path("runs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    text = "a recipe's name or file, a file at a git revision (REV:path.toml), or a run folder"
+    text = "a recipe's name or file, a file at a git revision (REV:path.toml), or a run"
     parser.add_argument("a", metavar="A", help=text)
     parser.add_argument("b", metavar="B", help="what to compare A with, in any of these forms")
     add_verifier_config(parser)
@@ -73,14 +72,12 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _side(name: str, options: argparse.Namespace) -> DiffSide:
-    if _is_run(name):
-        return DiffSide.of_run(name, Path(name))
-    if Path(name).is_dir():
-        raise ArtifactError(f"{name}: not a run folder: it has no plan.json", hint="spec ls lists the runs")
     revision = _REVISION.fullmatch(name)
     if revision and not Path(name).exists():
         with unpacked(revision["rev"], revision["path"]) as recipe_then:
             return recipe_then.relocated(_recipe_side(name, recipe_then.recipe, options))
+    if run := _run(name):
+        return DiffSide.of_run(name, run)
     return _recipe_side(name, load_recipe(name), options)
 
 
@@ -96,12 +93,16 @@ def _with_parameters(a: DiffSide, b: DiffSide) -> DiffSide:
     )
 
 
-def _is_run(name: str) -> bool:
-    return RunFolder(Path(name)).plan.is_file()
+def _run(name: str) -> Path | None:
+    """The folder of the run that a name stands for; None for a recipe."""
+    if Path(name).is_dir():
+        return find_run(name).path
+    place = None if _REVISION.fullmatch(name) else find_recipe(name)
+    return place.path if isinstance(place, RunFolder) else None
 
 
 def _recipe_side(name: str, recipe: Recipe, options: argparse.Namespace) -> DiffSide:
-    facts = options.facts or _known_facts(recipe, [Path(each) for each in (options.a, options.b) if _is_run(each)])
+    facts = options.facts or _known_facts(recipe, [run for each in (options.a, options.b) if (run := _run(each))])
     return DiffSide.of_recipe(name, recipe, make_plan(recipe, facts) if facts else None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from speculators.errors import RecipeError
+from speculators.errors import Problem, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.load import load_recipe
@@ -21,13 +21,14 @@ from speculators.recipe.lock_check import (
     write_locks,
 )
 from speculators.registry import near_miss
+from speculators.runs.places import find_run
 
 from .common import add_verifier_config, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    text = "names of shipped recipes, or run folders (default: all shipped recipes)"
+    text = "names of shipped recipes, or runs (default: all shipped recipes)"
     parser.add_argument("names", metavar="WHAT", nargs="*", help=text)
     action = parser.add_mutually_exclusive_group(required=True)
     text = "report what no longer resolves, and exit with 1 if anything does not"
@@ -62,10 +63,13 @@ def _check(names: list[str], options: argparse.Namespace) -> int:
 def _check_one(name: str, locks: dict[str, object]) -> LockCheck:
     if name in recipe_names():
         return check_shipped(name, locks)
-    if not Path(name).is_dir():
-        hint = near_miss(name, recipe_names()) or "spec ls lists both"
-        raise RecipeError(f"{name}: neither a shipped recipe nor a run folder ({hint})")
-    return _with_verifier(check_run(Path(name)), Path(name))
+    try:
+        folder = find_run(name).path
+    except RecipeError:
+        if (hint := near_miss(name, recipe_names())) is None:
+            raise
+        raise RecipeError([Problem("", f"{name}: neither a shipped recipe nor a run", hint)]) from None
+    return _with_verifier(check_run(folder), folder)
 
 
 def _with_verifier(check: LockCheck, folder: Path) -> LockCheck:

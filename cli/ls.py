@@ -1,38 +1,37 @@
-"""Lists the shipped recipes with what they need and reach, the algorithms, and your runs."""
+"""Lists your runs, then the shipped recipes and the algorithms."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from speculators.config import CONFIGS
 from speculators.recipe.catalog import recipe_names
 from speculators.recipe.load import load_recipe
-from speculators.runs.places import RunFolder
+from speculators.runs.summary import summaries
 
-from .common import print_json
+from .common import add_runs, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument(
-        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="folder with the runs (default: ./runs)"
-    )
+    add_runs(parser)
+    text = "also print each recipe's purpose and the acceptance lengths that it is known to reach"
+    parser.add_argument("--long", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints three lists."""
+    runs = summaries(options.runs)
     recipes = [_recipe(name) for name in recipe_names()]
     algorithms = CONFIGS.names()
-    runs = [_run(folder) for folder in sorted(options.runs.glob("*")) if RunFolder(folder).recipe.is_file()]
     if options.json:
-        print_json({"recipes": recipes, "algorithms": algorithms, "runs": runs})
+        print_json({"runs": [each.to_json() for each in runs], "recipes": recipes, "algorithms": algorithms})
         return 0
     from speculators.report.console import console
     from speculators.report.recipe import listing
 
-    console().print(listing(recipes, algorithms, runs))
+    console().print(listing(recipes, algorithms, runs, long=options.long))
     return 0
 
 
@@ -46,14 +45,8 @@ def _recipe(name: str) -> dict[str, Any]:
         "verifier": recipe.verifier.model,
         "family": recipe.verifier.short_name,
         "hardware": recipe.hardware,
+        "minutes": recipe.minutes,
+        "usual_time": recipe.usual_time,
         "algorithm": recipe.algorithm.name,
         "expect": expect,
-    }
-
-
-def _run(folder: Path) -> dict[str, Any]:
-    return {
-        "name": folder.name,
-        "trained": (RunFolder(folder).speculator / "config.json").is_file(),
-        "measured": any(RunFolder(folder).bench.glob("*.json")),
     }

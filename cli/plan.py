@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from speculators.cost.catalogue import Device, parse_devices
 from speculators.errors import Problem, RecipeError, VerifierError
 from speculators.facts import VerifierFacts
+from speculators.files.disk import free_bytes, size_text
 from speculators.recipe.lock_check import contradictions, shipped_facts
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 
-from .common import add_recipe, add_verifier_config, count, counted, load_checked, or_warned, print_json
+from .common import add_recipe, add_runs, add_verifier_config, count, counted, load_checked, or_warned, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nproc", metavar="N", type=count, help="number of training processes (default: 1, or as many as --gpus names)"
     )
-    parser.add_argument(
-        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (default: ./runs)"
-    )
+    add_runs(parser)
     parser.add_argument("--gpus", metavar="LIST", help="estimate costs for these, such as 8xH100-80GB,1xL40S")
     parser.add_argument(
         "--efficiency",
@@ -60,18 +59,26 @@ def run(options: argparse.Namespace) -> int:
     from speculators.runs.places import Places
     from speculators.runs.stages import on_disk
 
-    places = Places(runs=options.runs)
+    places = Places(runs=options.resumed.path.parent if options.resumed else options.runs, resumed=options.resumed)
     # --gpus names other machines, which compute in the precision of the recipe.
     plan = plan if devices else on_this_machine(plan)
     plan, done = counted(plan), on_disk(plan, places)
     costs = _estimate(plan, places, options, devices)
+    folders = {"run": places.run(plan).path, "cache": places.cache}
+    free = {name: free_bytes(folder) for name, folder in folders.items()}
     if options.json:
-        print_json({**plan.to_dict(), "on_disk": done, "costs": costs and costs.to_json()})
+        disk = {name: {"folder": str(folder), "free_bytes": free[name]} for name, folder in folders.items()}
+        usual = {"usual_time": recipe.usual_time, "folders": disk}
+        print_json({**plan.to_dict(), "on_disk": done, "costs": costs and costs.to_json(), **usual})
         return 0
     from speculators.report.console import console
     from speculators.report.plan import plan_tables
 
     console().print(plan_tables(plan, done, costs))
+    for name, folder in folders.items():
+        console().print(f"{name} folder: {folder} ({size_text(free[name])} free)", markup=False, soft_wrap=True)
+    if recipe.usual_time:
+        console().print(f"usually {recipe.usual_time}", markup=False)
     return 0
 
 
@@ -86,15 +93,13 @@ def _share(text: str) -> float:
     return value
 
 
-def _devices(options: argparse.Namespace) -> list[Any]:
-    from speculators.cost.devices import parse_devices
-
+def _devices(options: argparse.Namespace) -> list[Device]:
     if options.efficiency and not options.gpus:
         raise RecipeError([Problem("--efficiency", "requires --gpus")])
     return parse_devices(options.gpus) if options.gpus else []
 
 
-def _estimate(plan: Plan, places: Any, options: argparse.Namespace, devices: list[Any]) -> Any:
+def _estimate(plan: Plan, places: Any, options: argparse.Namespace, devices: list[Device]) -> Any:
     """Estimates the costs; None if the algorithm or the verifier cannot be run without values."""
     from speculators.cost.estimate import estimate
 

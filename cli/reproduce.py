@@ -8,13 +8,14 @@ from pathlib import Path
 
 from speculators.errors import LockError
 from speculators.recipe.lock import Lock
+from speculators.runs.places import find_run
 
-from .common import print_json
+from .common import RUN_HELP, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("folder", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("folder", metavar="RUN", help=RUN_HELP)
     text = "where to keep the re-run, which resumes there after Ctrl-C (default: RUN-reproduced, beside RUN)"
     parser.add_argument("--to", metavar="FOLDER", type=Path, help=text)
     text = "the last stage to run and compare, for a quick check (default: all)"
@@ -24,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the findings; exits with 0 if the run is reproduced, 1 if something differs or could not be compared."""
     # Before torch is imported, so that a folder that is not a run is reported at once.
-    lock = Lock.read(options.folder)
-    lock.resolved(options.folder)
-    folder = options.folder.resolve()
+    folder = find_run(options.folder).path.resolve()
+    lock = Lock.read(folder)
+    lock.resolved(folder)
     to = (options.to or folder.with_name(f"{folder.name}-reproduced")).resolve()
     if to == folder or to in folder.parents or folder in to.parents:
         raise LockError(f"{to}: the re-run of {folder} must be kept apart from it", hint="give another folder (--to)")
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
             f"--until {until}: the run has no such stage", hint=f"available: {', '.join(lock.fingerprints)}"
         )
     if lock.environment.world_size > 1 and "RANK" not in os.environ:
+        options.folder = folder
         return _launch(options, lock.environment.world_size)
     from speculators.report.console import console
     from speculators.report.progress import RunView

@@ -4,48 +4,88 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
+from speculators.errors import Problem, RecipeError
+from speculators.events import Event, RunEvent
 from speculators.recipe.expect import band_lines, compare_bands
+from speculators.recipe.schema import Recipe
+from speculators.structure.spelling import toml_text
 
-from .common import add_recipe, add_wide, count, load_checked, print_json
+from .common import add_recipe, add_runs, add_wide, count, load_checked, print_json
+
+if TYPE_CHECKING:  # torch comes with it
+    from speculators.pipeline import RunOutcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument(
-        "--runs", metavar="FOLDER", type=Path, default=Path("runs"), help="where runs are kept (default: ./runs)"
-    )
+    add_runs(parser)
     parser.add_argument("--nproc", metavar="N", type=count, default=1, help="processes on this machine (default: 1)")
     add_wide(parser)
+    text = "call the run NAME: its folder is NAME-FINGERPRINT, and other commands find it by NAME"
+    parser.add_argument("--name", metavar="NAME", help=text)
     parser.add_argument("--resume", action="store_true", help="resume a run where it stopped (the default)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the stages and prints the result."""
+    if options.name is not None:
+        options.overrides = [*options.overrides, f"name={toml_text(options.name)}"]
     # Before torch is imported, so that errors in a recipe appear at once.
     recipe = load_checked(options)
+    if options.name is not None and options.resumed is not None:
+        problem = Problem("--name", f"{options.resumed.path} has its name already", "leave it out, or name a recipe")
+        raise RecipeError([problem])
     if options.nproc > 1 and "RANK" not in os.environ:
         return _launch(options)
-    from speculators.bench.result import taus
+    if recipe.usual_time and not options.quiet and os.environ.get("RANK", "0") == "0":
+        print(f"{recipe.name}: usually {recipe.usual_time}", file=sys.stderr)
+    outcome = _run(recipe, options)
+    return 0 if outcome is None else _report(outcome, recipe, options)
+
+
+def _run(recipe: Recipe, options: argparse.Namespace) -> RunOutcome | None:
+    """Runs the stages; None on every process but the first."""
     from speculators.pipeline import Places, run_recipe
-    from speculators.report.bench import bench_tables
-    from speculators.report.conclusion import conclusion
-    from speculators.report.console import console
-    from speculators.report.progress import RunView, duration
+    from speculators.report.progress import RunView
     from speculators.training.world import start, stop
 
+    places = Places(runs=options.resumed.path.parent if options.resumed else options.runs, resumed=options.resumed)
+    folders: list[Path] = []
     world = start()
     try:
         with RunView(quiet=options.quiet) as view:
-            outcome = run_recipe(recipe, places=Places(runs=options.runs), world=world, listen=view)
+
+            def listen(event: Event) -> None:
+                if isinstance(event, RunEvent):
+                    folders.append(event.folder)
+                view(event)
+
+            outcome = run_recipe(recipe, places=places, world=world, listen=listen)
+    except KeyboardInterrupt:
+        if world.is_main:
+            print(f"to go on: {_command(options, folders, world.size)}", file=sys.stderr)
+        raise
     finally:
         stop(world)
-    if not world.is_main:
-        return 0
+    return outcome if world.is_main else None
+
+
+def _report(outcome: RunOutcome, recipe: Recipe, options: argparse.Namespace) -> int:
+    """Prints the result; returns 1 if live decoding disagrees with replay."""
+    from speculators.bench.result import taus
+    from speculators.report.bench import bench_tables
+    from speculators.report.conclusion import conclusion
+    from speculators.report.console import console
+    from speculators.report.progress import duration
+
     code = 0 if outcome.bench is None or outcome.bench.agrees else 1
     bands = compare_bands(recipe.expect, taus(outcome.bench.settings)) if outcome.bench else []
     if options.json:
@@ -63,6 +103,18 @@ def run(options: argparse.Namespace) -> int:
     if outcome.bench is not None:
         console().print(conclusion(outcome.bench, outcome.folder))
     return code
+
+
+def _command(options: argparse.Namespace, folders: list[Path], processes: int) -> str:
+    """The command line that goes on with an interrupted run; the same one again where the run has no folder yet."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        return "start the same command again on every machine"
+    if folders:
+        parts = ["spec", "run", str(folders[0])]
+    else:
+        parts = ["spec", "run", options.recipe, "--runs", str(options.runs)]
+        parts += [part for override in options.overrides for part in ("--set", override)]
+    return shlex.join([*parts, *(("--nproc", str(processes)) if processes > 1 else ())])
 
 
 def _launch(options: argparse.Namespace) -> int:

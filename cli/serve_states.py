@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from speculators.errors import Problem, RecipeError
+from speculators.files.used import use
 
 from .common import add_recipe, count, load_checked, print_json
 
@@ -60,4 +61,6 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         layers = ", ".join(map(str, settings.layer_ids))
         print(f"the states of layers {layers} and of the last go to {settings.folder}", file=sys.stderr)
+    if Path(settings.folder).is_relative_to(Places().verifiers):
+        use(Path(settings.folder), recipe.name, recipe.verifier.model)
     return serve_states(settings, note)

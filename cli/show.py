@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.catalog import recipe_path
-from speculators.recipe.document import read_document
-from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
 from speculators.registry import near_miss
+from speculators.runs.places import find_recipe
+from speculators.runs.recipes import load_any, recipe_text
 
-from .common import add_recipe, print_json
+from .common import add_recipe, add_runs, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
+    add_runs(parser)
     parser.add_argument(
         "--resolved", action="store_true", help="list every value, defaults included, and where it comes from"
     )
@@ -34,9 +34,9 @@ def _key(text: str) -> str:
 def run(options: argparse.Namespace) -> int:
     """Prints the file, the values with their origins, or the explanation of one."""
     if not (options.resolved or options.why or options.json or options.overrides):
-        print(read_document(recipe_path(options.recipe))[1], end="")
+        print(recipe_text(find_recipe(options.recipe, options.runs)), end="")
         return 0
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe, _ = load_any(options.recipe, options.overrides, options.runs)
     if options.why:
         return _why(recipe, options)
     values = flatten(recipe)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 def _without_overrides(options: argparse.Namespace) -> Recipe | None:
     """Loads the recipe without `--set`; None if it is not valid without them."""
     try:
-        return load_recipe(options.recipe)
+        return load_any(options.recipe, (), options.runs)[0]
     except RecipeError:
         return None
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from speculators.errors import Problem, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_decoder, check_recipe, check_verifier
-from speculators.recipe.load import load_recipe
+from speculators.runs.recipes import load_any
 
-from .common import add_overrides, add_verifier_config, print_json, problem_values
+from .common import RECIPE_HELP, add_overrides, add_verifier_config, print_json
+from .streams import problem_values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    text = "names that spec ls lists, or files such as ./mine.toml"
-    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=text)
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help=RECIPE_HELP)
     add_overrides(parser)
     add_verifier_config(parser)
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> tuple[list[Problem], str]:
     """Finds the problems of a recipe, and says which config.json it was checked against."""
     try:
-        recipe = load_recipe(name, overrides)
+        recipe, _ = load_any(name, overrides)
     except RecipeError as error:
         return list(error.problems), ""
     problems = check_recipe(recipe)

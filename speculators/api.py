@@ -34,7 +34,7 @@ from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.report.progress import RunView
 from speculators.runs.benches import read_benches
-from speculators.runs.places import Places, RunFolder, find_speculator, recipe_of
+from speculators.runs.places import Places, RunFolder, find_run, find_speculator, recipe_of
 from speculators.structure.spelling import toml_text
 from speculators.training.world import start, stop
 from speculators.verifier.engine import Engine
@@ -242,17 +242,19 @@ def read_run(folder: str | Path) -> Run:
     """Reads the measurements of a run.
 
     Args:
-        folder: a run folder, for example from `spec ls`.
+        folder: a run folder, or the name of a run in ./runs, or a beginning that no other run has.
 
     Raises:
-        ArtifactError: the folder is not a run.
+        RecipeError: there is no such run.
+        ArtifactError: its plan is missing or damaged.
 
     Example:
         read_run("runs/smoke-1a2b3c4d").to_pandas()
     """
-    plans.read_plan(RunFolder(Path(folder)).plan)
-    benches = read_benches(Path(folder))
-    return Run(folder=Path(folder), settings=benches.settings, unread=benches.unread)
+    run = find_run(folder)
+    plans.read_plan(run.plan)
+    benches = read_benches(run.path)
+    return Run(folder=run.path, settings=benches.settings, unread=benches.unread)
 
 
 def load_speculator(folder: str | Path, *, verifier: str | None = None) -> Speculator:

@@ -33,6 +33,9 @@ class Problem:
 class SpeculatorsError(Exception):
     """Base of every error that the user can remedy; the CLI prints it without a traceback.
 
+    Attributes:
+        problems: the faults, one by one.
+
     Example:
         try:
             recipe = load_recipe("mine.toml")
@@ -43,6 +46,7 @@ class SpeculatorsError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        self.problems: tuple[Problem, ...] = (Problem("", message, hint),)
         super().__init__(f"{message}\n{hint}" if hint else message)
 
 
@@ -52,8 +56,9 @@ class RecipeError(SpeculatorsError):
     exit_code = 2
 
     def __init__(self, problems: Iterable[Problem] | str) -> None:
-        self.problems = (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        listed = (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in listed))
+        self.problems = listed
 
 
 class RegistryError(SpeculatorsError):

@@ -176,9 +176,54 @@ class WarningEvent:
     message: str
 
 
-Event = StageEvent | ProgressEvent | StepEvent | EvalEvent | SaveEvent | WarningEvent
+@attrs.frozen(kw_only=True)
+class RunEvent:
+    """The run folder is open: from here on, everything of this run goes there."""
+
+    folder: Path
+
+
+Event = RunEvent | StageEvent | ProgressEvent | StepEvent | EvalEvent | SaveEvent | WarningEvent
 Listen = Callable[[Event], None]
 Progress = Callable[[ProgressEvent], None]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Pieces:
+    """Reports the pieces of a stage's work as one share of the whole, which grows only and ends at 100%.
+
+    Attributes:
+        stage: what all of them belong to.
+        pieces: how many there will be.
+        listen: gets the share, in percent, with the piece at work in the note.
+    """
+
+    stage: str
+    pieces: int
+    listen: Progress
+    _begun: int = attrs.field(init=False, default=0)
+    _share: float = attrs.field(init=False, default=0.0)
+
+    def piece(self, phases: int = 1) -> Progress:
+        """Begins the next piece; returns what receives its own progress.
+
+        Args:
+            phases: of the piece, which differ in the stage that their events name.
+        """
+        before, self._begun = self._begun, self._begun + 1
+        names: list[str] = []
+
+        def receive(event: ProgressEvent) -> None:
+            if event.stage not in names:
+                names.append(event.stage)
+            within = min(event.done / event.total, 1.0) if event.total else 0.0
+            phase = min(names.index(event.stage), phases - 1)
+            self._share = max(self._share, (before + (phase + within) / phases) / self.pieces)
+            amount = f"{event.done:,.0f}" + (f" of {event.total:,.0f}" if event.total else "")
+            note = " ".join(filter(None, (f"{event.stage}: {amount} {event.unit}".rstrip(), event.note)))
+            self.listen(ProgressEvent(stage=self.stage, done=100 * self._share, total=100, unit="%", note=note))
+
+        return receive
 
 
 def ignore(event: Any) -> None:

@@ -20,6 +20,7 @@ from speculators.config import SpeculatorModelConfig, refuse_built_in
 from speculators.drafter import Drafter
 from speculators.errors import ArtifactError, ContractError, SpeculatorsError
 from speculators.facts import VerifierFacts
+from speculators.files.disk import honour_umask
 from speculators.registry import Registry, qualified_name
 from speculators.structure.converter import structure
 
@@ -264,6 +265,7 @@ def _takes_config(model_class: type[SpeculatorModel]) -> bool:
 def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        honour_umask(path)
     except SafetensorError as error:
         raise ArtifactError(f"{path}: cannot be written: {error}", hint="is the disk full?") from error
 

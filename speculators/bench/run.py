@@ -32,7 +32,7 @@ from speculators.decoding.baselines import Baseline, make_baseline
 from speculators.decoding.loop import Decoded
 from speculators.drafter import Drafter, Replays
 from speculators.errors import DataError
-from speculators.events import Progress, ignore
+from speculators.events import Pieces, Progress, ignore
 from speculators.recipe.schema import BenchmarkSection
 from speculators.verifier.engine import Engine
 from speculators.verifier.weights import VerifierHead, load_head
@@ -67,6 +67,7 @@ class BenchContext:
         head: the verifier's head over its whole vocabulary, in float32.
         level: confidence level of one interval. All sampled settings together agree with probability 1 - FALSE_ALARM or
             more if the speculator is correct.
+        pieces: reports the work of all settings as one.
         known_rows: rows that the caller already has.
         baselines: training-free drafters to measure beside it.
     """
@@ -77,7 +78,7 @@ class BenchContext:
     section: BenchmarkSection
     seed: int
     level: float
-    progress: Progress
+    pieces: Pieces
     known_rows: KnownRows
     baselines: tuple[Baseline, ...]
 
@@ -114,6 +115,8 @@ def bench(
     # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
     each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
     criteria = len(section.suites) * each * len(section.num_speculative_tokens)
+    # Answers, replay and live decode of each suite at each temperature.
+    pieces = Pieces(stage="bench", pieces=3 * len(section.suites) * len(section.temperature), listen=progress)
     context = BenchContext(
         model=model,
         engine=engine,
@@ -121,7 +124,7 @@ def bench(
         section=section,
         seed=seed,
         level=1 - FALSE_ALARM / max(1, criteria),
-        progress=progress,
+        pieces=pieces,
         known_rows=known_rows,
         baselines=tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines),
     )
@@ -145,6 +148,7 @@ def bench(
 def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
     """Measures one suite at one temperature; one setting for each K."""
     section, drafter = context.section, context.model.draft()
+    answering = context.pieces.piece(phases=2)
     rows = context.known_rows.get((suite, temperature)) or own_rows(
         context.engine,
         context.head,
@@ -153,10 +157,10 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
         temperature=temperature,
         max_new_tokens=section.max_new_tokens,
         seed=context.seed,
-        progress=context.progress,
+        progress=answering,
     )
     ks = section.num_speculative_tokens
-    replayed = replay_each(context.model, rows, ks, temperature=temperature, progress=context.progress)
+    replayed = replay_each(context.model, rows, ks, temperature=temperature, progress=context.pieces.piece())
     if not any(len(table) for table in replayed[context.k_max].acceptance):
         raise DataError(
             f"suite {suite}: no response has two tokens of the verifier's own at T={temperature:g}: nothing to measure",
@@ -212,7 +216,7 @@ def _decode(context: BenchContext, sample: Sequence[JudgedResponse], temperature
         stop_ids=frozenset(context.engine.stop_ids),
         seed=context.seed,
     )
-    return run_live(context.engine.model, contenders, sample, settings, progress=context.progress)
+    return run_live(context.engine.model, contenders, sample, settings, progress=context.pieces.piece())
 
 
 def _referee(

@@ -227,11 +227,3 @@ class Costs:
             "tokens": self.tokens(),
             "flops": self.flops(),
         }
-
-
-def size_text(size: float) -> str:
-    """Writes a size with its unit: "1.2 TB", "340 MB"."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}" if size < 100 * unit else f"{size / unit:.0f} {name}"
-    return f"{size:.0f} bytes"

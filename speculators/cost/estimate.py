@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
+from speculators.cost.catalogue import Device
 from speculators.cost.costs import Costs
-from speculators.cost.devices import EFFICIENCY, Device, memory, seconds, verifier_alone, warnings
+from speculators.cost.devices import EFFICIENCY, memory, seconds, verifier_alone, warnings
 from speculators.cost.history import StageTime, measured_times
 from speculators.cost.sizes import costs_of
+from speculators.files.disk import free_bytes
 from speculators.recipe.plan import Plan
 from speculators.runs.places import Places
 from speculators.training.world import local_device
@@ -116,7 +116,7 @@ def estimate(
     ignored = {"--conversations": conversations, "--mean-tokens": mean_tokens} if costs.amount.counted else {}
     names = [name for name, value in ignored.items() if value is not None]
     unused = [f"{' and '.join(names)} ignored: the data is already prepared and counted"] if names else []
-    free_disk = None if devices else _free(places.cache)
+    free_disk = None if devices else free_bytes(places.cache)
     notes = _notes(costs)
     if devices:
         origin = "as requested" if efficiency else "a guess, not measured"
@@ -165,9 +165,3 @@ def _notes(costs: Costs) -> list[str]:
         full = f"{costs.mean_tokens:,} tokens each"
         notes.append(f"the data is not prepared: figures marked <= assume {full} for all conversations, all supervised")
     return notes
-
-
-def _free(folder: Path) -> float:
-    """Measures the bytes that are free where `folder` is, or will be."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return float(shutil.disk_usage(existing).free)

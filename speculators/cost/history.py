@@ -12,9 +12,9 @@ from speculators.cost.sizes import costs_of
 from speculators.errors import SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.files.disk import read_json
-from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import Plan, make_plan
 from speculators.runs.places import Places
+from speculators.runs.recipes import load_run
 from speculators.runs.records import RunRecord, records
 from speculators.training.world import local_device
 from speculators.verifier.sources import existing_folder
@@ -89,8 +89,8 @@ def _precision(plan: Plan) -> tuple[str, str]:
 def _costs_of_run(record: RunRecord, plan: Plan, places: Places) -> Costs | None:
     """Counts the products of an earlier run; None if its recipe, verifier or algorithm are no longer available.
 
-    The recipe in a run folder lacks `--set`: it counts only if it still gives the run's own fingerprint. A plug-in that
-    the plan does not use is never imported: it is somebody's program, and has nothing to do with the plan.
+    The run's recipe counts only if it still gives the run's own fingerprint. A plug-in that the plan does not use is
+    never imported: it is somebody's program, and has nothing to do with the plan.
     """
     written = read_json(record.folder.plan)
     try:
@@ -100,7 +100,7 @@ def _costs_of_run(record: RunRecord, plan: Plan, places: Places) -> Costs | None
     if module not in (None, plan.recipe.algorithm.module):
         return None
     try:
-        recipe = load_recipe(str(record.folder.recipe))
+        recipe = load_run(record.folder)
         folder = existing_folder(recipe.verifier, cache=places.verifiers)
         same = recipe.verifier == plan.recipe.verifier
         facts = plan.facts if same else VerifierFacts.read(folder / "config.json") if folder else None

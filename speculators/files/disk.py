@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def honour_umask(*files: Path) -> None:
+    """Gives files the permissions that the user's umask gives to new ones.
+
+    safetensors writes through a temporary file that only its owner can read, and keeps that mode.
+    """
+    # Reading the mask sets it; meanwhile a file of another thread would be private rather than public.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in files:
+        file.chmod(0o666 & ~mask)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON, whole or not at all (see `write_whole`)."""
     write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
@@ -90,6 +103,26 @@ def file_sha256(path: Path) -> str:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def size_text(size: float) -> str:
+    """Writes a size with its unit: "1.2 TB", "340 MB"."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}" if size < 100 * unit else f"{size / unit:.0f} {name}"
+    return f"{size:.0f} bytes"
+
+
+def folder_bytes(path: Path) -> int:
+    """Sums the sizes of a file, or of the files in a folder; links are not followed."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.lstat().st_size for file in files)
+
+
+def free_bytes(folder: Path) -> int:
+    """Measures the bytes that are free where `folder` is, or will be."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def sync_folder(folder: Path) -> None:

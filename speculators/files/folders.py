@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from speculators.errors import ArtifactError
 from speculators.events import Progress, ignore
-from speculators.files.disk import disk_errors, file_sha256, sync_folder, write_json
+from speculators.files.disk import disk_errors, file_sha256, honour_umask, sync_folder, write_json
 from speculators.files.locks import locked
+from speculators.files.used import use
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of every manifest and record in this package
@@ -122,7 +123,8 @@ def is_intact(folder: Path) -> bool:
 
 
 def replace_folder(source: Path, folder: Path) -> None:
-    """Renames `source` to `folder`, in place of what is there, and waits for the disk."""
+    """Renames `source` to `folder`, in place of what is there, with the user's permissions, and waits for the disk."""
+    honour_umask(*(path for path in source.rglob("*") if path.is_file() and not path.is_symlink()))
     if folder.exists():
         shutil.rmtree(folder)
     source.replace(folder)
@@ -161,6 +163,7 @@ def make_once(
     Raises:
         ArtifactError: the disk is full, or the folder cannot be written.
     """
+    use(folder)
     if is_intact(folder):
         return folder
     with locked(folder, progress, stage="verifier"):

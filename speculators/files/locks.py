@@ -12,6 +12,8 @@ from speculators.errors import ArtifactError
 from speculators.events import Progress, ProgressEvent
 from speculators.files.disk import CACHE_VARIABLE, disk_errors
 
+LOCK = ".lock"
+
 
 @contextmanager
 def locked(folder: Path, progress: Progress, *, stage: str) -> Iterator[None]:
@@ -40,13 +42,31 @@ def locked(folder: Path, progress: Progress, *, stage: str) -> Iterator[None]:
 def locked_or_refused(folder: Path, error: ArtifactError) -> Iterator[None]:
     """Holds an exclusive lock inside a folder, which is made if missing; raises `error` if another process holds it."""
 
-    def refuse(_: int) -> None:
-        raise error from None
+    def refuse(seconds: int) -> None:
+        # `is_locked` takes a free lock for a moment.
+        if seconds > 0:
+            raise error from None
 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _hold(folder / ".lock", refuse):
+    with _hold(folder / LOCK, refuse):
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock inside a folder (see `locked_or_refused`)."""
+    file = folder / LOCK
+    if not file.is_file():
+        return False
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder, which only they can lock
+        return False
+    lock.release()
+    return False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from speculators.bench.result import BenchResult
 from speculators.bench.rows import JudgedResponse
 from speculators.bench.run import bench
 from speculators.bench.suites import load_suite
-from speculators.events import SuiteFacts, WarningEvent
+from speculators.events import Pieces, SuiteFacts, WarningEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import place
@@ -80,7 +80,7 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
             temperature=temperature,
             max_new_tokens=section.max_new_tokens,
             seed=context.recipe.seed,
-            progress=context.emit,
+            progress=Pieces(stage="suite", pieces=1, listen=context.emit).piece(phases=2),
         )
         result.facts = SuiteFacts(suite=suite.name, responses=len(rows))
     context.rows[suite.name, temperature] = rows

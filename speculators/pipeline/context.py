@@ -12,6 +12,7 @@ import attrs
 from speculators.bench.rows import JudgedResponse
 from speculators.events import Event, Facts, Listen, StageEvent
 from speculators.files.locks import locked
+from speculators.files.used import use
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places, RunFolder
@@ -63,6 +64,20 @@ class Context:
     def free_engine(self) -> None:
         """Drops the verifier, so that training has its memory."""
         self._engines.clear()
+
+    def use_cache(self) -> None:
+        """Marks what this run reads from the cache, or makes there, so that nobody removes it while the run works."""
+        if not self.world.is_main:
+            return
+        users = (self.recipe.name, self.recipe.verifier.model)
+        prints = self.plan.fingerprints()
+        use(self.places.prepared(self.plan), *users)
+        if self.recipe.data.regenerate is not None:
+            use(self.places.answers(prints["prepare"]), *users)
+        if "capture" in prints:
+            use(self.places.states(prints["capture"]), *users)
+        if self.folder.is_relative_to(self.places.verifiers / "verifiers"):
+            use(self.folder, *users)
 
     def emit(self, event: Event) -> None:
         """Passes any event on, from rank 0."""

@@ -12,8 +12,8 @@ import attrs
 
 from speculators.bench.result import BenchResult
 from speculators.config import CONFIGS
-from speculators.events import Listen
-from speculators.files.disk import disk_errors, write_json, write_whole
+from speculators.events import Listen, RunEvent
+from speculators.files.disk import disk_errors, write_json
 from speculators.pipeline.bench import bench_stage
 from speculators.pipeline.capture import state_source
 from speculators.pipeline.context import Context
@@ -26,6 +26,7 @@ from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
 from speculators.runs.log import EventLog
 from speculators.runs.places import Places
+from speculators.runs.recipes import keep_recipe
 from speculators.runs.stages import TrainingRecord, measured, trained
 from speculators.tracking.sinks import OPEN, TrackedRun, check_installed
 from speculators.tracking.tracker import Tracker
@@ -116,18 +117,17 @@ def _begin(context: Context, log: EventLog, tracker: Tracker) -> TrainingRecord 
         is_measured = not context.recipe.benchmark.suites or measured(context.plan, context.places) is not None
         _describe(context, idle=record is not None and is_measured)
         log.open(run.events)
+        tracker(RunEvent(folder=run.path))
         tracker.open(TrackedRun(name=run.name, folder=run.path, values=flatten(context.recipe)))
     return context.world.broadcast(record)
 
 
 def _describe(context: Context, *, idle: bool) -> None:
     """Writes into the run folder the recipe, its plan here, and everything that determines its result."""
-    run, recipe = context.run_folder, context.recipe
+    run = context.run_folder
     with disk_errors(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
-    if recipe.file is not None:
-        write_whole(run.recipe, recipe.file.read_bytes())
-    write_json(run.plan, context.plan.to_dict())
+    keep_recipe(run, context.plan)
     write_json(run.lock, lock_of(context, idle=idle).to_json())
 
 

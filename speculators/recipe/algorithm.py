@@ -13,11 +13,14 @@ import attrs
 
 from speculators.config import CONFIGS, SpeculatorModelConfig
 from speculators.errors import RegistryError
+from speculators.files.disk import read_json, write_json
 from speculators.registry import near_miss
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.faults import Fault, Invalid, wrong
 
 _OWN_KEYS = ("name", "module")
+# In a run folder: where the run's plug-in lay, so that the run can be used from anywhere.
+PLACE = "plugin.json"
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +38,7 @@ class AlgorithmSection:
 
 
 def import_plugin(module: str, folder: Path) -> None:
-    """Imports a plug-in: an installed one, or one in the recipe's folder or the working folder.
+    """Imports a plug-in: an installed one, or one in the recipe's folder, where a run found it, or the working folder.
 
     Raises:
         Invalid: the plug-in cannot be found, or fails when imported.
@@ -44,7 +47,8 @@ def import_plugin(module: str, folder: Path) -> None:
         # The folders go to the end of the path, and only for a module that is nowhere else, so that a file beside the
         # recipe never shadows an installed package.
         if importlib.util.find_spec(module.partition(".")[0]) is None:
-            sys.path.extend(str(place) for place in (folder.resolve(), Path.cwd()) if str(place) not in sys.path)
+            places = (folder.resolve(), *_remembered(folder, module), Path.cwd())
+            sys.path.extend(str(place) for place in places if str(place) not in sys.path)
             importlib.invalidate_caches()
         importlib.import_module(module)
     # The plug-in is somebody else's code and may raise anything.
@@ -52,6 +56,22 @@ def import_plugin(module: str, folder: Path) -> None:
         message = f"importing {module!r} failed: {type(error).__name__}: {error}"
         hint = "install it, put it beside the recipe, or set PYTHONPATH" if isinstance(error, ImportError) else ""
         raise Invalid([Fault(("module",), message, hint)]) from error
+
+
+def remember_plugin(module: str, run: Path) -> None:
+    """Notes in a run folder where the plug-in that the run uses was imported from."""
+    top = sys.modules[module.partition(".")[0]]
+    if top.__spec__ is not None and top.__spec__.origin:
+        file = Path(top.__spec__.origin).resolve()
+        folder = file.parents[1] if file.name == "__init__.py" else file.parent
+        write_json(run / PLACE, {"module": module, "folder": str(folder)})
+
+
+def _remembered(folder: Path, module: str) -> list[Path]:
+    """The folder that `remember_plugin` noted for this plug-in, if it did."""
+    note = read_json(folder / PLACE)
+    known = isinstance(note, dict) and note.get("module") == module and isinstance(note.get("folder"), str)
+    return [Path(note["folder"])] if known else []
 
 
 def _imported_from(module: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import attrs
 import tomli
 
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.catalog import recipe_path
+from speculators.recipe.catalog import recipe_path, recipes_folder
 from speculators.structure.origin import Origin, Part, key_lines, nearest_line
 
 FORMAT = 1
@@ -20,9 +21,11 @@ FORMAT = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 # These belong to one recipe alone: its identity, and the bands that were measured with it.
-_NOT_INHERITED = ("extends", "name", "version", "summary", "expect")
-# `--set` may change these and keep the bands; with any other change they were measured for another recipe.
-_LEAVES_BANDS = {"name", "version", "summary", "hardware", "seed", "tracking", "reproduce", "expect"}
+_NOT_INHERITED = ("extends", "name", "version", "summary", "minutes", "expect")
+# What was measured with a recipe, and says nothing about another.
+_MEASURED = ("minutes", "expect")
+# `--set` may change these and keep what was measured; any other change makes another recipe.
+_LEAVES_BANDS = {"name", "version", "summary", "hardware", "minutes", "seed", "tracking", "reproduce", "expect"}
 
 
 def migrate(document: dict[str, Any], to: int = FORMAT, *, file: str | None = None) -> dict[str, Any]:
@@ -93,14 +96,31 @@ def read_document(path: Path) -> tuple[dict[str, Any], str]:
 def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
     """Reads the documents of a recipe, lowest priority first: the file it extends, itself, the `--set` options."""
     data, text = read_document(path)
-    own = Layer("recipe", data, key_lines(text), _display(path), path.parent)
+    return layers_over(Layer("recipe", data, key_lines(text), _display(path), path.parent), overrides)
+
+
+def text_layer(text: str, path: Path) -> Layer:
+    """Makes the document that a file of this text would be; raises as `read_document` does."""
+    return Layer("recipe", migrate(tomli.loads(text)), key_lines(text), _display(path), path.parent)
+
+
+def tables_layer(tables: Mapping[str, Any], path: Path) -> Layer:
+    """Makes a document of the tables of a loaded recipe, as the JSON file `path` keeps them."""
+    data = migrate({key: value for key, value in tables.items() if key != "extends"}, file=str(path))
+    # Tables have None for "no plug-in", where a document has no key.
+    algorithm = {key: value for key, value in data["algorithm"].items() if (key, value) != ("module", None)}
+    return Layer("recipe", {**data, "algorithm": algorithm}, {}, _display(path), path.parent)
+
+
+def layers_over(own: Layer, overrides: Sequence[str]) -> list[Layer]:
+    """Puts what a document extends below it, and the `--set` options above."""
     layers = [own]
-    if "extends" in data:
+    if "extends" in own.data:
         layers.insert(0, _base(own))
     if overrides:
         changes = overrides_table(overrides)
         if changes.keys() - _LEAVES_BANDS:
-            layers = [_without(layer, "expect") for layer in layers]
+            layers = [_without(layer, *_MEASURED) for layer in layers]
         layers.append(Layer("--set", changes, {}, None, Path.cwd()))
     return [_without_other_algorithm(layer, layers[index + 1 :]) for index, layer in enumerate(layers)]
 
@@ -161,8 +181,8 @@ def _without_other_algorithm(layer: Layer, over: Sequence[Layer]) -> Layer:
     return layer
 
 
-def _without(layer: Layer, section: str) -> Layer:
-    return attrs.evolve(layer, data={key: value for key, value in layer.data.items() if key != section})
+def _without(layer: Layer, *keys: str) -> Layer:
+    return attrs.evolve(layer, data={key: value for key, value in layer.data.items() if key not in keys})
 
 
 def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +201,10 @@ def locate(layers: Sequence[Layer], path: tuple[Part, ...]) -> Origin:
     while path:
         for layer in reversed(layers):
             if holds(layer.data, path):
-                return Origin(layer.kind, layer.file, nearest_line(layer.lines, path))
+                return Origin(layer.kind, layer.file, nearest_line(layer.lines, path), _short(layer.file))
         path = path[:-1]
     own = next(layer for layer in layers if layer.kind == "recipe")
-    return Origin("recipe", own.file, 1 if not whole else None)
+    return Origin("recipe", own.file, 1 if not whole else None, _short(own.file))
 
 
 def holds(value: Any, path: tuple[Part, ...]) -> bool:
@@ -199,6 +219,13 @@ def holds(value: Any, path: tuple[Part, ...]) -> bool:
             return False
         value = value[part]
     return True
+
+
+@functools.cache
+def _short(file: str | None) -> str:
+    """The name alone of a recipe that ships with the package, wherever that lies; "" for any other."""
+    shipped = file is not None and Path(file).resolve().parent == recipes_folder().resolve()
+    return Path(file).name if file is not None and shipped else ""
 
 
 def _display(path: Path) -> str:

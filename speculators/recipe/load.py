@@ -13,7 +13,16 @@ from speculators.config import CONFIGS
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.catalog import recipe_path, recipes_folder
-from speculators.recipe.document import Layer, holds, locate, merge, read_layers
+from speculators.recipe.document import (
+    Layer,
+    holds,
+    layers_over,
+    locate,
+    merge,
+    read_layers,
+    tables_layer,
+    text_layer,
+)
 from speculators.recipe.input_sections import is_file_path
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import PLACES, as_tables, known_paths, leaves
@@ -33,7 +42,27 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: carries all problems.
     """
     path = recipe_path(name_or_path)
-    layers = read_layers(path, overrides)
+    return _loaded(read_layers(path, overrides), path)
+
+
+def load_tables(tables: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Loads a recipe from the tables of a loaded one, as `as_tables` gives them; raises as `load_recipe` does.
+
+    Args:
+        file: the JSON file that keeps the tables.
+    """
+    return _loaded(layers_over(tables_layer(tables, file), overrides), file)
+
+
+def reads_as(text: str, path: Path, recipe: Recipe) -> bool:
+    """Whether a file of this text at this path would load as this very recipe."""
+    try:
+        return _loaded(layers_over(text_layer(text, path), ()), path) == recipe
+    except RecipeError:
+        return False
+
+
+def _loaded(layers: Sequence[Layer], path: Path) -> Recipe:
     data = merge(*(layer.data for layer in layers))
     problems = _import_module(data, layers)
     keys = [field.name for field in attrs.fields(Recipe) if field.name not in PLACES]

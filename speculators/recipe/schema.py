@@ -27,6 +27,8 @@ from speculators.structure.validators import (
     one_of,
 )
 
+# The end of `hardware` where a recipe has not run yet.
+PLANNED = ", planned"
 SINKS = ("tensorboard", "wandb", "mlflow")
 
 
@@ -237,7 +239,8 @@ class Recipe:
         name: name of the recipe; run folders begin with it.
         version: version of the recipe; raised when its meaning changes.
         summary: one line for `spec ls`.
-        hardware: machine that the recipe ran on or was planned for, for people who choose a recipe.
+        hardware: machine that the recipe ran on; "MACHINE, planned" where it has not run yet.
+        minutes: usual length of a whole run there: measured, or estimated for a planned machine.
         seed: seed of the initialisation, the order of the conversations and everything drawn in training.
         extends: recipe that supplies every value that this one does not set.
         verifier: the model that the draft is trained for.
@@ -256,6 +259,7 @@ class Recipe:
     version: str = field(validator=matches(r"\d+\.\d+\.\d+", 'three numbers such as "1.0.0"'))
     summary: str = ""
     hardware: str = ""
+    minutes: float | None = field(default=None, validator=positive)
     seed: int = field(default=0, validator=validators.seed)
     extends: str | None = None
     verifier: VerifierSection
@@ -274,6 +278,16 @@ class Recipe:
     def row_tokens(self) -> int:
         """Tokens of one packed row: `schedule.row_tokens`, or the length of the longest conversation."""
         return self.schedule.row_tokens or self.data.max_tokens
+
+    @property
+    def usual_time(self) -> str:
+        """How long a run takes, and where: "10 min on 2 CPU cores"; "" where the recipe does not say."""
+        if self.minutes is None:
+            return ""
+        length = f"{self.minutes:.3g} min" if self.minutes < 100 else f"{self.minutes / 60:.2g} h"
+        machine = self.hardware.removesuffix(PLANNED)
+        place = f"{length} on {machine}" if machine else length
+        return f"{place} (estimated)" if self.hardware.endswith(PLANNED) else place
 
     def problem(self, path: str, message: str, hint: str = "") -> Problem:
         """Reports a problem at a TOML path, with the file and line of the value or of its nearest written neighbour."""

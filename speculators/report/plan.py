@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from speculators.cost.costs import Costs, size_text
+from speculators.cost.costs import Costs
 from speculators.cost.estimate import DeviceEstimate, Estimate
 from speculators.cost.history import StageTime
+from speculators.files.disk import size_text
 from speculators.recipe.plan import Plan
 from speculators.report.progress import duration
 from speculators.report.recipe import plain_table

@@ -19,6 +19,7 @@ from speculators.events import (
     Event,
     PreparedFacts,
     ProgressEvent,
+    RunEvent,
     SaveEvent,
     StageEvent,
     StatesCheckFacts,
@@ -137,6 +138,8 @@ class RunView:
             self._line(f"[warn]warning:[/] {escape(event.message)}")
         elif self.quiet:
             return
+        elif isinstance(event, RunEvent):
+            self._line(f"[title]run[/] {escape(str(event.folder))}")
         elif isinstance(event, StageEvent):
             self._stage(event)
         elif isinstance(event, ProgressEvent):
@@ -171,9 +174,9 @@ class RunView:
             self._begin(event.stage)
         total = event.total
         left = self._pace.left(time.monotonic(), event.done, total) if total else None
-        amount = (
-            f"{event.done:,.0f}" + (f" of {total:,.0f}" if total else "") + (f" {event.unit}" if event.unit else "")
-        )
+        of_total = f" of {total:,.0f}" if total and event.unit != "%" else ""
+        unit = "%" if event.unit == "%" else f" {event.unit}".rstrip()
+        amount = f"{event.done:,.0f}{of_total}{unit}"
         self._show(event, amount, [event.note], "" if left is None else f"{duration(left)} left")
 
     def _step(self, event: StepEvent) -> None:

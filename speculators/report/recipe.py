@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from speculators.recipe.explain import Why
+from speculators.runs.summary import RunSummary
 
 
 def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -50,28 +52,49 @@ def why_lines(explanations: Sequence[Why]) -> RenderableType:
 
 
 def listing(
-    recipes: Sequence[Mapping[str, Any]], algorithms: Sequence[str], runs: Sequence[Mapping[str, Any]]
+    recipes: Sequence[Mapping[str, Any]], algorithms: Sequence[str], runs: Sequence[RunSummary], *, long: bool = False
 ) -> RenderableType:
-    """Renders the recipes by verifier, with their needs and known results, then the algorithms and the runs."""
-    table = plain_table("recipe", "algorithm", "purpose, hardware and known results")
-    # A folded name cannot be copied; the last column takes the rest of 80 characters.
+    """Renders the runs, then the recipes by verifier and the algorithms.
+
+    Args:
+        long: print each recipe's purpose and known results below its line.
+    """
+    parts: list[RenderableType] = [_runs_table(runs)] if runs else [Text("no runs here; spec run quickstart_short")]
+    parts += [Text(), _recipes_table(recipes, long=long)]
+    return Group(*parts, Text.assemble(("\nalgorithms ", "title"), ", ".join(algorithms) or "none"))
+
+
+def _runs_table(runs: Sequence[RunSummary]) -> Table:
+    table = plain_table("run", "last worked", "state", "tau", "speed-up")
+    for run in runs:
+        best, when = run.best, run.last_worked
+        changes = "".join(f"\n  {path} = {_toml(value)}" for path, value in run.changes.items())
+        table.add_row(
+            escape(run.folder.name) + f"[note]{escape(changes)}[/]",
+            f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M}" if when else "",
+            escape(run.state),
+            f"{best.tau:.3f} (K={best.num_speculative_tokens})" if best else "",
+            f"{best.speed_up:.2f}" if best and best.speed_up else "",
+        )
+    return table
+
+
+def _recipes_table(recipes: Sequence[Mapping[str, Any]], *, long: bool) -> Table:
+    table = plain_table("recipe", "algorithm", "usual time", "tau")
+    # A folded name cannot be copied.
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for family in sorted({recipe["family"] for recipe in recipes}):
-        table.add_row(Text(family, style="title"))
+        table.add_row(Text(f"for {family}", style="title"))
         for recipe in (recipe for recipe in recipes if recipe["family"] == family):
-            bands = [f"{name}: {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items()]
-            needs = f"{recipe['hardware']}; {'known to reach' if bands else 'not measured yet'}"
-            cells = (f"  {recipe['name']}", recipe["algorithm"], "\n".join([recipe["summary"], needs, *bands]))
-            table.add_row(*map(escape, cells))
-    parts: list[RenderableType] = [table, Text.assemble(("\nalgorithms ", "title"), ", ".join(algorithms) or "none")]
-    if runs:
-        done = plain_table("run", "trained", "measured")
-        for run in runs:
-            done.add_row(escape(run["name"]), *("yes" if run[key] else "no" for key in ("trained", "measured")))
-        parts += [Text(), done]
-    else:
-        parts.append(Text.assemble(("runs       ", "title"), "none here; spec run quickstart makes the first"))
-    return Group(*parts)
+            bands = recipe["expect"]
+            # The largest K comes last.
+            reach = " to ".join(f"{bound:g}" for bound in list(bands.values())[-1]) if bands else ""
+            table.add_row(*map(escape, (f"  {recipe['name']}", recipe["algorithm"], recipe["usual_time"], reach)))
+            if long:
+                known = [f"{name}: tau {low:g} to {high:g}" for name, (low, high) in bands.items()]
+                lines = [recipe["summary"], *(known or ["not measured yet"])]
+                table.add_row("", "", Text("\n".join(lines), style="note"))
+    return table
 
 
 def plain_table(*columns: str) -> Table:

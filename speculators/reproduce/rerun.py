@@ -22,11 +22,10 @@ from speculators.recipe.schema import Recipe
 from speculators.reproduce.findings import DIFFERS, SAME, Finding
 from speculators.reproduce.outputs import RunPair, compare
 from speculators.reproduce.result import Reproduction
-from speculators.runs.places import Places
+from speculators.runs.places import RERUN, Places
 from speculators.training.world import World
 from speculators.verifier.sources import obtain, verifier_files
 
-MARK = "reproduces.json"
 RESULT = "reproduction.json"
 
 
@@ -166,7 +165,7 @@ def _stage_inputs(lock: Lock, plan: Plan, stage: str) -> Iterator[Finding]:
 def _claim(to: Path, run: Path, lock: Lock, current: Environment) -> None:
     """Marks the folder as this re-run's; refuses a folder with the re-run of another lock or environment."""
     mark = {"fingerprints": lock.fingerprints, "recipe": lock.recipe, "environment": attrs.asdict(current)}
-    earlier = read_json(to / MARK)
+    earlier = read_json(to / RERUN)
     hint = "give another folder (--to), or remove this one"
     if earlier is None and to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise LockError(f"{to}: is not empty, and holds no re-run", hint=hint)
@@ -175,4 +174,4 @@ def _claim(to: Path, run: Path, lock: Lock, current: Environment) -> None:
         raise LockError(f"{to}: holds the re-run of another lock, or one made in another environment", hint=hint)
     with disk_errors(to):
         to.mkdir(parents=True, exist_ok=True)
-    write_json(to / MARK, {"run": str(run), **mark})
+    write_json(to / RERUN, {"run": str(run), **mark})

@@ -19,6 +19,7 @@ from speculators.events import (
     Facts,
     Listen,
     ProgressEvent,
+    RunEvent,
     SaveEvent,
     StageEvent,
     StepEvent,
@@ -28,9 +29,9 @@ from speculators.events import (
 from speculators.files.disk import disk_errors
 from speculators.structure.converter import structure
 
-Kind = TypeVar("Kind", StageEvent, StepEvent, EvalEvent, SaveEvent, WarningEvent)
+Kind = TypeVar("Kind", RunEvent, StageEvent, StepEvent, EvalEvent, SaveEvent, WarningEvent)
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (StageEvent, StepEvent, EvalEvent, SaveEvent, WarningEvent)
+    kind.__name__: kind for kind in (RunEvent, StageEvent, StepEvent, EvalEvent, SaveEvent, WarningEvent)
 }
 
 
@@ -151,9 +152,11 @@ def _event(kind: type[Any], values: Mapping[str, Any], where: str) -> Event:
         known["metrics"] = {name: value for name, value in known["metrics"].items() if not _is_nan(value)}
     # Facts of another version are unknown here: the event still counts.
     facts = _facts(known.pop("facts", None)) if kind is StageEvent else None
-    if kind is SaveEvent:
-        known["path"] = Path(str(known["path"]))
-        return SaveEvent(**known)
+    for name in {"path", "folder"} & known.keys():
+        known[name] = Path(str(known[name]))
+    if kind in (RunEvent, SaveEvent):
+        made: Event = kind(**known)
+        return made
     event, problems = structure(known, kind)
     if event is None:
         raise _damaged(where, f"{kind.__name__}: {'; '.join(str(problem) for problem in problems)}")

@@ -8,11 +8,18 @@ from typing import Any
 
 import attrs
 
-from speculators.errors import ArtifactError
-from speculators.files.disk import cache_folder
+from speculators.errors import ArtifactError, Problem, RecipeError
+from speculators.files.disk import cache_folder, read_json
 from speculators.recipe import lock
+from speculators.recipe.catalog import recipe_names, recipe_path
 from speculators.recipe.plan import Plan
+from speculators.registry import near_miss
 
+# Where runs are kept unless --runs says otherwise, relative to the working folder.
+RUNS = Path("runs")
+
+# The mark of a re-run in its folder.
+RERUN = "reproduces.json"
 # Fingerprints are cut to this many characters in names: folders of the cache, and files of benchmarks.
 _FOLDER_DIGITS, _FILE_DIGITS = 16, 8
 
@@ -44,8 +51,13 @@ class RunFolder:
         return self.plan.is_file() or self.lock.is_file()
 
     @property
+    def is_rerun(self) -> bool:
+        """Whether `spec reproduce` made this folder: it holds a run of its own, and what that was compared with."""
+        return (self.path / RERUN).is_file()
+
+    @property
     def recipe(self) -> Path:
-        """The recipe as its author wrote it, before overrides."""
+        """The recipe that was run, overrides and what it extends included; of older runs, its author's file."""
         return self.path / "recipe.toml"
 
     @property
@@ -117,11 +129,13 @@ class Places:
 
     Attributes:
         runs: holds one folder per run.
+        resumed: a run to go on with wherever its folder lies, as long as the plan trains the same.
         cache: holds what runs share: prepared conversations and hidden states, each under its stage's fingerprint.
         verifiers: cache of converted verifiers; `cache` unless it is set, because they are input and not output.
     """
 
-    runs: Path = Path("runs")
+    runs: Path = RUNS
+    resumed: RunFolder | None = None
     cache: Path = attrs.field(factory=cache_folder)
     verifiers: Path = attrs.field()
 
@@ -131,6 +145,8 @@ class Places:
 
     def run(self, plan: Plan) -> RunFolder:
         """The run of this plan."""
+        if self.resumed is not None and trains(self.resumed) == plan.stage("train").fingerprint:
+            return self.resumed
         return RunFolder(self.runs / plan.run_name)
 
     def prepared(self, plan: Plan) -> Path:
@@ -161,16 +177,96 @@ class Places:
         return self.cache / "locks" / f"{stage}-{folder.name}"
 
 
-def find_speculator(folder: Path) -> Path:
-    """Finds the speculator in a run folder, or in a folder that is a speculator itself.
+def trains(run: RunFolder) -> str | None:
+    """Reads the fingerprint of what a run trains, from its lock; None where that cannot be read."""
+    values = read_json(run.lock)
+    prints = values.get("fingerprints") if isinstance(values, dict) else None
+    return prints.get("train") if isinstance(prints, dict) else None
+
+
+def run_folders(runs: Path) -> list[RunFolder]:
+    """Lists the runs in a folder by name."""
+    folders = (RunFolder(path) for path in sorted(runs.glob("*")))
+    return [run for run in folders if run.is_known or run.events.is_file()]
+
+
+def find_run(text: str | Path, runs: Path = RUNS) -> RunFolder:
+    """Finds a run by the path of its folder, by its name in `runs`, or by the beginning of one name only.
 
     Raises:
-        ArtifactError: there is none.
+        RecipeError: there is no such run, or there are several, which it lists.
+    """
+    run = RunFolder(_home_expanded(text))
+    if run.is_known or run.events.is_file():
+        return run
+    if run.path.exists() and (run.path.is_file() or "/" in str(text)):
+        raise _no_run(text, "is not a run: it has neither plan.json nor events.jsonl", "spec ls lists the runs")
+    runs_here = {each.name: each for each in run_folders(runs)}
+    if matching := _matching(str(text), list(runs_here)):
+        if len(matching) > 1:
+            raise _no_run(text, f"is the beginning of {len(matching)} runs: {', '.join(matching)}", "give one of them")
+        return runs_here[matching[0]]
+    hint = near_miss(str(text), list(runs_here)) or "spec ls lists the runs, and a path such as ./X names any folder"
+    raise _no_run(text, "is not a run" if run.path.exists() else f"there is no such run, in {runs} or as a path", hint)
+
+
+def _matching(text: str, names: list[str]) -> list[str]:
+    """Picks the names that a text stands for: itself, else those of the recipe of that name, else all that begin so."""
+    ways = (
+        [name for name in names if name == text],
+        [name for name in names if name.rpartition("-")[0] == text],
+        [name for name in names if text and name.startswith(text)],
+    )
+    return next((way for way in ways if way), [])
+
+
+def _home_expanded(text: str | Path) -> Path:
+    """Expands ~; an unknown user's stays, and is reported as a path that does not exist."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def _no_run(text: str | Path, fault: str, hint: str) -> RecipeError:
+    return RecipeError([Problem("", f"{text}: {fault}", hint)])
+
+
+def find_recipe(text: str, runs: Path = RUNS) -> Path | RunFolder:
+    """Finds what a verb that takes a recipe was asked for: a recipe's file, or a run.
+
+    A shipped recipe comes before a run whose name begins with its name; `runs/NAME` always means the run.
+
+    Raises:
+        RecipeError: there is neither; or several runs match.
+    """
+    is_name = "/" not in text and not text.endswith(".toml")
+    run = RunFolder(_home_expanded(text))
+    if is_name and text in recipe_names():
+        return recipe_path(text)
+    if run.is_known:
+        return run
+    if is_name and (matching := _matching(text, [each.name for each in run_folders(runs)])):
+        return find_run(text if len(matching) > 1 else runs / matching[0], runs)
+    return recipe_path(text)
+
+
+def find_speculator(folder: Path, runs: Path = RUNS) -> Path:
+    """Finds the speculator of a run, named as `find_run` reads it, or a folder that is a speculator itself.
+
+    Raises:
+        ArtifactError: there is none yet.
+        RecipeError: there is no such folder or run.
     """
     for place in (RunFolder(folder).speculator, folder):
         if (place / "config.json").is_file():
             return place
-    raise ArtifactError(f"{folder}: neither a run with a speculator nor a speculator", hint="spec ls lists the runs")
+    if folder.is_dir() and not RunFolder(folder).is_known:
+        raise _no_run(folder, "neither a run with a speculator nor a speculator", "spec ls lists the runs")
+    run = find_run(folder, runs)
+    if (run.speculator / "config.json").is_file():
+        return run.speculator
+    raise ArtifactError(f"{run.path}: it has no speculator yet", hint=f"spec run {run.path} goes on with its training")
 
 
 def recipe_of(speculator: Path) -> dict[str, Any] | None:

@@ -26,14 +26,16 @@ class Origin:
         kind: "recipe", "extends", "--set" or "default".
         file: the file that contains the value; None for the command line and for defaults.
         line: 1-based line in `file`; for a key of an inline table, the line at which the table begins.
+        shown: a shorter name of the file for people; "" for `file` itself.
     """
 
     kind: str
     file: str | None = None
     line: int | None = None
+    shown: str = ""
 
     def __str__(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        place = ":".join(str(part) for part in (self.shown or self.file, self.line) if part is not None)
         if self.kind == "extends":
             return f"extends {place}"
         return place if self.kind == "recipe" else self.kind

@@ -244,7 +244,7 @@ def speculator(done: Spec, change: Callable[[Path], object]) -> str:
 
 
 BAD_BENCH: dict[str, tuple[Callable[[Spec], tuple[str, ...]], int, str]] = {
-    "no speculator": (lambda _: (".",), 1, "neither a run with a speculator nor a speculator"),
+    "no speculator": (lambda _: (".",), 2, "neither a run with a speculator nor a speculator"),
     "a config that is not JSON": (
         lambda done: (speculator(done, lambda run: (run / "speculator/config.json").write_text("{")),),
         1,

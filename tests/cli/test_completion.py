@@ -37,6 +37,15 @@ def test_recipes_are_offered_where_a_verb_takes_one() -> None:
     assert candidates("spec cp smoke ") == []
 
 
+def test_runs_are_offered_where_a_verb_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs that take a recipe take a run, too."""
+    (tmp_path / "runs" / "mine-12345678").mkdir(parents=True)
+    (tmp_path / "runs" / "mine-12345678" / "plan.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for verb in ("bench", "report", "rm", "run", "show", "diff smoke", "reproduce", "lock --check"):
+        assert candidates(f"spec {verb} mi") == ["mine-12345678"], verb
+
+
 def test_options_are_those_of_the_verb() -> None:
     """The options that all verbs share are included; the value of an option is not taken for an option."""
     assert {"--set", "--runs", "--nproc", "--json", "--quiet", "--help"} <= set(candidates("spec run smoke --"))

@@ -14,7 +14,7 @@ from command import Spec
 from torch.profiler import ProfilerActivity, profile
 
 from speculators.contract import build_model, trainer_kwargs
-from speculators.cost.devices import parse_devices
+from speculators.cost.catalogue import parse_devices
 from speculators.cost.trace import trace
 from speculators.data.batches import build_row
 from speculators.data.encoded import Encoded

@@ -49,7 +49,7 @@ def test_something_wrong_exits_with_1_and_stands_below_the_table(spec: Spec, cli
 
 
 BAD = {
-    "no speculator": (["."], 1, "neither a run with a speculator nor a speculator"),
+    "no speculator": (["."], 2, "neither a run with a speculator nor a speculator"),
     "no such suite": (["RUN", "--suite", "mt_bench_5"], 1, "no suite 'mt_bench_5'"),
     "no such prompts": (["RUN", "--prompts", "nowhere.jsonl"], 1, "no such file"),
     "both": (["RUN", "--prompts", "a.jsonl", "--suite", "quickstart"], 2, "not allowed with"),

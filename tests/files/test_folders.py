@@ -8,10 +8,12 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from speculators.errors import ArtifactError, VerifierError
-from speculators.files.disk import cache_folder
+from speculators.files.disk import cache_folder, write_json
 from speculators.files.folders import is_intact, make_once
 
 CONTENT = b"weights" * 1000
@@ -131,3 +133,22 @@ def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert cache_folder() == tmp_path
     monkeypatch.delenv("SPECULATORS_CACHE")
     assert cache_folder() == Path.home() / ".cache/speculators"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    """Weights, which safetensors writes for their owner alone, can be read by whom the user's umask lets read."""
+
+    def make(work: Path) -> None:
+        save_file({"weight": np.zeros(3, dtype=np.float32)}, work / "model.safetensors")
+
+    before = os.umask(mask)
+    try:
+        folder = make_once(tmp_path / "folder", make, facts={})
+        write_json(tmp_path / "run.json", {})
+    finally:
+        os.umask(before)
+    files = [*(path for path in folder.rglob("*") if path.is_file()), tmp_path / "run.json"]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        name: oct(mode) for name in ("model.safetensors", "manifest.json", "run.json")
+    }

@@ -59,7 +59,8 @@ CTRL_C_AT: dict[str, Callable[[Event], bool]] = {
 def test_ctrl_c_at_each_stage_is_a_clean_stop_that_can_be_resumed(
     run_folder: Path, fresh: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C exits with 130, one word, no traceback and nothing half-written; the last run ends as if never stopped."""
+    """Ctrl-C exits with 130, the command that goes on, no traceback and nothing half-written; the last run ends as if
+    never stopped."""
     render, due = RunView.__call__, iter(CTRL_C_AT.items())
     for where, matches in due:
         pressed: list[Event] = []
@@ -74,7 +75,9 @@ def test_ctrl_c_at_each_stage_is_a_clean_stop_that_can_be_resumed(
         outcome = fresh.run()
         assert pressed, where
         assert outcome.code == 130, (where, outcome.err)
-        assert outcome.err.splitlines()[-1] == "interrupted", where
+        *_, command, last = outcome.err.splitlines()
+        assert last == "interrupted", where
+        assert command.startswith("to go on: spec run smoke " if "smoke-" not in command else "to go on: spec run /")
         assert "Traceback" not in outcome.err
         assert fresh.half_written() == [], where
         assert not list(fresh.runs.rglob("bench/*"))

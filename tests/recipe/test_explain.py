@@ -22,6 +22,7 @@ Write = Callable[..., str]
 
 # Another valid value for each key that needs one of its own; numbers and truth values change by themselves.
 OTHER = {
+    "minutes": "minutes=5",
     "name": 'name="another"',
     "version": 'version="2.0.0"',
     "summary": 'summary="other text"',
@@ -159,3 +160,12 @@ def test_a_hash_inside_a_text_does_not_start_a_comment() -> None:
     """Only the text behind the value is a comment."""
     assert comment_at('model = "wheel:a==1#b.gguf"  # the small one', 1) == "the small one"
     assert comment_at('model = "a#b"', 1) == ""
+
+
+def test_the_origin_of_a_shipped_value_is_short() -> None:
+    """`quickstart.toml:13`, wherever the package is installed; the file can still be opened."""
+    origins = load_recipe("quickstart_short", ["seed=1"]).origins
+    assert str(origins["seed"]) == "--set"
+    assert str(origins["schedule.epochs"]).startswith("quickstart_short.toml:")
+    assert str(origins["algorithm.ttt_steps"]).startswith("extends quickstart.toml:")
+    assert Path(origins["algorithm.ttt_steps"].file or "").is_file()

@@ -40,9 +40,19 @@ def test_against_a_parent_the_page_has_both_and_stands_in_the_run(spec: Spec, ru
     assert "<b>not comparable</b>" in text
 
 
+def test_reruns_do_not_stop_a_report_of_all_runs(spec: Spec, run_folder: Path, tmp_path: Path) -> None:
+    """`spec report runs/*` also names the folders of `spec reproduce`: they are left out, and the output says so."""
+    rerun = tmp_path / "smoke-reproduced"
+    rerun.mkdir()
+    (rerun / "reproduces.json").write_text("{}")
+    outcome = spec("report", run_folder, rerun, "--out", tmp_path / "page.html")
+    assert outcome.code == 0, outcome.err
+    assert "smoke-reproduced: left out: a re-run" in outcome.out
+
+
 def test_a_folder_without_a_run_is_an_error_without_a_traceback(spec: Spec, tmp_path: Path) -> None:
-    """The command exits with 1 and names the command that lists runs."""
+    """The command exits with 2 and names the command that lists runs."""
     outcome = spec("report", tmp_path)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "not a run: it has neither plan.json nor events.jsonl" in outcome.err
     assert "Traceback" not in outcome.err

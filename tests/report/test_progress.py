@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from rich.theme import Theme
 
-from speculators.events import EvalEvent, ProgressEvent, StageEvent, StepEvent, WarningEvent
+from speculators.events import EvalEvent, Pieces, ProgressEvent, StageEvent, StepEvent, WarningEvent
 from speculators.report import progress
 from speculators.report.bench import definitions
 from speculators.report.console import STYLES
@@ -172,3 +172,19 @@ def test_a_notebook_gets_a_bar_if_it_has_widgets(widgets: bool, monkeypatch: pyt
     assert any(isinstance(item, Output) for item in shown) == widgets
     # The bar is taken down when the view ends.
     assert ("closed" in shown) == widgets
+
+
+def test_the_pieces_of_a_stage_share_one_bar_whose_total_holds() -> None:
+    """Answers, their capture, replay and live decode are one share of the whole, which never falls back."""
+    events: list[ProgressEvent] = []
+    pieces = Pieces(stage="bench", pieces=2, listen=events.append)
+    answers, replay = pieces.piece(phases=2), pieces.piece()
+    for done in (1, 2):
+        answers(ProgressEvent(stage="regenerate", done=done, total=2, unit="prompts"))
+    for done in (1, 4):
+        answers(ProgressEvent(stage="capture", done=done, total=4, unit="responses", note="K=3"))
+    for _ in range(2):  # once for each K
+        replay(ProgressEvent(stage="replay", done=1, total=1, unit="responses"))
+    assert {(event.stage, event.total, event.unit) for event in events} == {("bench", 100, "%")}
+    assert [event.done for event in events] == [12.5, 25, 31.25, 50, 100, 100]
+    assert events[3].note == "capture: 4 of 4 responses K=3"

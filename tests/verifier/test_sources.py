@@ -46,7 +46,7 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 def leftovers(cache: Path) -> list[str]:
-    return sorted(p.name for p in (cache / "verifiers").iterdir() if not p.name.endswith((".lock", "-v1")))
+    return sorted(p.name for p in (cache / "verifiers").iterdir() if not p.name.endswith((".lock", ".use", "-v1")))
 
 
 def test_a_local_folder_is_taken_where_it_is(tiny_verifier: Path, cache: Path):

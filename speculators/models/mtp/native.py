@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speculators.errors import ArtifactError
+from speculators.files.disk import honour_umask
 from speculators.model import SpeculatorModel
 from speculators.verifier.weights import TensorReader
 
@@ -140,3 +141,4 @@ def _write_shard(file: Path, own: dict[str, torch.Tensor], to: Path) -> None:
                 raise ArtifactError(f"{file}: {name} is {list(old.shape)}, the speculator's is {list(new.shape)}")
             tensors[name] = new.to(old.dtype).contiguous()
     save_file(tensors, to, metadata=metadata)
+    honour_umask(to)
