@@ -157,10 +157,10 @@ def _answered(template: ChatTemplate, prompt: Prompt, stop_ids: Sequence[int], m
     encoded = template.encode(Conversation(prompt.id, prompt.category, messages), UNLIMITED)
     if isinstance(encoded, str):
         raise DataError(f"prompt {prompt.id}: {encoded}")
-    # The answer is the last supervised run: the template supervises every assistant turn.
-    supervised = list(_runs(encoded.loss_mask))
-    start, end = supervised[-1]
-    tokens = encoded.input_ids[:end].tolist()
+    # The answer is the last supervised run of the last row: the template supervises every assistant turn.
+    last = encoded[-1]
+    start, end = list(_runs(last.loss_mask))[-1]
+    tokens = last.input_ids[:end].tolist()
     end = next((place + 1 for place in range(start, end) if tokens[place] in stop_ids), end)
     tokens = tokens[: min(end, start + max_new_tokens)]
     return Response(id=prompt.id, category=prompt.category, tokens=tuple(tokens), prompt_length=start)

@@ -25,7 +25,7 @@ TOKENS, MASK, OFFSETS, SUPERVISED, COUNTS, IDS = (
 
 @attrs.frozen(eq=False)
 class Encoded:
-    """One conversation as the verifier sees it.
+    """A conversation as the verifier sees it, or the part of it that one answer needs.
 
     Attributes:
         input_ids: [n] int32.
@@ -38,13 +38,20 @@ class Encoded:
     truncated: bool = False
 
 
+def row_names(name: str, count: int) -> list[str]:
+    """Names the rows of a conversation: by its id, or "id#1", "id#2", ... if it has several."""
+    return [name] if count == 1 else [f"{name}#{number}" for number in range(1, count + 1)]
+
+
 @attrs.frozen(eq=False)
 class Conversations:
     """The prepared conversations of a run, as `prepare` wrote them.
 
+    A conversation is one row, or several if the chat template shows its history otherwise than it was written.
+
     Attributes:
-        lengths: [N] int64, number of tokens of each.
-        supervised: [N] int64, number of supervised tokens of each.
+        lengths: [N] int64, number of tokens of each row.
+        supervised: [N] int64, number of supervised tokens of each row.
         manifest: counts, reasons and hashes; see the properties.
     """
 
@@ -76,7 +83,7 @@ class Conversations:
         return len(self.lengths)
 
     def row(self, index: int) -> Encoded:
-        """Reads conversation `index`, and no other part of the files."""
+        """Reads row `index`, and no other part of the files."""
         start, shape = int(self._starts[index]), (int(self.lengths[index]),)
         tokens = read_part(self.folder / TOKENS, np.int32, offset=4 * start, shape=shape)
         mask = read_part(self.folder / MASK, np.uint8, offset=start, shape=shape)
@@ -88,8 +95,13 @@ class Conversations:
         return counts
 
     def ids(self) -> list[str]:
-        """Reads the ids of the conversations, in order."""
+        """Reads the names of the rows, in order: `row_names` of their conversations."""
         return (self.folder / IDS).read_text(encoding="utf-8").split("\n")
+
+    @property
+    def conversations(self) -> int:
+        """The number of conversations, each of which has a row or more."""
+        return int(self.manifest["conversations"])
 
     @property
     def fingerprint(self) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -63,6 +66,30 @@ class Message:
         return values | {key: value for key, value in optional.items() if value is not None}
 
 
+def turn_inputs(messages: Sequence[Message], template: str, *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
+    """Writes turns for a chat template, in the ways in which templates differ from each other.
+
+    Args:
+        template: the Jinja text. Mistral's refuses ids of calls that do not have nine characters.
+        arguments_as_text: DeepSeek's adds a call's arguments to its text, as JSON that was written before.
+    """
+    inputs = [message.to_input() for message in messages]
+    short = re.search(r"length\s*!=\s*9", template) is not None
+    for turn in inputs:
+        if short and "tool_call_id" in turn:
+            turn["tool_call_id"] = _nine(turn["tool_call_id"])
+        for number, call in enumerate(turn.get("tool_calls", ())):
+            if short:
+                call["id"] = _nine(call.get("id", f"{number}"))
+            if arguments_as_text:
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return inputs
+
+
+def _nine(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9]{9}", name) else hashlib.sha256(name.encode()).hexdigest()[:9]
+
+
 @attrs.frozen(kw_only=True)
 class Written:
     """An answer as the verifier wrote it: the exact ids of its prompt and answer, end-of-turn token included.
@@ -103,5 +130,18 @@ class Conversation:
 
     @property
     def prompt(self) -> str:
-        """The first user turn."""
-        return next(message.content for message in self.messages if message.role == "user")
+        """The first user turn, or the first turn of a conversation without one."""
+        return next((message.content for message in self.messages if message.role == "user"), self.messages[0].content)
+
+    def training_on(self, choice: str | Sequence[int]) -> Conversation:
+        """Leaves only the chosen answers supervised: "all", "last", or their places, from 0 on or from -1 back."""
+        if choice == "all":
+            return self
+        answers = [index for index, message in enumerate(self.messages) if message.role == "assistant"]
+        places = choice if not isinstance(choice, str) else [-1]
+        chosen = {answers[place] for place in places if -len(answers) <= place < len(answers)}
+        messages = [
+            message if index in chosen else attrs.evolve(message, supervised=False)
+            for index, message in enumerate(self.messages)
+        ]
+        return attrs.evolve(self, messages=tuple(messages))

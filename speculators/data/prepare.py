@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from speculators.data import encoded as names
-from speculators.data.conversations import prompt_key, reasons_text, stream_source
-from speculators.data.encoded import Conversations, Encoded
+from speculators.data.conversations import (
+    LAYOUT,
+    NO_ANSWER,
+    NO_MESSAGES,
+    NOT_ALTERNATING,
+    prompt_key,
+    reasons_text,
+    stream_source,
+)
+from speculators.data.encoded import Conversations, Encoded, row_names
 from speculators.data.messages import Conversation
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
+from speculators.data.turns import DROPS_CALLS, DROPS_REASONING, REWRITES_ANSWER, REWRITES_HISTORY
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.files.disk import file_sha256, write_whole
@@ -22,13 +31,22 @@ from speculators.files.folders import seal, whole_folder
 from speculators.recipe.input_sections import DataSection
 
 ROWS_PER_REPORT = 100
-MASK_REMEDIES = {
-    ALL_SUPERVISED: "fix the template's {% generation %} markers, or remove them: turns are then located by rendering",
-    NONE_SUPERVISED: "fix the template's {% generation %} markers, or remove them: turns are then located by rendering",
+_MARKERS = "fix the template's {% generation %} markers, or remove them: turns are then located by rendering"
+_MARK = "mark the answers with {% generation %} in a copy of the template, and name it as verifier.chat_template"
+REMEDIES = {
+    NO_MESSAGES: LAYOUT,
+    NO_ANSWER: "add answers: [data.regenerate] lets the verifier write them",
+    NOT_ALTERNATING: "fix the rows: user, assistant, user, assistant, ... after at most one system message",
+    ALL_SUPERVISED: _MARKERS,
+    NONE_SUPERVISED: _MARKERS,
     NOTHING_LEFT: "raise data.max_tokens",
+    REWRITES_HISTORY: _MARK,
+    REWRITES_ANSWER: _MARK,
+    DROPS_REASONING: "name a template that shows reasoning as verifier.chat_template, or leave it out of the data",
+    DROPS_CALLS: "name a template that shows tool calls as verifier.chat_template",
 }
-# Share of the conversations: if one of these reasons costs more, training sees other data than the sources hold.
-LOST_SHARE = 0.1
+# Share of the conversations: if more is lost, training sees other data than the sources hold.
+LOST_SHARE = 0.05
 
 
 def prepare(
@@ -65,29 +83,34 @@ def prepare(
             for conversation in _stream(section, base, tally):
                 if prompt_key(conversation.prompt) in held_out:
                     tally.leaked.append(conversation.id)
-                row = template.encode(conversation, section.max_tokens)
-                if isinstance(row, str):
-                    tally.skip(conversation, row)
+                rows = template.encode(conversation.training_on(section.train_on), section.max_tokens)
+                if isinstance(rows, str):
+                    tally.skip(conversation, rows)
                 else:
-                    tally.add(conversation, row)
-                    _write(row, tokens, mask)
+                    tally.add(conversation, rows)
+                    _write(rows, tokens, mask)
                 if tally.read % ROWS_PER_REPORT == 0:
                     progress(ProgressEvent(stage="prepare", done=tally.read, unit="conversations"))
-        tally.check()
+        tally.check(section.allow_lost)
         _finish(partial, tally, {"key": key, "max_tokens": section.max_tokens, "sources": tally.sources}, template)
     progress(ProgressEvent(stage="prepare", done=tally.read, total=tally.read, unit="conversations"))
     return Conversations.open(folder)
 
 
-def loss_mask_warnings(prepared: Conversations) -> list[str]:
-    """Warns of each fault of the loss mask that costs many conversations, with the consequence and the remedy."""
-    read = len(prepared) + sum(prepared.skipped.values())
-    warnings = []
-    for reason, remedy in MASK_REMEDIES.items():
-        if (lost := prepared.skipped.get(reason, 0)) > LOST_SHARE * read:
-            loss = f"{lost} of {read} conversations ({lost / read:.0%}) are not trained on: {reason}"
-            warnings.append(f"{loss}; the draft learns only from the others, which may not be representative: {remedy}")
-    return warnings
+def loss_warnings(prepared: Conversations) -> list[str]:
+    """Warns if many conversations are left out, with the reasons, the consequence and the remedy."""
+    lost = sum(prepared.skipped.values())
+    read = prepared.conversations + lost
+    if lost <= LOST_SHARE * read:
+        return []
+    loss = f"{lost} of {read} conversations ({lost / read:.0%}) are not trained on: {reasons_text(prepared.skipped)}"
+    consequence = "the draft learns only from the others, which may not be representative"
+    return [f"{loss}; {consequence}: {_remedy(prepared.skipped)}"]
+
+
+def _remedy(skipped: Mapping[str, int]) -> str:
+    most = max(skipped, key=lambda reason: skipped[reason])
+    return REMEDIES.get(most, "check the data and the tokenizer's chat template")
 
 
 class _Tally:
@@ -102,13 +125,21 @@ class _Tally:
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.sources: list[dict[str, Any]] = []
+        self.ends: set[int] = set()
         self.read = 0
+        self.encoded = 0
         self.truncated = 0
 
-    def add(self, conversation: Conversation, row: Encoded) -> None:
+    def add(self, conversation: Conversation, rows: Sequence[Encoded]) -> None:
+        for name, row in zip(row_names(_one_line(conversation.id), len(rows)), rows, strict=True):
+            self._add(name, row)
+        self.encoded += 1
+        self.truncated += any(row.truncated for row in rows)
+
+    def _add(self, name: str, row: Encoded) -> None:
         if row.input_ids.max() >= len(self.counts):
             raise DataError(
-                f"conversation {conversation.id}: the tokenizer gives token {row.input_ids.max()}, "
+                f"conversation {name}: the tokenizer gives token {row.input_ids.max()}, "
                 f"but the verifier's vocabulary has only {len(self.counts)} tokens",
                 hint="the tokenizer belongs to another model",
             )
@@ -116,24 +147,32 @@ class _Tally:
         np.add.at(self.counts, supervised, 1)
         self.lengths.append(len(row.input_ids))
         self.supervised.append(len(supervised))
-        self.ids.append(_one_line(conversation.id))
-        self.truncated += row.truncated
+        self.ids.append(name)
+        last = row.loss_mask & ~np.append(row.loss_mask[1:], False)
+        self.ends |= set(row.input_ids[last].tolist())
 
     def skip(self, conversation: Conversation, reason: str) -> None:
         self.skipped[reason] += 1
         self.examples.setdefault(reason, _one_line(conversation.id))
 
-    def check(self) -> None:
+    def check(self, allow_lost: float) -> None:
         if self.leaked:
             some = ", ".join(self.leaked[:5]) + (", ..." if len(self.leaked) > 5 else "")
             raise DataError(
                 f"{len(self.leaked)} of {self.read} conversations start with a prompt of the benchmark: {some}",
                 hint="remove them from the sources, or benchmark on another suite: its result could not be trusted",
             )
+        lost = self.skipped.total()
         if not self.lengths:
-            most = self.skipped.most_common(1)[0][0]
-            hint = MASK_REMEDIES.get(most, "check the data and the tokenizer's chat template")
-            raise DataError(f"no conversation can be trained on: {reasons_text(self.skipped)}", hint=hint)
+            raise DataError(
+                f"no conversation can be trained on: {reasons_text(self.skipped)}", hint=_remedy(self.skipped)
+            )
+        if lost > allow_lost * (self.encoded + lost):
+            raise DataError(
+                f"{lost} of {self.encoded + lost} conversations cannot be trained on, more than data.allow_lost = "
+                f"{allow_lost:g} allows: {reasons_text(self.skipped)}",
+                hint=f"{_remedy(self.skipped)}; or train on the others alone: data.allow_lost = 1.0",
+            )
 
 
 def _stream(section: DataSection, base: Path, tally: _Tally) -> Iterator[Conversation]:
@@ -145,9 +184,10 @@ def _stream(section: DataSection, base: Path, tally: _Tally) -> Iterator[Convers
         tally.sources.append({"path": source.path, "split": source.split, "usable": tally.read - before})
 
 
-def _write(row: Encoded, tokens: BinaryIO, mask: BinaryIO) -> None:
-    tokens.write(row.input_ids.astype("<i4").tobytes())
-    mask.write(row.loss_mask.tobytes())
+def _write(rows: Sequence[Encoded], tokens: BinaryIO, mask: BinaryIO) -> None:
+    for row in rows:
+        tokens.write(row.input_ids.astype("<i4").tobytes())
+        mask.write(row.loss_mask.tobytes())
 
 
 def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTemplate) -> None:
@@ -159,13 +199,13 @@ def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTe
     counts = {
         **facts,
         "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
-        "conversations": len(tally.lengths),
+        "conversations": tally.encoded,
         "tokens": sum(tally.lengths),
         "supervised": sum(tally.supervised),
         "truncated": tally.truncated,
         "skipped": dict(tally.skipped.most_common()),
         "skipped_examples": tally.examples,
-        "turn_ends": [int(number) for number in template.special_ids if _counted(tally.counts, number)],
+        "turn_ends": [int(number) for number in template.special_ids if int(number) in tally.ends],
         "chat_template_sha256": hashlib.sha256(template.source.encode()).hexdigest(),
     }
     seal(folder, counts)
@@ -173,7 +213,3 @@ def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTe
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _counted(counts: np.ndarray, token: int) -> bool:
-    return token < len(counts) and bool(counts[token])

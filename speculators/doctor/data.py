@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from speculators.data.encoded import Conversations
+from speculators.data.encoded import Conversations, Encoded, row_names
 from speculators.data.messages import Conversation
 from speculators.data.template import ChatTemplate
 from speculators.doctor.check import Check, Family
@@ -22,7 +22,7 @@ from speculators.inspection.inspect import inspect_data
 from speculators.inspection.survey import raw_rows
 from speculators.inspection.view import ERROR, WARNING, DataView
 from speculators.pipeline.regenerate import is_whole
-from speculators.recipe.input_sections import DataSource
+from speculators.recipe.input_sections import DataSection, DataSource
 from speculators.recipe.lock_check import relocate
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
@@ -63,7 +63,7 @@ def check_data(speculator: ExaminedSpeculator, places: Places, listen: Listen = 
     intact = _stored(origin, prepared)
     yield intact
     yield check_mask(prepared)
-    yield _rendering(speculator, _sources(recipe, places, key), prepared, recipe.data.max_tokens)
+    yield _rendering(speculator, _sources(recipe, places, key), prepared, recipe.data)
     if intact.result == "wrong" or plan.stage("prepare").fingerprint != key:
         why = "the stored data, or the verifier, has changed since training"
         yield DATA.skipped("lint", why)
@@ -114,35 +114,41 @@ def check_mask(prepared: Conversations) -> Check:
 
 
 def _rendering(
-    speculator: ExaminedSpeculator, sources: Iterable[Conversation], prepared: Conversations, max_tokens: int
+    speculator: ExaminedSpeculator, sources: Iterable[Conversation], prepared: Conversations, data: DataSection
 ) -> Check:
     """Renders some conversations again and compares tokens and mask with the stored ones."""
     name = "rendering"
-    template = ChatTemplate.of(load_tokenizer(speculator.verifier, trust_remote_code=speculator.trust_remote_code))
-    ids = {one: index for index, one in enumerate(prepared.ids())}
-    conversations = (row for row in sources if row.id in ids)
+    template = ChatTemplate.of(load_tokenizer(speculator.verifier, speculator.section))
+    rows = {one: index for index, one in enumerate(prepared.ids())}
+    conversations = (each for each in sources if any(row_names(each.id, count)[0] in rows for count in (1, 2)))
     mismatch, seen = "", 0
     for conversation in islice(conversations, RENDERED):
         seen += 1
-        stored, now = prepared.row(ids[conversation.id]), template.encode(conversation, max_tokens)
+        now = template.encode(conversation.training_on(data.train_on), data.max_tokens)
         if isinstance(now, str):
             mismatch = mismatch or f"{conversation.id}: {now}"
-        elif not np.array_equal(stored.input_ids, now.input_ids):
-            mismatch = (
-                mismatch
-                or f"{conversation.id}: other tokens ({len(stored.input_ids)} stored, {len(now.input_ids)} now)"
-            )
-        elif not np.array_equal(stored.loss_mask, now.loss_mask):
-            at = int((stored.loss_mask != now.loss_mask).nonzero()[0][0])
-            shifted = any(np.array_equal(stored.loss_mask[1:], np.roll(now.loss_mask, step)[1:]) for step in (-1, 1))
-            fault = f"the mask {'is shifted by one' if shifted else 'differs'} from token {at} on"
-            mismatch = mismatch or f"{conversation.id}: {fault}"
+            continue
+        for row, rendered in zip(row_names(conversation.id, len(now)), now, strict=True):
+            stored = prepared.row(rows[row]) if row in rows else None
+            difference = "is not stored" if stored is None else _difference(stored, rendered)
+            mismatch = mismatch or (f"{row}: {difference}" if difference else "")
     if not seen:
         return DATA.skipped(name, "the sources no longer contain the stored conversations")
     if mismatch:
         evidence = f"the verifier's tokenizer and chat template do not reproduce the training data: {mismatch}"
         return DATA.wrong(name, evidence, "restore the tokenizer and template of training, or train again")
     return DATA.ok(name, f"{seen} conversations rendered again give the same tokens and mask")
+
+
+def _difference(stored: Encoded, now: Encoded) -> str:
+    """Describes how a row rendered again differs from the stored one; "" if it does not."""
+    if not np.array_equal(stored.input_ids, now.input_ids):
+        return f"other tokens ({len(stored.input_ids)} stored, {len(now.input_ids)} now)"
+    if np.array_equal(stored.loss_mask, now.loss_mask):
+        return ""
+    at = int((stored.loss_mask != now.loss_mask).nonzero()[0][0])
+    shifted = any(np.array_equal(stored.loss_mask[1:], np.roll(now.loss_mask, step)[1:]) for step in (-1, 1))
+    return f"the mask {'is shifted by one' if shifted else 'differs'} from token {at} on"
 
 
 def _sources(recipe: Recipe, places: Places, key: str) -> Iterator[Conversation]:

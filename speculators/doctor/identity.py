@@ -103,7 +103,7 @@ def _weights(speculator: ExaminedSpeculator) -> Check:
 def _files(speculator: ExaminedSpeculator) -> Check:
     name = "tokenizer"
     try:
-        tokenizer = load_tokenizer(speculator.verifier, trust_remote_code=speculator.trust_remote_code)
+        tokenizer = load_tokenizer(speculator.verifier, speculator.section)
     except SpeculatorsError as error:
         return CONFIG.wrong(name, str(error), "give the verifier that it was trained for (--verifier)")
     size = int(speculator.facts["vocab_size"])
@@ -141,7 +141,7 @@ def _compared(speculator: ExaminedSpeculator, name: str, files: list[Path], mean
 def _template(speculator: ExaminedSpeculator) -> Check:
     name = "chat template"
     try:
-        template = ChatTemplate.of(load_tokenizer(speculator.verifier, trust_remote_code=speculator.trust_remote_code))
+        template = ChatTemplate.of(load_tokenizer(speculator.verifier, speculator.section))
     except SpeculatorsError as error:
         return CONFIG.warning(name, str(error), "put the template of training into the verifier's folder")
     if speculator.origin is None:

@@ -137,7 +137,7 @@ def _engine(subject: SavedSpeculator, speculator: ExaminedSpeculator) -> Engine:
         speculator.verifier,
         dtype=section.dtype if from_run else max(saved, key=lambda kind: kind.itemsize, default=torch.float32),
         device=speculator.device,
-        trust_remote_code=section.trust_remote_code,
+        section=section,
     )
 
 

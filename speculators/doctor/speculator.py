@@ -14,6 +14,7 @@ from speculators.config import SpeculatorModelConfig
 from speculators.errors import SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel, rebuild
+from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.lock import Lock
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import RunFolder
@@ -108,9 +109,9 @@ class ExaminedSpeculator:
         return load_head(self.verifier, self.facts, dtype=None)
 
     @property
-    def trust_remote_code(self) -> bool:
-        """Whether the run's recipe lets the verifier bring its own code."""
-        return self.origin is not None and self.origin.recipe.verifier.trust_remote_code
+    def section(self) -> VerifierSection | None:
+        """The `[verifier]` of the run's recipe: whether it may bring its own code, and its chat template."""
+        return None if self.origin is None else self.origin.recipe.verifier
 
     @property
     def knobs_known(self) -> bool:

@@ -83,10 +83,9 @@ def _contains_ids(d2t: torch.Tensor, t2d: torch.Tensor | None, ids: torch.Tensor
 
 def _ends(speculator: ExaminedSpeculator, known: set[int]) -> Check:
     name = "end of turn"
-    trust = speculator.trust_remote_code
     try:
-        tokenizer = load_tokenizer(speculator.verifier, trust_remote_code=trust)
-        stops = folder_stop_ids(speculator.verifier, trust_remote_code=trust)
+        tokenizer = load_tokenizer(speculator.verifier, speculator.section)
+        stops = folder_stop_ids(speculator.verifier, speculator.section)
     except SpeculatorsError as error:
         return LOADS.skipped(name, str(error))
     ends = [token for token in stops if token < speculator.facts["vocab_size"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,8 +56,7 @@ def inspect_data(
         SpeculatorsError: a source cannot be read, the tokenizer has no chat template, the verifier cannot be obtained.
     """
     context = _context(recipe, places, listen)
-    trust = recipe.verifier.trust_remote_code
-    template = ChatTemplate.of(load_tokenizer(context.folder, trust_remote_code=trust))
+    template = ChatTemplate.of(load_tokenizer(context.folder, recipe.verifier))
     waiting = _awaits_answers(context)
     suite_prompts = held_out(recipe)
     survey = survey_rows(_raw_rows(context, waiting), suite_prompts, progress=context.emit)
@@ -139,7 +139,7 @@ def _render(
     context: Context, prepared: Conversations, template: ChatTemplate, *, show: int, ids: Sequence[str]
 ) -> tuple[RenderedConversation, ...]:
     names = prepared.ids()
-    indices = [_index(name, names) for name in ids] or list(range(min(show, len(names))))
+    indices = [index for name in ids for index in _rows(name, names)] or list(range(min(show, len(names))))
     limit = context.recipe.data.max_tokens
     return tuple(
         render_conversation(names[index], prepared.row(index), template, max_tokens=limit) for index in indices
@@ -159,6 +159,12 @@ def _render_prompts(
         encoded = Encoded(tokens, np.zeros(len(tokens), np.bool_))
         rendered.append(render_conversation(name, encoded, template, max_tokens=context.recipe.data.max_tokens))
     return tuple(rendered)
+
+
+def _rows(name: str, names: Sequence[str]) -> list[int]:
+    """Finds the rows of a conversation, or one of them by its own name."""
+    several = [index for index, row in enumerate(names) if re.fullmatch(rf"{re.escape(name)}#\d+", row)]
+    return several if several and name not in names else [_index(name, names)]
 
 
 def _index(name: str, names: Sequence[str]) -> int:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from speculators.data.conversations import LAYOUT, NO_ANSWER, NO_MESSAGES, NOT_ALTERNATING
-from speculators.data.prepare import MASK_REMEDIES
-from speculators.data.template import REWRITES_HISTORY
+from speculators.data.prepare import REMEDIES
 from speculators.inspection.survey import Survey, short_path
 from speculators.inspection.view import ERROR, NOTE, WARNING, DataFinding, DataView
 
@@ -28,14 +26,6 @@ GREEDY_AGREEMENT = 0.95
 FOREIGN_EXCESS = 0.1
 # Share of the turns' ends. Where the length limit cut an answer, the verifier would have gone on.
 LEAST_ENDS = 0.8
-
-REMEDIES = {
-    **MASK_REMEDIES,
-    NOT_ALTERNATING: "fix the rows: user, assistant, user, assistant, ... after at most one system message",
-    NO_ANSWER: "add answers: [data.regenerate] lets the verifier write them",
-    NO_MESSAGES: LAYOUT,
-    REWRITES_HISTORY: "train on one turn per row, or regenerate: servers show earlier turns without their reasoning",
-}
 
 
 def lint(

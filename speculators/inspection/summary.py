@@ -21,8 +21,8 @@ def count_rows(prepared: Conversations) -> Rows:
     skipped = prepared.skipped
     return Rows(
         folder=str(prepared.folder),
-        read=len(prepared) + sum(skipped.values()),
-        conversations=len(prepared),
+        read=prepared.conversations + sum(skipped.values()),
+        conversations=prepared.conversations,
         tokens=int(prepared.lengths.sum()),
         supervised=int(prepared.supervised.sum()),
         max_tokens=prepared.manifest["max_tokens"],

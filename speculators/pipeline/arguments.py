@@ -88,8 +88,7 @@ class DraftVocabulary:
         """Takes the most frequent tokens of the prepared data, or those of the checkpoint that training starts from."""
         plan, size = context.plan, context.plan.draft_vocab_size
         # The ends of text, too: where the data ends every turn with another token, a draft must still be able to stop.
-        trust = context.recipe.verifier.trust_remote_code
-        ends = {*prepared.turn_ends, *folder_stop_ids(context.folder, trust_remote_code=trust)}
+        ends = {*prepared.turn_ends, *folder_stop_ids(context.folder, context.recipe.verifier)}
         ends = {token for token in ends if token < plan.facts.vocab_size}
         if size == plan.facts.vocab_size:
             return cls(ids=None, ends=frozenset(ends))

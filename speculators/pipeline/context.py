@@ -57,8 +57,8 @@ class Context:
         """Loads the verifier in `dtype`, unless it is loaded; one in another dtype is freed first."""
         if dtype not in self._engines:
             self._engines.clear()
-            trust = self.recipe.verifier.trust_remote_code
-            self._engines[dtype] = Engine(self.folder, dtype=dtype, device=self.world.device, trust_remote_code=trust)
+            section = self.recipe.verifier
+            self._engines[dtype] = Engine(self.folder, dtype=dtype, device=self.world.device, section=section)
         return self._engines[dtype]
 
     def free_engine(self) -> None:

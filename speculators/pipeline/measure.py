@@ -103,7 +103,7 @@ def load_saved(
         folder,
         dtype=verifier.dtype if from_recipe else str(next(model.parameters()).dtype).removeprefix("torch."),
         device=device,
-        trust_remote_code=verifier.trust_remote_code,
+        section=verifier,
     )
     return model, engine
 
@@ -135,15 +135,19 @@ def import_algorithm(table: dict[str, Any], folder: Path) -> None:
 
 def verifier_of(subject: SavedSpeculator) -> VerifierSection:
     """Finds the verifier to measure a speculator with; raises ArtifactError or RecipeError if none is named."""
-    if subject.recipe is not None and subject.verifier is None:
-        values = {key: value for key, value in subject.recipe["verifier"].items() if value is not None}
+    table = {} if subject.recipe is None else subject.recipe["verifier"]
+    recipe = {key: value for key, value in table.items() if value is not None}
+    # A copy of the verifier somewhere else is asked in the same way.
+    chat = {key: recipe[key] for key in ("template", "chat_template") if key in recipe}
+    if recipe and subject.verifier is None:
+        values = recipe
     else:
         name = subject.verifier or _configured_verifier(subject.folder)
         if name is None:
             raise ArtifactError(f"{subject.folder}/config.json names no verifier", hint="name one: --verifier MODEL")
         if not Path(name).is_dir():
-            return pinned(name, "verifier")
-        values = {"model": str(Path(name).resolve())}
+            return attrs.evolve(pinned(name, "verifier"), **chat)
+        values = {"model": str(Path(name).resolve()), **chat}
     section, problems = structure(values, VerifierSection, path=("verifier",))
     if section is None:
         raise RecipeError(problems)
@@ -194,15 +198,14 @@ def measure_endpoint(
             message = f"{versions}: their speeds would differ for reasons other than the speculator"
             raise ServerError(message, hint="start both with one version")
     verifier = verifier_of(subject)
-    trust = verifier.trust_remote_code
     # The server has the weights; this process needs only the tokenizer.
     folder = (
-        fetch_tokenizer(verifier.model, verifier.revision, trust_remote_code=trust)
+        fetch_tokenizer(verifier.model, verifier.revision, trust_remote_code=verifier.trust_remote_code)
         if verifier.kind == "hub"
         else obtain(verifier, progress=progress)
     )
-    template = ChatTemplate.of(load_tokenizer(folder, trust_remote_code=trust))
-    stop_ids = folder_stop_ids(folder, trust_remote_code=trust)
+    template = ChatTemplate.of(load_tokenizer(folder, verifier))
+    stop_ids = folder_stop_ids(folder, verifier)
     settings = []
     for suite in section.suites:
         prompts = load_suite(suite)

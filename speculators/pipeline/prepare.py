@@ -8,7 +8,7 @@ from speculators.bench.suites import load_suite
 from speculators.data.conversations import prompt_key
 from speculators.data.encoded import Conversations
 from speculators.data.leakage import HeldOut
-from speculators.data.prepare import loss_mask_warnings, prepare
+from speculators.data.prepare import loss_warnings, prepare
 from speculators.events import PreparedFacts, WarningEvent
 from speculators.pipeline.context import Context
 from speculators.pipeline.regenerate import regenerated
@@ -39,7 +39,7 @@ def _prepare(context: Context, folder: Path) -> Conversations:
             prepare(
                 regenerated(context) if data.regenerate else data,
                 folder=folder,
-                tokenizer=load_tokenizer(context.folder, trust_remote_code=context.recipe.verifier.trust_remote_code),
+                tokenizer=load_tokenizer(context.folder, context.recipe.verifier),
                 vocab_size=plan.facts.vocab_size,
                 base=Path(),
                 held_out={prompt_key(row.prompt) for row in held_out(context.recipe)},
@@ -49,14 +49,14 @@ def _prepare(context: Context, folder: Path) -> Conversations:
         context.world.barrier()
         prepared = Conversations.open(folder, key=key)
         result.facts = PreparedFacts(
-            conversations=len(prepared),
+            conversations=prepared.conversations,
             tokens=int(prepared.lengths.sum()),
             supervised=int(prepared.supervised.sum()),
             skipped=dict(prepared.skipped),
             truncated=prepared.truncated,
             max_tokens=data.max_tokens,
         )
-    for loss in loss_mask_warnings(prepared):
+    for loss in loss_warnings(prepared):
         context.emit(WarningEvent(message=loss))
     return prepared
 

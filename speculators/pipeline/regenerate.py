@@ -272,7 +272,7 @@ def regenerate_file(
     section = recipe.verifier
     if endpoint is None:
         folder = obtain(section, progress=progress)
-        engine = Engine(folder, dtype=settings.dtype or section.dtype, trust_remote_code=section.trust_remote_code)
+        engine = Engine(folder, dtype=settings.dtype or section.dtype, section=section)
         write_answers(out, rows, engine, settings, facts=lambda: engine_facts(engine), progress=progress)
     else:
         server, facts = _server(recipe, endpoint, concurrency, progress)
@@ -293,8 +293,8 @@ def _server(
     answers = AnswerClient(
         endpoint=endpoint,
         model=served.model,
-        tokenizer=load_tokenizer(folder, trust_remote_code=section.trust_remote_code),
-        stop_ids=folder_stop_ids(folder, trust_remote_code=section.trust_remote_code),
+        tokenizer=load_tokenizer(folder, section),
+        stop_ids=folder_stop_ids(folder, section),
         concurrency=concurrency,
     )
     # A server does not report which weights it has: its name for them stands beside the recipe's.

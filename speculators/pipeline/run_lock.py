@@ -18,6 +18,7 @@ from speculators.data.template import ChatTemplate
 from speculators.errors import LockError, SpeculatorsError
 from speculators.nn.precision import has_bf16_products
 from speculators.pipeline.context import Context
+from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.lock import Code, Environment, Lock, VerifierLock
 from speculators.recipe.plan import Plan
 from speculators.recipe.values import as_tables
@@ -155,18 +156,18 @@ def _wheel() -> str | None:
     return hashes.get("sha256")
 
 
-def verifier_lock(folder: Path, config: dict[str, Any], *, trust_remote_code: bool) -> VerifierLock:
+def verifier_lock(folder: Path, config: dict[str, Any], section: VerifierSection) -> VerifierLock:
     """Hashes each file of a verifier's folder, and its chat template."""
     return VerifierLock(
         files=verifier_files(folder),
-        chat_template=_template(folder, trust_remote_code=trust_remote_code),
+        chat_template=_template(folder, section),
         config=config,
     )
 
 
-def _template(folder: Path, *, trust_remote_code: bool) -> str | None:
+def _template(folder: Path, section: VerifierSection) -> str | None:
     try:
-        source = ChatTemplate.of(load_tokenizer(folder, trust_remote_code=trust_remote_code)).source
+        source = ChatTemplate.of(load_tokenizer(folder, section)).source
     except SpeculatorsError:  # the stage that needs a template reports it
         return None
     return hashlib.sha256(source.encode()).hexdigest()
@@ -182,7 +183,7 @@ def lock_of(context: Context, *, idle: bool) -> Lock:
     if existing is None:
         section = context.recipe.verifier
         config = context.plan.facts.to_dict()
-        verifier = verifier_lock(context.folder, config, trust_remote_code=section.trust_remote_code)
+        verifier = verifier_lock(context.folder, config, section)
         return _lock(context.plan, verifier, environment)
     lock = _lock(context.plan, existing.verifier, existing.environment)
     before = existing.resumed_in

@@ -79,6 +79,8 @@ def _files(recipe: Recipe) -> list[Problem]:
         hint = "name a speculator's folder, such as RUN/speculator; spec import makes one from a published checkpoint"
         absent = [name for name in ("config.json", "model.safetensors") if not (Path(start) / name).is_file()]
         problems += [recipe.problem("algorithm.init_from", f"no {name} in {start}", hint) for name in absent]
+    if (template := recipe.verifier.chat_template) is not None and not Path(template).is_file():
+        problems.append(recipe.problem("verifier.chat_template", f"no such file: {template}"))
     for index, source in enumerate(recipe.data.sources):
         if source.is_file and not Path(source.path).is_file():
             problems.append(recipe.problem(f"data.sources[{index}].path", f"no such file: {source.path}"))

@@ -39,6 +39,14 @@ def verifier_identity(section: VerifierSection) -> dict[str, Any]:
     return {**identity, "trust_remote_code": section.trust_remote_code}
 
 
+def template_identity(section: VerifierSection) -> dict[str, Any]:
+    """Identifies what a recipe changes in the verifier's chat template; empty if it changes nothing."""
+    identity: dict[str, Any] = {"template": section.template} if section.template else {}
+    if section.chat_template is not None:
+        identity["chat_template"] = file_sha256(Path(section.chat_template))
+    return identity
+
+
 def source_identity(source: DataSource) -> dict[str, Any]:
     """Identifies the conversations of a source."""
     chosen = {"split": source.split, "take": source.take}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -9,7 +12,7 @@ from attrs import field
 
 from speculators.config import positive
 from speculators.structure import validators
-from speculators.structure.validators import matches, not_empty, not_negative, one_of, server_url
+from speculators.structure.validators import between, matches, not_empty, not_negative, one_of, server_url
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEX_64 = matches(r"[0-9a-f]{64}", "64 lower-case hex digits")
@@ -34,6 +37,22 @@ def _model(_: object, __: attrs.Attribute[Any], value: str) -> None:
         matches(r"[\w.-]+(/[\w.-]+)?", known)(_, __, value)
 
 
+# What transformers itself passes to a template.
+_TEMPLATE_INPUTS = ("messages", "tools", "documents", "add_generation_prompt")
+
+
+def _template(_: object, __: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError(f"names of arguments have letters, digits and _, got {name!r}")
+        if name in _TEMPLATE_INPUTS:
+            raise ValueError(f"{name} comes from the conversation and cannot be set here")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("arguments are texts, numbers, true or false, and lists and tables of them") from None
+
+
 @attrs.frozen(kw_only=True)
 class VerifierSection:
     """`[verifier]`: the model that the draft is trained for.
@@ -44,6 +63,9 @@ class VerifierSection:
         sha256: hash of the GGUF file, checked before the file is opened.
         dtype: precision in which the verifier runs.
         trust_remote_code: let transformers run code that comes with the model.
+        template: arguments of the chat template, by name (`{ enable_thinking = false }`), for training data,
+            regeneration, suites and servers alike.
+        chat_template: a Jinja file that replaces the model's chat template.
     """
 
     model: str = field(validator=_model)
@@ -51,6 +73,8 @@ class VerifierSection:
     sha256: str | None = field(default=None, validator=HEX_64)
     dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
     trust_remote_code: bool = False
+    template: dict[str, Any] = field(factory=dict, validator=_template)
+    chat_template: str | None = field(default=None, validator=attrs.validators.optional(not_empty))
 
     @property
     def kind(self) -> str:
@@ -140,6 +164,13 @@ class StatesServerSection:
     timeout: float = field(default=600.0, validator=positive)
 
 
+def _train_on(_: object, __: attrs.Attribute[Any], value: str | tuple[int, ...]) -> None:
+    if isinstance(value, str):
+        one_of("all", "last")(_, __, value)
+    elif not value:
+        raise ValueError('must name at least one answer, "all" or "last"')
+
+
 @attrs.frozen(kw_only=True)
 class DataSection:
     """`[data]`: conversations, and how the verifier's states for them reach training.
@@ -150,6 +181,8 @@ class DataSection:
         hidden_states: "online" computes the states during training, "cached" captures them to disk first, "server"
             lets a vLLM server capture them.
         states_dtype: precision in which the states for training are computed and stored.
+        train_on: "all" answers of a conversation, the "last" one, or their places: `[0, -1]` is the first and the last.
+        allow_lost: the largest share of conversations that may be left out; above it, the data are refused.
         regenerate: how the verifier rewrites the answers; None keeps the answers of the sources.
         server: the server that computes the states, if one does.
     """
@@ -158,6 +191,8 @@ class DataSection:
     max_tokens: int = field(default=2048, validator=positive)
     hidden_states: str = field(default="online", validator=one_of("online", "cached", "server"))
     states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
+    train_on: str | tuple[int, ...] = field(default="all", validator=_train_on)
+    allow_lost: float = field(default=0.5, validator=between(0, 1))
     regenerate: Regenerate | None = None
     server: StatesServerSection = StatesServerSection()
 

@@ -127,6 +127,9 @@ def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
             suites[index] = attrs.evolve(suite, path=absolute(suite.path, f"benchmark.suites[{index}].path"))
     if verifier.kind in ("gguf", "folder"):
         verifier = attrs.evolve(verifier, model=absolute(verifier.model, "verifier.model"))
+    if verifier.chat_template is not None:
+        file = absolute(verifier.chat_template, "verifier.chat_template")
+        verifier = attrs.evolve(verifier, chat_template=file)
     algorithm = recipe.algorithm
     if (start := algorithm.config.init_from) is not None:
         config = attrs.evolve(algorithm.config, init_from=absolute(start, "algorithm.init_from"))

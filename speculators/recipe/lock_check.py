@@ -210,6 +210,11 @@ def relocate(recipe: Recipe, lock: Lock, run: Path) -> tuple[Recipe, list[Missin
         missing.append(MissingFile(stage=stage, key=key, file=path, locked=digest, current=current))
         return path
 
+    verifier = recipe.verifier
+    if verifier.chat_template is not None:
+        template = {"sha256": lock.inputs["verifier"].get("chat_template")}
+        file = find("verifier", "verifier.chat_template", verifier.chat_template, template)
+        verifier = attrs.evolve(verifier, chat_template=file)
     inputs = lock.inputs["prepare"]
     sources = tuple(
         attrs.evolve(source, path=find("prepare", f"data.sources[{index}].path", source.path, identity))
@@ -224,6 +229,7 @@ def relocate(recipe: Recipe, lock: Lock, run: Path) -> tuple[Recipe, list[Missin
     return (
         attrs.evolve(
             recipe,
+            verifier=verifier,
             data=attrs.evolve(recipe.data, sources=sources),
             benchmark=attrs.evolve(recipe.benchmark, suites=tuple(suites)),
         ),

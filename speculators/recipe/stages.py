@@ -18,6 +18,7 @@ from speculators.recipe.fingerprint import (
     section_values,
     source_identity,
     suite_identity,
+    template_identity,
     verifier_identity,
 )
 from speculators.recipe.schema import Recipe
@@ -100,13 +101,21 @@ def stage_inputs(recipe: Recipe) -> tuple[StageInputs, ...]:
     suite_values = functools.cache(lambda: [suite_identity(suite) for suite in recipe.benchmark.suites])
     suite_reads = _suite_paths(recipe)
     stages = [
-        StageInputs("verifier", (), (Inputs(_verifier_paths(recipe), lambda _: verifier_identity(recipe.verifier)),)),
+        StageInputs(
+            "verifier",
+            (),
+            (
+                Inputs(_verifier_paths(recipe), lambda _: verifier_identity(recipe.verifier)),
+                Inputs(("verifier.template", "verifier.chat_template"), lambda _: template_identity(recipe.verifier)),
+            ),
+        ),
         StageInputs(
             "prepare",
             ("verifier",),
             (
                 Inputs(_source_paths(recipe), lambda _: {"sources": [source_identity(each) for each in data.sources]}),
                 _value(recipe, "data.max_tokens"),
+                Inputs(("data.train_on",), lambda _: {} if data.train_on == "all" else {"train_on": data.train_on}),
                 _regenerate(recipe),
                 # The suites' prompts are kept out of the training data.
                 Inputs(suite_reads, lambda _: {"held_out": suite_values()}),

@@ -13,6 +13,7 @@ from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
 from speculators.facts import VerifierFacts
 from speculators.nn.precision import compute_dtype
+from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier.capture import Capture, batches_by_length, decoder_layers
 from speculators.verifier.generate import Sampling, generate_batches
 from speculators.verifier.head import VerifierHead
@@ -29,7 +30,8 @@ class Engine:
         dtype: of weights and states, or its name ("float32", "bfloat16", "float16"). bfloat16 becomes float32 on a
             device without bf16 products.
         device: where the model is.
-        trust_remote_code: let transformers run code that comes with the model.
+        section: the recipe's `[verifier]`: whether the model may bring code, and its chat template; None for the
+            folder as it is.
 
     Raises:
         VerifierError: the model cannot be loaded, or a tensor is missing from its files.
@@ -41,16 +43,17 @@ class Engine:
         *,
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
-        trust_remote_code: bool = False,
+        section: VerifierSection | None = None,
     ) -> None:
         check_folder(folder)
         self.folder = folder
         self.facts = VerifierFacts.read(folder / "config.json")
         self.device = torch.device(device)
         self.dtype = compute_dtype(getattr(torch, dtype) if isinstance(dtype, str) else dtype, self.device)
-        self.model = _load(folder, self.dtype, trust_remote_code).to(self.device)
+        trust = section is not None and section.trust_remote_code
+        self.model = _load(folder, self.dtype, trust).to(self.device)
         self._layers = decoder_layers(self.model)
-        self._trust = trust_remote_code
+        self._section = section
         self._tokenizer: Any = None
 
     @property
@@ -62,7 +65,7 @@ class Engine:
     def tokenizer(self) -> Any:
         """The folder's tokenizer, loaded on first use: capture works on ids and needs none."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.folder, trust_remote_code=self._trust)
+            self._tokenizer = load_tokenizer(self.folder, self._section)
         return self._tokenizer
 
     @property

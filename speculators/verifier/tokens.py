@@ -9,18 +9,35 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig
 
 from speculators.errors import VerifierError
+from speculators.recipe.input_sections import VerifierSection
+from speculators.verifier.chat_template import use_template
 from speculators.verifier.quiet import quiet
 
 _ANSWER = "answer"
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Loads the tokenizer of a Hugging Face folder; raises VerifierError if it cannot be read."""
+def load_tokenizer(folder: Path, section: VerifierSection | None = None) -> Any:
+    """Loads the tokenizer of a Hugging Face folder, with the chat template that a recipe gives it.
+
+    Everything that renders conversations takes its tokenizer from here, so that training data, suites, answers and
+    servers see one template with the same arguments.
+
+    Args:
+        folder: of the verifier.
+        section: the recipe's `[verifier]`; None for the folder as it is, without code that comes with it.
+
+    Raises:
+        VerifierError: the tokenizer or the recipe's template cannot be read.
+    """
+    trust = section is not None and section.trust_remote_code
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise VerifierError(f"{folder}: cannot read the tokenizer: {error}") from error
+    if section is not None:
+        use_template(tokenizer, section)
+    return tokenizer
 
 
 def stop_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
@@ -45,13 +62,13 @@ def stop_ids(tokenizer: Any, generation_config: Any) -> tuple[int, ...]:
     return ids
 
 
-def folder_stop_ids(folder: Path, *, trust_remote_code: bool = False) -> tuple[int, ...]:
+def folder_stop_ids(folder: Path, section: VerifierSection | None = None) -> tuple[int, ...]:
     """Collects `stop_ids` from the files of a Hugging Face folder, without loading a model."""
     eos = None
     for file in (folder / "config.json", folder / "generation_config.json"):
         if file.is_file():
             eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", eos)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, section)
     return stop_ids(tokenizer, GenerationConfig(eos_token_id=eos))
 
 

@@ -11,7 +11,7 @@ from data_toys import VOCAB, row, section, some_rows
 from speculators.data import prepare as module
 from speculators.data.conversations import parse, prompt_key
 from speculators.data.encoded import Conversations
-from speculators.data.prepare import loss_mask_warnings, prepare
+from speculators.data.prepare import loss_warnings, prepare
 from speculators.data.template import ChatTemplate
 from speculators.errors import ArtifactError, DataError
 from speculators.recipe.input_sections import DataSection, DataSource
@@ -34,7 +34,7 @@ def test_rows_come_back_as_they_were_encoded(run, jsonl, tokenizer):
     counts = np.zeros(VOCAB, np.int64)
     assert len(prepared) == 12
     for index, raw in enumerate(rows):
-        want, got = template.encode(parse(raw, "x"), 2048), prepared.row(index)
+        (want,), got = template.encode(parse(raw, "x"), 2048), prepared.row(index)
         np.testing.assert_array_equal(got.input_ids, want.input_ids)
         np.testing.assert_array_equal(got.loss_mask, want.loss_mask)
         assert prepared.lengths[index] == len(want.input_ids)
@@ -110,7 +110,7 @@ def test_a_large_share_of_useless_masks_is_warned_of(run, jsonl, tokenizer, lost
     odd = [row(f"odd {k}?", "nothing") for k in range(lost)]
     prepared = run(section(jsonl([*some_rows(10 - lost), *odd])))
     assert sum(prepared.skipped.values()) == lost
-    words = loss_mask_warnings(prepared)
+    words = loss_warnings(prepared)
     assert [f"{lost} of 10 conversations (20%) are not trained on: no token" in each for each in words] == [
         True
     ] * warned

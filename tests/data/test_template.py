@@ -38,8 +38,9 @@ def supervised(tokenizer, conversation, *, template=None, max_tokens=512) -> lis
     """Decodes each supervised stretch."""
     if template is not None:
         tokenizer.chat_template = template
-    encoded = ChatTemplate.of(tokenizer).encode(conversation, max_tokens)
-    assert not isinstance(encoded, str), encoded
+    rows = ChatTemplate.of(tokenizer).encode(conversation, max_tokens)
+    assert not isinstance(rows, str), rows
+    (encoded,) = rows
     assert (encoded.input_ids.dtype, encoded.loss_mask.dtype) == (np.int32, np.bool_)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], encoded.loss_mask, [False]])))
     return [tokenizer.decode(encoded.input_ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
@@ -54,7 +55,7 @@ def test_every_turn_is_supervised_with_its_end_and_nothing_else(tokenizer):
 def test_tokens_are_those_of_the_whole_conversation(tokenizer):
     """A conversation is one row, rendered as a whole, however many turns it has."""
     conversation = talk("hi", "hello", "and?", "bye")
-    encoded = ChatTemplate.of(tokenizer).encode(conversation, 512)
+    (encoded,) = ChatTemplate.of(tokenizer).encode(conversation, 512)
     messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
     assert encoded.input_ids.tolist() == tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
 
@@ -62,7 +63,7 @@ def test_tokens_are_those_of_the_whole_conversation(tokenizer):
 def test_first_supervised_token_follows_the_generation_prompt(tokenizer):
     """The tokens before the first supervised one are exactly those that a server feeds before it samples that token."""
     template = ChatTemplate.of(tokenizer)
-    encoded = template.encode(talk("hi", "hello"), 512)
+    (encoded,) = template.encode(talk("hi", "hello"), 512)
     first = int(encoded.loss_mask.argmax())
     assert encoded.input_ids[:first].tolist() == template.prompt_ids([Message("user", "hi")])
 
@@ -139,9 +140,9 @@ def test_tokenizer_without_template_explains_itself(tokenizer):
 def test_truncation_keeps_the_head_and_is_recorded(tokenizer):
     """A long conversation is cut at max_tokens; if nothing supervised is left, it is skipped."""
     template = ChatTemplate.of(tokenizer)
-    whole = template.encode(talk("hi", "hello there"), 512)
+    (whole,) = template.encode(talk("hi", "hello there"), 512)
     first = int(whole.loss_mask.argmax())
-    cut = template.encode(talk("hi", "hello there"), first + 2)
+    (cut,) = template.encode(talk("hi", "hello there"), first + 2)
     assert (cut.truncated, whole.truncated) == (True, False)
     assert cut.input_ids.tolist() == whole.input_ids[: first + 2].tolist()
     assert cut.loss_mask.sum() == 2
