@@ -1,9 +1,10 @@
-"""Chat templates of the kinds that published models have, written from what those models' templates do, for tiny verifiers.
+"""Chat templates of the kinds that published models have, written from what those templates do, for tiny verifiers.
 
 Each is cut to what decides where an answer lies: how the prompt ends, what an answer looks like while it is the last
 turn and later as history, how tools are called and answered, and which token ends a turn.
 """
 
+# ruff: noqa: E501 - a line break in a template is printed
 from __future__ import annotations
 
 from pathlib import Path

@@ -13,7 +13,7 @@ import numpy as np
 
 from speculators.data.encoded import Encoded
 from speculators.data.messages import Conversation, Message, turn_inputs
-from speculators.data.turns import Turn, header, locate_turn
+from speculators.data.turns import Turn, dropped_part, header, locate_turn
 from speculators.errors import DataError
 from speculators.verifier.chat_template import FIXED_DATE, on_a_fixed_day
 
@@ -149,6 +149,8 @@ class ChatTemplate:
         if mask.all():
             return ALL_SUPERVISED
         render = self._renderer(conversation)
+        if reason := dropped_part(render, messages):
+            return reason
         # Up to here the answered turn is its own prompt: marks before it belong to earlier turns.
         shared = _shared(header(render(messages[:-1], prompt=True)), render(messages))
         mask &= np.array(row["offset_mapping"], np.int64).reshape(-1, 2)[:, 0] >= shared

@@ -64,11 +64,11 @@ def locate_turn(render: Render, messages: Sequence[Message], special: re.Pattern
     *history, turn = messages
     marked, mark = _marked(turn)
     shown = render([*history, marked])
+    inline, thought, body = _parts(turn)
     if reason := _dropped(turn, shown, mark):
         return reason
     tail = shown.rpartition(mark)[2]
     prompt, text = render(history, prompt=True), render(messages)
-    inline, thought, body = _parts(turn)
     if not text.endswith(tail) or not (turn.tool_calls or text.removesuffix(tail).rstrip().endswith(body.strip())):
         return REWRITES_ANSWER
     hidden = "" if REASONING in shown else thought.strip()
@@ -86,6 +86,15 @@ def locate_turn(render: Render, messages: Sequence[Message], special: re.Pattern
     ending = _ending(render, [*history, marked], mark, special)
     written = prompt + answer.removesuffix(tail) + ending
     return Turn(written + (tail.removeprefix(ending) if tail.startswith(ending) else ""), len(prompt), len(written))
+
+
+def dropped_part(render: Render, messages: Sequence[Message]) -> str | None:
+    """Returns the reason if the template does not show all that the last of the messages, an assistant's, says."""
+    *history, turn = messages
+    marked, mark = _marked(turn)
+    shown = render([*history, marked])
+    hidden = _parts(turn)[1].strip() and REASONING not in shown
+    return _dropped(turn, shown, mark) or (DROPS_REASONING if hidden else None)
 
 
 def opened(prompt: str) -> bool:
