@@ -243,8 +243,9 @@ R1 = Kind(
         "<|end_call|>",
         "<|end_calls|>",
         "<|end|>",
-    )
-    + ("<|output|>", "<|end_output|>"),
+        "<|output|>",
+        "<|end_output|>",
+    ),
     end="<|end|>",
 )
 
@@ -262,8 +263,19 @@ MISTRAL = Kind(
 {% elif m.role == 'tool' %}\
 {% if m.tool_call_id is not defined or m.tool_call_id | length != 9 %}{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}\
 [TOOL_RESULTS]{{ {'content': m.content, 'call_id': m.tool_call_id} | tojson }}[/TOOL_RESULTS]{% endif %}{% endfor %}""",
-    special=("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
-    + ("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+    special=(
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[TOOL_CALLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+    ),
     end="</s>",
 )
 
