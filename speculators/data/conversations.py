@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from speculators.data.messages import Conversation, Message
+from speculators.data.layouts import read_documents, read_messages, read_tools
+from speculators.data.messages import Conversation
 from speculators.data.written import read_written
 from speculators.errors import DataError
 from speculators.files.disk import file_sha256
@@ -19,8 +20,6 @@ from speculators.recipe.input_sections import DataSource
 
 NO_MESSAGES = "no messages"
 NO_ANSWER = "no assistant turn"
-NOT_ALTERNATING = "turns do not alternate between user and assistant"
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
 def prompt_key(text: str) -> str:
@@ -33,7 +32,8 @@ def parse(row: Any, name: str) -> Conversation | str:
     """Parses a row into a conversation, or returns the reason why it cannot be used.
 
     Args:
-        row: a dict with `messages` (role, content) or `conversations` (from, value); `id` and `category` are optional.
+        row: a dict with `messages` (role, content) or `conversations` (from, value); `id`, `category`, `tools` and
+            `documents` are optional. See `layouts`.
         name: the id for a row without one.
     """
     if not isinstance(row, Mapping):
@@ -41,34 +41,26 @@ def parse(row: Any, name: str) -> Conversation | str:
     turns = row.get("messages") or row.get("conversations")
     if not isinstance(turns, list):
         return NO_MESSAGES
-    messages = []
-    for turn in turns:
-        message = _message(turn)
-        if isinstance(message, str):
-            return message
-        messages.append(message)
-    while messages and messages[-1].role == "user":
+    messages, tools, documents = read_messages(turns), read_tools(row), read_documents(row)
+    if isinstance(messages, str):
+        return messages
+    if isinstance(tools, str) or isinstance(documents, str):
+        return tools if isinstance(tools, str) else str(documents)
+    while messages and messages[-1].role != "assistant":
         messages.pop()  # a question without an answer supervises nothing
-    if not any(message.role == "assistant" for message in messages):
+    if not messages:
         return NO_ANSWER
-    spoken = messages[1:] if messages[0].role == "system" else messages
-    if any(message.role != ("user", "assistant")[place % 2] for place, message in enumerate(spoken)):
-        return NOT_ALTERNATING
     written = read_written(row, messages)
     if isinstance(written, str):
         return written
-    return Conversation(str(row.get("id", name)), str(row.get("category", "")), tuple(messages), written=written)
-
-
-def _message(turn: Any) -> Message | str:
-    if not isinstance(turn, Mapping):
-        return "a message is not an object"
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or role not in ROLES:
-        return f"unknown role {str(role)[:20]!r}"
-    if not isinstance(content, str):
-        return "a message is not text"
-    return Message(ROLES[role], content) if content.strip() else "an empty message"
+    return Conversation(
+        str(row.get("id", name)),
+        str(row.get("category", "")),
+        tuple(messages),
+        tools=tools,
+        documents=documents,
+        written=written,
+    )
 
 
 def stream_source(source: DataSource, base: Path, skipped: Counter[str]) -> Iterator[Conversation]:

@@ -54,6 +54,13 @@ class Message:
     name: str | None = field(default=None, kw_only=True)
     supervised: bool = field(default=True, kw_only=True)
 
+    def with_reasoning_apart(self) -> Message:
+        """Moves reasoning that stands in the content, between tags, to its own field."""
+        if self.reasoning is not None or self.role != "assistant" or "</think>" not in self.content:
+            return self
+        thought, _, body = self.content.partition("</think>")
+        return attrs.evolve(self, content=body.strip(), reasoning=thought.replace("<think>", "").strip())
+
     def to_input(self) -> dict[str, Any]:
         """Writes the turn for a chat template, with each field that it has, under every name that templates read."""
         values: dict[str, Any] = {"role": self.role, "content": self.content}
@@ -70,17 +77,22 @@ def turn_inputs(messages: Sequence[Message], template: str, *, arguments_as_text
     """Writes turns for a chat template, in the ways in which templates differ from each other.
 
     Args:
-        template: the Jinja text. Mistral's refuses ids of calls that do not have nine characters.
+        template: the Jinja text. Mistral's refuses ids of calls that do not have nine characters; most have no
+            "developer"; gpt-oss's has a channel for reasoning, and no tags for it in the content.
         arguments_as_text: DeepSeek's adds a call's arguments to its text, as JSON that was written before.
     """
+    if "developer" not in template:
+        messages = [attrs.evolve(each, role="system") if each.role == "developer" else each for each in messages]
+    if "</think>" not in template and re.search(r"[.']thinking|reasoning_content", template):
+        messages = [each.with_reasoning_apart() for each in messages]
     inputs = [message.to_input() for message in messages]
     short = re.search(r"length\s*!=\s*9", template) is not None
     for turn in inputs:
-        if short and "tool_call_id" in turn:
-            turn["tool_call_id"] = _nine(turn["tool_call_id"])
-        for number, call in enumerate(turn.get("tool_calls", ())):
+        if short and turn["role"] == "tool":
+            turn["tool_call_id"] = _nine(turn.get("tool_call_id", turn.get("name", "")))
+        for call in turn.get("tool_calls", ()):
             if short:
-                call["id"] = _nine(call.get("id", f"{number}"))
+                call["id"] = _nine(call.get("id", call["function"]["name"]))
             if arguments_as_text:
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
     return inputs

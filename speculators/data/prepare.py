@@ -15,7 +15,6 @@ from speculators.data.conversations import (
     LAYOUT,
     NO_ANSWER,
     NO_MESSAGES,
-    NOT_ALTERNATING,
     prompt_key,
     reasons_text,
     stream_source,
@@ -36,7 +35,6 @@ _MARK = "mark the answers with {% generation %} in a copy of the template, and n
 REMEDIES = {
     NO_MESSAGES: LAYOUT,
     NO_ANSWER: "add answers: [data.regenerate] lets the verifier write them",
-    NOT_ALTERNATING: "fix the rows: user, assistant, user, assistant, ... after at most one system message",
     ALL_SUPERVISED: _MARKERS,
     NONE_SUPERVISED: _MARKERS,
     NOTHING_LEFT: "raise data.max_tokens",

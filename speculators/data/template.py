@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -13,9 +13,10 @@ import numpy as np
 
 from speculators.data.encoded import Encoded
 from speculators.data.messages import Conversation, Message, turn_inputs
-from speculators.data.turns import Turn, dropped_part, header, locate_turn
+from speculators.data.turns import Render, Turn, dropped_part, header, locate_turn
+from speculators.data.written import OTHER_TOKENIZER, from_other_tokenizer
 from speculators.errors import DataError
-from speculators.verifier.chat_template import FIXED_DATE, on_a_fixed_day
+from speculators.verifier.chat_template import FIXED_DATE, on_a_fixed_day, without_chance
 
 NOT_AT_TOKEN = "an answer does not start or end at a token"
 NOTHING_CHOSEN = "no answer is trained on: data.train_on or the messages' weights leave none"
@@ -24,7 +25,7 @@ ALL_SUPERVISED = "every token is supervised: the chat template marks the prompt 
 NONE_SUPERVISED = "no token is supervised: the chat template's generation markers are empty"
 
 # What Python raises inside a template that expects another kind of value.
-_PYTHON_ERRORS = (TypeError, ValueError, LookupError, AttributeError)
+_PYTHON_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 Tools = Sequence[Mapping[str, Any]]
 Row = tuple[np.ndarray, np.ndarray]  # ids [n] int32, mask [n] bool
@@ -120,6 +121,8 @@ class ChatTemplate:
 
     def _rows(self, conversation: Conversation) -> list[Row] | str:
         if conversation.written:
+            if from_other_tokenizer(self.tokenizer, conversation.written):
+                return OTHER_TOKENIZER
             chosen = [each for each in conversation.written if conversation.messages[each.turn].supervised]
             return [_written_row(each.prompt, each.answer) for each in chosen] or NOTHING_CHOSEN
         encode = self._marked if self.has_markers else self._compared
@@ -146,13 +149,12 @@ class ChatTemplate:
             tokenizer_kwargs={"return_offsets_mapping": True},
         )
         ids, mask = np.array(row["input_ids"], np.int32), np.array(row["assistant_masks"], np.bool_)
-        if mask.all():
-            return ALL_SUPERVISED
+        if mask.all() or not mask.any():
+            return ALL_SUPERVISED if mask.all() else NONE_SUPERVISED
         render = self._renderer(conversation)
         if reason := dropped_part(render, messages):
             return reason
-        # Up to here the answered turn is its own prompt: marks before it belong to earlier turns.
-        shared = _shared(header(render(messages[:-1], prompt=True)), render(messages))
+        shared = _end_of_history(render, messages)
         mask &= np.array(row["offset_mapping"], np.int64).reshape(-1, 2)[:, 0] >= shared
         if not mask.any():
             return NONE_SUPERVISED
@@ -194,7 +196,7 @@ class ChatTemplate:
         mask[len(heads[0]) : len(heads[1])] = True
         return np.array(ids, np.int32), mask
 
-    def _renderer(self, conversation: Conversation) -> Callable[..., str]:
+    def _renderer(self, conversation: Conversation) -> Render:
         return functools.partial(self.render, tools=conversation.tools, documents=conversation.documents)
 
     def _apply(self, messages: Sequence[Message], tools: Tools, documents: Tools, **options: Any) -> Any:
@@ -208,15 +210,16 @@ class ChatTemplate:
             date_string=FIXED_DATE,
             **options,
         )
-        try:
-            return apply(turn_inputs(messages, source))
-        except _PYTHON_ERRORS as error:
-            if not any(message.tool_calls for message in messages):
+        with without_chance(source):
+            try:
+                return apply(turn_inputs(messages, source))
+            except _PYTHON_ERRORS as error:
+                if not any(message.tool_calls for message in messages):
+                    raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from None
+            try:
+                return apply(turn_inputs(messages, source, arguments_as_text=True))
+            except _PYTHON_ERRORS as error:
                 raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from None
-        try:
-            return apply(turn_inputs(messages, source, arguments_as_text=True))
-        except _PYTHON_ERRORS as error:
-            raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from None
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -228,10 +231,15 @@ class ChatTemplate:
         return np.array(row["input_ids"], np.int32), starts, ends
 
 
-def _shared(one: str, other: str) -> int:
-    """Counts the characters with which both texts begin."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _end_of_history(render: Render, messages: Sequence[Message]) -> int:
+    """Finds the place up to which a rendered turn is its own prompt: marks before it belong to earlier turns."""
+    try:
+        prompt, text = header(render(messages[:-1], prompt=True)), render(messages)
+    except jinja2.TemplateError:
+        # A template with marks need not know how to render a prompt.
+        return 0
+    pairs = enumerate(zip(prompt, text, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(prompt), len(text)))
 
 
 def _written_row(prompt: Sequence[int], answer: Sequence[int]) -> Row:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import attrs
 
-from speculators.data.conversations import LAYOUT, ROLES, jsonl_rows, parse, reasons_text, stream_source
+from speculators.data.conversations import LAYOUT, jsonl_rows, parse, reasons_text, stream_source
+from speculators.data.layouts import ROLES
 from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, Problem, RecipeError

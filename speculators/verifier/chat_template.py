@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,20 @@ def on_a_fixed_day(source: str) -> str:
         return source
     steps = "".join(f" | replace({json.dumps(code)}, {json.dumps(value)})" for code, value in _FIXED_TIME.items())
     return _before(source, f"{{% macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}")
+
+
+@contextmanager
+def without_chance(source: str) -> Iterator[None]:
+    """Makes Jinja's `random` and `lipsum`, which draw from Python's generator, draw alike each time."""
+    if not re.search(r"\b(random|lipsum)\b", source):
+        yield
+        return
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _with_arguments(source: str, arguments: Mapping[str, Any]) -> str:

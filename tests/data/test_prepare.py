@@ -99,21 +99,32 @@ def test_useless_masks_everywhere_explain_themselves(run, jsonl, tokenizer, tmp_
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize(("lost", "warned"), [(1, False), (2, True)])
-def test_a_large_share_of_useless_masks_is_warned_of(run, jsonl, tokenizer, lost, warned):
-    """Up to a tenth of the rows are only counted; above that, a warning gives the consequence and the remedy."""
-    empty = "{% generation %}{% endgeneration %}"
-    tokenizer.chat_template = (
-        f"{{% if 'odd' in messages[0]['content'] %}}odd{empty}{{% else %}}"
-        "{{ messages[0]['content'] }}{% generation %}{{ messages[1]['content'] }}{% endgeneration %}{% endif %}"
-    )
-    odd = [row(f"odd {k}?", "nothing") for k in range(lost)]
-    prepared = run(section(jsonl([*some_rows(10 - lost), *odd])))
+@pytest.mark.parametrize(("lost", "warned"), [(1, False), (2, True), (10, True)])
+def test_losing_more_than_a_few_conversations_is_warned_of(run, jsonl, lost, warned):
+    """A twentieth of the rows may be left out; above that, a warning gives the reasons, the consequence and the cure."""
+    too_long = [row("q" * 2000, "late") for _ in range(lost)]
+    prepared = run(section(jsonl([*some_rows(20 - lost), *too_long]), max_tokens=100))
     assert sum(prepared.skipped.values()) == lost
-    words = loss_warnings(prepared)
-    assert [f"{lost} of 10 conversations (20%) are not trained on: no token" in each for each in words] == [
-        True
-    ] * warned
+    said = f"{lost} of 20 conversations ({lost / 20:.0%}) are not trained on: {lost} no supervised token"
+    cure = "the draft learns only from the others, which may not be representative: raise data.max_tokens"
+    assert [said in each and cure in each for each in loss_warnings(prepared)] == [True] * warned
+
+
+def test_losing_most_conversations_is_an_error_unless_the_recipe_allows_it(run, jsonl, tmp_path):
+    """If more than half of the rows are left out, nothing is trained on the rest, unless data.allow_lost is larger."""
+    rows = jsonl([*some_rows(1), *[row("q" * 2000, "late") for _ in range(19)]])
+    with pytest.raises(DataError, match=r"19 of 20 conversations cannot be trained on, .*\n.*data\.allow_lost = 1\.0"):
+        run(section(rows, max_tokens=100))
+    assert not list(tmp_path.glob("out*"))
+    assert len(run(section(rows, max_tokens=100, allow_lost=1.0))) == 1
+
+
+def test_rows_of_one_conversation_are_named_after_it(run, jsonl, tokenizer):
+    """A conversation that needs several rows counts once, and its rows are called id#1, id#2."""
+    tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
+    prepared = run(section(jsonl([row("a", "b", "c", "d", id="two"), row("a", "b", id="one")])))
+    assert prepared.ids() == ["two#1", "two#2", "one"]
+    assert (len(prepared), prepared.conversations) == (3, 2)
 
 
 def test_too_short_rows_name_the_setting(run, jsonl):

@@ -14,8 +14,6 @@ from speculators.data.template import (
     ALL_SUPERVISED,
     NONE_SUPERVISED,
     NOTHING_LEFT,
-    REWRITES_ANSWER,
-    REWRITES_HISTORY,
     ChatTemplate,
 )
 from speculators.errors import DataError
@@ -105,18 +103,23 @@ def test_empty_markers_are_no_mask(tokenizer):
     assert ChatTemplate.of(tokenizer).encode(talk("hi", "hello"), 512) == NONE_SUPERVISED
 
 
-def test_reasoning_dropped_from_history_is_skipped(tokenizer):
-    """A row is skipped if the template drops the reasoning of earlier answers: that text was never generated."""
+def test_reasoning_dropped_from_history_is_in_its_own_answer(tokenizer):
+    """Where a template drops reasoning, an answer is supervised with it, and later prompts are without it."""
     tokenizer.chat_template = DEFAULT_SYSTEM.replace("m.content", "m.content.split('</think>')[-1]")
-    template = ChatTemplate.of(tokenizer)
-    assert template.encode(talk("hi", "<think>so</think>hello", "and?", "bye"), 512) == REWRITES_ANSWER
-    assert not isinstance(template.encode(talk("hi", "hello"), 512), str)
+    first, second = ChatTemplate.of(tokenizer).encode(talk("hi", "<think>so</think>hello", "and?", "bye"), 512)
+    assert tokenizer.decode(first.input_ids[first.loss_mask]) == "<think>so</think>hello<|im_end|>"
+    assert tokenizer.decode(second.input_ids[second.loss_mask]) == "bye<|im_end|>"
+    assert "so</think>" not in tokenizer.decode(second.input_ids)
 
 
-def test_history_rendered_differently_is_skipped(tokenizer):
-    """A row is skipped if the whole conversation does not start with the prompt of an answer."""
+def test_history_rendered_differently_gives_a_row_for_each_prompt(tokenizer):
+    """An answer follows its own prompt, even if the template shows that prompt otherwise once it is answered."""
     tokenizer.chat_template = "{{ messages | length }}" + DEFAULT_SYSTEM
-    assert ChatTemplate.of(tokenizer).encode(talk("hi", "hello"), 512) == REWRITES_HISTORY
+    template, conversation = ChatTemplate.of(tokenizer), talk("hi", "hello", "and?", "bye")
+    for row, place in zip(template.encode(conversation, 512), (1, 3), strict=True):
+        prompt = template.prompt_ids(conversation.messages[:place])
+        assert row.input_ids[: len(prompt)].tolist() == prompt
+        assert tokenizer.decode(row.input_ids[row.loss_mask]) == f"{conversation.messages[place].content}<|im_end|>"
 
 
 def test_refusing_template_is_a_reason(tokenizer):
