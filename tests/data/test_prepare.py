@@ -101,7 +101,7 @@ def test_useless_masks_everywhere_explain_themselves(run, jsonl, tokenizer, tmp_
 
 @pytest.mark.parametrize(("lost", "warned"), [(1, False), (2, True), (10, True)])
 def test_losing_more_than_a_few_conversations_is_warned_of(run, jsonl, lost, warned):
-    """A twentieth of the rows may be left out; above that, a warning gives the reasons, the consequence and the cure."""
+    """A twentieth of the rows may be left out; above that, a warning gives reasons, consequence and cure."""
     too_long = [row("q" * 2000, "late") for _ in range(lost)]
     prepared = run(section(jsonl([*some_rows(20 - lost), *too_long]), max_tokens=100))
     assert sum(prepared.skipped.values()) == lost

@@ -229,7 +229,7 @@ def make_verifier(folder: Path, seed: int = 0, steps: int = 0) -> Path:
     talks = []
     for subject in TALKS:
         messages = tuple(Message(**message) for message in talk(subject))
-        encoded = template.encode(Conversation(subject, "", messages), 256)
+        (encoded,) = template.encode(Conversation(subject, "", messages), 256)
         talks.append(torch.from_numpy(encoded.input_ids).long())
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(steps):

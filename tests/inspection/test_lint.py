@@ -102,16 +102,17 @@ def test_a_leaked_prompt_is_an_error_with_its_place():
     assert findings[0].todo
 
 
-def test_the_level_of_turns_that_do_not_alternate_depends_on_their_share():
-    """A few are a note, more than 1% a warning, more than half an error; a line is always given."""
-    bad = {"messages": [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]}
+def test_the_level_of_rows_without_an_answer_depends_on_their_share():
+    """A few are a note, more than 1% a warning, more than half an error if nothing is prepared; a line is given."""
+    bad = {"messages": [{"role": "user", "content": "x"}]}
     for count, level in ((1, "note"), (2, "warning"), (60, "warning")):
         survey = surveyed(*[bad] * count, *[row(f"q{k}", "a") for k in range(100 - count)])
         reason = next(iter(survey.reasons))
-        every = lint(measured(survey, rows=attrs.evolve(ROWS, skipped=dict(survey.reasons))), survey)
+        rows = None if count > 50 else attrs.evolve(ROWS, skipped=dict(survey.reasons))
+        every = lint(measured(survey, rows=rows), survey)
         findings = [f for f in every if reason in f.message]
         assert [(f.level, f.examples[0]) for f in findings] == [(level, "f.jsonl:1")]
-        assert "user, assistant" in findings[0].todo
+        assert "add answers" in findings[0].todo
         errors = [f for f in every if f.level == "error"]
         assert len(errors) == (count > 50)
 

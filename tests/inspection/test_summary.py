@@ -42,7 +42,7 @@ def test_pieces_are_the_text_with_the_mask(tokenizer):
     """Joined, the spans are the rendering; the supervised ones are the answers; special tokens stand alone."""
     template = ChatTemplate.of(tokenizer)
     conversation = talk("hi 🙂", "héllo there", "and?", "bye")
-    shown = render_conversation("c", template.encode(conversation, 512), template, max_tokens=512)
+    shown = render_conversation("c", template.encode(conversation, 512)[0], template, max_tokens=512)
     assert "".join(piece.text for piece in shown.pieces) == template.render(conversation.messages)
     assert [piece.text for piece in shown.pieces if piece.supervised] == [
         "héllo there",
@@ -52,7 +52,7 @@ def test_pieces_are_the_text_with_the_mask(tokenizer):
     ]
     assert {piece.text for piece in shown.pieces if piece.special} == {"<|im_start|>", "<|im_end|>"}
     assert not shown.cut
-    assert render_conversation("c", template.encode(conversation, 30), template, max_tokens=30).cut
+    assert render_conversation("c", template.encode(conversation, 30)[0], template, max_tokens=30).cut
 
 
 def test_coverage_of_new_text_is_that_of_rows_that_were_not_counted(tokenizer, jsonl, tmp_path):
