@@ -80,6 +80,10 @@ def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan])
     [
         ('verifier.revision="def"', STAGES),
         ("verifier.trust_remote_code=true", STAGES),
+        ("verifier.template={enable_thinking=false}", STAGES),
+        ("data.train_on='last'", STAGES[1:]),
+        ("data.train_on='all'", []),
+        ("data.allow_lost=1.0", []),
         ("data.max_tokens=128", STAGES[1:]),
         ("data.sources=[{path='rows.jsonl', take=1}]", STAGES[1:]),
         ("data.regenerate={max_new_tokens=4}", STAGES[1:]),
@@ -115,6 +119,15 @@ def test_a_change_invalidates_exactly_the_stages_it_can_change(
 ) -> None:
     """A fingerprint covers what can change the output; writing out a default changes nothing."""
     assert changed(plan_of(), plan_of(override)) == stages
+
+
+def test_a_chat_template_enters_by_its_content(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    """Another template changes every stage; the same one under another name changes nothing."""
+    (tmp_path / "one.jinja").write_text("{{ messages }}")
+    (tmp_path / "two.jinja").write_text("{{ messages }}")
+    one = plan_of('verifier.chat_template="./one.jinja"')
+    assert changed(plan_of(), one) == STAGES
+    assert changed(one, plan_of('verifier.chat_template="./two.jinja"')) == []
 
 
 def test_names_paths_and_processes_are_in_no_fingerprint(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
