@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     for name, folder in folders.items():
         console().print(f"{name} folder: {folder} ({size_text(free[name])} free)", markup=False, soft_wrap=True)
     if recipe.usual_time:
-        console().print(f"usually {recipe.usual_time}", markup=False)
+        console().print(f"usual time: {recipe.usual_time}", markup=False)
     return 0
 
 

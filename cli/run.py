@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if options.nproc > 1 and "RANK" not in os.environ:
         return _launch(options)
     if recipe.usual_time and not options.quiet and os.environ.get("RANK", "0") == "0":
-        print(f"{recipe.name}: usually {recipe.usual_time}", file=sys.stderr)
+        print(f"{recipe.name}: usual time {recipe.usual_time}", file=sys.stderr)
     outcome = _run(recipe, options)
     return 0 if outcome is None else _report(outcome, recipe, options)
 

@@ -281,13 +281,12 @@ class Recipe:
 
     @property
     def usual_time(self) -> str:
-        """How long a run takes, and where: "10 min on 2 CPU cores"; "" where the recipe does not say."""
+        """How long a run takes, and where: "10 min, 2 CPU cores"; "" where the recipe does not say."""
         if self.minutes is None:
             return ""
         length = f"{self.minutes:.3g} min" if self.minutes < 100 else f"{self.minutes / 60:.2g} h"
-        machine = self.hardware.removesuffix(PLANNED)
-        place = f"{length} on {machine}" if machine else length
-        return f"{place} (estimated)" if self.hardware.endswith(PLANNED) else place
+        sign = "est. " if self.hardware.endswith(PLANNED) else ""
+        return ", ".join(filter(None, (sign + length, self.hardware.removesuffix(PLANNED))))
 
     def problem(self, path: str, message: str, hint: str = "") -> Problem:
         """Reports a problem at a TOML path, with the file and line of the value or of its nearest written neighbour."""

@@ -27,7 +27,9 @@ def effective_text(recipe: Recipe, path: Path, changes: Mapping[str, Any]) -> st
     own = _authors_text(recipe)
     if own is not None and reads_as(own, path, recipe):
         return own
-    origin = f" ({recipe.file.name})" if recipe.file else ""
+    # A run that goes on reads its own files, whose names say nothing.
+    is_authors = recipe.file is not None and recipe.file.suffix == ".toml" and recipe.file.parent != path.parent
+    origin = f" ({recipe.file.name})" if recipe.file is not None and is_authors else ""
     lines = [f"# The effective recipe of this run: {recipe.name}{origin}."]
     if changes:
         lines.append("# Changed on the command line:")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -60,7 +60,7 @@ def listing(
         long: print each recipe's purpose and known results below its line.
     """
     parts: list[RenderableType] = [_runs_table(runs)] if runs else [Text("no runs here; spec run quickstart_short")]
-    parts += [Text(), _recipes_table(recipes, long=long)]
+    parts += _recipe_tables(recipes, long=long)
     return Group(*parts, Text.assemble(("\nalgorithms ", "title"), ", ".join(algorithms) or "none"))
 
 
@@ -71,7 +71,7 @@ def _runs_table(runs: Sequence[RunSummary]) -> Table:
         changes = "".join(f"\n  {path} = {_toml(value)}" for path, value in run.changes.items())
         table.add_row(
             escape(run.folder.name) + f"[note]{escape(changes)}[/]",
-            f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M}" if when else "",
+            f"{datetime.fromtimestamp(when):%m-%d %H:%M}" if when else "",
             escape(run.state),
             f"{best.tau:.3f} (K={best.num_speculative_tokens})" if best else "",
             f"{best.speed_up:.2f}" if best and best.speed_up else "",
@@ -79,22 +79,32 @@ def _runs_table(runs: Sequence[RunSummary]) -> Table:
     return table
 
 
-def _recipes_table(recipes: Sequence[Mapping[str, Any]], *, long: bool) -> Table:
-    table = plain_table("recipe", "algorithm", "usual time", "tau")
-    # A folded name cannot be copied.
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+def _recipe_tables(recipes: Sequence[Mapping[str, Any]], *, long: bool) -> Iterator[RenderableType]:
+    """Yields a heading for each verifier and a table of its recipes, with columns below one another."""
+    names = max(len(recipe["name"]) for recipe in recipes)
+    times = max(len(recipe["usual_time"]) for recipe in recipes)
     for family in sorted({recipe["family"] for recipe in recipes}):
-        table.add_row(Text(f"for {family}", style="title"))
+        yield Text(f"\nrecipes for {family}", style="title")
+        table = plain_table()
+        for width, style in ((names, "name"), (9, None), (times, None), (None, None)):
+            # A folded name cannot be copied.
+            table.add_column(min_width=width, style=style, no_wrap=width is not None)
         for recipe in (recipe for recipe in recipes if recipe["family"] == family):
             bands = recipe["expect"]
-            # The largest K comes last.
-            reach = " to ".join(f"{bound:g}" for bound in list(bands.values())[-1]) if bands else ""
-            table.add_row(*map(escape, (f"  {recipe['name']}", recipe["algorithm"], recipe["usual_time"], reach)))
-            if long:
-                known = [f"{name}: tau {low:g} to {high:g}" for name, (low, high) in bands.items()]
-                lines = [recipe["summary"], *(known or ["not measured yet"])]
-                table.add_row("", "", Text("\n".join(lines), style="note"))
-    return table
+            reach = "tau {:g} to {:g}".format(*max(bands.values())) if bands else ""
+            table.add_row(*map(escape, (recipe["name"], recipe["algorithm"], recipe["usual_time"], reach)))
+        yield table
+        if long:
+            yield Padding(_known_results(recipe for recipe in recipes if recipe["family"] == family), (0, 0, 0, 2))
+
+
+def _known_results(recipes: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """Renders the purpose of each recipe and what it is known to reach."""
+    lines = []
+    for recipe in recipes:
+        known = [f"  {name}: tau {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items()]
+        lines += [f"{recipe['name']}: {recipe['summary']}", *(known or ["  no measured band"])]
+    return Text("\n".join(lines), style="note")
 
 
 def plain_table(*columns: str) -> Table:
