@@ -199,6 +199,7 @@ def _decoding(options: argparse.Namespace) -> dict[str, Any]:
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
+    from speculators.recipe.checks import suite_fault
     from speculators.recipe.input_sections import is_file_path
     from speculators.recipe.schema import BenchmarkSection, Suite
     from speculators.structure.converter import structure
@@ -214,6 +215,9 @@ def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     section, problems = structure(values, BenchmarkSection, path=("benchmark",))
     if section is None:
         raise RecipeError(problems)
+    # Before the verifier is loaded, which takes minutes where it is large.
+    if faults := [fault for suite in section.suites if (fault := suite_fault(suite))]:
+        raise RecipeError([Problem("--suite" if options.suite else "benchmark.suites", *fault) for fault in faults])
     if not section.suites:
         raise RecipeError("the run's recipe names no suite (--suite quickstart measures on one)")
     if options.prompts:

@@ -12,7 +12,7 @@ from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config, wrong_values
 from speculators.recipe.expect import band_key, setting_key
 from speculators.recipe.input_sections import is_file_path
-from speculators.recipe.schema import Recipe
+from speculators.recipe.schema import Recipe, Suite
 from speculators.registry import near_miss
 
 
@@ -107,17 +107,23 @@ def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
 
 def _suites(recipe: Recipe) -> list[Problem]:
     problems = []
-    names = suite_names()
     for index, suite in enumerate(recipe.benchmark.suites):
         place = f"benchmark.suites[{index}]"
-        if suite.path is None and suite.name not in names:
-            hint = near_miss(suite.name, names) or f"available: {', '.join(names)}; a suite of your own needs a path"
-            problems.append(recipe.problem(place, f"no suite {suite.name!r}", hint))
-            continue
-        path = str(resolved_suite(suite).path)
-        if is_file_path(path) and not Path(path).is_file():
-            problems.append(recipe.problem(f"{place}.path", f"no such file: {path}"))
+        if fault := suite_fault(suite):
+            problems.append(recipe.problem(place if suite.path is None else f"{place}.path", *fault))
     return problems
+
+
+def suite_fault(suite: Suite) -> tuple[str, str] | None:
+    """Finds why a suite cannot be read, with the remedy; None if nothing on this machine speaks against it."""
+    names = suite_names()
+    if suite.path is None and suite.name not in names:
+        hint = near_miss(suite.name, names) or f"available: {', '.join(names)}; a suite of your own needs a path"
+        return f"no suite {suite.name!r}", hint
+    path = str(resolved_suite(suite).path)
+    if is_file_path(path) and not Path(path).expanduser().is_file():
+        return f"no such file: {path}", ""
+    return None
 
 
 def _drafts(recipe: Recipe) -> list[Problem]:

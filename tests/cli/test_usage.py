@@ -44,6 +44,7 @@ MISTAKES = [
     ["bench", "nowhere"],
     ["bench", "nowhere", "--k", "0"],
     ["bench", "nowhere", "--ledger"],
+    ["bench", "speculator", "--suite", "mtbench"],
     ["report", "nowhere"],
     ["show", "quickstrt"],
     ["diff", "quickstrt", "quickstart"],
@@ -64,6 +65,8 @@ def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path: Path) ->
         "    assert code == 2, (line, code)\n"
         "    assert 'torch' not in sys.modules, line\n"
     )
+    (tmp_path / "speculator").mkdir()
+    (tmp_path / "speculator" / "config.json").write_text("{}")
     command = [sys.executable, "-c", code, json.dumps(MISTAKES)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
