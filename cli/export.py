@@ -35,12 +35,13 @@ def run(options: argparse.Namespace) -> int:
     """Writes the export and prints the command that serves it."""
     if options.push and options.to != "hub":
         raise RecipeError("--push needs --to hub: a repository has a model card")
+    # Before torch is imported, so that a wrong name is reported at once.
+    speculator = find_speculator(options.checkpoint)
+    recipe = recipe_of(speculator)
     from speculators.exchange.export import ExportRequest, export
     from speculators.exchange.hub import push
     from speculators.runs.background import background_of
 
-    speculator = find_speculator(options.checkpoint)
-    recipe = recipe_of(speculator)
     folder = speculator.absolute()
     done = export(
         ExportRequest(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from speculators.errors import RecipeError
+from speculators.errors import Problem, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.input_sections import VerifierSection
 from speculators.structure.converter import structure
@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes our checkpoint and prints a summary."""
+    if not options.path.expanduser().exists():
+        raise RecipeError([Problem("", f"{options.path}: no such file or folder", "download the checkpoint first")])
     from speculators.exchange.importing import Verifier, import_checkpoint
     from speculators.report.progress import RunView
     from speculators.verifier.sources import obtain

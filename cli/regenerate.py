@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from speculators.errors import Problem, RecipeError
+from speculators.runs.recipes import load_any
 
 from .common import add_recipe, count, print_json
 
@@ -26,15 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the conversations and prints how many."""
-    from speculators.recipe.load import load_recipe
-
     out = options.out.resolve()
     if out == options.prompts.resolve():
         raise RecipeError([Problem("--out", f"{options.out} is also the file of prompts", "name another file")])
     if out.exists() and not any(out.with_name(out.name + end).is_file() for end in (".json", ".part")):
         message = f"{options.out} exists and was not written by this command"
         raise RecipeError([Problem("--out", message, "name another file, or remove it first")])
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe, _ = load_any(options.recipe, options.overrides)
     from speculators.pipeline.regenerate import regenerate_file
     from speculators.report.progress import RunView
     from speculators.servers.endpoint import Endpoint
