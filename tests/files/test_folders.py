@@ -85,7 +85,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path):
 
         with pytest.raises((KeyboardInterrupt, VerifierError)):
             make_once(tmp_path / "f", make, facts={})
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith((".lock", ".use"))] == []
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path):
@@ -124,7 +124,7 @@ def test_a_killed_process_leaves_no_obstacle(tmp_path: Path):
     assert not (tmp_path / "f").exists()
     make_once(tmp_path / "f", fill, facts={})
     assert is_intact(tmp_path / "f")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".f.lock", "f", "half"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".f.lock", ".f.use", "f", "half"]
 
 
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
