@@ -14,6 +14,7 @@ from speculators.contract import build_model
 from speculators.errors import ArtifactError
 from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel, read_config, read_weights
+from speculators.recipe.decoder import rope_values
 from speculators.structure.spelling import toml_text
 
 KEY = "algorithm.init_from"
@@ -96,7 +97,7 @@ def _difference(name: str, theirs: Any, mine: Any, key: str) -> list[str]:
 def _rope(decoder: VerifierFacts) -> dict[str, Any]:
     """Drops keys of a rotary embedding that some programs write and others omit, with the same meaning."""
     values = {key: value for key, value in (decoder.get("rope_parameters") or {}).items() if value is not None}
-    values.pop("type", None)
+    values = rope_values(values)
     if values.get("partial_rotary_factor") == 1:
         del values["partial_rotary_factor"]
     return {"rope_type": "default", **values}

@@ -18,7 +18,7 @@ from speculators.doctor.speculator import ExaminedSpeculator, TrainingRun
 from speculators.doctor.trials import TrialComparison
 from speculators.errors import SpeculatorsError
 from speculators.facts import VerifierFacts
-from speculators.recipe.decoder import draft_decoder_config
+from speculators.recipe.decoder import draft_decoder_config, rope_values
 
 CONFIG = Family("config")
 # Compares other values of `transformer_layer_config` with the configured ones; None if the weights do not fit them or
@@ -115,7 +115,7 @@ def flat(decoder: Mapping[str, Any]) -> dict[str, Any]:
     """Collects the value of each rule by its name, and the scaling parameters under "rope scaling"."""
     # VerifierFacts also reads the keys of older layouts.
     view = VerifierFacts(decoder)
-    rope = dict(view.get("rope_parameters") or {})
+    rope = rope_values(view.get("rope_parameters") or {})
     values = {rule.name: (rope if rule.rope else view).get(rule.key, rule.default) for rule in RULES}
     named = {rule.key for rule in RULES if rule.rope}
     return {**values, "rope scaling": {key: value for key, value in sorted(rope.items()) if key not in named}}

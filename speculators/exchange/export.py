@@ -21,6 +21,7 @@ from speculators.files.folders import whole_folder
 from speculators.formats.find import layouts_of
 from speculators.formats.server_layout import TARGETS, Deployment, ServerLayout
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
+from speculators.recipe.decoder import rope_values
 from speculators.recipe.input_sections import VerifierSection
 from speculators.runs.background import Background
 from speculators.verifier import hub
@@ -98,7 +99,7 @@ def export(request: ExportRequest) -> Exported:
         ArtifactError: the server has no layout for the algorithm, or would draft something else; lists every reason.
     """
     model = SpeculatorModel.from_saved(request.speculator)
-    config = _named(model.config, request.verifier_name)
+    config = _without_unread_keys(_named(model.config, request.verifier_name))
     algorithm = config.speculators_model_type
     served = _layout(algorithm, request.target)
     refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier)
@@ -151,6 +152,13 @@ def _named(config: Any, verifier_name: str | None) -> Any:
         return config
     verifier = attrs.evolve(section.verifier, name_or_path=verifier_name)
     return attrs.evolve(config, speculators_config=attrs.evolve(section, verifier=verifier))
+
+
+def _without_unread_keys(config: Any) -> Any:
+    """Drops rotary parameters that no layer reads: earlier versions saved all of the verifier's."""
+    decoder = config.transformer_layer_config
+    rope = rope_values(decoder.get("rope_parameters") or {})
+    return attrs.evolve(config, transformer_layer_config={**decoder, "rope_parameters": rope}) if rope else config
 
 
 def _layout(algorithm: str, target: str) -> ServerLayout:

@@ -26,6 +26,7 @@ from speculators.files.folders import whole_folder
 from speculators.formats.find import formats_of, matching_formats
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors, build_config
 from speculators.model import SpeculatorModel
+from speculators.recipe.decoder import inherited_rope
 
 
 @attrs.frozen(kw_only=True)
@@ -242,9 +243,10 @@ def _differences(config: Any, facts: VerifierFacts) -> list[str]:
     """Notes where the draft's decoder differs from the verifier's, which can ruin acceptance in silence."""
     decoder = config.transformer_layer_config
     keys = ("rope_parameters", "max_position_embeddings", "rms_norm_eps")
-    pairs = [(key, decoder[key], facts.get(key)) for key in keys]
+    theirs = {**facts, "rope_parameters": inherited_rope(facts, decoder["layer_types"][0])}
+    pairs = [(key, decoder[key], theirs.get(key)) for key in keys]
     return [
-        f"{key} is {ours}, but {theirs} in the verifier: the checkpoint's value is kept"
-        for key, ours, theirs in pairs
-        if theirs is not None and ours != theirs
+        f"{key} is {ours}, but {inherited} in the verifier: the checkpoint's value is kept"
+        for key, ours, inherited in pairs
+        if inherited is not None and ours != inherited
     ]

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from speculators.formats.published import PublishedCheckpoint
+from speculators.recipe.decoder import rope_values
 from speculators.verifier.quiet import quiet
 
 _KEYS = (
@@ -76,6 +77,7 @@ def decoder_config(
         raise source.error(f"layer_types mixes {', '.join(sorted({*types}))}: all layers of a draft must have one kind")
     decoder: dict[str, Any] = {"model_type": kind, "num_hidden_layers": raw["num_hidden_layers"]}
     decoder |= {key: filled.get(key) for key in _KEYS}
+    decoder["rope_parameters"] = rope_values(decoder["rope_parameters"])
     decoder["mlp_bias"] = bool(decoder["mlp_bias"])
     decoder |= {"layer_types": types, "tie_word_embeddings": False}
     if types[0] == SLIDING:

@@ -40,7 +40,7 @@ _FIXED = {
     "rope_scaling": "set rope_parameters",
     "partial_rotary_factor": "set rope_parameters",
 }
-# The kinds of rotary embedding that transformers computes, with the values that each reads besides theta.
+# The kinds of rotary embedding that transformers computes, with the values that each must have besides theta.
 _ROPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -49,6 +49,14 @@ _ROPES: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "proportional": (),
+}
+# Beside these, every kind reads rope_type, rope_theta and partial_rotary_factor; the values here may be absent.
+_LENGTH = "original_max_position_embeddings"
+_ROPE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "yarn": (_LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": (_LENGTH, "factor", "attention_factor"),
+    "llama3": (_LENGTH,),
+    "proportional": ("factor",),
 }
 # The activations of transformers without weights of their own.
 _ACTIVATIONS = (
@@ -77,6 +85,23 @@ def _known_rope(_: object, __: attrs.Attribute[Any], value: dict[str, Any] | Non
         raise ValueError(f"must have a rope_type of {', '.join(_ROPES)}, got {kind!r}")
     if lacking := [key for key in _ROPES[kind] if key not in value]:
         raise ValueError(f"must have {', '.join(lacking)}, which rope_type {kind!r} reads")
+    if unread := sorted(value.keys() - rope_values(value).keys()):
+        raise ValueError(f"must not have {', '.join(unread)}: no layer of a draft reads it with rope_type {kind!r}")
+
+
+def rope_values(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks the rotary parameters that a draft's layers read.
+
+    A text token has the same place on all axes of a multimodal embedding (M-RoPE), which is then the plain one. Its
+    other keys must not remain: vLLM refuses every draft that has `mrope_section`.
+    """
+    # Qwen2-VL's files call the plain kind "mrope".
+    kept = {**rope, "rope_type": "default"} if rope.get("rope_type") == "mrope" else dict(rope)
+    kind = kept.get("rope_type", "default")
+    if kind not in _ROPES:
+        return kept
+    read = {"rope_type", "rope_theta", "partial_rotary_factor", *_ROPES[kind], *_ROPE_OPTIONS.get(kind, ())}
+    return {key: value for key, value in kept.items() if key in read}
 
 
 @attrs.frozen(kw_only=True)
@@ -125,7 +150,7 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     decoder |= {key: facts[key] for key in _INHERITED if facts.get(key) is not None}
     # Gemma calls it hidden_activation.
     decoder["hidden_act"] = facts.get("hidden_act") or facts.get("hidden_activation")
-    decoder["rope_parameters"] = _rope(facts, kind)
+    decoder["rope_parameters"] = inherited_rope(facts, kind)
     decoder |= {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
     decoder["layer_types"] = [kind] * config.num_layers
     if len(ids) != 3:
@@ -167,8 +192,8 @@ def _wrong_keys(own: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def _rope(facts: VerifierFacts, layer_type: str) -> dict[str, Any] | None:
-    """Finds the verifier's rotary embedding; if it has one per layer type, the one for the draft's layers."""
+def inherited_rope(facts: VerifierFacts, layer_type: str) -> dict[str, Any] | None:
+    """Finds the verifier's rotary embedding; if it has one per layer type, the one for `layer_type`. None without one."""
     rope = facts.get("rope_parameters")
     if not rope:
         return None
@@ -176,4 +201,4 @@ def _rope(facts: VerifierFacts, layer_type: str) -> dict[str, Any] | None:
         rope = rope[layer_type]
     # Older files keep these outside of the rotary parameters, where a copy of the parameters alone would lose them.
     outside = ("partial_rotary_factor", *(["original_max_position_embeddings"] if "long_factor" in rope else []))
-    return {**rope, **{key: facts[key] for key in outside if facts.get(key) is not None}}
+    return rope_values({**rope, **{key: facts[key] for key in outside if facts.get(key) is not None}})

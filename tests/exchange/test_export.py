@@ -95,6 +95,16 @@ def test_the_layout_of_vllm_is_ours_in_bf16_under_a_portable_name(world, specula
     assert done.command in (done.folder / "serve.md").read_text()
 
 
+def test_keys_that_no_layer_reads_are_not_exported(world, speculator):
+    """A run of an earlier version saved the verifier's M-RoPE keys, with which vLLM refuses the draft."""
+    rope = dict(config_of(speculator)["transformer_layer_config"]["rope_parameters"])
+    mrope = {**rope, "mrope_section": [2, 1, 1], "mrope_interleaved": True, "type": "default"}
+    change_config(speculator, transformer_layer_config__rope_parameters=mrope)
+    vllm, sglang = (config_of(export(request(world, speculator, target)).folder) for target in ("vllm", "sglang"))
+    assert vllm["transformer_layer_config"]["rope_parameters"] == rope
+    assert sglang["rope_scaling"] is None
+
+
 def test_another_number_of_states_is_written_into_the_decoder(world, speculator):
     """vLLM assumes three states: a checkpoint that fuses two says so, even if its config came without."""
     config = config_of(speculator)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import pytest
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from speculators.config import CONFIGS, SpeculatorModelConfig, default_layer_ids
 from speculators.errors import RecipeError
 from speculators.facts import VerifierFacts
 from speculators.nn.rotary import Rotary
-from speculators.recipe.decoder import _ACTIVATIONS, _ROPES, draft_decoder_config
+from speculators.recipe.decoder import _ACTIVATIONS, _ROPE_OPTIONS, _ROPES, draft_decoder_config, rope_values
 
 BASE = {
     "hidden_size": 64,
@@ -215,3 +218,37 @@ def test_layer_ids_are_sorted_distinct_and_not_negative(ids: tuple[int, ...]) ->
     for config in chosen:
         with pytest.raises(ValueError, match="sorted, distinct layer ids"):
             config(target_layer_ids=ids)
+
+
+MROPE = {"rope_theta": 1e4, "rope_type": "default", "mrope_section": [8, 4, 4], "mrope_interleaved": True}
+
+
+@pytest.mark.parametrize(
+    ("rope", "kept"),
+    [
+        ({**MROPE, "partial_rotary_factor": 0.25}, {"rope_theta", "rope_type", "partial_rotary_factor"}),
+        ({**MROPE, "rope_type": "mrope", "type": "mrope"}, {"rope_theta", "rope_type"}),
+        ({**MROPE, "rope_type": "linear", "factor": 2.0, "beta_fast": 32}, {"rope_theta", "rope_type", "factor"}),
+    ],
+)
+def test_rotary_parameters_that_no_layer_reads_are_not_inherited(rope: dict[str, Any], kept: set[str]) -> None:
+    """vLLM refuses a draft with `mrope_section` (speculators#570); for text the plain frequencies are the same."""
+    made = decoder({"rope_parameters": rope})
+    assert set(made["rope_parameters"]) == kept
+    assert made["rope_parameters"]["rope_type"] != "mrope"
+
+
+@pytest.mark.parametrize("kind", ROPE_INIT_FUNCTIONS)
+def test_the_rotary_parameters_that_are_kept_are_those_that_transformers_reads(kind: str) -> None:
+    """A list of ours that lags behind transformers would drop a value in silence."""
+    source = inspect.getsource(ROPE_INIT_FUNCTIONS[kind])
+    read = {*re.findall(r'rope_parameters(?:_dict)?(?:\.get\(|\[)"(\w+)"', source), "rope_type"}
+    everything = {key for each in _ROPES for key in (*_ROPES[each], *_ROPE_OPTIONS.get(each, ()))}
+    kept = rope_values({**dict.fromkeys(everything | read | {"mrope_section"}, 1.0), "rope_type": kind})
+    assert set(kept) == read
+
+
+def test_a_recipe_cannot_set_rotary_parameters_that_no_layer_reads() -> None:
+    """They are refused as any other key that would do nothing."""
+    found = refusals(decoder={"rope_parameters": {**MROPE}})
+    assert "mrope_interleaved, mrope_section: no layer" in found["algorithm.decoder.rope_parameters"]
