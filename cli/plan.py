@@ -8,6 +8,7 @@ from typing import Any
 
 from speculators.cost.catalogue import Device, parse_devices
 from speculators.errors import Problem, RecipeError, VerifierError
+from speculators.exchange.servable import servers_of
 from speculators.facts import VerifierFacts
 from speculators.files.disk import free_bytes, size_text
 from speculators.recipe.lock_check import contradictions, shipped_facts
@@ -63,18 +64,19 @@ def run(options: argparse.Namespace) -> int:
     # --gpus names other machines, which compute in the precision of the recipe.
     plan = plan if devices else on_this_machine(plan)
     plan, done = counted(plan), on_disk(plan, places)
-    costs = _estimate(plan, places, options, devices)
+    costs, serving = _estimate(plan, places, options, devices), servers_of(recipe, facts)
     folders = {"run": places.run(plan).path, "cache": places.cache}
     free = {name: free_bytes(folder) for name, folder in folders.items()}
     if options.json:
         disk = {name: {"folder": str(folder), "free_bytes": free[name]} for name, folder in folders.items()}
-        usual = {"usual_time": recipe.usual_time, "folders": disk}
+        servers = {each.server: list(each.reasons) for each in serving}
+        usual = {"usual_time": recipe.usual_time, "folders": disk, "servers": servers}
         print_json({**plan.to_dict(), "on_disk": done, "costs": costs and costs.to_json(), **usual})
         return 0
     from speculators.report.console import console
     from speculators.report.plan import plan_tables
 
-    console().print(plan_tables(plan, done, costs))
+    console().print(plan_tables(plan, done, costs, serving))
     for name, folder in folders.items():
         console().print(f"{name} folder: {folder} ({size_text(free[name])} free)", markup=False, soft_wrap=True)
     if recipe.usual_time:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from speculators.errors import ArtifactError, VerifierError
 from speculators.exchange.pages import ServingFacts, model_card, serve_page
-from speculators.exchange.refusals import config_refusals, layer_ids, undraftable, weight_refusals
+from speculators.exchange.refusals import undraftable, weight_refusals
+from speculators.exchange.servable import config_refusals, layer_ids
 from speculators.facts import VerifierFacts
 from speculators.files.disk import file_sha256, write_json, write_whole
 from speculators.files.folders import whole_folder

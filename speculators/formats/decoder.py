@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig
-
 from speculators.formats.published import PublishedCheckpoint
 from speculators.recipe.decoder import rope_values
-from speculators.verifier.quiet import quiet
 
 _KEYS = (
     "hidden_size",
@@ -66,6 +63,11 @@ def decoder_config(
     if missing := [key for key in _REQUIRED if not isinstance(raw.get(key), int)]:
         raise source.error(f"lacks {', '.join(missing)}")
     values = {key: raw[key] for key in (*_KEYS, *_ALSO) if raw.get(key) is not None}
+    # Late: `spec validate` imports this module through `layouts.py`, and must start without transformers.
+    from transformers import AutoConfig
+
+    from speculators.verifier.quiet import quiet
+
     try:
         with quiet():
             filled = AutoConfig.for_model(kind, **values).to_dict()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
-import torch
 
 from speculators.errors import ArtifactError
 from speculators.facts import VerifierFacts
 from speculators.formats.names import TensorNames
 from speculators.structure.converter import structure
 
-Tensors = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+# `spec validate` asks an algorithm's `layouts.py` which server reads a draft, and must start without torch.
+Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 
 @attrs.frozen(eq=False)

@@ -9,9 +9,12 @@ from typing import Any
 
 import attrs
 
+from speculators.facts import VerifierFacts
 from speculators.formats.names import TensorNames
 
 VLLM, SGLANG = "vllm", "sglang"
+# Names of the servers in messages.
+SERVERS = {VLLM: "vLLM", SGLANG: "SGLang"}
 # Values of `spec export --to`, and the server whose layout each one writes.
 TARGETS = {"vllm": VLLM, "sglang": SGLANG, "speculators": VLLM, "hub": VLLM}
 
@@ -74,6 +77,10 @@ def _nothing(_: Any) -> list[str]:
     return []
 
 
+def _unchanged(config: Any, _: VerifierFacts) -> Any:
+    return config
+
+
 @attrs.frozen(kw_only=True)
 class ServerLayout:
     """How one server reads the speculators of one algorithm.
@@ -86,6 +93,7 @@ class ServerLayout:
         config: converts our config into the server's config.json (a dict of JSON values); None writes ours.
         refusals: lists the options of a config that the server would get wrong, each with the reason and the remedy.
         notes: lists what users of the export should know.
+        as_trained: fills in what training makes of a recipe's config beyond its decoder, from the verifier's facts.
         stitch: writes the whole export (speculator's folder, verifier's folder, new folder) where the draft becomes
             part of a copy of the verifier; None where the export has a folder of its own.
     """
@@ -97,6 +105,7 @@ class ServerLayout:
     config: Callable[[Any], dict[str, Any]] | None = None
     refusals: Callable[[Any], list[str]] = _nothing
     notes: Callable[[Any], list[str]] = _nothing
+    as_trained: Callable[[Any, VerifierFacts], Any] = _unchanged
     stitch: Callable[[Path, Path, Path], Path] | None = None
 
 

@@ -193,7 +193,7 @@ def _wrong_keys(own: Mapping[str, Any]) -> list[Problem]:
 
 
 def inherited_rope(facts: VerifierFacts, layer_type: str) -> dict[str, Any] | None:
-    """Finds the verifier's rotary embedding; if it has one per layer type, the one for `layer_type`. None without one."""
+    """Finds the verifier's rotary embedding; of several, the one for layers of `layer_type`."""
     rope = facts.get("rope_parameters")
     if not rope:
         return None

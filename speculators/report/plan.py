@@ -12,25 +12,35 @@ from rich.text import Text
 from speculators.cost.costs import Costs
 from speculators.cost.estimate import DeviceEstimate, Estimate
 from speculators.cost.history import StageTime
+from speculators.exchange.servable import Serving, servers_line
 from speculators.files.disk import size_text
 from speculators.recipe.plan import Plan
 from speculators.report.progress import duration
 from speculators.report.recipe import plain_table
 
 
-def plan_tables(plan: Plan, done: Mapping[str, bool] | None = None, estimate: Estimate | None = None) -> RenderableType:
-    """Renders the stages of a plan, its derived values and, if they are known, its costs.
+def plan_tables(
+    plan: Plan,
+    done: Mapping[str, bool] | None = None,
+    estimate: Estimate | None = None,
+    serving: Sequence[Serving] = (),
+) -> RenderableType:
+    """Renders the stages of a plan, its derived values and, if they are known, its servers and costs.
 
     Args:
         done: whether the output of a stage is on disk, for the stages where that is known.
+        serving: whether each server reads the drafts.
     """
     values = plain_table()
     values.add_column(style="name")
     values.add_column(overflow="fold")
     for name, value in _derived(plan).items():
         values.add_row(name, escape(value))
+    if serving:
+        values.add_row("servable by", escape(servers_line(serving)))
+    reasons = [Text(f"not {each.server}: {reason}", style="note") for each in serving for reason in each.reasons]
     title = Text.assemble((plan.run_name, "title"), ("  ", ""), (plan.recipe.summary, "note"))
-    parts: list[RenderableType] = [title, Text(), _stages(plan, done or {}, estimate), Text(), values]
+    parts: list[RenderableType] = [title, Text(), _stages(plan, done or {}, estimate), Text(), values, *reasons]
     return Group(*parts, *(_cost_tables(estimate) if estimate else []))
 
 

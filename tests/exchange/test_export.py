@@ -235,7 +235,7 @@ REFUSALS = {
     "a rotary embedding of another kind": (
         "vllm",
         {"transformer_layer_config__rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}},
-        "rope_type 'proportional': vllm knows default",
+        "rope_type 'proportional': vLLM knows default",
     ),
     "a rotary embedding that is not said": (
         "sglang",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from speculators.facts import VerifierFacts
 from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
@@ -52,6 +50,9 @@ def _config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
 
 def _amend(config: Any, tensors: Tensors) -> Tensors:
     """Completes what vLLM's format may leave out: a projection per head over the draft vocabulary, and biases."""
+    # Late, so that `spec validate` starts without torch.
+    import torch
+
     completed = dict(tensors)
     if "lm_heads.0.weight" in completed:
         for head in range(1, config.num_heads):

@@ -23,7 +23,8 @@ from speculators.model import SpeculatorModel
 from speculators.models.base_components import same_kwargs, target_logits
 from speculators.models.chains import ChainDrafter, RecurrentModel, copy_norm, unroll_to_places
 from speculators.models.mtp.config import MtpSpeculatorConfig
-from speculators.models.mtp.layers import MtpLayer, native_decoder
+from speculators.models.mtp.kinds import native_decoder
+from speculators.models.mtp.layers import MtpLayer
 from speculators.models.mtp.native import extract
 from speculators.models.places import chain_metrics, depth_weights, wanted_states
 from speculators.nn.cache import AttendAt

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import attrs
 
 from speculators.errors import ContractError
 from speculators.facts import VerifierFacts
 from speculators.formats.names import TensorNames, unchanged
-from speculators.formats.published import PublishedCheckpoint, PublishedFormat
+from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
 from speculators.formats.server_layout import VLLM, Deployment, ServerLayout, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, Fields, shared_fields
 from speculators.models.mtp.config import MtpSpeculatorConfig
-from speculators.models.mtp.layers import KINDS, native_decoder
-from speculators.models.mtp.native import PREFIX, extract, stitch
+from speculators.models.mtp.kinds import KINDS, PREFIX, native_decoder
 from speculators.recipe.decoder import draft_decoder_config
 
 NAMES = TensorNames(
@@ -57,8 +59,35 @@ def _vllm_notes(_: Any) -> list[str]:
     return ["each tensor of the head keeps the dtype that it has in the verifier's file"]
 
 
+def _as_trained(config: Any, facts: VerifierFacts) -> Any:
+    """A native head has layers of the verifier's own kind."""
+    if not config.native:
+        return config
+    return attrs.evolve(config, transformer_layer_config=native_decoder(config.transformer_layer_config, facts))
+
+
+def _stitch(speculator: Path, verifier: Path, into: Path) -> Path:
+    # Late, here and below, so that `spec validate` starts without torch.
+    from speculators.models.mtp.native import stitch
+
+    return stitch(speculator, verifier, into)
+
+
+def _extract(source: PublishedCheckpoint) -> Tensors:
+    from speculators.models.mtp.native import extract
+
+    return extract(source.folder)
+
+
 SERVER_LAYOUTS = (
-    ServerLayout(server=VLLM, command=_command, refusals=_vllm_refuses, notes=_vllm_notes, stitch=stitch),
+    ServerLayout(
+        server=VLLM,
+        command=_command,
+        refusals=_vllm_refuses,
+        notes=_vllm_notes,
+        as_trained=_as_trained,
+        stitch=_stitch,
+    ),
 )
 PUBLISHED_FORMATS = (
     PublishedFormat(
@@ -67,7 +96,7 @@ PUBLISHED_FORMATS = (
         config=_fields,
         names=NAMES,
         from_verifier=_VERIFIERS,
-        tensors=lambda source: extract(source.folder),
+        tensors=_extract,
     ),
     PublishedFormat(
         name="speculators 0.5-0.9, mtp",

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from speculators.errors import ArtifactError
 from speculators.files.disk import honour_umask
 from speculators.model import SpeculatorModel
+from speculators.models.mtp.kinds import PREFIX
 from speculators.verifier.weights import TensorReader
 
-PREFIX = "mtp."
 _LAYER = "mtp_layers.0."
 _NAMES = {
     "fc.": "input_proj.",
