@@ -147,7 +147,9 @@ def _tensors(
     if T2D in required and T2D not in tensors and "d2t" in tensors:
         tensors[T2D] = drafted_mask(tensors["d2t"], vocab_size)
     absent = [name for name in required if name not in tensors]
-    taken = tuple(name for name in absent if foreign.from_verifier and name.startswith(foreign.from_verifier))
+    # The verifier's tensors have its own width.
+    shared = () if _narrower(model.config) else foreign.from_verifier
+    taken = tuple(name for name in absent if shared and name.startswith(shared))
     problems += [f"{name} is missing" for name in absent if name not in taken]
     problems += [
         f"{name} is unknown: {model.config.speculators_model_type} has no such tensor"
@@ -174,6 +176,11 @@ def _tensors(
     kept = {name: tensor for name, tensor in tensors.items() if name in required}
     problems += vocabulary_problems(kept, vocab_size)
     return {name: _cast_map(tensor, required[name]) for name, tensor in kept.items()}, taken, problems
+
+
+def _narrower(config: Any) -> bool:
+    """Whether a draft is narrower than its verifier."""
+    return attrs.asdict(config, recurse=False).get("target_hidden_size") is not None
 
 
 def _named(foreign: PublishedFormat, source: PublishedCheckpoint) -> tuple[Tensors, list[str]]:
@@ -209,6 +216,8 @@ def _other_embeddings(tensors: Tensors, taken: tuple[str, ...], verifier: Verifi
     if EMBEDDINGS not in tensors or EMBEDDINGS in taken:
         return []
     ours, theirs = tensors[EMBEDDINGS], verifiers_tensor(EMBEDDINGS, verifier.folder, verifier.facts)
+    if ours.shape != theirs.shape:
+        return []
     same = torch.equal(ours.to(torch.bfloat16), theirs.to(torch.bfloat16))
     return [] if same else [f"{EMBEDDINGS} differs from the verifier's: it was trained, or this is another verifier"]
 
@@ -230,10 +239,13 @@ def _check_verifier(source: PublishedCheckpoint, verifier: Verifier) -> None:
     """Raises if the sizes rule out that the checkpoint was trained for this verifier."""
     tables = (source.config, *(source.config.get(key) for key in ("text_config", "transformer_layer_config")))
     sizes = {key: value for table in tables if isinstance(table, Mapping) for key, value in table.items()}
+    # A draft may be narrower than the states that it reads.
+    width = "hidden_size" if sizes.get("target_hidden_size") is None else "target_hidden_size"
+    own = {"vocab_size": verifier.facts["vocab_size"], width: verifier.facts["hidden_size"]}
     problems = [
-        f"its {key} is {sizes[key]}, but the verifier {verifier.name} has {verifier.facts[key]}: give its own verifier"
-        for key in ("hidden_size", "vocab_size")
-        if isinstance(sizes.get(key), int) and sizes[key] != verifier.facts[key]
+        f"its {key} is {sizes[key]}, but the verifier {verifier.name} has {value}: give its own verifier"
+        for key, value in own.items()
+        if isinstance(sizes.get(key), int) and sizes[key] != value
     ]
     if problems:
         raise source.error(*problems)

@@ -40,7 +40,49 @@ _ALSO = (
     "use_sliding_window",
     "max_window_layers",
 )
+# Keys on which no network depends: names, versions, token ids, and what only training reads.
+_NEUTRAL = (
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "model_type",
+    "pad_token_id",
+    "pretraining_tp",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+# Keys that change nothing as long as they have these values.
+_OFF = {"tie_word_embeddings": False, "bias": False, "qkv_bias": False}
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def unknown_options(raw: Mapping[str, Any], *known: str, off: Mapping[str, Any] = _OFF) -> list[str]:
+    """Lists the keys of a flat config.json that could mean another network than the one built here.
+
+    Args:
+        raw: its content, or one table of it.
+        known: keys that the format reads, besides those of the decoder.
+        off: keys that are accepted with one value only.
+    """
+    read = {*_KEYS, *_ALSO, "layer_types", *_NEUTRAL, *known}
+    problems = []
+    for key, value in raw.items():
+        if key in off and key not in known:
+            if value not in (None, off[key]):
+                problems.append(f"{key} = {value!r} is not known here; only {off[key]!r} is")
+        elif key not in read:
+            # An option that is switched off here may be on by default in the project that wrote it.
+            remedy = (
+                "; remove it from config.json if the draft is the same without it" if value in (None, False) else ""
+            )
+            problems.append(f"{key} = {value!r} is unknown{remedy}")
+    return problems
 
 
 def decoder_config(

@@ -39,14 +39,20 @@ def vllm_serve(deployment: Deployment) -> tuple[str, ...]:
     return ("vllm", "serve", deployment.folder)
 
 
-def vllm_draft(method: str) -> Callable[[Deployment], tuple[str, ...]]:
-    """Makes a command builder for a draft that vLLM loads beside the verifier, by `--speculative-config`."""
+def vllm_draft(method: str, **more: bool) -> Callable[[Deployment], tuple[str, ...]]:
+    """Makes a command builder for a draft that vLLM loads beside the verifier, by `--speculative-config`.
+
+    Args:
+        method: by which vLLM drafts.
+        more: further options of the method.
+    """
 
     def command(deployment: Deployment) -> tuple[str, ...]:
         options = {
             "method": method,
             "model": deployment.folder,
             "num_speculative_tokens": deployment.num_speculative_tokens,
+            **more,
         }
         return ("vllm", "serve", deployment.verifier, "--speculative-config", json.dumps(options))
 
@@ -88,6 +94,7 @@ class ServerLayout:
     Attributes:
         server: VLLM or SGLANG.
         command: builds the command that serves an export.
+        with_k: builds a command that states K, where `command` leaves it to config.json; None where `command` does.
         names: of the tensors; None for ours.
         from_verifier: prefixes of our names. The server takes these tensors from the verifier; they are not written.
         config: converts our config into the server's config.json (a dict of JSON values); None writes ours.
@@ -100,6 +107,7 @@ class ServerLayout:
 
     server: str
     command: Callable[[Deployment], tuple[str, ...]]
+    with_k: Callable[[Deployment], tuple[str, ...]] | None = None
     names: TensorNames | None = None
     from_verifier: tuple[str, ...] = ()
     config: Callable[[Any], dict[str, Any]] | None = None
@@ -107,6 +115,14 @@ class ServerLayout:
     notes: Callable[[Any], list[str]] = _nothing
     as_trained: Callable[[Any, VerifierFacts], Any] = _unchanged
     stitch: Callable[[Path, Path, Path], Path] | None = None
+
+
+def activation_refusals(config: Any) -> list[str]:
+    """Refuses activations that the feed-forward layers of servers lack: vLLM's and SGLang's have SiLU only."""
+    name = config.transformer_layer_config["hidden_act"]
+    if name == "silu":
+        return []
+    return [f'hidden_act {name!r}: servers\' layers have SiLU only; train with algorithm.decoder.hidden_act = "silu"']
 
 
 def flat_decoder(decoder: dict[str, Any]) -> dict[str, Any]:

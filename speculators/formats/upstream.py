@@ -40,6 +40,7 @@ def upstream_format(
     from_verifier: tuple[str, ...],
     layer_ids: str,
     training: tuple[str, ...] = (),
+    narrower: bool = False,
     adapt: Callable[[PublishedCheckpoint, Fields], Fields] = lambda source, fields: fields,
 ) -> PublishedFormat:
     """Describes upstream's checkpoints of one algorithm.
@@ -50,6 +51,7 @@ def upstream_format(
         from_verifier: see `PublishedFormat`.
         layer_ids: the key that lists the verifier layers whose states the draft reads.
         training: keys that only training reads.
+        narrower: drafts may be narrower than their verifier.
         adapt: adjusts the fields to the algorithm's peculiarities.
     """
 
@@ -60,6 +62,14 @@ def upstream_format(
         raw = source.config["transformer_layer_config"]
         kind = raw.get("model_type", config_class.decoder_type)
         decoder = decoder_config(raw, kind, source, num_states=len(ids))
+        width = fields.pop("target_hidden_size", None)
+        if width not in (None, decoder["hidden_size"]):
+            if not narrower:
+                raise source.error(
+                    f"target_hidden_size = {width}, but hidden_size = {decoder['hidden_size']}: drafts of {algorithm} "
+                    "here are as wide as their verifier"
+                )
+            fields["target_hidden_size"] = width
         fields |= {layer_ids: list(ids), "transformer_layer_config": decoder}
         return adapt(source, {"draft_vocab_size": decoder["vocab_size"], **fields})
 

@@ -96,6 +96,27 @@ def midlayer(world, folder: Path) -> Written:
     return Written(model, (1, 2, 4), "EAGLE-3 of SafeAILab")
 
 
+def nvidia(world, folder: Path) -> Written:
+    """Writes EAGLE-3 as NVIDIA's Model Optimizer does: `layers.*`, with `eagle_config`, without a residual's key."""
+    model = build(world, "eagle3", 96, norm_before_residual=False, num_layers=2)
+    tensors = own(model)
+    del tensors["embed_tokens.weight"], tensors["t2d"]
+    table = {
+        "eagle_aux_hidden_state_layer_ids": [0, 1, 3],
+        "use_aux_hidden_state": True,
+        "use_input_layernorm_in_first_layer": True,
+        "use_last_layernorm": True,
+        "use_mtp_layernorm": False,
+        "next_layer_regular": True,
+        "parallel_draft_step": 1,
+        "parallel_draft_heads_num_layers": 1,
+    }
+    extra = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, "pretraining_tp": None, "use_cache": True}
+    config = {"architectures": ["LlamaForCausalLMEagle3"], **decoder(model), **extra, "draft_vocab_size": 96}
+    write(folder, {**config, "eagle_config": table, "torch_dtype": "float32"}, tensors)
+    return Written(model, (1, 2, 4), "EAGLE-3 of SafeAILab")
+
+
 def midlayer_sharded(world, folder: Path) -> Written:
     """Writes the same with the norms of EAGLE-3.1 and a `model.` prefix on every name, in two shards."""
     model = build(world, "eagle3", 96, norm_before_residual=False, fc_norm=True, norm_output=True)
@@ -208,6 +229,7 @@ AUX, EAGLE_AUX = "aux_hidden_state_layer_ids", "eagle_aux_hidden_state_layer_ids
 LAYOUTS: dict[str, Callable[[Any, Path], Written]] = {
     "sglang eagle3": midlayer,
     "sglang eagle3.1, sharded": midlayer_sharded,
+    "nvidia eagle3": nvidia,
     "safeailab eagle1": eagle1,
     "z-lab dflash": zlab,
     "upstream eagle3": upstream("eagle3", EAGLE_AUX, norm_before_residual=True, num_layers=2),

@@ -12,10 +12,13 @@ from foreign_layouts import LAYOUTS, build, midlayer, own, replayed, write
 from models.test_mtp import HYBRID, native_names
 from safetensors.torch import load_file, save_file
 
+from speculators.decoding.loop import decode
+from speculators.decoding.target import CachedVerifier
 from speculators.errors import ArtifactError
 from speculators.exchange.importing import Verifier, import_checkpoint
 from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel
+from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 
 
@@ -151,7 +154,10 @@ def test_a_checkpoint_that_would_draft_nonsense_is_refused(world, checkpoint, tm
 
 REFUSED = {
     "mixed attention": ({"layer_types": ["full_attention", "sliding_attention"], "num_hidden_layers": 2}, "mixes"),
-    "one state": ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state"),
+    "one state": (
+        {"eagle_config": {"use_aux_hidden_state": False}},
+        "eagle_config.use_aux_hidden_state = False is not known here; only True is",
+    ),
     "a layer beyond": ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 4]}}, "ascending ids in 0..4"),
     "another verifier": ({"vocab_size": 300}, "its vocab_size is 300, but the verifier .* has 320"),
     "no sizes": ({"hidden_size": None, "vocab_size": None}, "lacks hidden_size, vocab_size"),
@@ -178,6 +184,17 @@ def test_a_config_that_cannot_be_taken_over_is_refused(world, checkpoint, tmp_pa
         ("z-lab dflash", {"dflash_config": {"mask_token_id": 1, "target_layer_ids": [0, 3]}}, "after the final norm"),
         ("z-lab dflash", {"dflash_config": {"selector_rank": 8}}, "selector_rank = 8 is not known here"),
         ("vllm medusa", {"logit_scale": 0.5}, "logit_scale"),
+        ("vllm medusa", {"shared_blocks": 2}, "shared_blocks = 2 is unknown"),
+        ("sglang eagle3", {"residual_scale": 0.5}, "residual_scale = 0.5 is unknown"),
+        ("sglang eagle3", {"gated": False}, "gated = False is unknown; remove it from config.json if"),
+        ("sglang eagle3", {"bias": True}, "bias = True is not known here; only False is"),
+        ("sglang eagle3", {"quantization_config": {"bits": 8}}, "quantization_config = .* is unknown"),
+        ("nvidia eagle3", {"eagle_config": {"use_mtp_layernorm": True}}, "eagle_config.use_mtp_layernorm = True"),
+        ("nvidia eagle3", {"eagle_config": {"parallel_draft_step": 4}}, "eagle_config.parallel_draft_step = 4"),
+        ("nvidia eagle3", {"eagle_config": {"use_gate": 1}}, "eagle_config.use_gate = 1 is unknown"),
+        ("safeailab eagle1", {"norm_output": True}, "norm_output = True is unknown"),
+        ("z-lab dflash", {"attention_sink_bias": True}, "attention_sink_bias = True is unknown"),
+        ("upstream dflash", {"target_hidden_size": 64}, "target_hidden_size"),
     ],
 )
 def test_an_option_that_is_not_known_is_refused(world, tmp_path, layout, values, message):
@@ -194,6 +211,35 @@ def test_options_that_other_trainers_write_as_off_are_ignored(world, tmp_path):
     LAYOUTS["upstream peagle"](world, tmp_path / "theirs")
     spoil_config(tmp_path / "theirs", fc_norm=False, norm_output=None)
     imported(world, tmp_path / "theirs", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("layout", ["sglang eagle3", "upstream eagle3"])
+def test_a_draft_that_is_narrower_than_its_verifier_reads_its_states(world, layout, tmp_path):
+    """SafeAILab's draft of Llama-3.3-70B is 6,144 wide and reads states of 8,192, with embeddings of its own."""
+    theirs, out = tmp_path / "theirs", tmp_path / "ours"
+    layers = LAYOUTS[layout](world, theirs).model.config.transformer_layer_config["num_hidden_layers"]
+    folder = make_tiny_verifier(tmp_path / "wide", hidden_size=64)
+    tensors = load_file(theirs / "model.safetensors")
+    generator = torch.Generator().manual_seed(5)
+    tensors["fc.weight"] = torch.randn(32, 3 * 64, generator=generator)
+    tensors["embed_tokens.weight"] = torch.randn(320, 32, generator=generator)
+    spoil_config(theirs, target_hidden_size=64)
+    spoil_tensors(theirs, lambda _: tensors)
+    done = import_checkpoint(theirs, verifier_of(folder), out)
+    model = SpeculatorModel.from_pretrained(done.folder)
+    assert (model.config.target_hidden_size, len(model.layers)) == (64, layers)
+    engine = Engine(folder)
+    prompt = torch.tensor(world.prompts[0])
+    decoded, plain = (
+        decode(CachedVerifier(engine.model, ids), drafter, prompt, max_new_tokens=8, num_tokens=3).tokens
+        for drafter, ids in ((model.draft(), model.draft().target_layer_ids), (None, ()))
+    )
+    assert decoded == plain
+    with pytest.raises(ArtifactError, match=r"its target_hidden_size is 64, but the verifier .* has 32"):
+        imported(world, theirs, tmp_path / "other")
+    spoil_tensors(theirs, lambda kept: {name: each for name, each in kept.items() if "embed" not in name})
+    with pytest.raises(ArtifactError, match=r"embed_tokens\.weight is missing"):
+        import_checkpoint(theirs, verifier_of(folder), tmp_path / "other")
 
 
 def test_another_verifier_is_reported_by_its_sizes_before_its_layers(world, tmp_path):

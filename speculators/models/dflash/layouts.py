@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from speculators.facts import VerifierFacts
-from speculators.formats.decoder import FULL, decoder_config
+from speculators.formats.decoder import FULL, decoder_config, unknown_options
 from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat
-from speculators.formats.server_layout import VLLM, ServerLayout, vllm_serve
+from speculators.formats.server_layout import VLLM, ServerLayout, activation_refusals, vllm_draft, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
 NAMES = TensorNames(
@@ -37,6 +37,7 @@ def _zlab_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
         for key, value in other.items()
         if key in _NEUTRAL and value != _NEUTRAL[key]
     ]
+    wrong += unknown_options(raw, "block_size", "dflash_config", "is_causal", "num_target_layers")
     block = raw.get("block_size") or table.get("block_size")
     required = {"block_size": block, **{key: table.get(key) for key in ("mask_token_id", "target_layer_ids")}}
     wrong += [f"lacks {key}" for key, value in required.items() if value is None]
@@ -71,7 +72,7 @@ def _upstream_fields(source: PublishedCheckpoint, fields: Fields) -> Fields:
 
 
 def _vllm_refuses(config: Any) -> list[str]:
-    reasons = []
+    reasons = activation_refusals(config)
     if config.sample_from_anchor:
         reasons.append(
             "sample_from_anchor: vLLM assumes that the anchor's slot drafts nothing, and shifts the block by one; "
@@ -83,7 +84,7 @@ def _vllm_refuses(config: Any) -> list[str]:
     return reasons
 
 
-SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, refusals=_vllm_refuses),)
+SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, with_k=vllm_draft("dflash"), refusals=_vllm_refuses),)
 PUBLISHED_FORMATS = (
     PublishedFormat(
         name="DFlash of z-lab",

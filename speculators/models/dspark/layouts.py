@@ -7,7 +7,7 @@ from typing import Any
 from speculators.formats.decoder import FULL
 from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint
-from speculators.formats.server_layout import VLLM, ServerLayout, vllm_serve
+from speculators.formats.server_layout import VLLM, ServerLayout, activation_refusals, vllm_draft, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
 NAMES = TensorNames(
@@ -42,7 +42,7 @@ def _fields(source: PublishedCheckpoint, fields: Fields) -> Fields:
 
 
 def _vllm_refuses(config: Any) -> list[str]:
-    reasons = []
+    reasons = activation_refusals(config)
     if config.markov_head_type != "vanilla":
         reasons.append(f'markov_head_type {config.markov_head_type!r}: vLLM has only "vanilla"')
     depths = config.block_size if config.sample_from_anchor else config.block_size - 1
@@ -64,7 +64,11 @@ def _vllm_notes(config: Any) -> list[str]:
     return notes
 
 
-SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, refusals=_vllm_refuses, notes=_vllm_notes),)
+SERVER_LAYOUTS = (
+    ServerLayout(
+        server=VLLM, command=vllm_serve, with_k=vllm_draft("dspark"), refusals=_vllm_refuses, notes=_vllm_notes
+    ),
+)
 PUBLISHED_FORMATS = (
     upstream_format(
         "dspark",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from speculators.facts import VerifierFacts
-from speculators.formats.decoder import decoder_config
+from speculators.formats.decoder import decoder_config, unknown_options
 from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat
-from speculators.formats.server_layout import VLLM, ServerLayout, flat_decoder, vllm_draft
+from speculators.formats.server_layout import VLLM, ServerLayout, activation_refusals, flat_decoder, vllm_draft
 from speculators.formats.upstream import Fields
 
 NAMES = TensorNames(unchanged("layers.", "fc.", "embed_tokens."), before=("model.",))
@@ -25,6 +25,9 @@ def _fits(source: PublishedCheckpoint) -> bool:
 
 
 def _config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
+    # `bias` is about `fc`, whose tensor says the same; an EAGLE-1 draft reads one state, whatever the number says.
+    if wrong := unknown_options(source.config, "bias", "num_aux_hidden_states"):
+        raise source.error(*wrong)
     return {
         "fc_bias": source.has_tensors("fc.bias"),
         "target_layer_ids": [facts.num_hidden_layers],
@@ -38,7 +41,7 @@ def _vllm_config(config: Any) -> dict[str, Any]:
 
 
 def _vllm_refuses(config: Any) -> list[str]:
-    decoder, reasons = config.transformer_layer_config, []
+    decoder, reasons = config.transformer_layer_config, activation_refusals(config)
     if config.draft_vocab_size not in (None, decoder["vocab_size"]):
         message = f"draft_vocab_size {config.draft_vocab_size}: vLLM drafts all {decoder['vocab_size']} tokens with the"
         reasons.append(f"{message} verifier's head; train without algorithm.draft_vocab_size")

@@ -15,6 +15,7 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     """An EAGLE-3 speculator and its training.
 
     Attributes:
+        target_hidden_size: width of the verifier's states, if the draft is narrower.
         norm_before_residual: the first layer's residual is the normed state instead of the state.
         norm_before_fc: one RMSNorm over the A concatenated states before `fc`.
         fc_norm: an RMSNorm for each of the A states before `fc` (3.1).

@@ -46,12 +46,14 @@ class Eagle3DraftModel(RecurrentModel):
         shape = Shape.of(config.transformer_layer_config)
         size, eps = shape.hidden_size, shape.rms_norm_eps
         states = len(config.eagle_aux_hidden_state_layer_ids)
+        # A published draft may be narrower than its verifier, whose states it then reads at their own width.
+        width = config.target_hidden_size or size
         # Parameters are made in this order, since a seed's random numbers are drawn in it.
         self.add_embeddings()
-        self.fc = nn.Linear(states * size, size, bias=False)
+        self.fc = nn.Linear(states * width, size, bias=False)
         # Norms before fc: one over all A states together, or (3.1) one for each.
-        self.input_norm = RMSNorm(states * size, eps) if config.norm_before_fc else None
-        self.fc_norm = nn.ModuleList([RMSNorm(size, eps) for _ in range(states)]) if config.fc_norm else None
+        self.input_norm = RMSNorm(states * width, eps) if config.norm_before_fc else None
+        self.fc_norm = nn.ModuleList([RMSNorm(width, eps) for _ in range(states)]) if config.fc_norm else None
         count = config.transformer_layer_config["num_hidden_layers"]
         self.layers = layers_with_embeddings(shape, count, norm_before_residual=config.norm_before_residual)
         self.norm = RMSNorm(size, eps)

@@ -1,21 +1,30 @@
-"""EAGLE-3 in the formats of servers and other trainers; SGLang, SpecForge and SafeAILab call the layer `midlayer`."""
+"""EAGLE-3 in the formats of servers and other trainers: the layer is `midlayer`, or with NVIDIA `layers.0`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from speculators.facts import VerifierFacts
-from speculators.formats.decoder import decoder_config
+from speculators.formats.decoder import decoder_config, unknown_options
 from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
-from speculators.formats.server_layout import SGLANG, VLLM, ServerLayout, flat_decoder, sglang_draft, vllm_serve
+from speculators.formats.server_layout import (
+    SGLANG,
+    VLLM,
+    ServerLayout,
+    activation_refusals,
+    flat_decoder,
+    sglang_draft,
+    vllm_draft,
+    vllm_serve,
+)
 from speculators.formats.upstream import VERIFIER_COPIES, Fields, upstream_format
 
 _SHARED = unchanged("fc.", "input_norm.", "fc_norm.", "norm.", "lm_head.", "embed_tokens.", "d2t", "t2d")
 MIDLAYER = TensorNames(
     (
         ("midlayer.", "layers.0."),
-        ("layers.0.", "layers.0."),
+        ("layers.", "layers."),
         *_SHARED,
         # SGLang's older names for the norm of each state.
         ("aux_norm_low.", "fc_norm.0."),
@@ -46,7 +55,7 @@ def _sglang_config(config: Any) -> dict[str, Any]:
 
 def _sglang_refuses(config: Any) -> list[str]:
     decoder = config.transformer_layer_config
-    reasons = []
+    reasons = activation_refusals(config)
     if config.norm_before_residual:
         reasons.append(
             "norm_before_residual: SGLang adds the state before its norm to the attention's output; train with "
@@ -62,22 +71,53 @@ def _sglang_refuses(config: Any) -> list[str]:
         reasons.append(
             f"num_layers {decoder['num_hidden_layers']}: SGLang loads drafts of one layer only in this layout"
         )
+    if config.target_hidden_size is not None:
+        reasons.append("target_hidden_size: this layout has no embeddings, and a narrower draft needs its own")
     if decoder["attention_bias"] or decoder["mlp_bias"]:
         reasons.append("decoder.attention_bias, decoder.mlp_bias: SGLang's layer has no biases")
     return reasons
 
 
 def _fits_midlayer(source: PublishedCheckpoint) -> bool:
-    return "speculators_model_type" not in source.config and source.has_tensors("midlayer.", "fc.")
+    # NVIDIA's current files name the layer as ours do.
+    layer = source.has_tensors("midlayer.", "fc.") or source.has_tensors("layers.0.hidden_norm.", "fc.")
+    return layer and "speculators_model_type" not in source.config
+
+
+# Top-level keys that the format has beside the decoder's.
+_MIDLAYER_KEYS = (
+    "draft_vocab_size",
+    "eagle_aux_hidden_state_layer_ids",
+    "eagle_config",
+    "fc_norm",
+    "norm_before_fc",
+    "norm_before_residual",
+    "norm_output",
+    "num_aux_hidden_states",
+    "target_hidden_size",
+    "use_aux_norm",
+)
+# Keys of `eagle_config` that NVIDIA writes, with the only values that mean a draft of ours.
+_EAGLE_TABLE = {
+    "use_aux_hidden_state": True,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+    "next_layer_regular": True,
+    "eh_proj_before_attn": False,
+    "parallel_draft_step": 1,
+}
+# Its second key counts the layers of heads that exist from the second parallel step on.
+_TABLE_KEYS = ("eagle_aux_hidden_state_layer_ids", "parallel_draft_heads_num_layers")
 
 
 def _midlayer_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     raw = source.config
     table = raw.get("eagle_config") or {}
-    if table.get("use_aux_hidden_state") is False:
-        raise source.error(
-            "eagle_config.use_aux_hidden_state is false: such a draft reads one state, but EAGLE-3 several"
-        )
+    wrong = unknown_options(raw, *_MIDLAYER_KEYS)
+    wrong += [f"eagle_config.{each}" for each in unknown_options(table, *_TABLE_KEYS, off=_EAGLE_TABLE)]
+    if wrong:
+        raise source.error(*wrong)
     if (before := table.get("eagle_aux_hidden_state_layer_ids")) is not None:
         ids = [layer + 1 for layer in before]
     else:
@@ -85,7 +125,9 @@ def _midlayer_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Field
         count = facts.num_hidden_layers
         ids = raw.get("eagle_aux_hidden_state_layer_ids") or [2, count // 2, count - 3]
     heads = source.has_tensors("midlayer.self_attn.q_norm.")
-    fields = {name: bool(raw.get(name)) for name in ("norm_before_residual", "norm_before_fc", "norm_output")}
+    fields: Fields = {name: bool(raw.get(name)) for name in ("norm_before_residual", "norm_before_fc", "norm_output")}
+    if raw.get("target_hidden_size") not in (None, raw.get("hidden_size")):
+        fields["target_hidden_size"] = raw["target_hidden_size"]
     return {
         **fields,
         "fc_norm": bool(raw.get("fc_norm") or raw.get("use_aux_norm")),
@@ -118,7 +160,7 @@ def _check_residual(source: PublishedCheckpoint, fields: Fields) -> Fields:
 
 
 SERVER_LAYOUTS = (
-    ServerLayout(server=VLLM, command=vllm_serve),
+    ServerLayout(server=VLLM, command=vllm_serve, with_k=vllm_draft("eagle3"), refusals=activation_refusals),
     ServerLayout(
         server=SGLANG,
         command=sglang_draft("EAGLE3"),
@@ -130,7 +172,7 @@ SERVER_LAYOUTS = (
 )
 PUBLISHED_FORMATS = (
     PublishedFormat(
-        name="EAGLE-3 of SafeAILab, SpecForge and SGLang",
+        name="EAGLE-3 of SafeAILab, SpecForge, NVIDIA and SGLang",
         fits=_fits_midlayer,
         config=_midlayer_config,
         names=MIDLAYER,
@@ -143,6 +185,7 @@ PUBLISHED_FORMATS = (
         from_verifier=("embed_tokens.",),
         layer_ids="eagle_aux_hidden_state_layer_ids",
         training=("enable_sp_ulysses",),
+        narrower=True,
         adapt=_check_residual,
     ),
 )

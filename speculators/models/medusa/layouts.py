@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from speculators.facts import VerifierFacts
+from speculators.formats.decoder import unknown_options
 from speculators.formats.names import TensorNames, unchanged
 from speculators.formats.published import PublishedCheckpoint, PublishedFormat, Tensors
 from speculators.formats.server_layout import VLLM, ServerLayout, vllm_draft
@@ -15,6 +16,19 @@ from speculators.recipe.decoder import draft_decoder_config
 NAMES = TensorNames(
     (*unchanged("blocks.", "lm_heads.", "token_map", "verifier_norm."),),
     before=("medusa_heads.",),
+)
+
+
+# Keys of vLLM's own config of Medusa. Those of a tree (`topk`, `max_paths`) concern only how it drafts.
+_READ = (
+    "base_model_name_or_path",
+    "logit_scale",
+    "max_paths",
+    "max_seq_len",
+    "medusa_fc_bias",
+    "original_lm_head",
+    "topk",
+    "truncated_vocab_size",
 )
 
 
@@ -32,6 +46,7 @@ def _config(source: PublishedCheckpoint, facts: VerifierFacts) -> Fields:
     wrong += [f"lacks {key}" for key in ("hidden_size", "vocab_size") if key not in raw]
     if raw.get("logit_scale") not in (None, 1.0):
         wrong.append(f"logit_scale = {raw['logit_scale']!r} is not known here")
+    wrong += unknown_options(raw, *_READ, *(key for key in raw if "num" in key and key.endswith(("heads", "layers"))))
     if wrong:
         raise source.error(*wrong)
     own = MedusaSpeculatorConfig(num_layers=layers[0], num_heads=heads[0])
