@@ -21,6 +21,7 @@ from .streams import UntilClosed, print_problems
 GROUPS = {
     "Train": {
         "ls": "list recipes, algorithms and runs",
+        "init": "write a recipe for a verifier of your own",
         "cp": "copy a recipe to a file of your own",
         "validate": "check a recipe without loading a model",
         "plan": "show what a run would do, which stages are done, and what it would cost",
@@ -45,6 +46,7 @@ GROUPS = {
         "lock": "check that recipes and runs still mean what their locks say",
     },
     "Serve": {
+        "try": "answer a prompt, or chat, with the drafted tokens in colour",
         "export": "write a speculator for vLLM, SGLang or the hub, with the command that serves it",
         "import": "convert a published speculator, to measure or train it here",
     },

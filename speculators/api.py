@@ -16,7 +16,7 @@ from speculators.bench.suites import Prompt
 from speculators.cost.sizes import with_parameters
 from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
-from speculators.decoding.loop import Decoded
+from speculators.decoding.loop import Decoded, OnTokens, unheard
 from speculators.decoding.loop import decode as decode_tokens
 from speculators.decoding.target import CachedVerifier
 from speculators.decoding.verify import verify
@@ -257,12 +257,13 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder=run.path, settings=benches.settings, unread=benches.unread)
 
 
-def load_speculator(folder: str | Path, *, verifier: str | None = None) -> Speculator:
+def load_speculator(folder: str | Path, *, verifier: str | None = None, quiet: bool = False) -> Speculator:
     """Loads a trained speculator together with its verifier.
 
     Args:
         folder: a run folder, or a speculator's folder.
         verifier: a hub id, a folder or a GGUF file; None for the verifier of the run, or that config.json names.
+        quiet: show no progress, only warnings.
 
     Raises:
         ArtifactError: there is no speculator in the folder, or it is damaged.
@@ -272,7 +273,7 @@ def load_speculator(folder: str | Path, *, verifier: str | None = None) -> Specu
         speculator = load_speculator("runs/smoke-1a2b3c4d")
     """
     place = find_speculator(Path(folder))
-    with RunView() as view:
+    with RunView(quiet=quiet) as view:
         saved = SavedSpeculator(folder=place, recipe=recipe_of(place), verifier=verifier)
         model, engine = load_saved(saved, progress=view)
     config = model.config.speculators_config
@@ -331,6 +332,7 @@ def decode(
     num_speculative_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    listen: OnTokens = unheard,
 ) -> Answer:
     """Answers with the verifier, drafting with the speculator; the answer is the verifier's own.
 
@@ -341,6 +343,7 @@ def decode(
         num_speculative_tokens: K; 0 decodes without drafts, None for the speculator's own.
         temperature: 0 is greedy.
         seed: of the sampling.
+        listen: called with the tokens of each round as they come, and how many of them are accepted drafts.
 
     Raises:
         ContractError: the algorithm has no `draft`.
@@ -360,6 +363,7 @@ def decode(
         temperature=temperature,
         generator=torch.Generator(engine.device).manual_seed(seed),
         stop_ids=frozenset(engine.stop_ids),
+        listen=listen,
     )
     return Answer(text=speculator.text(decoded.tokens), decoded=decoded)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import attrs
 import torch
@@ -11,6 +11,13 @@ import torch
 from speculators.decoding.target import CachedVerifier
 from speculators.decoding.verify import verify
 from speculators.drafter import Drafter
+
+# Called with the tokens of the response as they come, and how many of them, from the first, are accepted drafts.
+OnTokens = Callable[[Sequence[int], int], None]
+
+
+def unheard(tokens: Sequence[int], accepted: int) -> None:
+    """Drops the tokens; for callers that wait for the whole response."""
 
 
 @attrs.frozen
@@ -80,6 +87,7 @@ def decode(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     stop_ids: Collection[int] = (),
+    listen: OnTokens = unheard,
 ) -> Decoded:
     """Continues a prompt.
 
@@ -92,6 +100,7 @@ def decode(
         temperature: 0 is greedy.
         generator: source of all randomness at a temperature above 0.
         stop_ids: the response ends with the first of these, which stays in it.
+        listen: receives the tokens as they come; its time is counted in no activity but the response's.
     """
     clock = _Clock(verifier.device)
     logits, states = verifier.prefill(prompt)
@@ -100,6 +109,7 @@ def decode(
     clock.lap("other")
     prefill_seconds = clock.spent["other"]
     tokens, rounds = [first], []
+    listen(tokens, 0)
     state = None
     if drafter is not None:
         state = drafter.begin(torch.cat([prompt.to(verifier.device), _tensor([first], verifier)]), states)
@@ -121,6 +131,7 @@ def decode(
         # Counts only what the response keeps, so that acceptance is not inflated past its end.
         rounds.append(Round(len(tokens) - 1, drafted, min(len(accepted), len(emitted)), len(emitted)))
         tokens += emitted
+        listen(emitted, rounds[-1].accepted)
         if drafter is not None:
             # States of the places before each emitted token: the scored token's, then those of the accepted nodes.
             rows = [0, *(node + 1 for node in verification.path)]

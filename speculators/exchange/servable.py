@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig
+from speculators.config import ProposalConfig, SpeculatorModelConfig, SpeculatorsConfig, VerifierConfig
 from speculators.facts import VerifierFacts
 from speculators.formats.decoder import FULL
 from speculators.formats.find import layouts_of
@@ -89,20 +89,22 @@ def servers_of(recipe: Recipe, facts: VerifierFacts) -> tuple[Serving, ...]:
     Raises:
         RecipeError: the verifier's config.json lacks values that the draft inherits.
     """
-    layouts = {each.server: each for each in layouts_of(recipe.algorithm.name)}
+    return servers_reading(recipe.algorithm.config, facts, k=recipe.benchmark.num_speculative_tokens[0])
+
+
+def servers_reading(config: SpeculatorModelConfig, facts: VerifierFacts, *, k: int) -> tuple[Serving, ...]:
+    """Asks every known server about drafts with a recipe's config and K; see `servers_of`."""
+    layouts = {each.server: each for each in layouts_of(config.speculators_model_type)}
+    planned = _planned(config, facts, k)
     return tuple(
-        Serving(server=name, reasons=_reasons(recipe, facts, layouts.get(server))) for server, name in SERVERS.items()
+        Serving(server=name, reasons=_reasons(planned, facts, layouts.get(server))) for server, name in SERVERS.items()
     )
 
 
 def servers_line(serving: Sequence[Serving]) -> str:
     """Formats who serves the drafts, and what keeps the others away: "vLLM; not SGLang: norm_before_residual"."""
     able = [each.server for each in serving if not each.reasons]
-    unable = [
-        f"not {each.server}: {', '.join(_option(reason) for reason in each.reasons)}"
-        for each in serving
-        if each.reasons
-    ]
+    unable = [f"not {each.server}: {', '.join(map(_option, each.reasons))}" for each in serving if each.reasons]
     return "; ".join([", ".join(able) or "no server", *unable])
 
 
@@ -110,25 +112,23 @@ def _option(reason: str) -> str:
     return reason.partition(":")[0]
 
 
-def _reasons(recipe: Recipe, facts: VerifierFacts, layout: ServerLayout | None) -> tuple[str, ...]:
+def _reasons(config: Any, facts: VerifierFacts, layout: ServerLayout | None) -> tuple[str, ...]:
     if layout is None:
-        return (f"it has no layout for the algorithm {recipe.algorithm.name}",)
-    config = layout.as_trained(planned_config(recipe, facts), facts)
+        return (f"it has no layout for the algorithm {config.speculators_model_type}",)
+    config = layout.as_trained(config, facts)
     return (*config_refusals(config, layout.server, facts), *layout.refusals(config))
 
 
-def planned_config(recipe: Recipe, facts: VerifierFacts) -> Any:
-    """Fills in a recipe's config what training will write to config.json, as far as servers read it."""
-    config = recipe.algorithm.config
-    served = SpeculatorsConfig(
-        algorithm=recipe.algorithm.name,
-        proposal_methods=(ProposalConfig(speculative_tokens=recipe.benchmark.num_speculative_tokens[0]),),
-        verifier=VerifierConfig(name_or_path=recipe.verifier.model),
-    )
+def _planned(config: SpeculatorModelConfig, facts: VerifierFacts, k: int) -> Any:
+    """Fills in what training will write to config.json, as far as servers read it."""
     return attrs.evolve(
         config,
         target_layer_ids=config.layer_ids(facts.num_hidden_layers),
         draft_vocab_size=config.draft_vocab_size or facts.vocab_size,
         transformer_layer_config=draft_decoder_config(facts, config),
-        speculators_config=served,
+        speculators_config=SpeculatorsConfig(
+            algorithm=config.speculators_model_type,
+            proposal_methods=(ProposalConfig(speculative_tokens=k),),
+            verifier=VerifierConfig(name_or_path=facts.source),
+        ),
     )

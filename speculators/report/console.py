@@ -20,6 +20,7 @@ STYLES = {
     "supervised": "green underline",
     "special": "magenta",
     "supervised special": "bold magenta underline",
+    "drafted": "green",
 }
 
 # People search piped output line by line, so it must not be wrapped at the 80 columns that Rich assumes.
