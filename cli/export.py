@@ -12,7 +12,7 @@ from speculators.errors import RecipeError
 from speculators.formats.server_layout import TARGETS
 from speculators.runs.places import find_speculator, recipe_of
 
-from .common import print_json
+from .common import count, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--verifier", metavar="MODEL", help="check against this verifier instead of the one in config.json"
     )
     parser.add_argument("--verifier-name", metavar="NAME", help="hub id under which the export names the verifier")
+    text = "tokens drafted per round (default: the best that the run measured)"
+    parser.add_argument("--k", metavar="K", type=count, help=text)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="dtype of the weights (default: bfloat16)")
     parser.add_argument("--push", metavar="REPO", help="with --to hub: upload to this repository")
 
@@ -52,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
             verifier=_verifier(options, speculator, recipe),
             verifier_name=options.verifier_name,
             dtype=options.dtype,
+            k=options.k,
             address=options.push,
             background=background_of(speculator),
         )
@@ -63,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         for note in done.notes:
             print(f"note: {note}")
+        print(f"drafts {done.num_speculative_tokens} tokens per round, {done.why_k}; serve.md lists the others")
         print(f"{done.folder}{f', pushed: {pushed}' if pushed else ''}")
     print(done.command)
     return 0

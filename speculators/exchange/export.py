@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from speculators.errors import ArtifactError, VerifierError
+from speculators.exchange.drafts import ChosenK, choose_k
 from speculators.exchange.pages import ServingFacts, model_card, serve_page
 from speculators.exchange.refusals import undraftable, weight_refusals
 from speculators.exchange.servable import config_refusals, layer_ids
@@ -22,6 +23,7 @@ from speculators.files.folders import whole_folder
 from speculators.formats.find import layouts_of
 from speculators.formats.server_layout import TARGETS, Deployment, ServerLayout
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
+from speculators.recipe.checks import too_many_drafts
 from speculators.recipe.decoder import rope_values
 from speculators.recipe.input_sections import VerifierSection
 from speculators.runs.background import Background
@@ -51,6 +53,7 @@ class ExportRequest:
         verifier: its folder; None if it is not on this machine.
         verifier_name: hub id or path that the export names; None keeps the one in config.json.
         dtype: of the weights; None for bfloat16 (or the verifier's dtypes, for a part of its checkpoint).
+        k: tokens drafted per round; None for the best that the run measured.
         address: hub id that the commands name; None for `out`.
         background: the run that made the speculator.
     """
@@ -62,6 +65,7 @@ class ExportRequest:
     verifier: Path | None
     verifier_name: str | None
     dtype: str | None
+    k: int | None = None
     address: str | None = None
     background: Background = Background()
 
@@ -77,6 +81,8 @@ class Exported:
         algorithm: of the speculator.
         verifier: as the export names it.
         dtype: of the weights; AS_STITCHED for a part of the verifier's checkpoint.
+        num_speculative_tokens: tokens drafted per round (K).
+        why_k: where K comes from.
         command: serves it, as one would type it.
         notes: what was not checked, and what users of the export should know.
         files: names of all files.
@@ -88,6 +94,8 @@ class Exported:
     algorithm: str
     verifier: str
     dtype: str
+    num_speculative_tokens: int
+    why_k: str
     command: str
     notes: tuple[str, ...]
     files: tuple[str, ...]
@@ -101,48 +109,75 @@ def export(request: ExportRequest) -> Exported:
     """
     model = SpeculatorModel.from_saved(request.speculator)
     config = _without_unread_keys(_named(model.config, request.verifier_name))
-    algorithm = config.speculators_model_type
-    served = _layout(algorithm, request.target)
+    drafts = choose_k(request.k, request.background.settings, config)
+    config = _drafting(config, drafts.k)
+    served = _layout(config.speculators_model_type, request.target)
     refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier)
     _refuse(model, config, served, request, refused)
-    dtype = AS_STITCHED if served.stitch else request.dtype or "bfloat16"
+    request = attrs.evolve(request, dtype=AS_STITCHED if served.stitch else request.dtype or "bfloat16")
     verifier = config.speculators_config.verifier.name_or_path
-    tokens = config.speculators_config.proposal_methods[0].speculative_tokens
-    address = request.address or str(request.out.absolute())
-    command = served.command(Deployment(folder=address, verifier=verifier, num_speculative_tokens=tokens))
     notes = (*request.background.unread, *_unchecked(request, verifier), *noted, *served.notes(config))
-    facts = ServingFacts(
-        name=request.name,
-        algorithm=algorithm,
-        verifier=verifier,
-        server=served.server,
-        command=command,
-        tokens=tokens,
-        notes=notes,
-        background=request.background,
-    )
+    address = request.address or str(request.out.absolute())
+    facts = _serving_facts(request, config, served, drafts, address=address, notes=notes)
     with _new_folder(request.out) as partial:
-        _write(model, config, served, attrs.evolve(request, dtype=dtype), partial)
+        _write(model, config, served, request, partial)
         write_whole(partial / "serve.md", serve_page(facts).encode())
         if request.target == "hub":
             # The card is read in a repository, where a folder of this machine means nothing.
-            place = Deployment(
-                folder=request.address or request.out.name, verifier=verifier, num_speculative_tokens=tokens
-            )
-            page = model_card(attrs.evolve(facts, command=served.command(place)))
+            address = request.address or request.out.name
+            page = model_card(_serving_facts(request, config, served, drafts, address=address, notes=notes))
             write_whole(partial / "README.md", page.encode())
-        write_json(partial / RECORD, _record(attrs.evolve(request, dtype=dtype), algorithm))
+        write_json(partial / RECORD, _record(request, config.speculators_model_type, drafts.k))
     return Exported(
         folder=request.out,
         target=request.target,
         server=served.server,
-        algorithm=algorithm,
+        algorithm=config.speculators_model_type,
         verifier=verifier,
-        dtype=dtype,
-        command=shlex.join(command),
+        dtype=str(request.dtype),
+        num_speculative_tokens=drafts.k,
+        why_k=drafts.why,
+        command=shlex.join(facts.command),
         notes=notes,
         files=tuple(sorted(path.name for path in request.out.iterdir())),
     )
+
+
+def _serving_facts(
+    request: ExportRequest,
+    config: Any,
+    served: ServerLayout,
+    drafts: ChosenK,
+    *,
+    address: str,
+    notes: tuple[str, ...],
+) -> ServingFacts:
+    """Collects what the pages state; `address` is the folder or hub id that their commands name."""
+    verifier = config.speculators_config.verifier.name_or_path
+    place = Deployment(folder=address, verifier=verifier, num_speculative_tokens=drafts.k)
+    usable = {each.num_speculative_tokens for each in request.background.settings}
+    usable = {k for k in usable if not too_many_drafts(config, [k])}
+    with_k = served.with_k or served.command
+    return ServingFacts(
+        name=request.name,
+        algorithm=config.speculators_model_type,
+        verifier=verifier,
+        server=served.server,
+        command=served.command(place),
+        commands={k: with_k(attrs.evolve(place, num_speculative_tokens=k)) for k in sorted({*usable, drafts.k})},
+        tokens=drafts.k,
+        why=drafts.why,
+        notes=notes,
+        background=request.background,
+    )
+
+
+def _drafting(config: Any, k: int) -> Any:
+    """Sets the tokens drafted per round in a config."""
+    section = config.speculators_config
+    first, *others = section.proposal_methods
+    methods = (attrs.evolve(first, speculative_tokens=k), *others)
+    return attrs.evolve(config, speculators_config=attrs.evolve(section, proposal_methods=methods))
 
 
 def _named(config: Any, verifier_name: str | None) -> Any:
@@ -192,9 +227,10 @@ def _unchecked(request: ExportRequest, verifier: str) -> tuple[str, ...]:
     notes = []
     if request.verifier is None:
         notes.append(f"{verifier} is not on this machine: whether the draft can end a turn was not checked")
-    if request.target == "hub" and Path(verifier).is_absolute():
+    if Path(verifier).is_absolute():
         notes.append(
-            f"the export names the verifier {verifier}, a folder on this machine: give its hub id with --verifier-name"
+            f"the export names the verifier {verifier}, a folder on this machine: for a server elsewhere, give its hub "
+            "id with --verifier-name"
         )
     return tuple(notes)
 
@@ -232,12 +268,13 @@ def _with_states_counted(config: Any) -> Any:
     return attrs.evolve(config, transformer_layer_config={**decoder, "num_aux_hidden_states": count})
 
 
-def _record(request: ExportRequest, algorithm: str) -> dict[str, Any]:
+def _record(request: ExportRequest, algorithm: str, k: int) -> dict[str, Any]:
     """Describes an export; the file also marks the folder as one that may be replaced."""
     files = ("config.json", WEIGHTS_FILE)
     return {
         "target": request.target,
         "algorithm": algorithm,
+        "num_speculative_tokens": k,
         "dtype": request.dtype,
         "speculator": {name: file_sha256(request.speculator / name) for name in files},
     }

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
+from speculators.bench.conclusion import reliable_speed_up
 from speculators.bench.result import Setting
+from speculators.formats.server_layout import SGLANG, VLLM
 from speculators.recipe.lock import Lock
 from speculators.runs.background import Background
 
+_PORTS = {VLLM: 8000, SGLANG: 30000}
+_PLAIN = {
+    VLLM: ("vllm", "serve", "{verifier}", "--port", "{port}"),
+    SGLANG: ("python", "-m", "sglang.launch_server", "--model-path", "{verifier}", "--port", "{port}"),
+}
+# What a server needs to be asked for its counters, which `spec bench` reads.
+_COUNTING = {VLLM: "", SGLANG: "Start both servers with `--enable-metrics`, which `spec bench` reads."}
 _HOW_TO_CHECK = {
-    "vllm": "`curl -s localhost:8000/metrics | grep vllm:spec_decode`: acceptance length is 1 + "
+    VLLM: "`curl -s localhost:8000/metrics | grep vllm:spec_decode`: acceptance length is 1 + "
     "`num_accepted_tokens_total` / `num_drafts_total`, and `num_accepted_tokens_per_pos_total` / `num_drafts_total` "
     "the acceptance rate of each position.",
-    "sglang": "`curl -s localhost:30000/get_server_info` has `avg_spec_accept_length`; the log has `accept len`.",
+    SGLANG: "`curl -s localhost:30000/get_server_info` has `avg_spec_accept_length`; the log has `accept len`.",
 }
 
 
@@ -30,7 +39,9 @@ class ServingFacts:
         verifier: its folder or hub id.
         server: which reads the folder.
         command: which serves it.
+        commands: which serve it with each K that was measured, and with `tokens`.
         tokens: K.
+        why: where K comes from.
         notes: what users of the export should know.
         background: the run that made the speculator.
     """
@@ -40,31 +51,90 @@ class ServingFacts:
     verifier: str
     server: str
     command: tuple[str, ...]
+    commands: Mapping[int, tuple[str, ...]]
     tokens: int
+    why: str
     notes: tuple[str, ...]
     background: Background
 
+    @property
+    def run(self) -> str:
+        """The run as commands name it."""
+        return self.background.run or "RUN"
+
 
 def serve_page(facts: ServingFacts) -> str:
-    """Writes `serve.md`: the command, the acceptance length to expect, and how to check it."""
+    """Writes `serve.md`: the commands, the acceptance length to expect, and how to check both."""
     lines = [f"# Serving {facts.name}", "", f"A draft model ({facts.algorithm}) for `{facts.verifier}`.", ""]
     lines += _command(facts)
     lines += ["", "## What to expect", "", *_expected(facts), "", _HOW_TO_CHECK[facts.server], ""]
+    lines += [*_other_k(facts), *_request(facts), *_comparison(facts)]
     return "\n".join(lines)
 
 
 def _command(facts: ServingFacts) -> list[str]:
     notes = [f"* {note}" for note in facts.notes]
-    return ["```bash", shlex.join(facts.command), "```", *([""] if notes else []), *notes]
+    drafts = f"It drafts {facts.tokens} tokens per round (K), {facts.why}."
+    return ["```bash", shlex.join(facts.command), "```", "", drafts, *([""] if notes else []), *notes]
 
 
 def _expected(facts: ServingFacts) -> list[str]:
-    measured = tuple(each for each in facts.background.settings if each.num_speculative_tokens == facts.tokens)
-    if not measured:
-        command = f"`spec bench RUN --k {facts.tokens}`"
-        return [f"Not measured at K = {facts.tokens}; {command} measures it, and the next export lists it."]
-    advice = "An acceptance length outside the interval, on the same prompts at the same K and T, points to a fault."
-    return [*acceptance_table(measured), "", advice]
+    settings = facts.background.settings
+    if not settings:
+        command = f"`spec bench {facts.run} --k {facts.tokens}`"
+        return [f"Not measured; {command} measures it, and the next export lists it."]
+    lines = acceptance_table(settings)
+    if all(each.num_speculative_tokens != facts.tokens for each in settings):
+        lines += ["", f"Not measured at K = {facts.tokens}: `spec bench {facts.run} --k {facts.tokens}` measures it."]
+    return [
+        *lines,
+        "",
+        "An acceptance length outside the interval, on the same prompts at the same K and T, points to a fault. "
+        "Speed-ups are those of the machine that measured, not of your server.",
+    ]
+
+
+def _other_k(facts: ServingFacts) -> list[str]:
+    """Lists a command for each measured K, with K stated on the command line."""
+    lines = ["## Another K", "", "These commands state K themselves:", "", "```bash"]
+    return [*lines, *(shlex.join(command) for command in facts.commands.values()), "```", ""]
+
+
+def _request(facts: ServingFacts) -> list[str]:
+    """Shows one request; the server itself says how it calls its model."""
+    url = f"http://localhost:{_PORTS[facts.server]}/v1"
+    name = "import json, sys; print(json.load(sys.stdin)['data'][0]['id'])"
+    body = '{"model": "\'$MODEL\'", "messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 64}'
+    return [
+        "## Try it",
+        "",
+        "```bash",
+        f'MODEL=$(curl -s {url}/models | python3 -c "{name}")',
+        f"curl -s {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        "```",
+        "",
+    ]
+
+
+def _comparison(facts: ServingFacts) -> list[str]:
+    """Shows how to measure the speed-up over the verifier alone."""
+    port = _PORTS[facts.server]
+    plain = [part.format(verifier=facts.verifier, port=port + 1) for part in _PLAIN[facts.server]]
+    bench = f"spec bench {facts.run} --engine {facts.server} --endpoint http://localhost:{port}"
+    lines = [
+        "## Compare it with the server without drafts",
+        "",
+        "Start a second server, of the same version and on an equal device, with the verifier alone:",
+        "",
+        "```bash",
+        shlex.join(plain),
+        f"{bench} --baseline-endpoint http://localhost:{port + 1}",
+        "```",
+        "",
+        "`spec bench` sends the same prompts to both, one server after the other, and prints the acceptance length and "
+        "the speed-up. `--concurrency N` shows what is left of it under load.",
+    ]
+    return [*lines, *([_COUNTING[facts.server]] if _COUNTING[facts.server] else []), ""]
 
 
 def model_card(facts: ServingFacts) -> str:
@@ -119,14 +189,17 @@ def _lock(lock: Lock | None) -> list[str]:
 
 def acceptance_table(settings: Sequence[Setting]) -> list[str]:
     """Writes a Markdown table of acceptance lengths, followed by their definitions."""
-    rows = ["| suite | prompts | K | T | tau (95%) | live | accepted by position |", "|---|---|---|---|---|---|---|"]
-    for each in settings:
+    columns = ("suite", "prompts", "K", "T", "tau (95%)", "live", "speed-up", "accepted by position")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for each in sorted(settings, key=lambda each: (each.suite, each.temperature, each.num_speculative_tokens)):
         low, high = each.exact.tau_interval
         live = f"{each.live.acceptance.tau:.3f}" if each.live else ""
+        speed = reliable_speed_up(each)
+        speed_up = f"{speed:.2f}x" if speed is not None else "not reliable" if each.live else ""
         rates = " ".join(f"{rate:.2f}" for rate in each.exact.by_position if not math.isnan(rate))
         rows.append(
             f"| {each.suite} | {each.exact.prompts} | {each.num_speculative_tokens} | {each.temperature:g} "
-            f"| {each.exact.tau:.3f} ({low:.2f} to {high:.2f}) | {live} | {rates} |"
+            f"| {each.exact.tau:.3f} ({low:.2f} to {high:.2f}) | {live} | {speed_up} | {rates} |"
         )
     definitions = dict.fromkeys(each.definition for each in settings)
     return [*rows, "", *(f"* {definition}" for definition in definitions)]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import attrs
 import huggingface_hub
+import made_results
 import pytest
 import torch
 from models.conftest import LAYER_IDS
 from models.test_mtp import HYBRID, native_names
 from safetensors.torch import load_file, save_file
 
+from speculators.bench.result import Live
 from speculators.config import CONFIGS, SpeculatorModelConfig
 from speculators.contract import build_model
 from speculators.errors import ArtifactError
@@ -23,6 +26,7 @@ from speculators.exchange.importing import Verifier, import_checkpoint
 from speculators.facts import VerifierFacts
 from speculators.formats.server_layout import TARGETS
 from speculators.model import SpeculatorModel, read_config
+from speculators.runs.background import Background
 from speculators.verifier.tiny import make_tiny_verifier
 
 BLOCK = {"num_layers": 2, "block_size": 4}
@@ -313,6 +317,66 @@ def test_a_draft_that_cannot_end_a_turn_is_refused(world, tmp_path):
         export(request(world, speculator, "vllm"))
     done = export(request(world, speculator, "vllm", verifier=None))
     assert any("was not checked" in note for note in done.notes)
+
+
+def filed(*ks: int, **changes) -> Background:
+    """Makes the background of a run that measured these K: tau rises with K, and the speed-up falls from 5."""
+
+    def live(k: int) -> Live:
+        fast = {"speed_up": {1: 1.1, 3: 1.3}.get(k, 1.2), **changes}
+        return attrs.evolve(made_results.live(), speed=made_results.speed(**fast))
+
+    exact = {k: made_results.acceptance(tau=1 + 0.3 * k) for k in ks}
+    settings = [made_results.setting(num_speculative_tokens=k, exact=exact[k], live=live(k)) for k in ks]
+    return Background(run="run", settings=tuple(settings))
+
+
+def test_an_export_drafts_the_best_k_that_its_run_measured(world, speculator):
+    """The fastest, not the one with the longest acceptance; --k asks for another, and config.json states it."""
+    plain = request(world, speculator, "vllm", background=filed(1, 3, 7))
+
+    def drafts(**changes) -> tuple[int, str]:
+        done = export(attrs.evolve(plain, **changes))
+        methods = config_of(done.folder)["speculators_config"]["proposal_methods"]
+        assert methods[0]["speculative_tokens"] == done.num_speculative_tokens
+        return done.num_speculative_tokens, done.why_k
+
+    assert drafts() == (3, "the fastest that the run measured")
+    assert drafts(k=5) == (5, "as asked by --k")
+    guessed, why = drafts(background=filed(1, 3, 7, unmatched_baseline=True))
+    assert (guessed, "a guess" in why) == (7, True)
+    assert drafts(background=Background()) == (3, "which config.json names; no K was measured")
+
+
+def test_an_algorithm_limits_the_k_of_its_export(world, tmp_path):
+    """A block of four drafts three tokens; larger K that a benchmark measured are passed over."""
+    speculator = saved(world, tmp_path / "speculator", "dflash", **BLOCK)
+    plain = request(world, speculator, "vllm", background=filed(1, 3, 7, speed_up=1.5))
+    assert export(plain).num_speculative_tokens <= 3
+    with pytest.raises(ArtifactError, match="--k must be at most 3"):
+        export(attrs.evolve(plain, k=7))
+
+
+@pytest.mark.parametrize(("target", "port"), [("vllm", 8000), ("sglang", 30000)])
+def test_serve_md_has_every_measured_k_and_how_to_try_and_compare(world, speculator, target, port):
+    """Each K has its acceptance length, its speed-up and a command; curl and the comparison use the server's port."""
+    done = export(request(world, speculator, target, background=filed(1, 3, 7)))
+    page = (done.folder / "serve.md").read_text()
+    for k, tau, speed_up in ((1, "1.300", "1.10x"), (3, "1.900", "1.30x"), (7, "3.100", "1.20x")):
+        row = next(line for line in page.splitlines() if line.startswith(f"| mine | 20 | {k} |"))
+        assert tau in row
+        assert speed_up in row
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith(("vllm serve", "python -m sglang"))]
+    if target == "vllm":
+        stated = [json.loads(each[-1]) for each in commands if "--speculative-config" in each]
+        assert [each["num_speculative_tokens"] for each in stated] == [1, 3, 7]
+        assert {(each["method"], each["model"]) for each in stated} == {("eagle3", str(done.folder))}
+    else:
+        flag = "--speculative-num-steps"
+        assert [each[each.index(flag) + 1] for each in commands if flag in each] == ["3", "1", "3", "7"]
+    assert f"curl -s http://localhost:{port}/v1/chat/completions" in page
+    assert f"--endpoint http://localhost:{port} --baseline-endpoint http://localhost:{port + 1}" in page
+    assert any("with --verifier-name" in note for note in done.notes)
 
 
 def test_other_stop_tokens_outside_of_the_draft_vocabulary_are_noted(world, tmp_path):

@@ -38,7 +38,8 @@ def test_a_verifier_that_config_json_names_is_checked_against_in_another_cache_t
     monkeypatch.setattr(spec, "cache", tmp_path / "empty")
     outcome = spec("export", run_folder, "--to", "vllm", "--out", tmp_path / "out", "--json")
     assert outcome.code == 0, outcome.err
-    assert outcome.json["notes"] == []
+    (note,) = outcome.json["notes"]
+    assert "give its hub id with --verifier-name" in note
     moved = tmp_path / "moved"
     shutil.copytree(run_folder / "speculator", moved)
     config = json.loads((moved / "config.json").read_text())

@@ -28,6 +28,11 @@ from speculators.verifier.tiny import make_tiny_verifier
             ],
             "vLLM; not SGLang: layer id 32, num_layers 2",
         ),
+        (
+            "eagle3_llama8b",
+            ['algorithm.decoder.hidden_act="gelu_pytorch_tanh"'],
+            "no server; not vLLM: hidden_act 'gelu_pytorch_tanh'; not SGLang: hidden_act 'gelu_pytorch_tanh'",
+        ),
         ("dflash_qwen3_8b", [], "vLLM; not SGLang: it has no layout for the algorithm dflash"),
         ("medusa_llama8b", [], "vLLM; not SGLang: it has no layout for the algorithm medusa"),
         ("mtp_qwen3_next", [], "vLLM; not SGLang: it has no layout for the algorithm mtp"),
