@@ -60,6 +60,10 @@ VERBS = {verb: summary for verbs in GROUPS.values() for verb, summary in verbs.i
 # Command lines for the end of each verb's help; a test parses them.
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "ls": ("spec ls", "spec ls --long --runs /data/runs"),
+    "init": (
+        "spec init ./my-model --data ./chats.jsonl",
+        "spec init owner/model --verifier-config config.json --gpus 8xH100-80GB",
+    ),
     "cp": ("spec cp quickstart ./mine.toml",),
     "validate": ("spec validate ./mine.toml", "spec validate ./mine.toml --verifier-config config.json"),
     "plan": ("spec plan quickstart", "spec plan ./mine.toml --gpus 8xH100-80GB"),
@@ -76,7 +80,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": ("spec doctor runs/NAME",),
     "reproduce": ("spec reproduce runs/NAME --until prepare",),
     "lock": ("spec lock --check", "spec lock --check runs/NAME"),
-    "export": ("spec export runs/NAME --to vllm",),
+    "try": ('spec try runs/NAME "Name three colours."', "spec try NAME --temperature 0.7"),
+    "export": ("spec export runs/NAME --to vllm", "spec export NAME --to sglang --k 5"),
     "import": ("spec import ./checkpoint --verifier meta-llama/Llama-3.1-8B-Instruct",),
     "new-algorithm": ("spec new-algorithm my_draft",),
     "completion": ("spec completion bash",),

@@ -1,8 +1,4 @@
-"""Writes a commented recipe for a verifier of your own, from its config.json, and shows what it would do.
-
-spec init ./my-model --data ./chats.jsonl
-spec init owner/model --verifier-config config.json --gpus 8xH100-80GB
-"""
+"""Writes a commented recipe for a verifier of your own, from its config.json, and shows what it would do."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from typing import Any
 import attrs
 
 from speculators.config import CONFIGS, SpeculatorModelConfig
+from speculators.cost.catalogue import parse_devices
 from speculators.errors import Problem, RecipeError, SpeculatorsError, VerifierError
 from speculators.exchange.servable import servers_reading
 from speculators.facts import VerifierFacts
@@ -31,7 +28,6 @@ LARGE_VOCABULARY, DRAFTED = 64_000, 32_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="the verifier: a folder, a hub id or a .gguf file")
     default = load_recipe("quickstart").algorithm.name
     parser.add_argument(
@@ -110,8 +106,6 @@ def _starter(section: VerifierSection, facts: VerifierFacts, options: argparse.N
         raise VerifierError(f"{facts.source} has no {', '.join(missing)}", hint="is it that of a language model?")
     processes = 1
     if options.gpus:
-        from speculators.cost.devices import parse_devices
-
         processes = parse_devices(options.gpus)[0].count
     config, keys = _algorithm(SpeculatorModelConfig.get_class(options.algorithm), facts)
     return Starter(

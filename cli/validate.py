@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import attrs
+
 from speculators.errors import Problem, RecipeError
-from speculators.exchange.servable import Serving, servers_line, servers_of
 from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_decoder, check_recipe, check_verifier
+from speculators.recipe.schema import Recipe
 from speculators.runs.recipes import load_any
 
 from .common import RECIPE_HELP, add_overrides, add_verifier_config, print_json
@@ -22,20 +24,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_verifier_config(parser)
 
 
+@attrs.frozen
+class _Checked:
+    """The outcome for one recipe.
+
+    Attributes:
+        note: which config.json it was checked against.
+        servers: why each server would not read the drafts; empty where the verifier's config.json is not known.
+        line: the same in one line.
+    """
+
+    problems: list[Problem]
+    note: str = ""
+    servers: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    line: str = ""
+
+
 def run(options: argparse.Namespace) -> int:
     """Prints one line for each valid recipe, then all problems of the others."""
     config = VerifierFacts.read(options.verifier_config) if options.verifier_config else None
     results, problems = [], []
     for name in options.recipes:
-        own_problems, note, serving = _check(name, options.overrides, config)
-        problems += own_problems
-        values = [problem_values(problem) for problem in own_problems]
-        servers = {each.server: list(each.reasons) for each in serving}
-        results.append({"recipe": name, "ok": not own_problems, "note": note, "servers": servers, "problems": values})
-        if not (own_problems or options.quiet or options.json):
-            print(f"{name}: ok ({note})")
-            if serving:
-                print(f"  servable by: {servers_line(serving)}")
+        checked = _check(name, options.overrides, config)
+        problems += checked.problems
+        values = [problem_values(problem) for problem in checked.problems]
+        result = {"recipe": name, "ok": not checked.problems, "note": checked.note}
+        results.append({**result, "servers": checked.servers, "problems": values})
+        if not (checked.problems or options.quiet or options.json):
+            print(f"{name}: ok ({checked.note})")
+            if checked.line:
+                print(f"  servable by: {checked.line}")
     if options.json:
         print_json(results)
     elif problems:
@@ -43,20 +61,27 @@ def run(options: argparse.Namespace) -> int:
     return RecipeError.exit_code if problems else 0
 
 
-def _check(
-    name: str, overrides: list[str], facts: VerifierFacts | None
-) -> tuple[list[Problem], str, tuple[Serving, ...]]:
-    """Finds the problems of a recipe, which config.json it was checked against, and which servers read its drafts."""
+def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> _Checked:
+    """Finds the problems of a recipe, and the servers that read its drafts."""
     try:
         recipe, _ = load_any(name, overrides)
     except RecipeError as error:
-        return list(error.problems), "", ()
+        return _Checked(list(error.problems))
     problems = check_recipe(recipe)
     config = Path(recipe.verifier.model) / "config.json"
     if facts is None and recipe.verifier.kind == "folder" and config.is_file():
         facts = VerifierFacts.read(config)
     if facts is None:
         note = "not checked against the verifier's config.json: use spec plan, or --verifier-config"
-        return problems + check_decoder(recipe), note, ()
+        return _Checked(problems + check_decoder(recipe), note)
+    note = f"checked against {facts.source}"
     problems += check_verifier(recipe, facts)
-    return problems, f"checked against {facts.source}", () if problems else servers_of(recipe, facts)
+    return _Checked(problems, note) if problems else _Checked([], note, *_servers(recipe, facts))
+
+
+def _servers(recipe: Recipe, facts: VerifierFacts) -> tuple[dict[str, tuple[str, ...]], str]:
+    # Late: most recipes are checked without the verifier's config.json, and `validate` starts at once.
+    from speculators.exchange.servable import servers_line, servers_of
+
+    serving = servers_of(recipe, facts)
+    return {each.server: each.reasons for each in serving}, servers_line(serving)
