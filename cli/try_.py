@@ -14,12 +14,12 @@ import attrs
 
 from speculators.errors import Problem, RecipeError, SpeculatorsError
 
-from .common import count, natural, print_json
+from .common import RUN_HELP, count, natural, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run, or a folder with a speculator")
+    parser.add_argument("checkpoint", metavar="RUN", type=Path, help=f"{RUN_HELP}; or a folder with a speculator")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer (default: a chat)")
     parser.add_argument("--k", metavar="K", type=natural, help="tokens drafted per round; 0 drafts nothing")
     parser.add_argument("--temperature", metavar="T", type=_temperature, default=0.0, help="default: 0, greedy")
