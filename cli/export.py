@@ -12,12 +12,12 @@ from speculators.errors import RecipeError
 from speculators.formats.server_layout import TARGETS
 from speculators.runs.places import find_speculator, recipe_of
 
-from .common import count, print_json
+from .common import RUN_HELP, count, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("checkpoint", metavar="RUN", type=Path, help="a run folder, or a folder with a speculator")
+    parser.add_argument("checkpoint", metavar="RUN", type=Path, help=f"{RUN_HELP}; or a folder with a speculator")
     text = "layout to write: vllm (= speculators) is the layout of a run's speculator/; hub adds a model card"
     parser.add_argument("--to", choices=TARGETS, required=True, help=text)
     parser.add_argument(

@@ -70,7 +70,7 @@ def _answer(speculator: Any, chat: list[dict[str, str]], options: argparse.Names
         message = f"the conversation has {length} tokens, and the verifier no more than {places} positions"
         raise SpeculatorsError(message, hint="shorten it; in a chat, /new forgets it")
     k, out = speculator.k(options.k), console()
-    view = AnswerView(_silent() if options.json else out, speculator.text)
+    view = AnswerView(None if options.json else out, speculator.text)
     answer = decode(
         speculator,
         chat,
@@ -85,13 +85,6 @@ def _answer(speculator: Any, chat: list[dict[str, str]], options: argparse.Names
     if not (options.json or options.quiet):
         out.print(answer_line(answer.decoded, k))
     return answer, view.pieces
-
-
-def _silent() -> Any:
-    """Makes a Console that prints nothing, for --json."""
-    from rich.console import Console
-
-    return Console(quiet=True)
 
 
 def _chat(speculator: Any, options: argparse.Namespace) -> int:

@@ -61,11 +61,11 @@ class AnswerView:
     """Prints an answer round by round; without a terminal it is plain text.
 
     Args:
-        out: where to print.
+        out: where to print; None only collects the pieces.
         text_of: decodes tokens, without special ones.
     """
 
-    def __init__(self, out: Console, text_of: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, out: Console | None, text_of: Callable[[Sequence[int]], str]) -> None:
         self.out = out
         self.pieces: list[Piece] = []
         self._stream = Pieces(text_of)
@@ -77,11 +77,14 @@ class AnswerView:
     def finish(self) -> None:
         """Prints what was held back, and ends the line."""
         self._print(self._stream.rest())
-        self.out.print()
+        if self.out is not None:
+            self.out.print()
 
     def _print(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             self.pieces.append(piece)
+            if self.out is None:
+                continue
             # The terminal itself wraps: Rich does not know in which column the last piece ended.
             self.out.print(Text(piece.text, style="drafted" if piece.drafted else ""), end="", soft_wrap=True)
 
