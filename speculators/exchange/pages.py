@@ -96,6 +96,8 @@ def _expected(facts: ServingFacts) -> list[str]:
 
 def _other_k(facts: ServingFacts) -> list[str]:
     """Lists a command for each measured K, with K stated on the command line."""
+    if len({*facts.commands.values()}) < len(facts.commands):
+        return ["## Another K", "", f"K is in config.json: `spec export {facts.run} --k K` writes it with another.", ""]
     lines = ["## Another K", "", "These commands state K themselves:", "", "```bash"]
     return [*lines, *(shlex.join(command) for command in facts.commands.values()), "```", ""]
 

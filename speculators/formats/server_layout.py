@@ -39,20 +39,14 @@ def vllm_serve(deployment: Deployment) -> tuple[str, ...]:
     return ("vllm", "serve", deployment.folder)
 
 
-def vllm_draft(method: str, **more: bool) -> Callable[[Deployment], tuple[str, ...]]:
-    """Makes a command builder for a draft that vLLM loads beside the verifier, by `--speculative-config`.
-
-    Args:
-        method: by which vLLM drafts.
-        more: further options of the method.
-    """
+def vllm_draft(method: str) -> Callable[[Deployment], tuple[str, ...]]:
+    """Makes a command builder for a draft that vLLM loads beside the verifier, by `--speculative-config`."""
 
     def command(deployment: Deployment) -> tuple[str, ...]:
         options = {
             "method": method,
             "model": deployment.folder,
             "num_speculative_tokens": deployment.num_speculative_tokens,
-            **more,
         }
         return ("vllm", "serve", deployment.verifier, "--speculative-config", json.dumps(options))
 
@@ -94,7 +88,8 @@ class ServerLayout:
     Attributes:
         server: VLLM or SGLANG.
         command: builds the command that serves an export.
-        with_k: builds a command that states K, where `command` leaves it to config.json; None where `command` does.
+        with_k: builds a command that states K, where `command` leaves it to config.json; None where `command` does, or
+            where only config.json can.
         names: of the tensors; None for ours.
         from_verifier: prefixes of our names. The server takes these tensors from the verifier; they are not written.
         config: converts our config into the server's config.json (a dict of JSON values); None writes ours.

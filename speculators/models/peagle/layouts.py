@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from speculators.formats.names import TensorNames, unchanged
-from speculators.formats.server_layout import VLLM, ServerLayout, activation_refusals, vllm_draft, vllm_serve
+from speculators.formats.server_layout import VLLM, ServerLayout, activation_refusals, vllm_serve
 from speculators.formats.upstream import VERIFIER_COPIES, upstream_format
 
 NAMES = TensorNames(
@@ -13,14 +13,7 @@ NAMES = TensorNames(
     )
 )
 
-SERVER_LAYOUTS = (
-    ServerLayout(
-        server=VLLM,
-        command=vllm_serve,
-        with_k=vllm_draft("eagle3", parallel_drafting=True),
-        refusals=activation_refusals,
-    ),
-)
+SERVER_LAYOUTS = (ServerLayout(server=VLLM, command=vllm_serve, refusals=activation_refusals),)
 PUBLISHED_FORMATS = (
     upstream_format(
         "peagle",
