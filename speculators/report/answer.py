@@ -15,7 +15,7 @@ _UNFINISHED = "\ufffd"
 
 
 @attrs.frozen
-class Piece:
+class AnswerPiece:
     """A part of an answer.
 
     Attributes:
@@ -28,7 +28,7 @@ class Piece:
 
 
 @attrs.define
-class Pieces:
+class TokenText:
     """Turns tokens into text as they come; a character may take several tokens.
 
     Attributes:
@@ -39,22 +39,22 @@ class Pieces:
     _tokens: list[int] = attrs.field(init=False, factory=list)
     _text: str = attrs.field(init=False, default="")
 
-    def add(self, tokens: Sequence[int], accepted: int) -> list[Piece]:
+    def add(self, tokens: Sequence[int], accepted: int) -> list[AnswerPiece]:
         """Adds the tokens of a round, of which the first `accepted` were drafted; returns what can be shown."""
         parts = ((tokens[:accepted], True), (tokens[accepted:], False))
         return [piece for part, drafted in parts if part and (piece := self._piece(part, drafted)).text]
 
-    def rest(self) -> list[Piece]:
+    def rest(self) -> list[AnswerPiece]:
         """Returns what was held back, at the end of the answer."""
         rest = self.text_of(self._tokens)[len(self._text) :]
-        return [Piece(rest, False)] if rest else []
+        return [AnswerPiece(rest, False)] if rest else []
 
-    def _piece(self, tokens: Sequence[int], drafted: bool) -> Piece:
+    def _piece(self, tokens: Sequence[int], drafted: bool) -> AnswerPiece:
         self._tokens += tokens
         # Half a character is held back; the round that completes it shows it.
         shown = self.text_of(self._tokens).rstrip(_UNFINISHED)
         new, self._text = shown[len(self._text) :], max(shown, self._text, key=len)
-        return Piece(new, drafted)
+        return AnswerPiece(new, drafted)
 
 
 class AnswerView:
@@ -67,8 +67,8 @@ class AnswerView:
 
     def __init__(self, out: Console | None, text_of: Callable[[Sequence[int]], str]) -> None:
         self.out = out
-        self.pieces: list[Piece] = []
-        self._stream = Pieces(text_of)
+        self.pieces: list[AnswerPiece] = []
+        self._stream = TokenText(text_of)
 
     def __call__(self, tokens: Sequence[int], accepted: int) -> None:
         """Prints the tokens of a round; see `OnTokens`."""
@@ -80,7 +80,7 @@ class AnswerView:
         if self.out is not None:
             self.out.print()
 
-    def _print(self, pieces: Sequence[Piece]) -> None:
+    def _print(self, pieces: Sequence[AnswerPiece]) -> None:
         for piece in pieces:
             self.pieces.append(piece)
             if self.out is None:

@@ -12,7 +12,7 @@ from rich.control import strip_control_codes
 from rich.theme import Theme
 
 from speculators.api import decode, load_speculator
-from speculators.report.answer import AnswerView, Pieces
+from speculators.report.answer import AnswerView, TokenText
 from speculators.report.console import STYLES
 
 SHORT = ("--max-tokens", "12")
@@ -60,7 +60,7 @@ def test_drafted_tokens_are_in_colour_on_a_terminal_only() -> None:
 def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
     """A tokenizer returns a replacement mark for half a character, which must not be printed."""
     encoded = "né!".encode()
-    pieces = Pieces(lambda tokens: bytes(tokens).decode(errors="replace"))
+    pieces = TokenText(lambda tokens: bytes(tokens).decode(errors="replace"))
     shown = [piece for byte in encoded for piece in pieces.add([byte], 1)]
     assert [piece.text for piece in shown] == ["n", "é", "!"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from speculators.facts import VerifierFacts
@@ -102,7 +103,6 @@ _EAGLE_TABLE = {
     "use_aux_hidden_state": True,
     "use_input_layernorm_in_first_layer": True,
     "use_last_layernorm": True,
-    "use_mtp_layernorm": False,
     "next_layer_regular": True,
     "eh_proj_before_attn": False,
     "parallel_draft_step": 1,
@@ -115,7 +115,10 @@ def _midlayer_config(source: PublishedCheckpoint, facts: VerifierFacts) -> Field
     raw = source.config
     table = raw.get("eagle_config") or {}
     wrong = unknown_options(raw, *_MIDLAYER_KEYS)
-    wrong += [f"eagle_config.{each}" for each in unknown_options(table, *_TABLE_KEYS, off=_EAGLE_TABLE)]
+    # Norms that no draft here has.
+    norms = dict.fromkeys((key for key in table if re.fullmatch(r"use_\w+_layernorm", key)), False)
+    off = {**norms, **_EAGLE_TABLE}
+    wrong += [f"eagle_config.{each}" for each in unknown_options(table, *_TABLE_KEYS, off=off)]
     if wrong:
         raise source.error(*wrong)
     if (before := table.get("eagle_aux_hidden_state_layer_ids")) is not None:

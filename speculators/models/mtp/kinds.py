@@ -9,7 +9,7 @@ import attrs
 from speculators.errors import ContractError
 from speculators.facts import VerifierFacts
 
-# Of the tensors of a native head, in the verifier's own checkpoint.
+# Begins the names of a native head's tensors in the verifier's own checkpoint.
 PREFIX = "mtp."
 
 
