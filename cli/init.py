@@ -82,7 +82,7 @@ def _place(path: Path, folder: Path) -> str:
 
 
 def _facts(section: VerifierSection, options: argparse.Namespace) -> VerifierFacts:
-    """Reads the verifier's config.json: the file that the command line names, the package's copy, or the model's own."""
+    """Reads the verifier's config.json: a file of the command line's, the package's copy, or the model's own."""
     if options.verifier_config:
         return VerifierFacts.read(options.verifier_config)
     if (known := shipped_facts(section)) is not None:
