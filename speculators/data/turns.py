@@ -83,7 +83,7 @@ def locate_turn(render: Render, messages: Sequence[Message], special: re.Pattern
             answer = _after_neighbour(render, history, turn, prompt, hidden)
     if answer is None or not answer.endswith(tail):
         return REWRITES_HISTORY
-    ending = _ending(render, [*history, marked], mark, special)
+    ending = _ending(render, [*history, marked], mark, tail, special)
     written = prompt + answer.removesuffix(tail) + ending
     return Turn(written + (tail.removeprefix(ending) if tail.startswith(ending) else ""), len(prompt), len(written))
 
@@ -177,36 +177,33 @@ def _after_neighbour(render: Render, history: Sequence[Message], turn: Message, 
     return _after_prompt(end_of_prompt, after, hidden) if prompt.endswith(end_of_prompt) else None
 
 
-def _ending(render: Render, messages: Sequence[Message], mark: str, special: re.Pattern[str]) -> str:
-    """Cuts from what follows the mark the part that the verifier writes: up to the token that ends the turn."""
+def _ending(render: Render, messages: Sequence[Message], mark: str, tail: str, special: re.Pattern[str]) -> str:
+    """Cuts from `tail`, which follows the mark, what the verifier writes: up to the token that ends the turn."""
     *history, turn = messages
-    tail = render(messages).rpartition(mark)[2]
     if not turn.tool_calls:
         end = special.search(tail)
-        return tail[: end.end()] if end else tail.rstrip() + _next_token(render, messages, mark, special)
+        return tail[: end.end()] if end else _with_next_token(render, messages, mark, tail.rstrip(), special)
     # Special tokens may frame a call; the one that ends the turn is that of a plain answer, or the last.
     plain = special.search(render([*history, Message("assistant", CONTENT)]).rpartition(CONTENT)[2])
     ends = list(special.finditer(tail))
     if plain is None or not ends:
-        return tail.rstrip() + _next_token(render, messages, mark, special)
+        return _with_next_token(render, messages, mark, tail.rstrip(), special)
     return tail[: next((end for end in ends if end.group() == plain.group()), ends[-1]).end()]
 
 
-def _next_token(render: Render, messages: Sequence[Message], mark: str, special: re.Pattern[str]) -> str:
-    """Finds the special token that opens the next turn: some verifiers end their own turn with it (GLM-4.5)."""
-    turn = messages[-1]
-    calls = turn.tool_calls
+def _with_next_token(
+    render: Render, messages: Sequence[Message], mark: str, tail: str, special: re.Pattern[str]
+) -> str:
+    """Adds to the tail the special token that opens the next turn: some verifiers end their own with it (GLM-4.5)."""
+    calls = messages[-1].tool_calls
     follower = (
         Message("tool", NEIGHBOUR, tool_call_id=calls[-1].id, name=calls[-1].name)
         if calls
         else Message("user", NEIGHBOUR)
     )
     try:
-        alone, followed = render(messages), render([*messages, follower])
+        after = render([*messages, follower]).rpartition(mark)[2]
     except jinja2.TemplateError:
-        return ""
-    tail, after = (each.rpartition(mark)[2] for each in (alone, followed))
-    if not after.startswith(tail.rstrip()):
-        return ""
-    token = re.compile(rf"\s*(?:{special.pattern})").match(after, len(tail.rstrip()))
-    return token.group() if token else ""
+        return tail
+    token = re.compile(rf"\s*(?:{special.pattern})").match(after, len(tail))
+    return tail + token.group() if token and after.startswith(tail) else tail
