@@ -200,7 +200,7 @@ def _decoding(options: argparse.Namespace) -> dict[str, Any]:
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
     from speculators.recipe.checks import suite_fault
-    from speculators.recipe.input_sections import is_file_path
+    from speculators.recipe.input_sections import is_data_path
     from speculators.recipe.schema import BenchmarkSection, Suite
     from speculators.structure.converter import structure
 
@@ -208,7 +208,7 @@ def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     changes = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}
     values |= {key: value for key, value in changes.items() if value is not None}
     if options.suite:
-        paths = {name: {"name": Path(name).stem, "path": name} for name in options.suite if is_file_path(name)}
+        paths = {name: {"name": Path(name).stem, "path": name} for name in options.suite if is_data_path(name)}
         values["suites"] = [paths.get(name, {"name": name}) for name in options.suite]
     if options.against:
         values["baselines"] = options.against.split(",")

@@ -46,6 +46,9 @@ def load_checked(options: argparse.Namespace) -> Recipe:
     recipe, options.resumed = load_any(options.recipe, options.overrides, vars(options).get("runs", RUNS))
     if problems := check_recipe(recipe, world_size=options.nproc):
         raise RecipeError(problems)
+    if not options.quiet:
+        for note in recipe.notes:
+            print(f"note: {note}", file=sys.stderr)
     return recipe
 
 

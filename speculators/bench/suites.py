@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from speculators.data.conversations import parse, read_source
+from speculators.data.conversations import parse
+from speculators.data.json_rows import NOT_JSON, Unusable
 from speculators.data.messages import Message
+from speculators.data.sources import read_source, source_rows
 from speculators.errors import DataError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.fingerprint import fingerprint
-from speculators.recipe.input_sections import DataSource, is_file_path
+from speculators.recipe.input_sections import DataSource, is_data_path
 from speculators.recipe.schema import Suite
 from speculators.registry import near_miss
 
@@ -55,13 +56,13 @@ def load_suite(suite: Suite) -> list[Prompt]:
         DataError: there is no such suite, or a row, which the error names, cannot be used.
     """
     source = _locate(suite)
-    if not source.is_file:
+    if not source.is_local:
         conversations, skipped = read_source(source, Path())
         if skipped:
             raise DataError(f"suite {suite.name}: {skipped.total()} rows cannot be used: {dict(skipped)}", hint=LAYOUTS)
         prompts = [Prompt(id=c.id, category=c.category, **_parts(c.messages)) for c in conversations]
     else:
-        prompts = [_prompt(row, place) for place, row in _rows(Path(source.path), source.split)][: source.take]
+        prompts = [_prompt(row, place) for place, row in _rows(source)]
     if not prompts:
         raise DataError(f"suite {suite.name}: no prompt in {source.path}", hint=LAYOUTS)
     ids = [prompt.id for prompt in prompts]
@@ -85,30 +86,22 @@ def _locate(suite: Suite) -> DataSource:
         raise DataError(f"no suite {suite.name!r}", hint=hint)
     resolved = resolved_suite(suite)
     path = str(resolved.path)
-    if is_file_path(path):
+    if is_data_path(path):
         path = str(Path(path).expanduser())
     return DataSource(path=path, split=resolved.split, take=resolved.take)
 
 
-def _rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (file:line, row) for each row of the split."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise DataError(f"{path}:{number}: not a line of JSON", hint=LAYOUTS) from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: not a JSON object", hint=LAYOUTS)
-            if split is None or row.get("split") == split:
-                yield f"{path}:{number}", row
+def _rows(source: DataSource) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields (file:line, row) for each row of the split; raises DataError that names a row which cannot be used."""
+    for row in source_rows(source, Path()):
+        if isinstance(row.value, Mapping):
+            yield row.place, row.value
+        else:
+            reason = row.value.reason if isinstance(row.value, Unusable) else NOT_JSON
+            raise DataError(f"{row.place}: {reason}", hint=LAYOUTS)
 
 
-def _prompt(row: dict[str, Any], place: str) -> Prompt:
+def _prompt(row: Mapping[str, Any], place: str) -> Prompt:
     if "turns" in row:
         turns = row["turns"]
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import attrs
@@ -13,8 +12,8 @@ from speculators.contract import build_model, parameter_counts
 from speculators.cost.costs import Amount, Costs, VerifierCost
 from speculators.cost.trace import trace
 from speculators.data.batches import pack
-from speculators.data.conversations import jsonl_rows
 from speculators.data.encoded import Conversations
+from speculators.data.sources import count_rows
 from speculators.data.store import store_bytes
 from speculators.errors import ArtifactError, VerifierError
 from speculators.facts import VerifierFacts
@@ -147,12 +146,5 @@ def _bounded(plan: Plan, conversations: int | None, mean: int) -> Amount:
 
 def _conversations(plan: Plan) -> int | None:
     """Counts the rows of all sources; None if a data set of the hub is used whole."""
-    total = 0
-    for source in plan.recipe.data.sources:
-        if source.is_file:
-            total += sum(1 for _ in islice(jsonl_rows(source, Path(source.path)), source.take))
-        elif source.take is not None:
-            total += source.take
-        else:
-            return None
-    return total
+    counts = [count_rows(source, Path()) for source in plan.recipe.data.sources]
+    return None if None in counts else sum(counts)  # type: ignore[arg-type]

@@ -131,6 +131,7 @@ class Conversation:
         tools: what the assistant may call, as JSON schemas in the OpenAI layout.
         documents: what a retrieval template shows.
         written: answers as the verifier wrote them, in order; empty for conversations that exist as text only.
+        text: plain text instead of messages, which is trained on as it stands; None for a conversation.
     """
 
     id: str
@@ -139,10 +140,13 @@ class Conversation:
     tools: tuple[Mapping[str, Any], ...] = field(default=(), kw_only=True)
     documents: tuple[Mapping[str, Any], ...] = field(default=(), kw_only=True)
     written: tuple[Written, ...] = field(default=(), kw_only=True)
+    text: str | None = field(default=None, kw_only=True)
 
     @property
     def prompt(self) -> str:
-        """The first user turn, or the first turn of a conversation without one."""
+        """The first user turn, or the first turn of a conversation without one; of plain text, all of it."""
+        if self.text is not None:
+            return self.text
         return next((message.content for message in self.messages if message.role == "user"), self.messages[0].content)
 
     def training_on(self, choice: str | Sequence[int]) -> Conversation:

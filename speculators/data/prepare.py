@@ -17,10 +17,10 @@ from speculators.data.conversations import (
     NO_MESSAGES,
     prompt_key,
     reasons_text,
-    stream_source,
 )
 from speculators.data.encoded import Conversations, Encoded, row_names
 from speculators.data.messages import Conversation
+from speculators.data.sources import stream_source
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.data.turns import DROPS_CALLS, DROPS_REASONING, REWRITES_ANSWER, REWRITES_HISTORY
 from speculators.errors import DataError

@@ -13,6 +13,7 @@ import numpy as np
 
 from speculators.data.encoded import Encoded
 from speculators.data.messages import Conversation, Message, turn_inputs
+from speculators.data.plain_text import encode_text
 from speculators.data.turns import Render, Turn, dropped_part, header, locate_turn
 from speculators.data.written import OTHER_TOKENIZER, from_other_tokenizer
 from speculators.errors import DataError
@@ -113,6 +114,9 @@ class ChatTemplate:
         The mask comes from the template's generation markers, if it has any. Otherwise it covers what `locate_turn`
         finds. Answers that came with their ids are not rendered: their rows are what the verifier read and wrote.
         """
+        if conversation.text is not None:
+            row = encode_text(self.tokenizer, conversation.text, max_tokens)
+            return row if isinstance(row, str) else [row]
         try:
             rows = self._rows(conversation)
         except jinja2.TemplateError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from speculators.diff.side import DiffSide
+from speculators.recipe.fingerprint import fingerprint
 
 # Keys of the benchmark stage of which both sides must share at least one value.
 _SHARED = {
@@ -76,5 +77,9 @@ def _verifier(side: DiffSide) -> str:
 
 def _suites(side: DiffSide, inputs: Mapping[str, Any]) -> str:
     names = [side.values.get(f"benchmark.suites[{index}].name", "?") for index in range(len(inputs["suites"]))]
-    digests = [str(suite.get("sha256") or suite.get("revision") or "")[:4] for suite in inputs["suites"]]
+    digests = [_suite_digest(suite)[:4] for suite in inputs["suites"]]
     return ", ".join(f"{name}@{digest}" for name, digest in zip(names, digests, strict=True))
+
+
+def _suite_digest(suite: Mapping[str, Any]) -> str:
+    return fingerprint(suite["files"]) if "files" in suite else str(suite.get("sha256") or suite.get("revision") or "")

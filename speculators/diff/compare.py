@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from speculators.config import CONFIGS
@@ -87,8 +88,19 @@ def _below(path: str, key: str) -> bool:
 def _with_content(path: str, side: DiffSide, other: DiffSide) -> Any:
     value = side.values.get(path, ABSENT)
     if path in side.contents and path in other.contents:
-        return f"{value_text(value)} (sha256 {side.contents[path][:8]})"
+        return f"{value_text(value)} ({_content(side.contents[path], other.contents[path])})"
     return value
+
+
+def _content(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """Names the files of one side that differ from the other's, with the start of their hashes."""
+    if "" in mine:
+        return f"sha256 {mine[''][:8]}"
+    differing = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
+    listed = [f"{name} {mine[name][:8] if name in mine else 'absent'}" for name in differing[:_INPUTS_LISTED]]
+    if len(differing) > _INPUTS_LISTED:
+        listed.append(f"{len(differing) - _INPUTS_LISTED} more")
+    return ", ".join(listed)
 
 
 def stage_changes(a: DiffSide, b: DiffSide) -> list[StageChange]:

@@ -54,7 +54,7 @@ class RecipeAtRevision:
         """Names the files that are read as they are today: git has none of them, or another package ships them."""
         notes = []
         for index, source in enumerate(self.recipe.data.sources):
-            if source.is_file and not Path(source.path).is_relative_to(self.copy):
+            if source.is_local and not Path(source.path).is_relative_to(self.copy):
                 notes.append(f"data.sources[{index}] is read as it is today: {source.path}")
         for index, suite in enumerate(self.recipe.benchmark.suites):
             path = suite.path

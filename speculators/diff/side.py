@@ -8,8 +8,10 @@ from typing import Any
 
 import attrs
 
+from speculators.errors import DataError
 from speculators.facts import VerifierFacts
 from speculators.recipe.fingerprint import source_identity, suite_identity, verifier_identity
+from speculators.recipe.input_sections import DataSource
 from speculators.recipe.plan import Plan, read_plan
 from speculators.recipe.schema import Recipe
 from speculators.recipe.stages import Stage
@@ -36,7 +38,8 @@ class DiffSide:
         name: as the user typed it.
         values: every value by its TOML path, defaults included.
         origins: where each value was written.
-        contents: sha256 of the file or suite that a path in `values` names, where it is known.
+        contents: sha256 of the files that a path in `values` names, where they are known: by name within a folder, ""
+            for a path that names one file.
         stages: by name; empty where the verifier is not known.
         facts: the verifier's config.json, where it is known.
         plan: None for runs, and for recipes whose verifier is not known.
@@ -50,7 +53,7 @@ class DiffSide:
     name: str
     values: Mapping[str, Any]
     origins: Mapping[str, str]
-    contents: Mapping[str, str]
+    contents: Mapping[str, Mapping[str, str]]
     stages: Mapping[str, Stage] = attrs.field(factory=dict)
     facts: VerifierFacts | None = None
     plan: Plan | None = None
@@ -99,26 +102,31 @@ class DiffSide:
         )
 
 
-def _planned_contents(stages: Mapping[str, Stage]) -> dict[str, str]:
+def _planned_contents(stages: Mapping[str, Stage]) -> dict[str, Mapping[str, str]]:
     """Takes the hashes that a plan computed."""
     prepare = stages["prepare"].inputs
     return _hashes(stages["verifier"].inputs, prepare["sources"], prepare["held_out"])
 
 
-def _contents_now(recipe: Recipe) -> dict[str, str]:
+def _contents_now(recipe: Recipe) -> dict[str, Mapping[str, str]]:
     """Hashes the files of a recipe that has no plan, skipping files that are not there."""
     verifier = recipe.verifier
     suites = [suite_identity(suite) for suite in recipe.benchmark.suites]
-    sources = [
-        source_identity(source) if source.is_file and Path(source.path).is_file() else {}
-        for source in recipe.data.sources
-    ]
+    sources = [_identity_now(source) for source in recipe.data.sources]
     local = verifier.kind == "gguf" and Path(verifier.model).is_file()
     return _hashes(verifier_identity(verifier) if local or verifier.sha256 else {}, sources, suites)
 
 
-def _hashes(verifier: Mapping[str, Any], sources: Any, suites: Any) -> dict[str, str]:
+def _identity_now(source: DataSource) -> Mapping[str, Any]:
+    try:
+        return source_identity(source)
+    except DataError:  # its files are not there
+        return {}
+
+
+def _hashes(verifier: Mapping[str, Any], sources: Any, suites: Any) -> dict[str, Mapping[str, str]]:
     identities = [("verifier.model", verifier)]
     identities += [(f"data.sources[{index}].path", source) for index, source in enumerate(sources)]
     identities += [(f"benchmark.suites[{index}].path", suite) for index, suite in enumerate(suites)]
-    return {path: identity["sha256"] for path, identity in identities if "sha256" in identity}
+    several = {path: identity["files"] for path, identity in identities if "files" in identity}
+    return {path: {"": identity["sha256"]} for path, identity in identities if "sha256" in identity} | several

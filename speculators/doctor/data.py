@@ -23,8 +23,8 @@ from speculators.inspection.survey import raw_rows
 from speculators.inspection.view import ERROR, WARNING, DataView
 from speculators.pipeline.regenerate import is_whole
 from speculators.recipe.input_sections import DataSection, DataSource
-from speculators.recipe.lock_check import relocate
 from speculators.recipe.plan import make_plan
+from speculators.recipe.relocate import relocate
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places, RunFolder
 from speculators.runs.stages import made

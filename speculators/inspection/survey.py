@@ -9,9 +9,10 @@ from typing import Any
 
 import attrs
 
-from speculators.data.conversations import parse, prompt_key, source_rows, source_stem
+from speculators.data.conversations import prompt_key
 from speculators.data.leakage import MAX_OVERLAP, Guard, HeldOut
 from speculators.data.messages import Conversation
+from speculators.data.sources import source_rows
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.recipe.input_sections import DataSource
 
@@ -27,7 +28,7 @@ class RawRow:
     Attributes:
         place: file and line, for messages.
         source: the recipe's name for the source.
-        value: the row as it was written.
+        value: the row in the layout of conversations.
         conversation: the parsed row, or the reason why it cannot be used.
     """
 
@@ -40,9 +41,8 @@ class RawRow:
 def raw_rows(sources: Iterable[DataSource], base: Path) -> Iterator[RawRow]:
     """Yields the rows of all sources, in order; raises DataError where one cannot be read."""
     for source in sources:
-        stem = source_stem(source, base)
-        for number, value in source_rows(source, base):
-            yield RawRow(f"{short_path(source.path)}:{number}", source.path, value, parse(value, f"{stem}:{number}"))
+        for row in source_rows(source, base):
+            yield RawRow(short_path(row.place), source.path, row.value, row.conversation())
 
 
 def short_path(path: str) -> str:

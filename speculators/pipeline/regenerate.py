@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -13,9 +12,11 @@ from typing import Any, Protocol
 
 import attrs
 
-from speculators.data.conversations import LAYOUT, jsonl_rows, parse, reasons_text, stream_source
+from speculators.data.conversations import LAYOUT, parse, reasons_text
+from speculators.data.json_rows import NOT_JSON, Unusable
 from speculators.data.layouts import ROLES
 from speculators.data.messages import Message
+from speculators.data.sources import source_rows, stream_source
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, Problem, RecipeError
 from speculators.events import Listen, Progress, WarningEvent
@@ -87,7 +88,7 @@ class LeftOut:
     """Counts what reading prompts leaves out.
 
     Attributes:
-        skipped: unusable rows of data sets, by reason; files with such a row are refused.
+        skipped: unusable rows by reason; a file with a row that has no messages is refused.
         cut: conversations with further user turns, which get no answer.
     """
 
@@ -121,15 +122,18 @@ def stream_prompts(source: DataSource, left_out: LeftOut) -> Iterator[tuple[str,
     Raises:
         DataError: a row of a file has no user turn, or a data set has no usable row.
     """
-    if not source.is_file:
+    if not source.is_local:
         for conversation in stream_source(source, Path(), left_out.skipped):
             messages = [message.to_input() for message in conversation.messages]
             row = {"id": conversation.id, "category": conversation.category, "messages": messages}
             yield conversation.id, _cut(row, conversation.id, left_out)
         return
-    for number, row in itertools.islice(jsonl_rows(source, Path(source.path)), source.take):
-        place = f"{source.path}:{number}"
-        yield place, _cut(row, place, left_out)
+    for source_row in source_rows(source, Path()):
+        value = source_row.value
+        if isinstance(value, Unusable) and value.reason != NOT_JSON:
+            left_out.skipped[value.reason] += 1
+        else:
+            yield source_row.place, _cut(value, source_row.place, left_out)
 
 
 def _cut(row: Any, place: str, left_out: LeftOut) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import attrs
 import tomli
 
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.input_sections import is_file_path
+from speculators.recipe.input_sections import is_data_path
 from speculators.recipe.schema import Suite
 from speculators.registry import near_miss
 
@@ -74,7 +74,7 @@ def resolved_suite(suite: Suite) -> Suite:
         return suite
     entry = tomli.loads((suites_folder() / f"{suite.name}.toml").read_text(encoding="utf-8"))
     path = str(entry["path"])
-    if is_file_path(path):
+    if is_data_path(path):
         places = [folder / path for folder in (suites_folder(), recipes_folder())]
         path = str(next((place for place in places if place.is_file()), places[0]))
     return attrs.evolve(suite, path=path, split=suite.split or entry.get("split"), take=suite.take or entry.get("take"))

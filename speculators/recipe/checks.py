@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speculators.config import SpeculatorModelConfig
-from speculators.errors import Problem, RecipeError
+from speculators.errors import DataError, Problem, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config, wrong_values
 from speculators.recipe.expect import band_key, setting_key
-from speculators.recipe.input_sections import is_file_path
+from speculators.recipe.input_sections import DataSource, is_data_path
 from speculators.recipe.schema import Recipe, Suite
+from speculators.recipe.source_files import is_whole_file, locate_files
 from speculators.registry import near_miss
 
 
@@ -82,9 +83,32 @@ def _files(recipe: Recipe) -> list[Problem]:
     if (template := recipe.verifier.chat_template) is not None and not Path(template).is_file():
         problems.append(recipe.problem("verifier.chat_template", f"no such file: {template}"))
     for index, source in enumerate(recipe.data.sources):
-        if source.is_file and not Path(source.path).is_file():
-            problems.append(recipe.problem(f"data.sources[{index}].path", f"no such file: {source.path}"))
+        problems += [
+            recipe.problem(f"data.sources[{index}].{key}", *texts)
+            for key, *texts in _source(source, answers=recipe.data.regenerate is not None)
+        ]
     return problems
+
+
+def _source(source: DataSource, *, answers: bool) -> Iterator[tuple[str, str, str]]:
+    """Yields the key, message and hint of each problem of a source; `answers`: the verifier writes the answers."""
+    if source.is_local:
+        if fault := _without_files(source.path, source.split):
+            yield "path", *fault
+            return
+        if source.revision is not None:
+            yield "revision", "is for data sets of the hub, not for files", 'set it to "none"'
+        if source.sha256 is not None and not is_whole_file(Path(source.path)):
+            yield "sha256", "is for one file, not for several: the lock has the hash of each", 'set it to "none"'
+    elif source.sha256 is not None:
+        yield "sha256", "is for files; a data set is pinned by its revision", 'set it to "none"'
+    if source.map is not None:
+        mapped = source.map.present()
+        if answers and "text" in mapped:
+            yield "map.text", "has no prompt that the verifier could answer", "leave out data.regenerate"
+        if not answers and "prompt" in mapped and "completion" not in mapped:
+            hint = "name the field of the answers, or let [data.regenerate] write them"
+            yield "map.prompt", "needs completion beside it: without answers there is nothing to train on", hint
 
 
 def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
@@ -120,9 +144,19 @@ def suite_fault(suite: Suite) -> tuple[str, str] | None:
     if suite.path is None and suite.name not in names:
         hint = near_miss(suite.name, names) or f"available: {', '.join(names)}; a suite of your own needs a path"
         return f"no suite {suite.name!r}", hint
-    path = str(resolved_suite(suite).path)
-    if is_file_path(path) and not Path(path).expanduser().is_file():
-        return f"no such file: {path}", ""
+    whole = resolved_suite(suite)
+    return _without_files(str(whole.path), whole.split)
+
+
+def _without_files(path: str, split: str | None) -> tuple[str, str] | None:
+    """Describes why a local path names no readable file; None if it does, or if it is a hub id."""
+    if not is_data_path(path):
+        return None
+    try:
+        locate_files(Path(path).expanduser(), split)
+    except DataError as error:
+        message, _, hint = str(error).partition("\n")
+        return message, hint
     return None
 
 

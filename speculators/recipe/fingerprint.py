@@ -15,6 +15,7 @@ from speculators.files.disk import file_sha256
 from speculators.recipe.catalog import resolved_suite
 from speculators.recipe.input_sections import DataSource, VerifierSection
 from speculators.recipe.schema import Suite
+from speculators.recipe.source_files import is_whole_file, locate_files
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -48,11 +49,19 @@ def template_identity(section: VerifierSection) -> dict[str, Any]:
 
 
 def source_identity(source: DataSource) -> dict[str, Any]:
-    """Identifies the conversations of a source."""
-    chosen = {"split": source.split, "take": source.take}
-    if source.is_file:
-        return {"sha256": file_sha256(Path(source.path)), **chosen}
-    return {"hub": source.path, "revision": source.revision, **chosen}
+    """Identifies the conversations of a source; raises DataError if its files are not there.
+
+    One file is identified by its content, several by their contents and the names that decide their order.
+    """
+    chosen: dict[str, Any] = {"split": source.split, "take": source.take}
+    if source.map is not None:
+        chosen["map"] = source.map.present()
+    if not source.is_local:
+        return {"hub": source.path, "revision": source.revision, **chosen}
+    path = Path(source.path)
+    if is_whole_file(path):
+        return {"sha256": file_sha256(path), **chosen}
+    return {"files": {file.name: file_sha256(file.path) for file in locate_files(path, source.split)}, **chosen}
 
 
 def suite_identity(suite: Suite) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import attrs
 from attrs import field
 
 from speculators.config import positive
+from speculators.recipe.field_map import FieldMap
+from speculators.recipe.source_files import SUFFIXES, is_pattern
 from speculators.structure import validators
 from speculators.structure.validators import between, matches, not_empty, not_negative, one_of, server_url
 
@@ -21,6 +23,17 @@ HEX_64 = matches(r"[0-9a-f]{64}", "64 lower-case hex digits")
 def is_file_path(text: str) -> bool:
     """Tells a path from a hub id: a path is absolute, starts with `./`, `../` or `~`, or has a data file's suffix."""
     return text.startswith(("/", "./", "../", "~")) or text.endswith((".jsonl", ".json"))
+
+
+def is_data_path(text: str) -> bool:
+    """Tells the path of rows from the hub id of a data set: any file path, or a pattern such as `rows/*.parquet`."""
+    return is_file_path(text) or is_pattern(text) or text.endswith(SUFFIXES)
+
+
+def _data_path(_: object, __: attrs.Attribute[Any], value: str) -> None:
+    not_empty(_, __, value)
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
 
 
 def _model(_: object, __: attrs.Attribute[Any], value: str) -> None:
@@ -102,26 +115,31 @@ class VerifierSection:
 
 @attrs.frozen(kw_only=True)
 class DataSource:
-    """One source of conversations: a JSONL file or a data set of the hub.
+    """One source of conversations: files, or a data set of the hub.
 
     Attributes:
-        path: a JSONL file, relative to the file that names it, or the hub id of a data set.
-        split: the split of a data set (by default "train"); for a file, the rows with this value in the field `split`.
+        path: a file, a folder or a pattern (`convs/*.parquet`), relative to the file that names it, or the hub id of a
+            data set. Files are JSONL, JSON, either with .gz or .zst, Parquet or Arrow; several are read in the order of
+            their names.
+        split: the split of a data set (by default "train"); for files, the rows with this value in the field `split`.
+            In a folder, a name such as train-00000.parquet states the split of its rows.
         take: use only the first conversations, this many; None for all.
         revision: commit of a data set.
         sha256: hash that the file must have.
+        map: the fields that hold prompt, completion, text, messages and so on; None for the layouts that are known.
     """
 
-    path: str = field(validator=not_empty)
+    path: str = field(validator=_data_path)
     split: str | None = None
     take: int | None = field(default=None, validator=positive)
     revision: str | None = None
     sha256: str | None = field(default=None, validator=HEX_64)
+    map: FieldMap | None = None
 
     @property
-    def is_file(self) -> bool:
-        """Whether `path` names a file rather than a hub id."""
-        return is_file_path(self.path)
+    def is_local(self) -> bool:
+        """Whether `path` names files rather than a data set of the hub."""
+        return is_data_path(self.path)
 
 
 @attrs.frozen(kw_only=True)

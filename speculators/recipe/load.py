@@ -23,7 +23,7 @@ from speculators.recipe.document import (
     tables_layer,
     text_layer,
 )
-from speculators.recipe.input_sections import is_file_path
+from speculators.recipe.input_sections import DataSource, is_data_path
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import PLACES, as_tables, known_paths, leaves
 from speculators.structure.converter import structure, to_problem
@@ -110,20 +110,28 @@ def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
     folders = {layer.file: layer.folder for layer in layers}
 
     def absolute(file: str, path: str) -> str:
-        beside = folders[written[path].file] / Path(file).expanduser()
+        beside = folders[written[path].file] / _expanded(file, path, written[path])
         # A copy of a shipped recipe still finds the data that ships with it.
         shipped = recipes_folder() / file
-        return str((beside if beside.exists() or not shipped.exists() else shipped).resolve())
+        return str((beside if _exists(beside) or not _exists(shipped) else shipped).resolve())
 
     sources, suites, verifier = list(recipe.data.sources), list(recipe.benchmark.suites), recipe.verifier
+    notes = []
     server = recipe.data.server
     if server.folder is not None:
         server = attrs.evolve(server, folder=absolute(server.folder, "data.server.folder"))
     for index, source in enumerate(sources):
-        if source.is_file:
-            sources[index] = attrs.evolve(source, path=absolute(source.path, f"data.sources[{index}].path"))
+        place = f"data.sources[{index}].path"
+        beside = folders[written[place].file] / source.path
+        if source.is_local or _names_folder(source, beside):
+            sources[index] = attrs.evolve(source, path=absolute(source.path, place))
+        if not source.is_local and _names_folder(source, beside):
+            notes.append(
+                f'{place} = "{source.path}" is read as the folder {beside}, not as the hub id of a data set: '
+                f"write ./{source.path} for the folder, or set revision for the data set"
+            )
     for index, suite in enumerate(suites):
-        if suite.path is not None and is_file_path(suite.path):
+        if suite.path is not None and is_data_path(suite.path):
             suites[index] = attrs.evolve(suite, path=absolute(suite.path, f"benchmark.suites[{index}].path"))
     if verifier.kind in ("gguf", "folder"):
         verifier = attrs.evolve(verifier, model=absolute(verifier.model, "verifier.model"))
@@ -141,4 +149,24 @@ def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
         data=attrs.evolve(recipe.data, sources=tuple(sources), server=server),
         benchmark=attrs.evolve(recipe.benchmark, suites=tuple(suites)),
         origins=written,
+        notes=tuple(notes),
     )
+
+
+def _names_folder(source: DataSource, beside: Path) -> bool:
+    """Whether a path that could be a hub id names what lies beside the recipe; with a revision it is a hub id."""
+    return not source.is_local and source.revision is None and _exists(beside)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _expanded(file: str, path: str, origin: Origin) -> Path:
+    try:
+        return Path(file).expanduser()
+    except RuntimeError as error:  # ~ of an unknown user
+        raise RecipeError([Problem(path, f"{file}: {error}", file=origin.file, line=origin.line)]) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import attrs
 
 from speculators.errors import ArtifactError, LockError, RecipeError
 from speculators.facts import VerifierFacts
-from speculators.files.disk import file_sha256
-from speculators.recipe.catalog import recipes_folder, resolved_suite, suites_folder
+from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.checks import check_recipe
 from speculators.recipe.fingerprint import verifier_identity
-from speculators.recipe.input_sections import VerifierSection, is_file_path
+from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Lock
 from speculators.recipe.plan import make_plan
+from speculators.recipe.relocate import relocate
 from speculators.recipe.schema import Recipe
 
 FORMAT = 1
@@ -157,89 +157,11 @@ def _compared(
 def _unpinned(recipe: Recipe) -> tuple[str, ...]:
     """Lists what a hub may replace with something else under the same name."""
     named = [("verifier", recipe.verifier.model, recipe.verifier.revision)] if recipe.verifier.kind == "hub" else []
-    named += [("data", source.path, source.revision) for source in recipe.data.sources if not source.is_file]
+    named += [("data", source.path, source.revision) for source in recipe.data.sources if not source.is_local]
     return tuple(f"{kind} {name} has no revision: its content may change" for kind, name, rev in named if rev is None)
 
 
 Stages = Mapping[str, Mapping[str, Any]]
-
-
-@attrs.frozen(kw_only=True)
-class MissingFile:
-    """A file whose content of the lock was not found anywhere.
-
-    Attributes:
-        stage: the stage that reads the file.
-        key: TOML path of the file in the recipe.
-        locked: sha256 in the lock.
-        current: sha256 of the file that has its name now; None if there is none.
-    """
-
-    stage: str
-    key: str
-    file: str
-    locked: str
-    current: str | None
-
-    def __str__(self) -> str:
-        state = "it is missing" if self.current is None else f"its sha256 is {self.current}"
-        return f"{self.key} = {self.file}: {state}; the lock has sha256 {self.locked}"
-
-
-def relocate(recipe: Recipe, lock: Lock, run: Path) -> tuple[Recipe, list[MissingFile]]:
-    """Points a locked recipe to files with the locked content.
-
-    Looks at the recipe's paths, in the run folder and its parent, in the working folder and among the shipped files.
-
-    Returns:
-        The recipe, and the files whose content is nowhere.
-    """
-    folders = (run, run.parent, Path.cwd(), recipes_folder() / "data", recipes_folder(), suites_folder())
-    missing: list[MissingFile] = []
-
-    def find(stage: str, key: str, path: str, identity: Mapping[str, Any]) -> str:
-        digest = identity.get("sha256")
-        if digest is None or not is_file_path(path):
-            return path  # data of a hub is identified by its revision
-        places = [Path(path), *(folder / Path(path).name for folder in folders)]
-        digests = {place: file_sha256(place) for place in places if place.is_file()}
-        for place, actual in digests.items():
-            if actual == digest:
-                return str(place.resolve())
-        current = next(iter(digests.values()), None)
-        missing.append(MissingFile(stage=stage, key=key, file=path, locked=digest, current=current))
-        return path
-
-    verifier = recipe.verifier
-    if verifier.chat_template is not None:
-        template = {"sha256": lock.inputs["verifier"].get("chat_template")}
-        file = find("verifier", "verifier.chat_template", verifier.chat_template, template)
-        verifier = attrs.evolve(verifier, chat_template=file)
-    inputs = lock.inputs["prepare"]
-    sources = tuple(
-        attrs.evolve(source, path=find("prepare", f"data.sources[{index}].path", source.path, identity))
-        for index, (source, identity) in enumerate(_pairs(recipe.data.sources, inputs["sources"]))
-    )
-    suites = []
-    for index, (suite, identity) in enumerate(_pairs(recipe.benchmark.suites, inputs["held_out"])):
-        whole = resolved_suite(suite)
-        path = find("prepare", f"benchmark.suites[{index}].path", str(whole.path), identity)
-        # While the catalogue has the same content, a suite stays a bare name.
-        suites.append(suite if path == str(whole.path) else attrs.evolve(whole, path=path))
-    return (
-        attrs.evolve(
-            recipe,
-            verifier=verifier,
-            data=attrs.evolve(recipe.data, sources=sources),
-            benchmark=attrs.evolve(recipe.benchmark, suites=tuple(suites)),
-        ),
-        missing,
-    )
-
-
-def _pairs(values: Sequence[Any], identities: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Mapping[str, Any]]]:
-    """Pairs each value with its locked identity; values that a changed recipe adds have an empty one."""
-    return [(value, identities[index] if index < len(identities) else {}) for index, value in enumerate(values)]
 
 
 def differing_inputs(locked: Stages, current: Stages, stage: str) -> list[tuple[str, Any, Any]]:

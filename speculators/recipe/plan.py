@@ -100,7 +100,9 @@ def make_plan(recipe: Recipe, facts: VerifierFacts, *, world_size: int = 1) -> P
     problems = [*check_recipe(recipe, world_size=world_size), *check_verifier(recipe, facts)]
     for index, source in enumerate(recipe.data.sources):
         # Hashing needs the file, so a missing one is reported first and alone.
-        if not problems and source.is_file and source.sha256 not in (None, actual := source_identity(source)["sha256"]):
+        if problems or source.sha256 is None:
+            continue
+        if (actual := source_identity(source)["sha256"]) != source.sha256:
             place = f"data.sources[{index}].sha256"
             message = f"does not match the file {source.path}, whose sha256 is {actual}"
             problems.append(recipe.problem(place, message, "is it the file you mean?"))

@@ -252,6 +252,7 @@ class Recipe:
         expect: the acceptance length that this recipe is known to reach, by setting.
         file: where the recipe was read; not part of its meaning.
         origins: where each value was written, by TOML path; not part of its meaning.
+        notes: how loading read what can be read in two ways; not part of its meaning.
     """
 
     format: int
@@ -273,6 +274,7 @@ class Recipe:
     expect: dict[str, Expect] = field(factory=dict)
     file: Path | None = field(default=None, eq=False)
     origins: Mapping[str, Origin] = field(factory=dict, eq=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), eq=False, repr=False)
 
     @property
     def row_tokens(self) -> int:

@@ -226,7 +226,7 @@ def _source_paths(recipe: Recipe) -> tuple[str, ...]:
     paths: list[str] = []
     for index, source in enumerate(recipe.data.sources):
         # The content of a file is hashed: its `sha256` is only compared with that.
-        keys = ("path", "split", "take", *(() if source.is_file else ("revision",)))
+        keys = ("path", "split", "take", "map", *(() if source.is_local else ("revision",)))
         paths += [f"data.sources[{index}].{key}" for key in keys]
     return tuple(paths)
 

@@ -13,8 +13,8 @@ from speculators.recipe.algorithm import AlgorithmSection
 from speculators.recipe.schema import Recipe
 from speculators.structure.origin import Part, path_text
 
-# Fields of Recipe that say where it was written; they are not keys of the file.
-PLACES = ("file", "origins")
+# Fields of Recipe that say where it was written and how it was read; they are not keys of the file.
+PLACES = ("file", "origins", "notes")
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:

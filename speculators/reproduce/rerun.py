@@ -16,8 +16,9 @@ from speculators.files.disk import cache_folder, disk_errors, read_json, write_j
 from speculators.pipeline.run import run_recipe
 from speculators.pipeline.run_lock import environment_here
 from speculators.recipe.lock import Difference, Environment, Lock, differences
-from speculators.recipe.lock_check import MissingFile, differing_inputs, relocate
+from speculators.recipe.lock_check import differing_inputs
 from speculators.recipe.plan import Plan, make_plan
+from speculators.recipe.relocate import MissingFile, relocate
 from speculators.recipe.schema import Recipe
 from speculators.reproduce.findings import DIFFERS, SAME, Finding
 from speculators.reproduce.outputs import RunPair, compare
@@ -110,8 +111,8 @@ def _missing(file: MissingFile) -> Finding:
         result=DIFFERS,
         evidence=str(file),
         what=file.key,
-        recorded=file.locked,
-        again=file.current,
+        recorded=file.recorded,
+        again=file.again,
     )
 
 

@@ -100,8 +100,8 @@ def test_take_takes_the_first_prompts_of_the_split(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no prompt"),
-        ("{", ":1: not a line of JSON"),
+        ("", "empty: it has no rows"),
+        ("{", ":1: not a JSON object"),
         ("[1]", ":1: not a JSON object"),
         ('{"turns": []}', ":1: turns must be a list of questions"),
         ('{"turns": [3]}', ":1: turns must be a list of questions"),
@@ -109,7 +109,7 @@ def test_take_takes_the_first_prompts_of_the_split(tmp_path):
         ('{"messages": "?"}', ":1: no messages"),
         ('{"messages": [{"role": "bot", "content": "x"}]}', "unknown role 'bot'"),
         ('{"turns": ["x"], "question_id": 1}\n{"turns": ["y"], "question_id": 1}', "'1' occurs twice"),
-        ("\x00\x01", ":1: not a line of JSON"),
+        ("\x00\x01", "binary"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_an_error_that_names_it(text, message, tmp_path):
@@ -124,7 +124,7 @@ def test_a_missing_file_or_split_or_name_is_an_error(tmp_path):
     """Each error names what is missing; a misspelt name gets the near miss."""
     with pytest.raises(DataError, match="no such file"):
         load_suite(Suite(name="mine", path=str(tmp_path / "none.jsonl")))
-    with pytest.raises(DataError, match="no prompt"):
+    with pytest.raises(DataError, match="no row has split 'validation'"):
         load_suite(Suite(name="mine", path=_file(tmp_path, MESSAGES), split="validation"))
     with pytest.raises(DataError, match="did you mean 'quickstart'"):
         load_suite(Suite(name="quikstart"))

@@ -154,7 +154,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], tuple[str, ...]], str]] = {
         "config.json: not JSON",
     ),
     "no data in the file": (lambda _: data(b""), "empty"),
-    "binary data": (lambda _: data(b"\x1f\x8b" + bytes(99)), "binary, not JSONL"),
+    "a damaged archive": (lambda _: data(b"\x1f\x8b" + bytes(99)), "damaged or cut short"),
     "only questions": (lambda _: data(rows([USER], [USER])), "none of its 2 rows can be used: 2 no assistant turn"),
     "answers beyond max_tokens": (lambda _: ("--set", "data.max_tokens=4", *steps(4)), "raise data.max_tokens"),
     "a learning rate of 1e30": (lambda _: ("--set", "schedule.optimizer.lr=1e30"), "the loss is nan"),

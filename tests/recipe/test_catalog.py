@@ -12,7 +12,7 @@ import tomli
 
 from speculators.bench.referee import FEWEST_PROMPTS
 from speculators.errors import RecipeError
-from speculators.recipe import algorithm, input_sections, schema
+from speculators.recipe import algorithm, field_map, input_sections, schema
 from speculators.recipe.catalog import recipe_names, recipe_path, recipes_folder
 from speculators.recipe.load import load_recipe
 
@@ -54,11 +54,12 @@ def test_a_path_needs_a_slash_or_the_suffix(tmp_path: Path, monkeypatch: pytest.
 def test_the_guide_names_every_recipe_and_every_key() -> None:
     """A new key of the schema, or a new recipe in the folder, must be added to recipes/README.md."""
     guide = (recipes_folder() / "README.md").read_text(encoding="utf-8")
-    names = {module.__name__ for module in (algorithm, input_sections, schema)}
-    values = [value for module in (algorithm, input_sections, schema) for value in vars(module).values()]
+    modules = (algorithm, field_map, input_sections, schema)
+    names = {module.__name__ for module in modules}
+    values = [value for module in modules for value in vars(module).values()]
     sections = [value for value in values if isinstance(value, type) and attrs.has(value) and value.__module__ in names]
     keys = {field.name for section in sections for field in attrs.fields(section)}
-    keys -= {"config", "file", "origins"}
+    keys -= {"config", "file", "origins", "notes"}
     assert [word for word in [*sorted(keys), *recipe_names()] if word not in guide] == []
 
 

@@ -36,6 +36,7 @@ OTHER = {
     "data.sources[0].path": "data.sources=[{path='other.jsonl'}]",
     "data.sources[0].take": "data.sources=[{path='rows.jsonl', take=1}]",
     "data.sources[0].split": "data.sources=[{path='rows.jsonl', split='train'}]",
+    "data.sources[0].map": "data.sources=[{path='rows.jsonl', map={messages='dialog'}}]",
     "data.max_tokens": "data.max_tokens=128",
     "data.states_dtype": 'data.states_dtype="float16"',
     "data.server.endpoint": 'data.server.endpoint="https://elsewhere:1/v1"',

@@ -12,7 +12,9 @@ import tomli
 from speculators.cli import verb_parser
 from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.checks import check_recipe
+from speculators.recipe.input_sections import DataSource
 from speculators.recipe.load import load_recipe
+from speculators.structure.converter import structure
 
 GUIDE = (recipes_folder() / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
@@ -32,7 +34,9 @@ def test_every_command_parses(command: str) -> None:
 
 def test_the_examples_are_valid(tmp_path: Path) -> None:
     """One extends a recipe, one is complete; the band names a setting of the complete one."""
-    child, whole, band = TOML
+    child, whole, sources, band = TOML
+    tables = tomli.loads(sources)["data"]["sources"]
+    assert [structure(table, DataSource)[1] for table in tables] == [[], []]
     for name, text in (("child", child), ("whole", whole + band)):
         (tmp_path / f"{name}.toml").write_text(text)
         recipe = load_recipe(str(tmp_path / f"{name}.toml"))
