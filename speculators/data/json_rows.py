@@ -66,7 +66,7 @@ def flaw(value: Any, levels: int = DEEPEST) -> str:
         return ""
     if not levels:
         return TOO_DEEP
-    return next((found for part in parts if (found := flaw(part, levels - 1))), "")
+    return next((fault for part in parts if (fault := flaw(part, levels - 1))), "")
 
 
 def _encodes(text: str) -> bool:
@@ -116,8 +116,8 @@ def json_array(file: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
         yield number, value
         sign = text.next_sign()
     if not empty and sign != "]":
-        found = f"comes {sign!r}, not , or ]" if sign else "the file ends: it is cut short"
-        raise DataError(f"{name}: damaged: after element {number} of the array {found}")
+        ending = f"comes {sign!r}, not , or ]" if sign else "the file ends: it is cut short"
+        raise DataError(f"{name}: damaged: after element {number} of the array {ending}")
 
 
 class _Text:

@@ -178,13 +178,13 @@ def _stated_split(name: str) -> str | None:
     *folders, file = name.split("/")
     stem = file.partition(".")[0]
     shard = _SHARD.fullmatch(stem)
-    if shard and _words(shard[1])[0] in _SPLITS:
+    if shard and _terms(shard[1])[0] in _SPLITS:
         return _SPLITS.get(shard[1], shard[1])  # "train_sft" is a split of its own
     for part in (stem, *reversed(folders)):
-        if word := next((word for word in _words(part) if word in _SPLITS), None):
-            return _SPLITS[word]
+        if stated := next((term for term in _terms(part) if term in _SPLITS), None):
+            return _SPLITS[stated]
     return None
 
 
-def _words(text: str) -> list[str]:
+def _terms(text: str) -> list[str]:
     return re.split(r"[^a-z0-9]+", text.lower())
