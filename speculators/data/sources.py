@@ -57,7 +57,12 @@ class SourceRow:
             return self.value
         if isinstance(self.value, Unusable):
             return self.value.reason
-        return parse(self.value, self.name)
+        parsed = parse(self.value, self.name)
+        if isinstance(parsed, str):
+            return parsed
+        # Arguments and tools may come as JSON inside a text, which was not parsed until now.
+        inside = [dict(call.arguments) for message in parsed.messages for call in message.tool_calls]
+        return flaw([inside, parsed.tools]) or parsed
 
 
 def stream_source(source: DataSource, base: Path, skipped: Counter[str]) -> Iterator[Conversation]:

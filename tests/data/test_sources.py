@@ -162,6 +162,19 @@ def test_a_row_that_no_stage_could_take_is_left_out_with_its_reason(tmp_path, ki
     assert skipped == {reason: 1}
 
 
+def test_arguments_that_are_json_inside_a_text_are_checked_as_well(tmp_path):
+    """OpenAI's layout has the arguments of a call as text."""
+    for arguments, reason in (
+        ('{"x": "\\ud83d"}', LONE_SURROGATE),
+        ('{"x": ' + "[" * 5000 + "]" * 5000 + "}", TOO_DEEP),
+    ):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        file = tmp_path / "rows.jsonl"
+        file.write_bytes(lines([{"messages": turns}, ROWS[0]]))
+        assert read(file)[1] == {reason: 1}
+
+
 def test_odd_but_valid_rows_are_kept(tmp_path):
     """NUL, line breaks in an id, whole pairs of surrogates, and null where a field is absent."""
     file = tmp_path / "rows.jsonl"
