@@ -28,7 +28,7 @@ class SourceRow:
     Attributes:
         name: the id of a row that states none.
         place: file and line, for messages.
-        written: the row as its source has it.
+        written: the row as it was in the source, before the map.
         value: the row in the layout of conversations, after the source's `map`; plain text is a conversation already.
     """
 
