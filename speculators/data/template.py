@@ -28,6 +28,8 @@ NONE_SUPERVISED = "no token is supervised: the chat template's generation marker
 # What Python raises inside a template that expects another kind of value.
 _PYTHON_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
+_THINKING = re.compile(r"{% set (?:enable_)?thinking = (true|false) %}")
+
 Tools = Sequence[Mapping[str, Any]]
 Row = tuple[np.ndarray, np.ndarray]  # ids [n] int32, mask [n] bool
 
@@ -102,7 +104,11 @@ class ChatTemplate:
             )
         except jinja2.TemplateError:
             return None
-        return None if on == off else bool(plain == on)
+        if on != off:
+            return bool(plain == on)
+        # Arguments of the recipe stand in the first line, and decide.
+        fixed = _THINKING.search(self.source.partition("\n")[0])
+        return None if fixed is None else fixed[1] == "true"
 
     def encode(self, conversation: Conversation, max_tokens: int) -> list[Encoded] | str:
         """Encodes a conversation as rows of at most `max_tokens`, or returns the reason why it cannot be used.

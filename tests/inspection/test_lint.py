@@ -189,6 +189,7 @@ def test_verdict_goes_by_agreement_then_by_surprise():
         ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
         ("{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}", True),
         ("{% if thinking is defined and thinking %}<think>{% endif %}", False),
+        ("{% set enable_thinking = false %}\n{% if enable_thinking %}<think>{% endif %}", False),
         ("{{ raise_exception('no system prompt') }}", None),
     ],
 )
