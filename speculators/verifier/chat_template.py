@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from speculators.errors import VerifierError
 from speculators.recipe.input_sections import VerifierSection
 
@@ -34,6 +36,7 @@ def use_template(tokenizer: Any, section: VerifierSection) -> None:
     """
     if section.chat_template is not None:
         tokenizer.chat_template = _read(Path(section.chat_template))
+        _check_syntax(tokenizer, section.chat_template)
     if not section.template:
         return
     source = tokenizer.chat_template
@@ -82,6 +85,15 @@ def _before(source: str, statements: str) -> str:
     # transformers renders with `trim_blocks`: the line break after a statement is not printed, and the template's own
     # first line stays at the start of a line.
     return f"{statements}\n{source}"
+
+
+def _check_syntax(tokenizer: Any, file: str) -> None:
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "question"}], tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        raise VerifierError(f"verifier.chat_template: {file}:{error.lineno}: {error.message}") from None
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        pass  # it may need more than a question; what it refuses is counted where conversations are rendered
 
 
 def _read(file: Path) -> str:

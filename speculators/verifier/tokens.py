@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from transformers import AutoTokenizer, GenerationConfig
 
 from speculators.errors import VerifierError
@@ -83,7 +84,12 @@ def end_of_turn(tokenizer: Any) -> int | None:
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError):
+        return None  # a template that refuses even this is reported where conversations are rendered
+    if _ANSWER not in text:
+        return None
     after = tokenizer(text[text.rindex(_ANSWER) + len(_ANSWER) :], add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | {int(token) for token in tokenizer.added_tokens_decoder}
     return next((token for token in after if token in special), None)

@@ -12,7 +12,7 @@ from speculators.data.template import ChatTemplate
 from speculators.errors import VerifierError
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier.chat_template import _FIXED_TIME, on_a_fixed_day, use_template
-from speculators.verifier.tokens import load_tokenizer
+from speculators.verifier.tokens import end_of_turn, load_tokenizer
 
 QUESTION = [Message("user", "q")]
 
@@ -57,6 +57,21 @@ def test_the_loaded_tokenizer_has_the_recipes_template(tmp_path):
     one, other = ChatTemplate.of(plain), ChatTemplate.of(load_tokenizer(tmp_path, fixed))
     assert one.prompt_ids(QUESTION) != other.prompt_ids(QUESTION)
     assert one.source != other.source, "a lock that hashes the template must notice the arguments"
+
+
+def test_a_faulty_file_is_named_with_its_line(tmp_path):
+    """A syntax error in the user's template is reported once, with file and line, before anything is rendered."""
+    (tmp_path / "t.jinja").write_text("{{ messages }}\n{% if %}\n")
+    with pytest.raises(VerifierError, match=r"t\.jinja:2: "):
+        rendered("hermes", chat_template=str(tmp_path / "t.jinja"))
+
+
+def test_a_template_that_refuses_a_plain_question_has_no_end_of_turn():
+    """Where the template cannot be asked, the end of turn is that of the tokenizer's files, without a traceback."""
+    tokenizer = KINDS["hermes"].tokenizer()
+    for template in ("{{ raise_exception('never') }}", "{{ messages[7].content }}", "nothing", "{{ 1 + messages }}"):
+        tokenizer.chat_template = template
+        assert end_of_turn(tokenizer) is None
 
 
 @pytest.mark.parametrize(
