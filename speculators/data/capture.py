@@ -72,8 +72,9 @@ class StateWriter:
             if not self._is_whole(number):
                 yield number
             else:
-                note = f"verified {shard_name(number)}"
-                progress(ProgressEvent(stage="capture", done=number + 1, total=len(self.layout.shards), note=note))
+                # Without a total: the one of this stage counts the tokens that are still to be captured.
+                note = f"verified {shard_name(number)} of {len(self.layout.shards)}"
+                progress(ProgressEvent(stage="capture", done=number + 1, unit="shards", note=note))
 
     def _is_whole(self, number: int) -> bool:
         note = _note(self.folder, number)

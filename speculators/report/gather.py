@@ -19,19 +19,17 @@ from speculators.recipe.expect import band_lines, compare_bands
 from speculators.recipe.plan import read_plan
 from speculators.recipe.schema import Expect
 from speculators.recipe.values import flatten_tables
+from speculators.report.curves import TrainingCurves, read_curves
 from speculators.report.progress import stage_sentence
+from speculators.report.seeds import labels
 from speculators.runs.benches import read_benches
 from speculators.runs.log import RunLog
 from speculators.runs.places import RunFolder
 from speculators.runs.records import flat
 from speculators.runs.stages import TrainingRecord
 
-# Points of a curve; a longer curve is drawn from the means of that many equal parts.
-POINTS = 400
 _STATUS = {"none": "not begun", "start": "begun, not ended", "done": "done", "skip": "was done before"}
 Table = Mapping[str, Any]
-# (update or position, value).
-Points = Sequence[tuple[float, float]]
 
 
 @attrs.frozen(kw_only=True)
@@ -57,12 +55,12 @@ class RunReport:
 
     Attributes:
         name: the folder's name, or its path where two runs share the name.
+        label: what distinguishes it from the other runs on the page, such as "seed=1"; the name of a single run.
         summary: the recipe's.
         state: how far training came.
         missing: one line for each missing part, with the reason.
-        loss: (update, training loss).
-        tau: (update, exact acceptance length).
-        tau_setting: the setting that `tau` is of, or "".
+        curves: of training.
+        tau_setting: the setting that the curve of tau is of, or "".
         plan: values of the plan beyond recipe and stages, by dotted path.
         recipe: every value by its TOML path.
         recipe_text: the file.
@@ -73,11 +71,11 @@ class RunReport:
     """
 
     name: str
+    label: str
     summary: str
     state: str
     missing: tuple[str, ...]
-    loss: Points
-    tau: Points
+    curves: TrainingCurves
     tau_setting: str
     stages: tuple[StageReport, ...]
     plan: Mapping[str, str]
@@ -128,8 +126,10 @@ def gather(folders: Sequence[Path]) -> Report:
             raise ArtifactError(f"{folder}: {fault}", hint="spec ls lists the runs")
     names = _names(folders)
     first, *others = names
+    runs = [gather_run(folder, name) for folder, name in names.items()]
+    short = labels([run.name for run in runs], [run.recipe for run in runs])
     return Report(
-        runs=tuple(gather_run(folder, name) for folder, name in names.items()),
+        runs=tuple(attrs.evolve(run, label=label) for run, label in zip(runs, short, strict=True)),
         diffs=tuple(_diff(first, other, names[first], names[other]) for other in others),
     )
 
@@ -153,6 +153,7 @@ def gather_run(folder: Path, name: str) -> RunReport:
     text = run.recipe
     return RunReport(
         name=name,
+        label=name,
         summary=recipe["summary"] if recipe else "",
         state=state,
         missing=(
@@ -163,8 +164,7 @@ def gather_run(folder: Path, name: str) -> RunReport:
             *_missing_numbers(recipe, benches.settings, is_trained=trained is not None),
             *benches.unread,
         ),
-        loss=thinned([(update.step, update.loss) for update in log.updates()], POINTS),
-        tau=thinned([(each.step, each.tau) for each in log.evaluations()], POINTS),
+        curves=read_curves(log),
         tau_setting=_tau_setting(recipe),
         stages=_stages(plan, log),
         plan=_derived(plan) if plan else {},
@@ -225,15 +225,6 @@ def _missing_numbers(recipe: Table | None, settings: Sequence[Setting], *, is_tr
     if recipe and not recipe["benchmark"]["suites"]:
         return ["the recipe names no suite: acceptance was not measured (spec bench RUN --suite NAME)"]
     return ["there is no benchmark" + (": spec run with its recipe continues with it" if is_trained else "")]
-
-
-def thinned(points: Points, most: int) -> list[tuple[float, float]]:
-    """Replaces a curve of more than `most` points by the means of `most` equal parts."""
-    if len(points) <= most:
-        return list(points)
-    cuts = [round(index * len(points) / most) for index in range(most + 1)]
-    parts = [points[cuts[index] : cuts[index + 1]] for index in range(most)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def _tau_setting(recipe: Table | None) -> str:

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from speculators.bench.conclusion import conclude
 from speculators.bench.result import Live, Setting
 from speculators.bench.speed import Speed
 from speculators.diff.comparison import value_text
 from speculators.report.bench import acceptance_cells, definitions, live_mark, number_text
-from speculators.report.conclusion import notes
-from speculators.report.figures import acceptance_figures, settings_by_place, training_figures
+from speculators.report.conclusion import conclusion_line, notes, settings_by_place
+from speculators.report.figures import acceptance_figures, runs_by_place, training_figures
 from speculators.report.gather import Report, RunDiff, RunReport
 from speculators.report.plots import check_matplotlib
 from speculators.report.progress import duration
+from speculators.report.seeds import Spread, seed_groups, seed_rows
 from speculators.report.sheet import SHEET
 
 # A browser that obeys this fetches nothing and runs nothing, whatever a file may have smuggled in.
@@ -32,11 +34,11 @@ def page(report: Report) -> str:
     check_matplotlib()
     runs = report.runs
     sections = {
+        "Difference": "".join(map(_difference, report.diffs)),
         "Acceptance": _acceptance(runs),
         "Training": _plots(training_figures(runs)),
         "Plan": _plan(runs),
-        "Lock": _side_by_side({run.name: run.lock for run in runs}),
-        "Difference": "".join(map(_difference, report.diffs)),
+        "Lock": _side_by_side({run.label: run.lock for run in runs}),
         "Recipe": _recipe(runs),
     }
     filled = {title: content for title, content in sections.items() if content}
@@ -79,7 +81,8 @@ def _lead(runs: Sequence[RunReport]) -> str:
     """Formats the summary of each run, how far it came, and what is missing."""
     parts = []
     for run in runs:
-        name = f"<b>{escape(run.name)}</b>: " if len(runs) > 1 else ""
+        also = f" ({escape(run.name)})" if run.label != run.name else ""
+        name = f"<b>{escape(run.label)}</b>{also}: " if len(runs) > 1 else ""
         summary = f' <span class="note">{escape(run.summary)}</span>' if run.summary else ""
         parts.append(f"<p>{name}{escape(run.state)}.{summary}</p>")
         if run.missing:
@@ -95,7 +98,7 @@ def _acceptance(runs: Sequence[RunReport]) -> str:
     every = [setting for run in runs for setting in run.settings]
     if not every:
         return ""
-    parts = [_plots(acceptance_figures(runs)), _settings_table(runs)]
+    parts = [*_conclusions(runs), _over_seeds(runs), _plots(acceptance_figures(runs)), _settings_table(runs)]
     lines = _notes(runs)
     parts += [f'<p class="bad">{escape(line)}</p>' for style, line in lines if style == "bad"]
     parts += [f"<p>{escape(line)}</p>" for run in runs for line in run.expect]
@@ -107,12 +110,52 @@ def _acceptance(runs: Sequence[RunReport]) -> str:
     return "".join(parts)
 
 
+def _conclusions(runs: Sequence[RunReport]) -> list[str]:
+    """Formats what each suite and temperature of each run comes to."""
+    lines = []
+    for run in runs:
+        places = settings_by_place(run.settings)
+        for (suite, temperature), settings in places.items():
+            owner = [run.label] if len(runs) > 1 else []
+            place = [f"{suite}, T={temperature:g}"] if len(places) > 1 else []
+            lines.append(": ".join([*owner, *place, conclusion_line(conclude(settings))]))
+    return [f'<p class="lead">{escape(line)}</p>' for line in lines]
+
+
+def _over_seeds(runs: Sequence[RunReport]) -> str:
+    """Formats mean and spread of each group of runs that differ in the seed alone."""
+    parts = []
+    groups = seed_groups([run.recipe for run in runs])
+    for group in groups:
+        members = [runs[index] for index in group]
+        names = ", ".join(run.label for run in members)
+        rows = [
+            [escape(row.suite), f"{row.temperature:g}", str(row.num_speculative_tokens), str(row.seeds)]
+            + [_spread(row.tau, 3), _range(row.tau, 3)]
+            + (["", ""] if row.speed_up is None else [_spread(row.speed_up, 2), _range(row.speed_up, 2)])
+            for row in seed_rows([run.settings for run in members])
+        ]
+        columns = ("suite", "T", "K", "seeds", "tau, mean ± deviation", "range", "speed-up", "range")
+        if rows:
+            parts.append(f"<h3>Over seeds: {escape(names)}</h3>{table(columns, rows, narrow=True)}")
+    return "".join(parts)
+
+
+def _spread(spread: Spread, digits: int) -> str:
+    return f"{number_text(spread.mean, digits)} ± {number_text(spread.deviation, digits)}"
+
+
+def _range(spread: Spread, digits: int) -> str:
+    return f"{number_text(spread.low, digits)} to {number_text(spread.high, digits)}"
+
+
 def _notes(runs: Sequence[RunReport]) -> list[tuple[str, str]]:
     """Lists what to know beside the numbers, as (style, line)."""
     lines = []
-    for (suite, temperature), by_run in settings_by_place(runs).items():
+    short = {run.name: run.label for run in runs}
+    for (suite, temperature), by_run in runs_by_place(runs).items():
         for name, settings in by_run.items():
-            place = f"{f'{name}, ' if len(runs) > 1 else ''}{suite}, T={temperature:g}: "
+            place = f"{f'{short[name]}, ' if len(runs) > 1 else ''}{suite}, T={temperature:g}: "
             lines += [(style, place + line) for style, line in notes(settings)]
     return lines
 
@@ -122,8 +165,9 @@ def _settings_table(runs: Sequence[RunReport]) -> str:
     columns = ["run", "suite", "T", "K", "drafts", "tau (95%)", "live tau", "speed-up", "accepted by position"]
     columns += ["given reached", "drafted", "draft + verify ms", "tokens/s", "prompts"]
     rows = []
-    for (suite, temperature), by_run in settings_by_place(runs).items():
-        settings = [(setting, name) for name, of_run in by_run.items() for setting in of_run]
+    short = {run.name: run.label for run in runs}
+    for (suite, temperature), by_run in runs_by_place(runs).items():
+        settings = [(setting, short[name]) for name, of_run in by_run.items() for setting in of_run]
         for setting, name in sorted(settings, key=lambda pair: pair[0].num_speculative_tokens):
             rows += _setting_rows([name, suite, f"{temperature:g}"], setting)
     skip = 0 if len(runs) > 1 else 1
@@ -170,7 +214,7 @@ def _category_table(runs: Sequence[RunReport]) -> str:
             place = f"{setting.suite}, T={setting.temperature:g}"
             for category, acceptance in setting.by_category.items():
                 k, tau, rates, *_ = acceptance_cells(setting.num_speculative_tokens, acceptance)
-                cells = [run.name, place, k, category or "-", str(acceptance.prompts), tau, rates]
+                cells = [run.label, place, k, category or "-", str(acceptance.prompts), tau, rates]
                 rows.append([escape(cell) for cell in cells])
     columns = ["run", "suite", "K", "category", "prompts", "tau (95%)", "accepted by position"]
     skip = 0 if len(runs) > 1 else 1
@@ -179,7 +223,7 @@ def _category_table(runs: Sequence[RunReport]) -> str:
 
 def _measured_on(runs: Sequence[RunReport]) -> str:
     rows = [
-        [run.name, file, *(str(getattr(result, name)) for name in _WHERE)]
+        [run.label, file, *(str(getattr(result, name)) for name in _WHERE)]
         for run in runs
         for file, result in run.benches.items()
     ]
@@ -195,9 +239,9 @@ def _plan(runs: Sequence[RunReport]) -> str:
             cells = (stage.name, stage.status, time, (stage.fingerprint or "")[:16], stage.detail)
             rows.append([escape(cell) for cell in cells])
         if rows:
-            head = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
+            head = f"<h3>{escape(run.label)}</h3>" if len(runs) > 1 else ""
             parts.append(head + table(["stage", "status", "time", "fingerprint", "detail"], rows))
-    return "".join(parts) + _side_by_side({run.name: run.plan for run in runs})
+    return "".join(parts) + _side_by_side({run.label: run.plan for run in runs})
 
 
 def _side_by_side(values: Mapping[str, Mapping[str, Any]]) -> str:
@@ -238,10 +282,10 @@ def _difference(diff: RunDiff) -> str:
 
 
 def _recipe(runs: Sequence[RunReport]) -> str:
-    resolved = _side_by_side({run.name: run.recipe for run in runs})
+    resolved = _side_by_side({run.label: run.recipe for run in runs})
     parts = [f"<details><summary>Every value</summary>{resolved}</details>"] if resolved else []
     for run in runs:
         if run.recipe_text:
-            owner = f" of {escape(run.name)}" if len(runs) > 1 else ""
+            owner = f" of {escape(run.label)}" if len(runs) > 1 else ""
             parts.append(f"<details><summary>The file{owner}</summary><pre>{escape(run.recipe_text)}</pre></details>")
     return "".join(parts)

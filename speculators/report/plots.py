@@ -6,6 +6,7 @@ import importlib.util
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +16,14 @@ import attrs
 from speculators.errors import SpeculatorsError
 
 # Stand-ins for the page's colours: matplotlib accepts only real colours, so its output is searched for these.
-COLOURS = 8
-_SERIES = [f"#c0de{index:02d}" for index in range(COLOURS)]
+COLOURS, BASELINE_COLOURS = 8, 3
+_SERIES = {
+    **{f"s{index}": f"#c0de{index:02d}" for index in range(COLOURS)},
+    **{f"b{index}": f"#c0deb{index}" for index in range(BASELINE_COLOURS)},
+}
 _INK, _MUTED, _GRID = "#c0deff", "#c0deee", "#c0dedd"
 _VARIABLES = {
-    **{code: f"var(--s{index})" for index, code in enumerate(_SERIES)},
+    **{code: f"var(--{name})" for name, code in _SERIES.items()},
     _INK: "var(--ink)",
     _MUTED: "var(--muted)",
     _GRID: "var(--grid)",
@@ -27,6 +31,8 @@ _VARIABLES = {
 _LINES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}
 # Inches (72 points each), about the width of a phone: text is neither shrunk there nor enlarged elsewhere.
 WIDTH, HEIGHT = 4.2, 2.75
+# Characters of a category's name in one line.
+LABEL_WIDTH = 22
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -56,7 +62,7 @@ class Series:
     Attributes:
         y: a value for each x; a NaN is not drawn.
         intervals: (low, high) around each y; () for none.
-        colour: index of a series colour of the page; they repeat after COLOURS.
+        colour: variable of the page's style sheet, from `run_colour` or `baseline_colour`.
         line: "solid", "dashed" or "dotted".
         marks: whether to draw a dot at each point, hollow unless the line is solid.
     """
@@ -65,7 +71,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     intervals: Sequence[tuple[float, float]] = ()
-    colour: int = 0
+    colour: str = "s0"
     line: str = "solid"
     marks: bool = False
 
@@ -77,21 +83,41 @@ def check_matplotlib() -> None:
         raise SpeculatorsError("the report's plots need matplotlib, which is not installed", hint=hint)
 
 
+def run_colour(index: int) -> str:
+    """Names the colour of a run; they repeat after COLOURS."""
+    return f"s{index % COLOURS}"
+
+
+def baseline_colour(index: int) -> str:
+    """Names the colour of a baseline, which no run has."""
+    return f"b{index % BASELINE_COLOURS}"
+
+
 def lines(
-    name: str, series: Sequence[Series], *, x: str, y: str, whole_x: bool = False, level: float | None = None
+    name: str,
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    at_points: bool = False,
+    from_zero: bool = False,
+    level: float | None = None,
 ) -> str:
-    """Draws lines as SVG.
+    """Draws lines over whole numbers as SVG.
 
     Args:
         name: of the plot, unique on its page.
         x, y: labels of the axes.
-        whole_x: whether the ticks of the x axis are the x of the series, as for K.
+        at_points: whether the ticks of the x axis are the x of the series, as for K.
+        from_zero: whether the y axis begins at 0, as for probabilities.
         level: y of a line across, such as a speed-up of 1.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with _style(name):
         figure, axes = _figure(HEIGHT)
         for one in series:
-            colour = _SERIES[one.colour % COLOURS]
+            colour = _SERIES[one.colour]
             at, values, errors = _finite(one)
             mark = {"marker": "o" if one.marks else None, "fillstyle": "full" if one.line == "solid" else "none"}
             axes.plot(at, values, color=colour, linestyle=_LINES[one.line], **mark)
@@ -99,10 +125,14 @@ def lines(
                 axes.errorbar(at, values, errors, color=colour, capsize=3, elinewidth=1, fmt="none")
         if level is not None:
             axes.axhline(level, color=_MUTED, linewidth=0.8, linestyle=":")
-        if whole_x:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if at_points:
             places = sorted({place for one in series for place in one.x})
             axes.set_xticks(places)
             axes.set_xlim(places[0] - 0.3, places[-1] + 0.3)
+        if from_zero:
+            # Lines that are nearly level leave no margin of their own above them.
+            axes.set_ylim(0, 1.08 * max((value for one in series for value in _finite(one)[1]), default=1.0) or 1.0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         return _svg(figure)
@@ -111,13 +141,14 @@ def lines(
 def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str) -> str:
     """Draws dots with intervals as SVG, a row for each label; `x` of a series holds rows and `y` values."""
     with _style(name):
-        figure, axes = _figure(0.75 + len(labels) * max(0.24, 0.11 * (1 + len(series))))
+        text_lines = max(_whole(label).count("\n") + 1 for label in labels)
+        figure, axes = _figure(0.75 + len(labels) * max(0.24, 0.17 * text_lines, 0.11 * (1 + len(series))))
         for index, one in enumerate(series):
             shift = (index - (len(series) - 1) / 2) * 0.7 / max(1, len(series))
             rows, values, errors = _finite(one)
-            style = {"color": _SERIES[one.colour % COLOURS], "capsize": 2.5, "elinewidth": 1}
+            style = {"color": _SERIES[one.colour], "capsize": 2.5, "elinewidth": 1}
             axes.errorbar(values, [row + shift for row in rows], xerr=errors, fmt="o", **style)
-        axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
+        axes.set_yticks(range(len(labels)), [_whole(label) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlabel(x)
         return _svg(figure)
@@ -153,10 +184,10 @@ def _figure(height: float) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _short(text: str, most: int = 22) -> str:
+def _whole(text: str) -> str:
+    """Breaks a long label into lines of LABEL_WIDTH characters."""
     # A dollar sign would start a formula.
-    short = text if len(text) <= most else text[: most - 1] + "…"
-    return short.replace("$", r"\$")
+    return "\n".join(textwrap.wrap(text, LABEL_WIDTH) or [text]).replace("$", r"\$")
 
 
 def _svg(figure: Any) -> str:

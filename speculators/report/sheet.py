@@ -8,14 +8,16 @@ SHEET = """
   --paper: #ffffff; --panel: #f6f7f9; --ink: #1a1d21; --muted: #5b636d; --grid: #e3e6ea;
   --good: #176b3a; --bad: #b3261e; --mark: #fff3cd;
   --s0: #0b62b8; --s1: #c2410c; --s2: #0f766e; --s3: #8a3ffc; --s4: #a16207;
-  --s5: #be185d; --s6: #4d7c0f; --s7: #475569;
+  --s5: #be185d; --s6: #4d7c0f; --s7: #7c2d12;
+  --b0: #6b7280; --b1: #9ca3af; --b2: #4b5563; --shade: rgb(0 0 0 / .28);
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --panel: #1d2125; --ink: #e8eaed; --muted: #a3abb5; --grid: #333a41;
     --good: #7bd69a; --bad: #ff8f85; --mark: #4a3d0f;
     --s0: #6cb2ff; --s1: #ff9a62; --s2: #4fd1c5; --s3: #c4a1ff; --s4: #e5c04b;
-    --s5: #ff8ac0; --s6: #a3d65c; --s7: #a8b3c2;
+    --s5: #ff8ac0; --s6: #a3d65c; --s7: #e0a58b;
+    --b0: #9aa3ad; --b1: #6f7883; --b2: #c3cad2; --shade: rgb(0 0 0 / .8);
   }
 }
 * { box-sizing: border-box; }
@@ -33,6 +35,7 @@ a { color: var(--s0); }
 .note { color: var(--muted); font-size: .88rem; }
 .good { color: var(--good); }
 .bad { color: var(--bad); font-weight: 600; }
+.lead { font-weight: 600; }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
 figure { margin: 0; padding: .8rem; background: var(--panel); border-radius: .5rem; min-width: 0; }
 figcaption { font-weight: 600; margin-bottom: .4rem; }
@@ -44,7 +47,16 @@ figure svg text { font-family: inherit !important; }
 .keys i { flex: none; width: 1.5rem; border-top: 2px solid; }
 .keys i.dashed { border-top-style: dashed; }
 .keys i.dotted { border-top-style: dotted; }
-.scroll { overflow-x: auto; max-width: 100%; margin: .5rem 0; }
+.scroll { max-width: 100%; margin: .5rem 0; --ground: var(--paper); }
+/* A shade at an edge beyond which there is more: covers that move with the content hide it at the ends. */
+.scroll, pre {
+  overflow-x: auto; background:
+  linear-gradient(to right, var(--ground) 40%, transparent) left / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--ground) 40%, transparent) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / .8rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / .8rem 100% no-repeat scroll,
+  var(--ground);
+}
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 600; white-space: nowrap; }
@@ -52,5 +64,5 @@ td { max-width: 26rem; overflow-wrap: break-word; }
 table.narrow td { white-space: nowrap; max-width: none; }
 tr.differs td { background: var(--mark); }
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
-pre { overflow-x: auto; padding: .8rem; background: var(--panel); border-radius: .5rem; font-size: .82rem; }
+pre { --ground: var(--panel); padding: .8rem; border-radius: .5rem; font-size: .82rem; }
 """

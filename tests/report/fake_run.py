@@ -87,7 +87,8 @@ def fake_run(
     for step in range(1, UPDATES + 1):
         loss = 2.2 + 6 * math.exp(-step / 120) + chance.gauss(0, 0.12)
         counted = {"tokens": 2048, "tokens_per_second": 1500.0, "seconds_left": 0.0}
-        counted |= {"epoch": 0, "learning_rate": 1e-4, "grad_norm": 1.0}
+        counted |= {"epoch": 0, "learning_rate": 1e-4 * (1 - step / UPDATES), "grad_norm": 1.0}
+        counted["metrics"] = {f"accuracy_{depth}": rate**depth * step / UPDATES for depth in (1, 2, 3)}
         events.append({"event": "StepEvent", "step": step, "total_steps": UPDATES, "loss": loss, **counted})
         if step % 90 == 0:
             tau = acceptance(rate * (1 - math.exp(-step / 150)), 3).tau

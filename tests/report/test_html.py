@@ -18,11 +18,14 @@ pytest.importorskip("matplotlib", reason="pip install 'spec-recipes[report]'")
 from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.report import plots
-from speculators.report.gather import POINTS, Report, gather, thinned
+from speculators.report.curves import POINTS, thinned
+from speculators.report.gather import Report, gather
 from speculators.report.html import page
+from speculators.report.seeds import labels
 from speculators.report.sheet import SHEET
 
 PLOTS = ["Accepted by position", "Accepted, given reached", "Tau by K", "Speed-up by K", "Loss", "Exact tau during"]
+PLOTS += ["Accuracy by depth", "Learning rate", "Gradient norm", "Tokens per second"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_text_of_plots_is_text_and_colours_are_the_pages(both: str) -> None:
     assert re.findall(r"#[0-9a-f]{6}", drawn) == []
     light, dark = SHEET.split("prefers-color-scheme: dark")
     names = set(re.findall(r"var\((--\w+)\)", both))
-    assert {"--ink", "--s0", "--s1", "--grid"} <= names
+    assert {"--ink", "--s0", "--s1", "--b0", "--grid", "--shade"} <= names
     for sheet in (light, dark):
         assert names <= set(re.findall(r"(--\w+):", sheet))
 
@@ -112,7 +115,75 @@ def test_several_runs_stand_side_by_side_with_their_differences(runs: list[Path]
     assert "<b>results are comparable</b>" in both
     assert "talk, K=7, T=0: tau 2.458 -&gt; 2.700" in both
     (loss,) = re.findall(r"<figcaption>Loss.*?</figure>", both, flags=re.DOTALL)
-    assert all(run.name in loss for run in runs)
+    assert all(f"</i>lr={rate}<" in loss for rate in ("0.001", "0.005"))
+
+
+def test_the_difference_comes_first(runs: list[Path], both: str) -> None:
+    """Above the numbers of the runs; each run is introduced with its name and with what distinguishes it."""
+    assert re.findall(r"<section id=\"(\w+)\"", both)[:2] == ["difference", "acceptance"]
+    assert f"<b>lr=0.005</b> ({runs[1].name}): trained" in both
+
+
+def test_a_baseline_has_one_line_in_its_own_colour(both: str) -> None:
+    """The same answers give it the same drafts in every run; no run has its colour."""
+    for title in ("Tau by K: talk, T=0", "Speed-up by K: talk, T=0"):
+        (figure,) = re.findall(rf"<figcaption>{title}.*?</figure>", both, flags=re.DOTALL)
+        assert re.findall(r'<span style="color: var\(--(\w+)\)"><i class=\w+></i>([^<]*)', figure) == [
+            ("s0", "lr=0.001"),
+            ("s1", "lr=0.005"),
+            ("b0", "ngram"),
+        ]
+
+
+def test_runs_that_differ_in_the_seed_have_mean_and_spread(tmp_path: Path, facts: VerifierFacts) -> None:
+    """Tau and speed-up of each setting, over all runs that differ in nothing else."""
+    rates = {0: 0.60, 1: 0.62, 2: 0.59}
+    seeds = [fake_run(tmp_path, facts, f"seed={seed}", rate=rate, places=PLACES[:1]) for seed, rate in rates.items()]
+    other = fake_run(tmp_path, facts, "schedule.optimizer.lr=5e-3", rate=0.9, places=PLACES[:1])
+    text = page(gather([*seeds, other]))
+    # 1 + r + r^2 + r^3 for the three rates: 2.176, 2.243, 2.143.
+    assert "<td>talk</td><td>0</td><td>3</td><td>3</td><td>2.187 ± 0.051</td><td>2.143 to 2.243</td>" in text
+    assert "Over seeds" not in page(gather([seeds[0], other]))
+
+
+def test_axes_of_probabilities_begin_at_0(both: str) -> None:
+    """Otherwise a level line fills the plot with noise."""
+    for title in ("Accepted by position: talk, T=0", "Accepted, given reached: talk, T=0", "Accuracy by depth"):
+        (figure,) = re.findall(rf"<figcaption>{title}.*?</figure>", both, flags=re.DOTALL)
+        assert ">0.0</text>" in figure
+
+
+def test_long_labels_are_whole() -> None:
+    """The name of a category is broken into lines, not cut off."""
+    label = "questions about the history of cooking"
+    drawn = plots.dots("rows", [label], [plots.Series(name="one", x=[0], y=[1.5])], x="tau")
+    words = re.findall(r"<(?:text|tspan)[^>]*>([^<]+)<", drawn)
+    assert set(label.split()) <= set(" ".join(words).split())
+    assert "…" not in drawn
+
+
+def test_updates_are_whole_numbers() -> None:
+    """A short training has no update 2.5."""
+    drawn = plots.lines("short", [plots.Series(name="one", x=[1, 2, 3, 4], y=[4, 3, 2, 1])], x="update", y="loss")
+    assert not re.findall(r">\d+\.5</text>", drawn.split("matplotlib.axis_2")[0].split(">update<")[0])
+
+
+@pytest.mark.parametrize(
+    ("recipes", "expected"),
+    [
+        ([{"seed": 0, "schedule.lr": 1}, {"seed": 1, "schedule.lr": 1}], ["seed=0", "seed=1"]),
+        ([{"seed": 0, "schedule.lr": 1}, {"seed": 1, "schedule.lr": 2}], ["seed=0, lr=1", "seed=1, lr=2"]),
+        ([{"a.lr": 1, "b.lr": 1}, {"a.lr": 2, "b.lr": 2}], ["a.lr=1, b.lr=1", "a.lr=2, b.lr=2"]),
+        ([{"name": "one", "x": 1}, {"name": "two", "x": 2}], ["one", "two"]),
+        ([{"x": 1}, {"x": 1}], ["A", "B"]),
+        ([{"x": 1}, {}], ["A", "B"]),
+        ([dict.fromkeys("wxyz", 1), dict.fromkeys("wxyz", 2)], ["A", "B"]),
+        ([{"x": 1}], ["A"]),
+    ],
+)
+def test_a_label_is_what_differs(recipes: list[dict[str, object]], expected: list[str]) -> None:
+    """Legends name the values that differ, or the recipes; the runs where that would be unclear or long."""
+    assert labels(["A", "B"][: len(recipes)], recipes) == expected
 
 
 def test_what_files_say_is_text(tmp_path: Path, facts: VerifierFacts) -> None:
@@ -151,8 +222,8 @@ def test_a_resumed_run_counts_each_update_once(run: Path) -> None:
     again = [{"event": "EvalEvent", "step": 90, "tau": 1.25}, {"event": "EvalEvent", "step": 30, "tau": 1.0}]
     file.write_text(file.read_text() + "".join(json.dumps(event) + "\n" for event in again))
     (reported,) = gather([run]).runs
-    assert reported.tau[:2] == [(30, 1.0), (90, 1.25)]
-    assert len(reported.tau) == 11
+    assert reported.curves.tau[:2] == [(30, 1.0), (90, 1.25)]
+    assert len(reported.curves.tau) == 11
 
 
 @pytest.mark.parametrize(
@@ -210,7 +281,7 @@ def test_a_run_has_one_colour_on_the_page(tmp_path: Path, facts: VerifierFacts) 
     first = fake_run(tmp_path, facts, places=PLACES[:1])
     second = fake_run(tmp_path, facts, "schedule.optimizer.lr=5e-3", places=PLACES[2:])
     text = page(gather([first, second]))
-    keys = set(re.findall(rf'<span style="color: (var\(--s\d\))"><i class=solid></i>{second.name}', text))
+    keys = set(re.findall(r'<span style="color: (var\(--s\d\))"><i class=solid></i>lr=0.005', text))
     assert keys == {"var(--s1)"}
 
 
@@ -241,8 +312,9 @@ def test_without_matplotlib_the_error_names_the_extra(runs: list[Path], monkeypa
 def test_a_series_of_every_kind_is_drawn() -> None:
     """NaN leaves a gap, and more series than colours repeat the colours."""
     one = plots.Series(name="one", x=[1, 3, 5], y=[1.5, nan, 1.7], intervals=[(1.4, 1.6), (nan, nan), (nan, nan)])
-    many = [attrs.evolve(one, colour=colour, line="dotted", marks=True) for colour in range(plots.COLOURS + 1)]
-    drawn = plots.lines("many", many, x="K", y="tau", whole_x=True, level=1.0)
+    colours = map(plots.run_colour, range(plots.COLOURS + 1))
+    many = [attrs.evolve(one, colour=colour, line="dotted", marks=True) for colour in colours]
+    drawn = plots.lines("many", many, x="K", y="tau", at_points=True, level=1.0)
     assert drawn.startswith("<svg viewBox=")
     assert "var(--s7)" in drawn
     assert "a$b" in plots.dots("rows", ["a$b"], [plots.Series(name="one", x=[0], y=[1.5], intervals=[(1, 2)])], x="tau")
