@@ -16,7 +16,7 @@ SEED = "seed"
 # A legend with more values than this is harder to read than the names of the runs.
 MOST_VALUES = 3
 # Describe a recipe without changing any result.
-_DESCRIPTION = ("name", "version", "summary", "hardware", "expect")
+_DESCRIPTION = ("name", "version", "summary", "hardware", "minutes", "expect")
 
 Recipes = Sequence[Mapping[str, Any]]
 
