@@ -20,7 +20,7 @@ def conclusion(result: BenchResult, run: Path | None) -> RenderableType:
     """Concludes a benchmark: a line for each suite and temperature, then the commands that come next.
 
     Args:
-        run: the run folder; None where no run holds the result.
+        run: the run as commands take it, a folder or a name; None where no run holds the result.
     """
     places = settings_by_place(result.settings)
     lines = [
@@ -28,8 +28,10 @@ def conclusion(result: BenchResult, run: Path | None) -> RenderableType:
         for (suite, temperature), settings in places.items()
     ]
     if run is not None:
+        # In ./runs a name is enough, and two commands fit into a line.
+        run = Path(run.name) if run.parent == Path("runs") else run
         lines.append(f"Next: spec export {run}, spec report {run}" if result.agrees else f"Next: spec doctor {run}")
-    return Text("\n".join(lines), style="title")
+    return Text("\n" + "\n".join(lines), style="title")
 
 
 def settings_by_place(settings: Iterable[Setting]) -> dict[tuple[str, float], list[Setting]]:

@@ -65,17 +65,17 @@ def test_the_conclusion_is_one_sentence(settings: list[Setting], sentence: str) 
 
 
 def test_the_next_commands_name_the_run() -> None:
-    """Export and report; the doctor where live and replay disagree; several settings name their place."""
+    """Export and report, or the doctor where live and replay disagree; in ./runs by its name, elsewhere by its path."""
     run = Path("runs/mine-1a2b")
     good = made_results.bench_result(timed(3, 1.2), attrs.evolve(timed(3, 0.9), temperature=1.0))
-    assert str(conclusion(good, run)).splitlines() == [
+    assert str(conclusion(good, run)).strip().splitlines() == [
         "mine, T=0: K = 3: 1.90 tokens a pass, 1.20x here.",
         "mine, T=1: K = 3: 1.90 tokens a pass, 0.90x here, slower than without drafts.",
-        "Next: spec export runs/mine-1a2b, spec report runs/mine-1a2b",
+        "Next: spec export mine-1a2b, spec report mine-1a2b",
     ]
     bad = made_results.bench_result(attrs.evolve(setting(3), live=made_results.live(gap="round 2")))
-    assert str(conclusion(bad, run)).splitlines()[-1] == "Next: spec doctor runs/mine-1a2b"
-    assert len(str(conclusion(bad, None)).splitlines()) == 1
+    assert str(conclusion(bad, Path("/else/mine"))).splitlines()[-1] == "Next: spec doctor /else/mine"
+    assert len(str(conclusion(bad, None)).strip().splitlines()) == 1
 
 
 def test_a_criterion_that_was_not_judged_is_not_a_failure() -> None:
