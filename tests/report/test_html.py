@@ -119,8 +119,10 @@ def test_several_runs_stand_side_by_side_with_their_differences(runs: list[Path]
 
 
 def test_the_difference_comes_first(runs: list[Path], both: str) -> None:
-    """Above the numbers of the runs; each run is introduced with its name and with what distinguishes it."""
+    """Above the numbers, without what has no effect; each run is introduced with its name and what distinguishes it."""
     assert re.findall(r"<section id=\"(\w+)\"", both)[:2] == ["difference", "acceptance"]
+    (section,) = re.findall(r"<section id=\"difference\">(.*?)</section>", both, flags=re.DOTALL)
+    assert re.findall(r"<tr><td>([\w.]+)</td>", section) == ["schedule.optimizer.lr"]
     assert f"<b>lr=0.005</b> ({runs[1].name}): trained" in both
 
 
