@@ -35,7 +35,7 @@ def training_figures(runs: Sequence[RunReport]) -> list[str]:
 
 
 def _curves(runs: Sequence[RunReport], name: str, title: str, axis: str, note: str) -> str:
-    """Plots one curve of every run that has it; "" where none has."""
+    """Plots one curve of every run that logged it; "" where none did."""
     series = []
     for index, run in enumerate(runs):
         curve: Points = getattr(run.curves, name)

@@ -16,7 +16,7 @@ from speculators.report.figures import acceptance_figures, runs_by_place, traini
 from speculators.report.gather import Report, RunDiff, RunReport
 from speculators.report.plots import check_matplotlib
 from speculators.report.progress import duration
-from speculators.report.seeds import Spread, seed_groups, seed_rows
+from speculators.report.seeds import SeedSpread, seed_groups, seed_rows
 from speculators.report.sheet import SHEET
 
 # A browser that obeys this fetches nothing and runs nothing, whatever a file may have smuggled in.
@@ -141,11 +141,11 @@ def _over_seeds(runs: Sequence[RunReport]) -> str:
     return "".join(parts)
 
 
-def _spread(spread: Spread, digits: int) -> str:
+def _spread(spread: SeedSpread, digits: int) -> str:
     return f"{number_text(spread.mean, digits)} ± {number_text(spread.deviation, digits)}"
 
 
-def _range(spread: Spread, digits: int) -> str:
+def _range(spread: SeedSpread, digits: int) -> str:
     return f"{number_text(spread.low, digits)} to {number_text(spread.high, digits)}"
 
 

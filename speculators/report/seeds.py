@@ -40,7 +40,9 @@ def labels(names: Sequence[str], recipes: Recipes) -> list[str]:
         )
         for recipe in recipes
     ]
-    unclear = not keys or len(keys) > MOST_VALUES or len(set(made)) < len(made) or len(set(titles)) > 1
+    unclear = (
+        not all(recipes) or not keys or len(keys) > MOST_VALUES or len(set(made)) < len(made) or len(set(titles)) > 1
+    )
     return list(names) if unclear else made
 
 
@@ -55,7 +57,7 @@ def seed_groups(recipes: Recipes) -> list[list[int]]:
 
 
 @attrs.frozen(kw_only=True)
-class Spread:
+class SeedSpread:
     """The mean of a number over seeds, with its standard deviation and range."""
 
     mean: float
@@ -64,7 +66,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> SeedSpread:
         """Summarises two values or more."""
         return cls(mean=mean(values), deviation=stdev(values), low=min(values), high=max(values))
 
@@ -82,8 +84,8 @@ class SeedRow:
     temperature: float
     num_speculative_tokens: int
     seeds: int
-    tau: Spread
-    speed_up: Spread | None
+    tau: SeedSpread
+    speed_up: SeedSpread | None
 
 
 def seed_rows(settings: Sequence[Sequence[Setting]]) -> list[SeedRow]:
@@ -107,8 +109,8 @@ def seed_rows(settings: Sequence[Sequence[Setting]]) -> list[SeedRow]:
                     temperature=temperature,
                     num_speculative_tokens=k,
                     seeds=len(same),
-                    tau=Spread.of([each.exact.tau for each in same]),
-                    speed_up=Spread.of(timed) if len(timed) == len(same) else None,
+                    tau=SeedSpread.of([each.exact.tau for each in same]),
+                    speed_up=SeedSpread.of(timed) if len(timed) == len(same) else None,
                 )
             )
     return rows
