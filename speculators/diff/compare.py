@@ -15,7 +15,7 @@ from speculators.recipe.lock_check import differing_inputs
 from speculators.recipe.values import defaults
 
 # Sections that change nothing a recipe does: its name and purpose, what it is expected to reach, who is notified.
-_WITHOUT_EFFECT = ("format", "name", "version", "summary", "hardware", "minutes", "extends")
+_WITHOUT_EFFECT: tuple[str, ...] = ("format", "name", "version", "summary", "hardware", "minutes", "extends")
 _WITHOUT_EFFECT += ("tracking", "reproduce", "expect")
 # List at most this many changed inputs of a stage; summarise the rest.
 _INPUTS_LISTED = 4
