@@ -31,6 +31,9 @@ def test_the_answer_is_the_verifiers_with_the_drafted_part_apart(
     assert answer["tokens"] == list(plain.decoded.tokens)
     assert "".join(piece["text"] for piece in answer["pieces"]) == plain.text
     assert all(each["drafted"] == 2 for each in answer["rounds"])
+    monkeypatch.chdir(spec.home)
+    named = spec("try", run_folder.name, "Name three colours.", "--k", "2", *SHORT, "--json")
+    assert named.json["pieces"] == answer["pieces"], named.err
     shown = spec("try", run_folder / "speculator", "Name three colours.", "--k", "2", *SHORT)
     # Control characters, which a terminal would obey, are left out.
     assert shown.out.startswith(strip_control_codes(plain.text))
