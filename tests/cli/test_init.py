@@ -49,6 +49,18 @@ def test_its_comments_state_what_the_plan_computes() -> None:
     assert recipe.algorithm.config.target_layer_ids is None
 
 
+def test_a_draft_for_gemma_has_an_activation_that_servers_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A draft inherits Gemma's GELU, with which no server loads it; the recipe says why it has another."""
+    config = {**json.loads(Path(LLAMA).read_text()), "hidden_act": "gelu_pytorch_tanh"}
+    (tmp_path / "gemma.json").write_text(json.dumps(config))
+    assert main(["init", "owner/gemma", "--verifier-config", "gemma.json", "--out", "mine.toml", "--quiet"]) == 0
+    assert main(["validate", "./mine.toml", "--verifier-config", "gemma.json"]) == 0
+    assert "servable by: vLLM, SGLang" in capsys.readouterr().out
+    assert 'decoder = { hidden_act = "silu" }' in Path("mine.toml").read_text()
+
+
 def test_it_runs_from_end_to_end(fresh: Spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder and a file of conversations are enough; the plan is shown, and an existing file is left alone."""
     make_tiny_verifier(tmp_path / "mine")
