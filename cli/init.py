@@ -122,14 +122,14 @@ def _starter(section: VerifierSection, facts: VerifierFacts, options: argparse.N
 def _algorithm(kind: Any, facts: VerifierFacts) -> tuple[SpeculatorModelConfig, dict[str, str]]:
     """Chooses the keys of [algorithm]: a smaller vocabulary where that costs no server, values that win one."""
     config, keys = kind(), {}
+    plain = attrs.evolve(config, decoder={"hidden_act": "silu"})
+    if _servers(plain, facts) > _servers(config, facts):
+        config, keys["decoder"] = plain, "the verifier has another activation, which no server's draft layer has"
     if facts.vocab_size > LARGE_VOCABULARY:
         smaller = attrs.evolve(config, draft_vocab_size=DRAFTED)
         if not [*smaller.misfits(facts)] and _servers(smaller, facts) >= _servers(config, facts):
             config = smaller
             keys["draft_vocab_size"] = f"of {facts.vocab_size}: the most frequent ones in the data"
-    plain = attrs.evolve(config, decoder={"hidden_act": "silu"})
-    if _servers(plain, facts) > _servers(config, facts):
-        config, keys["decoder"] = plain, "the verifier has another activation, which no server's draft layer has"
     for field in kind.recipe_fields():
         if field.type in (bool, "bool") and not field.metadata.get("knob"):
             other = attrs.evolve(config, **{field.name: not getattr(config, field.name)})
