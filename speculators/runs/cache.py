@@ -170,7 +170,7 @@ def remove(entries: Sequence[CacheEntry]) -> Pruned:
     removed: list[CacheEntry] = []
     in_use: list[CacheEntry] = []
     for entry in entries:
-        with unused(entry.path) as free, disk_errors(entry.path):
+        with disk_errors(entry.path), unused(entry.path) as free:
             for part in parts(entry.path) if free else ():
                 if part.is_dir():
                     shutil.rmtree(part)

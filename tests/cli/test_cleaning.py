@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Spec
@@ -161,6 +163,21 @@ def test_prune_keeps_what_a_running_process_uses(spec: Spec, user: subprocess.Po
     user.wait()
     assert spec("cache", "prune", "states", "--yes").code == 0
     assert not {name for name in left(spec) if name.startswith("states/")}
+
+
+def test_a_cache_that_can_only_be_read_is_used_without_marks(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's cache serves as before; nothing in it is removed by accident."""
+    real = Path.open
+
+    def refuse(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if self.suffix == ".use" and mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(self, mode, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    use(spec.cache / "states" / OTHER, "mine")
+    assert not (spec.cache / "states" / f".{OTHER}.use").exists()
+    assert spec("cache").code == 0
 
 
 def test_prune_never_leaves_the_cache(spec: Spec, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from speculators.events import (
     Event,
     PreparedFacts,
     ProgressEvent,
+    RunEvent,
     SaveEvent,
     StageEvent,
     StatesCheckFacts,
@@ -52,6 +53,7 @@ STEP = StepEvent(
     metrics={"accuracy_1": 0.25},
 )
 EVENTS: list[Event] = [
+    RunEvent(folder=Path("/runs/a")),
     StageEvent(stage="verifier", status="skip", detail="/cache/verifiers/tiny"),
     StageEvent(stage="prepare", status="done", facts=PREPARED, seconds=2),
     StageEvent(
