@@ -80,7 +80,7 @@ def agreed(options: argparse.Namespace, question: str) -> None:
 def add_verifier_config(parser: argparse.ArgumentParser) -> None:
     """Adds `--verifier-config`."""
     text = "the verifier's config.json, to check the recipe against it without downloading the model"
-    parser.add_argument("--verifier-config", metavar="FILE", type=Path, help=text)
+    parser.add_argument("--verifier-config", metavar="FILE", type=existing_file, help=text)
 
 
 @contextmanager
@@ -113,6 +113,14 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer from 1, got {text!r}")
     return int(text)
+
+
+def existing_file(text: str) -> Path:
+    """argparse type: the path of a file that is there."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"no such file: {text}")
+    return path
 
 
 def natural(text: str) -> int:

@@ -373,4 +373,5 @@ def test_an_unknown_home_and_a_file_in_place_of_a_folder_are_reported(spec: Spec
     """They are reported like any other path that does not exist."""
     Path("file").write_text("")
     one_error(spec("validate", "~no-such-user/mine.toml"), 2, "home directory")
-    one_error(spec("validate", "smoke", "--verifier-config", "file/config.json"), 1, "file/config.json: cannot be read")
+    for verb in ("validate", "plan"):
+        one_error(spec(verb, "smoke", "--verifier-config", "file/config.json"), 2, "no such file: file/config.json")
