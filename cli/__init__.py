@@ -65,7 +65,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spec init owner/model --verifier-config config.json --gpus 8xH100-80GB",
     ),
     "cp": ("spec cp quickstart ./mine.toml",),
-    "validate": ("spec validate ./mine.toml", "spec validate ./mine.toml --verifier-config config.json"),
+    "validate": ("spec validate ./mine.toml", "spec validate quickstart ./mine.toml --set seed=1"),
     "plan": ("spec plan quickstart", "spec plan ./mine.toml --gpus 8xH100-80GB"),
     "data": ("spec data ./mine.toml --show 3",),
     "regenerate": ("spec regenerate ./mine.toml prompts.jsonl --out answers.jsonl",),

@@ -68,7 +68,8 @@ def _runs_table(runs: Sequence[RunSummary]) -> Table:
     table = plain_table("run", "last worked", "state", "tau", "speed-up")
     for run in runs:
         best, when = run.best, run.last_worked
-        changes = "".join(f"\n  {path} = {_toml(value)}" for path, value in run.changes.items())
+        # The last part of the key alone, or long keys would push the numbers off the screen; --json has all of it.
+        changes = "".join(f"\n  {path.rpartition('.')[2]} = {_toml(value)}" for path, value in run.changes.items())
         table.add_row(
             escape(run.folder.name) + f"[note]{escape(changes)}[/]",
             f"{datetime.fromtimestamp(when):%m-%d %H:%M}" if when else "",

@@ -265,7 +265,7 @@ def test_stages_that_run_again_have_a_cost(spec: Spec, runs: dict[str, str]) -> 
 def test_a_run_keeps_where_its_values_come_from(spec: Spec, runs: dict[str, str], altered: Any) -> None:
     """A run records file, line or --set for each value; runs that predate this give their plan.json."""
     (change,) = spec("diff", runs["plain"], runs["faster"], "--json").json["changes"]
-    assert change["before_from"].endswith("smoke.toml:26")
+    assert change["before_from"].endswith("smoke.toml:27")
     assert change["after_from"] == "--set"
     old = altered("plan.json", lambda plan: plan.pop("origins"))
     (change,) = spec("diff", old, runs["faster"], "--json").json["changes"]

@@ -67,4 +67,4 @@ def test_a_run_comes_first_with_its_state_changes_and_best_number(width: int) ->
     assert header.split() == ["run", "last", "worked", "state", "tau", "speed-up"]
     name, _date, _time, *others = run.split()
     assert [name, *others] == ["quickstart_short-1a2b3c4d", "training", "62%", "1.727", "(K=5)", "1.01"]
-    assert rest[:2] == ["  seed = 1", "  schedule.optimizer.lr = 0.0002"]
+    assert rest[:2] == ["  seed = 1", "  lr = 0.0002"]
