@@ -77,7 +77,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "report": ("spec report runs/NAME", "spec report A B C --out three.html"),
     "show": ("spec show quickstart", "spec show ./mine.toml --why schedule.optimizer.lr"),
     "diff": ("spec diff quickstart ./mine.toml", "spec diff A B", "spec diff HEAD~1:mine.toml mine.toml --md"),
-    "doctor": ("spec doctor runs/NAME",),
+    "doctor": ("spec doctor NAME --quick", "spec doctor ./speculator --verifier ./qwen3 --prompts mine.jsonl"),
     "reproduce": ("spec reproduce runs/NAME --until prepare",),
     "lock": ("spec lock --check", "spec lock --check runs/NAME"),
     "try": ('spec try runs/NAME "Name three colours."', "spec try NAME --temperature 0.7"),

@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="take the prompts from this suite (default: the run's first, or quickstart)",
     )
+    parser.add_argument("--quick", action="store_true", help="measure less, in about 20 seconds for a small verifier")
+    parser.add_argument("--long", action="store_true", help="print the evidence of every check")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     folder = find_speculator(options.checkpoint)
     recipe = recipe_of(folder)
     suite = _suite(options, recipe)
+    from speculators.doctor.effort import FULL, QUICK
     from speculators.doctor.run import examine
     from speculators.pipeline.measure import SavedSpeculator
     from speculators.report.console import console
@@ -39,12 +42,12 @@ def run(options: argparse.Namespace) -> int:
 
     with RunView(quiet=options.quiet) as view:
         subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
-        diagnosis = examine(subject, suite, listen=view)
+        diagnosis = examine(subject, suite, effort=QUICK if options.quick else FULL, listen=view)
     if options.json:
         print_json(diagnosis.to_json())
     else:
-        console().print(diagnosis_tables(diagnosis))
-    return 0 if diagnosis.healthy else 1
+        console().print(diagnosis_tables(diagnosis, long=options.long))
+    return 1 if diagnosis.failed else 0
 
 
 def _suite(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:

@@ -78,8 +78,8 @@ class Answers:
         """Token ids of prompt and answer, [n] int64 per row."""
         return [torch.tensor(row.response.tokens) for row in self.rows]
 
-    def states(self, layer_ids: Sequence[int]) -> list[torch.Tensor]:
-        """Gives each row's states, [n, A*H] in float32, concatenated in the order of `layer_ids`.
+    def states(self, layer_ids: Sequence[int], count: int | None = None) -> list[torch.Tensor]:
+        """Gives the states of each of the first `count` rows, [n, A*H] in float32, in the order of `layer_ids`.
 
         Raises:
             VerifierError: the verifier has no such layer.
@@ -88,7 +88,8 @@ class Answers:
             raise VerifierError(f"the verifier has layer ids 0 to {self.num_layers}, not {outside}")
         if missing := sorted({*layer_ids} - set(self._states)):
             self._capture(missing)
-        return [torch.cat([self._states[layer][row] for layer in layer_ids], -1) for row in range(len(self.rows))]
+        rows = range(len(self.rows[:count]))
+        return [torch.cat([self._states[layer][row] for layer in layer_ids], -1) for row in rows]
 
     def normed(self) -> list[torch.Tensor]:
         """Gives each row's last-layer states after the final norm, [n, H]."""

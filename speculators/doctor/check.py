@@ -7,6 +7,10 @@ from typing import Any
 import attrs
 
 OK, WARNING, WRONG, SKIPPED = "ok", "warning", "wrong", "not checked"
+# The check that decides whether a speculator that nothing is wrong with is healthy.
+ACCEPTANCE = ("alignment", "acceptance")
+WEAK = "weak: nothing is wrong, but drafting without training does as well"
+UNDECIDED = "undecided: nothing is wrong, but acceptance could not be measured"
 FAMILIES = ("loads", "config", "alignment", "parity", "length", "data")
 
 
@@ -51,13 +55,32 @@ class Diagnosis:
     checks: tuple[Check, ...]
 
     @property
+    def failed(self) -> bool:
+        """Whether a check is wrong."""
+        return any(check.result == WRONG for check in self.checks)
+
+    @property
     def healthy(self) -> bool:
-        """Whether no check is wrong."""
-        return all(check.result != WRONG for check in self.checks)
+        """Whether no check is wrong and the draft accepts more than what needs no training."""
+        return not self.failed and self._acceptance == OK
+
+    @property
+    def verdict(self) -> str:
+        """The diagnosis in one phrase; only a draft that drafts is called healthy."""
+        if self.failed:
+            return "not healthy"
+        if self.healthy:
+            return "healthy"
+        return WEAK if self._acceptance == WARNING else UNDECIDED
+
+    @property
+    def _acceptance(self) -> str:
+        named = [check.result for check in self.checks if (check.family, check.name) == ACCEPTANCE]
+        return named[0] if named else SKIPPED
 
     def to_json(self) -> dict[str, Any]:
-        """Converts the diagnosis to JSON values, with the verdict under `healthy`."""
-        return {**attrs.asdict(self), "healthy": self.healthy}
+        """Converts the diagnosis to JSON values, with the verdict."""
+        return {**attrs.asdict(self), "healthy": self.healthy, "verdict": self.verdict}
 
 
 @attrs.frozen

@@ -14,8 +14,8 @@ import attrs
 
 from speculators.config import SpeculatorModelConfig
 from speculators.doctor.check import Check, Family
+from speculators.doctor.paired import TrialComparison
 from speculators.doctor.speculator import ExaminedSpeculator, TrainingRun
-from speculators.doctor.trials import TrialComparison
 from speculators.errors import SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.recipe.decoder import draft_decoder_config, rope_values

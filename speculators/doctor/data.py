@@ -36,7 +36,6 @@ SAMPLE, RENDERED = 8, 16
 # Share of all tokens: prompts and turn markers make up at least a twentieth of a chat.
 MOST_SUPERVISED = 0.95
 PROMISED = ("as prepared", "loss mask", "rendering", "lint", "on-policy")
-NO_RUN = "the run that trained it is unknown"
 
 
 def check_data(speculator: ExaminedSpeculator, places: Places, listen: Listen = ignore) -> Iterator[Check]:
@@ -44,7 +43,7 @@ def check_data(speculator: ExaminedSpeculator, places: Places, listen: Listen = 
     origin = speculator.origin
     if origin is None:
         for name in PROMISED:
-            yield DATA.skipped(name, f"{NO_RUN}: {speculator.origin_problem}")
+            yield DATA.skipped(name, speculator.origin_problem)
         return
     recipe, lost = relocate(origin.recipe, origin.lock, origin.folder)
     if lost:

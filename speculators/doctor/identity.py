@@ -8,6 +8,7 @@ from pathlib import Path
 
 from speculators.data.template import ChatTemplate
 from speculators.doctor.check import Check, Family, listed
+from speculators.doctor.effort import LEFT_OUT
 from speculators.doctor.speculator import ExaminedSpeculator
 from speculators.errors import SpeculatorsError
 from speculators.files.disk import file_sha256
@@ -72,10 +73,10 @@ def check_head(engine: Engine) -> Check:
     return CONFIG.ok(name, f"{', '.join(rules)}: recomputed logits equal the model's")
 
 
-def check_identity(speculator: ExaminedSpeculator) -> Iterator[Check]:
-    """Compares the verifier's architecture and files with those of training."""
+def check_identity(speculator: ExaminedSpeculator, *, hashes: bool = True) -> Iterator[Check]:
+    """Compares the verifier's architecture and files with those of training; without `hashes`, not its weights."""
     yield _architecture(speculator)
-    yield _weights(speculator)
+    yield _weights(speculator) if hashes else CONFIG.skipped("verifier's weights", LEFT_OUT)
     yield _files(speculator)
     yield _template(speculator)
 
@@ -125,7 +126,7 @@ def _files(speculator: ExaminedSpeculator) -> Check:
 def _compared(speculator: ExaminedSpeculator, name: str, files: list[Path], means: str) -> Check:
     """Compares the hashes of the verifier's files with those in the run's lock."""
     if speculator.origin is None:
-        return CONFIG.skipped(name, f"the files of training are unknown: {speculator.origin_problem}")
+        return CONFIG.skipped(name, speculator.origin_problem)
     locked = speculator.origin.lock.verifier.files
     kinds = {".safetensors"} if name != "tokenizer" else set()
     expected = {one for one in locked if Path(one).suffix in kinds or (not kinds and one in TOKENIZER)}
@@ -145,7 +146,7 @@ def _template(speculator: ExaminedSpeculator) -> Check:
     except SpeculatorsError as error:
         return CONFIG.warning(name, str(error), "put the template of training into the verifier's folder")
     if speculator.origin is None:
-        return CONFIG.skipped(name, f"the files of training are unknown: {speculator.origin_problem}")
+        return CONFIG.skipped(name, speculator.origin_problem)
     locked = speculator.origin.lock.verifier.chat_template
     actual = hashlib.sha256(template.source.encode()).hexdigest()
     if locked == actual:

@@ -13,9 +13,9 @@ import attrs
 import numpy as np
 import torch
 
-from speculators.doctor.alignment import DraftTrials
 from speculators.doctor.check import Check, Family
-from speculators.doctor.trials import LEVEL, sign_flip, units
+from speculators.doctor.paired import LEVEL, chance
+from speculators.doctor.trials import DraftTrials
 
 LENGTH = Family("length")
 # Length of the sequence: the verifier's forward then takes seconds on two cores.
@@ -53,7 +53,7 @@ def check_length(trials: DraftTrials) -> Iterator[Check]:
     inside = [_cut(one, one.context < (trained or longest + 1)) for one in measured[1:]]
     yield _judge("within training's length" if trained else "context", inside, trained)
     if trained is None:
-        yield LENGTH.skipped("beyond training's length", f"it is unknown: {trials.speculator.origin_problem}")
+        yield LENGTH.skipped("beyond training's length", trials.speculator.origin_problem)
     elif longest < trained + LEAST:
         why = f"the answers fill {longest} tokens of at most {limit}, and training went up to {trained}"
         yield LENGTH.skipped("beyond training's length", f"no context is long enough: {why}")
@@ -70,9 +70,9 @@ def _judge(name: str, places: Sequence[DraftPlaces], trained: int | None) -> Che
     figures = f"first drafts that equal the verifier's token, by context length: {_by_context(context, behind)}"
     figures += f"; the same {len(alone):,} places in short contexts {alone.mean():.1%}"
     loss = float(alone.mean() - behind.mean())
-    chance = sign_flip(units([one.alone - one.behind for one in there]))
-    if loss > MOST_LOSS * alone.mean() and chance <= LEVEL:
-        fall = f"acceptance falls from {alone.mean():.1%} to {behind.mean():.1%} in long contexts (p = {chance:.1g})"
+    p = chance([one.alone - one.behind for one in there])
+    if loss > MOST_LOSS * alone.mean() and p <= LEVEL:
+        fall = f"acceptance falls from {alone.mean():.1%} to {behind.mean():.1%} in long contexts (p = {p:.1g})"
         length = f" (data.max_tokens is {trained}; spec data shows their lengths)" if trained else ""
         todo = f"train on conversations as long as those that are served{length}"
         return LENGTH.warning(name, f"{fall}: {figures}", todo)

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import torch
 
 from speculators.bench.suites import load_suite
-from speculators.doctor.alignment import DraftTrials, check_acceptance, check_alignment
+from speculators.doctor.acceptance import explained
 from speculators.doctor.answers import Answers
-from speculators.doctor.check import FAMILIES, WRONG, Check, Diagnosis, Family
-from speculators.doctor.config import check_config
+from speculators.doctor.check import FAMILIES, Check, Diagnosis
 from speculators.doctor.data import check_data
-from speculators.doctor.frozen import check_frozen
+from speculators.doctor.effort import FULL, LEFT_OUT, Effort
+from speculators.doctor.guard import guarded, skip, stage
 from speculators.doctor.identity import check_head, check_identity, check_layers
-from speculators.doctor.length import check_length
 from speculators.doctor.loads import altered, build, read_files
-from speculators.doctor.parity import check_parity
+from speculators.doctor.measured import check_answers, check_files
+from speculators.doctor.paired import FALSE_ALARM
 from speculators.doctor.speculator import ExaminedSpeculator, TrainingRun
-from speculators.doctor.stored import check_memorised, check_states
+from speculators.doctor.stored import check_states
 from speculators.doctor.trained import check_trained
-from speculators.doctor.trials import FALSE_ALARM, TrialComparison, compare
-from speculators.doctor.vocabulary import check_vocabulary
-from speculators.errors import SpeculatorsError
-from speculators.events import Listen, StageEvent, ignore
+from speculators.events import Listen, ignore
 from speculators.facts import VerifierFacts
 from speculators.pipeline.measure import SavedSpeculator, import_algorithm, verifier_of
 from speculators.recipe.schema import Suite
@@ -36,15 +32,12 @@ from speculators.training.world import local_device
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
 
-# Number of prompts and tokens per answer: a few thousand drafts separate a 5% change of acceptance from chance.
-PROMPTS, NEW_TOKENS = 16, 128
-RAISED, MEND = "the algorithm's code raised", "fix the algorithm's code, or the value of config.json that it names"
-
 
 def examine(
     subject: SavedSpeculator,
     suite: Suite,
     *,
+    effort: Effort = FULL,
     places: Places | None = None,
     listen: Listen = ignore,
     answers: Answers | None = None,
@@ -54,6 +47,7 @@ def examine(
     Args:
         subject: the speculator's folder, with its recipe or verifier.
         suite: source of the prompts; only the first few are used.
+        effort: how much to measure.
         places: where runs keep their data; None for the defaults.
         listen: receives events.
         answers: the verifier's answers, if they exist already.
@@ -66,23 +60,26 @@ def examine(
     speculator, checks = admit(subject, listen)
     prompts = ""
     if speculator is None:
-        checks += _skip(FAMILIES[1:], "the checkpoint's files cannot be read")
+        checks += skip(FAMILIES[1:], "the checkpoint's files cannot be read")
     else:
         engine = answers.engine if answers else _engine(subject, speculator)
-        checks += _guarded("config", lambda: (check_layers(speculator), check_trained(speculator), check_head(engine)))
+        checks += guarded("config", lambda: (check_layers(speculator), check_trained(speculator), check_head(engine)))
         if problem := _unmeasurable(speculator):
-            checks += _on_files(speculator, problem)
+            checks += check_files(speculator, problem)
         else:
-            answers = answers or _answers(engine, speculator, suite, listen)
+            answers = answers or _answers(engine, speculator, suite, effort, listen)
             prompts = f"{len(answers.rows)} greedy answers to {answers.source}"
-            checks += _on_answers(speculator, answers, places, listen)
+            checks += check_answers(speculator, answers, effort, places, listen)
             answers = None
-        checks += _guarded("config", lambda: check_identity(speculator))
-        checks += _guarded("data", lambda: [check_states(speculator, engine, places)])
-        # The checks of the data load the verifier again: free this copy first.
-        del engine
-        with _stage(listen, "data"):
-            checks += _guarded("data", lambda: check_data(speculator, places, listen))
+        checks += guarded("config", lambda: check_identity(speculator, hashes=effort.thorough))
+        if effort.thorough:
+            checks += guarded("data", lambda: [check_states(speculator, engine, places)])
+            # The checks of the data load the verifier again: free this copy first.
+            del engine
+            with stage(listen, "data"):
+                checks += guarded("data", lambda: check_data(speculator, places, listen))
+        else:
+            checks += skip(("data",), LEFT_OUT)
     return Diagnosis(
         speculator=str(subject.folder),
         algorithm="" if speculator is None else str(speculator.raw.get("speculators_model_type")),
@@ -90,7 +87,7 @@ def examine(
         prompts=prompts,
         false_alarm=FALSE_ALARM,
         seconds=round(time.monotonic() - began, 1),
-        checks=tuple(sorted(checks, key=lambda check: FAMILIES.index(check.family))),
+        checks=tuple(sorted(explained(checks), key=lambda check: FAMILIES.index(check.family))),
     )
 
 
@@ -113,8 +110,8 @@ def admit(subject: SavedSpeculator, listen: Listen = ignore) -> tuple[ExaminedSp
         origin_problem=why,
         device=local_device(),
     )
-    checks += _guarded("loads", lambda: altered(subject.folder, origin))
-    checks += _guarded("loads", lambda: build(speculator))
+    checks += guarded("loads", lambda: altered(subject.folder, origin))
+    checks += guarded("loads", lambda: build(speculator))
     return speculator, checks
 
 
@@ -141,55 +138,19 @@ def _engine(subject: SavedSpeculator, speculator: ExaminedSpeculator) -> Engine:
     )
 
 
-def _answers(engine: Engine, speculator: ExaminedSpeculator, suite: Suite, listen: Listen) -> Answers:
+def _answers(engine: Engine, speculator: ExaminedSpeculator, suite: Suite, effort: Effort, listen: Listen) -> Answers:
     """Generates the answers, and captures in the same pass the layers around those that the draft reads."""
     ids = {layer + step for layer in speculator.layer_ids or () for step in (-1, 0, 1)}
-    prompts = load_suite(attrs.evolve(suite, take=min(PROMPTS, suite.take or PROMPTS)))
-    with _stage(listen, "answers"):
+    prompts = load_suite(attrs.evolve(suite, take=min(effort.prompts, suite.take or effort.prompts)))
+    with stage(listen, "answers"):
         return Answers.of(
             engine,
             prompts,
             sorted(ids),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=effort.new_tokens,
             source=f"{len(prompts)} prompts of {suite.name}",
             progress=listen,
         )
-
-
-def _on_files(speculator: ExaminedSpeculator, problem: str) -> list[Check]:
-    """Runs the checks that need no replay, and reports the others as not checked."""
-    checks = _guarded("config", lambda: check_config(speculator, lambda _: None))
-    if speculator.model is not None:
-        checks += _guarded("loads", lambda: check_vocabulary(speculator))
-        checks += _guarded("loads", lambda: check_frozen(speculator, accepts=None))
-    return checks + _skip(("alignment", "parity", "length"), problem)
-
-
-def _on_answers(speculator: ExaminedSpeculator, answers: Answers, places: Places, listen: Listen) -> list[Check]:
-    """Runs the checks that replay the draft, and those that depend on its acceptance."""
-    trials = DraftTrials(speculator, answers)
-    try:
-        with _stage(listen, "alignment"):
-            acceptance = check_acceptance(trials)
-            checks = [acceptance, *_guarded("alignment", lambda: check_alignment(trials))]
-    except SpeculatorsError as error:
-        return _on_files(speculator, str(error))
-    # A plug-in's code may raise anything.
-    except Exception as error:
-        evidence = f"{RAISED} {type(error).__name__}: {error}"
-        return [
-            Family("alignment").wrong("acceptance", evidence, MEND),
-            *_on_files(speculator, "the draft cannot be replayed"),
-        ]
-    checks += _guarded("loads", lambda: check_vocabulary(speculator))
-    checks += _guarded("loads", lambda: check_frozen(speculator, accepts=acceptance.result != WRONG))
-    checks += _guarded("config", lambda: check_config(speculator, _attempts(trials)))
-    with _stage(listen, "parity"):
-        checks += _guarded("parity", lambda: check_parity(trials))
-    with _stage(listen, "length"):
-        checks += _guarded("length", lambda: check_length(trials))
-    checks += _guarded("data", lambda: [check_memorised(trials, places)])
-    return checks
 
 
 def _unmeasurable(speculator: ExaminedSpeculator) -> str:
@@ -198,45 +159,3 @@ def _unmeasurable(speculator: ExaminedSpeculator) -> str:
         return "the checkpoint cannot be loaded"
     missing = type(speculator.model).missing_hooks()
     return f"the algorithm has no {' and no '.join(missing)} (speculators/model.py)" if missing else ""
-
-
-def _attempts(trials: DraftTrials) -> Callable[[Mapping[str, Any]], TrialComparison | None]:
-    """Makes the function that replays other values of the decoder's config with the same weights."""
-
-    def attempt(changes: Mapping[str, Any]) -> TrialComparison | None:
-        try:
-            model = trials.speculator.with_config(transformer_layer_config={**trials.speculator.decoder, **changes})
-        # The weights do not fit, or the algorithm rejects the values.
-        except (SpeculatorsError, RuntimeError, ValueError, KeyError, TypeError):
-            return None
-        return compare(trials.configured, trials.attempt_with(model))
-
-    return attempt
-
-
-def _guarded(family: str, checks: Callable[[], Iterable[Check]]) -> list[Check]:
-    """Collects the checks of a family; an error that stops them becomes the last check."""
-    collected: list[Check] = []
-    try:
-        for check in checks():
-            collected.append(check)
-    except (SpeculatorsError, OSError) as error:
-        collected.append(Family(family).skipped("the rest", str(error)))
-    # A plug-in's code may raise anything.
-    except Exception as error:
-        evidence = f"{RAISED} {type(error).__name__}: {error}"
-        collected.append(Family(family).wrong("the rest", evidence, MEND))
-    return collected
-
-
-def _skip(families: Sequence[str], why: str) -> list[Check]:
-    return [Family(family).skipped("all", why) for family in families]
-
-
-@contextmanager
-def _stage(listen: Listen, name: str) -> Iterator[None]:
-    """Reports start, end and duration of a group of checks."""
-    began = time.monotonic()
-    listen(StageEvent(stage=name, status="start"))
-    yield
-    listen(StageEvent(stage=name, status="done", seconds=time.monotonic() - began))

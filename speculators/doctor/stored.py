@@ -7,10 +7,10 @@ import torch
 
 from speculators.data.encoded import Conversations
 from speculators.data.store import StateStore
-from speculators.doctor.alignment import DraftTrials
 from speculators.doctor.check import Check, Family
 from speculators.doctor.length import first_hits
 from speculators.doctor.speculator import ExaminedSpeculator
+from speculators.doctor.trials import DraftTrials
 from speculators.errors import ArtifactError
 from speculators.runs.places import Places
 from speculators.verifier.engine import Engine
@@ -28,7 +28,7 @@ def check_states(speculator: ExaminedSpeculator, engine: Engine, places: Places)
     """Compares a sample of the run's stored states with the verifier's, one conversation at a time."""
     origin = speculator.origin
     if origin is None:
-        return DATA.skipped(STATES, f"the states of training are unknown: {speculator.origin_problem}")
+        return DATA.skipped(STATES, speculator.origin_problem)
     key = origin.lock.fingerprints.get("capture")
     if key is None:
         return DATA.skipped(STATES, "the run stored none: it computed them during training")
@@ -65,7 +65,7 @@ def check_memorised(trials: DraftTrials, places: Places) -> Check:
     """Compares acceptance on the run's own conversations with that on the prompts; a large loss means overfitting."""
     origin = trials.speculator.origin
     if origin is None:
-        return DATA.skipped(MEMORISED, f"the data of training is unknown: {trials.speculator.origin_problem}")
+        return DATA.skipped(MEMORISED, trials.speculator.origin_problem)
     try:
         prepared = conversations_of(origin.lock.fingerprints["prepare"], places)
     except ArtifactError as error:

@@ -25,7 +25,7 @@ NOT_TRAINED = ("speculators_version", "speculators_config")
 def check_trained(speculator: ExaminedSpeculator) -> Check:
     """Compares config.json with the one that follows from the run's recipe and lock."""
     if speculator.origin is None:
-        return CONFIG.skipped(NAME, f"the config of training is unknown: {speculator.origin_problem}")
+        return CONFIG.skipped(NAME, speculator.origin_problem)
     if speculator.config is None:
         return CONFIG.skipped(NAME, "config.json cannot be read: see the family loads")
     try:

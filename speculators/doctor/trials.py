@@ -1,15 +1,9 @@
-"""Acceptance after one change, compared in pairs so that noise raises no alarm.
-
-Every comparison pairs the same drafts of the same answers, with and without the change. The null hypothesis is that
-the change does not help. Under it each unit's difference is equally likely to have the opposite sign, so the
-distribution of the sum over all signs is known exactly (one-sided sign-flip test; Fisher 1935). A unit is an answer,
-or a stretch of one if there are few answers.
-"""
+"""Replays of a draft on the verifier's answers: as configured, and with one thing changed."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import attrs
 import numpy as np
@@ -17,20 +11,14 @@ import torch
 
 from speculators.bench.rows import Response
 from speculators.bench.walk import walk
+from speculators.doctor.answers import Answers
+from speculators.doctor.parts import replaced
+from speculators.doctor.speculator import ExaminedSpeculator
 from speculators.drafter import Replays
+from speculators.model import SpeculatorModel
 
-# Probability that chance fails any check of a sound speculator, over one whole examination. At most COMPARISONS are
-# made, so each has the level 2.5e-4 (Bonferroni).
-FALSE_ALARM = 0.01
-COMPARISONS = 40
-LEVEL = FALSE_ALARM / COMPARISONS
-# n units cannot give a p value below 2**-n: 12 units can reach the level if they all differ in the same direction.
-UNITS = 12
-# Up to this many units all 2**n signs are summed; beyond it DRAWS random ones give p to 1 in 40,000.
-UNITS_EXACT = 14
-DRAWS = 40_000
-# Share of the accepted drafts: a smaller gain, however certain, is no reason to change anything.
-LEAST_GAIN = 0.05
+# A misalignment already shows in the first draft, and each further depth costs as much again.
+MOST_DEPTHS = 3
 
 
 @attrs.frozen(eq=False)
@@ -50,7 +38,7 @@ class Trial:
     def against(self, responses: Sequence[Response], labels: int) -> Trial:
         """Judges the same drafts against the tokens `labels` places later."""
         pairs = zip(responses, self.drafts, strict=True)
-        return attrs.evolve(self, tables=tuple(_hits(response, drafts, labels) for response, drafts in pairs))
+        return attrs.evolve(self, tables=tuple(hits(response, drafts, labels) for response, drafts in pairs))
 
     @property
     def tau(self) -> float:
@@ -86,33 +74,6 @@ class Shift:
     positions: int = 0
 
 
-@attrs.frozen(eq=False)
-class TrialComparison:
-    """The effect of a change on the configured speculator.
-
-    Attributes:
-        gain: accepted drafts per place that the change adds.
-        share: the gain relative to the drafts accepted without the change.
-        p: probability of a gain this large if the change does not help.
-        p_worse: probability of a loss this large if the change does not hurt.
-    """
-
-    gain: float
-    share: float
-    p: float
-    p_worse: float
-
-    @property
-    def better(self) -> bool:
-        """Whether the change helps beyond chance and by enough to matter."""
-        return self.gain > 0 and self.share >= LEAST_GAIN and self.p <= LEVEL
-
-    @property
-    def worse(self) -> bool:
-        """Whether the change hurts beyond chance and by enough to matter."""
-        return self.gain < 0 and self.share <= -LEAST_GAIN and self.p_worse <= LEVEL
-
-
 @torch.no_grad()
 def attempt(
     model: Replays,
@@ -145,11 +106,11 @@ def attempt(
             if not len(first):
                 first = chosen.float().cpu()
         drafted.append(torch.stack(drafts, dim=1))  # [L, K]
-    tables = tuple(_hits(response, drafts, 0) for response, drafts in zip(responses, drafted, strict=True))
+    tables = tuple(hits(response, drafts, 0) for response, drafts in zip(responses, drafted, strict=True))
     return Trial(tables, tuple(drafted), first)
 
 
-def _hits(response: Response, drafts: torch.Tensor, labels: int) -> np.ndarray:
+def hits(response: Response, drafts: torch.Tensor, labels: int) -> np.ndarray:
     """Marks the drafts that equal the answer's tokens, [L, K]; anchor i drafts tokens i + 1 .. i + K of the answer."""
     answer = torch.tensor(response.answer)
     place = 1 + torch.arange(drafts.shape[0])[:, None] + torch.arange(drafts.shape[1]) + labels
@@ -171,30 +132,70 @@ def _batch(response: Response, states: torch.Tensor, shift: Shift, device: torch
     }
 
 
-def compare(configured: Trial, changed: Trial) -> TrialComparison:
-    """Tests whether a change helps or hurts, paired by answer."""
-    pairs = zip(configured.accepted, changed.accepted, strict=True)
-    differences = [other - one for one, other in pairs]
-    gain = float(np.concatenate(differences).mean())
-    share = math.inf if gain > 0 and configured.mean == 0 else gain / configured.mean if configured.mean else 0.0
-    sums = units(differences)
-    return TrialComparison(gain=gain, share=share, p=sign_flip(sums), p_worse=sign_flip(-sums))
+@attrs.define(eq=False)
+class DraftTrials:
+    """Replays one speculator on one set of answers.
 
+    Attributes:
+        count: number of answers to use, the first ones; None for all.
+        depths: most drafts per place.
+    """
 
-def units(differences: Sequence[np.ndarray]) -> np.ndarray:
-    """Sums the differences within each unit: an answer, or a stretch of one if there are few answers."""
-    # Cut twice as many stretches as needed: some will show no difference and so carry no information.
-    pieces = 1 if len(differences) >= UNITS else -(-2 * UNITS // max(1, len(differences)))
-    parts = [part for one in differences for part in np.array_split(one, min(pieces, max(1, len(one))))]
-    return np.array([part.sum() for part in parts])
+    speculator: ExaminedSpeculator
+    answers: Answers
+    count: int | None = None
+    depths: int = MOST_DEPTHS
 
+    def sample(self, count: int) -> DraftTrials:
+        """Restricts the trials to the first draft of the first answers, which costs a fraction of a full replay."""
+        return DraftTrials(self.speculator, self.answers, count, 1)
 
-def sign_flip(sums: np.ndarray) -> float:
-    """Computes the one-sided p value of the total of `sums` [n] under random signs."""
-    size = len(sums)
-    if size <= UNITS_EXACT:
-        codes = np.arange(2**size)
-        signs = 1 - 2 * ((codes[:, None] >> np.arange(size)) & 1)
-        return float((signs @ sums >= sums.sum() - 1e-9).mean())
-    signs = np.random.default_rng(0).choice((-1, 1), size=(DRAWS, size))
-    return float((1 + (signs @ sums >= sums.sum() - 1e-9).sum()) / (1 + DRAWS))
+    @cached_property
+    def configured(self) -> Trial:
+        """The trial of the configured alignment, the reference for all others."""
+        return self.attempt()
+
+    @cached_property
+    def own_states(self) -> list[torch.Tensor]:
+        """The states of the configured layers, per answer."""
+        return self.answers.states(self.speculator.layer_ids or (), self.count)
+
+    @property
+    def responses(self) -> list[Response]:
+        """The answers, in the order of the trials' tables."""
+        return [row.response for row in self.answers.rows[: self.count]]
+
+    @property
+    def k(self) -> int:
+        """Number of depths to replay: as many as a server drafts, up to `depths`."""
+        return min(self.speculator.num_tokens, self.depths)
+
+    @property
+    def model(self) -> SpeculatorModel:
+        """The draft model, which must have loaded."""
+        assert self.speculator.model is not None
+        return self.speculator.model
+
+    def attempt(self, shift: Shift = Shift(), states: Sequence[torch.Tensor] | None = None) -> Trial:
+        """Replays the model with an offset, or on other states."""
+        return self.attempt_with(self.model, shift, states)
+
+    def attempt_on(self, layer_ids: Sequence[int]) -> Trial:
+        """Replays the model on the states of other layers."""
+        # Concatenated only when tried: all variants at once would take many times the memory.
+        return self.attempt(states=self.answers.states(layer_ids, self.count))
+
+    def attempt_weights(self, values: Mapping[str, torch.Tensor]) -> Trial:
+        """Replays the model with other values of some of its tensors."""
+        with replaced(self.model, values):
+            return self.attempt()
+
+    def attempt_with(
+        self,
+        model: SpeculatorModel,
+        shift: Shift = Shift(),
+        states: Sequence[torch.Tensor] | None = None,
+    ) -> Trial:
+        """Replays another model of the same algorithm."""
+        states = self.own_states if states is None else states
+        return attempt(model, self.responses, states[: self.count], self.k, shift)

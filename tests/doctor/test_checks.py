@@ -111,8 +111,10 @@ def test_a_speculator_that_learnt_nothing_is_not_healthy(tmp_path: Path, tiny_ve
     assert outcome.code == 1, outcome.err
     checks = {f"{one['family']}/{one['name']}": one for one in outcome.json["checks"]}
     wrong = [name for name, one in checks.items() if one["result"] == "wrong"]
-    assert wrong == ["alignment/acceptance"]
-    assert "no more often than a constant" in checks["alignment/acceptance"]["evidence"]
+    assert wrong == ["loads/trained parts", "alignment/acceptance"]
+    assert "layers.0.hidden_norm.weight (all 1)" in checks["loads/trained parts"]["evidence"]
+    assert checks["alignment/acceptance"]["evidence"].startswith("see loads/trained parts: near chance")
+    assert outcome.json["verdict"] == "not healthy"
     for name in ("parity/step by step", "parity/training's forward", "loads/head", "config/rope theta"):
         assert checks[name]["result"] == "ok", checks[name]
     assert checks["data/loss mask"]["result"] == "not checked"

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from clinic import Clinic, rope
 from command import Spec
+
+from speculators.doctor.alignment import check_alignment
+from speculators.doctor.effort import QUICK
+from speculators.doctor.trials import DraftTrials
+from speculators.events import ProgressEvent
 
 pytestmark = pytest.mark.slow
 
@@ -22,30 +28,53 @@ def spec(clinic: Clinic, tmp_path: Path) -> Spec:
 
 
 def test_a_healthy_run_exits_with_0_and_says_so(spec: Spec, clinic: Clinic) -> None:
-    """One table with every family, the verdict and the rate of false alarms; it generates the answers itself."""
+    """The checks of every family, the verdict and the rate of false alarms; it generates the answers itself."""
     outcome = spec("doctor", clinic.run, "--prompts", clinic.prompts, "--quiet")
     assert outcome.code == 0, outcome.out + outcome.err
-    for words in ("check", "what to do", "rope theta", "layer ids", "step by step", "on-policy", "healthy: "):
+    for words in ("loads: files", "rope theta", "layer ids", "step by step", "on-policy", "healthy: "):
         assert words in outcome.out
     assert "13 prompts of prompts" in outcome.out
     assert "probability of at most 0.01" in " ".join(outcome.out.split())
     assert "\x1b" not in outcome.out
 
 
-def test_something_wrong_exits_with_1_and_stands_below_the_table(spec: Spec, clinic: Clinic, tmp_path: Path) -> None:
+def test_something_wrong_exits_with_1_and_comes_first(spec: Spec, clinic: Clinic, tmp_path: Path) -> None:
     """The JSON has the same content, and nothing else is on stdout."""
     speculator = clinic.copy(tmp_path)
     rope(rope_theta=1e6)(speculator)
     outcome = spec("doctor", speculator.parent, "--prompts", clinic.prompts, "--quiet")
     assert outcome.code == 1
     assert "not healthy" in outcome.out
-    assert "wrong config/rope theta: " in outcome.out
+    assert re.search(r"wrong +config/rope theta: ", outcome.out)
+    assert "do: write 10000.0 back" in outcome.out
     examined = json.loads(spec("doctor", speculator, "--prompts", clinic.prompts, "--json").out)
     assert examined["healthy"] is False
     assert {check["family"] for check in examined["checks"]} == {
         "loads", "config", "alignment", "parity", "length", "data"
     }  # fmt: skip
     assert examined["seconds"] > 0
+
+
+def test_quick_leaves_out_what_takes_long_and_says_so(spec: Spec, clinic: Clinic) -> None:
+    """The commonest alternatives are still tried; rare ones, long contexts, 16 bits and the run's data are not."""
+    outcome = spec("doctor", clinic.run, "--prompts", clinic.prompts, "--quick", "--json")
+    assert outcome.code == 0, outcome.out + outcome.err
+    left_out = {f"{one['family']}/{one['name']}" for one in outcome.json["checks"] if "--quick" in one["evidence"]}
+    assert {"length/all", "data/all", "parity/16 bits", "config/verifier's weights", "alignment/heads"} <= left_out
+    assert len(left_out) < 20
+    results = {f"{one['family']}/{one['name']}": one["result"] for one in outcome.json["checks"]}
+    assert results["alignment/layer ids"] == results["alignment/projections"] == results["parity/step by step"] == "ok"
+
+
+def test_progress_counts_the_alternatives(clinic: Clinic) -> None:
+    """Both passes say how many of how many are tried, so that a view can estimate the time left."""
+    events: list[ProgressEvent] = []
+    loaded = clinic.load(clinic.run / "speculator")
+    list(check_alignment(DraftTrials(loaded, clinic.answers), QUICK, lambda event: events.append(event)))
+    sample = [event for event in events if event.note == "sample"]
+    assert [event.done for event in sample] == list(range(1, len(sample) + 1))
+    assert {event.total for event in sample} == {len(sample)}
+    assert 0 < sum(event.note == "all answers" for event in events) <= QUICK.keep
 
 
 BAD = {

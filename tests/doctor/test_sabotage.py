@@ -186,7 +186,7 @@ SABOTAGE = {
     "ids in d2t": Fault(weights(ids_for_offsets), "loads/vocabulary map", "holds target ids, not offsets"),
     "no end of turn": Fault(without_end, "loads/end of turn", r"<\|im_end\|> \(2\) ends a turn and is not in"),
     "random head": Fault(weights(at_random), "loads/head", "the head is random.*mean cosine"),
-    "random head, by acceptance": Fault(weights(at_random), "alignment/acceptance", "no more often than a constant"),
+    "random head, by acceptance": Fault(weights(at_random), "alignment/acceptance", "near chance"),
     "head overwritten by the verifier's": Fault(overwritten, "loads/head", "overwritten by the verifier's"),
     "embeddings of another verifier": Fault(embeddings_of_another, "loads/embeddings", "of another verifier"),
     "swapped norms": Fault(weights(swapped), "alignment/norms in place", "hidden_norm.*input_layernorm.* are swapped"),
