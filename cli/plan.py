@@ -56,10 +56,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         facts = _fetch_facts(recipe, quiet=options.quiet or options.json)
     plan = make_plan(recipe, facts, world_size=options.nproc)
-    from speculators.pipeline.setup import on_this_machine
+    from speculators.pipeline.setup import on_this_machine, refuse_unsupported
     from speculators.runs.places import Places
     from speculators.runs.stages import on_disk
 
+    refuse_unsupported(recipe, facts)
     places = Places(runs=options.resumed.path.parent if options.resumed else options.runs, resumed=options.resumed)
     # --gpus names other machines, which compute in the precision of the recipe.
     plan = plan if devices else on_this_machine(plan)

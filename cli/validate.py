@@ -10,6 +10,7 @@ import attrs
 from speculators.errors import Problem, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_decoder, check_recipe, check_verifier
+from speculators.recipe.families import MODEL_TYPES
 from speculators.recipe.schema import Recipe
 from speculators.runs.recipes import load_any
 
@@ -75,7 +76,13 @@ def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> _Che
         note = "not checked against the verifier's config.json: use spec plan, or --verifier-config"
         return _Checked(problems + check_decoder(recipe), note)
     note = f"checked against {facts.source}"
-    problems += check_verifier(recipe, facts)
+    against = check_verifier(recipe, facts)
+    if not against and facts.get("model_type") not in MODEL_TYPES:
+        # Late: only an architecture that no test covers has to be built, with torch and transformers.
+        from speculators.verifier.supported import architecture_problems
+
+        against = architecture_problems(recipe, facts)
+    problems += against
     return _Checked(problems, note) if problems else _Checked([], note, *_servers(recipe, facts))
 
 

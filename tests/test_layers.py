@@ -135,6 +135,12 @@ def test_the_package_of_algorithms_holds_no_code() -> None:
 def test_the_light_layers_know_neither_torch_nor_rich(name: str) -> None:
     """Recipes and the command line start without loading heavy libraries."""
     heavy = {"torch", "transformers", "rich", "numpy", "datasets"}
+    if name == "speculators.facts":
+        # Inside a function, for files that omit what only transformers' classes say.
+        heavy -= {"transformers"}
+        assert not any(
+            "transformers" in ast.dump(node) for node in TREES[name].body if isinstance(node, ast.ImportFrom)
+        )
     imported = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):

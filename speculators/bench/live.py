@@ -41,12 +41,14 @@ class LiveSettings:
         max_new_tokens: length limit of a response; at T = 0 the row's own response is a limit, too.
         stop_ids: tokens that end a response.
         seed: of sampling; each prompt of each contender has its own generator.
+        answer_tokens: length that the rows' own responses could have, of which `max_new_tokens` may be a part.
     """
 
     temperature: float
     max_new_tokens: int
     stop_ids: frozenset[int]
     seed: int = 0
+    answer_tokens: int = 0
 
 
 def run_live(
@@ -120,4 +122,5 @@ class _Decoder:
             temperature=settings.temperature,
             generator=torch.Generator(self.engine.device).manual_seed(seed),
             stop_ids=settings.stop_ids,
+            longest=row.response.prompt_length + settings.answer_tokens,
         )

@@ -83,6 +83,7 @@ def capture_rows(
     layer_ids: Sequence[int],
     *,
     temperature: float,
+    max_new_tokens: int = 0,
     progress: Progress = ignore,
 ) -> list[JudgedResponse]:
     """Captures hidden states of the responses and judges each one, in their order; see `judge`.
@@ -93,11 +94,13 @@ def capture_rows(
         responses: of the verifier.
         layer_ids: layers whose hidden states the speculator reads.
         temperature: that the responses were generated at.
+        max_new_tokens: the length limit that they were generated with; 0 for their own lengths.
         progress: receives progress events.
     """
     tokens = [torch.tensor(response.tokens) for response in responses]
     rows: dict[int, JudgedResponse] = {}
-    for index, states, last in engine.capture_all(tokens, layer_ids):
+    longest = [max(len(each.tokens), each.prompt_length + max_new_tokens) for each in responses]
+    for index, states, last in engine.capture_all(tokens, layer_ids, longest=longest):
         rows[index] = judge(head, responses[index], states, last, temperature=temperature)
         progress(ProgressEvent(stage="bench", done=len(rows), total=len(tokens), unit="responses", note="capture"))
     return [rows[index] for index in range(len(rows))]
@@ -130,13 +133,16 @@ def own_rows(
         answers(prompts),
         layer_ids,
         temperature=temperature,
+        max_new_tokens=max_new_tokens,
         progress=progress,
     )
     # The turns of a prompt share its id, so rows are matched by their prompt tokens as well.
     foreign = {row.response.id for row in rows if row.cut}
     again = [attrs.evolve(prompt, answer=None) for prompt in prompts if prompt.id in foreign and prompt.answer]
     if again:
-        redone = capture_rows(engine, head, answers(again), layer_ids, temperature=temperature)
+        redone = capture_rows(
+            engine, head, answers(again), layer_ids, temperature=temperature, max_new_tokens=max_new_tokens
+        )
         by_id = {(row.response.id, row.response.prompt): attrs.evolve(row, replaced=True) for row in redone}
         rows = [by_id.get((row.response.id, row.response.prompt), row) for row in rows]
     return rows

@@ -215,6 +215,7 @@ def _decode(context: BenchContext, sample: Sequence[JudgedResponse], temperature
         max_new_tokens=context.section.live_tokens or context.section.max_new_tokens,
         stop_ids=frozenset(context.engine.stop_ids),
         seed=context.seed,
+        answer_tokens=context.section.max_new_tokens,
     )
     return run_live(context.engine.model, contenders, sample, settings, progress=context.pieces.piece())
 
@@ -283,7 +284,8 @@ def _agree_given_tokens(
         for row, response in zip(rows, responses, strict=True)
     ]
     layer_ids = context.model.draft().target_layer_ids
-    own = capture_rows(context.engine, context.head, emitted, layer_ids, temperature=temperature)
+    limit = context.section.max_new_tokens
+    own = capture_rows(context.engine, context.head, emitted, layer_ids, temperature=temperature, max_new_tokens=limit)
     k = measured.accepted.shape[1]
     replayed = replay(context.model, own, k_max=k, temperature=temperature)
     return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import attrs
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from speculators.contract import build_model, parameter_counts
 from speculators.cost.costs import Amount, Costs, VerifierCost
@@ -15,13 +14,12 @@ from speculators.data.batches import pack
 from speculators.data.encoded import Conversations
 from speculators.data.sources import count_rows
 from speculators.data.store import store_bytes
-from speculators.errors import ArtifactError, VerifierError
+from speculators.errors import ArtifactError
 from speculators.facts import VerifierFacts
 from speculators.pipeline.arguments import stand_in_vocabulary, training_kwargs
 from speculators.recipe.plan import Plan
 from speculators.runs.places import Places
-from speculators.verifier.capture import decoder_layers
-from speculators.verifier.quiet import quiet
+from speculators.verifier.architecture import Skeleton, decoder_layers
 
 # Modules that a token is routed to: it meets only some of them.
 _EXPERTS = ".experts."
@@ -46,12 +44,7 @@ def verifier_cost(facts: VerifierFacts) -> VerifierCost:
     Raises:
         VerifierError: transformers cannot build it.
     """
-    try:
-        with quiet(), torch.device("meta"):
-            config = AutoConfig.for_model(**facts.to_dict()).get_text_config()
-            model = AutoModelForCausalLM.from_config(config)
-    except (KeyError, ValueError, TypeError) as error:
-        raise VerifierError(f"{facts.source}: transformers cannot build this architecture: {error}") from error
+    model = Skeleton.of(facts).model
     routed = _routed_share(facts)
     layers = decoder_layers(model)
     matrices = [(name, parameter) for name, parameter in layers.named_parameters() if parameter.ndim > 1]
@@ -67,9 +60,8 @@ def verifier_cost(facts: VerifierFacts) -> VerifierCost:
 
 def _routed_share(facts: VerifierFacts) -> float:
     """Computes the share of the experts that a token is routed to; 1 without experts."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    experts = next((facts[name] for name in names if facts.get(name)), None)
-    return facts.num_experts_per_tok / experts if experts else 1.0
+    experts, met = facts.experts()
+    return met / experts if experts else 1.0
 
 
 def costs_of(plan: Plan, places: Places, *, conversations: int | None = None, mean_tokens: int | None = None) -> Costs:

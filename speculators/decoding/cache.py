@@ -1,7 +1,8 @@
-"""Takes the last tokens of a sequence's cache back, also in layers that keep a running state instead of keys.
+"""Builds a verifier's cache from its config, and takes the last tokens of a sequence back from it.
 
-Keys of rejected drafts are cropped. A running state (linear attention, Mamba) has no place to crop at: it is copied
-before drafting and restored after a rejection.
+Keys of rejected drafts are cropped, an indexer's too. A running state (linear attention, Mamba) has no place to crop
+at, and compressed keys cannot be cut token by token: such layers are copied before drafting and restored after a
+rejection.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from speculators.errors import VerifierError
 from speculators.verifier.capture import cache_name
@@ -17,19 +19,35 @@ from speculators.verifier.capture import cache_name
 # The running states of a linear-attention layer, as transformers' caches name them: {index: tensor, None before a
 # token}.
 STATES = ("conv_states", "recurrent_states")
+# transformers' classes of layers that `crop` takes back token by token: one key for each token, an indexer's beside it,
+# or none, where a layer reads another's keys. By name: older versions lack some.
+_CROPPED = ("DynamicLayer", "DynamicIndexedLayer", "DummyLayer")
 
 Mark = list[dict[str, Any]]
 
 
 def is_recurrent(model: Any) -> bool:
-    """Whether some layers keep a running state, which cannot be cropped as keys can."""
-    return any(name in vars(layer) for layer in DynamicCache(config=model.config).layers for name in STATES)
+    """Whether some layers keep what cannot be cropped token by token."""
+    return not all(type(layer).__name__ in _CROPPED for layer in new_cache(model).layers)
 
 
-def new_cache(model: Any, *, recurrent: bool) -> DynamicCache:
-    """Makes an empty cache; `recurrent` is the answer of `is_recurrent`."""
-    # Without a config each layer keeps all keys and can be cropped; a sliding window is then applied by the mask.
-    return DynamicCache(config=model.config) if recurrent else DynamicCache()
+def is_plain(model: Any) -> bool:
+    """Whether each layer keeps the keys of all tokens and nothing else, so that single ones can be picked."""
+    return all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
+
+
+def is_windowed(model: Any) -> bool:
+    """Whether some layers see only the nearest keys."""
+    return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
+
+
+def new_cache(model: Any) -> DynamicCache:
+    """Makes an empty cache with the layers that the model's config asks for."""
+    cache = DynamicCache(config=model.config)
+    # A layer that forgets keys beyond its window cannot take tokens back: all keys are kept, and the mask applies the
+    # window.
+    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
+    return cache
 
 
 def mark(cache: DynamicCache) -> Mark:
@@ -48,7 +66,7 @@ def _copy(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: _states(value) if isinstance(value, dict) else value for name, value in attributes.items()}
 
 
-def _states(states: dict[int, Any]) -> dict[int, Any]:
+def _states(states: dict[Any, Any]) -> dict[Any, Any]:
     return {key: state.clone() if isinstance(state, torch.Tensor) else state for key, state in states.items()}
 
 
@@ -59,7 +77,7 @@ def check_continues(model: Any) -> None:
     Raises:
         VerifierError: changing the states changes no logit.
     """
-    cache = new_cache(model, recurrent=True)
+    cache = new_cache(model)
     tokens = torch.arange(4, device=model.device)
 
     def run(places: slice) -> torch.Tensor:

@@ -165,7 +165,7 @@ class DraftModelDrafter:
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> _Sequence:
         """Starts a sequence; see `Drafter`."""
-        cache = new_cache(self.model.model, recurrent=self.model.recurrent)
+        cache = new_cache(self.model.model)
         self.model.logits(tokens[:-1], cache)
         return _Sequence(tokens, cache, tokens[:0])
 

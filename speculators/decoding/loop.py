@@ -88,6 +88,7 @@ def decode(
     generator: torch.Generator | None = None,
     stop_ids: Collection[int] = (),
     listen: OnTokens = unheard,
+    longest: int = 0,
 ) -> Decoded:
     """Continues a prompt.
 
@@ -101,9 +102,10 @@ def decode(
         generator: source of all randomness at a temperature above 0.
         stop_ids: the response ends with the first of these, which stays in it.
         listen: receives the tokens as they come; its time is counted in no activity but the response's.
+        longest: as of `CachedVerifier.prefill`, where the answer is cut at fewer tokens than it could have.
     """
     clock = _Clock(verifier.device)
-    logits, states = verifier.prefill(prompt)
+    logits, states = verifier.prefill(prompt, longest=max(longest, len(prompt) + max_new_tokens))
     # The prefill's logits give the first token, which no draft precedes.
     first = verify(logits[None], None, temperature=temperature, generator=generator).token
     clock.lap("other")

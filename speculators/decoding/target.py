@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from speculators.decoding.cache import Mark, check_continues, is_recurrent, mark, new_cache, rewind
+from speculators.decoding.cache import (
+    Mark,
+    check_continues,
+    is_plain,
+    is_recurrent,
+    is_windowed,
+    mark,
+    new_cache,
+    rewind,
+)
 from speculators.drafter import Proposal
 from speculators.errors import VerifierError
-from speculators.verifier.capture import cache_name, decoder_layers
+from speculators.verifier.architecture import decoder_layers
+from speculators.verifier.capture import cache_name, watch
+from speculators.verifier.factors import factors_for, short_length
 
 
 class CachedVerifier:
@@ -35,28 +48,30 @@ class CachedVerifier:
         outside = [layer for layer in self.layer_ids if not 0 <= layer <= len(self._layers)]
         if outside:
             raise VerifierError(f"the verifier has no layer id {outside[0]}; its ids are 0 to {len(self._layers)}")
-        self._sliding = any("sliding" in kind for kind in model.config.to_dict().get("layer_types") or ())
-        self._caught: dict[int, torch.Tensor] = {}
+        self._sliding = is_windowed(model)
         self._recurrent = is_recurrent(model)
         if self._recurrent:
             check_continues(model)
-        self._cache = new_cache(model, recurrent=self._recurrent)
-        self._length = 0
+        self._plain = is_plain(model)
+        self._two_factors = short_length(model) is not None
+        self._cache = new_cache(model)
+        self._length = self._longest = 0
         self._scored = torch.empty(0, dtype=torch.int64)
         self._mark: Mark = []
 
     @torch.inference_mode()
-    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefill(self, tokens: torch.Tensor, *, longest: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Starts a sequence.
 
         Args:
             tokens: [n] int64: the prompt.
+            longest: tokens that prompt and answer may have, which decides longrope's factors; at least the prompt's.
 
         Returns:
             Logits [V] that follow the prompt, hidden states [n, A*H] of its tokens.
         """
-        self._cache = new_cache(self.model, recurrent=self._recurrent)
-        self._length = 0
+        self._cache = new_cache(self.model)
+        self._length, self._longest = 0, max(longest, len(tokens))
         logits, states = self._forward(tokens.to(self.device), logits_to_keep=1)
         self._length = len(tokens)
         return logits[0], states
@@ -109,27 +124,34 @@ class CachedVerifier:
         mask = None
         if parents is not None:
             positions, mask = self._tree(parents)
-        hooks = [self._hook(layer) for layer in set(self.layer_ids)]
+        caught: dict[int, torch.Tensor] = {}
+        kept: int | torch.Tensor = logits_to_keep
+        if kept and self.layer_ids:
+            # Given a number, layers that share keys compute these tokens alone (Gemma 4), and their states would lack.
+            kept = torch.arange(len(tokens) - logits_to_keep, len(tokens), device=self.device)
+        hooks = [
+            watch(self._layers, layer, functools.partial(caught.__setitem__, layer)) for layer in {*self.layer_ids}
+        ]
         try:
-            output = self.model(
-                input_ids=tokens[None],
-                attention_mask=mask,
-                position_ids=positions[None],
-                use_cache=True,
-                logits_to_keep=logits_to_keep,
-                **{cache_name(self.model): self._cache},
-            )
+            with factors_for(self.model, self._longest) if self._two_factors else nullcontext():
+                output = self.model(
+                    input_ids=tokens[None],
+                    attention_mask=mask,
+                    position_ids=positions[None],
+                    use_cache=True,
+                    logits_to_keep=kept,
+                    **{cache_name(self.model): self._cache},
+                )
         finally:
             for hook in hooks:
                 hook.remove()
-        # Hooks caught each layer's state of this forward only.
-        states = [self._caught.pop(layer)[0] for layer in self.layer_ids]
+        states = [caught[layer][0] for layer in self.layer_ids]
         return output.logits[0], torch.cat(states, dim=-1) if states else torch.empty(len(tokens), 0)
 
     def _tree(self, parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Makes positions [N + 1] and the additive mask [1, 1, N + 1, length + N + 1]; a node sees its ancestors."""
-        if self._sliding or self._recurrent:
-            kind = "sliding-window" if self._sliding else "linear-attention"
+        if self._sliding or not self._plain:
+            kind = "sliding-window" if self._sliding else "linear-attention" if self._recurrent else "sparse-attention"
             raise VerifierError(f"a verifier with {kind} layers cannot score a drafted tree", hint="draft a chain")
         size = len(parents) + 1
         # Node 0 is the scored token, the root; node i + 1 sees itself and what its parent sees.
@@ -143,12 +165,3 @@ class CachedVerifier:
         mask[:, self._length :].masked_fill_(~sees, torch.finfo(mask.dtype).min)
         positions = self._length + torch.tensor(depth)
         return positions.to(self.device), mask[None, None].to(self.device)
-
-    def _hook(self, layer_id: int) -> torch.utils.hooks.RemovableHandle:
-        if layer_id < len(self._layers):
-            layer = self._layers[layer_id]
-            return layer.register_forward_pre_hook(lambda module, args: self._catch(layer_id, args[0]))
-        return self._layers[-1].register_forward_hook(lambda module, args, output: self._catch(layer_id, output))
-
-    def _catch(self, layer_id: int, output: Any) -> None:
-        self._caught[layer_id] = output if isinstance(output, torch.Tensor) else output[0]

@@ -58,7 +58,7 @@ def speculators_config(plan: Plan, folder: str | None) -> SpeculatorsConfig:
     return SpeculatorsConfig(
         algorithm=plan.recipe.algorithm.name,
         proposal_methods=(ProposalConfig(speculative_tokens=plan.recipe.benchmark.num_speculative_tokens[0]),),
-        verifier=VerifierConfig(name_or_path=name, architectures=tuple(plan.facts.architectures)),
+        verifier=VerifierConfig(name_or_path=name, architectures=tuple(plan.facts.get("architectures") or ())),
     )
 
 

@@ -20,7 +20,7 @@ from speculators.pipeline.context import Context
 from speculators.pipeline.plugins import blaming_plugin, is_plugin, rehearse
 from speculators.pipeline.prepare import prepared_conversations
 from speculators.pipeline.run_lock import lock_of
-from speculators.pipeline.setup import check_shared, make_context, working_in
+from speculators.pipeline.setup import check_shared, make_context, try_verifier, working_in
 from speculators.pipeline.train import set_served_tokens, train_stage
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
@@ -80,6 +80,8 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
             if world.is_main:
                 lock.enter_context(working_in(context.run_folder))
             record = _begin(context, log, tracker)
+            if record is None and recipe.benchmark.suites and until != "verifier":
+                try_verifier(context)
             if until in ("verifier", "prepare", "capture"):
                 _prepare_only(context, until)
             else:

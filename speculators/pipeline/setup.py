@@ -12,7 +12,8 @@ from pathlib import Path
 import attrs
 import torch
 
-from speculators.errors import ArtifactError
+from speculators.decoding.trial import check_decodes
+from speculators.errors import ArtifactError, RecipeError, VerifierError
 from speculators.events import Listen, StageEvent, WarningEvent
 from speculators.facts import VerifierFacts
 from speculators.files.disk import CACHE_VARIABLE, disk_errors
@@ -26,6 +27,8 @@ from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places, RunFolder
 from speculators.training.world import World, local_device
 from speculators.verifier.sources import existing_folder, fetch_facts, obtain
+from speculators.verifier.supported import architecture_problems
+from speculators.verifier.weights import load_head
 
 
 def check_shared(places: Places, world: World) -> None:
@@ -79,7 +82,9 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     """
     section = recipe.verifier
     if section.kind in ("hub", "folder"):
-        make_plan(recipe, fetch_facts(section), world_size=world.size)
+        facts = fetch_facts(section)
+        make_plan(recipe, facts, world_size=world.size)
+        refuse_unsupported(recipe, facts)
     began = time.monotonic()
     if world.is_main:
         existing = existing_folder(section, cache=places.verifiers)
@@ -99,6 +104,31 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
     context = Context(recipe=recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)
     context.use_cache()
     return context
+
+
+def refuse_unsupported(recipe: Recipe, facts: VerifierFacts) -> None:
+    """Raises RecipeError for a verifier whose architecture cannot be captured from, drafted for or measured."""
+    if problems := architecture_problems(recipe, facts):
+        raise RecipeError(problems)
+
+
+def try_verifier(context: Context) -> None:
+    """Decodes a few tokens with the verifier before anything is spent; every process calls this.
+
+    Raises:
+        VerifierError: on every process, if its head or its decoding with drafts fails; says which.
+    """
+    failure = ""
+    if context.world.is_main:
+        engine = context.engine(context.recipe.verifier.dtype)
+        try:
+            engine.check_head(load_head(engine.folder, engine.facts).to(engine.device))
+            check_decodes(engine)
+        except VerifierError as error:
+            failure = str(error)
+    # All processes raise rank 0's problem; otherwise the others would wait for it forever.
+    if failure := context.world.broadcast(failure):
+        raise VerifierError(failure)
 
 
 def on_device(plan: Plan, device: torch.device) -> Plan:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speculators.config import SpeculatorModelConfig
-from speculators.errors import DataError, Problem, RecipeError
+from speculators.errors import DataError, Problem, RecipeError, VerifierError
 from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config, wrong_values
@@ -38,6 +38,15 @@ def too_many_drafts(config: SpeculatorModelConfig, numbers: Sequence[int]) -> st
 
 def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
     """Checks a recipe against its verifier: vocabulary, layers, positions, decoder."""
+    try:
+        return _verifier_problems(recipe, facts)
+    except VerifierError as error:
+        # transformers rejects the config.json of which a value was asked.
+        message, _, hint = str(error).partition("\n")
+        return [recipe.problem("verifier.model", message, hint)]
+
+
+def _verifier_problems(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
     if missing := [key for key in needed if not isinstance(facts.get(key), int)]:
         message = f"{facts.source} has no {', '.join(missing)}: this is not the config.json of a language model"

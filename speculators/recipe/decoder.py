@@ -27,6 +27,8 @@ _INHERITED = (
     "rms_norm_eps",
     "vocab_size",
 )
+# The shape of a draft whose verifier's own cannot be taken over: sizes of published drafts.
+_HEAD_DIM, _KEY_HEADS, _WIDEST_MLP = 128, 8, 4
 # Set elsewhere, or fixed by the verifier that the draft is attached to.
 _FIXED = {
     "num_hidden_layers": "set algorithm.num_layers",
@@ -148,8 +150,8 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     kind = "full_attention" if own.get("sliding_window") is None else "sliding_attention"
     decoder: dict[str, Any] = {"model_type": config.decoder_type, "num_hidden_layers": config.num_layers}
     decoder |= {key: facts[key] for key in _INHERITED if facts.get(key) is not None}
-    # Gemma calls it hidden_activation.
-    decoder["hidden_act"] = facts.get("hidden_act") or facts.get("hidden_activation")
+    decoder |= {key: value for key, (value, _) in own_shape(facts).items()}
+    decoder["hidden_act"] = facts.get("hidden_act")
     decoder["rope_parameters"] = inherited_rope(facts, kind)
     decoder |= {"attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False}
     decoder["layer_types"] = [kind] * config.num_layers
@@ -167,6 +169,32 @@ def draft_decoder_config(facts: VerifierFacts, config: SpeculatorModelConfig) ->
     if problems:
         raise RecipeError(problems)
     return decoder
+
+
+def own_shape(facts: VerifierFacts) -> dict[str, tuple[int, str]]:
+    """Chooses the sizes in which a draft's decoder departs from its verifier's unless the recipe sets them.
+
+    Returns:
+        For each key of the decoder its value, and the reason as a clause.
+    """
+    shape: dict[str, tuple[int, str]] = {}
+    hidden, width = facts.get("hidden_size"), facts.get("intermediate_size")
+    if facts.get("kv_lora_rank") and hidden and hidden % _HEAD_DIM == 0:
+        heads = hidden // _HEAD_DIM
+        key_heads = max(count for count in range(1, _KEY_HEADS + 1) if heads % count == 0)
+        why = "the verifier's heads share one latent, a draft's would each keep keys of their own"
+        shape |= {
+            "num_attention_heads": (heads, why),
+            "num_key_value_heads": (key_heads, why),
+            "head_dim": (_HEAD_DIM, why),
+        }
+    _, met = facts.experts()
+    if met and not facts.get("moe_intermediate_size") and isinstance(width, int) and hidden and width < 2 * hidden:
+        widened = min(met * width, _WIDEST_MLP * hidden)
+        if widened > width:
+            why = f"the verifier's {width:,} is one expert's width, and a token meets {met}"
+            shape["intermediate_size"] = (widened, why)
+    return shape
 
 
 def wrong_values(own: Mapping[str, Any]) -> list[Problem]:

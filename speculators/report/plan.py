@@ -14,6 +14,7 @@ from speculators.cost.estimate import DeviceEstimate, Estimate
 from speculators.cost.history import StageTime
 from speculators.exchange.servable import Serving, servers_line
 from speculators.files.disk import size_text
+from speculators.recipe.decoder import own_shape
 from speculators.recipe.plan import Plan
 from speculators.report.progress import duration
 from speculators.report.recipe import plain_table
@@ -76,7 +77,19 @@ def _derived(plan: Plan) -> dict[str, str]:
         "length": steps,
         "hidden states": plan.recipe.data.hidden_states,
     }
+    if departs := _departures(plan):
+        values["its own shape"] = departs
     return values | {f"parameters, {part}": f"{count:,}" for part, count in plan.parameters.items()}
+
+
+def _departures(plan: Plan) -> str:
+    """Lists the sizes in which the draft departs from the verifier by itself, with the reasons."""
+    set_here = plan.recipe.algorithm.config.decoder
+    reasons: dict[str, list[str]] = {}
+    for key, (value, why) in own_shape(plan.facts).items():
+        if key not in set_here:
+            reasons.setdefault(why, []).append(f"{key} {value:,}")
+    return "; ".join(f"{', '.join(sizes)} ({why})" for why, sizes in reasons.items())
 
 
 def _cost_tables(estimate: Estimate) -> list[RenderableType]:

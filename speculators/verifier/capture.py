@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from speculators.errors import VerifierError
+from speculators.verifier.architecture import trunk
 
 # Tokens of one forward of the verifier: enough to keep two cores busy; a GPU needs more at once.
 CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
@@ -34,7 +36,7 @@ class Capture:
     def __init__(self, model: Any, layers: nn.ModuleList, layer_ids: Sequence[int]) -> None:
         if outside := [i for i in layer_ids if not 0 <= i <= len(layers)]:
             raise VerifierError(f"layer ids must be in 0..{len(layers)}, got {outside}")
-        self._decoder = model.get_decoder()
+        self._decoder = trunk(model)
         self._layers = layers
         self._ids = tuple(layer_ids)
         self._last_id = max(self._ids)
@@ -56,21 +58,7 @@ class Capture:
         return [self._states[layer_id] for layer_id in self._ids]
 
     def _watch(self, layer_id: int) -> Any:
-        if layer_id < len(self._layers):
-            return self._layers[layer_id].register_forward_pre_hook(self._entering(layer_id), with_kwargs=True)
-        return self._layers[-1].register_forward_hook(self._leaving(layer_id))
-
-    def _entering(self, layer_id: int) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(layer_id, args[0] if args else kwargs["hidden_states"])
-
-        return hook
-
-    def _leaving(self, layer_id: int) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            self._keep(layer_id, output[0] if isinstance(output, tuple) else output)
-
-        return hook
+        return watch(self._layers, layer_id, lambda state: self._keep(layer_id, state))
 
     def _keep(self, layer_id: int, state: torch.Tensor) -> None:
         self._states[layer_id] = state
@@ -78,12 +66,18 @@ class Capture:
             raise _Enough
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """Finds the decoder layers of a transformers model; raises VerifierError if the architecture has no such list."""
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise VerifierError(f"{type(model).__name__} has no list of decoder layers to capture from")
-    return layers
+def watch(layers: nn.ModuleList, layer_id: int, keep: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    """Calls `keep` with a residual stream whenever it is computed; id l enters layer l, id N leaves the last layer."""
+
+    def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(args[0] if args else kwargs["hidden_states"])
+
+    def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        keep(output[0] if isinstance(output, tuple) else output)
+
+    if layer_id < len(layers):
+        return layers[layer_id].register_forward_pre_hook(entering, with_kwargs=True)
+    return layers[-1].register_forward_hook(leaving)
 
 
 def cache_name(model: Any) -> str:

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
-from speculators.facts import VerifierFacts
+from speculators.facts import VerifierFacts, reason
 from speculators.nn.precision import compute_dtype
 from speculators.recipe.input_sections import VerifierSection
-from speculators.verifier.capture import Capture, batches_by_length, decoder_layers
+from speculators.verifier.architecture import auto_class, config_of, decoder_layers
+from speculators.verifier.capture import Capture, batches_by_length
+from speculators.verifier.factors import by_factors, factors_for
 from speculators.verifier.generate import Sampling, generate_batches
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.quiet import quiet
 from speculators.verifier.sources import check_folder
 from speculators.verifier.tokens import load_tokenizer, stop_ids
+from speculators.verifier.trust import trust
 
 
 class Engine:
@@ -46,12 +48,14 @@ class Engine:
         section: VerifierSection | None = None,
     ) -> None:
         check_folder(folder)
+        trusted = section is not None and section.trust_remote_code
+        if trusted:
+            trust(folder)
         self.folder = folder
         self.facts = VerifierFacts.read(folder / "config.json")
         self.device = torch.device(device)
         self.dtype = compute_dtype(getattr(torch, dtype) if isinstance(dtype, str) else dtype, self.device)
-        trust = section is not None and section.trust_remote_code
-        self.model = _load(folder, self.dtype, trust).to(self.device)
+        self.model = _load(folder, self.facts, self.dtype, trusted).to(self.device)
         self._layers = decoder_layers(self.model)
         self._section = section
         self._tokenizer: Any = None
@@ -74,13 +78,15 @@ class Engine:
         return stop_ids(self.tokenizer, self.model.generation_config)
 
     def capture(
-        self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int]
+        self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int], *, longest: Sequence[int] | None = None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Captures residual streams of sequences, without computing logits.
 
         Args:
             batch: sequences of token ids, each [n] int64, of any lengths.
             layer_ids: id l is the stream entering layer l, id N the last layer's output before the final norm.
+            longest: the length that each sequence could have reached, which decides longrope's factors; None for its
+                own.
 
         Returns:
             For each sequence the chosen states, concatenated in that order [n, A*H], and the last layer's output
@@ -89,34 +95,52 @@ class Engine:
         Raises:
             VerifierError: a layer id is not in 0..N, or a sequence is empty.
         """
-        ids = (*layer_ids, self.num_layers)
-        states = Capture(self.model, self._layers, ids).run(self._padded(batch))
-        chosen = torch.cat(states[:-1], -1) if layer_ids else states[-1][..., :0]
-        lengths = [len(sequence) for sequence in batch]
-        return [(chosen[i, :n], states[-1][i, :n]) for i, n in enumerate(lengths)]
+        captured = self._streams(batch, (*layer_ids, self.num_layers), longest)
+        return [(torch.cat(states[:-1], -1) if layer_ids else states[-1][:, :0], states[-1]) for states in captured]
 
-    def capture_layers(self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int]) -> list[torch.Tensor]:
+    def capture_layers(
+        self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int], *, longest: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
         """Captures only the chosen states of each sequence, [n, A*H]; stops after the last layer that they need."""
         if not layer_ids:
             raise VerifierError("no layers to capture")
-        states = torch.cat(Capture(self.model, self._layers, tuple(layer_ids)).run(self._padded(batch)), -1)
-        return [states[i, : len(sequence)] for i, sequence in enumerate(batch)]
+        return [torch.cat(states, -1) for states in self._streams(batch, tuple(layer_ids), longest)]
+
+    def _streams(
+        self, batch: Sequence[torch.Tensor], ids: tuple[int, ...], longest: Sequence[int] | None
+    ) -> list[list[torch.Tensor]]:
+        """Captures the streams [n, H] of each sequence at `ids`, with the rotary embedding of its own length."""
+        self._check_sequences(batch)
+        lengths = [len(sequence) for sequence in batch] if longest is None else longest
+        streams: list[list[torch.Tensor]] = [[] for _ in batch]
+        for group in by_factors(lengths, self.model):
+            with factors_for(self.model, max(lengths[index] for index in group)):
+                states = Capture(self.model, self._layers, ids).run(self._padded([batch[index] for index in group]))
+            for row, index in enumerate(group):
+                streams[index] = [state[row, : len(batch[index])] for state in states]
+        return streams
 
     def capture_all(
-        self, rows: Sequence[torch.Tensor], layer_ids: Sequence[int], *, batch_tokens: int = 4096
+        self,
+        rows: Sequence[torch.Tensor],
+        layer_ids: Sequence[int],
+        *,
+        batch_tokens: int = 4096,
+        longest: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Captures many sequences in batches of similar length.
 
         Args:
             rows: sequences of token ids, each [n] int64.
-            layer_ids: as in `capture`.
+            layer_ids, longest: as in `capture`.
             batch_tokens: of one batch, padding included; a longer sequence is a batch by itself.
 
         Yields:
             (index in `rows`, chosen states [n, A*H], last states [n, H]), shortest rows first.
         """
         for indices in batches_by_length([len(row) for row in rows], batch_tokens):
-            captured = self.capture([rows[index] for index in indices], layer_ids)
+            lengths = None if longest is None else [longest[index] for index in indices]
+            captured = self.capture([rows[index] for index in indices], layer_ids, longest=lengths)
             for index, (chosen, last) in zip(indices, captured, strict=True):
                 yield index, chosen, last
 
@@ -140,7 +164,6 @@ class Engine:
         if difference > allowed:
             raise VerifierError(
                 f"{self.folder}: logits from its final norm and head differ from the model's own by {difference:.3g}",
-                # Relative to the largest logit: in float32 only sums over H round, in 16 bits all inputs do.
             )
 
     def generate(
@@ -193,18 +216,22 @@ class Engine:
         """
         return generate_batches(self.model, prompts, sampling, self.stop_ids, done=done, progress=progress)
 
-    def _padded(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+    @staticmethod
+    def _check_sequences(batch: Sequence[torch.Tensor]) -> None:
         if not batch or not all(len(sequence) for sequence in batch):
             raise VerifierError("cannot capture an empty sequence")
+
+    def _padded(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         # On the right, and any id will do: attention is causal, so no real token ever sees it, nor is it moved.
         padded = torch.nn.utils.rnn.pad_sequence([s.long() for s in batch], batch_first=True)
         return padded.to(self.device)
 
 
-def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load(folder: Path, facts: VerifierFacts, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    config = config_of(facts)
     try:
         with quiet():
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            model, loading = auto_class(config).from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
@@ -214,7 +241,7 @@ def _load(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Any:
             )
     # Damaged files raise different errors in different versions of transformers; all of them concern this folder.
     except Exception as error:
-        raise VerifierError(f"{folder}: transformers cannot load the verifier: {error}") from error
+        raise VerifierError(f"{folder}: transformers cannot load the verifier: {reason(error)}") from error
     # transformers initialises missing tensors at random and only warns.
     if missing := sorted(loading["missing_keys"]):
         raise VerifierError(f"{folder}: the verifier's files lack the tensors {', '.join(missing[:5])}")

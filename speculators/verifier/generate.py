@@ -18,7 +18,9 @@ from transformers.cache_utils import DynamicLayer
 
 from speculators.config import positive
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.verifier.architecture import trunk
 from speculators.verifier.capture import cache_name
+from speculators.verifier.factors import by_factors, factors_for
 
 Batch = tuple[tuple[int, ...], list[list[int]]]
 
@@ -55,13 +57,18 @@ def generate_batches(
     """Continues prompts in batches of similar length; see `Engine.generate_batches`."""
     # Ordered by content: batches, and the samples in them, must not depend on the order of the prompts.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
-    meter = _Meter(len(prompts), sampling.max_new_tokens, progress)
-    for number, start in enumerate(range(0, len(order), sampling.batch_size)):
-        indices = tuple(order[start : start + sampling.batch_size])
+    longest = [len(prompts[i]) + sampling.max_new_tokens for i in order]
+    size, meter = sampling.batch_size, _Meter(len(prompts), sampling.max_new_tokens, progress)
+    # No batch mixes prompts whose conversations get different rotary embeddings.
+    groups = [[order[place] for place in group] for group in by_factors(longest, model)]
+    batches = [tuple(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
+    for number, indices in enumerate(batches):
         if all(index in done for index in indices):
             meter.finish(len(indices), 0)
             continue
-        outputs = _continue(model, [prompts[i] for i in indices], sampling, stop_ids, number, meter)
+        batch = [prompts[i] for i in indices]
+        with factors_for(model, max(map(len, batch)) + sampling.max_new_tokens):
+            outputs = _continue(model, batch, sampling, stop_ids, number, meter)
         meter.finish(len(indices), sum(map(len, outputs)))
         yield indices, outputs
 
@@ -100,7 +107,7 @@ def _continue(
 
     if length > 1:
         # The prefill skips the head: applied to one column of many, torch would copy its weight for each row.
-        model.get_decoder()(input_ids=ids[:, :-1], **inputs(0, length - 1))
+        trunk(model)(input_ids=ids[:, :-1], **inputs(0, length - 1))
         ids = ids[:, -1:]
     for step in range(sampling.max_new_tokens):
         logits = model(input_ids=ids, **inputs(length + step - 1, length + step)).logits[:, -1]

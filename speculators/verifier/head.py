@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from speculators.errors import VerifierError
 from speculators.facts import VerifierFacts
-from speculators.verifier.quiet import quiet
+from speculators.verifier.architecture import Skeleton, final_norm, parallel_streams
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +26,7 @@ class HeadRules:
         scale: logits are multiplied by it (Granite divides, Cohere multiplies).
         softcap: logits become cap * tanh(logits / cap) (Gemma 2); None for none.
         tied: the head is the embedding.
+        norm_name: of the final norm's module, beside the decoder layers.
     """
 
     eps: float
@@ -34,22 +35,33 @@ class HeadRules:
     scale: float
     softcap: float | None
     tied: bool
+    norm_name: str = "norm"
 
     @classmethod
     def of(cls, facts: VerifierFacts) -> HeadRules:
         """Derives the rules from the architecture: its final norm is tried out, not looked up by name.
 
         Raises:
-            VerifierError: transformers does not know the architecture, or the norm has an unknown formula.
+            VerifierError: transformers does not know the architecture, the norm has an unknown formula, or several
+                residual streams run side by side.
         """
-        tied, config, norm = _bare_norm(facts)
-        settings = config.to_dict()
-        divisor = settings.get("logits_scaling") or 1.0
+        whole = Skeleton.of(facts)
+        if key := parallel_streams(whole.text):
+            message = f"{facts.source}: {key} says that several residual streams run side by side"
+            raise VerifierError(message, hint="drafts read one state per layer: such a verifier is not supported")
+        size, settings = int(whole.text.hidden_size), whole.text.to_dict()
+        try:
+            name, norm = final_norm(whole.model, size)
+            rules = _try_norm(norm, size)
+        except VerifierError as error:
+            raise VerifierError(f"{facts.source}: {error}") from error
+        multipliers = [settings.get(key) or 1.0 for key in ("logit_scale", "lm_head_multiplier")]
         return cls(
-            **_try_norm(norm, int(config.hidden_size)),
-            scale=(settings.get("logit_scale") or 1.0) / divisor,
+            **rules,
+            scale=math.prod(multipliers) / (settings.get("logits_scaling") or 1.0),
             softcap=settings.get("final_logit_softcapping"),
-            tied=tied,
+            tied=bool(whole.config.tie_word_embeddings),
+            norm_name=name,
         )
 
 
@@ -90,21 +102,6 @@ class VerifierHead(nn.Module):
         """Turns head x normalised state into logits: scaling, then soft-capping. Shape is kept."""
         logits = products if self.scale == 1.0 else products * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-
-def _bare_norm(facts: VerifierFacts) -> tuple[bool, Any, nn.Module]:
-    """Builds the architecture on the meta device; returns whether its head is tied, its text config and final norm."""
-    try:
-        with quiet(), torch.device("meta"):
-            whole = AutoConfig.for_model(**facts.to_dict())
-            config = whole.get_text_config()
-            decoder = AutoModelForCausalLM.from_config(config).get_decoder()
-    except (KeyError, ValueError, TypeError) as error:
-        raise VerifierError(f"{facts.source}: transformers cannot build this architecture: {error}") from error
-    norm = getattr(decoder, "norm", None)
-    if not isinstance(norm, nn.Module):
-        raise VerifierError(f"{facts.source}: {type(decoder).__name__} has no final norm called 'norm'")
-    return bool(whole.tie_word_embeddings), config, norm
 
 
 def _try_norm(norm: nn.Module, size: int) -> dict[str, Any]:

@@ -26,9 +26,12 @@ def fetch_tokenizer(repo: str, revision: str | None, *, trust_remote_code: bool 
     return _snapshot(repo, revision, [*patterns, "*.py"] if trust_remote_code else patterns)
 
 
-def fetch_config(repo: str, revision: str | None) -> Path:
-    """Fetches only config.json of a hub model; returns its local path. Raises as `fetch_folder` does."""
-    return _snapshot(repo, revision, ["config.json"]) / "config.json"
+def fetch_config(repo: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
+    """Fetches only config.json of a hub model, and code if it is trusted; returns the path of config.json.
+
+    Raises as `fetch_folder` does.
+    """
+    return _snapshot(repo, revision, ["config.json", *(["*.py"] if trust_remote_code else [])]) / "config.json"
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:

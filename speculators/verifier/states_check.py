@@ -109,7 +109,12 @@ def compare_states(
     for ids_of_row, (chosen, last) in zip(rows, captured, strict=True):
         head = ids_of_row[:TOKENS]
         # One conversation at a time: all layers of it are in memory at once.
-        own = engine.capture_layers([head], range(layers))[0].float().cpu().view(len(head), layers, width)
+        own = (
+            engine.capture_layers([head], range(layers), longest=[len(ids_of_row)])[0]
+            .float()
+            .cpu()
+            .view(len(head), layers, width)
+        )
         states = torch.cat([chosen, last], -1)[: len(head)].float().cpu().view(len(head), len(ids), width)
         norms = own.norm(dim=-1).clamp_min(1e-30)
         for place in range(len(ids)):

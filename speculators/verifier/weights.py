@@ -15,8 +15,9 @@ from speculators.verifier.sources import shard_index
 __all__ = ["TensorReader", "VerifierHead", "load_embeddings", "load_head"]
 
 # Prefixes of the text model in causal and multimodal checkpoints.
-_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "transformer.", "backbone.")
 _HEADS = ("lm_head.", "language_model.lm_head.")
+_EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight")
 _ROWS_AT_ONCE = 8192
 
 
@@ -67,9 +68,9 @@ class TensorReader:
             ]
             return torch.cat(blocks)
 
-    def find(self, suffix: str, prefixes: tuple[str, ...] = _PREFIXES) -> str:
+    def find(self, *suffixes: str, prefixes: tuple[str, ...] = _PREFIXES) -> str:
         """Finds the full name of a text model's tensor; raises VerifierError with the names that it tried."""
-        tried = [prefix + suffix for prefix in prefixes]
+        tried = [prefix + suffix for suffix in suffixes for prefix in prefixes]
         for name in tried:
             if name in self._files:
                 return name
@@ -79,7 +80,7 @@ class TensorReader:
 def load_embeddings(folder: Path) -> torch.Tensor:
     """Reads the verifier's input embeddings [V, H] in the file's dtype; raises VerifierError if they are missing."""
     reader = TensorReader(folder)
-    return reader.read(reader.find("embed_tokens.weight"))
+    return reader.read(reader.find(*_EMBEDDINGS))
 
 
 def load_head(
@@ -98,12 +99,12 @@ def load_head(
     """
     rules = HeadRules.of(facts)
     reader = TensorReader(folder)
-    name = reader.find("embed_tokens.weight") if rules.tied else reader.find("weight", _HEADS)
-    for bias in (name.replace("weight", "bias"), reader.find("norm.weight").replace("weight", "bias")):
+    head = reader.find(*_EMBEDDINGS) if rules.tied else reader.find("weight", prefixes=_HEADS)
+    norm = reader.find(f"{rules.norm_name}.weight")
+    for bias in (name.replace("weight", "bias") for name in (head, norm)):
         if bias in reader.names():
             raise VerifierError(f"{folder}: {bias}: heads and norms with a bias are not supported")
-    norm = reader.read(reader.find("norm.weight"))
-    return VerifierHead(reader.read(name, rows).to(dtype), norm.to(dtype), rules)
+    return VerifierHead(reader.read(head, rows).to(dtype), reader.read(norm).to(dtype), rules)
 
 
 def _weight_map(folder: Path) -> dict[str, Path]:

@@ -252,3 +252,24 @@ def test_a_recipe_cannot_set_rotary_parameters_that_no_layer_reads() -> None:
     """They are refused as any other key that would do nothing."""
     found = refusals(decoder={"rope_parameters": {**MROPE}})
     assert "mrope_interleaved, mrope_section: no layer" in found["algorithm.decoder.rope_parameters"]
+
+
+LATENT = {"hidden_size": 7168, "num_attention_heads": 128, "num_key_value_heads": 128, "kv_lora_rank": 512}
+
+
+def test_a_draft_for_latent_attention_has_few_key_heads() -> None:
+    """DeepSeek-V3's 128 heads share one latent; a draft's 128 key heads would each keep keys of their own."""
+    made = decoder({**LATENT, "intermediate_size": 18432})
+    assert (made["num_attention_heads"], made["num_key_value_heads"], made["head_dim"]) == (56, 8, 128)
+    assert made["intermediate_size"] == 18432
+    assert decoder(LATENT, decoder={"num_key_value_heads": 4})["num_key_value_heads"] == 4
+
+
+def test_an_experts_width_is_widened_to_what_a_token_meets() -> None:
+    """gpt-oss and MiniMax-M2 write one expert's width as intermediate_size; at most 4 x hidden is taken."""
+    experts = {"hidden_size": 2880, "intermediate_size": 2880, "num_local_experts": 32, "num_experts_per_tok": 4}
+    assert decoder(experts)["intermediate_size"] == 4 * 2880
+    assert decoder({**experts, "num_experts_per_tok": 2})["intermediate_size"] == 2 * 2880
+    # A width of its own beside the experts' is the dense layers'.
+    assert decoder({**experts, "moe_intermediate_size": 720})["intermediate_size"] == 2880
+    assert decoder(experts, decoder={"intermediate_size": 1440})["intermediate_size"] == 1440

@@ -300,7 +300,7 @@ def test_what_an_algorithm_cannot_do_with_a_verifier_is_refused(
 def test_a_config_of_another_kind_of_model_is_refused(write: Write) -> None:
     """The file and the missing keys are named."""
     problems = refusals(write(), VerifierFacts({"model_type": "vit"}, "vit/config.json"))
-    assert "vit/config.json has no hidden_size" in problems["verifier.model"]
+    assert "vit/config.json has no vocab_size" in problems["verifier.model"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
