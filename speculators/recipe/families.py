@@ -69,7 +69,6 @@ FAMILIES = (
     Family("Qwen3.5 MoE", "qwen3_5_moe_text", STATES),
     Family("Kimi Linear", "kimi_linear", STATES),
     Family("Granite 4", "granitemoehybrid", STATES),
-    Family("Nemotron-H", "nemotron_h", STATES),
     Family("Falcon-H1", "falcon_h1", STATES),
     Family("LFM2", "lfm2", STATES),
 )
