@@ -192,7 +192,9 @@ class VerifierFacts(Mapping[str, Any]):
         """The text model's values with the defaults of its class; where there is none, what older files leave out."""
         try:
             text = self.class_config().get_text_config(decoder=True)
-            values = {key: getattr(text, key, None) for key in _FROM_CLASS}
+            # Not getattr alone: it refuses sizes that differ from layer to layer (Gemma 4's head_dim).
+            own = vars(text)
+            values = {key: own[key] if key in own else getattr(text, key, None) for key in _FROM_CLASS}
         except KeyError:
             values = {key: self._flat.get(key) for key in _FROM_CLASS}
             values["rope_parameters"] = _older_rope(self._flat) if self._flat.get("rope_theta") else None
