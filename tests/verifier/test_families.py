@@ -130,7 +130,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_a_config_saved_as_a_difference_has_the_facts_of_a_whole_one(trial: Trial) -> None:
-    """What a file omits because its class has it by default is what the whole file states."""
+    """Values that a file omits as its class's defaults are those that the whole file states."""
     published, whole = trial.engine.facts, VerifierFacts.read(write_whole(trial.folder))
     assert {key: published.get(key) for key in _FROM_CLASS} == {key: whole.get(key) for key in _FROM_CLASS}
 
