@@ -15,7 +15,7 @@ from speculators.decoding.loop import decode
 from speculators.decoding.target import CachedVerifier
 from speculators.drafter import chain
 from speculators.facts import _FROM_CLASS, VerifierFacts
-from speculators.recipe.families import FAMILIES, INDEXED, KEYS, SHARED, STATES, WINDOWS, Family, families_table
+from speculators.recipe.families import FAMILIES, INDEXED, KEYS, SHARED, STATES, WINDOWS, VerifierFamily, families_table
 from speculators.verifier.engine import Engine
 from speculators.verifier.generate import Sampling, generate_batches
 from speculators.verifier.weights import load_embeddings, load_head
@@ -61,7 +61,7 @@ class PartlyRight:
 
 @attrs.frozen(eq=False)
 class Trial:
-    family: Family
+    family: VerifierFamily
     folder: Path
     engine: Engine
     responses: list[list[int]]
