@@ -249,6 +249,32 @@ R1 = Kind(
     end="<|end|>",
 )
 
+# Shows reasoning only in calls since the last answer; that answer itself has an empty block.
+KIMI = Kind(
+    """\
+{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'assistant' and not m.tool_calls %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}\
+{% if tools %}<|im_system|>tool_declare<|im_middle|>{{ tools | tojson }}<|im_end|>{% endif %}\
+{% for m in messages %}{% if m.role == 'assistant' %}<|im_assistant|>{{ m.name or m.role }}<|im_middle|>\
+{% if loop.index0 > ns.last %}<think>{{ m.reasoning_content }}</think>{% else %}<think></think>{% endif %}{{ m.content }}\
+{% if m.tool_calls %}<|tool_calls_section_begin|>{% for call in m.tool_calls %}<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>\
+{{ call.function.arguments | tojson }}<|tool_call_end|>{% endfor %}<|tool_calls_section_end|>{% endif %}\
+{% elif m.role == 'tool' %}<|im_system|>{{ m.name or m.role }}<|im_middle|>## Return of {{ m.tool_call_id }}
+{{ m.content }}\
+{% else %}<|im_{{ m.role }}|>{{ m.name or m.role }}<|im_middle|>{{ m.content }}{% endif %}<|im_end|>{% endfor %}\
+{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}""",
+    special=(
+        "<|im_user|>",
+        "<|im_assistant|>",
+        "<|im_system|>",
+        "<|im_middle|>",
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        "<|tool_call_begin|>",
+        "<|tool_call_end|>",
+        "<|tool_call_argument_begin|>",
+    ),
+)
+
 # Tools stand before the last question; ids of calls have nine characters.
 MISTRAL = Kind(
     """\
@@ -332,6 +358,7 @@ KINDS = {
     "harmony": HARMONY,
     "glm4.5": GLM45,
     "r1": R1,
+    "kimi": KIMI,
     "mistral": MISTRAL,
     "llama3": LLAMA3,
     "gemma": GEMMA,

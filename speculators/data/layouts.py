@@ -53,7 +53,7 @@ def read_messages(turns: Sequence[Any]) -> list[Message] | str:
         if isinstance(read, str):
             return read
         messages += read
-    return _named(messages)
+    return _linked(messages)
 
 
 def read_tools(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...] | str:
@@ -190,18 +190,18 @@ def _parsed(text: str) -> Any:
     return None
 
 
-def _named(messages: Sequence[Message]) -> list[Message]:
-    """Gives a tool's turn the name of the call that it answers: by id, or else in their order."""
-    open_calls: list[ToolCall] = []
-    named = []
+def _linked(messages: Sequence[Message]) -> list[Message]:
+    """Gives results without an id that of the call that they answer, in their order.
+
+    They get no name: servers do not give one either, and some templates would print it.
+    """
+    open_calls: list[str | None] = []
+    linked = []
     for message in messages:
         if message.tool_calls:
-            open_calls = list(message.tool_calls)
+            open_calls = [call.id for call in message.tool_calls]
         if message.role == "tool" and open_calls:
-            answered = next((call for call in open_calls if call.id == message.tool_call_id), open_calls[0])
-            open_calls.remove(answered)
-            message = attrs.evolve(
-                message, name=message.name or answered.name, tool_call_id=message.tool_call_id or answered.id
-            )
-        named.append(message)
-    return named
+            answered = open_calls.pop(0)
+            message = attrs.evolve(message, tool_call_id=message.tool_call_id or answered)
+        linked.append(message)
+    return linked

@@ -78,21 +78,23 @@ def turn_inputs(messages: Sequence[Message], template: str, *, arguments_as_text
 
     Args:
         template: the Jinja text. Mistral's refuses ids of calls that do not have nine characters; most have no
-            "developer"; gpt-oss's has a channel for reasoning, and no tags for it in the content.
+            "developer"; some read reasoning from its own field alone.
         arguments_as_text: DeepSeek's adds a call's arguments to its text, as JSON that was written before.
     """
     if "developer" not in template:
         messages = [attrs.evolve(each, role="system") if each.role == "developer" else each for each in messages]
-    if "</think>" not in template and re.search(r"[.']thinking|reasoning_content", template):
+    if re.search(r"[.'\"]thinking|reasoning_content", template):
         messages = [each.with_reasoning_apart() for each in messages]
     inputs = [message.to_input() for message in messages]
     short = re.search(r"length\s*!=\s*9", template) is not None
+    names: list[str] = []
     for turn in inputs:
         if short and turn["role"] == "tool":
-            turn["tool_call_id"] = _nine(turn.get("tool_call_id", turn.get("name", "")))
+            turn["tool_call_id"] = _nine(turn.get("tool_call_id", names.pop(0) if names else "none"))
         for call in turn.get("tool_calls", ()):
             if short:
-                call["id"] = _nine(call.get("id", call["function"]["name"]))
+                names.append(call.get("id", call["function"]["name"]))
+                call["id"] = _nine(names[-1])
             if arguments_as_text:
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
     return inputs

@@ -26,6 +26,8 @@ REASONING, CONTENT, NEIGHBOUR, NAME = (f"qzx{name}xzq" for name in ("reasoning",
 # A number, because JSON closes a text with a quotation mark, which the real argument may not have.
 ARGUMENT = 918273645564738291
 
+# A block of reasoning that a template leaves empty in the answered turn.
+_EMPTY = re.compile(r"(\s*[<\[◁][\w:]*think[>\]▷])(\s*)([<\[◁]/[\w:]*think[>\]▷])", re.IGNORECASE)
 # What a prompt may open for the answer to close: "<think>\n", "<seed:think>", "[THINK]".
 _OPENER = re.compile(r"([<\[◁])([\w:]*think)([>\]▷])(\s*)\Z", re.IGNORECASE)
 
@@ -72,15 +74,19 @@ def locate_turn(render: Render, messages: Sequence[Message], special: re.Pattern
     if not text.endswith(tail) or not (turn.tool_calls or text.removesuffix(tail).rstrip().endswith(body.strip())):
         return REWRITES_ANSWER
     hidden = "" if REASONING in shown else thought.strip()
-    if hidden and not opened(prompt):
-        if not inline:
+    kept = hidden if opened(prompt) else ""
+    answer = _after_prompt(prompt, text, kept)
+    if answer is None:
+        answer = _after_neighbour(render, history, turn, prompt, kept)
+    if hidden and not kept:
+        if empty := _EMPTY.match(answer or ""):
+            lines = "\n" if empty[2] else ""
+            answer = f"{empty[1]}{lines}{hidden}{lines}{(answer or '')[empty.start(3) :]}"
+        elif inline:
+            # As a server returns it if nothing separates the reasoning: these are the verifier's own words.
+            answer = turn.content.strip() + tail
+        else:
             return DROPS_REASONING
-        # As a server returns it if nothing separates the reasoning: these are the verifier's own words.
-        answer: str | None = turn.content.strip() + tail
-    else:
-        answer = _after_prompt(prompt, text, hidden)
-        if answer is None:
-            answer = _after_neighbour(render, history, turn, prompt, hidden)
     if answer is None or not answer.endswith(tail):
         return REWRITES_HISTORY
     ending = _ending(render, [*history, marked], mark, tail, special)

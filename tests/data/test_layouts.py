@@ -63,12 +63,12 @@ HERMES = {
 
 @pytest.mark.parametrize("row", [OPENAI, LEGACY, SHAREGPT, HERMES], ids=["openai", "legacy", "sharegpt", "hermes"])
 def test_a_tool_conversation_is_the_same_in_every_layout(row):
-    """Calls are parsed, results know their call's name, tools are schemas in the OpenAI layout."""
+    """Calls are parsed, results know their call's id, tools are schemas in the OpenAI layout."""
     conversation = parse(row, "x")
     user, call, result, answer = conversation.messages
     assert user == Message("user", "weather\nin Rome?")
     assert (call.content, [(c.name, c.arguments) for c in call.tool_calls]) == ("", [("weather", {"city": "Rome"})])
-    assert (result.role, result.content, result.name) == ("tool", "sunny", "weather")
+    assert (result.role, result.content, result.tool_call_id) == ("tool", "sunny", call.tool_calls[0].id)
     assert answer == Message("assistant", "It is sunny.")
     assert conversation.tools == (TOOL,)
 
