@@ -99,7 +99,7 @@ def test_the_servers_exit_code_is_ours(tmp_path: Path) -> None:
     called = json.loads((tmp_path / "called").read_text())
     assert called["arguments"][0] == "serve"
     assert called["path"].partition(":")[0].endswith("speculators/servers/connector")
-    (folder,) = (spec.cache / "served").iterdir()
+    (folder,) = (spec.cache / "served").glob("[!.]*")
     assert json.loads((folder / "serving.json").read_text())["layer_ids"]
     assert str(folder) in outcome.err
 
