@@ -47,7 +47,7 @@ def conclusion_line(conclusion: Conclusion) -> str:
     best, tau = conclusion.best, conclusion.best.exact.tau
     gain = "no pass was measured" if math.isnan(tau) else f"{tau:.2f} tokens a pass"
     if conclusion.speed_up is not None:
-        slower = ", slower than without drafts" if round(conclusion.speed_up, 2) < 1 else ""
+        slower = " (slower than plain)" if round(conclusion.speed_up, 2) < 1 else ""
         pace = f"{conclusion.speed_up:.2f}x here{slower}"
     else:
         pace = "its time is unreliable" if best.live else "its speed was not measured"

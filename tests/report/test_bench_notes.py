@@ -53,7 +53,7 @@ def test_a_speed_up_beyond_tau_is_called_unreliable() -> None:
     ("settings", "sentence"),
     [
         ([timed(3, 0.99), timed(5, 1.01)], "K = 5: 1.90 tokens a pass, 1.01x here."),
-        ([timed(3, 0.85)], "K = 3: 1.90 tokens a pass, 0.85x here, slower than without drafts."),
+        ([timed(3, 0.85)], "K = 3: 1.90 tokens a pass, 0.85x here (slower than plain)."),
         ([timed(3, 1.2), timed(5, 1.95, unmatched_baseline=True)], "K = 3: 1.90 tokens a pass, 1.20x here."),
         ([timed(5, 1.95, unmatched_baseline=True)], "K = 5: 1.90 tokens a pass, its time is unreliable."),
         ([attrs.evolve(setting(3), live=None)], "K = 3: 1.90 tokens a pass, its speed was not measured."),
@@ -70,7 +70,7 @@ def test_the_next_commands_name_the_run() -> None:
     good = made_results.bench_result(timed(3, 1.2), attrs.evolve(timed(3, 0.9), temperature=1.0))
     assert str(conclusion(good, run)).strip().splitlines() == [
         "mine, T=0: K = 3: 1.90 tokens a pass, 1.20x here.",
-        "mine, T=1: K = 3: 1.90 tokens a pass, 0.90x here, slower than without drafts.",
+        "mine, T=1: K = 3: 1.90 tokens a pass, 0.90x here (slower than plain).",
         "Next: spec export mine-1a2b, spec report mine-1a2b",
     ]
     bad = made_results.bench_result(attrs.evolve(setting(3), live=made_results.live(gap="round 2")))
