@@ -26,7 +26,7 @@ class TrainingCurves:
         tau: exact acceptance length at each evaluation.
         learning_rate: of the update.
         grad_norm: before clipping.
-        tokens_per_second: over the launch.
+        tokens_per_second: over all processes.
         accuracy: by depth, the share of rows whose drafts are right up to that depth.
     """
 

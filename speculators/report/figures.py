@@ -29,7 +29,7 @@ def training_figures(runs: Sequence[RunReport]) -> list[str]:
         _accuracy(runs),
         _curves(runs, "learning_rate", "Learning rate", "learning rate", "of each update"),
         _curves(runs, "grad_norm", "Gradient norm", "norm", "of each update, before clipping"),
-        _curves(runs, "tokens_per_second", "Tokens per second", "tokens/s", "of training, since its launch"),
+        _curves(runs, "tokens_per_second", "Tokens per second", "tokens/s", "of training, over all processes"),
     ]
     return [figure for figure in figures if figure]
 
@@ -185,9 +185,9 @@ def _drafters(groups: Sequence[Group]) -> list[DrafterRows]:
             same.setdefault(name, {}).setdefault(measured, []).append((group, rows))
     others = []
     for index, (name, variants) in enumerate(same.items()):
-        for members in variants.values():
+        for place, members in enumerate(variants.values()):
             owner = "" if len(variants) == 1 else f", {', '.join(group.name for group, _ in members)}"
-            line = "dotted" if index % 2 else "dashed"
+            line = "dotted" if place % 2 else "dashed"
             # Times differ from run to run; the first stands for all.
             rows = members[0][1]
             others.append(DrafterRows(name=name + owner, colour=baseline_colour(index), line=line, rows=rows))

@@ -19,6 +19,7 @@ from speculators.errors import ArtifactError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.report import plots
 from speculators.report.curves import POINTS, thinned
+from speculators.report.figures import acceptance_figures
 from speculators.report.gather import Report, gather
 from speculators.report.html import page
 from speculators.report.seeds import labels
@@ -136,6 +137,19 @@ def test_a_baseline_has_one_line_in_its_own_colour(both: str) -> None:
             ("s1", "lr=0.005"),
             ("b0", "ngram"),
         ]
+
+
+def test_a_baseline_that_differs_between_temperatures_has_lines_of_two_kinds(run: Path) -> None:
+    """In one colour, each named by its suite and temperature."""
+    (report,) = gather([run]).runs
+    hot = [
+        attrs.evolve(each, temperature=1.0, baselines=(attrs.evolve(each.baselines[0], acceptance=each.exact),))
+        for each in report.settings
+    ]
+    figures = acceptance_figures([attrs.evolve(report, settings=(*report.settings, *hot))])
+    (tau,) = [figure for figure in figures if "<figcaption>Tau by K<" in figure]
+    kinds = re.findall(r'<span style="color: var\(--(b\d)\)"><i class=(\w+)></i>([^<]*)', tau)
+    assert kinds == [("b0", "dashed", "ngram, talk, T=0"), ("b0", "dotted", "ngram, talk, T=1")]
 
 
 def test_runs_that_differ_in_the_seed_have_mean_and_spread(tmp_path: Path, facts: VerifierFacts) -> None:
