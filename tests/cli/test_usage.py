@@ -18,8 +18,12 @@ from speculators.errors import TrainingError
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_the_help_of_a_verb_ends_with_examples_that_parse(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every example is a command line of that verb which its parser accepts."""
+def test_the_help_of_a_verb_ends_with_examples_that_parse(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every example is a command line of that verb which its parser accepts, beside a verifier's config.json."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text("{}")
     parser = cli.verb_parser(verb)[1]
     assert cli.EXAMPLES[verb]
     for line in cli.EXAMPLES[verb]:
