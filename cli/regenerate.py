@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
     parser.add_argument(
-        "prompts", metavar="PROMPTS", type=Path, help="JSONL with messages; existing answers are dropped"
+        "prompts", metavar="PROMPTS", type=Path, help="JSONL with messages; every answer is written anew"
     )
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSONL file to write")
     text = "URL of an OpenAI-compatible server of the same verifier (vLLM, SGLang) that answers instead of this process"

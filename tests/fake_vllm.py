@@ -17,7 +17,7 @@ import torch
 
 # Token ids -> their states [n, layers, H].
 States = Callable[[list[int]], torch.Tensor]
-# Body of a request -> the choice that answers it.
+# Body of a request -> the choice that answers it, with the response's `usage` if it has any.
 Answers = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -80,7 +80,8 @@ class FakeServer:
         """Starts writing the states, then answers."""
         with self._model:
             choice = self.answers(body) if self.answers else {"text": "a", "token_ids": [97]}
-        answer: dict[str, Any] = {"choices": [{"prompt_token_ids": body["prompt"], **choice}]}
+        usage = {key: choice.pop(key) for key in ("usage",) if key in choice}
+        answer: dict[str, Any] = {"choices": [{"prompt_token_ids": body["prompt"], **choice}], **usage}
         if self.states is not None and fault != "no name":
             path = self.folder / f"cmpl-{len(self.requests)}-{threading.get_ident()}.safetensors"
             named = {"outside": self.folder.parent / path.name, "link": self.folder / "link" / path.name}.get(

@@ -1,4 +1,7 @@
-"""The verifier's responses to a suite: its own answers where they are the verifier's, otherwise generated ones."""
+"""The verifier's responses to a suite: its own answers where they are the verifier's, otherwise generated ones.
+
+A later turn's history is what a server would get: the message that it made of the answer, rendered by the template.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ import torch
 
 from speculators.bench.rows import JudgedResponse, Response, judge
 from speculators.bench.suites import Prompt
-from speculators.data.messages import Conversation, Message
+from speculators.data.messages import Message, Written
+from speculators.data.replies import AnswerReader
 from speculators.data.template import ChatTemplate
+from speculators.data.written import from_other_tokenizer
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.verifier.engine import Engine
@@ -47,6 +52,7 @@ def respond(
         DataError: the chat template cannot encode a prompt.
     """
     template = ChatTemplate.of(engine.tokenizer)
+    reader = AnswerReader.of(template)
     # By (index of the prompt, turn).
     responses: dict[tuple[int, int], Response] = {}
     open_turns: list[tuple[int, tuple[Message, ...]]] = []
@@ -57,7 +63,7 @@ def respond(
             open_turns.append((index, prompt.messages))
     turn = 0
     while open_turns:
-        ids = [template.prompt_ids(messages) for _, messages in open_turns]
+        ids = [prompts[index].ids(template, messages) for index, messages in open_turns]
         outputs = engine.generate(
             ids, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + turn, progress=progress
         )
@@ -69,8 +75,8 @@ def respond(
                 id=prompt.id, category=prompt.category, tokens=tokens, prompt_length=len(start)
             )
             if turn < len(prompt.later):
-                text = engine.tokenizer.decode(output, skip_special_tokens=True)
-                next_turns.append((index, (*messages, Message("assistant", text), Message("user", prompt.later[turn]))))
+                reply = reader.read(engine.tokenizer, start, output, engine.stop_ids)
+                next_turns.append((index, (*messages, reply, Message("user", prompt.later[turn]))))
         open_turns = next_turns
         turn += 1
     return [responses[key] for key in sorted(responses)]
@@ -158,18 +164,23 @@ def sample_rows(rows: Sequence[JudgedResponse], number: int | None) -> list[int]
 
 def _answered(template: ChatTemplate, prompt: Prompt, stop_ids: Sequence[int], max_new_tokens: int) -> Response:
     """Splits the rendered conversation into prompt and response, which ends with the turn or at the limit."""
-    assert prompt.answer is not None
-    messages = (*prompt.messages, Message("assistant", prompt.answer))
-    encoded = template.encode(Conversation(prompt.id, prompt.category, messages), UNLIMITED)
+    if prompt.written is not None and not _fits(template, prompt, prompt.written):
+        prompt = attrs.evolve(prompt, written=None)
+    encoded = template.encode(prompt.conversation, UNLIMITED)
     if isinstance(encoded, str):
         raise DataError(f"prompt {prompt.id}: {encoded}")
-    # The answer is the last supervised run of the last row: the template supervises every assistant turn.
-    last = encoded[-1]
-    start, end = list(_runs(last.loss_mask))[-1]
-    tokens = last.input_ids[:end].tolist()
+    # Only the answer is supervised.
+    (row,) = encoded
+    start, end = list(_runs(row.loss_mask))[-1]
+    tokens = row.input_ids[:end].tolist()
     end = next((place + 1 for place in range(start, end) if tokens[place] in stop_ids), end)
     tokens = tokens[: min(end, start + max_new_tokens)]
     return Response(id=prompt.id, category=prompt.category, tokens=tuple(tokens), prompt_length=start)
+
+
+def _fits(template: ChatTemplate, prompt: Prompt, written: Written) -> bool:
+    """Whether ids that came with a suite are this tokenizer's and answer the prompt as this template renders it."""
+    return list(written.prompt) == prompt.ids(template) and not from_other_tokenizer(template.tokenizer, [written])
 
 
 def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:

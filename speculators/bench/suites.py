@@ -10,8 +10,9 @@ import attrs
 
 from speculators.data.conversations import parse
 from speculators.data.json_rows import NOT_JSON, Unusable
-from speculators.data.messages import Message
+from speculators.data.messages import Conversation, Message, Written
 from speculators.data.sources import read_source, source_rows
+from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.fingerprint import fingerprint
@@ -34,14 +35,45 @@ class Prompt:
         category: "" where the suite has none.
         messages: the verifier's input for its first answer.
         answer: the suite's own answer, used as far as it is the verifier's own output; None: generate one.
+        written: the ids of that answer, as a verifier wrote them, and of its prompt; None if there is only text.
         later: the user turns that follow, each after the verifier's own answer to the one before.
+        tools: what the verifier may call.
+        documents: what a retrieval template shows.
     """
 
     id: str
     category: str
     messages: tuple[Message, ...]
-    answer: str | None = None
+    answer: Message | None = None
+    written: Written | None = None
     later: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    documents: tuple[Mapping[str, Any], ...] = ()
+
+    def ids(self, template: ChatTemplate, history: Sequence[Message] = ()) -> list[int]:
+        """Tokenizes the first prompt, or a later one with the whole history before it.
+
+        Raises:
+            DataError: the chat template refuses it.
+        """
+        messages = history or self.messages
+        return template.prompt_ids(messages, tools=self.tools, documents=self.documents)
+
+    @property
+    def conversation(self) -> Conversation:
+        """The prompt with the suite's own answer, of which alone is supervised; there must be one."""
+        assert self.answer is not None
+        asked = tuple(attrs.evolve(message, supervised=False) for message in self.messages)
+        answer = attrs.evolve(self.answer, supervised=True)
+        written = () if self.written is None else (attrs.evolve(self.written, turn=len(asked)),)
+        return Conversation(
+            self.id,
+            self.category,
+            (*asked, answer),
+            tools=self.tools,
+            documents=self.documents,
+            written=written,
+        )
 
 
 def load_suite(suite: Suite) -> list[Prompt]:
@@ -60,7 +92,7 @@ def load_suite(suite: Suite) -> list[Prompt]:
         conversations, skipped = read_source(source, Path())
         if skipped:
             raise DataError(f"suite {suite.name}: {skipped.total()} rows cannot be used: {dict(skipped)}", hint=LAYOUTS)
-        prompts = [Prompt(id=c.id, category=c.category, **_parts(c.messages)) for c in conversations]
+        prompts = [_split(conversation) for conversation in conversations]
     else:
         prompts = [_prompt(row, place) for place, row in _rows(source)]
     if not prompts:
@@ -73,11 +105,26 @@ def load_suite(suite: Suite) -> list[Prompt]:
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """Hashes prompts to 64 hex digits; equal digests mean equal prompts."""
-    plain = [
-        {**attrs.asdict(prompt, recurse=False), "messages": [message.to_input() for message in prompt.messages]}
-        for prompt in prompts
-    ]
-    return fingerprint({"prompts": plain})
+    return fingerprint({"prompts": [_plain(prompt) for prompt in prompts]})
+
+
+def _plain(prompt: Prompt) -> dict[str, Any]:
+    """The values of a prompt that its digest covers; those that it lacks leave the digest as it was without them."""
+    answer = None if prompt.answer is None else prompt.answer.to_input()
+    only_text = answer is not None and answer.keys() == {"role", "content"}
+    values = {
+        "id": prompt.id,
+        "category": prompt.category,
+        "messages": [message.to_input() for message in prompt.messages],
+        "answer": answer["content"] if answer and only_text else answer,
+        "later": prompt.later,
+    }
+    optional = {
+        "written": None if prompt.written is None else attrs.asdict(prompt.written),
+        "tools": prompt.tools,
+        "documents": prompt.documents,
+    }
+    return values | {key: value for key, value in optional.items() if value}
 
 
 def _locate(suite: Suite) -> DataSource:
@@ -111,21 +158,31 @@ def _prompt(row: Mapping[str, Any], place: str) -> Prompt:
         name = str(row.get("question_id", place))
         return Prompt(id=name, category=str(row.get("category", "")), messages=messages, later=tuple(later))
     messages = row.get("messages", [])
-    unanswered = isinstance(messages, list) and isinstance(messages[-1:], list) and _is_user(messages[-1:])
+    unanswered = isinstance(messages, list) and isinstance(messages[-1:], list) and _waits(messages[-1:])
     # The one reader of conversations checks their form. It demands an answer, so a prompt without one gets a stand-in.
     checked = {**row, "messages": [*messages, {"role": "assistant", "content": "-"}]} if unanswered else row
     conversation = parse(checked, place)
     if isinstance(conversation, str):
         raise DataError(f"{place}: {conversation}", hint=LAYOUTS)
-    parts = _parts(conversation.messages)
-    if unanswered:
-        parts["answer"] = None
-    return Prompt(id=conversation.id, category=conversation.category, **parts)
+    prompt = _split(conversation)
+    return attrs.evolve(prompt, answer=None, written=None) if unanswered else prompt
 
 
-def _is_user(last: list[Any]) -> bool:
-    return bool(last) and isinstance(last[0], dict) and last[0].get("role") == "user"
+def _waits(last: list[Any]) -> bool:
+    """Whether a conversation ends with something to answer."""
+    return bool(last) and isinstance(last[0], dict) and last[0].get("role") in ("user", "tool")
 
 
-def _parts(messages: tuple[Message, ...]) -> dict[str, Any]:
-    return {"messages": messages[:-1], "answer": messages[-1].content}
+def _split(conversation: Conversation) -> Prompt:
+    """Takes the last turn as the answer to all before it."""
+    *messages, answer = conversation.messages
+    written = next((each for each in conversation.written if each.turn == len(messages)), None)
+    return Prompt(
+        id=conversation.id,
+        category=conversation.category,
+        messages=tuple(messages),
+        answer=answer,
+        written=written,
+        tools=conversation.tools,
+        documents=conversation.documents,
+    )

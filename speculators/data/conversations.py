@@ -9,7 +9,7 @@ from typing import Any
 
 from speculators.data.layouts import read_documents, read_messages, read_tools
 from speculators.data.messages import Conversation
-from speculators.data.written import read_written
+from speculators.data.written import read_written, written_turns
 
 NO_MESSAGES = "no messages"
 NO_ANSWER = "no assistant turn"
@@ -34,7 +34,7 @@ def parse(row: Any, name: str) -> Conversation | str:
     turns = row.get("messages") or row.get("conversations")
     if not isinstance(turns, list):
         return NO_MESSAGES
-    messages, tools, documents = read_messages(turns), read_tools(row), read_documents(row)
+    messages, tools, documents = read_messages(turns, written_turns(row)), read_tools(row), read_documents(row)
     if isinstance(messages, str):
         return messages
     if isinstance(tools, str) or isinstance(documents, str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -45,11 +45,18 @@ _RESPONSE = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 _HERMES = re.compile(r"function calling AI model.*?<tools>\s*(.*?)\s*</tools>", re.DOTALL)
 
 
-def read_messages(turns: Sequence[Any]) -> list[Message] | str:
-    """Reads the turns of a row, or returns the reason why it cannot be used."""
+def read_messages(turns: Sequence[Any], written: Collection[int] = ()) -> list[Message] | str:
+    """Reads the turns of a row, or returns the reason why it cannot be used.
+
+    Args:
+        turns: the row's.
+        written: those that came with ids; a verifier may end its answer at once, and say nothing.
+    """
     messages: list[Message] = []
-    for turn in turns:
+    for index, turn in enumerate(turns):
         read = _turn(turn)
+        if read == EMPTY and index in written:
+            read = [Message("assistant", "")]
         if isinstance(read, str):
             return read
         messages += read

@@ -23,6 +23,7 @@ from speculators.data.messages import Conversation
 from speculators.data.sources import stream_source
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.data.turns import DROPS_CALLS, DROPS_REASONING, REWRITES_ANSWER, REWRITES_HISTORY
+from speculators.data.written import OTHER_TOKENIZER
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.files.disk import file_sha256, write_whole
@@ -38,6 +39,7 @@ REMEDIES = {
     ALL_SUPERVISED: _MARKERS,
     NONE_SUPERVISED: _MARKERS,
     NOTHING_LEFT: "raise data.max_tokens",
+    OTHER_TOKENIZER: "have this verifier write the answers (spec regenerate), or remove token_ids to train on the text",
     REWRITES_HISTORY: _MARK,
     REWRITES_ANSWER: _MARK,
     DROPS_REASONING: "name a template that shows reasoning as verifier.chat_template, or leave it out of the data",

@@ -30,6 +30,13 @@ def read_written(row: Mapping[str, Any], messages: Sequence[Message]) -> tuple[W
     return tuple(written)
 
 
+def written_turns(row: Mapping[str, Any]) -> set[int]:
+    """Lists the turns of a row that came with ids, before `read_written` checks them."""
+    values = row.get(TOKEN_IDS)
+    turns = [value.get("turn") for value in values if isinstance(value, Mapping)] if isinstance(values, list) else []
+    return {turn for turn in turns if _is_id(turn)}
+
+
 def _entry(value: Any) -> Written | None:
     if not isinstance(value, Mapping):
         return None

@@ -193,6 +193,6 @@ def _on_policy(view: DataView) -> Check:
         return DATA.warning(
             name,
             f"off-policy: {figures}; {policy.consequence}",
-            "let the verifier answer the prompts itself: [data.regenerate]",
+            next(finding.todo for finding in view.findings if finding.rule == "off-policy"),
         )
     return DATA.ok(name, f"{policy.verdict}: {figures}")

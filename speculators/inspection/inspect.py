@@ -10,21 +10,22 @@ from pathlib import Path
 import attrs
 import numpy as np
 
-from speculators.data.conversations import parse
 from speculators.data.encoded import Conversations, Encoded
 from speculators.data.leakage import MAX_OVERLAP
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError, RecipeError
 from speculators.events import Listen
+from speculators.inspection import kinds
 from speculators.inspection.lint import lint
 from speculators.inspection.on_policy import measure_on_policy
 from speculators.inspection.summary import count_rows, describe_vocabulary, render_conversation
-from speculators.inspection.survey import RawRow, Survey, places_of, raw_rows, short_path, survey_rows
+from speculators.inspection.survey import RawRow, Survey, conversations_of, places_of, raw_rows, short_path, survey_rows
 from speculators.inspection.view import DataView, Leakage, RenderedConversation, Vocabulary
 from speculators.pipeline.arguments import DraftVocabulary
 from speculators.pipeline.context import Context
+from speculators.pipeline.dialogues import Dialogue, LeftOut, stream_dialogues
 from speculators.pipeline.prepare import held_out, prepared_conversations
-from speculators.pipeline.regenerate import LeftOut, answers_file, is_whole, stream_prompts
+from speculators.pipeline.regenerate import answers_file, is_whole
 from speculators.pipeline.setup import make_context
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.plan import make_plan
@@ -37,8 +38,8 @@ from speculators.verifier.hub import fetch_tokenizer
 from speculators.verifier.sources import fetch_facts, obtain
 from speculators.verifier.tokens import load_tokenizer
 
-# Stands for the answer that a prompt does not have yet, so that its row parses as a conversation.
-PLACEHOLDER = {"role": "assistant", "content": "-"}
+# The end of a row's name where its conversation has several.
+ROW_NUMBER = re.compile(r"#\d+$")
 
 
 def inspect_data(
@@ -87,7 +88,10 @@ def inspect_data(
         on_policy=on_policy,
         marked=template.has_markers,
         thinks=template.thinks_by_default(),
-        thinking_share=survey.counts[Survey.THINKING] / max(survey.usable, 1),
+        thinking_share=survey.counts[kinds.REASONING] / max(survey.usable, 1),
+        kinds={kind: survey.counts[kind] for kind in kinds.ALL if survey.counts[kind]},
+        dropped=tuple(kind for kind in kinds.dropped_kinds(template) if survey.counts[kind]),
+        answers=str(answers_file(context)) if recipe.data.regenerate else "",
         shown=shown,
     )
     takes = {source.path: source.take for source in recipe.data.sources if source.take is not None}
@@ -119,10 +123,13 @@ def _raw_rows(context: Context, waiting: bool) -> Iterator[RawRow]:
     elif not waiting and is_whole(file := answers_file(context)):
         yield from raw_rows([DataSource(path=str(file))], Path())
     else:
-        for source in sources:
-            for place, row in stream_prompts(source, LeftOut()):
-                value = {**row, "messages": [*row["messages"], PLACEHOLDER]}
-                yield RawRow(short_path(place), source.path, value, parse(value, short_path(place)))
+        for source, dialogue in _dialogues(sources):
+            yield RawRow(short_path(dialogue.place), source.path, dialogue.row, dialogue.conversation)
+
+
+def _dialogues(sources: Sequence[DataSource]) -> Iterator[tuple[DataSource, Dialogue]]:
+    for source in sources:
+        yield from ((source, dialogue) for dialogue in stream_dialogues(source, LeftOut()))
 
 
 def _prepare(context: Context, survey: Survey) -> tuple[Conversations | None, str]:
@@ -141,21 +148,31 @@ def _render(
     names = prepared.ids()
     indices = [index for name in ids for index in _rows(name, names)] or list(range(min(show, len(names))))
     limit = context.recipe.data.max_tokens
+    origins = {index: ROW_NUMBER.sub("", names[index]) for index in indices}
+    made_of = conversations_of(_raw_rows(context, waiting=False), [*origins.values(), *(names[i] for i in indices)])
     return tuple(
-        render_conversation(names[index], prepared.row(index), template, max_tokens=limit) for index in indices
+        render_conversation(
+            names[index],
+            prepared.row(index),
+            template,
+            max_tokens=limit,
+            conversation=made_of.get(names[index], made_of.get(origins[index])),
+        )
+        for index in indices
     )
 
 
 def _render_prompts(
     context: Context, template: ChatTemplate, *, show: int, ids: Sequence[str]
 ) -> tuple[RenderedConversation, ...]:
-    """Renders prompts as the verifier will read them; nothing in them is supervised."""
-    rows = (row.conversation for row in _raw_rows(context, waiting=True))
-    prompts = {row.id: row.messages[:-1] for row in rows if not isinstance(row, str)}
+    """Renders first prompts as the verifier will read them; nothing in them is supervised."""
+    prompts = {short_path(each.conversation.id): each for _, each in _dialogues(context.recipe.data.sources)}
     names = list(prompts)
     rendered = []
     for name in [names[_index(name, names)] for name in ids] or names[:show]:
-        tokens = np.array(template.prompt_ids(prompts[name]), np.int32)
+        shown = prompts[name].conversation
+        ids_of = template.prompt_ids(prompts[name].messages_before(0), tools=shown.tools, documents=shown.documents)
+        tokens = np.array(ids_of, np.int32)
         encoded = Encoded(tokens, np.zeros(len(tokens), np.bool_))
         rendered.append(render_conversation(name, encoded, template, max_tokens=context.recipe.data.max_tokens))
     return tuple(rendered)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from speculators.data.prepare import REMEDIES
+from speculators.inspection.kinds import EARLIER_REASONING, IDS, REASONING
 from speculators.inspection.survey import Survey, short_path
 from speculators.inspection.view import ERROR, NOTE, WARNING, DataFinding, DataView
 
@@ -50,7 +51,7 @@ def lint(
         *_rows(view, survey, refusal, skipped_examples or {}, takes or {}),
         *_template(view, survey),
         *_vocabulary(view),
-        *_policy(view),
+        *_policy(view, survey),
     ]
     return tuple(sorted(findings, key=lambda finding: (ERROR, WARNING, NOTE).index(finding.level)))
 
@@ -127,20 +128,42 @@ def _template(view: DataView, survey: Survey) -> Iterator[DataFinding]:
             message="the chat template has no {% generation %} markers: the mask comes from comparing renderings",
             todo="check the mask of a conversation (above, or --show 3)",
         )
-    if view.thinks is None or view.waiting is not None:
+    # What a verifier wrote is trained on as it is.
+    for kind in () if _own_ids(view, survey) else view.dropped:
+        served = kind == EARLIER_REASONING
+        yield DataFinding(
+            rule="dropped by the template",
+            level=NOTE if served else WARNING,
+            message=f"the chat template does not show {kind}, which {survey.counts[kind]} conversations have"
+            + (": servers do not show it either" if served else ": the draft is trained without it"),
+            examples=() if served else tuple(survey.examples[kind]),
+            todo="" if served else "name a template that shows it: verifier.chat_template",
+        )
+    yield from _thinking(view, survey)
+
+
+def _thinking(view: DataView, survey: Survey) -> Iterator[DataFinding]:
+    """Compares the data's reasoning with the template's default, unless the verifier itself wrote it on its prompts."""
+    if view.thinks is None or view.waiting is not None or _own_ids(view, survey):
         return
     other = 1 - view.thinking_share if view.thinks else view.thinking_share
     if other > FEW:
-        does, have = ("asks for", "have no") if view.thinks else ("does not ask for", "have a")
+        does, have = ("asks for", "have no") if view.thinks else ("does not ask for", "have")
+        switch = f"{{ enable_thinking = {'false' if view.thinks else 'true'} }}"
         yield DataFinding(
             rule="thinking flag",
             level=WARNING,
             message=f"the chat template {does} reasoning by default, and {other:.0%} of the conversations {have} "
-            "<think> block: a server at its defaults shows the draft text that it was not trained on",
-            examples=() if view.thinks else tuple(survey.examples[Survey.THINKING]),
-            todo="ask alike in training and serving: "
-            f"verifier.template = {{ enable_thinking = {'false' if view.thinks else 'true'} }}",
+            "reasoning: a server at its defaults shows the draft text that it was not trained on",
+            examples=() if view.thinks else tuple(survey.examples[REASONING]),
+            todo=f"ask alike in training and serving: verifier.template = {switch}"
+            + ("" if view.answers else ", or regenerate the answers"),
         )
+
+
+def _own_ids(view: DataView, survey: Survey) -> bool:
+    """Whether every conversation has the ids that a verifier wrote."""
+    return bool(survey.usable) and view.kinds.get(IDS) == survey.usable
 
 
 def _vocabulary(view: DataView) -> Iterator[DataFinding]:
@@ -172,7 +195,7 @@ def _vocabulary(view: DataView) -> Iterator[DataFinding]:
         yield DataFinding(rule="ends of text", level=NOTE, message=message)
 
 
-def _policy(view: DataView) -> Iterator[DataFinding]:
+def _policy(view: DataView, survey: Survey) -> Iterator[DataFinding]:
     policy = view.on_policy
     if view.waiting is not None:
         yield DataFinding(
@@ -188,7 +211,7 @@ def _policy(view: DataView) -> Iterator[DataFinding]:
             rule="off-policy",
             level=WARNING,
             message=policy.consequence,
-            todo="let the verifier write the answers: [data.regenerate] in the recipe, or spec regenerate once",
+            todo=_off_policy_remedy(view, survey),
         )
     if policy.ends_agreement is not None and policy.ends_agreement < LEAST_ENDS and policy.verdict != "foreign":
         yield DataFinding(
@@ -198,6 +221,21 @@ def _policy(view: DataView) -> Iterator[DataFinding]:
             "the draft learns to stop where the verifier does not",
             todo="raise max_new_tokens of the regeneration",
         )
+
+
+def _off_policy_remedy(view: DataView, survey: Survey) -> str:
+    """Advises what has not been done yet: answers that were generated are not generated again for nothing."""
+    if _own_ids(view, survey):
+        return (
+            "find out who wrote the answers, whose token ids are kept: another verifier, precision or temperature? "
+            "The file beside them (.json) says so; compare it with [verifier]"
+        )
+    if view.answers:
+        return (
+            "the chat template rewrites these answers, which an earlier version kept as text alone: remove "
+            f"{view.answers}, and spec run has them made with their token ids"
+        )
+    return "let the verifier write the answers: [data.regenerate] in the recipe, or spec regenerate once"
 
 
 def policy_verdict(*, agreement: float, excess: float) -> tuple[str, str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 
+import attrs
 import numpy as np
 
 from speculators.data.encoded import Conversations, Encoded
+from speculators.data.messages import Conversation
 from speculators.data.template import ChatTemplate
 from speculators.data.vocab import draft_vocabulary
+from speculators.inspection.kinds import kind_spans
 from speculators.inspection.view import Bin, RenderedConversation, Rows, TextSpan, Vocabulary
 
 BINS = 10
@@ -89,8 +93,19 @@ def unseen_coverage(prepared: Conversations, size: int, ends: Collection[int]) -
     return float(left_out[ids].sum() / left_out.sum())
 
 
-def render_conversation(name: str, row: Encoded, template: ChatTemplate, *, max_tokens: int) -> RenderedConversation:
-    """Decodes one conversation into spans that are supervised or not."""
+def render_conversation(
+    name: str,
+    row: Encoded,
+    template: ChatTemplate,
+    *,
+    max_tokens: int,
+    conversation: Conversation | None = None,
+) -> RenderedConversation:
+    """Decodes one row into spans that are supervised or not.
+
+    Args:
+        conversation: what the row was made of; its reasoning, calls and results get spans of their own.
+    """
     ids, mask = row.input_ids, row.loss_mask
     special = np.isin(ids, template.special_ids)
     # A span ends where the mask changes, and before and after a special token.
@@ -101,8 +116,22 @@ def render_conversation(name: str, row: Encoded, template: ChatTemplate, *, max_
         TextSpan(template.tokenizer.decode(ids[start:end].tolist()), bool(mask[start]), bool(special[start]))
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)
     ]
+    if conversation is not None:
+        pieces = list(_by_kind(pieces, kind_spans("".join(piece.text for piece in pieces), conversation)))
     cut = len(ids) >= max_tokens
     return RenderedConversation(id=name, tokens=len(ids), supervised=int(mask.sum()), cut=cut, pieces=tuple(pieces))
+
+
+def _by_kind(pieces: Sequence[TextSpan], kinds: Sequence[tuple[int, int, str]]) -> Iterator[TextSpan]:
+    """Splits spans where a kind begins or ends."""
+    at = 0
+    for piece in pieces:
+        end = at + len(piece.text)
+        edges = sorted({at, end, *(edge for start, stop, _ in kinds for edge in (start, stop) if at < edge < end)})
+        for first, last in itertools.pairwise(edges):
+            kind = next((kind for start, stop, kind in kinds if start <= first < stop), "")
+            yield attrs.evolve(piece, text=piece.text[first - at : last - at], kind=kind)
+        at = end
 
 
 def _name(template: ChatTemplate, token: int) -> str:

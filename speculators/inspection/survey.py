@@ -14,11 +14,11 @@ from speculators.data.leakage import MAX_OVERLAP, Guard, HeldOut
 from speculators.data.messages import Conversation
 from speculators.data.sources import source_rows
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.inspection.kinds import kinds_of
 from speculators.recipe.input_sections import DataSource
 
 EXAMPLES = 3
 ROWS_PER_REPORT = 1000
-THINK = "<think>"
 
 
 @attrs.frozen
@@ -58,12 +58,12 @@ class Survey:
         rows: number of rows by source.
         usable: number of conversations.
         reasons: number of rows by reason not to use them.
-        counts: number of rows of each kind: the reasons, and the names below.
+        counts: number of rows of each kind: the reasons, the names below, and those of `inspection.kinds`.
         examples: places (and detail) of the first few rows of each kind.
         largest: the largest overlap with a benchmark prompt that is not the same.
     """
 
-    SAME, NEAR, REPEATED, THINKING = "same", "near", "repeated", "thinking"
+    SAME, NEAR, REPEATED = "same", "near", "repeated"
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
@@ -125,6 +125,18 @@ def places_of(rows: Iterable[RawRow], ids: Iterable[str]) -> dict[str, str]:
     return places
 
 
+def conversations_of(rows: Iterable[RawRow], ids: Iterable[str]) -> dict[str, Conversation]:
+    """Finds the conversations of these ids, reading no further than needed."""
+    missing, conversations = set(ids), dict[str, Conversation]()
+    for row in rows if missing else ():
+        if not isinstance(row.conversation, str) and row.conversation.id in missing:
+            missing.discard(row.conversation.id)
+            conversations[row.conversation.id] = row.conversation
+            if not missing:
+                break
+    return conversations
+
+
 def _classify(
     survey: Survey, row: RawRow, conversation: Conversation, same: Mapping[str, HeldOut], guard: Guard
 ) -> None:
@@ -136,6 +148,5 @@ def _classify(
         survey.largest = max(survey.largest, share)
         if nearest is not None and share > MAX_OVERLAP:
             survey.note(Survey.NEAR, f"{example} has {share:.0%} of {nearest.suite}'s {nearest.id}")
-    answers = [message for message in conversation.messages if message.role == "assistant"]
-    if any(message.reasoning or THINK in message.content for message in answers):
-        survey.note(Survey.THINKING, example)
+    for kind in kinds_of(conversation):
+        survey.note(kind, example)

@@ -41,11 +41,16 @@ class DataFinding:
 
 @attrs.frozen
 class TextSpan:
-    """A stretch of a conversation, all of it supervised or none of it; a special token is a span of its own."""
+    """A stretch of a conversation, all of it supervised or none of it; a special token is a span of its own.
+
+    Attributes:
+        kind: reasoning, tool calls or tool results, by their names in `inspection.kinds`; "" for anything else.
+    """
 
     text: str
     supervised: bool
     special: bool
+    kind: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -206,7 +211,10 @@ class DataView:
         on_policy: None where it was not asked for, or there are no answers.
         marked: whether the chat template itself marks what the assistant generates.
         thinks: whether the template asks for reasoning by default; None if it has no such switch.
-        thinking_share: share of the conversations with a `<think>` block.
+        thinking_share: share of the conversations with reasoning.
+        kinds: number of conversations that have each kind of `inspection.kinds`.
+        dropped: those of these kinds that the chat template does not show.
+        answers: the file in which `[data.regenerate]` keeps the verifier's answers; "" for data that is used as it is.
         findings: the gravest first.
         shown: the conversations to print.
     """
@@ -221,6 +229,9 @@ class DataView:
     marked: bool
     thinks: bool | None
     thinking_share: float
+    kinds: Mapping[str, int] = attrs.field(factory=dict)
+    dropped: tuple[str, ...] = ()
+    answers: str = ""
     findings: tuple[DataFinding, ...] = ()
     shown: tuple[RenderedConversation, ...] = ()
 

@@ -11,7 +11,7 @@ from speculators.data.leakage import HeldOut
 from speculators.data.prepare import loss_warnings, prepare
 from speculators.events import PreparedFacts, WarningEvent
 from speculators.pipeline.context import Context
-from speculators.pipeline.regenerate import regenerated
+from speculators.pipeline.regenerate import other_author, regenerated
 from speculators.recipe.schema import Recipe
 from speculators.runs.stages import is_prepared
 from speculators.verifier.tokens import load_tokenizer
@@ -36,6 +36,7 @@ def _prepare(context: Context, folder: Path) -> Conversations:
         return existing
     with context.stage("prepare") as result:
         if context.world.is_main:
+            _warn_of_other_authors(context)
             prepare(
                 regenerated(context) if data.regenerate else data,
                 folder=folder,
@@ -59,6 +60,14 @@ def _prepare(context: Context, folder: Path) -> Conversations:
     for loss in loss_warnings(prepared):
         context.emit(WarningEvent(message=loss))
     return prepared
+
+
+def _warn_of_other_authors(context: Context) -> None:
+    """Warns of answers that another verifier wrote: with the same tokenizer, nothing else would tell."""
+    for source in context.recipe.data.sources if context.recipe.data.regenerate is None else ():
+        if author := other_author(Path(source.path), context.folder):
+            message = f"{source.path}: {author} wrote these answers, whose weights are not this verifier's"
+            context.emit(WarningEvent(message=f"{message}: the draft learns what another model writes"))
 
 
 def held_out(recipe: Recipe) -> list[HeldOut]:

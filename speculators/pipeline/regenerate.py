@@ -5,26 +5,23 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
-from speculators.data.conversations import LAYOUT, parse, reasons_text
-from speculators.data.json_rows import NOT_JSON, Unusable
-from speculators.data.layouts import ROLES
-from speculators.data.messages import Message
-from speculators.data.sources import source_rows, stream_source
-from speculators.data.template import ChatTemplate
-from speculators.errors import DataError, Problem, RecipeError
-from speculators.events import Listen, Progress, WarningEvent
-from speculators.files.disk import disk_errors, file_sha256, read_json, write_json, write_whole
+from speculators.data.written import TOKEN_IDS
+from speculators.errors import Problem, RecipeError
+from speculators.events import Listen, WarningEvent
+from speculators.files.disk import file_sha256, read_json, write_json
+from speculators.pipeline.answering import Answerer, Conversing, write_rows
 from speculators.pipeline.context import Context
+from speculators.pipeline.dialogues import Dialogue, LeftOut, stream_dialogues
+from speculators.pipeline.journal import AnswerJournal
 from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
 from speculators.recipe.schema import Recipe
-from speculators.servers.answers import Answer, AnswerClient
+from speculators.servers.answers import AnswerClient
 from speculators.servers.endpoint import Endpoint
 from speculators.servers.engines import ServerIdentity
 from speculators.verifier.engine import Engine
@@ -34,19 +31,12 @@ from speculators.verifier.sources import obtain
 from speculators.verifier.tokens import folder_stop_ids, load_tokenizer
 
 PACKAGES = ("spec-recipes", "torch", "transformers")
-
-
-class Answerer(Protocol):
-    """Answers prompts: the verifier in this process, or a server."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """The verifier's tokenizer."""
-
-    def generate_batches(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, done: Container[int], progress: Progress
-    ) -> Iterator[tuple[tuple[int, ...], Sequence[Answer]]]:
-        """Yields answers as `Engine.generate_batches` does, as token ids or as text."""
+# Where the ids of answers come from: as the verifier generated them, or tokenized from the text of a server.
+GENERATED, TOKENIZED = "generated", "tokenized from text"
+TEXT_ONLY = (
+    "keeps its answers as text alone, as earlier versions wrote them: the chat template renders them again, which may "
+    "differ from what the verifier wrote; remove the file to have them made with their token ids"
+)
 
 
 def regenerated(context: Context) -> DataSection:
@@ -59,12 +49,12 @@ def regenerated(context: Context) -> DataSection:
         if file.exists():
             context.emit(WarningEvent(message=f"{file} has changed since it was written: its answers are regenerated"))
             file.unlink()
-        left_out = LeftOut()
-        prompts = [prompt for source in data.sources for prompt in read_prompts(source, left_out)]
-        for sentence in left_out.sentences():
-            context.emit(WarningEvent(message=sentence))
+        dialogues = read_dialogues(data.sources, context.emit)
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
-        write_answers(file, prompts, engine, settings, facts=lambda: engine_facts(engine), progress=context.emit)
+        facts, limit = engine_facts(engine), data.max_tokens
+        write_answers(file, dialogues, engine, settings, max_tokens=limit, facts=lambda _: facts, listen=context.emit)
+    elif not holds_ids(file):
+        context.emit(WarningEvent(message=f"{file} {TEXT_ONLY}"))
     return attrs.evolve(data, sources=(DataSource(path=str(file)),), regenerate=None)
 
 
@@ -79,130 +69,72 @@ def is_whole(file: Path) -> bool:
     return file.is_file() and isinstance(provenance, dict) and provenance.get("sha256") == file_sha256(file)
 
 
+def holds_ids(file: Path) -> bool:
+    """Whether the provenance of answers says that their token ids are kept."""
+    provenance = read_json(_provenance_file(file))
+    return isinstance(provenance, dict) and TOKEN_IDS in provenance
+
+
 def _provenance_file(file: Path) -> Path:
     return file.with_name(file.name + ".json")
 
 
-@attrs.define
-class LeftOut:
-    """Counts what reading prompts leaves out.
-
-    Attributes:
-        skipped: unusable rows by reason; a file with a row that has no messages is refused.
-        cut: conversations with further user turns, which get no answer.
-    """
-
-    skipped: Counter[str] = attrs.field(factory=Counter)
-    cut: int = 0
-
-    def sentences(self) -> list[str]:
-        """Writes a sentence for each count above zero, with its consequence."""
-        sentences = []
-        if self.skipped:
-            sentences.append(
-                f"{self.skipped.total()} rows cannot be used and get no answer: {reasons_text(self.skipped)}"
-            )
-        if self.cut:
-            turns = "only their first user turn is answered, because later ones refer to answers that are dropped"
-            sentences.append(f"{self.cut} conversations have several user turns: {turns}")
-        return sentences
-
-
-def read_prompts(source: DataSource, left_out: LeftOut) -> list[dict[str, Any]]:
-    """Lists the rows of `stream_prompts`."""
-    return [row for _, row in stream_prompts(source, left_out)]
-
-
-def stream_prompts(source: DataSource, left_out: LeftOut) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (place, row) with messages up to the first user turn; answers in the source are dropped.
-
-    Args:
-        left_out: counts what is not yielded.
-
-    Raises:
-        DataError: a row of a file has no user turn, or a data set has no usable row.
-    """
-    if not source.is_local:
-        for conversation in stream_source(source, Path(), left_out.skipped):
-            messages = [message.to_input() for message in conversation.messages]
-            row = {"id": conversation.id, "category": conversation.category, "messages": messages}
-            yield conversation.id, _cut(row, conversation.id, left_out)
-        return
-    for source_row in source_rows(source, Path()):
-        value = source_row.value
-        if isinstance(value, Unusable) and value.reason != NOT_JSON:
-            left_out.skipped[value.reason] += 1
-        else:
-            yield source_row.place, _cut(value, source_row.place, left_out)
-
-
-def _cut(row: Any, place: str, left_out: LeftOut) -> dict[str, Any]:
-    """Cuts a conversation after its first user turn; raises DataError, which names `place`, if it has none."""
-    turns = (row.get("messages") or row.get("conversations")) if isinstance(row, dict) else None
-    if not isinstance(turns, list):
-        raise DataError(f"{place}: not a JSON object with messages", hint=LAYOUT)
-    users = [index for index, turn in enumerate(turns) if _role(turn) == "user"]
-    if not users:
-        raise DataError(f"{place}: no user turn to answer", hint=LAYOUT)
-    # The one reader of conversations checks it, and requires an answer.
-    parsed = parse({"messages": [*turns[: users[0] + 1], {"role": "assistant", "content": "-"}]}, place)
-    if isinstance(parsed, str):
-        raise DataError(f"{place}: {parsed}", hint=LAYOUT)
-    left_out.cut += len(users) > 1
-    others = {key: value for key, value in row.items() if key != "conversations"}
-    return {**others, "messages": [message.to_input() for message in parsed.messages[:-1]]}
-
-
-def _role(turn: Any) -> str | None:
-    role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-    return ROLES.get(role) if isinstance(role, str) else None
+def read_dialogues(sources: Sequence[DataSource], listen: Listen) -> list[Dialogue]:
+    """Reads the conversations of all sources; warns of those that cannot be used."""
+    left_out = LeftOut()
+    dialogues = [dialogue for source in sources for dialogue in stream_dialogues(source, left_out)]
+    for sentence in left_out.sentences():
+        listen(WarningEvent(message=sentence))
+    return dialogues
 
 
 def write_answers(
     file: Path,
-    prompts: list[dict[str, Any]],
+    dialogues: Sequence[Dialogue],
     answerer: Answerer,
     settings: Regenerate,
     *,
-    facts: Callable[[], dict[str, Any]],
-    progress: Progress,
+    max_tokens: int,
+    facts: Callable[[Sequence[int]], dict[str, Any]],
+    listen: Listen,
 ) -> None:
-    """Answers every prompt with the verifier; writes `file`, and its provenance to `file` + ".json".
+    """Has the verifier write every answer; writes `file`, and its provenance to `file` + ".json".
 
-    Finished batches are kept in `file` + ".part", so that a killed run resumes where it was.
+    Finished batches are appended to `file` + ".part", so that a killed run resumes where it was.
 
     Args:
         file: JSONL to write.
-        prompts: rows with messages, the last one the user's.
+        dialogues: conversations, with the turns to write.
         answerer: the verifier.
         settings: how it answers.
-        facts: states what determines the answers besides prompts, settings and our own versions.
-        progress: called while answers are made.
+        max_tokens: length from which a conversation is not continued.
+        facts: states what determines the answers besides prompts, settings and our own versions; gets the ids of a
+            prompt to try, before anything is generated.
+        listen: gets progress, and warnings.
 
     Raises:
+        DataError: the chat template refuses all conversations.
         RecipeError: `file` exists and has other answers.
     """
     part = file.with_name(file.name + ".part")
-    template = ChatTemplate.of(answerer.tokenizer)
-    ids = [template.prompt_ids(tuple(_message(message) for message in row["messages"])) for row in prompts]
-    origin = {**facts(), **provenance(settings, ids)}
-    answers = _finished(part, origin)
-    if file.exists() and not answers and not _states(_provenance_file(file), origin):
+    work = Conversing(dialogues, answerer, max_tokens=max_tokens)
+    origin = {TOKEN_IDS: GENERATED, **facts(work.prompts[0]), **provenance(settings, work.prompts, work.dialogues)}
+    if _states(_provenance_file(file), origin) and is_whole(file):
+        part.unlink(missing_ok=True)
+        return
+    continued = AnswerJournal.has(part, origin)
+    if file.exists() and not continued:
         raise RecipeError([Problem("", f"{file} exists, with other answers", "name another file, or remove it first")])
+    if part.exists() and not continued:
+        listen(WarningEvent(message=f"{part} was made with other prompts, settings or versions: it is not continued"))
+    journal = AnswerJournal(part, origin)
     sampling = Sampling(**attrs.asdict(settings, filter=lambda attribute, _: attribute.name != "dtype"))
-    with disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    for indices, outputs in answerer.generate_batches(ids, sampling, done=answers, progress=progress):
-        answers.update(zip(indices, outputs, strict=True))
-        write_whole(part, json.dumps({"facts": origin, "answers": answers}).encode())
-    rows = _answered(prompts, answers, answerer.tokenizer)
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    write_json(_provenance_file(file), {**origin, "sha256": file_sha256(file), "conversations": len(prompts)})
+    work.answer(sampling, journal, listen)
+    for warning in work.warnings():
+        listen(WarningEvent(message=warning))
+    write_rows(file, work.rows())
+    write_json(_provenance_file(file), {**origin, "sha256": file_sha256(file), "conversations": len(work.dialogues)})
     part.unlink(missing_ok=True)
-
-
-def _message(values: dict[str, str]) -> Message:
-    return Message(role=values["role"], content=values["content"])
 
 
 def _states(provenance: Path, facts: dict[str, Any]) -> bool:
@@ -211,38 +143,45 @@ def _states(provenance: Path, facts: dict[str, Any]) -> bool:
     return isinstance(stated, dict) and {**stated, **facts} == stated
 
 
-def _finished(part: Path, facts: dict[str, Any]) -> dict[int, Answer]:
-    """Reads the answers of an interrupted run with the same facts, by the index of their prompt."""
-    saved = read_json(part)
-    if not isinstance(saved, dict) or saved.get("facts") != facts:
-        return {}
-    return {int(index): answer for index, answer in saved["answers"].items()}
-
-
-def _answered(prompts: list[dict[str, Any]], answers: dict[int, Answer], tokenizer: Any) -> Iterator[dict[str, Any]]:
-    for index, row in enumerate(prompts):
-        answer = answers[index]
-        text = answer if isinstance(answer, str) else tokenizer.decode(answer, skip_special_tokens=True)
-        yield {**row, "messages": [*row["messages"], {"role": "assistant", "content": text}]}
-
-
-def provenance(settings: Regenerate, ids: list[list[int]]) -> dict[str, Any]:
-    """States what determines the answers besides the verifier: prompts, sampling, versions."""
+def provenance(settings: Regenerate, prompts: list[list[int]], dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+    """States what determines the answers besides the verifier: prompts, later turns, sampling, versions."""
+    later = [
+        [message.to_input() for message in dialogue.conversation.messages[dialogue.turns[0].start :]]
+        for dialogue in dialogues
+        if len(dialogue.turns) > 1
+    ]
     return {
-        "prompts_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        "prompts_sha256": _digest(prompts),
+        **({"later_turns_sha256": _digest(later)} if later else {}),
         "sampling": attrs.asdict(settings),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def engine_facts(engine: Engine) -> dict[str, Any]:
     """States which verifier answers in this process, and in which dtype."""
-    weights = sorted(engine.folder.glob("*.safetensors"))
     return {
         "verifier": (read_json(engine.folder / "manifest.json") or {}).get("source", str(engine.folder)),
-        "verifier_weights_sha256": {path.name: file_sha256(path) for path in weights},
+        "verifier_weights_sha256": _weights(engine.folder),
         "dtype": str(engine.dtype).removeprefix("torch."),
     }
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def other_author(file: Path, folder: Path) -> str | None:
+    """Names the verifier that wrote a file of answers, if its provenance states other weights than the folder's."""
+    stated = read_json(_provenance_file(file))
+    if not holds_ids(file) or "verifier_weights_sha256" not in stated or not is_whole(file):
+        return None
+    own = _weights(folder)
+    return str(stated["verifier"]) if own and own != stated["verifier_weights_sha256"] else None
 
 
 def regenerate_file(
@@ -254,7 +193,7 @@ def regenerate_file(
     concurrency: int = 1,
     progress: Listen,
 ) -> dict[str, Any]:
-    """Answers the prompts of a JSONL file with a recipe's verifier; returns the provenance, which is also written.
+    """Answers the conversations of a file with a recipe's verifier; returns the provenance, which is also written.
 
     Args:
         recipe: names the verifier, and how it answers.
@@ -267,26 +206,33 @@ def regenerate_file(
     Raises:
         DataError: a row has no user turn, or the file cannot be read.
         RecipeError: `out` exists and has other answers.
-        ServerError: the server cannot be reached, or gives no answers.
+        ServerError: the server cannot be reached, gives no answers, or gives text that hides what was written.
     """
     settings = recipe.data.regenerate or Regenerate()
-    left_out = LeftOut()
-    rows = read_prompts(DataSource(path=str(prompts.resolve())), left_out)
-    for sentence in left_out.sentences():
-        progress(WarningEvent(message=sentence))
-    section = recipe.verifier
+    dialogues = read_dialogues([DataSource(path=str(prompts.resolve()))], progress)
+    section, limit = recipe.verifier, recipe.data.max_tokens
     if endpoint is None:
         folder = obtain(section, progress=progress)
         engine = Engine(folder, dtype=settings.dtype or section.dtype, section=section)
-        write_answers(out, rows, engine, settings, facts=lambda: engine_facts(engine), progress=progress)
+        known = engine_facts(engine)
+        write_answers(out, dialogues, engine, settings, max_tokens=limit, facts=lambda _: known, listen=progress)
     else:
-        server, facts = _server(recipe, endpoint, concurrency, progress)
-        write_answers(out, rows, server, settings, facts=lambda: facts, progress=progress)
+        server, identity = _server(recipe, endpoint, concurrency, progress)
+
+        def facts(prompt: Sequence[int]) -> dict[str, Any]:
+            return {**identity, TOKEN_IDS: GENERATED if server.try_answer(prompt) else TOKENIZED}
+
+        write_answers(out, dialogues, server, settings, max_tokens=limit, facts=facts, listen=progress)
+        if differing := server.answered["differing"]:
+            message = f"{differing} of {server.answered['text']} answers have other tokens than the verifier wrote"
+            progress(
+                WarningEvent(message=f"{message}: the server returns text, which can be tokenized in several ways")
+            )
     return dict(read_json(_provenance_file(out)))
 
 
 def _server(
-    recipe: Recipe, endpoint: Endpoint, concurrency: int, progress: Progress
+    recipe: Recipe, endpoint: Endpoint, concurrency: int, progress: Listen
 ) -> tuple[AnswerClient, dict[str, Any]]:
     """Connects to a server, and states what it reports about itself; only the tokenizer of a hub's model is fetched."""
     section = recipe.verifier

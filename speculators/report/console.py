@@ -21,6 +21,13 @@ STYLES = {
     "special": "magenta",
     "supervised special": "bold magenta underline",
     "drafted": "green",
+    # Parts of a conversation that spec data shows, by their names in inspection/kinds.py.
+    "reasoning": "yellow",
+    "supervised reasoning": "yellow underline",
+    "tool calls": "cyan",
+    "supervised tool calls": "cyan underline",
+    "tool results": "blue",
+    "supervised tool results": "blue underline",
 }
 
 # People search piped output line by line, so it must not be wrapped at the 80 columns that Rich assumes.

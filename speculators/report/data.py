@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from speculators.inspection.kinds import EARLIER_REASONING, REASONING
 from speculators.inspection.view import DataFinding, DataView, Leakage, OnPolicy, RenderedConversation, Rows, Vocabulary
 from speculators.report.recipe import plain_table
 
@@ -40,8 +41,9 @@ def conversation_text(conversation: RenderedConversation) -> Text:
         if piece.supervised != inside:
             text.append(CLOSE if inside else OPEN, style="mask")
             inside = piece.supervised
-        style = ("supervised special" if piece.supervised else "special") if piece.special else "supervised"
-        text.append(visible(piece.text), style=style if piece.special or piece.supervised else "")
+        kind = "special" if piece.special else piece.kind
+        style = f"supervised {kind}".rstrip() if piece.supervised else kind
+        text.append(visible(piece.text), style=style)
     return text.append(CLOSE, style="mask") if inside else text
 
 
@@ -54,8 +56,10 @@ def _heading(conversation: RenderedConversation, *, prompt: bool) -> Text:
     kind = "prompt" if prompt else "conversation"
     mask = "" if prompt else f", {conversation.supervised:,} supervised: {OPEN}these{CLOSE}"
     cut = "; cut at data.max_tokens" if conversation.cut else ""
+    shown = dict.fromkeys(piece.kind for piece in conversation.pieces if piece.kind)
+    legend = [part for kind in shown for part in ((", ", ""), (kind, kind))]
     size = f"  {conversation.tokens:,} tokens{mask}{cut}"
-    return Text.assemble((f"{kind} ", "title"), (visible(conversation.id), "name"), (size, "note"))
+    return Text.assemble((f"{kind} ", "title"), (visible(conversation.id), "name"), (size, "note"), *legend)
 
 
 def _numbers(view: DataView) -> Table:
@@ -72,6 +76,10 @@ def _numbers(view: DataView) -> Table:
     )
     if view.thinks is not None or view.thinking_share:
         lines["reasoning"] = _reasoning(view)
+    if others := {kind: count for kind, count in view.kinds.items() if kind not in (REASONING, EARLIER_REASONING)}:
+        lines["with"] = ", ".join(f"{kind}: {count:,}" for kind, count in others.items())
+    if view.dropped:
+        lines["not shown"] = f"by the chat template: {', '.join(view.dropped)}"
     if view.vocabulary is not None:
         lines |= _vocabulary_lines(view.vocabulary)
     lines["held out"] = _leakage(view.leakage)
@@ -103,7 +111,7 @@ def _row_lines(rows: Rows) -> dict[str, str]:
 
 def _reasoning(view: DataView) -> str:
     default = {None: "the chat template has no switch for it", True: "asked for by default", False: "off by default"}
-    return f"{default[view.thinks]}; {view.thinking_share:.0%} of the conversations have a <think> block"
+    return f"{default[view.thinks]}; {view.thinking_share:.0%} of the conversations have reasoning"
 
 
 def _vocabulary_lines(vocabulary: Vocabulary) -> dict[str, str]:

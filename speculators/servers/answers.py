@@ -1,9 +1,14 @@
-"""Has a running server of the verifier answer prompts: `Engine.generate_batches` over HTTP."""
+"""Has a running server of the verifier answer prompts: `Engine.generate_batches` over HTTP.
+
+A draft must learn the ids that the verifier wrote. Some servers return only text; then the ids are those of the text,
+special tokens included, and a trial answer shows beforehand whether they are as many as the verifier wrote.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,9 +17,10 @@ from speculators.errors import ServerError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.servers.endpoint import COMPLETIONS, Endpoint, in_flight
 from speculators.verifier.generate import Sampling
+from speculators.verifier.tokens import turn_end
 
-# New token ids, or their text if the server returns no ids.
-Answer = list[int] | str
+TRIAL_TOKENS = 64
+OTHER_SERVER = "use vllm serve, version 0.10.2 or later, which returns ids; or leave out --endpoint"
 
 # Servers take defaults from the model's generation_config.json. A truncated distribution or a penalty from there would
 # give other answers than the verifier's own distribution, so every such field is sent with its neutral value.
@@ -26,6 +32,8 @@ UNMODIFIED_SAMPLING = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+# The text of an answer then holds everything that was written.
+WHOLE_TEXT = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +46,8 @@ class AnswerClient:
         tokenizer: the verifier's.
         stop_ids: tokens that end an answer.
         concurrency: requests at once.
+        answered: counts answers; under "text", those whose ids are their text's; under "differing", those of them
+            with another number of tokens than the server says.
     """
 
     endpoint: Endpoint
@@ -45,6 +55,28 @@ class AnswerClient:
     tokenizer: Any
     stop_ids: tuple[int, ...]
     concurrency: int
+    answered: Counter[str] = attrs.field(factory=Counter, init=False)
+
+    def try_answer(self, prompt: Sequence[int]) -> bool:
+        """Has one short answer written; returns whether the server gives its ids, rather than text alone.
+
+        Raises:
+            ServerError: the ids of its text are not as many as the verifier wrote, or it does not say how many.
+        """
+        choice, written = self._ask(list(prompt), Sampling(max_new_tokens=TRIAL_TOKENS), seed=0)
+        if _has_ids(choice):
+            return True
+        ids, where = self._tokenized(choice), f"{self.endpoint.url}{COMPLETIONS}"
+        if written is None:
+            message = f"{where}: returns answers as text only, without the number of their tokens"
+            raise ServerError(message, hint=OTHER_SERVER)
+        if not _agree(len(ids), written):
+            raise ServerError(
+                f"{where}: returns answers as text only, and the text of a trial answer has {len(ids)} tokens, where "
+                f"the verifier wrote {written}: a draft would learn tokens that the verifier does not write",
+                hint=OTHER_SERVER,
+            )
+        return False
 
     def generate_batches(
         self,
@@ -53,7 +85,7 @@ class AnswerClient:
         *,
         done: Container[int] = (),
         progress: Progress = ignore,
-    ) -> Iterator[tuple[tuple[int, ...], list[Answer]]]:
+    ) -> Iterator[tuple[tuple[int, ...], list[list[int]]]]:
         """Continues prompts as `Engine.generate_batches` does; a batch holds whatever finished, in any order.
 
         Raises:
@@ -65,10 +97,10 @@ class AnswerClient:
         pending = [index for index in order if index not in done]
         meter = _Meter(len(prompts), len(prompts) - len(pending), progress)
 
-        def answer_prompt(index: int) -> Answer:
+        def answer_prompt(index: int) -> list[int]:
             return self._answer(list(prompts[index]), sampling, seeds[index])
 
-        batch: dict[int, Answer] = {}
+        batch: dict[int, list[int]] = {}
         failure: ServerError | None = None
         try:
             for index, answer in in_flight(
@@ -86,7 +118,17 @@ class AnswerClient:
         if failure is not None:
             raise failure
 
-    def _answer(self, prompt: list[int], sampling: Sampling, seed: int) -> Answer:
+    def _answer(self, prompt: list[int], sampling: Sampling, seed: int) -> list[int]:
+        choice, written = self._ask(prompt, sampling, seed)
+        if _has_ids(choice):
+            return [int(token) for token in choice["token_ids"]]
+        ids = self._tokenized(choice)
+        self.answered["text"] += 1
+        self.answered["differing"] += written is None or not _agree(len(ids), written)
+        return ids
+
+    def _ask(self, prompt: list[int], sampling: Sampling, seed: int) -> tuple[dict[str, Any], int | None]:
+        """Returns the server's answer, and the number of tokens that it says it has."""
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -96,6 +138,7 @@ class AnswerClient:
             "seed": seed % (1 << 31),
             "stop_token_ids": list(self.stop_ids),
             "return_token_ids": True,
+            **WHOLE_TEXT,
             **UNMODIFIED_SAMPLING,
         }
         response = self.endpoint.post(COMPLETIONS, body)
@@ -113,8 +156,28 @@ class AnswerClient:
             )
         if choice.get("prompt_token_ids") not in (None, prompt):
             raise ServerError(f"{where}: answered a prompt that differs from the one sent")
-        ids = choice.get("token_ids")
-        return [int(token) for token in ids] if isinstance(ids, list) else choice["text"]
+        usage = response.get("usage")
+        written = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+        return choice, written if isinstance(written, int) else None
+
+    def _tokenized(self, choice: Mapping[str, Any]) -> list[int]:
+        """Tokenizes an answer's text, and appends the token that ended it, which servers leave out of the text."""
+        ids: list[int] = self.tokenizer(choice["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        if choice.get("finish_reason") != "stop" or (ids and ids[-1] in self.stop_ids):
+            return ids
+        # vLLM and SGLang name it, unless it is the end of text.
+        named = [choice.get(key) for key in ("stop_reason", "matched_stop")]
+        end = next((token for token in named if token in self.stop_ids), turn_end(self.tokenizer))
+        return ids if end is None else [*ids, end]
+
+
+def _has_ids(choice: Mapping[str, Any]) -> bool:
+    return isinstance(choice.get("token_ids"), list)
+
+
+def _agree(tokenized: int, written: int) -> bool:
+    # Servers differ in whether they count the token that ends an answer.
+    return tokenized - written in (0, 1)
 
 
 class _Meter:
@@ -122,14 +185,11 @@ class _Meter:
 
     def __init__(self, total: int, done: int, progress: Progress) -> None:
         self._total, self._done, self._progress = total, done, progress
-        self._size, self._started = 0, time.monotonic()
-        self._unit = "tokens"
+        self._tokens, self._started = 0, time.monotonic()
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Sequence[int]) -> None:
         self._done += 1
-        self._size += len(answer)
-        if isinstance(answer, str):
-            self._unit = "characters"
-        note = f"{self._size / max(time.monotonic() - self._started, 1e-9):,.0f} {self._unit}/s"
+        self._tokens += len(answer)
+        note = f"{self._tokens / max(time.monotonic() - self._started, 1e-9):,.0f} tokens/s"
         event = ProgressEvent(stage="regenerate", done=self._done, total=self._total, unit="prompts", note=note)
         self._progress(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ import numpy as np
 
 from speculators.bench.suites import Prompt
 from speculators.data.messages import Message
+from speculators.data.replies import AnswerReader
 from speculators.data.template import ChatTemplate
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.servers.answers import UNMODIFIED_SAMPLING
+from speculators.servers.answers import UNMODIFIED_SAMPLING, WHOLE_TEXT
 from speculators.servers.endpoint import Endpoint, in_flight
 from speculators.servers.streaming import Completion, complete
 
@@ -47,6 +49,11 @@ class Workload:
     concurrency: int
     temperature: float = 0.0
 
+    @functools.cached_property
+    def reader(self) -> AnswerReader:
+        """Makes messages of answers, for the turns after them."""
+        return AnswerReader.of(self.template)
+
     def request(self, model: str, number: int) -> dict[str, Any]:
         """Builds the fields of the request for answer `number`, without the prompt."""
         return {
@@ -56,6 +63,7 @@ class Workload:
             "seed": self.seed + number,
             "stop_token_ids": list(self.stop_ids),
             **UNMODIFIED_SAMPLING,
+            **WHOLE_TEXT,
         }
 
 
@@ -137,7 +145,7 @@ def warm_up(endpoint: Endpoint, workload: Workload, *, model: str) -> None:
     The prompt is one of the suite's in reverse, so that it shares no prefix with the suite's prompts: the server's
     prefix cache must not answer any of them.
     """
-    ids = list(reversed(workload.template.prompt_ids(workload.prompts[0].messages)))
+    ids = list(reversed(workload.prompts[0].ids(workload.template)))
     request = workload.request(model, 0)
     complete(endpoint, ids, {**request, "max_tokens": min(WARM_UP_TOKENS, workload.max_new_tokens)})
 
@@ -165,12 +173,12 @@ def measure_speed(answers: Sequence[Completion], seconds: float) -> ServingSpeed
 
 def _converse(endpoint: Endpoint, workload: Workload, model: str, prompt: Prompt, number: int) -> list[Completion]:
     """Asks a prompt's turns one after another; later turns see the server's own earlier answers."""
-    messages = prompt.messages
+    messages, ids = prompt.messages, list[int]()
     answers: list[Completion] = []
     for turn in range(1 + len(prompt.later)):
         if turn:
-            exchange = (Message("assistant", answers[-1].text), Message("user", prompt.later[turn - 1]))
-            messages = (*messages, *exchange)
-        ids = workload.template.prompt_ids(messages)
+            reply = workload.reader.message(answers[-1].text, prompt=workload.template.tokenizer.decode(ids))
+            messages = (*messages, reply, Message("user", prompt.later[turn - 1]))
+        ids = prompt.ids(workload.template, messages)
         answers.append(complete(endpoint, ids, workload.request(model, number + turn)))
     return answers

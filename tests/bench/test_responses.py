@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 from toys import greedy_response
@@ -9,7 +10,7 @@ from toys import greedy_response
 from speculators.bench.responses import capture_rows, own_rows, respond, sample_rows
 from speculators.bench.rows import JudgedResponse, Response
 from speculators.bench.suites import Prompt
-from speculators.data.messages import Message
+from speculators.data.messages import Message, Written
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.verifier.engine import Engine
@@ -22,6 +23,9 @@ def engine(tiny_verifier):
     return Engine(tiny_verifier)
 
 
+SEA = Message("assistant", "on the sea")
+
+
 def _prompt(text="the other", **options):
     return Prompt(id=text, category="", messages=(Message("user", text),), **options)
 
@@ -32,7 +36,7 @@ def _ids(engine, text):
 
 def test_an_answer_of_the_suite_is_tokenized_as_in_training_and_ends_with_its_turn(engine):
     """The prompt is the one that the template asks with; the response ends with the end-of-turn token."""
-    (response,) = respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=160)
+    (response,) = respond(engine, [_prompt(answer=SEA)], temperature=0.0, max_new_tokens=160)
     asked = ChatTemplate.of(engine.tokenizer).prompt_ids((Message("user", "the other"),))
     assert list(response.prompt) == asked
     assert list(response.answer) == [*_ids(engine, "on the sea"), 2]
@@ -41,13 +45,13 @@ def test_an_answer_of_the_suite_is_tokenized_as_in_training_and_ends_with_its_tu
 def test_a_long_answer_ends_at_the_limit_like_a_decode_does(engine):
     """It gets no end-of-turn token, which the verifier did not emit."""
     ids = _ids(engine, "on the sea")
-    (response,) = respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=len(ids))
+    (response,) = respond(engine, [_prompt(answer=SEA)], temperature=0.0, max_new_tokens=len(ids))
     assert list(response.answer) == ids
 
 
 def test_prompts_without_an_answer_get_the_verifiers_own(engine):
     """Generated greedy answers stand in the order of the prompts, beside the suite's own."""
-    prompts = [_prompt("a"), _prompt("b", answer="x"), _prompt("c")]
+    prompts = [_prompt("a"), _prompt("b", answer=Message("assistant", "x")), _prompt("c")]
     responses = respond(engine, prompts, temperature=0.0, max_new_tokens=9)
     assert [each.id for each in responses] == ["a", "b", "c"]
     for each in (responses[0], responses[2]):
@@ -64,9 +68,44 @@ def test_later_turns_see_the_verifiers_own_answers(engine):
     assert (first.id, second.id) == ("a", "a")
 
 
+def test_ids_that_came_with_a_suite_are_the_response(engine):
+    """What a verifier wrote is measured as it was written; ids of another prompt or tokenizer give way to the text."""
+    template = ChatTemplate.of(engine.tokenizer)
+    asked = tuple(_prompt().ids(template))
+    # Another segmentation of the same text than the tokenizer's own.
+    ids = tuple(token for letter in "on the sea" for token in _ids(engine, letter))
+    own = Written(turn=1, prompt=asked, answer=(*ids, 2), text="on the sea<|im_end|>")
+    foreign = [attrs.evolve(own, prompt=asked[1:]), attrs.evolve(own, text="another text")]
+    answer = Message("assistant", "on the sea")
+    prompts = [_prompt(answer=answer, written=each) for each in (own, *foreign)]
+    responses = respond(engine, prompts, temperature=0.0, max_new_tokens=160)
+    text = (*_ids(engine, "on the sea"), 2)
+    assert [each.answer for each in responses] == [own.answer, text, text]
+    assert {each.prompt for each in responses} == {asked}
+    assert text != own.answer
+
+
+def test_the_history_of_a_later_turn_is_the_message_that_a_server_makes_of_an_answer(engine, monkeypatch):
+    """A template that shows no reasoning in its history gets none, although the verifier wrote it."""
+    monkeypatch.setattr(
+        engine.tokenizer,
+        "chat_template",
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{% if loop.last and m['reasoning_content'] %}<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}"
+        "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+    )
+    said = engine.tokenizer("so so\n</think>\n\nA plant.<|im_end|>", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(engine, "generate", lambda ids, **options: [said for _ in ids])
+    _, second = respond(engine, [_prompt("a", later=("b",))], temperature=0.0, max_new_tokens=6)
+    text = engine.tokenizer.decode(second.prompt)
+    assert "assistant\nA plant.<|im_end|>" in text
+    assert "so so" not in text
+
+
 def test_above_zero_temperature_answers_are_sampled_anew_with_a_seed(engine):
     """The suite's greedy answers are not samples, so they are not used; the same seed gives the same samples."""
-    prompts = [_prompt("a", answer="x")]
+    prompts = [_prompt("a", answer=Message("assistant", "x"))]
     options = {"temperature": 1.5, "max_new_tokens": 12}
     one, same, other = (respond(engine, prompts, seed=seed, **options)[0].answer for seed in (1, 1, 2))
     assert one == same
@@ -79,7 +118,7 @@ def test_an_answer_that_the_template_cannot_hold_is_an_error_that_names_the_prom
     template = engine.tokenizer.chat_template.replace("message['content']", "message['content'] | replace('sea', '')")
     monkeypatch.setattr(engine.tokenizer, "chat_template", template)
     with pytest.raises(DataError, match="prompt the other"):
-        respond(engine, [_prompt(answer="on the sea")], temperature=0.0, max_new_tokens=5)
+        respond(engine, [_prompt(answer=SEA)], temperature=0.0, max_new_tokens=5)
 
 
 def test_rows_come_in_the_order_of_the_responses(engine):
@@ -97,7 +136,7 @@ def test_an_answer_of_another_model_is_replaced_by_the_verifiers_own_and_marked(
     head = load_head(engine.folder, engine.facts)
     options = {"temperature": 0.0, "max_new_tokens": 7}
     (own,) = own_rows(engine, head, [_prompt("a")], (1, 3), **options)
-    foreign, generated = own_rows(engine, head, [_prompt("a", answer="on the sea"), _prompt("b")], (1, 3), **options)
+    foreign, generated = own_rows(engine, head, [_prompt("a", answer=SEA), _prompt("b")], (1, 3), **options)
     assert foreign.response == own.response
     assert [row.replaced for row in (own, foreign, generated)] == [False, True, False]
     assert [row.cut for row in (own, foreign, generated)] == [0, 0, 0]

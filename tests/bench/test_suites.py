@@ -51,7 +51,7 @@ def _file(folder: Path, rows: list) -> str:
 def test_the_last_assistant_turn_of_a_conversation_is_the_answer(tmp_path):
     """The messages before it are the prompt; a conversation that ends with a question has no answer."""
     first, second = load_suite(Suite(name="mine", path=_file(tmp_path, MESSAGES), split="test"))
-    assert (first.id, first.category, first.answer) == ("a", "chat", "Nothing.")
+    assert (first.id, first.category, first.answer.content) == ("a", "chat", "Nothing.")
     assert first.messages[-1] == Message("user", "And?")
     assert len(first.messages) == 4
     assert (second.id, second.answer, second.messages) == ("c", None, (Message("user", "Unanswered"),))
@@ -84,7 +84,7 @@ def test_a_suite_of_the_catalogue_may_be_a_data_set_of_the_hub(tmp_path, monkeyp
         return [Conversation("a", "", (Message("user", "Hello?"), Message("assistant", "Hello.")))], Counter()
 
     monkeypatch.setattr("speculators.bench.suites.read_source", read)
-    assert [prompt.answer for prompt in load_suite(Suite(name="hub"))] == ["Hello."]
+    assert [prompt.answer.content for prompt in load_suite(Suite(name="hub"))] == ["Hello."]
     load_suite(Suite(name="hub", split="train", take=2))
     assert asked == [
         DataSource(path="owner/questions", split="test", take=7),

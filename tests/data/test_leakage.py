@@ -6,6 +6,7 @@ from data_toys import row
 
 from speculators.data.conversations import parse
 from speculators.data.leakage import Guard, HeldOut, five_grams, overlap
+from speculators.inspection.kinds import REASONING
 from speculators.inspection.survey import RawRow, Survey, places_of, survey_rows
 
 LONG = "Explain in three short sentences why the sky over the sea is blue in the morning and red in the evening."
@@ -47,11 +48,11 @@ def test_rows_that_cannot_be_used_are_counted_by_reason_with_file_and_line():
 
 
 def test_repeats_reasoning_and_thinking_are_counted():
-    """The survey counts repeated prompts, <think> blocks, and reasoning in a field that is not read."""
+    """The survey counts repeated prompts, and reasoning wherever it stands."""
     apart = row("q", "a")
     apart["messages"][1]["reasoning_content"] = "because"
     found = survey_rows(rows(row("q", "<think>so</think>a"), apart), [])
-    assert (found.counts[Survey.REPEATED], found.counts[Survey.THINKING], found.counts[Survey.REASONING]) == (1, 1, 1)
+    assert (found.counts[Survey.REPEATED], found.counts[REASONING]) == (1, 2)
 
 
 def test_places_are_looked_up_by_id():

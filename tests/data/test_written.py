@@ -19,6 +19,13 @@ def test_the_ids_of_an_answer_are_read_back_as_they_were_written():
     assert parse(row("question", "answer"), "name").written == ()
 
 
+def test_an_answer_that_ends_at_once_is_an_answer():
+    """The verifier wrote nothing but the end of its turn, which is worth learning; without ids it is a fault."""
+    empty = row("question", "")
+    assert parse({**empty, "token_ids": [written_values(WRITTEN)]}, "name").written == (WRITTEN,)
+    assert parse(empty, "name") == "an empty message"
+
+
 @pytest.mark.parametrize(
     "ids",
     [

@@ -63,7 +63,7 @@ def test_a_template_that_thinks_by_default_and_data_that_does_not_are_a_warning(
     check = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)["data/lint"]
     assert check.result == "warning"
     assert "thinking flag: the chat template asks for reasoning by default" in check.evidence
-    assert "enable_thinking=false" in check.todo
+    assert "enable_thinking = false" in check.todo
 
 
 def test_a_template_that_marks_the_prompt_is_wrong(clinic: Clinic, tmp_path: Path) -> None:

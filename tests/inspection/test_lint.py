@@ -134,9 +134,9 @@ def test_data_that_prepare_refuses_is_an_error_with_its_message():
 @pytest.mark.parametrize(
     ("thinks", "share", "words"),
     [
-        (True, 0.0, "have no <think>"),
+        (True, 0.0, "have no reasoning"),
         (True, 0.5, "50% of the conversations have no"),
-        (False, 1.0, "have a <think>"),
+        (False, 1.0, "have reasoning"),
         (True, 1.0, None),
         (False, 0.0, None),
         (None, 0.5, None),
@@ -166,6 +166,43 @@ def test_thinking_flag_and_data_must_agree(thinks, share, words):
 def test_each_rule_has_its_level(changes, rule, level):
     """One fault gives exactly one finding, with the level of its rule."""
     assert levels(linted(**changes)) == {rule: level}
+
+
+OWN = {"token_ids": [{"turn": 1, "prompt": [1], "answer": [2]}]}
+
+
+def own_rows(count=100):
+    return [row(f"question {k}", "answer", **OWN) for k in range(count)]
+
+
+def test_advice_is_never_to_do_again_what_was_done():
+    """Answers that a verifier wrote are not written again for nothing; each case gets what may help it."""
+    foreign = {"on_policy": attrs.evolve(POLICY, verdict="foreign", consequence="w")}
+    todo = {
+        "as it is": linted(**foreign)[0].todo,
+        "text kept": linted(answers="there/answers.jsonl", **foreign)[0].todo,
+        "ids kept": linted(*own_rows(), kinds={"token ids": 100}, answers="there/answers.jsonl", **foreign)[0].todo,
+    }
+    assert "[data.regenerate]" in todo["as it is"]
+    assert "remove there/answers.jsonl" in todo["text kept"]
+    assert "who wrote" in todo["ids kept"]
+    assert not any("regenerate" in todo[kind] for kind in ("text kept", "ids kept"))
+    (flag,) = linted(thinks=True, thinking_share=0.0, answers="there/answers.jsonl")
+    assert "enable_thinking = false" in flag.todo
+    assert "regenerate" not in flag.todo
+    # The verifier wrote them on the very prompts that a server sends.
+    assert linted(*own_rows(), kinds={"token ids": 100}, thinks=True, thinking_share=0.0) == ()
+
+
+def test_what_a_template_drops_is_reported_with_its_consequence():
+    """Earlier reasoning is dropped in serving, too; whatever else is dropped, the draft is trained without."""
+    dropped = linted(dropped=("tools", "reasoning of earlier turns"))
+    assert [(finding.level, finding.rule) for finding in dropped] == [
+        ("warning", "dropped by the template"),
+        ("note", "dropped by the template"),
+    ]
+    assert "does not show tools" in dropped[0].message
+    assert "verifier.chat_template" in dropped[0].todo
 
 
 def test_a_take_that_took_everything_is_not_mentioned():

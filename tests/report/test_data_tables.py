@@ -23,7 +23,8 @@ SHOWN = RenderedConversation(
         TextSpan("Because\nof that", True, False),
         TextSpan("<|end|>", True, True),
         TextSpan("\n", False, False),
-        TextSpan("So", True, False),
+        TextSpan("So", True, False, "reasoning"),
+        TextSpan("Rain", False, False, "tool results"),
     ),
 )
 
@@ -39,15 +40,17 @@ def printed(*, terminal: bool, width: int = 80) -> str:
 
 def test_without_colour_the_supervised_text_stands_in_brackets():
     """The brackets include ends of turns; text that looks like markup or brackets stays as it is."""
-    assert printed(terminal=False) == "<|user|>Wh[bold]y?\n⟦Because\nof that<|end|>⟧\n⟦So⟧\n"
+    assert printed(terminal=False) == "<|user|>Wh[bold]y?\n⟦Because\nof that<|end|>⟧\n⟦So⟧Rain\n"
 
 
 def test_on_a_terminal_supervised_text_is_underlined_and_coloured():
-    """Special tokens have a colour of their own, and keep the underline where they are supervised."""
+    """Special tokens, reasoning, calls and results have colours of their own, underlined where they are supervised."""
     shown = printed(terminal=True)
     assert "\x1b[4;32mBecause" in shown
     assert "\x1b[35m<|user|>" in shown
     assert "\x1b[1;4;35m<|end|>" in shown
+    assert "\x1b[4;33mSo" in shown
+    assert "\x1b[34mRain" in shown
     assert "Wh[bold]y?" in shown
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from fake_vllm import FakeServer
+from fake_vllm import Answers, FakeServer
 
 from speculators.errors import ServerError
 from speculators.events import ProgressEvent
 from speculators.servers.answers import AnswerClient
 from speculators.servers.endpoint import Endpoint, Retry
 from speculators.verifier.generate import Sampling
+from speculators.verifier.tiny import make_byte_tokenizer
 
 PROMPTS = [[7, 8, 9], [5], [7, 8], [6], [5]]
 SAMPLING = Sampling(max_new_tokens=12, temperature=0.7, seed=3, batch_size=2)
@@ -32,7 +33,10 @@ def server(tmp_path: Path) -> Iterator[FakeServer]:
 
 def client(server: FakeServer, concurrency: int = 2) -> AnswerClient:
     endpoint = Endpoint(url=server.url, retry=Retry(times=1, first_seconds=0.001))
-    return AnswerClient(endpoint=endpoint, model="the-model", tokenizer=None, stop_ids=(2, 0), concurrency=concurrency)
+    tokenizer = make_byte_tokenizer(320)
+    return AnswerClient(
+        endpoint=endpoint, model="the-model", tokenizer=tokenizer, stop_ids=(2, 0), concurrency=concurrency
+    )
 
 
 def answers_of(server: FakeServer, **options: Any) -> dict[int, Any]:
@@ -66,10 +70,48 @@ def test_seeds_follow_the_prompts_and_not_their_order(server: FakeServer) -> Non
     assert len({seed for _, seed in first}) == len(PROMPTS)
 
 
-def test_a_server_without_ids_gives_text(server: FakeServer) -> None:
-    """Servers such as SGLang return no token ids: the text is the answer."""
-    server.answers = lambda body: {"text": f"length {len(body['prompt'])}"}
-    assert answers_of(server)[0] == "length 3"
+def says(text: str, tokens: int | None, **choice: Any) -> Answers:
+    """A server that returns text alone, and perhaps the number of its tokens."""
+    return lambda body: {"text": text, "usage": {"completion_tokens": tokens}, "finish_reason": "stop", **choice}
+
+
+def test_a_server_without_ids_gives_those_of_its_whole_text(server: FakeServer) -> None:
+    """Servers such as SGLang return text: special tokens are asked for, and the token that ended it is appended."""
+    whole = client(server).tokenizer("two<|im_start|>", add_special_tokens=False)["input_ids"]
+    for end, named in ((2, {}), (0, {"matched_stop": 0}), (0, {"stop_reason": 0})):
+        server.answers = says("two<|im_start|>", len(whole) + 1, **named)
+        assert answers_of(server)[0] == [*whole, end]
+    server.answers = says("two<|im_start|>", len(whole), finish_reason="length")
+    assert answers_of(server)[0] == whole
+    assert all(body["skip_special_tokens"] is False for body in server.requests)
+
+
+def test_one_trial_answer_tells_whether_the_ids_can_be_trusted(server: FakeServer) -> None:
+    """A server that returns ids, or text with as many tokens as were written, is used; nothing else is spent."""
+    assert client(server).try_answer([7, 8])
+    server.answers = says("ab", 3)
+    assert not client(server).try_answer([7, 8])
+    assert [body["temperature"] for body in server.requests] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"), [(7, "has 3 tokens, where the verifier wrote 7"), (None, "without the number")]
+)
+def test_text_that_hides_what_was_written_is_refused_before_anything_is_generated(
+    server: FakeServer, tokens: int | None, message: str
+) -> None:
+    """Special tokens that a server leaves out would be missing from the training data, silently."""
+    server.answers = says("ab", tokens)
+    with pytest.raises(ServerError, match=f"{message}(.|\n)*return"):
+        client(server).try_answer([7, 8])
+
+
+def test_answers_whose_text_can_be_tokenized_in_several_ways_are_counted(server: FakeServer) -> None:
+    """A sampled answer may be segmented otherwise than its text: the number of such answers is reported."""
+    server.answers = says("ab", 4)
+    one = client(server)
+    list(one.generate_batches(PROMPTS, SAMPLING))
+    assert one.answered == {"text": len(PROMPTS), "differing": len(PROMPTS)}
 
 
 def test_finished_prompts_are_not_sent_again(server: FakeServer) -> None:
