@@ -103,7 +103,7 @@ def test_conversations_are_trained_on_shown_and_benchmarked(work: Work) -> None:
     """Every assistant turn is supervised, calls included; both kinds are counted and coloured; the suite has a tau."""
     outcome = work("run", "--runs", work.spec.runs, "--json")
     (setting, *_) = outcome.json["bench"]["settings"]
-    assert setting["acceptance"]["prompts"] == len(SUITE)
+    assert setting["exact"]["prompts"] == len(SUITE)
     view = work.data("--sample", 0, "--id", "tools-Oslo", "--id", "reasons-tree")
     assert (view["rows"]["conversations"], view["rows"]["skipped"]) == (len(ROWS), {})
     assert view["kinds"] == {
