@@ -17,6 +17,7 @@ from speculators.errors import DataError, RecipeError
 from speculators.events import Listen
 from speculators.inspection import kinds
 from speculators.inspection.lint import lint
+from speculators.inspection.mapped import mapped_rows
 from speculators.inspection.on_policy import measure_on_policy
 from speculators.inspection.summary import count_rows, describe_vocabulary, render_conversation
 from speculators.inspection.survey import RawRow, Survey, conversations_of, places_of, raw_rows, short_path, survey_rows
@@ -96,7 +97,8 @@ def inspect_data(
     )
     takes = {source.path: source.take for source in recipe.data.sources if source.take is not None}
     examples = _skipped_examples(context, prepared) if prepared else {}
-    return attrs.evolve(view, findings=lint(view, survey, refusal=refusal, skipped_examples=examples, takes=takes))
+    findings = lint(view, survey, refusal=refusal, skipped_examples=examples, takes=takes)
+    return attrs.evolve(view, findings=(*findings, *mapped_rows(recipe.data.sources, survey.rows)))
 
 
 def _context(recipe: Recipe, places: Places, listen: Listen) -> Context:
