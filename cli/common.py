@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from speculators.errors import Problem, RecipeError, SpeculatorsError
+from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_recipe
+from speculators.recipe.lock_check import contradictions, shipped_facts
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import RUNS
@@ -81,6 +83,14 @@ def add_verifier_config(parser: argparse.ArgumentParser) -> None:
     """Adds `--verifier-config`."""
     text = "the verifier's config.json, to check the recipe against it without downloading the model"
     parser.add_argument("--verifier-config", metavar="FILE", type=existing_file, help=text)
+
+
+def warn_of_other_model(recipe: Recipe, facts: VerifierFacts, consequence: str) -> None:
+    """Warns if a given config.json contradicts the one that is known of the recipe's verifier."""
+    known = shipped_facts(recipe.verifier)
+    if known and (wrong := contradictions(facts, known)):
+        mismatch = f"{facts.source} does not belong to {recipe.verifier.model}: {'; '.join(wrong)}"
+        print(f"warning: {mismatch}; {consequence}", file=sys.stderr)
 
 
 @contextmanager

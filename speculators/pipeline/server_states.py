@@ -29,7 +29,7 @@ from speculators.servers.engines import ServerIdentity
 from speculators.servers.states_client import START_HINT, StatesClient
 from speculators.servers.states_server import StatesServer, run_until_stopped
 from speculators.training.world import local_device
-from speculators.verifier.sources import fetch_facts, obtain
+from speculators.verifier.sources import config_facts, obtain
 from speculators.verifier.states_check import StatesCheck, compare_states
 
 # Lies beside the states that the server writes, and says what `spec serve-states` started it with.
@@ -219,7 +219,7 @@ def plan_server(
     """
     section = recipe.verifier
     hub = section.kind == "hub"
-    facts = fetch_facts(section, cache=places.verifiers, progress=progress)
+    facts = config_facts(section, cache=places.verifiers, progress=progress)
     model = section.model if hub else str(obtain(section, cache=places.verifiers, progress=progress).absolute())
     plan = make_plan(recipe, facts)
     device = local_device()

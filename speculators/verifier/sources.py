@@ -12,11 +12,21 @@ from speculators.facts import VerifierFacts
 from speculators.files.disk import cache_folder, file_sha256
 from speculators.files.folders import MANIFEST, is_intact, make_once
 from speculators.recipe.input_sections import VerifierSection
+from speculators.recipe.lock_check import shipped_facts
 from speculators.verifier import gguf, hub
 from speculators.verifier.trust import trust
 from speculators.verifier.wheel import WheelSource, fetch
 
-__all__ = ["cache_folder", "check_folder", "existing_folder", "fetch_facts", "obtain", "shard_index", "verifier_files"]
+__all__ = [
+    "cache_folder",
+    "check_folder",
+    "config_facts",
+    "existing_folder",
+    "fetch_facts",
+    "obtain",
+    "shard_index",
+    "verifier_files",
+]
 
 # Part of a converted folder's name. Raise it when the conversion changes; older folders then stay unused.
 CONVERSION = 1
@@ -97,6 +107,17 @@ def fetch_facts(
     if section.trust_remote_code:
         trust(file.parent)
     return VerifierFacts.read(file)
+
+
+def config_facts(section: VerifierSection, *, cache: Path | None = None, progress: Progress = ignore) -> VerifierFacts:
+    """Reads the config.json that a plan needs, from the shipped locks if they have that of the same commit.
+
+    The network is not asked then: without one, its client would try for half a minute. Arguments and errors as
+    `fetch_facts`.
+    """
+    if section.kind == "hub" and section.revision is not None and (shipped := shipped_facts(section)) is not None:
+        return shipped
+    return fetch_facts(section, cache=cache, progress=progress)
 
 
 def verifier_files(folder: Path) -> dict[str, str]:

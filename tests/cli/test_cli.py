@@ -190,6 +190,26 @@ def test_a_reader_that_leaves_early_is_not_an_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_shipped_facts_need_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config.json of a pinned commit cannot change: the one that ships serves every verb that only plans."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("speculators.verifier.hub._snapshot", unreachable)
+    code, out, err = spec(capsys, "validate", "eagle3_llama8b")
+    assert (code, err) == (0, "")
+    assert "checked against locks.json: meta-llama/Llama-3.1-8B-Instruct" in out
+    assert spec(capsys, "plan", "eagle3_llama8b", "--json")[0] == 0
+    assert "layer" in spec(capsys, "serve-states", "eagle3_llama8b", "--print")[1]
+
+
+def test_validate_warns_of_another_models_config(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `spec plan` does: a check against the wrong file says nothing."""
+    code, _, err = spec(capsys, "validate", "eagle3_qwen3_8b", "--verifier-config", LLAMA)
+    assert "does not belong to Qwen/Qwen3-8B: model_type" in err, code
+
+
 def test_validate_says_what_it_was_checked_against(capsys: pytest.CaptureFixture[str]) -> None:
     """With the verifier's config.json, its limits are checked too; without it, the note says so."""
     assert "not checked against" in spec(capsys, "validate", "mine.toml")[1]
