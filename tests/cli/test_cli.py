@@ -360,4 +360,5 @@ def test_cp_warns_of_files_that_the_copy_does_not_find(capsys: pytest.CaptureFix
     Path("deep").mkdir()
     code, _, err = spec(capsys, "cp", "mine.toml", "deep")
     assert code == 0
-    assert "warning: deep/mine.toml:7: data.sources[0].path: no such file" in err
+    assert "warning: deep/mine.toml:7: data.sources[0].path: " in err
+    assert "/deep/rows.jsonl: no such file or folder" in err
