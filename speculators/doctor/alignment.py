@@ -15,7 +15,7 @@ from speculators.doctor import borrowed, heads, inputs, weights
 from speculators.doctor.alternative import Alternative, Alternatives
 from speculators.doctor.check import WARNING, Check, Family
 from speculators.doctor.effort import LEFT_OUT, Effort
-from speculators.doctor.paired import TrialComparison, compare, significant
+from speculators.doctor.paired import TrialComparison, compare, level_weights, significant
 from speculators.doctor.trials import DraftTrials, Trial
 from speculators.events import Listen, ProgressEvent, ignore
 
@@ -87,7 +87,8 @@ def check_alignment(trials: DraftTrials, effort: Effort, listen: Listen = ignore
     """Yields one check per kind of alternative.
 
     Each alternative first replays one draft per place of a few answers; those that are clearly worse are dropped. Only
-    the best of the rest replay all answers. Dropping cannot raise a false alarm, since the level counts all of them.
+    the best of the rest, and the commonest faults, replay all answers. Dropping cannot raise a false alarm, since the
+    level counts all of them.
 
     Args:
         trials: of the speculator.
@@ -140,19 +141,22 @@ def _tried(
         tried[index] = attrs.evolve(candidates[index], trial=trial, comparison=compared)
         listen(ProgressEvent(stage="alignment", done=done, total=len(chosen), unit="alternatives", note="all answers"))
     chances = [1.0 if one.comparison is None else one.comparison.p for one in tried]
-    marks = significant(chances)
+    marks = significant(chances, level_weights([one.alternative.common for one in tried]))
     return [attrs.evolve(one, significant=mark) for one, mark in zip(tried, marks, strict=True)]
 
 
 def promising(configured: Trial, candidates: Sequence[Candidate], keep: int) -> list[int]:
-    """Indices of at most `keep` candidates that may still be better than configured, the best first."""
+    """Indices of the common candidates, and of at most `keep` others that may still be better, the best first."""
     base = np.concatenate([table[:, 0] for table in configured.tables])
-    gains = []
+    gains, common = [], []
     for index, one in enumerate(candidates):
+        if one.alternative.common:
+            common.append(index)
+            continue
         difference = np.concatenate([table[:, 0] for table in one.sampled.tables]) - base
         if difference.sum() >= -HOPELESS * np.sqrt((difference**2).sum()) and not _unread(one.sampled, configured):
             gains.append((float(difference.sum()), index))
-    return [index for _, index in sorted(gains, key=lambda pair: -pair[0])[:keep]]
+    return common + [index for _, index in sorted(gains, key=lambda pair: -pair[0])[:keep]]
 
 
 @attrs.frozen

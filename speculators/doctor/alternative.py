@@ -21,12 +21,15 @@ class Alternative:
         means: the diagnosis if this alignment is better.
         todo: the remedy in that case.
         run: replays the draft with it.
+        common: whether it is one of the commonest faults of the field: these replay all answers, whatever their sample
+            shows, and share half of the level, so that the many others do not hide them.
     """
 
     what: str
     means: str
     todo: str
     run: Callable[[DraftTrials], Trial]
+    common: bool = False
 
 
 # The alternatives of one kind for a speculator, or the reason why there are none.

@@ -37,6 +37,7 @@ def layers(trials: DraftTrials) -> Alternatives:
                 f"the draft was trained on {means}",
                 f"write {list(new)} into config.json, or fix the capture and train again: {LAYER_RULE}",
                 partial(_on_layers, new),
+                common=new == tuple(layer + step for layer in ids),
             )
             for new, means in moved
             if min(new) >= 0 and max(new) <= trials.answers.num_layers and len(set(new)) == len(new)

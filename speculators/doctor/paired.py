@@ -124,11 +124,29 @@ def _signs(size: int, draws: int) -> np.ndarray:
     return 2 * np.random.default_rng(0).integers(0, 2, size=(draws, size), dtype=np.int8).astype(np.float32) - 1
 
 
-def significant(chances: Sequence[float], level: float = ALTERNATIVES) -> list[bool]:
-    """Marks the p values that are significant at a level that holds over all of them together (Holm)."""
+def level_weights(common: Sequence[bool]) -> np.ndarray:
+    """Weighs alternatives so that the common ones have half of the level, if there are others, too: [n]."""
+    marks = np.asarray(common, bool)
+    shares = np.where(marks, 1 / max(1, marks.sum()), 1 / max(1, (~marks).sum()))
+    return np.asarray(shares / shares.sum())
+
+
+def significant(
+    chances: Sequence[float], weights: np.ndarray | None = None, level: float = ALTERNATIVES
+) -> list[bool]:
+    """Marks the p values that are significant at a level that holds over all of them together (weighted Holm).
+
+    Args:
+        chances: [n] p values.
+        weights: [n] shares of the level, above 0; None for equal ones.
+        level: probability that chance marks any.
+    """
+    shares = np.ones(len(chances)) if weights is None else weights
     passed = [False] * len(chances)
-    for rank, index in enumerate(np.argsort(chances, kind="stable")):
-        if chances[index] > level / (len(chances) - rank):
+    left = float(shares.sum())
+    for index in np.argsort(np.asarray(chances) / shares, kind="stable"):
+        if chances[index] > level * shares[index] / left:
             break
         passed[int(index)] = True
+        left -= float(shares[index])
     return passed

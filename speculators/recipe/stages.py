@@ -26,6 +26,8 @@ from speculators.recipe.values import as_tables
 
 # Raised when a stage's output changes its meaning, so that outputs of older code are not reused.
 STAGE_VERSIONS = {"verifier": 1, "prepare": 1, "capture": 1, "train": 1, "bench": 2}
+# Raised when the verifier's own answers change their meaning: 2 keeps their ids, and answers every turn.
+ANSWERS_VERSION = 2
 
 
 @attrs.frozen
@@ -206,7 +208,7 @@ def _regenerate(recipe: Recipe) -> Inputs:
     regenerate, dtype = recipe.data.regenerate, recipe.verifier.dtype
     if regenerate is None:
         return Inputs(("data.regenerate",), lambda _: {"regenerate": None})
-    values = {**section_values(regenerate), "dtype": regenerate.dtype or dtype}
+    values = {**section_values(regenerate), "dtype": regenerate.dtype or dtype, "version": ANSWERS_VERSION}
     inherited = () if regenerate.dtype else ("verifier.dtype",)
     return Inputs(("data.regenerate", *inherited), lambda _: {"regenerate": values})
 

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from speculators.doctor import paired
-from speculators.doctor.paired import ALTERNATIVES, FALSE_ALARM, LEVEL, SINGLES, chance, compare, sign_flip, significant
+from speculators.doctor.paired import (
+    ALTERNATIVES,
+    FALSE_ALARM,
+    LEVEL,
+    SINGLES,
+    chance,
+    compare,
+    level_weights,
+    sign_flip,
+    significant,
+)
 from speculators.doctor.trials import Trial
 
 ANSWERS, PLACES, KINDS = 24, 60, 50
@@ -45,7 +55,17 @@ def test_the_rate_of_false_alarms_is_shared_out_completely() -> None:
 
 def test_holm_s_rule_on_a_hand_counted_case() -> None:
     """At 0.05 over four, 0.01 <= 0.05 / 4 and 0.016 <= 0.05 / 3 pass; 0.03 > 0.05 / 2 fails, and what comes after."""
-    assert significant([0.03, 0.01, 0.04, 0.016], 0.05) == [False, True, False, True]
+    assert significant([0.03, 0.01, 0.04, 0.016], level=0.05) == [False, True, False, True]
+
+
+def test_the_commonest_faults_share_half_of_the_level() -> None:
+    """At 0.008, two common alternatives have 0.002 each, forty-eight others 0.000083, until one of them passes."""
+    weights = level_weights([True, True, *[False] * 48])
+    assert weights.sum() == pytest.approx(1.0)
+    others = [1.0] * 47
+    assert significant([0.0015, 1.0, 0.0005, *others], weights) == [True, *[False] * 49]
+    assert significant([1.0, 1.0, 0.00008, *others], weights)[2]
+    assert level_weights([False] * 4).tolist() == [0.25] * 4
 
 
 def healthy(rng: np.random.Generator) -> list[list[np.ndarray]]:

@@ -149,7 +149,7 @@ SABOTAGE = {
         rope(partial_rotary_factor=0.5), "config/partial rotary factor", "partial_rotary_factor is 0.5.*is 1.0"
     ),
     "rope type": Fault(rope(rope_type="linear", factor=4.0), "config/rope type", "rope_type is linear.*is default"),
-    "rope scaling": Fault(rope(factor=4.0), "config/rope scaling", "'factor': 4.0"),
+    "rope scaling": Fault(rope(rope_type="linear", factor=4.0), "config/rope scaling", "'factor': 4.0"),
     "rope theta where nobody reads it": Fault(
         decoder(rope_theta=5e5), "config/rope scaling", "is ignored, since only rope_parameters is read"
     ),
