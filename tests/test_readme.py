@@ -17,8 +17,10 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.star
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_parses(command: str) -> None:
-    """With the parser of its verb, so that a verb or an option that is renamed is renamed here, too."""
+def test_every_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the parser of its verb, beside a config.json: a verb or an option that is renamed is renamed here, too."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text("{}")
     _, verb, *arguments = shlex.split(command, comments=True)
     verb_parser(verb)[1].parse_args(arguments)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
@@ -239,7 +240,10 @@ def _load(folder: Path, facts: VerifierFacts, dtype: torch.dtype, trust_remote_c
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-    # Damaged files raise different errors in different versions of transformers; all of them concern this folder.
+    except SafetensorError as error:
+        message = f"{folder}: a weights file (*.safetensors) is truncated or damaged: {error}"
+        raise VerifierError(message, hint="download the model again") from error
+    # transformers raises different errors in different versions; all of them concern this folder.
     except Exception as error:
         raise VerifierError(f"{folder}: transformers cannot load the verifier: {reason(error)}") from error
     # transformers initialises missing tensors at random and only warns.

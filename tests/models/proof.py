@@ -240,7 +240,7 @@ class TabledVerifier:
         self.known: list[int] = []
         self.scored: list[int] = []
 
-    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def prefill(self, tokens: torch.Tensor, *, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert tokens.tolist() == PROMPT
         self.known = []
         return torch.full((EIGHT,), -1e9).index_fill(0, torch.tensor(FIRST), 0.0), self.states[0, : len(PROMPT)]

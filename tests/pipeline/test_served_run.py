@@ -57,5 +57,5 @@ def test_options_that_do_not_fit_are_reported_before_anything_is_loaded(spec, ru
 def test_a_folder_that_is_not_a_run_has_no_ledger(spec, tmp_path):
     """The error names the command that lists runs."""
     outcome = spec("bench", tmp_path, "--ledger")
-    assert outcome.code == 1
-    assert "no plan.json" in outcome.err
+    assert outcome.code == 2
+    assert "is not a run: it has neither plan.json nor events.jsonl" in outcome.err

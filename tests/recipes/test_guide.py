@@ -23,8 +23,10 @@ TOML = [block for kind, block in BLOCKS if kind == "toml"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_parses(command: str) -> None:
-    """With the parser of its verb, as far as `--`."""
+def test_every_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the parser of its verb, as far as `--`, beside a config.json."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text("{}")
     program, verb, *arguments = shlex.split(command, comments=True)
     assert program == "spec"
     if "--" in arguments:
