@@ -83,5 +83,11 @@ def _memory_warnings(costs: Costs, device: Device) -> list[str]:
     impossible = "be measured" if recipe.data.served else "be captured or measured"
     if alone > device.memory_bytes and (recipe.benchmark.suites or not recipe.data.served):
         need = f"the verifier alone needs {size_text(alone)}, a device has {capacity}"
-        messages.append(f"{device.name}: {need}, and one process loads it whole: it cannot {impossible} there")
+        served = [] if recipe.data.served else ['data.hidden_states = "server" (spec serve-states starts it)']
+        ways = " and ".join([*served, *(["benchmark.suites = []"] if recipe.benchmark.suites else [])])
+        after = "; measure the export with spec bench --endpoint" if recipe.benchmark.suites else ""
+        messages.append(
+            f"{device.name}: {need}, and one process loads it whole: it cannot {impossible} there. "
+            f"Set {ways}{after}; or take devices of at least {size_text(alone)}"
+        )
     return messages

@@ -131,9 +131,7 @@ def level_weights(common: Sequence[bool]) -> np.ndarray:
     return np.asarray(shares / shares.sum())
 
 
-def significant(
-    chances: Sequence[float], weights: np.ndarray | None = None, level: float = ALTERNATIVES
-) -> list[bool]:
+def significant(chances: Sequence[float], weights: np.ndarray | None = None, level: float = ALTERNATIVES) -> list[bool]:
     """Marks the p values that are significant at a level that holds over all of them together (weighted Holm).
 
     Args:

@@ -195,6 +195,20 @@ def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], message: str, t
     assert "Traceback" not in output.err
 
 
+def test_a_verifier_that_is_too_large_comes_with_the_ways_that_work(tmp_path: Path) -> None:
+    """70B on 80 GB: what the warning says to set raises no such warning itself."""
+    config = LLAMA.parents[1] / "llama-3.3-70b" / "config.json"
+    plan = ("plan", "eagle3_llama70b", "--verifier-config", config, "--gpus", "8xH100-80GB", "--json")
+    cures = ('data.hidden_states="server"', "benchmark.suites=[]")
+    too_large = [each for each in Spec(tmp_path)(*plan).json["costs"]["warnings"] if "loads it whole" in each]
+    assert len(too_large) == 1
+    assert 'Set data.hidden_states = "server"' in too_large[0]
+    assert "benchmark.suites = []" in too_large[0]
+    cured = Spec(tmp_path)(*plan, *(part for cure in cures for part in ("--set", cure)))
+    assert cured.code == 0, cured.err
+    assert not [each for each in cured.json["costs"]["warnings"] if "loads it whole" in each]
+
+
 def test_a_device_has_its_usual_memory_unless_it_is_named() -> None:
     """Sizes are in units of 1000."""
     usual, named = parse_devices("H100, 2xh100-94GB")
