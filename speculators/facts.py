@@ -173,6 +173,8 @@ class VerifierFacts(Mapping[str, Any]):
             VerifierError: transformers rejects a value; the message names the key.
         """
         kind = self._raw["model_type"]
+        if not isinstance(kind, str):
+            raise VerifierError(f"{self.source}: model_type must be a text, got {kind!r}")
         # Late: the classes import torch, and most files need none of them.
         from transformers import CONFIG_MAPPING
         from transformers.utils import logging

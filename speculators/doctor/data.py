@@ -61,7 +61,7 @@ def check_data(speculator: ExaminedSpeculator, places: Places, listen: Listen = 
         return
     intact = _stored(origin, prepared)
     yield intact
-    yield check_mask(prepared)
+    yield check_mask(prepared, plain_text=any(each.map and each.map.text for each in recipe.data.sources))
     yield _rendering(speculator, _sources(recipe, places, key), prepared, recipe.data)
     if intact.result == "wrong" or plan.stage("prepare").fingerprint != key:
         why = "the stored data, or the verifier, has changed since training"
@@ -89,8 +89,8 @@ def _stored(origin: TrainingRun, prepared: Conversations) -> Check:
     return DATA.ok(name, f"{len(prepared):,} conversations in the files that the run recorded (sha256)")
 
 
-def check_mask(prepared: Conversations) -> Check:
-    """Checks how many tokens are supervised: none, all, or just the answers."""
+def check_mask(prepared: Conversations, *, plain_text: bool) -> Check:
+    """Checks how many tokens are supervised: none, all, or just the answers; of plain text, all should be."""
     name = "loss mask"
     masks = [prepared.row(index).loss_mask for index in range(len(prepared))]
     shares = np.array([mask.mean() for mask in masks])
@@ -103,10 +103,10 @@ def check_mask(prepared: Conversations) -> Check:
         evidence = f"nothing is supervised (all-zero mask), so training ran at zero loss; {figures}"
         todo = "look at the mask (spec data RECIPE --show 3), fix the template or the data, and train again"
         return DATA.wrong(name, evidence, todo)
-    if share > MOST_SUPERVISED:
+    if share > MOST_SUPERVISED and not plain_text:
         evidence = f"the prompt is supervised, too (all-ones mask): {figures}"
         return DATA.wrong(name, evidence, "fix or remove the template's {% generation %} markers, and train again")
-    if none or full:
+    if none or (full and not plain_text):
         evidence = f"{none} conversations have no supervised token, {full} are supervised almost entirely: {figures}"
         return DATA.warning(name, evidence, "look at them (spec data RECIPE --id ID)")
     return DATA.ok(name, figures)

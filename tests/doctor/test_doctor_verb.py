@@ -67,14 +67,14 @@ def test_quick_leaves_out_what_takes_long_and_says_so(spec: Spec, clinic: Clinic
 
 
 def test_progress_counts_the_alternatives(clinic: Clinic) -> None:
-    """Both passes say how many of how many are tried, so that a view can estimate the time left."""
+    """Both passes say how many of how many are tried; whole shifts of the layers come on top of the kept ones."""
     events: list[ProgressEvent] = []
     loaded = clinic.load(clinic.run / "speculator")
     list(check_alignment(DraftTrials(loaded, clinic.answers), QUICK, lambda event: events.append(event)))
     sample = [event for event in events if event.note == "sample"]
     assert [event.done for event in sample] == list(range(1, len(sample) + 1))
     assert {event.total for event in sample} == {len(sample)}
-    assert 0 < sum(event.note == "all answers" for event in events) <= QUICK.keep
+    assert 0 < sum(event.note == "all answers" for event in events) <= QUICK.keep + 2
 
 
 BAD = {

@@ -66,13 +66,14 @@ def test_a_template_that_thinks_by_default_and_data_that_does_not_are_a_warning(
     assert "enable_thinking = false" in check.todo
 
 
-def test_a_template_that_marks_the_prompt_is_wrong(clinic: Clinic, tmp_path: Path) -> None:
-    """The mask leaves out only the first token, so the run accepts it; the doctor checks the share."""
+def test_a_template_that_marks_the_prompt_supervises_only_the_answer(clinic: Clinic, tmp_path: Path) -> None:
+    """Marks reach the loss only after the prompt as it is served, so the doctor finds a part supervised, not all."""
     verifier = Path(shutil.copytree(clinic.verifier, tmp_path / "verifier"))
     (verifier / "chat_template.jinja").write_text(ALL_GENERATED)
     examination = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)
-    assert examination["data/loss mask"].result == "wrong"
-    assert "all-ones mask" in examination["data/loss mask"].evidence
+    assert examination["data/loss mask"].result == "ok"
+    share = re.search(r"(\d+)%", examination["data/loss mask"].evidence)
+    assert share and 0 < int(share[1]) < 90
 
 
 def test_acceptance_that_ends_at_the_training_length_is_a_warning(clinic: Clinic, tmp_path: Path) -> None:
