@@ -73,7 +73,8 @@ def test_a_template_that_marks_the_prompt_supervises_only_the_answer(clinic: Cli
     examination = examined(clinic, tmp_path, [talk(subject) for subject in TALKS], steps=2, verifier=verifier)
     assert examination["data/loss mask"].result == "ok"
     share = re.search(r"(\d+)%", examination["data/loss mask"].evidence)
-    assert share and 0 < int(share[1]) < 90
+    assert share
+    assert 0 < int(share[1]) < 90
 
 
 def test_acceptance_that_ends_at_the_training_length_is_a_warning(clinic: Clinic, tmp_path: Path) -> None:
