@@ -13,11 +13,9 @@ from typing import Any
 from speculators.errors import Problem, RecipeError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_recipe
-from speculators.recipe.lock_check import contradictions, shipped_facts
 from speculators.recipe.plan import Plan
 from speculators.recipe.schema import Recipe
-from speculators.runs.places import RUNS
-from speculators.runs.recipes import load_any
+from speculators.recipe.shipped import shipped_facts
 
 RECIPE_HELP = "a name that spec ls lists, a file such as ./mine.toml, or a run"
 RUN_HELP = "a run: its folder, its name, or a beginning that no other has"
@@ -45,6 +43,10 @@ def load_checked(options: argparse.Namespace) -> Recipe:
 
     `options.resumed` becomes the run that was named instead of a recipe, or None.
     """
+    # Late, as below: a shipped recipe is validated without the rooms of runs and locks.
+    from speculators.runs.places import RUNS
+    from speculators.runs.recipes import load_any
+
     recipe, options.resumed = load_any(options.recipe, options.overrides, vars(options).get("runs", RUNS))
     if problems := check_recipe(recipe, world_size=options.nproc):
         raise RecipeError(problems)
@@ -56,6 +58,8 @@ def load_checked(options: argparse.Namespace) -> Recipe:
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Adds `--runs`."""
+    from speculators.runs.places import RUNS
+
     text = f"where runs are kept (default: ./{RUNS})"
     parser.add_argument("--runs", metavar="FOLDER", type=Path, default=RUNS, help=text)
 
@@ -87,6 +91,8 @@ def add_verifier_config(parser: argparse.ArgumentParser) -> None:
 
 def warn_of_other_model(recipe: Recipe, facts: VerifierFacts, consequence: str) -> None:
     """Warns if a given config.json contradicts the one that is known of the recipe's verifier."""
+    from speculators.recipe.lock_check import contradictions
+
     known = shipped_facts(recipe.verifier)
     if known and (wrong := contradictions(facts, known)):
         mismatch = f"{facts.source} does not belong to {recipe.verifier.model}: {'; '.join(wrong)}"

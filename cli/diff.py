@@ -16,9 +16,10 @@ from speculators.diff.side import DiffSide
 from speculators.errors import Problem, RecipeError, SpeculatorsError
 from speculators.facts import VerifierFacts
 from speculators.recipe.load import load_recipe
-from speculators.recipe.lock_check import facts_of_run, shipped_facts
+from speculators.recipe.lock_check import facts_of_run
 from speculators.recipe.plan import make_plan
 from speculators.recipe.schema import Recipe
+from speculators.recipe.shipped import shipped_facts
 from speculators.runs.places import RUNS, RunFolder, find_recipe, find_run
 
 from .common import add_verifier_config, counted, print_json

@@ -16,7 +16,7 @@ from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.load import load_recipe
-from speculators.recipe.lock_check import shipped_facts
+from speculators.recipe.shipped import shipped_facts
 from speculators.recipe.starter import Starter, published_dtype, starter_text
 from speculators.structure.converter import structure
 

@@ -17,9 +17,9 @@ from speculators.recipe.lock_check import (
     check_run,
     check_shipped,
     lock_of_recipe,
-    read_locks,
     write_locks,
 )
+from speculators.recipe.shipped import read_locks
 from speculators.registry import near_miss
 from speculators.runs.places import find_run
 

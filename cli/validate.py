@@ -9,11 +9,12 @@ import attrs
 
 from speculators.errors import Problem, RecipeError
 from speculators.facts import VerifierFacts
+from speculators.recipe.catalog import recipe_names
 from speculators.recipe.checks import check_decoder, check_recipe, check_verifier
 from speculators.recipe.families import MODEL_TYPES
-from speculators.recipe.lock_check import shipped_facts
+from speculators.recipe.load import load_recipe
 from speculators.recipe.schema import Recipe
-from speculators.runs.recipes import load_any
+from speculators.recipe.shipped import shipped_facts
 
 from .common import RECIPE_HELP, add_overrides, add_verifier_config, print_json, warn_of_other_model
 from .streams import problem_values
@@ -32,7 +33,7 @@ class _Checked:
 
     Attributes:
         note: which config.json it was checked against.
-        servers: why each server would not read the drafts; empty where the verifier's config.json is not known.
+        servers: why each server would not read the drafts; empty unless a config.json was given.
         line: the same in one line.
     """
 
@@ -66,13 +67,15 @@ def run(options: argparse.Namespace) -> int:
 def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> _Checked:
     """Finds the problems of a recipe, and the servers that read its drafts."""
     try:
-        recipe, _ = load_any(name, overrides)
+        recipe = _loaded(name, overrides)
     except RecipeError as error:
         return _Checked(list(error.problems))
     problems = check_recipe(recipe)
     config = Path(recipe.verifier.model) / "config.json"
     if facts is None and recipe.verifier.kind == "folder" and config.is_file():
         facts = VerifierFacts.read(config)
+    # What servers read of a shipped recipe is said by `plan`: the rooms that know it take longer to load than the rest.
+    shipped = facts is None
     if facts is None:
         facts = shipped_facts(recipe.verifier)
     else:
@@ -88,7 +91,18 @@ def _check(name: str, overrides: list[str], facts: VerifierFacts | None) -> _Che
 
         against = architecture_problems(recipe, facts)
     problems += against
-    return _Checked(problems, note) if problems else _Checked([], note, *_servers(recipe, facts))
+    if problems or shipped:
+        return _Checked(problems, note)
+    return _Checked([], note, *_servers(recipe, facts))
+
+
+def _loaded(name: str, overrides: list[str]) -> Recipe:
+    if name in recipe_names():
+        return load_recipe(name, overrides)
+    # Late: only runs need it, and a shipped recipe is checked at once.
+    from speculators.runs.recipes import load_any
+
+    return load_any(name, overrides)[0]
 
 
 def _servers(recipe: Recipe, facts: VerifierFacts) -> tuple[dict[str, tuple[str, ...]], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from speculators.recipe.schema import Suite
 from speculators.registry import near_miss
 
 
+@functools.cache
 def recipes_folder() -> Path:
     """The folder of the recipes that come with the package."""
     return Path(str(resources.files("speculators.recipes")))

@@ -13,16 +13,13 @@ from speculators.errors import ArtifactError, LockError, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.checks import check_recipe
-from speculators.recipe.fingerprint import verifier_identity
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.load import load_recipe
 from speculators.recipe.lock import Lock
 from speculators.recipe.plan import make_plan
 from speculators.recipe.relocate import relocate
 from speculators.recipe.schema import Recipe
-
-FORMAT = 1
-NAME = "locks.json"
+from speculators.recipe.shipped import NAME, identifies
 
 
 @attrs.frozen(kw_only=True)
@@ -40,45 +37,14 @@ class LockCheck:
     notes: tuple[str, ...] = ()
 
 
-def read_locks() -> dict[str, Any]:
-    """Reads the shipped locks: each verifier's config.json, and the inputs of each recipe's stages."""
-    file = recipes_folder() / NAME
-    try:
-        locks = json.loads(file.read_text(encoding="utf-8"))
-        if locks["format"] != FORMAT:
-            raise LockError(f"{file}: format {locks['format']}, but this version reads format {FORMAT}")
-        return {"format": FORMAT, "verifiers": dict(locks["verifiers"]), "recipes": dict(locks["recipes"])}
-    except FileNotFoundError:
-        return {"format": FORMAT, "verifiers": {}, "recipes": {}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LockError(f"{file}: damaged: {error!r}", hint="git checkout restores it") from error
-
-
-def shipped_facts(section: VerifierSection) -> VerifierFacts | None:
-    """Looks up a verifier's config.json in the shipped locks; None if they have another revision of it, or none."""
-    locks = read_locks()
-    if section.model not in locks["verifiers"]:
-        return None
-    same = any(_identifies(section, lock["inputs"]["verifier"]) for lock in locks["recipes"].values())
-    return VerifierFacts(locks["verifiers"][section.model], f"{NAME}: {section.model}") if same else None
-
-
 def facts_of_run(folder: Path, section: VerifierSection) -> VerifierFacts | None:
     """Looks up a verifier's config.json in a run's lock; None if the lock has another verifier or cannot be read."""
     try:
         lock = Lock.read(folder)
     except LockError:
         return None
-    same = _identifies(section, lock.inputs["verifier"])
+    same = identifies(section, lock.inputs["verifier"])
     return VerifierFacts(lock.verifier.config, str(folder / "lock.json")) if same else None
-
-
-def _identifies(section: VerifierSection, inputs: Mapping[str, Any]) -> bool:
-    """Whether these inputs of a stage `verifier` belong to this verifier; False if only its files could show that."""
-    if section.kind == "folder" or (section.kind == "gguf" and section.sha256 is None):
-        return False
-    identity = verifier_identity(section)
-    return all(inputs.get(key) == value for key, value in identity.items() if key != "trust_remote_code")
 
 
 # Two config.json that differ here belong to different models, however old either file is.

