@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import pstats
 import subprocess
 import sys
 import types
@@ -72,17 +72,13 @@ def test_ls_imports_no_torch() -> None:
     assert "torch" not in imported
 
 
-@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.15), (["validate", "quickstart"], 0.3)])
-def test_help_and_validate_start_at_once(arguments: list[str], limit: float) -> None:
-    """The best of five, in processor seconds: the machine may be busy with other things, the program may not."""
-    for _attempt in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "speculators.cli", *arguments], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        if seconds < limit:
-            return
-    raise AssertionError(f"{seconds:.2f} s in the last of five attempts")
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 10_000), (["validate", "quickstart"], 125_000)])
+def test_help_and_validate_start_at_once(arguments: list[str], limit: int, tmp_path: Path) -> None:
+    """Counts function calls, which are the same on a busy machine; `benchmarks/perf/start.py` measures the seconds."""
+    profile = tmp_path / "calls"
+    command = [sys.executable, "-m", "cProfile", "-o", str(profile), "-m", "speculators.cli", *arguments]
+    subprocess.run(command, capture_output=True, check=True)
+    assert pstats.Stats(str(profile)).total_calls < limit
 
 
 def test_version_prints_what_a_bug_report_needs(
