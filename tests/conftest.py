@@ -8,6 +8,8 @@ import signal
 # Set before anything imports transformers: a test that uses the network must fail at once, not after retries.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Without bytecode, every process that the tests start would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The background jobs of a shell ignore Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
