@@ -56,7 +56,7 @@ def _stages(plan: Plan, done: Mapping[str, bool], estimate: Estimate | None) -> 
             bound = _bound(estimate.costs)
             cells += [_number(tokens.get(stage.name), bound), _flops(flops.get(stage.name), bound)]
         cells += [_time(each.times.get(stage.name)) for each in devices]
-        table.add_row(stage.name, stage.fingerprint[:16], *cells)
+        table.add_row(stage.name, stage.fingerprint[:8], *cells)
     return table
 
 

@@ -278,7 +278,9 @@ def test_plan_prints_stages_and_derived_values(capsys: pytest.CaptureFixture[str
     plan = json.loads(spec(capsys, "plan", "mine.toml", "--verifier-config", LLAMA, "--json")[1])
     assert [stage["name"] for stage in plan["stages"]] == ["verifier", "prepare", "train"]
     for stage in plan["stages"]:
-        assert stage["fingerprint"][:16] in out
+        row = next(line for line in out.splitlines() if stage["fingerprint"][:8] in line.split())
+        assert row.split()[0] == stage["name"], "a stage is one line"
+        assert len(row.rstrip()) <= 80
     assert "2, 16, 29" in out
     assert "64 of 128,256 tokens" in out
     assert "32 rows of 2,048 tokens over 8" in out
