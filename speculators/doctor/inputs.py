@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import permutations
 
@@ -79,28 +79,22 @@ def orders(items: Sequence[int]) -> list[tuple[int, ...]]:
 
 def tokens(_: DraftTrials) -> Alternatives:
     """The tokens one place earlier or later beside the states."""
-    return [
-        Alternative(
-            f"tokens one {direction}",
-            f"the draft was trained with tokens one place {direction} beside the states (input shift {step:+d})",
-            "pair the verifier's state at place i with token i + 1, and train again",
-            partial(_shifted, Shift(tokens=step)),
-        )
-        for step, direction in BY_ONE
-    ]
+    return _by_one(
+        "tokens one {direction}",
+        "the draft was trained with tokens one place {direction} beside the states (input shift {step:+d})",
+        "pair the verifier's state at place i with token i + 1, and train again",
+        lambda step: partial(_shifted, Shift(tokens=step)),
+    )
 
 
 def positions(_: DraftTrials) -> Alternatives:
     """The positions of the answer one off from the prompt's."""
-    return [
-        Alternative(
-            f"answer's positions {step:+d}",
-            f"the draft was trained with the answer's tokens one position {direction}, the prompt's unmoved",
-            "number the tokens of a document from 0, prompt and answer alike, and train again",
-            partial(_shifted, Shift(positions=step)),
-        )
-        for step, direction in BY_ONE
-    ]
+    return _by_one(
+        "answer's positions {step:+d}",
+        "the draft was trained with the answer's tokens one position {direction}, the prompt's unmoved",
+        "number the tokens of a document from 0, prompt and answer alike, and train again",
+        lambda step: partial(_shifted, Shift(positions=step)),
+    )
 
 
 def _shifted(shift: Shift, trials: DraftTrials) -> Trial:
@@ -109,19 +103,29 @@ def _shifted(shift: Shift, trials: DraftTrials) -> Trial:
 
 def labels(_: DraftTrials) -> Alternatives:
     """The same drafts, judged as those of the place before or behind."""
-    return [
-        Alternative(
-            f"labels one {direction}",
-            f"the draft predicts the token one place {direction} than asked: labels were shifted by {step:+d}",
-            "make the row that reads token i + 1 predict token i + 2, and train again",
-            partial(_against, step),
-        )
-        for step, direction in BY_ONE
-    ]
+    return _by_one(
+        "labels one {direction}",
+        "the draft predicts the token one place {direction} than asked: labels were shifted by {step:+d}",
+        "make the row that reads token i + 1 predict token i + 2, and train again",
+        lambda step: partial(_against, step),
+    )
 
 
 def _against(step: int, trials: DraftTrials) -> Trial:
     return trials.configured.against(trials.responses, step)
+
+
+def _by_one(what: str, means: str, todo: str, run: Callable[[int], Callable[[DraftTrials], Trial]]) -> Alternatives:
+    """Makes both alternatives that are off by one; the texts name `{step}` or `{direction}`."""
+    return [
+        Alternative(
+            what.format(step=step, direction=direction),
+            means.format(step=step, direction=direction),
+            todo,
+            run(step),
+        )
+        for step, direction in BY_ONE
+    ]
 
 
 def verifier_norm(trials: DraftTrials) -> Alternatives:

@@ -20,7 +20,7 @@ from speculators.inspection.lint import lint
 from speculators.inspection.mapped import mapped_rows
 from speculators.inspection.on_policy import measure_on_policy
 from speculators.inspection.summary import count_rows, describe_vocabulary, render_conversation
-from speculators.inspection.survey import RawRow, Survey, conversations_of, places_of, raw_rows, short_path, survey_rows
+from speculators.inspection.survey import RawRow, Survey, raw_rows, rows_of, short_path, survey_rows
 from speculators.inspection.view import DataView, Leakage, RenderedConversation, Vocabulary
 from speculators.pipeline.arguments import DraftVocabulary
 from speculators.pipeline.context import Context
@@ -151,7 +151,8 @@ def _render(
     indices = [index for name in ids for index in _rows(name, names)] or list(range(min(show, len(names))))
     limit = context.recipe.data.max_tokens
     origins = {index: ROW_NUMBER.sub("", names[index]) for index in indices}
-    made_of = conversations_of(_raw_rows(context, waiting=False), [*origins.values(), *(names[i] for i in indices)])
+    rows = rows_of(_raw_rows(context, waiting=False), [*origins.values(), *(names[i] for i in indices)])
+    made_of = {name: conversation for name, (_, conversation) in rows.items()}
     return tuple(
         render_conversation(
             names[index],
@@ -204,5 +205,5 @@ def _vocabulary(context: Context, prepared: Conversations, template: ChatTemplat
 def _skipped_examples(context: Context, prepared: Conversations) -> dict[str, str]:
     """Locates, for each reason of the template to refuse a row, the first such row."""
     examples = prepared.skipped_examples
-    places = places_of(_raw_rows(context, waiting=False), examples.values()) if examples else {}
-    return {reason: f"{places[name]} {name}" if name in places else name for reason, name in examples.items()}
+    rows = rows_of(_raw_rows(context, waiting=False), examples.values()) if examples else {}
+    return {reason: f"{rows[name][0]} {name}" if name in rows else name for reason, name in examples.items()}

@@ -113,28 +113,16 @@ def survey_rows(rows: Iterable[RawRow], held_out: Iterable[HeldOut], *, progress
     return survey
 
 
-def places_of(rows: Iterable[RawRow], ids: Iterable[str]) -> dict[str, str]:
-    """Locates the conversations of these ids, reading no further than needed."""
-    missing, places = set(ids), dict[str, str]()
+def rows_of(rows: Iterable[RawRow], ids: Iterable[str]) -> dict[str, tuple[str, Conversation]]:
+    """Finds the place and the conversation of each of these ids, reading no further than needed."""
+    missing, usable = set(ids), dict[str, tuple[str, Conversation]]()
     for row in rows if missing else ():
         if not isinstance(row.conversation, str) and row.conversation.id in missing:
             missing.discard(row.conversation.id)
-            places[row.conversation.id] = row.place
+            usable[row.conversation.id] = row.place, row.conversation
             if not missing:
                 break
-    return places
-
-
-def conversations_of(rows: Iterable[RawRow], ids: Iterable[str]) -> dict[str, Conversation]:
-    """Finds the conversations of these ids, reading no further than needed."""
-    missing, conversations = set(ids), dict[str, Conversation]()
-    for row in rows if missing else ():
-        if not isinstance(row.conversation, str) and row.conversation.id in missing:
-            missing.discard(row.conversation.id)
-            conversations[row.conversation.id] = row.conversation
-            if not missing:
-                break
-    return conversations
+    return usable
 
 
 def _classify(

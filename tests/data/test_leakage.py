@@ -7,7 +7,7 @@ from data_toys import row
 from speculators.data.conversations import parse
 from speculators.data.leakage import Guard, HeldOut, five_grams, overlap
 from speculators.inspection.kinds import REASONING
-from speculators.inspection.survey import RawRow, Survey, places_of, survey_rows
+from speculators.inspection.survey import RawRow, Survey, rows_of, survey_rows
 
 LONG = "Explain in three short sentences why the sky over the sea is blue in the morning and red in the evening."
 HELD = [HeldOut("suite", "one", LONG), HeldOut("suite", "two", "Why?")]
@@ -55,7 +55,10 @@ def test_repeats_reasoning_and_thinking_are_counted():
     assert (found.counts[Survey.REPEATED], found.counts[REASONING]) == (1, 2)
 
 
-def test_places_are_looked_up_by_id():
-    """A conversation that `prepare` names by its id is located by file and line."""
-    raws = rows(row("q", "a", id="one"), row("r", "a", id="two"))
-    assert places_of(raws, ["two", "never"]) == {"two": "f.jsonl:2"}
+def test_rows_are_looked_up_by_id_and_no_further_than_needed():
+    """A conversation that `prepare` names by its id is located by file and line, without reading what follows it."""
+    raws = iter(rows(row("q", "a", id="one"), row("r", "a", id="two"), row("s", "a", id="three")))
+    ((place, conversation),) = rows_of(raws, ["two"]).values()
+    assert (place, conversation.prompt) == ("f.jsonl:2", "r")
+    assert [each.conversation.id for each in raws] == ["three"]
+    assert rows_of(rows(row("q", "a", id="one")), ["never"]) == {}
