@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+import attrs
+
 from speculators.errors import Problem, RecipeError
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import flatten
 from speculators.registry import near_miss
-from speculators.runs.places import find_recipe
+from speculators.runs.places import RunFolder, find_recipe
 from speculators.runs.recipes import load_any, recipe_text
 
 from .common import add_recipe, add_runs, print_json
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resolved", action="store_true", help="list every value, defaults included, and where it comes from"
     )
-    text = "explain a value or section: origin, meaning, and the stages that depend on it"
+    text = "explain a value or section: origin, meaning, the stages that depend on it, files that changed since its run"
     parser.add_argument("--why", metavar="KEY", type=_key, help=text)
 
 
@@ -36,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
     if not (options.resolved or options.why or options.json or options.overrides):
         print(recipe_text(find_recipe(options.recipe, options.runs)), end="")
         return 0
-    recipe, _ = load_any(options.recipe, options.overrides, options.runs)
+    recipe, run = load_any(options.recipe, options.overrides, options.runs)
     if options.why:
-        return _why(recipe, options)
+        return _why(recipe, run, options)
     values = flatten(recipe)
     rows = {path: {"value": value, "origin": str(recipe.origins[path])} for path, value in values.items()}
     if options.json:
@@ -59,8 +61,9 @@ def _without_overrides(options: argparse.Namespace) -> Recipe | None:
         return None
 
 
-def _why(recipe: Recipe, options: argparse.Namespace) -> int:
+def _why(recipe: Recipe, run: RunFolder | None, options: argparse.Namespace) -> int:
     from speculators.recipe.explain import explain
+    from speculators.runs.changed_files import changed_files, newest_finished
 
     key, explained = options.why, explain(recipe, options.why, _without_overrides(options))
     if not explained:
@@ -68,6 +71,9 @@ def _why(recipe: Recipe, options: argparse.Namespace) -> int:
         ends = [path for path in values if path.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = f"did you mean {ends[0]!r}?" if ends else near_miss(key, list(values))
         raise RecipeError([Problem(key, "the recipe has no such value", hint or "--resolved lists all values")])
+    if run := run or newest_finished(recipe.name, options.runs):
+        changed = changed_files(recipe, run, [why.path for why in explained])
+        explained = [attrs.evolve(why, changed=changed.get(why.path, ())) for why in explained]
     if options.json:
         print_json({why.path: why.to_json() for why in explained})
     else:

@@ -10,7 +10,7 @@ import attrs
 
 from speculators.errors import DataError
 from speculators.facts import VerifierFacts
-from speculators.recipe.fingerprint import source_identity, suite_identity, verifier_identity
+from speculators.recipe.fingerprint import file_hashes, source_identity, suite_identity, verifier_identity
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.plan import Plan, read_plan
 from speculators.recipe.schema import Recipe
@@ -128,5 +128,4 @@ def _hashes(verifier: Mapping[str, Any], sources: Any, suites: Any) -> dict[str,
     identities = [("verifier.model", verifier)]
     identities += [(f"data.sources[{index}].path", source) for index, source in enumerate(sources)]
     identities += [(f"benchmark.suites[{index}].path", suite) for index, suite in enumerate(suites)]
-    several = {path: identity["files"] for path, identity in identities if "files" in identity}
-    return {path: {"": identity["sha256"]} for path, identity in identities if "sha256" in identity} | several
+    return {path: hashes for path, identity in identities if (hashes := file_hashes(identity))}

@@ -28,6 +28,7 @@ class Why:
         comment: the comment beside it in the recipe; "" if there is none.
         enters: stages whose fingerprints it is part of.
         reruns: stages that read the output of those.
+        changed: one line for each file below the value that differs from what an earlier run read.
         replaces: for a `--set`, the recipe's own value ("value") and its place ("origin"); None if it has none.
     """
 
@@ -38,6 +39,7 @@ class Why:
     comment: str
     enters: tuple[str, ...]
     reruns: tuple[str, ...]
+    changed: tuple[str, ...] = ()
     replaces: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:

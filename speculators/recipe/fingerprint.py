@@ -64,6 +64,11 @@ def source_identity(source: DataSource) -> dict[str, Any]:
     return {"files": {file.name: file_sha256(file.path) for file in locate_files(path, source.split)}, **chosen}
 
 
+def file_hashes(identity: Mapping[str, Any]) -> Mapping[str, str]:
+    """Reads the sha256 of each file off an identity: by name within a folder, "" for one file; {} for a hub's data."""
+    return identity["files"] if "files" in identity else {"": identity["sha256"]} if "sha256" in identity else {}
+
+
 def suite_identity(suite: Suite) -> dict[str, Any]:
     """Identifies the prompts of a suite."""
     whole = resolved_suite(suite)

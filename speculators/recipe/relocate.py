@@ -10,7 +10,7 @@ import attrs
 
 from speculators.errors import DataError
 from speculators.recipe.catalog import recipes_folder, resolved_suite, suites_folder
-from speculators.recipe.fingerprint import source_identity
+from speculators.recipe.fingerprint import file_hashes, source_identity
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.lock import Lock
 from speculators.recipe.schema import Recipe
@@ -74,12 +74,11 @@ def relocate(recipe: Recipe, lock: Lock, run: Path) -> tuple[Recipe, list[Missin
     missing: list[MissingFile] = []
 
     def find(stage: str, key: str, source: DataSource, identity: Mapping[str, Any]) -> str:
-        if not source.is_local or not {"sha256", "files"} & identity.keys():
+        if not source.is_local or not (locked := file_hashes(identity)):
             return source.path  # data of a hub is identified by its revision
         path = Path(source.path)
         places = [path, *(folder / _tail(path) for folder in folders)]
         contents = {str(place): content for place in places if (content := _content(source, place)) is not None}
-        locked = identity["files"] if "files" in identity else {"": identity["sha256"]}
         for place, content in contents.items():
             if content == locked:
                 return str(Path(place).resolve())
@@ -130,7 +129,6 @@ def _tail(path: Path) -> Path:
 def _content(source: DataSource, place: Path) -> Mapping[str, str] | None:
     """Hashes the files of a source at another place; None if there are none."""
     try:
-        identity = source_identity(attrs.evolve(source, path=str(place)))
+        return file_hashes(source_identity(attrs.evolve(source, path=str(place))))
     except DataError:
         return None
-    return identity["files"] if "files" in identity else {"": identity["sha256"]}

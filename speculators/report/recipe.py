@@ -16,6 +16,9 @@ from rich.text import Text
 from speculators.recipe.explain import Why
 from speculators.runs.summary import RunSummary
 
+# Changed files of one source that are listed by name.
+FILES_LISTED = 5
+
 
 def values_table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
     """Renders one line per value: its TOML path, the value, where it comes from."""
@@ -43,12 +46,17 @@ def why_lines(explanations: Sequence[Why]) -> RenderableType:
             "comment": why.comment,
             "means": why.means or "not documented",
             "enters": f"{', '.join(why.enters)}{then}" if why.enters else "no stage's fingerprint: nothing reruns",
+            "changed": "\n".join([*why.changed[:FILES_LISTED], *_more(why.changed)]),
         }
         for name, text in lines.items():
             if text:
                 table.add_row(name, Text(text))
         parts.append(Padding(table, (0, 0, 0, 4), expand=False))
     return Group(*parts)
+
+
+def _more(lines: Sequence[str]) -> list[str]:
+    return [f"and {len(lines) - FILES_LISTED} more"] if len(lines) > FILES_LISTED else []
 
 
 def listing(
