@@ -20,6 +20,7 @@ from speculators.data.conversations import (
 )
 from speculators.data.encoded import Conversations, Encoded, row_names
 from speculators.data.messages import Conversation
+from speculators.data.planned import as_planned, with_identities
 from speculators.data.sources import stream_source
 from speculators.data.template import ALL_SUPERVISED, NONE_SUPERVISED, NOTHING_LEFT, ChatTemplate
 from speculators.data.turns import DROPS_CALLS, DROPS_REASONING, REWRITES_ANSWER, REWRITES_HISTORY
@@ -57,6 +58,7 @@ def prepare(
     vocab_size: int,
     base: Path,
     held_out: Collection[str] = frozenset(),
+    planned: Sequence[Mapping[str, Any]] = (),
     key: str = "",
     progress: Progress = ignore,
 ) -> Conversations:
@@ -69,18 +71,20 @@ def prepare(
         vocab_size: V, from the verifier's config.json.
         base: the folder from which relative paths of sources start.
         held_out: `prompt_key` of every benchmark prompt; a conversation that starts with one is an error.
+        planned: the identity of each source in `key`; () where there is no plan.
         key: fingerprint of the stage, which `Conversations.open` checks.
         progress: gets an event every so many conversations.
 
     Raises:
-        DataError: a source cannot be used, nothing usable is left, or a conversation leaks a benchmark prompt.
+        DataError: a source cannot be used or is not what was planned, nothing usable is left, or a conversation leaks a
+            benchmark prompt.
         ArtifactError: the folder cannot be written.
     """
     template = ChatTemplate.of(tokenizer)
     with whole_folder(folder) as partial:
         tally = _Tally(vocab_size)
         with (partial / names.TOKENS).open("wb") as tokens, (partial / names.MASK).open("wb") as mask:
-            for conversation in _stream(section, base, tally):
+            for conversation in _stream(section, base, planned, tally):
                 if prompt_key(conversation.prompt) in held_out:
                     tally.leaked.append(conversation.id)
                 rows = template.encode(conversation.training_on(section.train_on), section.max_tokens)
@@ -175,12 +179,15 @@ class _Tally:
             )
 
 
-def _stream(section: DataSection, base: Path, tally: _Tally) -> Iterator[Conversation]:
-    for source in section.sources:
+def _stream(
+    section: DataSection, base: Path, planned: Sequence[Mapping[str, Any]], tally: _Tally
+) -> Iterator[Conversation]:
+    for source, identity in with_identities(section.sources, planned):
         before = tally.read
-        for conversation in stream_source(source, base, tally.skipped):
-            tally.read += 1
-            yield conversation
+        with as_planned(source, identity):
+            for conversation in stream_source(source, base, tally.skipped):
+                tally.read += 1
+                yield conversation
         tally.sources.append({"path": source.path, "split": source.split, "usable": tally.read - before})
 
 

@@ -37,6 +37,7 @@ def _prepare(context: Context, folder: Path) -> Conversations:
     with context.stage("prepare") as result:
         if context.world.is_main:
             _warn_of_other_authors(context)
+            planned = plan.stage("prepare").inputs["sources"]
             prepare(
                 regenerated(context) if data.regenerate else data,
                 folder=folder,
@@ -44,6 +45,8 @@ def _prepare(context: Context, folder: Path) -> Conversations:
                 vocab_size=plan.facts.vocab_size,
                 base=Path(),
                 held_out={prompt_key(row.prompt) for row in held_out(context.recipe)},
+                # Regenerated answers were written by this process, from sources that were checked when they were read.
+                planned=() if data.regenerate else planned,
                 key=key,
                 progress=context.emit,
             )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from speculators.data.planned import as_planned
 from speculators.data.written import TOKEN_IDS
 from speculators.errors import Problem, RecipeError
 from speculators.events import Listen, WarningEvent
@@ -49,7 +51,8 @@ def regenerated(context: Context) -> DataSection:
         if file.exists():
             context.emit(WarningEvent(message=f"{file} has changed since it was written: its answers are regenerated"))
             file.unlink()
-        dialogues = read_dialogues(data.sources, context.emit)
+        planned = context.plan.stage("prepare").inputs["sources"]
+        dialogues = read_dialogues(data.sources, context.emit, planned)
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
         facts, limit = engine_facts(engine), data.max_tokens
         write_answers(file, dialogues, engine, settings, max_tokens=limit, facts=lambda _: facts, listen=context.emit)
@@ -79,10 +82,21 @@ def _provenance_file(file: Path) -> Path:
     return file.with_name(file.name + ".json")
 
 
-def read_dialogues(sources: Sequence[DataSource], listen: Listen) -> list[Dialogue]:
-    """Reads the conversations of all sources; warns of those that cannot be used."""
-    left_out = LeftOut()
-    dialogues = [dialogue for source in sources for dialogue in stream_dialogues(source, left_out)]
+def read_dialogues(
+    sources: Sequence[DataSource], listen: Listen, planned: Sequence[Mapping[str, Any]] = ()
+) -> list[Dialogue]:
+    """Reads the conversations of all sources; warns of those that cannot be used.
+
+    Args:
+        planned: the identity of each source in the plan; () where there is no plan.
+
+    Raises:
+        DataError: a source has nothing to answer, or is not what was planned.
+    """
+    left_out, dialogues = LeftOut(), list[Dialogue]()
+    for source, identity in zip_longest(sources, planned, fillvalue={}):
+        with as_planned(source, identity):
+            dialogues += stream_dialogues(source, left_out)
     for sentence in left_out.sentences():
         listen(WarningEvent(message=sentence))
     return dialogues

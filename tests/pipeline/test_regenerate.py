@@ -23,6 +23,7 @@ from speculators.pipeline import regenerate
 from speculators.pipeline.dialogues import AnswerTurn, Dialogue, LeftOut, stream_dialogues
 from speculators.pipeline.journal import AnswerJournal
 from speculators.pipeline.regenerate import is_whole, regenerated, write_answers
+from speculators.recipe.fingerprint import source_identity
 from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
 from speculators.runs.places import Places
 from speculators.verifier.generate import Sampling
@@ -259,9 +260,10 @@ def test_stored_answers_are_reused_only_if_they_are_unchanged(
     monkeypatch.setattr(regenerate, "write_answers", lambda *_, **__: made.append(file))
     monkeypatch.setattr(regenerate, "engine_facts", lambda _: {})
     data = DataSection(sources=(rows_file(tmp_path, {"messages": [QUESTION]}),), regenerate=Regenerate())
+    planned = [source_identity(source) for source in data.sources]
     context: Any = SimpleNamespace(
         recipe=SimpleNamespace(data=data, verifier=SimpleNamespace(dtype="float32")),
-        plan=SimpleNamespace(stage=lambda name: SimpleNamespace(fingerprint="f" * 64)),
+        plan=SimpleNamespace(stage=lambda name: SimpleNamespace(fingerprint="f" * 64, inputs={"sources": planned})),
         places=Places(cache=tmp_path),
         engine=lambda dtype: None,
         emit=events.append,
