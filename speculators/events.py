@@ -204,13 +204,14 @@ class Pieces:
     _begun: int = attrs.field(init=False, default=0)
     _share: float = attrs.field(init=False, default=0.0)
 
-    def piece(self, phases: int = 1) -> Progress:
+    def piece(self, phases: int = 1, *, weight: int = 1) -> Progress:
         """Begins the next piece; returns what receives its own progress.
 
         Args:
             phases: of the piece, which differ in the stage that their events name.
+            weight: number of pieces that it counts as, because it takes as long.
         """
-        before, self._begun = self._begun, self._begun + 1
+        before, self._begun = self._begun, self._begun + weight
         names: list[str] = []
 
         def receive(event: ProgressEvent) -> None:
@@ -218,7 +219,7 @@ class Pieces:
                 names.append(event.stage)
             within = min(event.done / event.total, 1.0) if event.total else 0.0
             phase = min(names.index(event.stage), phases - 1)
-            self._share = max(self._share, (before + (phase + within) / phases) / self.pieces)
+            self._share = max(self._share, (before + weight * (phase + within) / phases) / self.pieces)
             amount = f"{event.done:,.0f}" + (f" of {event.total:,.0f}" if event.total else "")
             note = " ".join(filter(None, (f"{event.stage}: {amount} {event.unit}".rstrip(), event.note)))
             self.listen(ProgressEvent(stage=self.stage, done=100 * self._share, total=100, unit="%", note=note))

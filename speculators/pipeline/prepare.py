@@ -9,12 +9,15 @@ from speculators.data.conversations import prompt_key
 from speculators.data.encoded import Conversations
 from speculators.data.leakage import HeldOut
 from speculators.data.prepare import loss_warnings, prepare
-from speculators.events import PreparedFacts, WarningEvent
+from speculators.events import Pieces, PreparedFacts, Progress, WarningEvent
 from speculators.pipeline.context import Context
 from speculators.pipeline.regenerate import other_author, regenerated
 from speculators.recipe.schema import Recipe
 from speculators.runs.stages import is_prepared
 from speculators.verifier.tokens import load_tokenizer
+
+# How much longer the verifier takes to answer prompts than the answers take to be tokenized, at least.
+ANSWERING = 19
 
 
 def prepared_conversations(context: Context) -> Conversations:
@@ -37,19 +40,7 @@ def _prepare(context: Context, folder: Path) -> Conversations:
     with context.stage("prepare") as result:
         if context.world.is_main:
             _warn_of_other_authors(context)
-            planned = plan.stage("prepare").inputs["sources"]
-            prepare(
-                regenerated(context) if data.regenerate else data,
-                folder=folder,
-                tokenizer=load_tokenizer(context.folder, context.recipe.verifier),
-                vocab_size=plan.facts.vocab_size,
-                base=Path(),
-                held_out={prompt_key(row.prompt) for row in held_out(context.recipe)},
-                # Regenerated answers were written by this process, from sources that were checked when they were read.
-                planned=() if data.regenerate else planned,
-                key=key,
-                progress=context.emit,
-            )
+            _write(context, folder)
         context.world.barrier()
         prepared = Conversations.open(folder, key=key)
         result.facts = PreparedFacts(
@@ -63,6 +54,29 @@ def _prepare(context: Context, folder: Path) -> Conversations:
     for loss in loss_warnings(prepared):
         context.emit(WarningEvent(message=loss))
     return prepared
+
+
+def _write(context: Context, folder: Path) -> None:
+    """Writes the conversations, after the verifier has answered them where the recipe says so."""
+    stage, data = context.plan.stage("prepare"), context.recipe.data
+    planned = stage.inputs["sources"]
+    progress: Progress = context.emit
+    if data.regenerate is not None:
+        pieces = Pieces(stage="prepare", pieces=ANSWERING + 1, listen=context.emit)
+        # Their file is not in the plan: it has its hash beside it.
+        data, planned = regenerated(context, pieces.piece(weight=ANSWERING)), ()
+        progress = pieces.piece()
+    prepare(
+        data,
+        folder=folder,
+        tokenizer=load_tokenizer(context.folder, context.recipe.verifier),
+        vocab_size=context.plan.facts.vocab_size,
+        base=Path(),
+        held_out={prompt_key(row.prompt) for row in held_out(context.recipe)},
+        planned=planned,
+        key=stage.fingerprint,
+        progress=progress,
+    )
 
 
 def _warn_of_other_authors(context: Context) -> None:

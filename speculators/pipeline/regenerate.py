@@ -6,16 +6,15 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from speculators.data.planned import as_planned
+from speculators.data.planned import as_planned, with_identities
 from speculators.data.written import TOKEN_IDS
 from speculators.errors import Problem, RecipeError
-from speculators.events import Listen, WarningEvent
+from speculators.events import Event, Listen, Progress, ProgressEvent, WarningEvent
 from speculators.files.disk import file_sha256, read_json, write_json
 from speculators.pipeline.answering import Answerer, Conversing, write_rows
 from speculators.pipeline.context import Context
@@ -41,8 +40,19 @@ TEXT_ONLY = (
 )
 
 
-def regenerated(context: Context) -> DataSection:
-    """Replaces the sources of `[data]` by one file of the verifier's own answers, which is made if it is missing."""
+def regenerated(context: Context, progress: Progress) -> DataSection:
+    """Replaces the sources of `[data]` by one file of the verifier's own answers, which is made if it is missing.
+
+    Args:
+        progress: gets how many prompts are answered.
+    """
+
+    def listen(event: Event) -> None:
+        if isinstance(event, ProgressEvent):
+            progress(event)
+        else:
+            context.emit(event)
+
     data = context.recipe.data
     settings = data.regenerate
     assert settings is not None
@@ -55,7 +65,7 @@ def regenerated(context: Context) -> DataSection:
         dialogues = read_dialogues(data.sources, context.emit, planned)
         engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
         facts, limit = engine_facts(engine), data.max_tokens
-        write_answers(file, dialogues, engine, settings, max_tokens=limit, facts=lambda _: facts, listen=context.emit)
+        write_answers(file, dialogues, engine, settings, max_tokens=limit, facts=lambda _: facts, listen=listen)
     elif not holds_ids(file):
         context.emit(WarningEvent(message=f"{file} {TEXT_ONLY}"))
     return attrs.evolve(data, sources=(DataSource(path=str(file)),), regenerate=None)
@@ -94,7 +104,7 @@ def read_dialogues(
         DataError: a source has nothing to answer, or is not what was planned.
     """
     left_out, dialogues = LeftOut(), list[Dialogue]()
-    for source, identity in zip_longest(sources, planned, fillvalue={}):
+    for source, identity in with_identities(sources, planned):
         with as_planned(source, identity):
             dialogues += stream_dialogues(source, left_out)
     for sentence in left_out.sentences():

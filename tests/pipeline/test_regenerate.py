@@ -268,7 +268,7 @@ def test_stored_answers_are_reused_only_if_they_are_unchanged(
         engine=lambda dtype: None,
         emit=events.append,
     )
-    assert regenerated(context).sources == (DataSource(path=str(file)),)
+    assert regenerated(context, events.append).sources == (DataSource(path=str(file)),)
     kept = damage in ("none", "text only")
     assert is_whole(file) == kept
     assert made == ([] if kept else [file])

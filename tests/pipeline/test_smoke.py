@@ -15,9 +15,11 @@ from speculators.contract import build_model, parameter_counts
 from speculators.cost.sizes import with_parameters
 from speculators.cost.trace import trace
 from speculators.errors import ArtifactError
+from speculators.events import Event, ProgressEvent
 from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel
 from speculators.pipeline.arguments import training_kwargs
+from speculators.pipeline.context import Context
 from speculators.recipe.load import load_recipe
 from speculators.recipe.plan import make_plan
 
@@ -304,13 +306,26 @@ def test_regenerate_answers_prompts_with_provenance(spec: Spec, smoke: Outcome, 
     assert f"{out} exists, with other answers" in outcome.err
 
 
-def test_a_recipe_can_regenerate_its_data_first(fresh: Spec) -> None:
-    """`[data.regenerate]` replaces the answers before they are prepared; the file is stored in the cache."""
+def test_a_recipe_can_regenerate_its_data_first(fresh: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`[data.regenerate]` replaces the answers before they are prepared, under one bar; the file is stored in the
+    cache."""
+    heard: list[ProgressEvent] = []
+    emit = Context.emit
+
+    def listening(self: Context, event: Event) -> None:
+        if isinstance(event, ProgressEvent) and event.stage in ("regenerate", "prepare"):
+            heard.append(event)
+        emit(self, event)
+
+    monkeypatch.setattr(Context, "emit", listening)
     outcome = fresh.run("--set", "data.regenerate={max_new_tokens=8}", "--set", "benchmark.suites=[]")
     assert outcome.code == 0, outcome.err
     (file,) = (fresh.cache / "regenerated").glob("*.jsonl")
     assert len(file.read_text().splitlines()) == 24
     assert "no suite to choose by: exported the last of 8 updates" in outcome.err
+    assert {(event.stage, event.total) for event in heard} == {("prepare", 100)}
+    assert "regenerate: 24 of 24 prompts" in next(event.note for event in heard if event.done == 95)
+    assert (heard[-1].done, heard[-1].note) == (100, "prepare: 24 of 24 conversations")
 
 
 def test_the_draft_vocabulary_can_always_end_an_answer(run_folder: Path) -> None:

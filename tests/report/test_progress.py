@@ -188,3 +188,13 @@ def test_the_pieces_of_a_stage_share_one_bar_whose_total_holds() -> None:
     assert {(event.stage, event.total, event.unit) for event in events} == {("bench", 100, "%")}
     assert [event.done for event in events] == [12.5, 25, 31.25, 50, 100, 100]
     assert events[3].note == "capture: 4 of 4 responses K=3"
+
+
+def test_a_piece_that_takes_longer_counts_for_more() -> None:
+    """The bar of a stage does not stand at half while nearly all of the work is done."""
+    events: list[ProgressEvent] = []
+    pieces = Pieces(stage="prepare", pieces=5, listen=events.append)
+    for piece, stage in ((pieces.piece(weight=4), "regenerate"), (pieces.piece(), "prepare")):
+        for done in (1, 2):
+            piece(ProgressEvent(stage=stage, done=done, total=2, unit="prompts"))
+    assert [event.done for event in events] == [40, 80, 90, 100]
