@@ -1,6 +1,7 @@
 """Measures how much processor time light verbs need to start, beside an interpreter that does nothing.
 
-The bytecode is cached in a temporary folder, as an installed package's is: some machines write none, and then every start compiles.
+The bytecode is cached in a temporary folder, as an installed package's is: some machines write none, and then every
+start compiles.
 """
 
 from __future__ import annotations

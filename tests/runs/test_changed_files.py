@@ -64,7 +64,7 @@ def test_files_that_are_as_they_were_are_not_listed(capsys: pytest.CaptureFixtur
 
 
 def test_the_changed_file_is_named_with_both_hashes(capsys: pytest.CaptureFixture[str]) -> None:
-    """One file, a file of a folder, a new one, a missing one and a suite's are told apart."""
+    """One file, a file of a folder, a new one, a missing one and a suite's are distinguished."""
     run = finished()
     Path("rows.jsonl").write_text(ROW * 2)
     Path("parts/b.jsonl").write_text(ROW * 3)
