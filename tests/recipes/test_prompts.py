@@ -1,15 +1,18 @@
-"""The prompts of the shipped recipes: counts, splits, variety, and no leak of held-out prompts into training."""
+"""The prompts of the shipped recipes: counts, splits, variety, and no leak of benchmark prompts into training."""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from speculators.bench.suites import load_suite
 from speculators.data.leakage import Guard, HeldOut
+from speculators.recipe.schema import Suite
 from speculators.recipes.data import make_prompts
 from speculators.recipes.data.make_prompts import CATEGORIES, Writer, make, prompts_of
 
@@ -29,6 +32,11 @@ def quickstart():
 @pytest.fixture(scope="module")
 def smollm2():
     return make("smollm2")
+
+
+@pytest.fixture(scope="module")
+def untemplated():
+    return load_suite(Suite(name="untemplated"))
 
 
 def prompt(row):
@@ -86,6 +94,38 @@ def test_held_out_prompts_are_not_near_duplicates_of_training_prompts(name, quic
     assert not set(tests) & set(train)
     guard = Guard(HeldOut("quickstart", str(place), text) for place, text in enumerate(tests))
     assert max(guard.nearest(text)[0] for text in train) <= 0.6
+
+
+def test_the_untemplated_suite_has_20_prompts_of_each_category(untemplated):
+    """The categories take turns, so that the first N prompts are balanced; each prompt is one turn."""
+    assert [each.category for each in untemplated] == [*CATEGORIES] * 20
+    assert all(len(each.messages) == 1 and not each.later for each in untemplated)
+
+
+def test_the_untemplated_suite_shares_no_more_than_stock_phrases_with_training(untemplated, quickstart, smollm2):
+    """No prompt of quickstart or smollm2 has more than 5% of the distinct word 5-grams of one of the suite's.
+
+    The maximum is 4.8%, one of 21: "in three or four sentences".
+    """
+    guard = Guard(HeldOut("untemplated", each.id, each.messages[0].content) for each in untemplated)
+    assert max(guard.nearest(prompt(row))[0] for row in [*quickstart, *smollm2]) <= 0.05
+
+
+def test_the_untemplated_suite_shares_no_run_of_7_words_with_what_training_prompts_are_made_of(untemplated):
+    """Checks the fixed text of templates, hand-written prompts and slot values, including those no set uses."""
+    known = set()
+    for category in CATEGORIES:
+        written, templates, slots = make_prompts.read_parts(category)
+        for text in [*written, *templates, *(value for values in slots.values() for value in values)]:
+            for fixed in re.split(r"\{[^}]*\}", text):
+                known |= runs_of_7_words(fixed)
+    assert len(known) > 1000
+    assert [each.id for each in untemplated if runs_of_7_words(each.messages[0].content) & known] == []
+
+
+def runs_of_7_words(text):
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[start : start + 7]) for start in range(len(words) - 6)}
 
 
 def test_most_prompts_have_10_to_80_words(rows):
