@@ -10,6 +10,7 @@ import attrs
 
 from speculators.errors import RecipeError
 from speculators.formats.server_layout import TARGETS
+from speculators.recipe.input_sections import VerifierSection
 from speculators.runs.places import find_speculator, recipe_of
 
 from .common import RUN_HELP, count, print_json
@@ -45,13 +46,15 @@ def run(options: argparse.Namespace) -> int:
     from speculators.runs.background import background_of
 
     folder = speculator.absolute()
+    section, verifier = _verifier(options, speculator, recipe)
     done = export(
         ExportRequest(
             speculator=speculator,
             target=options.to,
             out=options.out or folder.with_name(f"{folder.name}-{options.to}"),
             name=folder.name if recipe is None else folder.parent.name,
-            verifier=_verifier(options, speculator, recipe),
+            verifier=verifier,
+            section=section,
             verifier_name=options.verifier_name,
             dtype=options.dtype,
             k=options.k,
@@ -72,8 +75,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, Any] | None) -> Path | None:
-    """Obtains the verifier given by --verifier; otherwise looks for the run's own on this machine."""
+def _verifier(
+    options: argparse.Namespace, speculator: Path, recipe: dict[str, Any] | None
+) -> tuple[VerifierSection, Path | None]:
+    """Obtains the verifier given by --verifier; otherwise looks for the run's own on this machine.
+
+    Returns:
+        Its section, with the chat template of the run, and its folder.
+    """
     from speculators.exchange.export import find_verifier
     from speculators.model import read_config
     from speculators.pipeline.measure import SavedSpeculator, import_algorithm, verifier_of
@@ -85,6 +94,6 @@ def _verifier(options: argparse.Namespace, speculator: Path, recipe: dict[str, A
     section = verifier_of(SavedSpeculator(folder=speculator, recipe=recipe, verifier=options.verifier))
     if options.verifier:
         with RunView(quiet=options.quiet) as view:
-            return obtain(section, progress=view)
+            return section, obtain(section, progress=view)
     config = read_config(speculator).speculators_config
-    return find_verifier(section, config.verifier.name_or_path if config else "")
+    return section, find_verifier(section, config.verifier.name_or_path if config else "")

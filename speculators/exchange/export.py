@@ -21,7 +21,14 @@ from speculators.facts import VerifierFacts
 from speculators.files.disk import file_sha256, write_json, write_whole
 from speculators.files.folders import whole_folder
 from speculators.formats.find import layouts_of
-from speculators.formats.server_layout import TARGETS, Deployment, ServerLayout
+from speculators.formats.server_layout import (
+    SGLANG,
+    TARGETS,
+    Deployment,
+    ServerLayout,
+    chat_arguments,
+    chat_notes,
+)
 from speculators.model import WEIGHTS_FILE, SpeculatorModel
 from speculators.recipe.checks import too_many_drafts
 from speculators.recipe.decoder import rope_values
@@ -51,6 +58,7 @@ class ExportRequest:
         out: folder to write; an earlier export there is replaced.
         name: of the speculator, for people.
         verifier: its folder; None if it is not on this machine.
+        section: the `[verifier]` that the draft was trained with; None for a verifier as its files are.
         verifier_name: hub id or path that the export names; None keeps the one in config.json.
         dtype: of the weights; None for bfloat16 (or the verifier's dtypes, for a part of its checkpoint).
         k: tokens drafted per round; None for the best that the run measured.
@@ -65,6 +73,7 @@ class ExportRequest:
     verifier: Path | None
     verifier_name: str | None
     dtype: str | None
+    section: VerifierSection | None = None
     k: int | None = None
     address: str | None = None
     background: Background = Background()
@@ -112,11 +121,12 @@ def export(request: ExportRequest) -> Exported:
     drafts = choose_k(request.k, request.background.settings, config)
     config = _drafting(config, drafts.k)
     served = _layout(config.speculators_model_type, request.target)
-    refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier)
+    refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier, request.section)
     _refuse(model, config, served, request, refused)
     request = attrs.evolve(request, dtype=AS_STITCHED if served.stitch else request.dtype or "bfloat16")
     verifier = config.speculators_config.verifier.name_or_path
     notes = (*request.background.unread, *_unchecked(request, verifier), *noted, *served.notes(config))
+    notes += tuple(chat_notes(served.server, request.section))
     address = request.address or str(request.out.absolute())
     facts = _serving_facts(request, config, served, drafts, address=address, notes=notes)
     with _new_folder(request.out) as partial:
@@ -158,13 +168,18 @@ def _serving_facts(
     usable = {each.num_speculative_tokens for each in request.background.settings}
     usable = {k for k in usable if not too_many_drafts(config, [k])}
     with_k = served.with_k or served.command
+    chat = chat_arguments(served.server, request.section)
     return ServingFacts(
         name=request.name,
         algorithm=config.speculators_model_type,
         verifier=verifier,
         server=served.server,
-        command=served.command(place),
-        commands={k: with_k(attrs.evolve(place, num_speculative_tokens=k)) for k in sorted({*usable, drafts.k})},
+        command=(*served.command(place), *chat),
+        commands={
+            k: (*with_k(attrs.evolve(place, num_speculative_tokens=k)), *chat) for k in sorted({*usable, drafts.k})
+        },
+        chat=chat,
+        asked_with=request.section.template if request.section and served.server == SGLANG else {},
         tokens=drafts.k,
         why=drafts.why,
         notes=notes,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -40,6 +42,8 @@ class ServingFacts:
         server: which reads the folder.
         command: which serves it.
         commands: which serve it with each K that was measured, and with `tokens`.
+        chat: the part of these commands that says how conversations are rendered.
+        asked_with: arguments of the chat template that each request carries.
         tokens: K.
         why: where K comes from.
         notes: what users of the export should know.
@@ -52,6 +56,8 @@ class ServingFacts:
     server: str
     command: tuple[str, ...]
     commands: Mapping[int, tuple[str, ...]]
+    chat: tuple[str, ...]
+    asked_with: Mapping[str, Any]
     tokens: int
     why: str
     notes: tuple[str, ...]
@@ -106,7 +112,11 @@ def _request(facts: ServingFacts) -> list[str]:
     """Shows one request; the server itself says how it calls its model."""
     url = f"http://localhost:{_PORTS[facts.server]}/v1"
     name = "import json, sys; print(json.load(sys.stdin)['data'][0]['id'])"
-    body = '{"model": "\'$MODEL\'", "messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 64}'
+    asked = {"messages": [{"role": "user", "content": "Name three colours."}], "max_tokens": 64}
+    asked |= {"chat_template_kwargs": dict(facts.asked_with)} if facts.asked_with else {}
+    # Within quotes of the shell, except for the variable.
+    rest = json.dumps(asked, ensure_ascii=False)[1:].replace("'", "'\\''")
+    body = '{"model": "\'$MODEL\'", ' + rest
     return [
         "## Try it",
         "",
@@ -129,7 +139,7 @@ def _comparison(facts: ServingFacts) -> list[str]:
         "Start a second server, of the same version and on an equal device, with the verifier alone:",
         "",
         "```bash",
-        shlex.join(plain),
+        shlex.join([*plain, *facts.chat]),
         f"{bench} --baseline-endpoint http://localhost:{port + 1}",
         "```",
         "",

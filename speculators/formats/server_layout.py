@@ -11,6 +11,7 @@ import attrs
 
 from speculators.facts import VerifierFacts
 from speculators.formats.names import TensorNames
+from speculators.recipe.input_sections import VerifierSection
 
 VLLM, SGLANG = "vllm", "sglang"
 # Names of the servers in messages.
@@ -71,6 +72,31 @@ def sglang_draft(algorithm: str) -> Callable[[Deployment], tuple[str, ...]]:
         return ("python", "-m", "sglang.launch_server", *arguments)
 
     return command
+
+
+def chat_arguments(server: str, section: VerifierSection | None) -> tuple[str, ...]:
+    """Builds the arguments with which a server renders conversations as training did; () for the model's own way.
+
+    SGLang has no default for arguments of the template: each request carries them.
+    """
+    if section is None:
+        return ()
+    file = () if section.chat_template is None else ("--chat-template", section.chat_template)
+    stated = section.template and server == VLLM
+    return (*file, *(("--default-chat-template-kwargs", json.dumps(section.template)) if stated else ()))
+
+
+def chat_notes(server: str, section: VerifierSection | None) -> list[str]:
+    """Lists what users of an export must know of the chat template that the draft was trained with."""
+    notes = []
+    if section is not None and section.chat_template is not None:
+        notes.append(f"the draft was trained with the chat template {section.chat_template}: a server needs the file")
+        if server == SGLANG and not section.chat_template.endswith(".jinja"):
+            notes.append("SGLang reads a Jinja template only from a file whose name ends with .jinja: copy it")
+    if section is not None and section.template and server == SGLANG:
+        arguments = json.dumps({"chat_template_kwargs": section.template})
+        notes.append(f"the draft was trained with arguments of the chat template: each request must carry {arguments}")
+    return notes
 
 
 def _nothing(_: Any) -> list[str]:

@@ -19,15 +19,16 @@ from safetensors.torch import load_file, save_file
 from speculators.bench.result import Live
 from speculators.config import CONFIGS, SpeculatorModelConfig
 from speculators.contract import build_model
-from speculators.errors import ArtifactError
+from speculators.errors import ArtifactError, VerifierError
 from speculators.exchange.export import ExportRequest, export
 from speculators.exchange.hub import push
 from speculators.exchange.importing import Verifier, import_checkpoint
 from speculators.facts import VerifierFacts
 from speculators.formats.server_layout import TARGETS
 from speculators.model import SpeculatorModel, read_config
+from speculators.recipe.input_sections import VerifierSection
 from speculators.runs.background import Background
-from speculators.verifier.tiny import make_tiny_verifier
+from speculators.verifier.tiny import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, make_tiny_verifier
 
 BLOCK = {"num_layers": 2, "block_size": 4}
 WHOLE = {"mtp", "eagle1"}
@@ -317,6 +318,54 @@ def test_a_draft_that_cannot_end_a_turn_is_refused(world, tmp_path):
         export(request(world, speculator, "vllm"))
     done = export(request(world, speculator, "vllm", verifier=None))
     assert any("was not checked" in note for note in done.notes)
+
+
+def test_turns_end_as_the_template_of_the_recipe_says(world, tmp_path):
+    """A run whose recipe replaces the chat template is checked against that one, not the verifier folder's."""
+    template = tmp_path / "mine.jinja"
+    template.write_text(CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>"))
+    section = VerifierSection(model=str(world.folder), chat_template=str(template))
+    rest = torch.arange(100, 195)
+    theirs = with_vocabulary(world, tmp_path / "theirs", torch.cat((torch.tensor([TURN_END]), rest)))
+    ours = with_vocabulary(world, tmp_path / "ours", torch.cat((torch.tensor([END_OF_TEXT]), rest)))
+    export(request(world, theirs, "vllm"))
+    with pytest.raises(ArtifactError, match=f"token {END_OF_TEXT} ends a turn and is not in the draft vocabulary"):
+        export(request(world, theirs, "vllm", section=section))
+    with pytest.raises(ArtifactError, match=f"token {TURN_END} ends a turn"):
+        export(request(world, ours, "vllm"))
+    assert export(request(world, ours, "vllm", section=section)).notes
+    template.unlink()
+    with pytest.raises(VerifierError, match=r"verifier\.chat_template: .*mine\.jinja cannot be read"):
+        export(request(world, ours, "vllm", section=section))
+
+
+def test_serve_md_renders_conversations_as_training_did(world, speculator, tmp_path):
+    """Every command, that of the server without drafts included, names the recipe's template and its arguments; SGLang
+    takes the arguments from the requests."""
+    template = tmp_path / "mine.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    arguments = {"enable_thinking": False, "tone": "it's calm"}
+    section = VerifierSection(model=str(world.folder), chat_template=str(template), template=arguments)
+    pages = {}
+    for target in ("vllm", "sglang"):
+        done = export(request(world, speculator, target, section=section, background=filed(1, 3)))
+        pages[target] = (done.folder / "serve.md").read_text()
+        lines = [line for line in pages[target].splitlines() if line.startswith(("vllm serve", "python -m sglang"))]
+        assert len(lines) == 4
+        for words in map(shlex.split, lines):
+            assert words[words.index("--chat-template") + 1] == str(template)
+            stated = [words[n + 1] for n, word in enumerate(words) if word == "--default-chat-template-kwargs"]
+            assert list(map(json.loads, stated)) == ([arguments] if target == "vllm" else [])
+        assert any(f"the chat template {template}" in note for note in done.notes)
+        (sent,) = [line for line in pages[target].splitlines() if "/chat/completions" in line]
+        body = json.loads(shlex.split(sent.replace("$MODEL", "name"))[-1])
+        assert body["model"] == "name"
+        assert body.get("chat_template_kwargs") == (None if target == "vllm" else arguments)
+    assert "each request must carry" in pages["sglang"]
+    assert "ends with .jinja" not in pages["sglang"]
+    other = Path(shutil.copyfile(template, tmp_path / "mine.txt"))
+    done = export(request(world, speculator, "sglang", section=attrs.evolve(section, chat_template=str(other))))
+    assert any("ends with .jinja" in note for note in done.notes)
 
 
 def filed(*ks: int, **changes) -> Background:

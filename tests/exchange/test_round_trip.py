@@ -50,6 +50,19 @@ def test_a_verifier_that_config_json_names_is_checked_against_in_another_cache_t
     assert "was not checked" in outcome.json["notes"][0]
 
 
+def test_an_export_of_a_run_is_served_with_the_template_arguments_of_its_recipe(
+    spec: Spec, run_folder: Path, tmp_path: Path
+) -> None:
+    """`[verifier] template` reaches the command from the plan of the run."""
+    copy = Path(shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    plan = json.loads((copy / "plan.json").read_text())
+    plan["recipe"]["verifier"]["template"] = {"enable_thinking": False}
+    (copy / "plan.json").write_text(json.dumps(plan))
+    outcome = spec("export", copy, "--to", "vllm", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["command"].endswith("""--default-chat-template-kwargs '{"enable_thinking": false}'""")
+
+
 def test_the_card_of_a_run_has_its_recipe_its_lock_and_its_numbers(
     spec: Spec, run_folder: Path, tmp_path: Path
 ) -> None:
