@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from speculators.files.disk import file_sha256
+from speculators.files.remembered import remembered_sha256
 from speculators.recipe.catalog import resolved_suite
 from speculators.recipe.input_sections import DataSource, VerifierSection
 from speculators.recipe.schema import Suite
@@ -34,9 +34,9 @@ def verifier_identity(section: VerifierSection) -> dict[str, Any]:
     elif kind == "folder":
         # Every file: another tokenizer or template changes the data, as other weights change the states.
         files = sorted(file for file in Path(section.model).iterdir() if file.is_file() and file.name[0] != ".")
-        identity = {"files": {file.name: file_sha256(file) for file in files}}
+        identity = {"files": {file.name: remembered_sha256(file) for file in files}}
     else:
-        identity = {"sha256": section.sha256 or file_sha256(Path(section.model))}
+        identity = {"sha256": section.sha256 or remembered_sha256(Path(section.model))}
     return {**identity, "trust_remote_code": section.trust_remote_code}
 
 
@@ -44,7 +44,7 @@ def template_identity(section: VerifierSection) -> dict[str, Any]:
     """Identifies what a recipe changes in the verifier's chat template; empty if it changes nothing."""
     identity: dict[str, Any] = {"template": section.template} if section.template else {}
     if section.chat_template is not None:
-        identity["chat_template"] = file_sha256(Path(section.chat_template))
+        identity["chat_template"] = remembered_sha256(Path(section.chat_template))
     return identity
 
 
@@ -60,8 +60,8 @@ def source_identity(source: DataSource) -> dict[str, Any]:
         return {"hub": source.path, "revision": source.revision, **chosen}
     path = Path(source.path)
     if is_whole_file(path):
-        return {"sha256": file_sha256(path), **chosen}
-    return {"files": {file.name: file_sha256(file.path) for file in locate_files(path, source.split)}, **chosen}
+        return {"sha256": remembered_sha256(path), **chosen}
+    return {"files": {file.name: remembered_sha256(file.path) for file in locate_files(path, source.split)}, **chosen}
 
 
 def file_hashes(identity: Mapping[str, Any]) -> Mapping[str, str]:
@@ -77,7 +77,7 @@ def suite_identity(suite: Suite) -> dict[str, Any]:
 
 def checkpoint_identity(folder: Path) -> dict[str, Any]:
     """Identifies a saved speculator by its config and its weights."""
-    return {name: file_sha256(folder / name) for name in ("config.json", "model.safetensors")}
+    return {name: remembered_sha256(folder / name) for name in ("config.json", "model.safetensors")}
 
 
 def code_identity(config_class: type) -> str | None:
@@ -91,7 +91,7 @@ def code_identity(config_class: type) -> str | None:
         return None
     # All files of a package: config.py says little about what core.py computes.
     files = sorted(file.parent.rglob("*.py")) if "." in module or file.name == "__init__.py" else [file]
-    return fingerprint({str(path.relative_to(file.parent)): file_sha256(path) for path in files})
+    return fingerprint({str(path.relative_to(file.parent)): remembered_sha256(path) for path in files})
 
 
 def section_values(section: Any, *leave_out: str) -> dict[str, Any]:
