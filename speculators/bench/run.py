@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
@@ -33,7 +33,7 @@ from speculators.decoding.loop import Decoded
 from speculators.drafter import Drafter, Replays
 from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
-from speculators.recipe.schema import BenchmarkSection
+from speculators.recipe.schema import BenchmarkSection, Suite
 from speculators.verifier.engine import Engine
 from speculators.verifier.weights import VerifierHead, load_head
 
@@ -97,6 +97,7 @@ def bench(
     seed: int = 0,
     progress: Progress = ignore,
     known_rows: KnownRows = MappingProxyType({}),
+    load: Callable[[Suite], Sequence[Prompt]] = load_suite,
 ) -> BenchResult:
     """Measures a speculator on every suite, temperature and K of the section.
 
@@ -108,6 +109,7 @@ def bench(
         seed: of sampling and of the bootstrap.
         progress: receives progress events.
         known_rows: rows that the caller already has, which saves the verifier's work.
+        load: reads the prompts of a suite.
 
     Raises:
         DataError: a suite cannot be loaded, or no response has anything to measure.
@@ -130,7 +132,7 @@ def bench(
     )
     settings: list[Setting] = []
     for suite in section.suites:
-        prompts = load_suite(suite)
+        prompts = load(suite)
         for temperature in section.temperature:
             settings += _measure(context, suite.name, prompts, temperature)
     return BenchResult(

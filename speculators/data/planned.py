@@ -13,7 +13,7 @@ from speculators.recipe.fingerprint import file_hashes, source_identity
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.source_files import locate_files
 
-HINT = "run the command again: it makes a plan for the files as they are now; nothing was stored under the old one"
+HINT = "run the command again: it makes a plan for the files as they are now, and with the former files it goes on"
 
 
 def with_identities(
@@ -25,7 +25,7 @@ def with_identities(
 
 @contextmanager
 def as_planned(source: DataSource, planned: Mapping[str, Any]) -> Iterator[None]:
-    """Checks, after the block has read a source, that its files are still those that the plan identifies.
+    """Checks, before and after the block reads a source, that its files are those that the plan identifies.
 
     Data read from another file would be stored under the fingerprint of the planned one. Hashing while reading would
     not do, because a source with `take` is not read to its end.
@@ -42,13 +42,20 @@ def as_planned(source: DataSource, planned: Mapping[str, Any]) -> Iterator[None]
         yield
         return
     before = _states(source)
+    _refuse_changes(source, then)
     yield
-    now = file_hashes(source_identity(source))
-    differing = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    _refuse_changes(source, then)
     # An edit that was undone while the file was read leaves the hash as it was, but not the time.
-    if differing or _states(source) != before:
-        path = Path(source.path) / differing[0] if differing and differing[0] else source.path
-        raise DataError(f"{path}: changed after the plan was made, while this run read it", hint=HINT)
+    if _states(source) != before:
+        raise DataError(f"{source.path}: changed while it was read", hint=HINT)
+
+
+def _refuse_changes(source: DataSource, then: Mapping[str, str]) -> None:
+    now = file_hashes(source_identity(source))
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            path = Path(source.path) / name if name else source.path
+            raise DataError(f"{path}: changed after the plan was made", hint=HINT)
 
 
 def _states(source: DataSource) -> Sequence[tuple[str, int, int, int]]:

@@ -60,7 +60,7 @@ def inspect_data(
     context = _context(recipe, places, listen)
     template = ChatTemplate.of(load_tokenizer(context.folder, recipe.verifier))
     waiting = _awaits_answers(context)
-    suite_prompts = held_out(recipe)
+    suite_prompts = held_out(context)
     survey = survey_rows(_raw_rows(context, waiting), suite_prompts, progress=context.emit)
     prepared, refusal = (None, "") if waiting else _prepare(context, survey)
     if prepared:

@@ -11,7 +11,6 @@ from speculators.bench.responses import own_rows
 from speculators.bench.result import BenchResult
 from speculators.bench.rows import JudgedResponse
 from speculators.bench.run import bench
-from speculators.bench.suites import load_suite
 from speculators.events import Pieces, SuiteFacts, WarningEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
@@ -75,7 +74,7 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
         rows = own_rows(
             engine,
             head,
-            load_suite(suite),
+            context.prompts(suite),
             layer_ids,
             temperature=temperature,
             max_new_tokens=section.max_new_tokens,
@@ -132,4 +131,5 @@ def _measure(context: Context) -> BenchResult:
         seed=recipe.seed,
         progress=context.emit,
         known_rows=context.rows,
+        load=context.prompts,
     )

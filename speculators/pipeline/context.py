@@ -10,11 +10,14 @@ from pathlib import Path
 import attrs
 
 from speculators.bench.rows import JudgedResponse
+from speculators.bench.suites import Prompt, load_suite
+from speculators.data.planned import as_planned
 from speculators.events import Event, Facts, Listen, StageEvent
 from speculators.files.locks import locked
 from speculators.files.used import use
+from speculators.recipe.fingerprint import suite_source
 from speculators.recipe.plan import Plan
-from speculators.recipe.schema import Recipe
+from speculators.recipe.schema import Recipe, Suite
 from speculators.runs.places import Places, RunFolder
 from speculators.runs.stages import note_made
 from speculators.training.world import World
@@ -60,6 +63,12 @@ class Context:
             section = self.recipe.verifier
             self._engines[dtype] = Engine(self.folder, dtype=dtype, device=self.world.device, section=section)
         return self._engines[dtype]
+
+    def prompts(self, suite: Suite) -> list[Prompt]:
+        """Reads one of the recipe's suites; raises DataError if it is not as planned, which may be hours ago."""
+        planned = self.plan.stage("prepare").inputs["held_out"]
+        with as_planned(suite_source(suite), planned[self.recipe.benchmark.suites.index(suite)]):
+            return load_suite(suite)
 
     def free_engine(self) -> None:
         """Drops the verifier, so that training has its memory."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speculators.bench.suites import load_suite
 from speculators.data.conversations import prompt_key
 from speculators.data.encoded import Conversations
 from speculators.data.leakage import HeldOut
@@ -12,7 +11,6 @@ from speculators.data.prepare import loss_warnings, prepare
 from speculators.events import Pieces, PreparedFacts, Progress, WarningEvent
 from speculators.pipeline.context import Context
 from speculators.pipeline.regenerate import other_author, regenerated
-from speculators.recipe.schema import Recipe
 from speculators.runs.stages import is_prepared
 from speculators.verifier.tokens import load_tokenizer
 
@@ -72,7 +70,7 @@ def _write(context: Context, folder: Path) -> None:
         tokenizer=load_tokenizer(context.folder, context.recipe.verifier),
         vocab_size=context.plan.facts.vocab_size,
         base=Path(),
-        held_out={prompt_key(row.prompt) for row in held_out(context.recipe)},
+        held_out={prompt_key(row.prompt) for row in held_out(context)},
         planned=planned,
         key=stage.fingerprint,
         progress=progress,
@@ -87,10 +85,10 @@ def _warn_of_other_authors(context: Context) -> None:
             context.emit(WarningEvent(message=f"{message}: the draft learns what another model writes"))
 
 
-def held_out(recipe: Recipe) -> list[HeldOut]:
+def held_out(context: Context) -> list[HeldOut]:
     """Lists the prompts of the recipe's suites by their first user turn: none of them may be trained on."""
     return [
         HeldOut(suite.name, prompt.id, next(message.content for message in prompt.messages if message.role == "user"))
-        for suite in recipe.benchmark.suites
-        for prompt in load_suite(suite)
+        for suite in context.recipe.benchmark.suites
+        for prompt in context.prompts(suite)
     ]

@@ -69,10 +69,15 @@ def file_hashes(identity: Mapping[str, Any]) -> Mapping[str, str]:
     return identity["files"] if "files" in identity else {"": identity["sha256"]} if "sha256" in identity else {}
 
 
+def suite_source(suite: Suite) -> DataSource:
+    """Names the files, or the data set, that a suite is read from."""
+    whole = resolved_suite(suite)
+    return DataSource(path=str(whole.path), split=whole.split, take=whole.take)
+
+
 def suite_identity(suite: Suite) -> dict[str, Any]:
     """Identifies the prompts of a suite."""
-    whole = resolved_suite(suite)
-    return source_identity(DataSource(path=str(whole.path), split=whole.split, take=whole.take))
+    return source_identity(suite_source(suite))
 
 
 def checkpoint_identity(folder: Path) -> dict[str, Any]:

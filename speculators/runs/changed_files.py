@@ -8,8 +8,7 @@ from typing import Any
 
 from speculators.errors import DataError
 from speculators.files.disk import read_json
-from speculators.recipe.catalog import resolved_suite
-from speculators.recipe.fingerprint import file_hashes, source_identity
+from speculators.recipe.fingerprint import file_hashes, source_identity, suite_source
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.plan import read_plan
 from speculators.recipe.schema import Recipe
@@ -67,9 +66,7 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, _Key, DataSource]]:
     for index, source in enumerate(recipe.data.sources):
         yield f"data.sources[{index}].path", (source.path, source.split), source
     for index, suite in enumerate(recipe.benchmark.suites):
-        whole = resolved_suite(suite)
-        key = (suite.path or suite.name, suite.split)
-        yield f"benchmark.suites[{index}].path", key, DataSource(path=str(whole.path), split=whole.split)
+        yield f"benchmark.suites[{index}].path", (suite.path or suite.name, suite.split), suite_source(suite)
 
 
 def _hashes_now(source: DataSource) -> Mapping[str, str]:
