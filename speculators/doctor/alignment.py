@@ -177,7 +177,7 @@ def judge(kind: str, tried: Sequence[Candidate], configured: tuple[Trial, Trial]
         count: number of alternatives of all kinds.
     """
     sample, whole = configured
-    best = max(tried, key=lambda one: (one.better, one.comparison is not None, one.gain, one.sampled.hits))
+    best = _diagnosis(tried)
     if best.comparison is None or best.trial is None:
         figures = f"first drafts accepted in {len(sample.tables)} answers: {sample.hits:.1%} as configured, "
         return RankedCheck(ALIGNMENT.ok(kind, f"{figures}{best.sampled.hits:.1%} with {_best(best, tried)}"))
@@ -185,9 +185,34 @@ def judge(kind: str, tried: Sequence[Candidate], configured: tuple[Trial, Trial]
         f"tau {whole.tau:.3f} as configured, {best.trial.tau:.3f} with {_best(best, tried)}; {best.comparison.size}"
     )
     if not best.better:
-        return RankedCheck(ALIGNMENT.ok(kind, figures))
+        return RankedCheck(_suspected(kind, tried, whole) or ALIGNMENT.ok(kind, figures))
     evidence = f"{best.alternative.means}: {figures}; p = {best.comparison.p:.1g}, with {count} alternatives tried"
     return RankedCheck(ALIGNMENT.wrong(kind, evidence, best.alternative.todo), best.gain)
+
+
+def _diagnosis(tried: Sequence[Candidate]) -> Candidate:
+    """Chooses the best alternative, or a commonest fault that is not clearly worse."""
+    best = max(tried, key=lambda one: (one.better, one.comparison is not None, one.gain, one.sampled.hits))
+    for one in tried:
+        found = one.alternative.common and one.better and one.trial and best.trial
+        if found and not compare(one.trial, best.trial).better:
+            return one
+    return best
+
+
+def _suspected(kind: str, tried: Sequence[Candidate], whole: Trial) -> Check | None:
+    """Warns of a commonest fault that these answers suggest but cannot prove; None if there is none."""
+    for one in tried:
+        if one.alternative.common and one.trial and one.comparison and one.comparison.suspicious:
+            evidence = (
+                f"perhaps {one.alternative.means}: tau {whole.tau:.3f} as configured, {one.trial.tau:.3f} with "
+                f"{one.alternative.what}; {one.comparison.size}; p = {one.comparison.p:.1g}, too few answers to be sure"
+            )
+            todo = (
+                f"examine again without --quick, or with more prompts (--prompts); if it stays: {one.alternative.todo}"
+            )
+            return ALIGNMENT.warning(kind, evidence, todo)
+    return None
 
 
 def _best(best: Candidate, tried: Sequence[Candidate]) -> str:

@@ -11,6 +11,7 @@ OK, WARNING, WRONG, SKIPPED = "ok", "warning", "wrong", "not checked"
 ACCEPTANCE = ("alignment", "acceptance")
 WEAK = "weak: nothing is wrong, but drafting without training does as well"
 UNDECIDED = "undecided: nothing is wrong, but acceptance could not be measured"
+SUSPECTED = "undecided: nothing is certainly wrong, but a common fault is likely"
 FAMILIES = ("loads", "config", "alignment", "parity", "length", "data")
 
 
@@ -61,8 +62,8 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether no check is wrong and the draft accepts more than what needs no training."""
-        return not self.failed and self._acceptance == OK
+        """Whether nothing is wrong or suspected, and the draft accepts more than what needs no training."""
+        return not self.failed and not self._suspected and self._acceptance == OK
 
     @property
     def verdict(self) -> str:
@@ -71,7 +72,17 @@ class Diagnosis:
             return "not healthy"
         if self.healthy:
             return "healthy"
+        if self._suspected:
+            return SUSPECTED
         return WEAK if self._acceptance == WARNING else UNDECIDED
+
+    @property
+    def _suspected(self) -> bool:
+        """Whether another alignment is likely, though not certain."""
+        family, acceptance = ACCEPTANCE
+        return any(
+            check.family == family and check.name != acceptance and check.result == WARNING for check in self.checks
+        )
 
     @property
     def _acceptance(self) -> str:

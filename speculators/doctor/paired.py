@@ -30,6 +30,8 @@ UNITS_EXACT = 14
 DRAWS = 100_000
 # Share of the accepted drafts: a smaller loss, however certain, is not worth a warning.
 LEAST_LOSS = 0.05
+# Chance of a common fault's gain, taken alone, up to which it is suspected though few answers cannot prove it.
+SUSPICION = 0.05
 
 
 @attrs.frozen(eq=False)
@@ -59,6 +61,11 @@ class TrialComparison:
     def worse(self) -> bool:
         """Whether the change hurts beyond chance and by enough to matter."""
         return self.share <= -LEAST_LOSS and self.p_worse <= LEVEL
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the change helps by as much as would be worth a warning, and hardly by chance."""
+        return self.share >= LEAST_LOSS and self.p <= SUSPICION
 
     @property
     def size(self) -> str:
