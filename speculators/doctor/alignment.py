@@ -194,8 +194,9 @@ def _diagnosis(tried: Sequence[Candidate]) -> Candidate:
     """Chooses the best alternative, or a commonest fault that is not clearly worse."""
     best = max(tried, key=lambda one: (one.better, one.comparison is not None, one.gain, one.sampled.hits))
     for one in tried:
-        found = one.alternative.common and one.better and one.trial and best.trial
-        if found and not compare(one.trial, best.trial).better:
+        if not (one.alternative.common and one.better and one.trial and best.trial):
+            continue
+        if not compare(one.trial, best.trial).better:
             return one
     return best
 
