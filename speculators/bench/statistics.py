@@ -6,6 +6,7 @@ whole prompts are resampled, with both of their sums.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,8 +77,8 @@ def difference_half_width(before: np.ndarray, after: np.ndarray, *, level: float
     """Computes the half width of an interval of the difference of two ratios of sums over the same prompts.
 
     It keeps its level with few prompts, too, where the bootstrap gives intervals that are much too narrow. Each ratio
-    R = sum(y) / sum(x) is linearised in the sums of its prompts, d_i = (y_i - R x_i) / mean(x), and the differences of
-    the d_i between both sides follow Student's t with n - 1 degrees of freedom.
+    is `linearised` in the sums of its prompts, and the differences of the d_i between both sides follow Student's t
+    with n - 1 degrees of freedom.
 
     Args:
         before: [n, 2], numerator y and denominator x of each prompt, n at least 2.
@@ -87,22 +88,67 @@ def difference_half_width(before: np.ndarray, after: np.ndarray, *, level: float
     Source: Cochran 1977, Sampling Techniques, section 6.4 (variance of a ratio).
     """
     size = len(before)
-    parts = [
-        (side[:, 0] - side[:, 0].sum() / side[:, 1].sum() * side[:, 1]) / side[:, 1].mean() for side in (before, after)
-    ]
-    deviation = float(np.std(parts[1] - parts[0], ddof=1))
+    deviation = float(np.std(linearised(after) - linearised(before), ddof=1))
     return float(student_quantile((1 + level) / 2, size - 1) * deviation / size**0.5)
 
 
-def student_quantile(probability: float, freedom: int) -> float:
-    """Computes the quantile of Student's t with `freedom` degrees of freedom, without SciPy.
+def linearised(sums: np.ndarray) -> np.ndarray:
+    """Computes how far each prompt moves a ratio of sums, d_i = (y_i - R x_i) / mean(x): [n], with mean 0.
+
+    The ratio R = sum(y) / sum(x) varies over prompts as the mean of R + d_i does.
+
+    Args:
+        sums: [n, 2], numerator y and denominator x of each prompt.
+
+    Source: Cochran 1977, Sampling Techniques, section 6.4 (variance of a ratio).
+    """
+    above, below = sums[:, 0], sums[:, 1]
+    return np.asarray((above - above.sum() / below.sum() * below) / below.mean())
+
+
+def student_quantile(probability: float, freedom: float) -> float:
+    """Computes the quantile of Student's t with `freedom` degrees of freedom, at least 1, without SciPy.
 
     With t = sqrt(freedom) * tan(angle), the density of the angle is proportional to cos(angle) ** (freedom - 1) on a
     finite range, where a plain sum integrates it; accurate to 1e-3 of the quantile down to tails of 1e-4.
     """
+    angles, below = _student_angles(freedom)
+    return float(freedom**0.5 * np.tan(np.interp(probability, below, angles)))
+
+
+def student_chance(statistic: float, freedom: float) -> float:
+    """Computes the two-sided p value of a Student's t statistic, integrated as in `student_quantile`."""
+    angles, below = _student_angles(freedom)
+    return float(2 * np.interp(-np.arctan(abs(statistic) / freedom**0.5), angles, below))
+
+
+@functools.lru_cache(maxsize=4)
+def _student_angles(freedom: float) -> tuple[np.ndarray, np.ndarray]:
+    """Tabulates angles and the probabilities below them."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, 20_001)
     below = np.cumsum(np.cos(angles) ** (freedom - 1))
-    return float(freedom**0.5 * np.tan(np.interp(probability, below / below[-1], angles)))
+    return angles, below / below[-1]
+
+
+def holm(chances: Sequence[float], *, level: float, weights: np.ndarray | None = None) -> list[bool]:
+    """Marks the p values that are significant at a level that holds over all of them together (weighted Holm).
+
+    Args:
+        chances: [n] p values.
+        level: probability that chance marks any.
+        weights: [n] shares of the level, above 0; None for equal ones.
+
+    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
+    """
+    shares = np.ones(len(chances)) if weights is None else weights
+    passed = [False] * len(chances)
+    left = float(shares.sum())
+    for index in np.argsort(np.asarray(chances) / shares, kind="stable"):
+        if chances[index] > level * shares[index] / left:
+            break
+        passed[int(index)] = True
+        left -= float(shares[index])
+    return passed
 
 
 def by_group(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
-from speculators.bench.statistics import difference_half_width
+from speculators.bench.statistics import difference_half_width, holm
 from speculators.doctor.trials import Trial
 
 # Probability that chance fails any check of a sound speculator, over one whole examination: ALTERNATIVES of it is for
@@ -146,12 +146,4 @@ def significant(chances: Sequence[float], weights: np.ndarray | None = None, lev
         weights: [n] shares of the level, above 0; None for equal ones.
         level: probability that chance marks any.
     """
-    shares = np.ones(len(chances)) if weights is None else weights
-    passed = [False] * len(chances)
-    left = float(shares.sum())
-    for index in np.argsort(np.asarray(chances) / shares, kind="stable"):
-        if chances[index] > level * shares[index] / left:
-            break
-        passed[int(index)] = True
-        left -= float(shares[index])
-    return passed
+    return holm(chances, level=level, weights=weights)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from speculators.bench.statistics import bootstrap_difference, bootstrap_ratio, difference_half_width, student_quantile
+from speculators.bench.statistics import (
+    bootstrap_difference,
+    bootstrap_ratio,
+    difference_half_width,
+    student_chance,
+    student_quantile,
+)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -58,6 +64,14 @@ def test_one_prompt_has_no_spread_and_none_has_no_interval():
 def test_students_quantiles_are_scipys(freedom, probability):
     """They agree with SciPy's within a thousandth."""
     assert student_quantile(probability, freedom) == pytest.approx(student.ppf(probability, freedom), rel=1e-3)
+
+
+@pytest.mark.parametrize("freedom", [1, 2.5, 16])
+@pytest.mark.parametrize("statistic", [0.0, -0.7, 2.3, 5.0])
+def test_students_chances_are_scipys(freedom, statistic):
+    """Two-sided p values agree with SciPy's within a hundredth, or 1e-4 near 0, whatever the degrees of freedom."""
+    expected = 2 * student.sf(abs(statistic), freedom)
+    assert student_chance(statistic, freedom) == pytest.approx(expected, rel=0.01, abs=1e-4)
 
 
 def _walk(random, rates, lengths):
