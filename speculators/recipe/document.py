@@ -79,10 +79,20 @@ def read_document(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         RecipeError: the file cannot be read, is not TOML, or has an unknown format.
     """
-    name = _display(path)
+    data, text = read_toml(path)
+    return migrate(data, file=shown_path(path)), text
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """Reads a TOML file of any kind, together with its text.
+
+    Raises:
+        RecipeError: the file cannot be read, or is not TOML.
+    """
+    name = shown_path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        return migrate(tomli.loads(text), file=name), text
+        return tomli.loads(text), text
     except UnicodeDecodeError:
         raise RecipeError([Problem("", "is not a text file (UTF-8)", file=name)]) from None
     except OSError as error:
@@ -93,15 +103,19 @@ def read_document(path: Path) -> tuple[dict[str, Any], str]:
         raise RecipeError([problem]) from None
 
 
-def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
-    """Reads the documents of a recipe, lowest priority first: the file it extends, itself, the `--set` options."""
+def read_layers(path: Path, overrides: Sequence[str], folder: Path | None = None) -> list[Layer]:
+    """Reads the documents of a recipe, lowest priority first: the file it extends, itself, the `--set` options.
+
+    Args:
+        folder: where relative paths in the options start; None for the working folder.
+    """
     data, text = read_document(path)
-    return layers_over(Layer("recipe", data, key_lines(text), _display(path), path.parent), overrides)
+    return layers_over(Layer("recipe", data, key_lines(text), shown_path(path), path.parent), overrides, folder)
 
 
 def text_layer(text: str, path: Path) -> Layer:
     """Makes the document that a file of this text would be; raises as `read_document` does."""
-    return Layer("recipe", migrate(tomli.loads(text)), key_lines(text), _display(path), path.parent)
+    return Layer("recipe", migrate(tomli.loads(text)), key_lines(text), shown_path(path), path.parent)
 
 
 def tables_layer(tables: Mapping[str, Any], path: Path) -> Layer:
@@ -109,11 +123,11 @@ def tables_layer(tables: Mapping[str, Any], path: Path) -> Layer:
     data = migrate({key: value for key, value in tables.items() if key != "extends"}, file=str(path))
     # Tables have None for "no plug-in", where a document has no key.
     algorithm = {key: value for key, value in data["algorithm"].items() if (key, value) != ("module", None)}
-    return Layer("recipe", {**data, "algorithm": algorithm}, {}, _display(path), path.parent)
+    return Layer("recipe", {**data, "algorithm": algorithm}, {}, shown_path(path), path.parent)
 
 
-def layers_over(own: Layer, overrides: Sequence[str]) -> list[Layer]:
-    """Puts what a document extends below it, and the `--set` options above."""
+def layers_over(own: Layer, overrides: Sequence[str], folder: Path | None = None) -> list[Layer]:
+    """Puts what a document extends below it, and the `--set` options above, as `read_layers` does."""
     layers = [own]
     if "extends" in own.data:
         layers.insert(0, _base(own))
@@ -121,7 +135,7 @@ def layers_over(own: Layer, overrides: Sequence[str]) -> list[Layer]:
         changes = overrides_table(overrides)
         if changes.keys() - _LEAVES_BANDS:
             layers = [_without(layer, *_MEASURED) for layer in layers]
-        layers.append(Layer("--set", changes, {}, None, Path.cwd()))
+        layers.append(Layer("--set", changes, {}, None, folder or Path.cwd()))
     return [_without_other_algorithm(layer, layers[index + 1 :]) for index, layer in enumerate(layers)]
 
 
@@ -143,7 +157,7 @@ def _base(own: Layer) -> Layer:
         message = f"{base!r} itself extends {data['extends']!r}; only one level is allowed"
         raise RecipeError([Problem("extends", message, f"extend {data['extends']!r} instead", *where)])
     data = {key: value for key, value in data.items() if key not in _NOT_INHERITED}
-    return Layer("extends", data, key_lines(text), _display(path), path.parent)
+    return Layer("extends", data, key_lines(text), shown_path(path), path.parent)
 
 
 def overrides_table(overrides: Sequence[str]) -> dict[str, Any]:
@@ -228,6 +242,7 @@ def _short(file: str | None) -> str:
     return Path(file).name if file is not None and shipped else ""
 
 
-def _display(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """Writes the path of a file as messages show it: from the working folder, if it lies there."""
     whole = path.resolve()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

@@ -31,18 +31,19 @@ from speculators.structure.faults import Invalid
 from speculators.structure.origin import Origin, path_text
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, folder: Path | None = None) -> Recipe:
     """Loads a recipe with the origin of every value; file paths in it become absolute.
 
     Args:
         name_or_path: a name in the catalogue, or a file.
         overrides: texts `section.key=value`, with the value in TOML.
+        folder: where relative paths in the overrides start; None for the working folder.
 
     Raises:
         RecipeError: carries all problems.
     """
     path = recipe_path(name_or_path)
-    return _loaded(read_layers(path, overrides), path)
+    return _loaded(read_layers(path, overrides, folder), path)
 
 
 def load_tables(tables: Mapping[str, Any], file: Path, overrides: Sequence[str] = ()) -> Recipe:
