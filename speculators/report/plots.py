@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from speculators.errors import SpeculatorsError
+from speculators.report.sheet import SHEET
 
 # Stand-ins for the page's colours: matplotlib accepts only real colours, so its output is searched for these.
 COLOURS, BASELINE_COLOURS = 8, 3
@@ -138,8 +139,12 @@ def lines(
         return _svg(figure)
 
 
-def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str) -> str:
-    """Draws dots with intervals as SVG, a row for each label; `x` of a series holds rows and `y` values."""
+def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str, level: float | None = None) -> str:
+    """Draws dots with intervals as SVG, a row for each label; `x` of a series holds rows and `y` values.
+
+    Args:
+        level: of a line across all rows, such as a difference of 0.
+    """
     with _style(name):
         text_lines = max(_whole(label).count("\n") + 1 for label in labels)
         figure, axes = _figure(0.75 + len(labels) * max(0.24, 0.17 * text_lines, 0.11 * (1 + len(series))))
@@ -148,10 +153,23 @@ def dots(name: str, labels: Sequence[str], series: Sequence[Series], *, x: str) 
             rows, values, errors = _finite(one)
             style = {"color": _SERIES[one.colour], "capsize": 2.5, "elinewidth": 1}
             axes.errorbar(values, [row + shift for row in rows], xerr=errors, fmt="o", **style)
+        if level is not None:
+            axes.axvline(level, color=_MUTED, linewidth=1.2)
         axes.set_yticks(range(len(labels)), [_whole(label) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlabel(x)
         return _svg(figure)
+
+
+def image(drawn: str) -> str:
+    """Turns a plot for a page into a file of its own, on paper of its own, in the colours of the light page."""
+    colours = dict(re.findall(r"--(\w+): (#\w+);", SHEET.partition("@media")[0]))
+    drawn = re.sub(r"var\(--(\w+)\)", lambda variable: colours[variable[1]], drawn)
+    # Twice its size on a page, where columns are narrow.
+    width = 2 * 72 * WIDTH
+    drawn = drawn.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" ', 1)
+    paper = f'<rect width="100%" height="100%" fill="{colours["paper"]}"/>'
+    return re.sub(r"(<svg [^>]*>)", rf"\1\n {paper}", drawn, count=1) + "\n"
 
 
 def _finite(one: Series) -> tuple[list[float], list[float], list[list[float]]]:
