@@ -37,6 +37,7 @@ GROUPS = {
     "Measure": {
         "bench": "measure a speculator's acceptance length and speed-up",
         "report": "write an HTML page about one or more runs",
+        "ablate": "compare variants of a recipe over seeds, with intervals",
     },
     "Understand": {
         "show": "show a recipe, and where each value comes from",
@@ -75,6 +76,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "cache": ("spec cache", "spec cache prune quickstart --dry-run", "spec cache prune --unused-days 30 --yes"),
     "bench": ("spec bench runs/NAME --k 3 --k 5", "spec bench NAME --engine vllm --endpoint http://127.0.0.1:8000"),
     "report": ("spec report runs/NAME", "spec report A B C --out three.html"),
+    "ablate": ("spec ablate quickstart --plan", "spec ablate ./mine.toml --seeds 0 1 2 3 4"),
     "show": ("spec show quickstart", "spec show ./mine.toml --why schedule.optimizer.lr"),
     "diff": ("spec diff quickstart ./mine.toml", "spec diff A B", "spec diff HEAD~1:mine.toml mine.toml --md"),
     "doctor": ("spec doctor NAME --quick", "spec doctor ./speculator --verifier ./qwen3 --prompts mine.jsonl"),

@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("exchange",),
     ("pipeline",),
     ("cost", "inspection"),
-    ("diff", "reproduce"),
+    ("diff", "reproduce", "ablation"),
     ("doctor",),
     ("report",),
     ("api",),

@@ -50,6 +50,8 @@ MISTAKES = [
     ["bench", "nowhere", "--ledger"],
     ["bench", "speculator", "--suite", "mtbench"],
     ["report", "nowhere"],
+    ["ablate", "quickstrt"],
+    ["ablate", "wrong.toml"],
     ["show", "quickstrt"],
     ["diff", "quickstrt", "quickstart"],
     ["doctor", "nowhere"],
@@ -71,6 +73,9 @@ def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path: Path) ->
         "    code = main(line)\n"
         "    assert code == 2, (line, code)\n"
         "    assert 'torch' not in sys.modules, line\n"
+    )
+    (tmp_path / "wrong.toml").write_text(
+        "format = 1\nrecipe = 'smoke'\n[variants]\nlr = ['schedule.optimizer.lr=-1']\n"
     )
     (tmp_path / "speculator").mkdir()
     (tmp_path / "speculator" / "config.json").write_text("{}")

@@ -1,0 +1,1 @@
+"""One base recipe, its variants, several seeds: the runs, and the differences with their intervals."""
