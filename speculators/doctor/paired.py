@@ -2,8 +2,9 @@
 
 The null hypothesis is that the change does not help. Under it the difference of an answer is equally likely to have the
 opposite sign, so the distribution of the sum over all signs is known (one-sided sign-flip test; Fisher 1935). An answer
-is one unit because its places are correlated. Holm's rule (1979) then bounds the probability that chance makes any of
-the alternatives look better.
+is one unit because its places are correlated. Two scores are tested, the accepted drafts and the rank of the answer's
+token; the smaller p value, doubled, is that of the change. Holm's rule (1979) then bounds the probability that chance
+makes any of the alternatives look better.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class TrialComparison:
         gain: accepted drafts per place that the change adds.
         share: the gain relative to the drafts accepted without the change.
         half_width: of the 95% interval of `share`, over answers; infinite for a single answer.
-        p: probability of a gain this large if the change does not help.
+        p: probability of a gain this large if the change does not help, in accepted drafts or in `Trial.ranks`.
         p_worse: probability of a loss this large if the change does not hurt.
     """
 
@@ -89,8 +90,12 @@ def compare(configured: Trial, changed: Trial) -> TrialComparison:
     if len(before) > 1 and base:
         one, other = (np.array([[part.sum(), len(part)] for part in side]) for side in (before, after))
         wide = difference_half_width(one, other, level=0.95) / base
-    p_worse = chance([-part for part in differences])
-    return TrialComparison(gain=gain, share=share, half_width=wide, p=chance(differences), p_worse=p_worse)
+    p, p_worse = chance(differences), chance([-part for part in differences])
+    if configured.ranks and changed.ranks:
+        # Ranks also show what moves the answer's token without making it the first: a second test of the same question.
+        ranked = chance([other - one for one, other in zip(configured.ranks, changed.ranks, strict=True)])
+        p = min(1.0, 2 * min(p, ranked))
+    return TrialComparison(gain=gain, share=share, half_width=wide, p=p, p_worse=p_worse)
 
 
 def chance(differences: Sequence[np.ndarray]) -> float:

@@ -29,16 +29,20 @@ class Trial:
         tables: per answer, [L, K] of zeros and ones as in `bench.walk`.
         drafts: per answer, [L, K] int64, the drafted tokens.
         first: depth-1 logits of the first answer; they show whether the draft reads the changed input at all.
+        ranks: per answer, [L], 1 / rank of the answer's token in the logits of the first draft, 0 if it cannot be
+            drafted; () without logits. Unlike a probability, it does not depend on how sure the draft is.
     """
 
     tables: tuple[np.ndarray, ...]
     drafts: tuple[torch.Tensor, ...]
     first: torch.Tensor
+    ranks: tuple[np.ndarray, ...] = ()
 
     def against(self, responses: Sequence[Response], labels: int) -> Trial:
         """Judges the same drafts against the tokens `labels` places later."""
         pairs = zip(responses, self.drafts, strict=True)
-        return attrs.evolve(self, tables=tuple(hits(response, drafts, labels) for response, drafts in pairs))
+        tables = tuple(hits(response, drafts, labels) for response, drafts in pairs)
+        return attrs.evolve(self, tables=tables, ranks=())
 
     @property
     def tau(self) -> float:
@@ -93,6 +97,7 @@ def attempt(
     """
     device = model.draft_to_target.device
     drafted: list[torch.Tensor] = []
+    ranks: list[np.ndarray] = []
     first = torch.empty(0)
     for response, state in zip(responses, states, strict=True):
         size, rounds = len(response.tokens), len(response.answer) - 1
@@ -102,12 +107,25 @@ def attempt(
         drafts = []
         for logits in depths:
             chosen = logits[rows]  # [L, D]
+            if not drafts:
+                ranks.append(reciprocal_ranks(chosen, torch.tensor(response.answer[1:]), model.draft_to_target))
             drafts.append(model.draft_to_target[chosen.argmax(-1)].cpu())
             if not len(first):
                 first = chosen.float().cpu()
         drafted.append(torch.stack(drafts, dim=1))  # [L, K]
     tables = tuple(hits(response, drafts, 0) for response, drafts in zip(responses, drafted, strict=True))
-    return Trial(tables, tuple(drafted), first)
+    return Trial(tables, tuple(drafted), first, tuple(ranks))
+
+
+def reciprocal_ranks(logits: torch.Tensor, tokens: torch.Tensor, draft_to_target: torch.Tensor) -> np.ndarray:
+    """Computes 1 / rank of each token in its row of logits [L, D]; 0 for tokens [L] outside the draft vocabulary."""
+    ids, order = draft_to_target.sort()
+    tokens = tokens.to(ids.device)
+    place = torch.searchsorted(ids, tokens).clamp_max(len(ids) - 1)
+    own = logits.gather(1, order[place][:, None])
+    # Equal logits share their mean rank: a dead head must not look perfect.
+    ranks = ((logits > own).sum(1) + 1 + (logits >= own).sum(1)) / 2
+    return torch.where(ids[place] == tokens, 1 / ranks, torch.zeros(())).cpu().numpy()
 
 
 def hits(response: Response, drafts: torch.Tensor, labels: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from speculators.doctor.paired import (
     sign_flip,
     significant,
 )
-from speculators.doctor.trials import Trial
+from speculators.doctor.trials import Trial, reciprocal_ranks
 
 ANSWERS, PLACES, KINDS = 24, 60, 50
 
@@ -105,6 +106,28 @@ def test_a_small_certain_gain_is_significant_among_all_alternatives() -> None:
     assert significant([compared.p, *[0.5] * 49])[0]
     assert abs(compared.share - 0.03) < compared.half_width < 0.02
     assert compared.size.startswith(f"accepted drafts {compared.share:+.1%} (95%: +")
+
+
+def test_ranks_are_counted_among_the_tokens_that_can_be_drafted() -> None:
+    """Draft ids 0, 1, 2 are tokens 9, 4, 7: token 4 is second, 9 and 7 share the ranks 2 and 3, 5 cannot be drafted."""
+    logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 1.0], [1.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    ranks = reciprocal_ranks(logits, torch.tensor([4, 9, 7, 5]), torch.tensor([9, 4, 7]))
+    assert ranks.tolist() == pytest.approx([1 / 2, 1 / 2.5, 1 / 2.5, 0.0])
+
+
+def test_better_ranks_are_evidence_where_few_drafts_change() -> None:
+    """24 answers gain one draft in 3 of them, which chance often gives; all of them gain in rank."""
+    rng = np.random.default_rng(4)
+    right = [np.zeros((40, 1)) for _ in range(24)]
+    more = [table.copy() for table in right]
+    for table in more[:3]:
+        table[0] = 1.0
+    ranks = tuple(rng.random(40) / 2 for _ in right)
+    before, after = (attrs.evolve(trial(*tables), ranks=ranks) for tables in (right, more))
+    assert compare(before, after).p > 0.1
+    raised = tuple(one + 0.01 + 0.01 * rng.random(40) for one in ranks)
+    assert compare(before, attrs.evolve(after, ranks=raised)).p < 1e-4
+    assert compare(before, attrs.evolve(after, ranks=())).p == compare(before, trial(*more)).p
 
 
 def test_equal_drafts_are_never_better() -> None:
