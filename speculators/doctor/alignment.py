@@ -147,13 +147,13 @@ def _tried(
 
 def promising(configured: Trial, candidates: Sequence[Candidate], keep: int) -> list[int]:
     """Indices of the common candidates, and of at most `keep` others that may still be better, the best first."""
-    base = np.concatenate([table[:, 0] for table in configured.tables])
     gains, common = [], []
     for index, one in enumerate(candidates):
         if one.alternative.common:
             common.append(index)
             continue
-        difference = np.concatenate([table[:, 0] for table in one.sampled.tables]) - base
+        comparable = configured if one.sampled.ranks else attrs.evolve(configured, ranks=())
+        difference = one.sampled.first_scores - comparable.first_scores
         if difference.sum() >= -HOPELESS * np.sqrt((difference**2).sum()) and not _unread(one.sampled, configured):
             gains.append((float(difference.sum()), index))
     return common + [index for _, index in sorted(gains, key=lambda pair: -pair[0])[:keep]]
@@ -185,7 +185,7 @@ def judge(kind: str, tried: Sequence[Candidate], configured: tuple[Trial, Trial]
         f"tau {whole.tau:.3f} as configured, {best.trial.tau:.3f} with {_best(best, tried)}; {best.comparison.size}"
     )
     if not best.better:
-        return RankedCheck(_suspected(kind, tried, whole) or ALIGNMENT.ok(kind, figures))
+        return RankedCheck(_suspected(kind, tried, whole, count) or ALIGNMENT.ok(kind, figures))
     evidence = f"{best.alternative.means}: {figures}; p = {best.comparison.p:.1g}, with {count} alternatives tried"
     return RankedCheck(ALIGNMENT.wrong(kind, evidence, best.alternative.todo), best.gain)
 
@@ -201,19 +201,22 @@ def _diagnosis(tried: Sequence[Candidate]) -> Candidate:
     return best
 
 
-def _suspected(kind: str, tried: Sequence[Candidate], whole: Trial) -> Check | None:
-    """Warns of a commonest fault that these answers suggest but cannot prove; None if there is none."""
-    for one in tried:
-        if one.alternative.common and one.trial and one.comparison and one.comparison.suspicious:
-            evidence = (
-                f"perhaps {one.alternative.means}: tau {whole.tau:.3f} as configured, {one.trial.tau:.3f} with "
-                f"{one.alternative.what}; {one.comparison.size}; p = {one.comparison.p:.1g}, too few answers to be sure"
-            )
-            todo = (
-                f"examine again without --quick, or with more prompts (--prompts); if it stays: {one.alternative.todo}"
-            )
-            return ALIGNMENT.warning(kind, evidence, todo)
-    return None
+def _suspected(kind: str, tried: Sequence[Candidate], whole: Trial, count: int) -> Check | None:
+    """Warns of the likeliest alternative that these answers suggest but cannot prove; None if there is none."""
+    likely = [
+        (one.comparison.p, one.alternative, one.trial, one.comparison)
+        for one in tried
+        if one.trial and one.comparison and one.comparison.suspicious(1 if one.alternative.common else count)
+    ]
+    if not likely:
+        return None
+    p, alternative, trial, comparison = min(likely, key=lambda each: each[0])
+    evidence = (
+        f"perhaps {alternative.means}: tau {whole.tau:.3f} as configured, {trial.tau:.3f} with {alternative.what}; "
+        f"{comparison.size}; p = {p:.1g}, too few answers to be sure"
+    )
+    todo = f"examine again on more or other prompts (--prompts), without --quick; if it stays: {alternative.todo}"
+    return ALIGNMENT.warning(kind, evidence, todo)
 
 
 def _best(best: Candidate, tried: Sequence[Candidate]) -> str:

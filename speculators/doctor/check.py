@@ -11,7 +11,7 @@ OK, WARNING, WRONG, SKIPPED = "ok", "warning", "wrong", "not checked"
 ACCEPTANCE = ("alignment", "acceptance")
 WEAK = "weak: nothing is wrong, but drafting without training does as well"
 UNDECIDED = "undecided: nothing is wrong, but acceptance could not be measured"
-SUSPECTED = "undecided: nothing is certainly wrong, but a common fault is likely"
+SUSPECTED = "undecided: nothing is certainly wrong, but a fault is likely"
 FAMILIES = ("loads", "config", "alignment", "parity", "length", "data")
 
 

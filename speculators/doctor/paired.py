@@ -2,9 +2,9 @@
 
 The null hypothesis is that the change does not help. Under it the difference of an answer is equally likely to have the
 opposite sign, so the distribution of the sum over all signs is known (one-sided sign-flip test; Fisher 1935). An answer
-is one unit because its places are correlated. Two scores are tested, the accepted drafts and the rank of the answer's
-token; the smaller p value, doubled, is that of the change. Holm's rule (1979) then bounds the probability that chance
-makes any of the alternatives look better.
+is one unit because its places are correlated. A place scores the number of accepted drafts, with 1 / rank of the
+answer's token for the first: it shows more than a hit or a miss, and being more or less sure does not change it. Holm's
+rule (1979) then bounds the probability that chance makes any of the alternatives look better.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ UNITS_EXACT = 14
 DRAWS = 100_000
 # Share of the accepted drafts: a smaller loss, however certain, is not worth a warning.
 LEAST_LOSS = 0.05
-# Chance of a common fault's gain, taken alone, up to which it is suspected though few answers cannot prove it.
+# A gain of at least LEAST_LOSS is suspected, though the answers are too few to prove it, up to this chance: that of a
+# common fault by itself, that of all other alternatives together.
 SUSPICION = 0.05
 
 
@@ -43,7 +44,7 @@ class TrialComparison:
         gain: accepted drafts per place that the change adds.
         share: the gain relative to the drafts accepted without the change.
         half_width: of the 95% interval of `share`, over answers; infinite for a single answer.
-        p: probability of a gain this large if the change does not help, in accepted drafts or in `Trial.ranks`.
+        p: probability of a gain this large in `Trial.scores` if the change does not help.
         p_worse: probability of a loss this large if the change does not hurt.
     """
 
@@ -63,10 +64,9 @@ class TrialComparison:
         """Whether the change hurts beyond chance and by enough to matter."""
         return self.share <= -LEAST_LOSS and self.p_worse <= LEVEL
 
-    @property
-    def suspicious(self) -> bool:
-        """Whether the change helps by as much as would be worth a warning, and hardly by chance."""
-        return self.share >= LEAST_LOSS and self.p <= SUSPICION
+    def suspicious(self, count: int) -> bool:
+        """Whether the change, one of `count`, helps by as much as is worth a warning, and hardly by chance."""
+        return self.share >= LEAST_LOSS and self.p <= SUSPICION / count
 
     @property
     def size(self) -> str:
@@ -90,12 +90,12 @@ def compare(configured: Trial, changed: Trial) -> TrialComparison:
     if len(before) > 1 and base:
         one, other = (np.array([[part.sum(), len(part)] for part in side]) for side in (before, after))
         wide = difference_half_width(one, other, level=0.95) / base
-    p, p_worse = chance(differences), chance([-part for part in differences])
+    scored = differences
     if configured.ranks and changed.ranks:
-        # Ranks also show what moves the answer's token without making it the first: a second test of the same question.
-        ranked = chance([other - one for one, other in zip(configured.ranks, changed.ranks, strict=True)])
-        p = min(1.0, 2 * min(p, ranked))
-    return TrialComparison(gain=gain, share=share, half_width=wide, p=p, p_worse=p_worse)
+        # Ranks also show what moves the answer's token up without making it the first: less is left to chance.
+        scored = [other - one for one, other in zip(configured.scores, changed.scores, strict=True)]
+    p_worse = chance([-part for part in differences])
+    return TrialComparison(gain=gain, share=share, half_width=wide, p=chance(scored), p_worse=p_worse)
 
 
 def chance(differences: Sequence[np.ndarray]) -> float:

@@ -211,7 +211,7 @@ def _sixteen(trials: DraftTrials) -> Check:
     responses, configured = trials.responses[:count], trials.configured
     states = [state.to(torch.bfloat16) for state in trials.answers.states(trials.speculator.layer_ids or ())[:count]]
     narrow = attempt(model, responses, states, trials.k)
-    wide = attrs.evolve(configured, tables=configured.tables[:count])
+    wide = configured.first_answers(count)
     compared = compare(wide, narrow)
     figures = f"tau {narrow.tau:.3f} in bfloat16, {wide.tau:.3f} in float32 ({len(responses)} answers)"
     if compared.worse:

@@ -44,6 +44,23 @@ class Trial:
         tables = tuple(hits(response, drafts, labels) for response, drafts in pairs)
         return attrs.evolve(self, tables=tables, ranks=())
 
+    def first_answers(self, count: int) -> Trial:
+        """Restricts the trial to the first `count` answers."""
+        return attrs.evolve(self, tables=self.tables[:count], drafts=self.drafts[:count], ranks=self.ranks[:count])
+
+    @property
+    def first_scores(self) -> np.ndarray:
+        """Per place of all answers: the reciprocal rank for the first draft, or without ranks whether it hits."""
+        return np.concatenate(self.ranks or [table[:, 0] for table in self.tables])
+
+    @property
+    def scores(self) -> list[np.ndarray]:
+        """Per answer, [L]: `accepted`, with the reciprocal rank, if known, in place of the first draft."""
+        if not self.ranks:
+            return self.accepted
+        parts = zip(self.accepted, self.tables, self.ranks, strict=True)
+        return [accepted - table[:, 0] + rank for accepted, table, rank in parts]
+
     @property
     def tau(self) -> float:
         """Acceptance length, in tokens per round."""
