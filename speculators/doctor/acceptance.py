@@ -34,6 +34,11 @@ class Untrained:
     pairs: Trial
     constant: Trial
 
+    @property
+    def chance(self) -> float:
+        """Accepted drafts per place of what knows nothing of the text so far but its last token."""
+        return max(self.pairs.mean, self.constant.mean)
+
 
 def untrained(responses: Sequence[Response], k: int) -> Untrained:
     """Drafts every place of the answers without a model.
@@ -104,7 +109,7 @@ def check_acceptance(trials: DraftTrials) -> Check:
         f"{beside.lookup.tau:.3f}, a table of token pairs {beside.pairs.tau:.3f}, one token always "
         f"{beside.constant.tau:.3f}"
     )
-    if configured.mean <= max(beside.pairs.mean, beside.constant.mean):
+    if configured.mean <= beside.chance:
         evidence = f"near chance: a table of token pairs, or one token always, is accepted as often: {figures}"
         return ALIGNMENT.wrong(ACCEPTANCE, evidence, TRAIN)
     if configured.tau <= beside.lookup.tau:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from speculators.doctor import borrowed, heads, inputs, weights
+from speculators.doctor.acceptance import untrained
 from speculators.doctor.alternative import Alternative, Alternatives
 from speculators.doctor.check import WARNING, Check, Family
 from speculators.doctor.effort import LEFT_OUT, Effort
@@ -50,6 +51,8 @@ QUICK_KINDS = {
 AS_GOOD = 0.95
 # Standard errors, over places of the sample, that make an alternative so much worse that more answers cannot help it.
 HOPELESS = 4.0
+# A draft near chance is explained by an alternative that accepts at least so many times as much as chance.
+CURE = 2.0
 
 
 @attrs.frozen(eq=False)
@@ -140,9 +143,22 @@ def _tried(
         compared = compare(trials.configured, trial)
         tried[index] = attrs.evolve(candidates[index], trial=trial, comparison=compared)
         listen(ProgressEvent(stage="alignment", done=done, total=len(chosen), unit="alternatives", note="all answers"))
+    least = _least(trials)
     chances = [1.0 if one.comparison is None else one.comparison.p for one in tried]
     marks = significant(chances, level_weights([one.alternative.common for one in tried]))
-    return [attrs.evolve(one, significant=mark) for one, mark in zip(tried, marks, strict=True)]
+    return [
+        attrs.evolve(one, significant=mark and one.trial is not None and one.trial.mean >= least)
+        for one, mark in zip(tried, marks, strict=True)
+    ]
+
+
+def _least(trials: DraftTrials) -> float:
+    """Accepted drafts per place that a finding must reach.
+
+    Whatever weakens a part that is broken helps a draft near chance a little, without being the fault.
+    """
+    chance = untrained(trials.responses, trials.k).chance
+    return CURE * chance if trials.configured.mean <= chance else 0.0
 
 
 def promising(configured: Trial, candidates: Sequence[Candidate], keep: int) -> list[int]:
