@@ -121,7 +121,7 @@ def attempt(
         # Row r drafts place r + 2 first, so these rows draft the answer from its second token on.
         rows = torch.arange(size - 2 - rounds, size - 2, device=device)  # [L]
         depths = model.replay(**_batch(response, state, shift, device), num_speculative_tokens=k)
-        drafts = []
+        drafts: list[torch.Tensor] = []
         for logits in depths:
             chosen = logits[rows]  # [L, D]
             if not drafts:
