@@ -39,19 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     text = "a TOML file, or the name of an ablation that ships with the package"
     parser.add_argument("file", metavar="FILE", help=text)
-    parser.add_argument("--plan", action="store_true", help="only show the runs, which are done, and the time left")
-    text = "seeds of every variant, instead of the file's"
+    parser.add_argument(
+        "--plan", action="store_true", help="only show the runs, which of them are done, and the time left"
+    )
+    text = "seeds for the base and every variant, instead of the file's"
     parser.add_argument("--seeds", metavar="N", type=natural, nargs="+", help=text)
     add_runs(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the runs and prints the table; returns 1 if a run failed."""
+    """Makes the runs and prints the table; returns 1 if a run failed, or if live decoding disagrees with its number."""
     # Before torch is imported, so that errors in the file appear at once.
     contest = load_arms(load_ablation(options.file, options.seeds))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        hint = f"{options.file} --plan --json has the command of each run; afterwards, call this for the table"
-        raise RecipeError([Problem("", "spec ablate works in one process", f"spec ablate {hint}")])
+        hint = f"spec ablate {options.file} --plan --json prints the command of each run; then call this for the table"
+        raise RecipeError([Problem("", "spec ablate works in one process", hint)])
     from speculators.ablation.runs import plan_runs
 
     runs = plan_runs(contest)
@@ -134,6 +136,8 @@ def _write(result: AblationResult, folder: Path) -> str:
 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # An earlier call's, of other runs.
+        (folder / "plot.svg").unlink(missing_ok=True)
     write_json(folder / "ablation.json", result.to_json())
     write_whole(folder / "table.md", ablation_markdown(result).encode())
     try:

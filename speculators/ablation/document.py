@@ -118,7 +118,7 @@ def load_ablation(name_or_path: str, seeds: Sequence[int] | None = None) -> Abla
         raise RecipeError(sorted(problems, key=lambda problem: problem.line or 0))
     recipe = document.recipe
     if "/" in recipe or recipe.endswith(".toml"):
-        recipe = str(path.parent / Path(recipe).expanduser())
+        recipe = str((path.parent / Path(recipe).expanduser()).resolve())
     return Ablation(path=path, document=document, recipe=recipe, lines=lines)
 
 
@@ -131,9 +131,10 @@ def ablation_path(name_or_path: str) -> Path:
     if "/" not in name_or_path and not name_or_path.endswith(".toml"):
         shipped = {Path(str(file)).stem: Path(str(file)) for file in sorted(_shipped().glob("*.toml"))}
         if name_or_path not in shipped:
-            hint = near_miss(name_or_path, list(shipped)) or f"available: {', '.join(shipped)}"
-            message = f"no ablation {name_or_path!r}"
-            raise RecipeError([Problem("", message, f"{hint}; a file of your own is ./{name_or_path}.toml")])
+            hint = near_miss(name_or_path, list(shipped)) or (
+                f"available: {', '.join(shipped)}; name a file of your own as ./{name_or_path}.toml"
+            )
+            raise RecipeError([Problem("", f"no ablation {name_or_path!r}", hint)])
         return shipped[name_or_path]
     path = Path(name_or_path)
     if not path.is_file():

@@ -18,6 +18,8 @@ from speculators.runs.stages import on_disk
 # What several runs may share; training and benchmark are a run's own.
 SHARED = ("prepare", "capture")
 OWN = ("train", "bench")
+# What an estimate rests on once each arm, or another one, has been trained.
+MEASURED = "as the runs that are done took"
 
 
 @attrs.frozen(kw_only=True)
@@ -64,7 +66,7 @@ class Forecast:
     """An ablation before it runs.
 
     Attributes:
-        seconds: that are left; None where that cannot be estimated.
+        seconds: of training and benchmarks that are left, or of whole runs as the recipe says; None if unknown.
         basis: what the estimate rests on.
     """
 
@@ -100,15 +102,18 @@ def forecast(runs: Sequence[ArmRun], contest: Contest, places: Places) -> Foreca
                 run=places.run(run.plan).name,
                 stages=stages,
                 seconds=sum(known) if len(known) == len(parts) else None,
-                command=run.command(contest.ablation.recipe, places),
+                command=run.command(contest.ablation.recipe, contest.ablation.path.parent, places),
             )
         )
+    shared = tuple(_shared(runs, forecasts))
     seconds, basis = _total(forecasts, contest)
+    if basis == MEASURED and not all(stage.is_done for stage in shared):
+        basis += "; without preparing and capturing"
     return Forecast(
         name=contest.ablation.name,
         setting=contest.setting,
         runs=tuple(forecasts),
-        shared=tuple(_shared(runs, forecasts)),
+        shared=shared,
         seconds=seconds,
         basis=basis,
     )
@@ -149,7 +154,7 @@ def _total(runs: Sequence[RunForecast], contest: Contest) -> tuple[float | None,
     if not left:
         return 0.0, "every run is done"
     if len(known) == len(left):
-        return sum(known), "as the runs that are done took"
+        return sum(known), MEASURED
     # Options drop what was measured with the recipe as it is, so it is read without them.
     recipe = load_recipe(contest.ablation.recipe)
     if recipe.minutes is None:

@@ -1,4 +1,4 @@
-"""The result of an ablation: each arm's numbers, and its difference to the base, as frozen values."""
+"""The result of an ablation: each arm's numbers, and its difference from the base, as frozen values."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class ArmResult:
     Attributes:
         options: what the arm changes beyond the options of all arms.
         seeds: its runs that have ended.
-        difference: to the base; None for the base, and where no seed has both.
+        difference: from the base; None for the base, and where no seed has both.
         holds: whether the difference is significant at 5% over all variants together (Holm); None where it is not
-            judged, as with a single seed, of which nobody knows how far another would be.
+            judged: one seed does not show how far tau moves between seeds.
     """
 
     name: str

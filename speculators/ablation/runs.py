@@ -6,6 +6,7 @@ import gc
 import shlex
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import attrs
 
@@ -39,10 +40,12 @@ class ArmRun:
     plan: Plan
     options: tuple[str, ...]
 
-    def command(self, recipe: str, places: Places) -> str:
-        """The command line that makes the same run, for a cluster or a second machine."""
+    def command(self, recipe: str, folder: Path, places: Places) -> str:
+        """The command line that makes the same run; relative paths in the options start at `folder`."""
         options = (part for option in self.options for part in ("--set", option))
-        return shlex.join(["spec", "run", recipe, "--runs", str(places.runs), *options])
+        line = shlex.join(["spec", "run", recipe, "--runs", str(places.runs.absolute()), *options])
+        same = folder.resolve() == Path.cwd()
+        return line if same else f"cd {shlex.quote(str(folder.resolve()))} && {line}"
 
 
 @attrs.frozen(kw_only=True)

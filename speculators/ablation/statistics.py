@@ -1,4 +1,4 @@
-"""Differences of acceptance length to a base, with intervals over prompts and seeds.
+"""Differences of acceptance length from a base, with intervals over prompts and seeds.
 
 Arms (the base and its variants) are measured with several seeds on the same prompts. Seeds and prompts are both samples
 of what one would like to speak about, so both enter the interval. This is the analysis of many readers and many cases
@@ -70,7 +70,7 @@ def seed_variance(arms: Sequence[Sequence[Sums]]) -> SeedVariance:
 
     tau[arm, seed] = m[arm] + g[seed] + e[arm, seed] is fitted by least squares, and the variance of e is the sum of the
     squared residuals over their degrees of freedom, (arms - 1) (seeds - 1) where no run is missing. What a seed does to
-    all arms alike, g, cancels from differences. Pooling the differences to the base instead would count the base's own
+    all arms alike, g, cancels from differences. Pooling differences from the base instead would count the base's own
     e once for each variant: for eight variants its degrees of freedom are worth 4 V / (V + 3) = 2.9 (seeds - 1) instead
     of 8 (seeds - 1), and intervals that assume all of them are too narrow. All arms are taken to spread alike: with
     eight variants and three seeds, one that spreads twice as far as the others is covered in 88% instead of 95%.

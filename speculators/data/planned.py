@@ -13,7 +13,7 @@ from speculators.recipe.fingerprint import file_hashes, source_identity
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.source_files import locate_files
 
-HINT = "run the command again: it makes a plan for the files as they are now, and with the former files it goes on"
+HINT = "run the command again to use the files as they are now, or put the former files back first"
 
 
 def with_identities(

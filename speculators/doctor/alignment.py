@@ -66,6 +66,7 @@ class Candidate:
         trial: its full trial; None if the sample sufficed.
         comparison: with the configured trial; None without a full trial.
         significant: whether it is better at the level of all alternatives together.
+        explains: whether its drafts are well above chance, where the configured ones are near it.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Candidate:
     trial: Trial | None = None
     comparison: TrialComparison | None = None
     significant: bool = False
+    explains: bool = True
 
     @property
     def better(self) -> bool:
@@ -146,9 +148,10 @@ def _tried(
     least = _least(trials)
     chances = [1.0 if one.comparison is None else one.comparison.p for one in tried]
     marks = significant(chances, level_weights([one.alternative.common for one in tried]))
+    explains = [one.trial is None or one.trial.mean >= least for one in tried]
     return [
-        attrs.evolve(one, significant=mark and one.trial is not None and one.trial.mean >= least)
-        for one, mark in zip(tried, marks, strict=True)
+        attrs.evolve(one, significant=mark and lifts, explains=lifts)
+        for one, mark, lifts in zip(tried, marks, explains, strict=True)
     ]
 
 
@@ -222,7 +225,10 @@ def _suspected(kind: str, tried: Sequence[Candidate], whole: Trial, count: int) 
     likely = [
         (one.comparison.p, one.alternative, one.trial, one.comparison)
         for one in tried
-        if one.trial and one.comparison and one.comparison.suspicious(1 if one.alternative.common else count)
+        if one.explains
+        and one.trial
+        and one.comparison
+        and one.comparison.suspicious(1 if one.alternative.common else count)
     ]
     if not likely:
         return None
@@ -231,7 +237,8 @@ def _suspected(kind: str, tried: Sequence[Candidate], whole: Trial, count: int) 
         f"perhaps {alternative.means}: tau {whole.tau:.3f} as configured, {trial.tau:.3f} with {alternative.what}; "
         f"{comparison.size}; p = {p:.1g}, too few answers to be sure"
     )
-    todo = f"examine again on more or other prompts (--prompts), without --quick; if it stays: {alternative.todo}"
+    again = "examine again without --quick, or on other prompts (--prompts FILE)"
+    todo = f"{again}; if the warning stays: {alternative.todo}"
     return ALIGNMENT.warning(kind, evidence, todo)
 
 

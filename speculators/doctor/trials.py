@@ -142,7 +142,8 @@ def reciprocal_ranks(logits: torch.Tensor, tokens: torch.Tensor, draft_to_target
     own = logits.gather(1, order[place][:, None])
     # Equal logits share their mean rank: a dead head must not look perfect.
     ranks = ((logits > own).sum(1) + 1 + (logits >= own).sum(1)) / 2
-    return torch.where(ids[place] == tokens, 1 / ranks, torch.zeros(())).cpu().numpy()
+    drafted = (ids[place] == tokens) & ~own[:, 0].isnan()
+    return torch.where(drafted, 1 / ranks, torch.zeros(())).cpu().numpy()
 
 
 def hits(response: Response, drafts: torch.Tensor, labels: int) -> np.ndarray:

@@ -56,7 +56,8 @@ def _entries(store: Path) -> dict[str, Any]:
 
 def _remember(store: Path, name: str, entry: dict[str, Any]) -> None:
     """Adds an entry, and drops those of files that are gone; of two processes at once, one may forget the other's."""
-    kept = {other: value for other, value in _entries(store).items() if Path(other).is_file()}
+    # Not Path.is_file, which raises where a folder may not be entered.
+    kept = {other: value for other, value in _entries(store).items() if os.path.isfile(other)}  # noqa: PTH113
     # A name of its own: two processes that write one temporary file would mix their entries.
     own = store.with_name(f"{os.getpid()}-{store.name}")
     with disk_errors(store):

@@ -65,7 +65,7 @@ class Context:
         return self._engines[dtype]
 
     def prompts(self, suite: Suite) -> list[Prompt]:
-        """Reads one of the recipe's suites; raises DataError if it is not as planned, which may be hours ago."""
+        """Reads one of the recipe's suites; raises DataError if its files changed since the plan was made."""
         planned = self.plan.stage("prepare").inputs["held_out"]
         with as_planned(suite_source(suite), planned[self.recipe.benchmark.suites.index(suite)]):
             return load_suite(suite)

@@ -153,14 +153,16 @@ def _notes(result: AblationResult) -> Iterator[str]:
     judged = sum(arm.holds is not None for arm in result.arms)
     if result.over_seeds:
         yield (
-            f"difference: to the base, paired by prompt and seed; intervals over prompts and seeds; from seed to seed "
-            f"a run's tau moves by {result.seed_deviation:.3f} (standard deviation)"
+            "difference: from the base, paired by prompt and seed; intervals over prompts and seeds; from seed to "
+            f"seed a run's tau moves by {result.seed_deviation:.3f} (standard deviation)"
         )
-        yield f"{HOLDS} differs from the base at 5% over all {judged} variants together (Holm)"
+        if judged:
+            together = f" over all {judged} variants together (Holm)" if judged > 1 else ""
+            yield f"{HOLDS} differs from the base at 5%{together}"
     else:
         yield (
-            "difference: to the base, paired by prompt; intervals over prompts only: with one seed nobody knows how "
-            "far another would move tau, so no difference is marked"
+            "difference: from the base, paired by prompt; intervals over prompts only: too few runs to see how far "
+            "tau moves from seed to seed, so no difference is marked"
         )
     counts = {arm.name: arm.difference.seeds for arm in result.arms if arm.difference}
     if fewer := [f"{name} ({count})" for name, count in counts.items() if count < len(result.seeds)]:
@@ -173,5 +175,5 @@ def _failures(result: AblationResult) -> Sequence[str]:
     lines = [
         f"{arm.name}, seed {seed} failed: {message}" for arm in result.arms for seed, message in arm.failures.items()
     ]
-    doubtful = [f"{arm.name}, seed {each.seed}" for arm in result.arms for each in arm.seeds if not each.agrees]
-    return [*lines, *(f"{where}: live decoding disagrees with the number: spec doctor RUN" for where in doubtful)]
+    doubtful = [each for arm in result.arms for each in arm.seeds if not each.agrees]
+    return [*lines, *(f"{each.run}: live decoding disagrees with replay: spec doctor {each.run}" for each in doubtful)]

@@ -172,4 +172,4 @@ def test_several_processes_are_refused(lab: Spec, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = ablate(lab)
     assert refused.code == 2
-    assert "--plan --json has the command of each run" in refused.err
+    assert "--plan --json prints the command of each run" in refused.err

@@ -10,6 +10,7 @@ from speculators.ablation.arms import load_arms
 from speculators.ablation.document import load_ablation
 from speculators.ablation.runs import plan_runs
 from speculators.errors import RecipeError
+from speculators.runs.places import Places
 
 
 def problems(text: str, folder: Path) -> list[tuple[int | None, str]]:
@@ -131,6 +132,10 @@ def test_paths_start_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert base_arm.recipe.name == "near"
     assert mine.recipes[4].data.sources[0].path == str(tmp_path / "lab" / "rows.jsonl")
     assert mine.recipes[4].seed == 4
+    runs = plan_runs(load_arms(load_ablation("lab/mine.toml", seeds=[4])))
+    line = runs[1].command("smoke", Path("lab"), Places(runs=Path("runs")))
+    assert line.startswith(f"cd {tmp_path / 'lab'} && spec run smoke --runs {tmp_path / 'runs'} --set ")
+    assert runs[1].command("smoke", Path(), Places(runs=Path("runs"))).startswith("spec run smoke ")
 
 
 def test_an_ablation_that_does_not_exist_is_named(tmp_path: Path) -> None:

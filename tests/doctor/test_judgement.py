@@ -63,6 +63,13 @@ def test_a_likely_common_fault_is_a_suspicion_and_not_healthy() -> None:
     assert attrs.evolve(diagnosis, checks=(sound,)).healthy
 
 
+def test_what_explains_nothing_is_not_suspected() -> None:
+    """A draft near chance gains a little from whatever weakens a broken part, and stays near chance."""
+    broken = candidate("[1, 14, 26]", trial([23] * 20 + [19] * 4), common=True, significant=False)
+    assert judged(broken).result == WARNING
+    assert judged(attrs.evolve(broken, explains=False)).result == OK
+
+
 def test_small_gains_and_what_one_of_many_shows_by_chance_are_not_suspected() -> None:
     """+1.7% is not worth a warning; p = 0.01 is rare for a common fault, but not for the best of 46."""
     small = candidate("[1, 14, 26]", trial([21] * 12 + [20] * 8 + [19] * 4), common=True, significant=False)

@@ -113,6 +113,11 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert read == [file, file]
     with pytest.raises(ArtifactError, match=r"gone\.jsonl"):
         remembered_sha256(file.with_name("gone.jsonl"))
-    monkeypatch.setattr(remembered, "LEAST_BYTES", 4)
-    remembered_sha256(file)
-    assert len(read) == 3
+
+
+def test_a_small_file_is_always_read(read: list[Path], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept of it."""
+    monkeypatch.setattr(remembered, "LEAST_BYTES", file.stat().st_size + 1)
+    assert remembered_sha256(file) == remembered_sha256(file)
+    assert read == [file, file]
+    assert not (file.parent / "cache").exists()
