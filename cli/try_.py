@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from speculators.errors import Problem, RecipeError, SpeculatorsError
+from speculators.runs.places import find_speculator
 
 from .common import RUN_HELP, count, natural, print_json
 
@@ -35,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
         raise RecipeError([Problem("--json", "needs a prompt", 'spec try RUN "Name three colours." --json')])
     if options.prompt is not None and not options.prompt.strip():
         raise RecipeError([Problem("PROMPT", "is empty", "leave it out for a chat")])
+    # Before torch is imported, so that a wrong name is answered at once.
+    find_speculator(options.checkpoint)
     from speculators.api import load_speculator
 
     speculator = load_speculator(options.checkpoint, verifier=options.verifier, quiet=options.quiet)

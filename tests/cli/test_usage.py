@@ -45,6 +45,10 @@ MISTAKES = [
     ["run", "quickstrt"],
     ["run", "quickstart", "--set", "seed=x"],
     ["run", "quickstart", "--name", "a/b"],
+    ["try", "nowhere", "Name three colours."],
+    ["init", "./model", "--out"],
+    ["rm", "nowhere"],
+    ["cache", "prune", "--recip"],
     ["bench", "nowhere"],
     ["bench", "nowhere", "--k", "0"],
     ["bench", "nowhere", "--ledger"],
@@ -83,6 +87,7 @@ def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path: Path) ->
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("error: ") == len(MISTAKES), done.stderr
+    assert {line[0] for line in MISTAKES} == {*cli.VERBS}
 
 
 @pytest.mark.parametrize("arguments", [["show", "quickstrt"], ["show", "quickstart", "--nonsense"], ["shwo"]])
