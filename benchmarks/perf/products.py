@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(parser.parse_args().threads)
     for dtype in (torch.float32, torch.bfloat16):
         weights = [torch.randn(shape).to(dtype) for shape in SHAPES]
-        flat = torch.cat([weight.flatten() for weight in weights]).view(torch.int32)
+        flat = torch.cat([weight.flatten() for weight in weights]).view(torch.float32)
         name = str(dtype).removeprefix("torch.")
         print(f"{name}: floor {milliseconds(flat.sum):.1f} ms ({flat.numel() * 4 / 1e6:.0f} MB)")
         del flat
