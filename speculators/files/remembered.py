@@ -1,4 +1,8 @@
-"""Remembers the sha256 of big files, so that a plan for 20 GB of data does not read them each time."""
+"""Remembers the sha256 of big files, so that a plan for 20 GB of data does not read them each time.
+
+It is for names and fingerprints alone. A hash that a recipe demands is computed from the bytes, which a disk may have
+damaged without a new time, and does not come from a file that others can write.
+"""
 
 from __future__ import annotations
 

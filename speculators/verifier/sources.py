@@ -11,7 +11,6 @@ from speculators.events import Progress, ignore
 from speculators.facts import VerifierFacts
 from speculators.files.disk import cache_folder, file_sha256
 from speculators.files.folders import MANIFEST, is_intact, make_once
-from speculators.files.remembered import remembered_sha256
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.shipped import shipped_facts
 from speculators.verifier import gguf, hub
@@ -227,7 +226,7 @@ def _converted(cache: Path, sha256: str) -> Path:
 
 def _checked_sha256(file: Path, expected: str | None) -> str:
     """Hashes a file; raises VerifierError with both hashes if it differs from the expected one."""
-    digest = remembered_sha256(file)
+    digest = file_sha256(file)
     if expected not in (None, digest):
         raise VerifierError(
             f"{file.name} is not the file that the recipe names: its sha256 is\n  {digest}, but verifier.sha256 is\n"

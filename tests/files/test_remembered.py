@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_read_once(read: list[Path], file: Path, tmp_path: Path) -> None:
-    """Its hash is kept below the cache, by the path that links lead to; small files are always read."""
+    """Its hash is kept below the cache, by the path that links lead to."""
     (tmp_path / "link").symlink_to(file)
     assert {remembered_sha256(file), remembered_sha256(file), remembered_sha256(tmp_path / "link")} == {
         file_sha256(file)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speculators.errors import ArtifactError, RecipeError, VerifierError
 from speculators.events import ProgressEvent
+from speculators.files import remembered
 from speculators.files.disk import file_sha256
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier import sources, wheel
@@ -157,6 +158,18 @@ def test_a_wrong_sha256_names_both_and_opens_nothing(
         with pytest.raises(VerifierError, match=f"(?s){right}.*{wrong}"):
             obtain(VerifierSection(model=model, sha256=wrong))
     assert leftovers(cache) == []
+
+
+def test_a_demanded_hash_is_computed_and_not_recalled(gguf_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """An entry of hashes.json that fits the file says nothing of its bytes, which a disk may have changed."""
+    monkeypatch.setattr(remembered, "LEAST_BYTES", 1)
+    demanded = "ab" * 32
+    entry = {**remembered._state(gguf_file), "sha256": demanded}
+    cache.mkdir(exist_ok=True)
+    (cache / remembered.NAME).write_text(json.dumps({str(gguf_file): entry}))
+    assert remembered.remembered_sha256(gguf_file) == demanded
+    with pytest.raises(VerifierError, match="is not the file that the recipe names"):
+        obtain(VerifierSection(model=str(gguf_file), sha256=demanded))
 
 
 def test_a_truncated_gguf_is_a_clear_error(gguf_file: Path, cache: Path, tmp_path: Path):
