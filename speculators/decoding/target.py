@@ -21,9 +21,11 @@ from speculators.decoding.cache import (
 )
 from speculators.drafter import Proposal
 from speculators.errors import VerifierError
+from speculators.nn.cache import KeyBuffer
 from speculators.verifier.architecture import decoder_layers
 from speculators.verifier.capture import cache_name, watch
 from speculators.verifier.factors import factors_for, short_length
+from speculators.verifier.few_rows import few_rows_verifier
 
 
 class CachedVerifier:
@@ -54,7 +56,9 @@ class CachedVerifier:
             check_continues(model)
         self._plain = is_plain(model)
         self._two_factors = short_length(model) is not None
-        self._cache = new_cache(model)
+        # A small verifier on a CPU runs without transformers' cost between its products.
+        self._few_rows = few_rows_verifier(model)
+        self._start()
         self._length = self._longest = 0
         self._scored = torch.empty(0, dtype=torch.int64)
         self._mark: Mark = []
@@ -70,7 +74,7 @@ class CachedVerifier:
         Returns:
             Logits [V] that follow the prompt, hidden states [n, A*H] of its tokens.
         """
-        self._cache = new_cache(self.model)
+        self._start()
         self._length, self._longest = 0, max(longest, len(tokens))
         logits, states = self._forward(tokens.to(self.device), logits_to_keep=1)
         self._length = len(tokens)
@@ -101,7 +105,11 @@ class CachedVerifier:
         # The scored token itself is always kept: it was verified before.
         kept = 1 + len(path)
         surplus = len(self._scored) - kept
-        if list(path) == list(range(len(path))):
+        if self._keys is not None:
+            # The next forward writes behind the kept keys.
+            if list(path) != list(range(len(path))):
+                self._keys.pick(self._length + 1, path)
+        elif list(path) == list(range(len(path))):
             if surplus and self._recurrent:
                 # A running state has no place to crop at: restore the one before the drafts, and rerun the accepted.
                 rewind(self._cache, self._mark)
@@ -117,6 +125,11 @@ class CachedVerifier:
                 layer.values = layer.values.index_select(-2, index)
         self._length += kept
 
+    def _start(self) -> None:
+        """Forgets all keys."""
+        self._keys = None if self._few_rows is None else KeyBuffer()
+        self._cache = new_cache(self.model)
+
     def _forward(
         self, tokens: torch.Tensor, *, parents: list[int] | None = None, logits_to_keep: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,6 +137,16 @@ class CachedVerifier:
         mask = None
         if parents is not None:
             positions, mask = self._tree(parents)
+        if self._few_rows is not None and self._keys is not None:
+            return self._few_rows(
+                tokens,
+                positions,
+                self._keys,
+                start=self._length,
+                layer_ids=self.layer_ids,
+                mask=None if mask is None else mask[0, 0],
+                logits_to_keep=logits_to_keep,
+            )
         caught: dict[int, torch.Tensor] = {}
         kept: int | torch.Tensor = logits_to_keep
         if kept and self.layer_ids:

@@ -24,7 +24,7 @@ from speculators.facts import VerifierFacts
 from speculators.models.base_components import DecoderLayer, HeadedModel, Shape, take_over
 from speculators.models.places import drafted_places, wanted_states
 from speculators.nn.block import Blocks, block_attention
-from speculators.nn.cache import KeysValues, PrefixCache
+from speculators.nn.cache import KeyBuffer, KeysValues
 from speculators.nn.layout import PackedRow, RowLayout, on_host, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin
@@ -337,7 +337,7 @@ class BlockSequence:
         anchor: [1] int64, the last token.
     """
 
-    cache: PrefixCache
+    cache: KeyBuffer
     anchor: torch.Tensor
 
 
@@ -352,7 +352,7 @@ class BlockDrafter:
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> BlockSequence:
         """Starts a sequence from a prompt: tokens [n + 1], states [n, A*H]."""
-        sequence = BlockSequence(PrefixCache(), tokens[-1:])
+        sequence = BlockSequence(KeyBuffer(), tokens[-1:])
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
@@ -364,7 +364,8 @@ class BlockDrafter:
         cos_sin = model.rotary(state.cache.extend(tokens))
         context = model.fuse(hidden_states)  # [m, H]
         for index, layer in enumerate(model.layers):
-            state.cache.append(index, *layer.self_attn.keys_values(context, cos_sin))
+            k, v = layer.self_attn.keys_values(context, cos_sin)
+            state.cache.write(index, k, v, state.cache.length - len(tokens))
 
     def block(self, state: BlockSequence, num_tokens: int) -> torch.Tensor:
         """Computes the normed states [K, H] of the drafts after the last token, K at most what a block drafts."""
@@ -373,5 +374,5 @@ class BlockDrafter:
         slots = model.slots(num_tokens)
         blocks = blocks_at(last, slots, ((0, cache.length + 1),))
         position = last.to(state.anchor.device) + 1
-        normed = model.decode_blocks(state.anchor, position, blocks, lambda index: cache.layers[index], slots=slots)
+        normed = model.decode_blocks(state.anchor, position, blocks, cache.read, slots=slots)
         return normed[0, model.first_slot :]

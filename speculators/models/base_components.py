@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from speculators.errors import ContractError
 from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel
 from speculators.nn.cache import AttendAt
+from speculators.nn.few_rows import FewRowsLayer, FewRowsLinear, FewRowsNorm, suits
 from speculators.nn.norm import RMSNorm
 from speculators.nn.rotary import CosSin, Rotary, rotate
 from speculators.nn.vocab import register_vocab, set_vocab
@@ -284,3 +286,34 @@ def run_layers(
         state = layer(state, cos_sin, partial(attend, index), embeddings=embeddings, rows=last_rows)
         embeddings = None
     return state
+
+
+def for_few_rows(module: Any) -> Any:
+    """Copies a draft model in evaluation mode to its form for few rows, as drafting runs it; see `nn.few_rows`.
+
+    Tensors that keep their layout are shared. On devices that do not gain from other layouts it is the model itself.
+    """
+    first = next(module.parameters(), None)
+    if first is None or not suits(first):
+        return module
+    return _for_few_rows(module)
+
+
+def _for_few_rows(module: nn.Module) -> nn.Module:
+    if type(module) is nn.Linear:
+        return FewRowsLinear([module]) if suits(module.weight) else module
+    if type(module) is RMSNorm:
+        return FewRowsNorm(module)
+    if type(module) is DecoderLayer and _joins(module):
+        return FewRowsLayer(module)
+    children = {name: _for_few_rows(child) for name, child in module.named_children()}
+    if all(children[name] is child for name, child in module.named_children()):
+        return module
+    clone = copy(module)
+    clone._modules = {**module._modules, **children}
+    return clone
+
+
+def _joins(layer: DecoderLayer) -> bool:
+    """Whether the layer's projections can be joined: one dtype."""
+    return len({parameter.dtype for parameter in layer.parameters() if parameter.ndim == 2}) == 1

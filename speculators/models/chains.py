@@ -15,7 +15,7 @@ import torch
 
 from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
-from speculators.models.base_components import HeadedModel
+from speculators.models.base_components import HeadedModel, for_few_rows
 from speculators.models.places import (
     chain_metrics,
     depth_weights,
@@ -26,7 +26,7 @@ from speculators.models.places import (
     wanted_states,
 )
 from speculators.nn.attention import unrolled_attention
-from speculators.nn.cache import AttendAt, KeysValues, PrefixCache
+from speculators.nn.cache import AttendAt, KeyBuffer, KeysValues
 from speculators.nn.layout import PackedRow, RowLayout, Segment, rows_of
 from speculators.nn.norm import RMSNorm
 from speculators.verifier.weights import VerifierHead
@@ -229,11 +229,11 @@ class Verified:
     """State of one decoded sequence.
 
     Attributes:
-        cache: depth-0 keys and values of all verified rows.
+        cache: depth-0 keys and values of all verified rows; behind them, in a round, those of its drafts.
         state: [1, H], what depth 0 left at the last of them.
     """
 
-    cache: PrefixCache
+    cache: KeyBuffer
     state: torch.Tensor
 
 
@@ -246,14 +246,14 @@ class PrefixDrafter:
     """
 
     def __init__(self, model: ChainModel, target_layer_ids: tuple[int, ...]) -> None:
-        self.model = model
+        self.model = for_few_rows(model)
         self.target_layer_ids = target_layer_ids
         self.draft_to_target = model.draft_to_target
 
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> Verified:
         """Starts a sequence from a prompt: tokens [n + 1], states [n, A*H]."""
-        sequence = Verified(PrefixCache(), torch.empty(0))
+        sequence = Verified(KeyBuffer(), torch.empty(0))
         self.advance(sequence, tokens[1:], hidden_states)
         return sequence
 
@@ -262,7 +262,7 @@ class PrefixDrafter:
         """Adds the tokens [m] that a round emitted, with the verifier's states [m, A*H] of the places before them."""
         model = self.model
         positions = state.cache.extend(tokens)
-        attend = state.cache.attend(scale=model.scale, window=model.window)
+        attend = state.cache.attend_newest(scale=model.scale, window=model.window)
         # Live, each verified row runs depth 0 once; only the last one's state starts the next round.
         state.state = model.step(model.enter(hidden_states), tokens, positions, attend, None)[-1:]
 
@@ -278,24 +278,16 @@ class ChainDrafter(PrefixDrafter):
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; see `pick` for the temperature."""
         model, cache = self.model, state.cache
-        last = cache.length - 1
-        # Keys of the drafted depths, for this round only: the next one recomputes them from the verifier's states.
-        own: list[list[KeysValues]] = [[] for _ in model.layers]
-        segments = (Segment(0, last, cache.length),)
-
-        def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            own[index].append((k, v))
-            prefix = cache.layers[index]
-            return unrolled_attention(q, prefix, own[index], segments, scale=model.scale, window=model.window)
-
         # What depth 0 left is known already, so K drafts take K - 1 steps.
         hidden = state.state
         # Depth k of the last row stands at its position plus k, as in training.
-        position = torch.tensor([last], device=hidden.device)
+        position = torch.tensor([cache.length - 1], device=hidden.device)
         picks: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         for depth in range(1, num_tokens + 1):
             picks.append(pick(model.logits(model.read(hidden))[0], temperature, generator))
             if depth < num_tokens:
                 token = self.draft_to_target[picks[-1][0]]
+                # The drafts' keys are this round's only: the next one's verified rows overwrite them.
+                attend = cache.attend_draft(depth, scale=model.scale, window=model.window)
                 hidden = model.step(hidden, token, position + depth, attend, None)
         return proposal_of(picks, self.draft_to_target, model.vocab_size)

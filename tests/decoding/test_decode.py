@@ -10,6 +10,7 @@ from models.test_mtp import NATIVE
 from toys import ToyDrafter, ToySpeculator, fit_p_value, greedy_response, hidden_states_of, train_toy
 from transformers import AutoModelForCausalLM
 
+from speculators.decoding import target as target_module
 from speculators.decoding import verify as verify_module
 from speculators.decoding.loop import Round, decode
 from speculators.decoding.ngram import NgramDrafter
@@ -26,6 +27,13 @@ PROMPTS = [[1, 20, 45, 77, 31], [1, 9, 250], [1, *range(100, 130)], [1, 63, 62, 
 def model(tiny_verifier):
     """The tiny verifier in float32, loaded by transformers."""
     return AutoModelForCausalLM.from_pretrained(tiny_verifier, dtype=torch.float32).eval()
+
+
+@pytest.fixture(params=["joined layers", "transformers"])
+def forward(request, monkeypatch):
+    """Decodes through the few-row form of the verifier, and through transformers' own forward."""
+    if request.param == "transformers":
+        monkeypatch.setattr(target_module, "few_rows_verifier", lambda model: None)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,7 @@ def _run(model, drafter, prompt, **options):
 
 
 @pytest.mark.parametrize("kind", ["plain", "trained", "random", "adversarial", "tree", "ngram"])
-def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained, responses):
+def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained, responses, forward):
     """With any drafter, good or bad, the float32 output is that of full forwards without cache or drafts."""
     drafter = {
         "plain": lambda: None,
@@ -113,7 +121,7 @@ class _Oracle:
         state["place"] += len(tokens)
 
 
-def test_the_cache_keeps_the_accepted_path_of_a_tree_and_hands_on_its_states(model, responses):
+def test_the_cache_keeps_the_accepted_path_of_a_tree_and_hands_on_its_states(model, responses, forward):
     """With a decoy before every right draft all of a round is still accepted, and the drafter receives, in order, the
     states of exactly the emitted tokens; 1e-5 of their size allows for float32 sums in another order."""
     prompt, response = PROMPTS[0], responses[0]
@@ -127,7 +135,7 @@ def test_the_cache_keeps_the_accepted_path_of_a_tree_and_hands_on_its_states(mod
     torch.testing.assert_close(seen[:known], wanted[:known], rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
-def test_hidden_state_ids_are_those_of_the_residual_stream(model):
+def test_hidden_state_ids_are_those_of_the_residual_stream(model, forward):
     """Id l enters layer l; id N is the last layer's output before the final norm."""
     verifier = CachedVerifier(model, (0, 1, 4))
     _, states = verifier.prefill(torch.tensor(PROMPTS[0]))
@@ -135,7 +143,8 @@ def test_hidden_state_ids_are_those_of_the_residual_stream(model):
     torch.testing.assert_close(states, torch.cat([wanted, last], dim=-1))
 
 
-def test_hooks_are_there_only_during_a_forward_that_records(model):
+@pytest.mark.parametrize("forward", ["transformers"], indirect=True)
+def test_hooks_are_there_only_during_a_forward_that_records(model, forward):
     """A drafter without states costs no hooks, and one with states leaves none behind."""
 
     def hooks(*_) -> int:
@@ -211,10 +220,9 @@ def test_a_hybrid_verifiers_greedy_output_is_its_own_token_for_token(kind, hybri
 def _forwards(model, drafter) -> tuple[int, list[Round]]:
     """Counts the verifier's forwards for a response, and its rounds."""
     verifier = CachedVerifier(model, () if drafter is None else drafter.target_layer_ids)
-    calls = []
-    probe = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    calls, forward = [], verifier._forward
+    verifier._forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
     rounds = decode(verifier, drafter, torch.tensor(PROMPTS[0]), max_new_tokens=LENGTH, num_tokens=4).rounds
-    probe.remove()
     return len(calls), list(rounds)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from speculators.decoding import cache as cache_module
+from speculators.decoding import target as target_module
 from speculators.decoding.trial import check_decodes
 from speculators.errors import VerifierError
 from speculators.verifier.engine import Engine
@@ -22,6 +23,7 @@ def test_a_verifier_that_decodes_passes(tiny_verifier: Path, dtype: str) -> None
 def test_a_cache_that_keeps_rejected_drafts_is_found(tiny_verifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a rollback the next logits are others: the error says after what, and that nothing was spent."""
     engine = Engine(tiny_verifier)
+    monkeypatch.setattr(target_module, "few_rows_verifier", lambda model: None)
     monkeypatch.setattr(cache_module.DynamicCache, "crop", lambda *_: None)
     with pytest.raises(VerifierError, match=r"logits after a rejected draft differ.*(\n.*)*nothing was spent"):
         check_decodes(engine)
@@ -36,6 +38,7 @@ def test_a_forward_that_fails_is_an_error_that_names_the_model(
     def broken(*_: object) -> None:
         raise AttributeError("'DynamicLayer' object has no attribute 'update_indexer'")
 
+    monkeypatch.setattr(target_module, "few_rows_verifier", lambda model: None)
     monkeypatch.setattr(cache_module.DynamicCache, "crop", broken)
     with pytest.raises(VerifierError, match="LlamaForCausalLM: decoding with drafts fails: AttributeError: 'Dynamic"):
         check_decodes(engine)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speculators.nn.cache import PrefixCache
+from speculators.nn.cache import KeyBuffer
 
 
 def attended(parts, window):
     """Positions, and the attention of two layers with different keys, over seven rows that arrive in these parts."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(7, heads, 4, generator=generator) for heads in (2, 1, 1))
-    cache, positions, out = PrefixCache(), [], []
+    cache, positions, out = KeyBuffer(), [], []
     start = 0
     for count in parts:
         rows = slice(start, start + count)
         positions.append(cache.extend(torch.zeros(count)))
-        attend = cache.attend(scale=0.5, window=window)
+        attend = cache.attend_newest(scale=0.5, window=window)
         out.append(torch.stack([attend(layer, q[rows], k[rows] + layer, v[rows] - layer) for layer in (0, 1)], 1))
         start += count
-    assert cache.length == len(cache.layers[1][0]) == 7
+    assert cache.length == len(cache.read(1)[0]) == 7
     return torch.cat(positions), torch.cat(out)
 
 

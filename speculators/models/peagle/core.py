@@ -282,7 +282,7 @@ class PEagleDrafter(PrefixDrafter):
             blocks = Elements(last, torch.tensor([further])).blocks(((0, cache.length),))
 
             def attend(index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-                prefix, own = cache.layers[index], (k, v)
+                prefix, own = cache.read(index), (k, v)
                 return block_attention(q, prefix, own, blocks, scale=model.scale, window=model.window, causal=True)
 
             # Depth d of the last row stands at its position plus d; depth 0 was run when the row was verified.
