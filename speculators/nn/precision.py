@@ -31,9 +31,15 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def place(model: Model, device: torch.device) -> Model:
-    """Moves a model to a device in place, in the precision of `compute_dtype`."""
+def place(model: Model, device: torch.device, *, beside: torch.dtype = torch.float32) -> Model:
+    """Moves a model to a device in place, in the precision of `compute_dtype`.
+
+    Args:
+        beside: dtype of the verifier that it drafts for. Beside a 16-bit verifier the draft has its dtype, as in
+            servers, which run both in one.
+    """
     model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.to(compute_dtype(tensor.dtype, device))
+        narrow = tensor.is_floating_point() and beside.itemsize < tensor.dtype.itemsize
+        tensor.data = tensor.data.to(compute_dtype(beside if narrow else tensor.dtype, device))
     return model

@@ -122,10 +122,11 @@ def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:
 
 def _measure(context: Context) -> BenchResult:
     recipe, run = context.recipe, context.run_folder
-    model = place(SpeculatorModel.from_pretrained(run.speculator, verifier=context.folder), context.world.device)
+    engine = context.engine(recipe.verifier.dtype)
+    model = SpeculatorModel.from_pretrained(run.speculator, verifier=context.folder)
     return bench(
-        model,
-        context.engine(recipe.verifier.dtype),
+        place(model, context.world.device, beside=engine.dtype),
+        engine,
         recipe.benchmark,
         name=run.name,
         seed=recipe.seed,

@@ -95,7 +95,7 @@ def load_saved(
         raise RecipeError([Problem("benchmark.num_speculative_tokens", wrong, "--k says which are measured")])
     verifier = verifier_of(subject)
     folder = obtain(verifier, progress=progress)
-    model = place(SpeculatorModel.from_pretrained(subject.folder, verifier=folder), device)
+    model = SpeculatorModel.from_pretrained(subject.folder, verifier=folder)
     model.config = config
     # Without a recipe nothing names the verifier's dtype: it computes in that of the speculator.
     from_recipe = subject.recipe is not None and subject.verifier is None
@@ -105,7 +105,7 @@ def load_saved(
         device=device,
         section=verifier,
     )
-    return model, engine
+    return place(model, device, beside=engine.dtype), engine
 
 
 def decoding_otherwise(config: Any, changes: Mapping[str, Any]) -> Any:

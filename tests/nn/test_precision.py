@@ -36,3 +36,13 @@ def test_a_model_is_placed_in_what_its_device_computes_in(has):
     assert place(model, CPU) is model
     assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16 if has else torch.float32}
     assert torch.equal(model.weight.float(), values)
+
+
+@pytest.mark.parametrize("verifier", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_draft_is_no_more_precise_than_its_verifier(has, verifier):
+    """Servers run both in one dtype; integers, such as a vocabulary's map, stay."""
+    model = torch.nn.Linear(4, 3)
+    model.register_buffer("map", torch.arange(3))
+    place(model, CPU, beside=verifier)
+    assert model.weight.dtype == compute_dtype(verifier, CPU)
+    assert model.map.dtype == torch.int64
