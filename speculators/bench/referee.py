@@ -36,7 +36,7 @@ class Agreement:
         own_tau: at T > 0, replay's acceptance length on the same prompts over the verifier's own responses, as in the
             printed tau; None at T = 0.
         own_interval: where `own_tau` had to lie; None at T = 0 and where it was not judged.
-        near_ties: responses that left the verifier's output by rounding; they were compared up to that token.
+        near_ties: responses that left the verifier's output by rounding; round by round they were compared up to there.
         gap: the disagreement and the criterion it breaks, or "".
         untold: a criterion that was not judged and why, or ""; not a disagreement.
         agrees: whether there is no gap.
@@ -86,13 +86,10 @@ def agree_by_round(
     ties, gap = 0, ""
     for row, live, table in zip(rows, decoded, acceptance, strict=True):
         answer = row.response.answer
-        same = _common_prefix(answer, live.tokens)
-        if same < max(len(answer), len(live.tokens)):
-            # A response that merely ends early is a fault, too: rounding can only exchange a token.
-            if same == min(len(answer), len(live.tokens)) or not near_tie(row, same, live.tokens[same]):
-                gap = f"prompt {row.response.id}: live differs from the verifier's own output at token {same}"
-                break
-            ties += 1
+        same, gap = _parting(row, live, near_tie)
+        if gap:
+            break
+        ties += same < len(answer)
         expected = greedy_rounds(table, num_tokens)
         measured = [(each.anchor, each.accepted) for each in live.rounds]
         # A round counts only if everything it emitted lies before the token where rounding took over.
@@ -105,6 +102,27 @@ def agree_by_round(
             )
             break
     return Agreement(criterion="round for round", predicted_tau=predicted.tau, near_ties=ties, gap=gap)
+
+
+def _parting(row: JudgedResponse, live: Decoded, near_tie: NearTie) -> tuple[int, str]:
+    """Counts the tokens that live shares with the verifier's own response; the gap, unless a near-tie ended that."""
+    answer, tokens = row.response.answer, live.tokens
+    same = _common_prefix(answer, tokens)
+    # A response that merely ends early is a fault, too: rounding can only exchange a token.
+    ended = same == min(len(answer), len(tokens))
+    if same == max(len(answer), len(tokens)) or (not ended and near_tie(row, same, tokens[same])):
+        return same, ""
+    return same, f"prompt {row.response.id}: live differs from the verifier's own output at token {same}"
+
+
+def but_for_near_ties(
+    agreement: Agreement, rows: Sequence[JudgedResponse], decoded: Sequence[Decoded], near_tie: NearTie
+) -> Agreement:
+    """Adds, at T = 0, that live leaves the verifier's own responses only at near-ties; arguments as `agree_by_round`."""
+    partings = [_parting(row, live, near_tie) for row, live in zip(rows, decoded, strict=True)]
+    gap = next((gap for _, gap in partings if gap), agreement.gap)
+    ties = sum(same < len(row.response.answer) for row, (same, _) in zip(rows, partings, strict=True))
+    return attrs.evolve(agreement, near_ties=ties, gap=gap)
 
 
 def agree_given_tokens(

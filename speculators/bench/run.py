@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -11,7 +12,14 @@ import torch
 
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
-from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, agree_on_both, agree_over_prompts
+from speculators.bench.referee import (
+    Agreement,
+    agree_by_round,
+    agree_given_tokens,
+    agree_on_both,
+    agree_over_prompts,
+    but_for_near_ties,
+)
 from speculators.bench.replay import Replayed, replay, replay_deterministic, replay_each
 from speculators.bench.responses import capture_rows, own_rows, sample_rows
 from speculators.bench.result import (
@@ -39,6 +47,8 @@ from speculators.verifier.weights import VerifierHead, load_head
 
 # Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32). This leaves room.
 NEAR_TIE_LOGITS = 1e-3
+# In 16 bits the two differ by up to 1.5 in logits of size 28 (SmolLM2, bf16): as a share of the largest logit.
+NEAR_TIE_SHARE = 0.06
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
 FALSE_ALARM = 0.01
 PLAIN = "plain"
@@ -261,16 +271,14 @@ def _agree_greedy(
 ) -> Agreement:
     """Compares with the replay of the verifier's own responses, which live must have produced, too."""
     predicted = replayed.counts(measured.accepted.shape[1])
+    near_tie = partial(_near_tie, context)
     if context.engine.dtype == torch.float32:
-        return agree_by_round(
-            rows,
-            responses,
-            replayed.acceptance,
-            predicted=predicted,
-            near_tie=lambda row, place, token: _near_tie(context, row, place, token),
-        )
-    # In 16 bits near-ties are too common to compare round by round.
-    return agree_over_prompts(measured, predicted=predicted, groups=replayed.ids, level=context.level, what=SIXTEEN_BIT)
+        return agree_by_round(rows, responses, replayed.acceptance, predicted=predicted, near_tie=near_tie)
+    # In 16 bits the drafts' near-ties are too common to compare round by round; the tokens are compared one by one.
+    means = agree_over_prompts(
+        measured, predicted=predicted, groups=replayed.ids, level=context.level, what=SIXTEEN_BIT
+    )
+    return but_for_near_ties(means, rows, responses, near_tie)
 
 
 def _agree_given_tokens(
@@ -298,8 +306,9 @@ def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int
     response = row.response
     seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
     _, last = context.engine.capture([seen], ())[0]  # [n, H]
-    logits = context.head.logits(last[-1:])[0]  # [V]
-    return abs(float(logits[response.answer[place]] - logits[token])) <= NEAR_TIE_LOGITS
+    logits = context.head.logits(last[-1:].to(context.head.weight.dtype))[0]  # [V]
+    allowed = NEAR_TIE_LOGITS if context.engine.dtype == torch.float32 else NEAR_TIE_SHARE * float(logits.abs().max())
+    return abs(float(logits[response.answer[place]] - logits[token])) <= allowed
 
 
 def _baseline(

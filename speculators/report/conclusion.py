@@ -85,7 +85,7 @@ def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
     if wide:
         line += f" ({agreement.criterion})"
     if agreement.near_ties:
-        line += f"; {agreement.near_ties} responses compared up to a near-tie of the verifier's logits"
+        line += f"; {agreement.near_ties} responses leave the verifier's own at a near-tie of its logits"
     lines = [("note", line)]
     if not agreement.agrees:
         lines.append(("bad", f"K={k}: live and replay disagree: {agreement.gap}"))

@@ -10,7 +10,7 @@ from toys import ToySpeculator, greedy_response, hidden_states_of, train_toy
 
 from speculators.bench.counts import count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
-from speculators.bench.referee import agree_by_round, agree_given_tokens
+from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, but_for_near_ties
 from speculators.bench.replay import replay, replay_deterministic
 from speculators.bench.responses import capture_rows
 from speculators.bench.rows import Response, judge
@@ -123,6 +123,12 @@ def test_live_output_that_is_not_the_verifiers_is_a_gap_unless_rounding_explains
     assert "differs from the verifier's own output at token 20" in outcome.gap
     outcome = agree_by_round(rows, changed, replayed.acceptance, near_tie=lambda *_: True, **options)
     assert (outcome.agrees, outcome.near_ties) == (True, 1)
+    # In 16 bits, where only means are compared, each token still has to be the verifier's own or a near-tie.
+    means = Agreement(criterion="means", predicted_tau=2.0)
+    assert "at token 20" in but_for_near_ties(means, rows, changed, _never).gap
+    outcome = but_for_near_ties(means, rows, changed, lambda *_: True)
+    assert (outcome.agrees, outcome.near_ties, outcome.criterion) == (True, 1, "means")
+    assert but_for_near_ties(means, rows, live, _never) == means
 
 
 def test_packing_does_not_change_the_numbers(rows, trained):
