@@ -118,7 +118,7 @@ def _parting(row: JudgedResponse, live: Decoded, near_tie: NearTie) -> tuple[int
 def but_for_near_ties(
     agreement: Agreement, rows: Sequence[JudgedResponse], decoded: Sequence[Decoded], near_tie: NearTie
 ) -> Agreement:
-    """Adds, at T = 0, that live leaves the verifier's own responses only at near-ties; arguments as `agree_by_round`."""
+    """Adds, at T = 0, that live leaves the verifier's own responses at near-ties alone; see `agree_by_round`."""
     partings = [_parting(row, live, near_tie) for row, live in zip(rows, decoded, strict=True)]
     gap = next((gap for _, gap in partings if gap), agreement.gap)
     ties = sum(same < len(row.response.answer) for row, (same, _) in zip(rows, partings, strict=True))
