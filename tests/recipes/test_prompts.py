@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -172,6 +173,27 @@ def test_the_prompts_of_the_shipped_quickstart_are_the_generated_ones(quickstart
     assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in shipped)
     asked = [{**row, "messages": row["messages"][:1]} for row in shipped]
     assert asked == [{key: row[key] for key in row if key != "template"} for row in quickstart]
+
+
+def test_quickstart_more_are_the_next_1800_prompts_of_smollm2_with_the_verifiers_answers():
+    """Rows 601 to 2400 of smollm2_prompts.jsonl: quickstart's own 600 training prompts come before them."""
+    folder = Path(make_prompts.__file__).parent
+    prompts, more = (
+        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("smollm2_prompts.jsonl", "quickstart_more.jsonl")
+    )
+    assert all([message["role"] for message in row["messages"]] == ["user", "assistant"] for row in more)
+    assert [{**row, "messages": row["messages"][:1]} for row in more] == prompts[600:2400]
+
+
+@pytest.mark.parametrize("name", ["quickstart.jsonl", "quickstart_more.jsonl"])
+def test_the_provenance_of_shipped_answers_is_of_these_very_files(name):
+    """The sha256 and the number of conversations are the file's; greedy, so that anybody can make it again."""
+    content = Path(make_prompts.__file__).with_name(name).read_bytes()
+    facts = json.loads(Path(make_prompts.__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))
+    assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+    assert facts["conversations"] == content.count(b"\n")
+    assert facts["sampling"]["temperature"] == 0.0
 
 
 def test_a_template_is_filled_with_consistent_values():
