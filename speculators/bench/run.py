@@ -34,7 +34,7 @@ from speculators.bench.result import (
     with_drafted_costs,
 )
 from speculators.bench.rows import JudgedResponse, shortened
-from speculators.bench.speed import compare
+from speculators.bench.speed import Speed, compare
 from speculators.bench.suites import Prompt, load_suite, prompts_digest
 from speculators.decoding.baselines import Baseline, make_baseline
 from speculators.decoding.loop import Decoded
@@ -69,6 +69,21 @@ class Benchable(Replays, Protocol):
         """Makes a drafter that decodes with it."""
 
 
+@attrs.frozen(eq=False)
+class Timed:
+    """Verifier and speculator in the dtype in which decoding is timed.
+
+    Attributes:
+        model: the speculator, in evaluation mode, on the engine's device.
+        engine: its verifier.
+        baselines: training-free drafters to time beside it.
+    """
+
+    model: Benchable
+    engine: Engine
+    baselines: tuple[Baseline, ...] = ()
+
+
 @attrs.frozen(eq=False, kw_only=True)
 class BenchContext:
     """What every setting of one benchmark shares.
@@ -80,6 +95,7 @@ class BenchContext:
         pieces: reports the work of all settings as one.
         known_rows: rows that the caller already has.
         baselines: training-free drafters to measure beside it.
+        timed: what is timed; None times the live check.
     """
 
     model: Benchable
@@ -91,6 +107,7 @@ class BenchContext:
     pieces: Pieces
     known_rows: KnownRows
     baselines: tuple[Baseline, ...]
+    timed: Timed | None
 
     @property
     def k_max(self) -> int:
@@ -108,6 +125,7 @@ def bench(
     progress: Progress = ignore,
     known_rows: KnownRows = MappingProxyType({}),
     load: Callable[[Suite], Sequence[Prompt]] = load_suite,
+    timed: Timed | None = None,
 ) -> BenchResult:
     """Measures a speculator on every suite, temperature and K of the section.
 
@@ -120,6 +138,7 @@ def bench(
         progress: receives progress events.
         known_rows: rows that the caller already has, which saves the verifier's work.
         load: reads the prompts of a suite.
+        timed: verifier and speculator to time; None for `engine` and `model`, in the live check.
 
     Raises:
         DataError: a suite cannot be loaded, or no response has anything to measure.
@@ -127,8 +146,13 @@ def bench(
     # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
     each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
     criteria = len(section.suites) * each * len(section.num_speculative_tokens)
-    # Answers, replay and live decode of each suite at each temperature.
-    pieces = Pieces(stage="bench", pieces=3 * len(section.suites) * len(section.temperature), listen=progress)
+    # Answers, replay, live decode and what is timed apart, of each suite at each temperature.
+    parts = (3 if timed is None else 4) * len(section.suites) * len(section.temperature)
+    pieces = Pieces(stage="bench", pieces=parts, listen=progress)
+
+    def baselines(engine: Engine) -> tuple[Baseline, ...]:
+        return tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines)
+
     context = BenchContext(
         model=model,
         engine=engine,
@@ -138,7 +162,8 @@ def bench(
         level=1 - FALSE_ALARM / max(1, criteria),
         pieces=pieces,
         known_rows=known_rows,
-        baselines=tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines),
+        baselines=baselines(engine),
+        timed=None if timed is None else attrs.evolve(timed, baselines=baselines(timed.engine)),
     )
     settings: list[Setting] = []
     for suite in section.suites:
@@ -180,8 +205,8 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
         )
     baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in context.baselines}
     sample = [shortened(rows[index], section.live_tokens) for index in sample_rows(rows, section.live_prompts)]
-    decoded = _decode(context, sample, temperature)
-    lives = _referee(context, sample, decoded, temperature)
+    decoded, clock = _decode(context, sample, temperature)
+    lives = _referee(context, sample, decoded, clock, temperature)
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
     settings = []
@@ -198,7 +223,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 exact=summarize(counts, replayed[k].ids, seed=context.seed),
                 by_category=summarize_categories(replayed[k], counts, seed=context.seed),
                 by_prompt=sums_by_prompt(counts, replayed[k].ids),
-                baselines=tuple(_baseline(context, name, by_k[k], k, decoded) for name, by_k in baselines.items()),
+                baselines=tuple(_baseline(context, name, by_k[k], k, clock) for name, by_k in baselines.items()),
                 live=lives[k],
                 cut_prompts=replayed[k].cut_prompts,
                 cut_tokens=replayed[k].cut_tokens,
@@ -217,28 +242,41 @@ def _replay_baseline(
     return {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in ks}
 
 
-def _decode(context: BenchContext, sample: Sequence[JudgedResponse], temperature: float) -> dict[str, list[Decoded]]:
-    """Decodes the sample plainly, with each K, and with each baseline at the largest K."""
-    contenders = [Contender(PLAIN)]
-    contenders += [Contender(_label(k), context.model.draft, k) for k in context.section.num_speculative_tokens]
-    contenders += [Contender(each.name, each.draft, context.k_max) for each in context.baselines]
+def _decode(
+    context: BenchContext, sample: Sequence[JudgedResponse], temperature: float
+) -> tuple[dict[str, list[Decoded]], dict[str, list[Decoded]]]:
+    """Decodes the sample for the live check, and against the clock: by default both are one decode."""
+    section = context.section
     settings = LiveSettings(
         temperature=temperature,
-        max_new_tokens=context.section.live_tokens or context.section.max_new_tokens,
+        max_new_tokens=section.live_tokens or section.max_new_tokens,
         stop_ids=frozenset(context.engine.stop_ids),
         seed=context.seed,
-        answer_tokens=context.section.max_new_tokens,
+        answer_tokens=section.max_new_tokens,
     )
-    return run_live(context.engine.model, contenders, sample, settings, progress=context.pieces.piece())
+
+    def run(side: BenchContext | Timed, *, drafting_alone: bool) -> dict[str, list[Decoded]]:
+        contenders = [Contender(_label(k), side.model.draft, k) for k in section.num_speculative_tokens]
+        if not drafting_alone:
+            # Plain decoding, and each baseline at the largest K.
+            contenders.insert(0, Contender(PLAIN))
+            contenders += [Contender(each.name, each.draft, context.k_max) for each in side.baselines]
+        return run_live(side.engine.model, contenders, sample, settings, progress=context.pieces.piece())
+
+    if context.timed is None:
+        both = run(context, drafting_alone=False)
+        return both, both
+    return run(context, drafting_alone=True), run(context.timed, drafting_alone=False)
 
 
 def _referee(
     context: BenchContext,
     sample: Sequence[JudgedResponse],
     decoded: Mapping[str, Sequence[Decoded]],
+    clock: Mapping[str, Sequence[Decoded]],
     temperature: float,
 ) -> dict[int, Live]:
-    """Compares the live decode of the sample with its replay, for each K."""
+    """Compares the live decode of the sample with its replay, for each K, and the times of `clock`."""
     ids = tuple(row.response.id for row in sample)
     ks = context.section.num_speculative_tokens
     replayed = replay_each(context.model, sample, ks, temperature=temperature)
@@ -254,12 +292,28 @@ def _referee(
             agreement = agree_on_both(given_tokens, own)
         else:
             agreement = _agree_greedy(context, sample, responses, measured, replayed[k])
+        ties = 0
+        if context.timed is not None and temperature == 0:
+            timed = but_for_near_ties(agreement, sample, clock[_label(k)], partial(_near_tie, context, rough=True))
+            agreement, ties = attrs.evolve(agreement, gap=timed.gap), timed.near_ties
         lives[k] = Live(
             acceptance=summarize(measured, ids, seed=context.seed),
             agreement=agreement,
-            speed=compare(decoded[PLAIN], responses, tau=measured.tau),
+            speed=_speed(context, clock, _label(k), k, near_ties=ties),
         )
     return lives
+
+
+def _speed(
+    context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, k: int, *, near_ties: int = 0
+) -> Speed:
+    return compare(
+        clock[PLAIN],
+        clock[name],
+        tau=count_decoded(clock[name], k).tau,
+        dtype=None if context.timed is None else str(context.timed.engine.dtype).removeprefix("torch."),
+        near_ties=near_ties,
+    )
 
 
 def _agree_greedy(
@@ -301,26 +355,29 @@ def _agree_given_tokens(
     return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)
 
 
-def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int) -> bool:
-    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding."""
+def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int, *, rough: bool = False) -> bool:
+    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding.
+
+    Args:
+        rough: by the rounding of 16 bits, even where the verifier computes more.
+    """
     response = row.response
     seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
     _, last = context.engine.capture([seen], ())[0]  # [n, H]
     logits = context.head.logits(last[-1:].to(context.head.weight.dtype))[0]  # [V]
-    allowed = NEAR_TIE_LOGITS if context.engine.dtype == torch.float32 else NEAR_TIE_SHARE * float(logits.abs().max())
+    exact = context.engine.dtype == torch.float32 and not rough
+    allowed = NEAR_TIE_LOGITS if exact else NEAR_TIE_SHARE * float(logits.abs().max())
     return abs(float(logits[response.answer[place]] - logits[token])) <= allowed
 
 
 def _baseline(
-    context: BenchContext, name: str, replayed: Replayed, k: int, decoded: Mapping[str, Sequence[Decoded]]
+    context: BenchContext, name: str, replayed: Replayed, k: int, clock: Mapping[str, Sequence[Decoded]]
 ) -> BaselineRow:
     acceptance = summarize(replayed.counts(k), replayed.ids, seed=context.seed)
     if k != context.k_max:
         return BaselineRow(name=name, acceptance=acceptance)
-    tau = count_decoded(decoded[name], k).tau
-    return BaselineRow(
-        name=name, acceptance=acceptance, live_tau=tau, speed=compare(decoded[PLAIN], decoded[name], tau=tau)
-    )
+    tau = count_decoded(clock[name], k).tau
+    return BaselineRow(name=name, acceptance=acceptance, live_tau=tau, speed=_speed(context, clock, name, k))
 
 
 def _label(num_tokens: int) -> str:

@@ -21,6 +21,8 @@ class Speed:
         verify_seconds: the verifier's time per round.
         unmatched_baseline: whether the speed-up exceeds the acceptance length, which no fair comparison can: a round
             costs at least one forward of the verifier.
+        dtype: of both decodes; None for that of the benchmark.
+        near_ties: responses that left the verifier's own, in the benchmark's dtype, by rounding in another one.
     """
 
     plain: float
@@ -29,6 +31,8 @@ class Speed:
     draft_seconds: float
     verify_seconds: float
     unmatched_baseline: bool
+    dtype: str | None = None
+    near_ties: int = 0
 
 
 def tokens_per_second(responses: Sequence[Decoded]) -> float:
@@ -36,13 +40,21 @@ def tokens_per_second(responses: Sequence[Decoded]) -> float:
     return sum(len(response.tokens) for response in responses) / sum(response.seconds for response in responses)
 
 
-def compare(plain: Sequence[Decoded], speculative: Sequence[Decoded], *, tau: float) -> Speed:
+def compare(
+    plain: Sequence[Decoded],
+    speculative: Sequence[Decoded],
+    *,
+    tau: float,
+    dtype: str | None = None,
+    near_ties: int = 0,
+) -> Speed:
     """Compares two runs over the same prompts.
 
     Args:
         plain: decoded without drafts.
         speculative: decoded with drafts.
         tau: acceptance length of the speculative run.
+        dtype, near_ties: see `Speed`.
     """
     before, after = tokens_per_second(plain), tokens_per_second(speculative)
     # Responses of one token have no round; then nothing was drafted either, and the times are 0.
@@ -54,4 +66,6 @@ def compare(plain: Sequence[Decoded], speculative: Sequence[Decoded], *, tau: fl
         draft_seconds=sum(response.draft_seconds for response in speculative) / rounds,
         verify_seconds=sum(response.verify_seconds for response in speculative) / rounds,
         unmatched_baseline=after / before > tau,
+        dtype=dtype,
+        near_ties=near_ties,
     )

@@ -70,6 +70,7 @@ _BY_PREFIX = {
     "distributed": "how processes share the work; the recipe is the same",
     "benchmark.live_prompts": "how much of tau the live decode confirms; tau is the same",
     "benchmark.live_tokens": "how much of tau the live decode confirms; tau is the same",
+    "benchmark.timed_dtype": "the precision in which decoding is timed; tau is the same",
     "benchmark.baselines": "which baselines are measured as well; tau is the same",
     "benchmark.suites": "different prompts, which are also kept out of the training data: the data is prepared again",
     "benchmark": "acceptance is measured again; another largest K or first T also changes which checkpoint is chosen",

@@ -8,6 +8,7 @@ computation: every depth attends to the depth-0 keys of the verified rows and to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -246,9 +247,14 @@ class PrefixDrafter:
     """
 
     def __init__(self, model: ChainModel, target_layer_ids: tuple[int, ...]) -> None:
-        self.model = for_few_rows(model)
+        self._model = model
         self.target_layer_ids = target_layer_ids
         self.draft_to_target = model.draft_to_target
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in its form for few rows, made when a sequence begins."""
+        return for_few_rows(self._model)
 
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> Verified:
@@ -260,7 +266,7 @@ class PrefixDrafter:
     @torch.no_grad()
     def advance(self, state: Verified, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Adds the tokens [m] that a round emitted, with the verifier's states [m, A*H] of the places before them."""
-        model = self.model
+        model: ChainModel = self.model
         positions = state.cache.extend(tokens)
         attend = state.cache.attend_newest(scale=model.scale, window=model.window)
         # Live, each verified row runs depth 0 once; only the last one's state starts the next round.
@@ -270,14 +276,13 @@ class PrefixDrafter:
 class ChainDrafter(PrefixDrafter):
     """Drafts chains with a recurrent model, one step per token; see `Drafter`."""
 
-    model: RecurrentModel
-
     @torch.no_grad()
     def propose(
         self, state: Verified, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; see `pick` for the temperature."""
-        model, cache = self.model, state.cache
+        model: RecurrentModel = self.model
+        cache = state.cache
         # What depth 0 left is known already, so K drafts take K - 1 steps.
         hidden = state.state
         # Depth k of the last row stands at its position plus k, as in training.

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
+import torch
 
 from speculators.bench.replay import one_pass, replay
 from speculators.bench.responses import own_rows
 from speculators.bench.result import BenchResult
 from speculators.bench.rows import JudgedResponse
-from speculators.bench.run import bench
+from speculators.bench.run import Timed, bench
 from speculators.events import Pieces, SuiteFacts, WarningEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
-from speculators.nn.precision import place
+from speculators.nn.precision import compute_dtype, place
 from speculators.pipeline.context import Context
+from speculators.recipe.input_sections import VerifierSection
+from speculators.recipe.schema import BenchmarkSection
 from speculators.runs.stages import TAU_AT, TrainingRecord, measured
 from speculators.tracking.tracker import Tracker
 from speculators.training.state import Evaluate
+from speculators.verifier.engine import Engine
 from speculators.verifier.weights import load_head
 
 
@@ -123,9 +127,12 @@ def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:
 def _measure(context: Context) -> BenchResult:
     recipe, run = context.recipe, context.run_folder
     engine = context.engine(recipe.verifier.dtype)
-    model = SpeculatorModel.from_pretrained(run.speculator, verifier=context.folder)
+
+    def load() -> SpeculatorModel:
+        return SpeculatorModel.from_pretrained(run.speculator, verifier=context.folder)
+
     return bench(
-        place(model, context.world.device, beside=engine.dtype),
+        place(load(), context.world.device, beside=engine.dtype),
         engine,
         recipe.benchmark,
         name=run.name,
@@ -133,4 +140,20 @@ def _measure(context: Context) -> BenchResult:
         progress=context.emit,
         known_rows=context.rows,
         load=context.prompts,
+        timed=timed_apart(recipe.benchmark, engine, load, recipe.verifier),
     )
+
+
+def timed_apart(
+    section: BenchmarkSection, engine: Engine, load: Callable[[], SpeculatorModel], verifier: VerifierSection
+) -> Timed | None:
+    """Loads verifier and speculator once more, in `timed_dtype`; None where that is the engine's own dtype.
+
+    Args:
+        load: makes the speculator as it was saved.
+    """
+    dtype = None if section.timed_dtype is None else getattr(torch, section.timed_dtype)
+    if dtype is None or compute_dtype(dtype, engine.device) == engine.dtype:
+        return None
+    other = Engine(engine.folder, dtype=dtype, device=engine.device, section=verifier)
+    return Timed(place(load(), engine.device, beside=other.dtype), other)

@@ -17,6 +17,7 @@ from speculators.errors import ArtifactError, Problem, RecipeError, ServerError
 from speculators.events import Progress
 from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
+from speculators.pipeline.bench import timed_apart
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
 from speculators.recipe.input_sections import VerifierSection
@@ -73,7 +74,14 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
     model, engine = load_saved(subject, ks=section.num_speculative_tokens, progress=progress)
-    return bench(model, engine, section, name=str(subject.folder), progress=progress)
+
+    def load() -> SpeculatorModel:
+        saved = SpeculatorModel.from_pretrained(subject.folder, verifier=engine.folder)
+        saved.config = model.config
+        return saved
+
+    timed = timed_apart(section, engine, load, verifier_of(subject))
+    return bench(model, engine, section, name=str(subject.folder), progress=progress, timed=timed)
 
 
 def load_saved(

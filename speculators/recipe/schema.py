@@ -12,7 +12,7 @@ from attrs import field
 from speculators.config import few, positive
 from speculators.errors import Problem
 from speculators.recipe.algorithm import AlgorithmSection
-from speculators.recipe.input_sections import DataSection, VerifierSection
+from speculators.recipe.input_sections import DTYPES, DataSection, VerifierSection
 from speculators.structure import validators
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.origin import Origin
@@ -163,6 +163,8 @@ class BenchmarkSection:
         max_new_tokens: length of each of the verifier's responses.
         live_prompts: prompts that live decoding measures again in each setting; None for all.
         live_tokens: tokens of each response that live decoding goes through; None for all.
+        timed_dtype: dtype of verifier and draft where decoding is timed; None for `verifier.dtype`, in which the live
+            check runs.
         baselines: drafters without training, measured for comparison: "ngram", "suffix", "draft_model:SOURCE".
     """
 
@@ -172,6 +174,7 @@ class BenchmarkSection:
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)
     live_tokens: int | None = field(default=64, validator=positive)
+    timed_dtype: str | None = field(default=None, validator=attrs.validators.optional(one_of(*DTYPES)))
     baselines: tuple[str, ...] = field(default=("ngram",), validator=known_baselines)
 
     @num_speculative_tokens.validator

@@ -73,7 +73,7 @@ def notes(settings: Sequence[Setting], *, wide: bool = True) -> list[Note]:
     for setting in settings:
         if setting.live:
             lines += _live_notes(setting.num_speculative_tokens, setting.live, wide=wide)
-    return lines + _timing_notes(settings) + _cost_note(conclude(settings))
+    return lines + _dtype_note(settings) + _timing_notes(settings) + _cost_note(conclude(settings))
 
 
 def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
@@ -92,6 +92,20 @@ def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
     if agreement.untold:
         lines.append(("note", f"K={k}: {agreement.untold} (--live N takes more)"))
     return lines
+
+
+def _dtype_note(settings: Sequence[Setting]) -> list[Note]:
+    """Says what the speeds were measured in, where that is not the live check's dtype."""
+    lives = [(each.num_speculative_tokens, each.live) for each in settings if each.live and each.live.speed.dtype]
+    if not lives:
+        return []
+    line = f"speeds are those in {lives[0][1].speed.dtype}"
+    ties = [
+        f"{live.speed.near_ties} of {live.acceptance.prompts} at K={k}" for k, live in lives if live.speed.near_ties
+    ]
+    if ties:
+        line += f"; there, answers leave the verifier's own at a near-tie of its logits: {', '.join(ties)}"
+    return [("note", line)]
 
 
 def _timing_notes(settings: Sequence[Setting]) -> list[Note]:

@@ -268,14 +268,13 @@ def _drafts(
 class PEagleDrafter(PrefixDrafter):
     """Drafts chains: the first token from the last verified state, all others from one forward over mask elements."""
 
-    model: PEagleDraftModel
-
     @torch.no_grad()
     def propose(
         self, state: Verified, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; see `pick` for the temperature."""
-        model, further = self.model, num_tokens - 1
+        model: PEagleDraftModel = self.model
+        further = num_tokens - 1
         normed, cache = state.state, state.cache
         if further > 0:
             last = torch.tensor([cache.length - 1])
