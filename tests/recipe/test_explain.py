@@ -51,6 +51,7 @@ OTHER = {
     "schedule.optimizer.name": 'schedule.optimizer.name="muon"',
     "schedule.optimizer.betas": "schedule.optimizer.betas=[0.8, 0.9]",
     "schedule.learning_rate.shape": 'schedule.learning_rate.shape="linear"',
+    "schedule.ema": "schedule.ema=0.99",
     "schedule.precision": 'schedule.precision="fp32"',
     "schedule.evaluate_every": "schedule.evaluate_every=5",
     "schedule.checkpoint_every": "schedule.checkpoint_every=5",
