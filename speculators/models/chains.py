@@ -15,6 +15,7 @@ import torch
 
 from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
+from speculators.losses import Weigh
 from speculators.models.base_components import HeadedModel, for_few_rows
 from speculators.models.places import (
     chain_metrics,
@@ -23,6 +24,7 @@ from speculators.models.places import (
     drawn_metrics,
     predicting_rows,
     query_index,
+    until_failure,
     wanted_states,
 )
 from speculators.nn.attention import unrolled_attention
@@ -222,6 +224,23 @@ def unroll_to_places(
     states = torch.stack([step.index_select(0, at) for step, at in zip(steps, index, strict=True)])
     moved = (tensor.to(device, non_blocking=True) for tensor in (rows, valid, layout.places))
     return Unrolled(states, *moved)
+
+
+def weigh_until_failure(weights: torch.Tensor, unrolled: Unrolled, size: int) -> Weigh:
+    """Makes `head_loss` keep the weights [K, N] of drafts up to and including their row's first wrong one.
+
+    Args:
+        size: rows.
+    """
+    depths = len(weights)
+    # Drafts without a row would overwrite those of row 0, so they go to a row past the last.
+    row = torch.where(unrolled.valid, unrolled.rows, size).flatten()
+    depth = torch.arange(depths, device=row.device).repeat_interleave(weights.shape[1])
+
+    def weigh(right: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return weights * until_failure(right.flatten(), row, depth, rows=size + 1, depths=depths).view_as(right)
+
+    return weigh
 
 
 @attrs.define(eq=False)

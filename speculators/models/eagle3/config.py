@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, option, positive
 
 
 @SpeculatorModelConfig.register("eagle3")
@@ -22,6 +22,8 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
         norm_output: the next depth reads the normed state (3.1).
         ttt_steps: depths unrolled in training.
         ttt_gamma: depth k's loss has weight ttt_gamma ** k; the paper's code takes 0.8.
+        until_failure: train each row up to and including its own first wrong depth, and nothing behind it (AUF, arXiv
+            2607.01893).
         loss: weight of each loss in the mixture.
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """
@@ -38,5 +40,6 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     norm_output: bool = False
     ttt_steps: int = knob(3, validator=few)
     ttt_gamma: float = knob(1.0, validator=positive)
+    until_failure: bool = option(False)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

@@ -25,7 +25,7 @@ from speculators.models.base_components import (
     take_over,
     target_logits,
 )
-from speculators.models.chains import ChainDrafter, RecurrentModel, unroll_to_places
+from speculators.models.chains import ChainDrafter, RecurrentModel, unroll_to_places, weigh_until_failure
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.models.places import chain_metrics, depth_weights, wanted_states
 from speculators.nn.cache import AttendAt
@@ -70,7 +70,7 @@ class Eagle3DraftModel(RecurrentModel):
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Picks depths, their weights and the loss, the same for validation."""
-        return same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "loss")
+        return same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "until_failure", "loss")
 
     def forward(
         self,
@@ -79,6 +79,7 @@ class Eagle3DraftModel(RecurrentModel):
         verifier_last_hidden_states: torch.Tensor,
         ttt_steps: int,
         ttt_gamma: float,
+        until_failure: bool,
         loss: dict[str, float],
         **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -97,7 +98,11 @@ class Eagle3DraftModel(RecurrentModel):
         # p of place n comes from the verifier's last state at n - 1, through its own norm and head.
         targets = wanted_states(row.cut(verifier_last_hidden_states), unrolled.places)  # [N, H]
         result = head_loss(
-            unrolled.states, self.lm_head.weight, weights, target_logits(self.target_head, targets), mixture(loss)
+            unrolled.states,
+            self.lm_head.weight,
+            weigh_until_failure(weights, unrolled, row.layout.size) if until_failure else weights,
+            target_logits(self.target_head, targets),
+            mixture(loss),
         )
         total = result.per_depth.sum()
         metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, row.layout.size)
