@@ -27,6 +27,7 @@ from speculators.models.places import (
     until_failure,
     wanted_states,
 )
+from speculators.models.walk import responses_of, walk_weights
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.cache import AttendAt, KeyBuffer, KeysValues
 from speculators.nn.layout import PackedRow, RowLayout, Segment, rows_of
@@ -226,19 +227,32 @@ def unroll_to_places(
     return Unrolled(states, *moved)
 
 
-def weigh_until_failure(weights: torch.Tensor, unrolled: Unrolled, size: int) -> Weigh:
-    """Makes `head_loss` keep the weights [K, N] of drafts up to and including their row's first wrong one.
+def weigh_drafts(
+    weights: torch.Tensor, unrolled: Unrolled, layout: RowLayout, *, walk: bool, failure: bool
+) -> torch.Tensor | Weigh:
+    """Makes weights for `head_loss` that depend on what a round would do with the drafts.
 
     Args:
-        size: rows.
+        weights: [K, N] to begin with; they stay as they are if neither option is on.
+        walk: multiply by the rounds that a draft saves (`walk_weights`); `head_loss` must measure the acceptance.
+        failure: set to 0 behind the first wrong draft of a row (`until_failure`).
     """
-    depths = len(weights)
+    if not (walk or failure):
+        return weights
+    depths, count = weights.shape
     # Drafts without a row would overwrite those of row 0, so they go to a row past the last.
-    row = torch.where(unrolled.valid, unrolled.rows, size).flatten()
-    depth = torch.arange(depths, device=row.device).repeat_interleave(weights.shape[1])
+    row = torch.where(unrolled.valid, unrolled.rows, layout.size).flatten()
+    depth = torch.arange(depths, device=row.device).repeat_interleave(count)
+    responses = responses_of(layout).to(row.device, non_blocking=True)
 
-    def weigh(right: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return weights * until_failure(right.flatten(), row, depth, rows=size + 1, depths=depths).view_as(right)
+    def weigh(right: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
+        chosen = weights
+        if walk:
+            chosen = chosen * walk_weights(accepted, unrolled.valid, responses)
+        if failure:
+            kept = until_failure(right.flatten(), row, depth, rows=layout.size + 1, depths=depths)
+            chosen = chosen * kept.view(depths, count)
+        return chosen
 
     return weigh
 

@@ -45,6 +45,7 @@ OTHER = {
     "algorithm.name": 'algorithm.name="mtp"',
     "algorithm.target_layer_ids": "algorithm.target_layer_ids=[1, 2, 3]",
     "algorithm.decoder": "algorithm.decoder={intermediate_size=8}",
+    "algorithm.weights": 'algorithm.weights="walk"',
     "schedule.max_steps": "schedule.max_steps=9",
     "schedule.row_tokens": "schedule.row_tokens=512",
     "schedule.tokens_per_step": "schedule.tokens_per_step=2048",

@@ -7,6 +7,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, option, positive
+from speculators.structure.validators import one_of
 
 
 @SpeculatorModelConfig.register("eagle3")
@@ -22,6 +23,8 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
         norm_output: the next depth reads the normed state (3.1).
         ttt_steps: depths unrolled in training.
         ttt_gamma: depth k's loss has weight ttt_gamma ** k; the paper's code takes 0.8.
+        weights: how drafts are weighted: "depth" by their depth alone, "walk" also by the rounds that their acceptance
+            saves on the way through an answer (models/walk.py).
         until_failure: train each row up to and including its own first wrong depth, and nothing behind it (AUF, arXiv
             2607.01893).
         loss: weight of each loss in the mixture.
@@ -40,6 +43,7 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     norm_output: bool = False
     ttt_steps: int = knob(3, validator=few)
     ttt_gamma: float = knob(1.0, validator=positive)
+    weights: str = option("depth", validator=one_of("depth", "walk"))
     until_failure: bool = option(False)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

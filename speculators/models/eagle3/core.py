@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from speculators.facts import VerifierFacts
-from speculators.losses import head_loss, mixture
+from speculators.losses import acceptance, head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import (
     Shape,
@@ -25,7 +25,7 @@ from speculators.models.base_components import (
     take_over,
     target_logits,
 )
-from speculators.models.chains import ChainDrafter, RecurrentModel, unroll_to_places, weigh_until_failure
+from speculators.models.chains import ChainDrafter, RecurrentModel, unroll_to_places, weigh_drafts
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.models.places import chain_metrics, depth_weights, wanted_states
 from speculators.nn.cache import AttendAt
@@ -70,7 +70,7 @@ class Eagle3DraftModel(RecurrentModel):
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Picks depths, their weights and the loss, the same for validation."""
-        return same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "until_failure", "loss")
+        return same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "weights", "until_failure", "loss")
 
     def forward(
         self,
@@ -79,13 +79,15 @@ class Eagle3DraftModel(RecurrentModel):
         verifier_last_hidden_states: torch.Tensor,
         ttt_steps: int,
         ttt_gamma: float,
+        weights: str,
         until_failure: bool,
         loss: dict[str, float],
         **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Unrolls `ttt_steps` depths over a packed row and computes the loss.
 
-        L = sum_k ttt_gamma^k mean_n l(p_n, q_{k,n}) over the N supervised places.
+        L = sum_k ttt_gamma^k mean_n w_{k,n} l(p_n, q_{k,n}) over the N supervised places. w is 1 unless `weights` or
+        `until_failure` make it depend on the drafts (`weigh_drafts`).
 
         Returns:
             The draft's normed states [K, N, H] at the supervised places, L, and accuracies by depth.
@@ -94,15 +96,17 @@ class Eagle3DraftModel(RecurrentModel):
         entered = self.enter(row.cut(hidden_states))  # [S, H]
         # Only rows from which a depth reaches a supervised place are unrolled, at the same depth for all.
         unrolled = unroll_to_places(self, entered, row.tokens, row.positions, row.layout, ttt_steps)
-        weights = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)  # [K, N]
+        by_depth = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)  # [K, N]
+        walk = weights == "walk"
         # p of place n comes from the verifier's last state at n - 1, through its own norm and head.
         targets = wanted_states(row.cut(verifier_last_hidden_states), unrolled.places)  # [N, H]
         result = head_loss(
             unrolled.states,
             self.lm_head.weight,
-            weigh_until_failure(weights, unrolled, row.layout.size) if until_failure else weights,
+            weigh_drafts(by_depth, unrolled, row.layout, walk=walk, failure=until_failure),
             target_logits(self.target_head, targets),
             mixture(loss),
+            measure=acceptance if walk else None,
         )
         total = result.per_depth.sum()
         metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, row.layout.size)
