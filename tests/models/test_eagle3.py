@@ -87,6 +87,34 @@ def test_the_loss_is_the_plain_definition(world):
     assert abs(float(loss.detach()) - expected) < TOLERANCE
 
 
+def test_only_training_drops_states_and_a_seed_decides_which(world):
+    """A dropped place gives fc no gradient, the share is the recipe's, and validation drops nothing."""
+    model, kwargs = world.build(config_of(state_dropout=0.4))
+    _, validation = model.get_trainer_kwargs(**world.kwargs(config_of(state_dropout=0.4)))
+    plain, _ = world.build(config_of())
+    row = world.row(*range(8))
+
+    def loss_and_dropped(given, seed):
+        """The loss, and which places gave fc no gradient."""
+        torch.manual_seed(seed)
+        states = row["hidden_states"].clone().requires_grad_()
+        _, loss, _ = model(**{**row, "hidden_states": states}, **given)
+        (grad,) = torch.autograd.grad(loss, states)
+        return float(loss.detach()), grad[0].abs().amax(-1) == 0
+
+    whole, unread = loss_and_dropped(validation, 1)
+    assert whole == float(plain(**row, **validation)[1].detach())
+    first, dropped = loss_and_dropped(kwargs, 1)
+    again, same = loss_and_dropped(kwargs, 1)
+    other, _ = loss_and_dropped(kwargs, 2)
+    assert first == again != other
+    assert torch.equal(dropped, same)
+    # 3 standard deviations of a binomial share.
+    read = ~unread
+    share = float(dropped[read].float().mean())
+    assert abs(share - 0.4) < 3 * (0.24 / int(read.sum())) ** 0.5
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_replay_equals_live_round_for_round(world, name):
     """At T = 0 the walk over the replay and the live decode accept the same drafts each round; lossless output."""

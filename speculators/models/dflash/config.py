@@ -7,12 +7,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, option, positive
-from speculators.structure.validators import not_negative, one_of
-
-
-def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"must be at least 0 and below 1, got {value!r}")
+from speculators.structure.validators import not_negative, one_of, share
 
 
 def _block(_: object, __: attrs.Attribute[int], value: int) -> None:
@@ -56,7 +51,7 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     sliding_window_non_causal: bool = True
     max_anchors: int = knob(512, validator=positive)
     weights: str = knob("d-pace", validator=one_of("d-pace", "exponential"))
-    pace: float = knob(0.5, validator=_share)
+    pace: float = knob(0.5, validator=share)
     gamma: float | None = knob(None, validator=positive)
     until_failure: bool = option(False)
     loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import attrs
 
 from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, option, positive
-from speculators.structure.validators import one_of
+from speculators.structure.validators import one_of, share
 
 
 @SpeculatorModelConfig.register("eagle3")
@@ -27,6 +27,7 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
             saves on the way through an answer (models/walk.py).
         until_failure: train each row up to and including its own first wrong depth, and nothing behind it (AUF, arXiv
             2607.01893).
+        state_dropout: share of the places, drawn at random, whose verifier's states training hides.
         loss: weight of each loss in the mixture.
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """
@@ -45,5 +46,6 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     ttt_gamma: float = knob(1.0, validator=positive)
     weights: str = option("depth", validator=one_of("depth", "walk"))
     until_failure: bool = option(False)
+    state_dropout: float = option(0.0, validator=share)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

@@ -69,8 +69,9 @@ class Eagle3DraftModel(RecurrentModel):
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Picks depths, their weights and the loss, the same for validation."""
-        return same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "weights", "until_failure", "loss")
+        """Picks depths, their weights and the loss; only training drops states."""
+        chosen, _ = same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "weights", "until_failure", "state_dropout", "loss")
+        return chosen, {**chosen, "state_dropout": 0.0}
 
     def forward(
         self,
@@ -81,6 +82,7 @@ class Eagle3DraftModel(RecurrentModel):
         ttt_gamma: float,
         weights: str,
         until_failure: bool,
+        state_dropout: float,
         loss: dict[str, float],
         **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -94,6 +96,9 @@ class Eagle3DraftModel(RecurrentModel):
         """
         row = PackedRow.of(**batch)
         entered = self.enter(row.cut(hidden_states))  # [S, H]
+        if state_dropout:
+            # Not EAGLE's uniform noise: the layer norms these states, so that fc could outgrow noise of any size.
+            entered = entered * (torch.rand(len(entered), 1, device=entered.device) >= state_dropout)
         # Only rows from which a depth reaches a supervised place are unrolled, at the same depth for all.
         unrolled = unroll_to_places(self, entered, row.tokens, row.positions, row.layout, ttt_steps)
         by_depth = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)  # [K, N]
