@@ -66,9 +66,13 @@ def test_packed_equals_unpacked(world, name):
     check_packed_conversations(world, *build(world, VARIANTS[name]))
 
 
-def test_the_loss_is_the_plain_definition(world):
-    """Depth k of row i reads x_{i+1+k} at position i + k, and its target p comes from the state at i + 1 + k."""
-    model, kwargs = build(world, {})
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_loss_is_the_plain_definition(world, temperature):
+    """Depth k of row i reads x_{i+1+k} at position i + k, and its target p comes from the state at i + 1 + k.
+
+    p is the verifier's distribution at `target_temperature`, and q the draft's at 1.
+    """
+    model, kwargs = build(world, {"target_temperature": temperature})
     row = world.row(0)
     _, loss, _ = model(**row, **kwargs)
     logits = list(
@@ -78,7 +82,7 @@ def test_the_loss_is_the_plain_definition(world):
         )
     )
     head = load_head(world.folder, world.engine.facts)
-    target = head.logits(row["verifier_last_hidden_states"][0]).log_softmax(-1)
+    target = (head.logits(row["verifier_last_hidden_states"][0]) / temperature).log_softmax(-1)
     places = torch.nonzero(row["loss_mask"][0])[:, 0]
     expected = 0.0
     for depth, z in enumerate(logits):

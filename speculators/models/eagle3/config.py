@@ -28,6 +28,8 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
         until_failure: train each row up to and including its own first wrong depth, and nothing behind it (AUF, arXiv
             2607.01893).
         state_dropout: share of the places, drawn at random, whose verifier's states training hides.
+        target_temperature: temperature of the verifier's distributions that are learnt; below 1 they are sharper, for
+            greedy decoding.
         loss: weight of each loss in the mixture.
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """
@@ -47,5 +49,6 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     weights: str = option("depth", validator=one_of("depth", "walk"))
     until_failure: bool = option(False)
     state_dropout: float = option(0.0, validator=share)
+    target_temperature: float = option(1.0, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

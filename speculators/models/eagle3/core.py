@@ -19,6 +19,7 @@ from speculators.losses import acceptance, head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import (
     Shape,
+    at_temperature,
     layers_with_embeddings,
     run_layers,
     same_kwargs,
@@ -70,7 +71,8 @@ class Eagle3DraftModel(RecurrentModel):
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Picks depths, their weights and the loss; only training drops states."""
-        chosen, _ = same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "weights", "until_failure", "state_dropout", "loss")
+        own = ("ttt_steps", "ttt_gamma", "weights", "until_failure", "state_dropout", "target_temperature", "loss")
+        chosen, _ = same_kwargs(kwargs, *own)
         return chosen, {**chosen, "state_dropout": 0.0}
 
     def forward(
@@ -83,6 +85,7 @@ class Eagle3DraftModel(RecurrentModel):
         weights: str,
         until_failure: bool,
         state_dropout: float,
+        target_temperature: float,
         loss: dict[str, float],
         **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -109,7 +112,7 @@ class Eagle3DraftModel(RecurrentModel):
             unrolled.states,
             self.lm_head.weight,
             weigh_drafts(by_depth, unrolled, row.layout, walk=walk, failure=until_failure),
-            target_logits(self.target_head, targets),
+            at_temperature(target_logits(self.target_head, targets), target_temperature),
             mixture(loss),
             measure=acceptance if walk else None,
         )
