@@ -48,6 +48,25 @@ def knob(default: Any = attrs.NOTHING, **kwargs: Any) -> Any:
     return attrs.field(default=default, metadata={"knob": True}, **kwargs)
 
 
+# Metadata of a field that switches on what runs before it did not have. A fingerprint contains the field only where it
+# differs from its default, so that those runs keep their fingerprints. The default must never change.
+OFF_BY_DEFAULT = {"off_by_default": True}
+
+
+def option(default: Any, **kwargs: Any) -> Any:
+    """Declares a `knob` that is off by default and leaves no trace in a fingerprint while it is off.
+
+    Example:
+        state_dropout: float = option(0.0, validator=not_negative)
+    """
+    return attrs.field(default=default, metadata={"knob": True, **OFF_BY_DEFAULT}, **kwargs)
+
+
+def is_off(field: attrs.Attribute[Any], value: Any) -> bool:
+    """Whether `value` leaves the field of an option at its default."""
+    return field.metadata.get("off_by_default", False) and value == field.default
+
+
 def positive(_: object, __: attrs.Attribute[Any], value: Any) -> None:
     """attrs validator: None, or a number > 0."""
     if value is not None and value <= 0:

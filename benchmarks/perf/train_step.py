@@ -190,7 +190,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         job = Job(schedule=schedule, total_steps=total, seed=0, folder=Path(temporary), fingerprint="")
         worker = Worker(
             model=model,
-            optimizer=Optimizer(model, schedule.optimizer),
+            optimizer=Optimizer(model, schedule.optimizer, ema=schedule.ema),
             job=job,
             world=World(),
             train_kwargs=trainer_kwargs(model, kwargs)[0],

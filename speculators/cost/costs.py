@@ -22,7 +22,7 @@ class RowCost:
         trainable, frozen: parameters.
         trainable_bytes, frozen_bytes: of the model itself; frozen tensors keep the dtype of the verifier's file.
         head_bytes: the verifier's final norm and head rows, from which targets are computed; 0 if they are not used.
-        optimizer_bytes: the whole state of the optimizer.
+        optimizer_bytes: the whole state of the optimizer, the average of the weights included.
         momentum_bytes: the part of that state which every process keeps whole, sharded or not: muon's.
         activation_bytes: the most that lives at once, without gradients of parameters and chunk buffers.
         chunk_bytes: logits and everything computed from them, for one chunk of positions.

@@ -96,7 +96,7 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
         kwargs = training_kwargs(plan, None, stand_in_vocabulary(plan))
         model = build_model(name, facts, kwargs)
         head = _with_verifier(model, plan, rules)
-        optimizer = Optimizer(model, plan.recipe.schedule.optimizer)
+        optimizer = Optimizer(model, plan.recipe.schedule.optimizer, ema=plan.recipe.schedule.ema)
         with flop_counter() as update:
             optimizer.prime()
         with flop_counter() as products, large_chunks():

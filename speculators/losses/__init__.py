@@ -1,7 +1,7 @@
 """Losses over the draft vocabulary, computed together with the head's projection."""
 
 from speculators.losses.functions import LOSSES, Draft, Loss, Target, acceptance, mixture, top_k, weighted
-from speculators.losses.fused import HeadLoss, head_loss, place_loss
+from speculators.losses.fused import HeadLoss, Weigh, head_loss, place_loss
 
 __all__ = [
     "LOSSES",
@@ -9,6 +9,7 @@ __all__ = [
     "HeadLoss",
     "Loss",
     "Target",
+    "Weigh",
     "acceptance",
     "head_loss",
     "mixture",

@@ -26,6 +26,11 @@ PRODUCT_ELEMENTS = 2**25
 CHUNK_ELEMENTS = {"cpu": 2**18}
 OTHER_CHUNK_ELEMENTS = 2**22
 
+# Measures C places of one depth beside their loss; gives [C].
+Measure = Callable[[Draft, Target], torch.Tensor]
+# Gives weights [K, N] that depend on the drafts, from `right` and `measured` as `HeadLoss` has them.
+Weigh = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 @attrs.frozen(eq=False)
 class HeadLoss:
@@ -34,10 +39,14 @@ class HeadLoss:
     Attributes:
         per_depth: [K] sum over places of weight * loss, differentiable in states and head.
         right: [K, N] bool, whether the draft's most likely token is the verifier's most likely of the draft vocabulary.
+        measured: [K, N] what `measure` gives, without gradient; 0 where nothing is measured.
+        weights: [K, N] of the predictions.
     """
 
     per_depth: torch.Tensor
     right: torch.Tensor
+    measured: torch.Tensor
+    weights: torch.Tensor
 
 
 def product_rows(vocab: int) -> int:
@@ -66,8 +75,9 @@ class _FusedHeadLoss(torch.autograd.Function):
         place_weights: torch.Tensor,
         target_logits: Callable[[slice], torch.Tensor],
         loss: Loss,
+        measure: Measure | None,
         compute_dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.set_materialize_grads(False)
         depths, places, _ = states.shape
         head = weight.detach().to(compute_dtype)
@@ -78,6 +88,7 @@ class _FusedHeadLoss(torch.autograd.Function):
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         values = torch.zeros(depths, places, dtype=wide, device=states.device)
         right = torch.zeros(depths, places, dtype=torch.bool, device=states.device)
+        measured = torch.zeros_like(values)
         grad_states = torch.zeros_like(states) if ctx.needs_input_grad[0] else None
         # One gradient of the head for all depths. How much of the incoming gradient each depth gets is not known yet,
         # so it is exact only if all depths get the same factor: `head_loss` asks callers to use the sum as a whole.
@@ -99,6 +110,8 @@ class _FusedHeadLoss(torch.autograd.Function):
                     value, grad = loss(draft, target)
                     values[depth, taken][part] = value
                     right[depth, taken][part] = draft.is_right(target)
+                    if measure is not None:
+                        measured[depth, taken][part] = measure(draft, target)
                     logits[depth, part] = grad
             scale = place_weights[:, taken, None]
             if grad_states is not None:
@@ -109,17 +122,17 @@ class _FusedHeadLoss(torch.autograd.Function):
         totals = torch.linalg.vecdot(values, place_weights.to(wide))
         ctx.save_for_backward(grad_states, grad_head)
         ctx.weight_dtype = weight.dtype
-        ctx.mark_non_differentiable(right)
-        return totals, values, right
+        ctx.mark_non_differentiable(right, measured)
+        return totals, values, right, measured
 
     @staticmethod
     def backward(
-        ctx: Any, grad_totals: torch.Tensor | None, grad_values: torch.Tensor | None, _: None
+        ctx: Any, grad_totals: torch.Tensor | None, grad_values: torch.Tensor | None, *_: None
     ) -> tuple[torch.Tensor | None, ...]:
         grad_states, grad_head = ctx.saved_tensors
         if grad_states is not None:
-            # In place: nobody else has this tensor, and it is as large as the states. `head_loss` only uses the totals,
-            # `place_loss` only the values, so one of the two gradients is None.
+            # In place: nobody else has this tensor, and it is as large as the states. Callers use either the totals or
+            # the values, so one of the two gradients is None.
             factor = grad_values if grad_totals is None else grad_totals[:, None]
             if factor is None:
                 grad_states = None
@@ -127,33 +140,47 @@ class _FusedHeadLoss(torch.autograd.Function):
                 grad_states.mul_(factor[..., None])
         if grad_head is not None and grad_totals is not None:
             grad_head = (grad_head * grad_totals[0]).to(ctx.weight_dtype)
-        return grad_states, grad_head, *(None,) * 5
+        return grad_states, grad_head, *(None,) * 6
 
 
 def head_loss(
     states: torch.Tensor,
     weight: torch.Tensor,
-    place_weights: torch.Tensor,
+    place_weights: torch.Tensor | Weigh,
     target_logits: Callable[[slice], torch.Tensor],
     loss: Loss,
     *,
     frozen: torch.Tensor | None = None,
+    measure: Measure | None = None,
 ) -> HeadLoss:
     """Computes the weighted loss of K depths at N target places without storing their logits.
 
-    Matrix products run in the autocast dtype if autocast is on, softmax and loss in float32.
+    Matrix products run in the autocast dtype if autocast is on, softmax and loss in float32. Weights that depend on the
+    drafts cost nothing with a frozen head, whose losses can be weighted afterwards. The gradient of a trained head is
+    formed with the weights, so a pass without gradients finds them first.
 
     Args:
         states: [K, N, H], the draft's normed states; states[k, n] predicts place n at depth k.
         weight: [D, H], the draft head.
-        place_weights: [K, N] float, weight of each prediction (mask, depth weight, 1 / supervised tokens). Use the sum
-            of `per_depth` as a whole: the head's gradient is formed before depths could be scaled apart.
+        place_weights: [K, N] float, weight of each prediction (mask, depth weight, 1 / supervised tokens), or what
+            computes it from the drafts. Use the sum of `per_depth` as a whole: the head's gradient is formed before
+            depths could be scaled apart.
         target_logits: gives the verifier's logits [C, D] over the draft vocabulary for a slice of the N places.
         loss: one of `losses.functions`, or a mixture.
         frozen: [D, F], columns of the head before those of `weight` [D, H - F], without a gradient.
+        measure: of each prediction beside its loss.
     """
-    per_depth, _, right = _apply(states, weight, frozen, place_weights, target_logits, loss)
-    return HeadLoss(per_depth, right)
+    options: dict[str, Any] = {"frozen": frozen, "measure": measure}
+    if isinstance(place_weights, torch.Tensor):
+        per_depth, _, right, measured = _apply(states, weight, place_weights, target_logits, loss, **options)
+        return HeadLoss(per_depth, right, measured, place_weights)
+    # Detached where a second pass follows: even under no_grad, the first would form gradients of what requires them.
+    first = (states.detach(), weight.detach()) if weight.requires_grad else (states, weight)
+    _, values, right, measured = _apply(*first, None, target_logits, loss, **options)
+    weights = place_weights(right, measured)
+    if weight.requires_grad:
+        return head_loss(states, weight, weights, target_logits, loss, **options)
+    return HeadLoss(torch.linalg.vecdot(values, weights.to(values.dtype)), right, measured, weights)
 
 
 def place_loss(
@@ -174,23 +201,27 @@ def place_loss(
         The losses [N], differentiable in states, and whether the draft is right, [N] bool.
     """
     assert not weight.requires_grad, "the head of place_loss is frozen"
-    wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-    ones = torch.ones(1, len(states), device=states.device, dtype=wide)
-    _, values, right = _apply(states[None], weight, None, ones, target_logits, loss)
+    _, values, right, _ = _apply(states[None], weight, None, target_logits, loss)
     return values[0], right[0]
 
 
 def _apply(
     states: torch.Tensor,
     weight: torch.Tensor,
-    frozen: torch.Tensor | None,
-    place_weights: torch.Tensor,
+    place_weights: torch.Tensor | None,
     target_logits: Callable[[slice], torch.Tensor],
     loss: Loss,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *,
+    frozen: torch.Tensor | None = None,
+    measure: Measure | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Calls the operation in the precision of the moment; `place_weights` None stands for ones."""
+    if place_weights is None:
+        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        place_weights = torch.ones(states.shape[:2], device=states.device, dtype=wide)
     device_type = states.device.type
     autocast = torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else states.dtype
     # The products choose their dtype themselves; autocast would also touch the losses.
     with torch.autocast(device_type, enabled=False):
-        return _FusedHeadLoss.apply(states, weight, frozen, place_weights, target_logits, loss, dtype)
+        return _FusedHeadLoss.apply(states, weight, frozen, place_weights, target_logits, loss, measure, dtype)

@@ -21,8 +21,9 @@ from torch import nn
 
 from speculators.config import SpeculatorModelConfig
 from speculators.facts import VerifierFacts
+from speculators.losses import Weigh
 from speculators.models.base_components import DecoderLayer, HeadedModel, Shape, take_over
-from speculators.models.places import drafted_places, wanted_states
+from speculators.models.places import drafted_places, until_failure, wanted_states
 from speculators.nn.block import Blocks, block_attention
 from speculators.nn.cache import KeyBuffer, KeysValues
 from speculators.nn.layout import PackedRow, RowLayout, on_host, rows_of
@@ -69,6 +70,20 @@ class Drawn:
     def of_drafts(self, values: torch.Tensor) -> torch.Tensor:
         """Picks the drafts from values of all slots: [G, K, ...] -> [M, ...]."""
         return values.flatten(0, 1).index_select(0, self.drafts)
+
+    def until_failure(self, weights: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Keeps the weights [M] of drafts up to and including their block's first wrong one, and sets the others to 0.
+
+        Args:
+            right: [M] bool, which drafts are right; see `places.until_failure`.
+        """
+        blocks, depths, _ = self.states.shape
+        block, depth = (index.to(right.device, non_blocking=True) for index in (self.block, self.depth))
+        return weights * until_failure(right, block, depth, rows=blocks, depths=depths)
+
+    def weigh_until_failure(self, weights: torch.Tensor) -> Weigh:
+        """Does so for `head_loss`, which finds out which drafts are right."""
+        return lambda right, _: self.until_failure(weights, right[0])[None]
 
 
 class BlockDraftModel(HeadedModel):

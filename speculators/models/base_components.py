@@ -88,6 +88,14 @@ def target_logits(head: VerifierHead | None, states: torch.Tensor) -> Callable[[
     return lambda chunk: head.logits(states[chunk])
 
 
+def at_temperature(logits: Callable[[slice], torch.Tensor], temperature: float) -> Callable[[slice], torch.Tensor]:
+    """Gives logits [C, D] of the verifier's distribution at a temperature: softmax(logits / temperature)."""
+    if temperature == 1.0:
+        return logits
+    # In float32: the quotient of bf16 logits would be rounded once more.
+    return lambda chunk: logits(chunk).float() / temperature
+
+
 def same_kwargs(kwargs: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Picks what `forward` receives besides the batch, the same in training and validation."""
     chosen = {name: kwargs[name] for name in names}

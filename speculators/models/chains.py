@@ -16,6 +16,7 @@ import torch
 
 from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
+from speculators.losses import Weigh
 from speculators.models.base_components import HeadedModel, for_few_rows
 from speculators.models.places import (
     chain_metrics,
@@ -24,8 +25,10 @@ from speculators.models.places import (
     drawn_metrics,
     predicting_rows,
     query_index,
+    until_failure,
     wanted_states,
 )
+from speculators.models.walk import responses_of, walk_weights
 from speculators.nn.attention import unrolled_attention
 from speculators.nn.cache import AttendAt, KeyBuffer, KeysValues
 from speculators.nn.layout import PackedRow, RowLayout, Segment, rows_of
@@ -223,6 +226,36 @@ def unroll_to_places(
     states = torch.stack([step.index_select(0, at) for step, at in zip(steps, index, strict=True)])
     moved = (tensor.to(device, non_blocking=True) for tensor in (rows, valid, layout.places))
     return Unrolled(states, *moved)
+
+
+def weigh_drafts(
+    weights: torch.Tensor, unrolled: Unrolled, layout: RowLayout, *, walk: bool, failure: bool
+) -> torch.Tensor | Weigh:
+    """Makes weights for `head_loss` that depend on what a round would do with the drafts.
+
+    Args:
+        weights: [K, N] to begin with; they stay as they are if neither option is on.
+        walk: multiply by the rounds that a draft saves (`walk_weights`); `head_loss` must measure the acceptance.
+        failure: set to 0 behind the first wrong draft of a row (`until_failure`).
+    """
+    if not (walk or failure):
+        return weights
+    depths, count = weights.shape
+    # Drafts without a row would overwrite those of row 0, so they go to a row past the last.
+    row = torch.where(unrolled.valid, unrolled.rows, layout.size).flatten()
+    depth = torch.arange(depths, device=row.device).repeat_interleave(count)
+    responses = responses_of(layout).to(row.device, non_blocking=True)
+
+    def weigh(right: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
+        chosen = weights
+        if walk:
+            chosen = chosen * walk_weights(accepted, unrolled.valid, responses)
+        if failure:
+            kept = until_failure(right.flatten(), row, depth, rows=layout.size + 1, depths=depths)
+            chosen = chosen * kept.view(depths, count)
+        return chosen
+
+    return weigh
 
 
 @attrs.define(eq=False)

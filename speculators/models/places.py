@@ -42,6 +42,25 @@ def depth_weights(weights: list[float], valid: torch.Tensor) -> torch.Tensor:
     return by_depth[:, None] * valid / max(valid.shape[1], 1)
 
 
+def until_failure(
+    right: torch.Tensor, row: torch.Tensor, depth: torch.Tensor, *, rows: int, depths: int
+) -> torch.Tensor:
+    """Marks the drafts up to and including the first wrong one of their row (AUF, arXiv 2607.01893), [M] bool.
+
+    A round ends where a draft fails, so it never needs what that row drafts behind. Drafts that are not listed, of
+    places that are not supervised, count as right.
+
+    Args:
+        right: [M] bool, on the device as all others.
+        row: [M] int64 below `rows`, the row, or block, of each draft.
+        depth: [M] int64 below `depths`.
+    """
+    place = row * depths + depth
+    wrong = torch.zeros(rows * depths, device=right.device).index_copy(0, place, (~right).float()).view(rows, depths)
+    before = wrong.cumsum(1) - wrong
+    return before.flatten()[place] == 0
+
+
 def chain_metrics(
     loss: torch.Tensor, right: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, size: int
 ) -> dict[str, torch.Tensor]:

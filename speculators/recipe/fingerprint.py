@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from speculators.config import is_off
 from speculators.files.remembered import remembered_sha256
 from speculators.recipe.catalog import resolved_suite
 from speculators.recipe.input_sections import DataSource, VerifierSection
@@ -100,6 +101,6 @@ def code_identity(config_class: type) -> str | None:
 
 
 def section_values(section: Any, *leave_out: str) -> dict[str, Any]:
-    """A section's fields as JSON values, without those named in `leave_out`."""
-    values = attrs.asdict(section, filter=lambda field, _: field.name not in leave_out)
+    """A section's fields as JSON values, without those named in `leave_out` and without options that are off."""
+    values = attrs.asdict(section, filter=lambda field, value: field.name not in leave_out and not is_off(field, value))
     return dict(json.loads(json.dumps(values)))

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from attrs import field
 
-from speculators.config import few, positive
+from speculators.config import OFF_BY_DEFAULT, few, positive
 from speculators.errors import Problem
 from speculators.recipe.algorithm import AlgorithmSection
 from speculators.recipe.input_sections import DTYPES, DataSection, VerifierSection
@@ -35,6 +35,11 @@ SINKS = ("tensorboard", "wandb", "mlflow")
 def _band(_: object, __: attrs.Attribute[Any], value: tuple[float, float]) -> None:
     if not 1 <= value[0] <= value[1]:
         raise ValueError(f"must be [low, high] with 1 <= low <= high, got {list(value)}")
+
+
+def _decay(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 < value < 1:
+        raise ValueError(f'must be above 0 and below 1, or "none", got {value!r}')
 
 
 @attrs.frozen(kw_only=True)
@@ -101,6 +106,8 @@ class ScheduleSection:
         row_tokens: tokens of one packed row; None for `data.max_tokens`.
         optimizer: the optimizer and its parameters.
         learning_rate: how the learning rate changes over the run.
+        ema: decay of an exponential moving average of the weights, which is evaluated and exported in their place, such
+            as 0.99; update t (from 0) takes min(ema, (1 + t) / (10 + t)). None for no average.
         precision: "bf16" computes in bfloat16 with float32 weights, "fp32" in float32.
         evaluate_every: steps between evaluations, or a share of the run such as "10%".
         checkpoint_every: steps between checkpoints, or a share of the run such as "10%".
@@ -113,6 +120,7 @@ class ScheduleSection:
     row_tokens: int | None = field(default=None, validator=positive)
     optimizer: OptimizerSection = OptimizerSection()
     learning_rate: LearningRate = LearningRate()
+    ema: float | None = field(default=None, validator=_decay, metadata=OFF_BY_DEFAULT)
     precision: str = field(default="bf16", validator=one_of("bf16", "fp32"))
     evaluate_every: str | int = field(default="10%", validator=cadence)
     checkpoint_every: str | int = field(default="10%", validator=cadence)

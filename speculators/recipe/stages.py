@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from speculators.config import is_off
 from speculators.facts import VerifierFacts
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import (
@@ -152,6 +153,7 @@ def _train_inputs(recipe: Recipe, suite_values: Callable[[], list[dict[str, Any]
     # These enter by what they mean for the verifier, or by content, below.
     indirect = ("target_layer_ids", "draft_vocab_size", "decoder", "module", "init_from")
     algorithm = {key: value for key, value in table.items() if key not in indirect}
+    off = {field.name for field in config.recipe_fields() if is_off(field, getattr(config, field.name))}
     # Neither how often checkpoints are written nor how many processes share the rows changes a weight.
     cadence = ("row_tokens", "checkpoint_every", "keep_checkpoints")
     row_reads = ("schedule.row_tokens", *(() if schedule.row_tokens else ("data.max_tokens",)))
@@ -172,7 +174,10 @@ def _train_inputs(recipe: Recipe, suite_values: Callable[[], list[dict[str, Any]
     return (
         Inputs(("algorithm.module",) if recipe.algorithm.module else (), code),
         _value(recipe, "seed"),
-        Inputs(tuple(f"algorithm.{key}" for key in algorithm), lambda _: {"algorithm": algorithm}),
+        Inputs(
+            tuple(f"algorithm.{key}" for key in algorithm),
+            lambda _: {"algorithm": {key: value for key, value in algorithm.items() if key not in off}},
+        ),
         Inputs(("algorithm.init_from",), init_from),
         _layer_ids(recipe, "target_layer_ids"),
         Inputs(

@@ -52,6 +52,12 @@ def not_negative(_: object, __: attrs.Attribute[Any], value: Any) -> None:
         raise ValueError(f"must be >= 0, got {value!r}")
 
 
+def share(_: object, __: attrs.Attribute[Any], value: float) -> None:
+    """attrs validator: 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"must be at least 0 and below 1, got {value!r}")
+
+
 def matches(pattern: str, what: str) -> Validator:
     """Makes a validator for None or a string that matches `pattern` as a whole; `what` describes it in errors."""
 

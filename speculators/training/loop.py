@@ -58,8 +58,9 @@ def train(
         batches: maps the number of updates made to this process's share of the next batch; a pure function, so that a
             resumed run sees the same rows.
         train_kwargs: passed to every forward, as `get_trainer_kwargs` gave them.
-        evaluate: returns exact acceptance length and metrics of the current model; called on every process, with whole
-            parameters and without gradients; the result of rank 0 counts.
+        evaluate: returns exact acceptance length and metrics of the current model, whose parameters are averages where
+            the schedule has them; called on every process, with whole parameters and without gradients; the result of
+            rank 0 counts.
 
     Yields:
         WarningEvent for each damaged checkpoint; then StepEvent for each update, EvalEvent and SaveEvent when due.
@@ -72,7 +73,7 @@ def train(
     shard(model, world, enabled=job.shard)
     worker = Worker(
         model=model,
-        optimizer=Optimizer(model, job.schedule.optimizer),
+        optimizer=Optimizer(model, job.schedule.optimizer, ema=job.schedule.ema),
         job=job,
         world=world,
         train_kwargs=train_kwargs,
@@ -101,7 +102,7 @@ def _updates(
             # Even when a stop was requested: an evaluation left out here would never be made up for, and the resumed
             # run could end with another best checkpoint.
             if evaluate is not None and _due(state, job.schedule.evaluate_every, job):
-                tau, metrics = _evaluate(worker.model, evaluate, worker.world)
+                tau, metrics = _evaluate(worker, evaluate)
                 state = state.after_evaluation(tau)
                 yield EvalEvent(step=state.step, tau=tau, metrics=metrics)
             if outcome.stop or state.best_step == state.step or _due(state, job.schedule.checkpoint_every, job):
@@ -128,13 +129,15 @@ def _due(state: TrainState, every: int | str, job: Job) -> bool:
     return due(state.step, interval(every, job.total_steps), job.total_steps)
 
 
-def _evaluate(model: nn.Module, evaluate: Evaluate, world: World) -> tuple[float, dict[str, float]]:
+def _evaluate(worker: Worker, evaluate: Evaluate) -> tuple[float, dict[str, float]]:
+    model = worker.model
     model.eval()
-    with whole(model), torch.no_grad():
+    # The weights that are exported.
+    with worker.optimizer.average.in_place(), whole(model), torch.no_grad():
         measured = evaluate()
     model.train()
     # Every process must decide alike whether this is the best checkpoint, so rank 0's numbers count.
-    result: tuple[float, dict[str, float]] = world.broadcast(measured)
+    result: tuple[float, dict[str, float]] = worker.world.broadcast(measured)
     return result
 
 

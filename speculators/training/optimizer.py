@@ -12,6 +12,7 @@ from torch.optim._muon import _adjust_lr
 
 from speculators.nn.precision import compute_dtype
 from speculators.recipe.schema import OptimizerSection
+from speculators.training.average import AVERAGE, Average
 
 # Rows of these are tokens, so orthogonalising them means nothing; the names are those of the checkpoint layout.
 VOCABULARY_MODULES = {"embed_tokens", "lm_head", "lm_heads"}
@@ -87,9 +88,15 @@ class Optimizer:
     """The optimizers of one model, driven by one learning rate factor.
 
     Weight decay acts on matrices only: it would pull a norm's scale or a bias towards a value without meaning.
+
+    Attributes:
+        average: of the trained parameters.
+
+    Args:
+        ema: decay of the average; None for no average.
     """
 
-    def __init__(self, model: nn.Module, section: OptimizerSection) -> None:
+    def __init__(self, model: nn.Module, section: OptimizerSection, *, ema: float | None) -> None:
         self._names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         muon = section.name == "muon"
         matrices = [p for p, name in self._names.items() if muon and _is_matrix(model, name, p)]
@@ -100,6 +107,7 @@ class Optimizer:
             self._parts.append((_muon(matrices, section), section.lr))
         if rest:
             self._parts.append((_adamw(rest, section, rate), rate))
+        self.average = Average(self._names, ema)
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -116,12 +124,14 @@ class Optimizer:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Gives the state by "parameter.entry": the tensors themselves, to be saved or loaded into."""
-        return {
+        state = {
             f"{self._names[parameter]}.{entry}": value
             for part, _ in self._parts
             for parameter, entries in part.state.items()
             for entry, value in entries.items()
         }
+        averages = {f"{self._names[p]}.{AVERAGE}": value for p, value in self.average.values.items()}
+        return {**state, **averages}
 
     def prime(self) -> None:
         """Creates the state, which torch creates only at the first update, so that `tensors` can be loaded into.

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from speculators.errors import ArtifactError
 from speculators.training import rng
+from speculators.training.average import AVERAGE
 from speculators.training.optimizer import Optimizer
 from speculators.training.world import World
 
@@ -39,6 +40,10 @@ _CLASSES = {
     "pathlib": {"PosixPath"},
     "pathlib._local": {"PosixPath"},  # where Python 3.13 keeps it
 }
+
+
+# Before the names of the optimizer's tensors, as "model." is before those of the model.
+OPTIMIZER = "optimizer."
 
 
 class _Unpickler(pickle.Unpickler):
@@ -108,8 +113,12 @@ def read_rng(folder: Path, world: World) -> None:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Reads only the weights into a model that is not sharded, in one process, for export."""
+    """Reads only the weights, averaged where the run averages them, into a model that is not sharded, for export."""
+    stored = set(names(folder))
+    averages = {f"{OPTIMIZER}{name}.{AVERAGE}": parameter.detach() for name, parameter in model.named_parameters()}
+    # In one process, whatever the launch.
     _load(folder, _model_tensors(model), World())
+    _load(folder, {name: tensor for name, tensor in averages.items() if name in stored}, World())
 
 
 def names(folder: Path) -> list[str]:
@@ -143,7 +152,7 @@ def _alone_is_fine() -> Iterator[None]:
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    state = {f"optimizer.{name}": tensor for name, tensor in optimizer.tensors().items()}
+    state = {f"{OPTIMIZER}{name}": tensor for name, tensor in optimizer.tensors().items()}
     return {**_model_tensors(model), **state}
 
 

@@ -120,6 +120,7 @@ def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> 
     if section.clip_norm is not None:
         clip_grads_with_norm_(optimizer.parameters, section.clip_norm, norm)
     optimizer.step(factor(step, job.total_steps, job.schedule.learning_rate))
+    optimizer.average.update(step)
     return outcome
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speculators.errors import RegistryError
-from speculators.losses import LOSSES, Draft, Target, fused, head_loss, mixture, place_loss, top_k
+from speculators.losses import LOSSES, Draft, Target, acceptance, fused, head_loss, mixture, place_loss, top_k
 
 # float64 against float64; sums of at most a few thousand terms.
 TOLERANCE = 1e-9
@@ -180,6 +180,37 @@ def test_losses_place_by_place_can_be_weighted_by_themselves():
     assert (values - wanted).abs().max() < TOLERANCE
     assert (grad - wanted_grad).abs().max() < TOLERANCE * wanted_grad.abs().max()
     assert torch.equal(right, (states @ head.T).argmax(-1) == t.argmax(-1))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("columns", [0, 10])
+def test_weights_may_follow_from_the_drafts(trained, columns):
+    """Loss and gradients are those of the same weights given beforehand, with frozen heads and trained ones."""
+    generator = torch.Generator().manual_seed(6)
+    states, head, t, by_place = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, 20, 16), (40, 16), (20, 40), (2, 20))
+    )
+    states.requires_grad_()
+    weight, frozen = head[:, columns:].clone().requires_grad_(trained), head[:, :columns] if columns else None
+    sought = (states, weight) if trained else (states,)
+    found = {}
+
+    def weigh(right, measured):
+        return by_place * right + measured
+
+    for known in (True, False):
+        z = states.detach() @ head.T
+        alpha = torch.minimum(z.softmax(-1), t.softmax(-1)).sum(-1)
+        weights = weigh(z.argmax(-1) == t.argmax(-1), alpha) if known else weigh
+        result = head_loss(
+            states, weight, weights, lambda rows: t[rows], mixture({"jsd": 1.0}), frozen=frozen, measure=acceptance
+        )
+        total = 2.5 * result.per_depth.sum()
+        found[known] = [total.detach(), result.weights, result.measured, *torch.autograd.grad(total, sought)]
+    assert (found[True][2] - alpha).abs().max() < TOLERANCE
+    for mine, theirs in zip(found[False], found[True], strict=True):
+        assert (mine - theirs).abs().max() < TOLERANCE
 
 
 def test_a_trained_head_cannot_be_weighted_after_the_fact():

@@ -66,9 +66,13 @@ def test_packed_equals_unpacked(world, name):
     check_packed_conversations(world, *build(world, VARIANTS[name]))
 
 
-def test_the_loss_is_the_plain_definition(world):
-    """Depth k of row i reads x_{i+1+k} at position i + k, and its target p comes from the state at i + 1 + k."""
-    model, kwargs = build(world, {})
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_loss_is_the_plain_definition(world, temperature):
+    """Depth k of row i reads x_{i+1+k} at position i + k, and its target p comes from the state at i + 1 + k.
+
+    p is the verifier's distribution at `target_temperature`, and q the draft's at 1.
+    """
+    model, kwargs = build(world, {"target_temperature": temperature})
     row = world.row(0)
     _, loss, _ = model(**row, **kwargs)
     logits = list(
@@ -78,13 +82,41 @@ def test_the_loss_is_the_plain_definition(world):
         )
     )
     head = load_head(world.folder, world.engine.facts)
-    target = head.logits(row["verifier_last_hidden_states"][0]).log_softmax(-1)
+    target = (head.logits(row["verifier_last_hidden_states"][0]) / temperature).log_softmax(-1)
     places = torch.nonzero(row["loss_mask"][0])[:, 0]
     expected = 0.0
     for depth, z in enumerate(logits):
         log_p, log_q = target[places - 1], z.log_softmax(-1)[places - 2 - depth]
         expected += float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
     assert abs(float(loss.detach()) - expected) < TOLERANCE
+
+
+def test_only_training_drops_states_and_a_seed_decides_which(world):
+    """A dropped place gives fc no gradient, the share is the recipe's, and validation drops nothing."""
+    model, kwargs = world.build(config_of(state_dropout=0.4))
+    _, validation = model.get_trainer_kwargs(**world.kwargs(config_of(state_dropout=0.4)))
+    plain, _ = world.build(config_of())
+    row = world.row(*range(8))
+
+    def loss_and_dropped(given, seed):
+        """The loss, and which places gave fc no gradient."""
+        torch.manual_seed(seed)
+        states = row["hidden_states"].clone().requires_grad_()
+        _, loss, _ = model(**{**row, "hidden_states": states}, **given)
+        (grad,) = torch.autograd.grad(loss, states)
+        return float(loss.detach()), grad[0].abs().amax(-1) == 0
+
+    whole, unread = loss_and_dropped(validation, 1)
+    assert whole == float(plain(**row, **validation)[1].detach())
+    first, dropped = loss_and_dropped(kwargs, 1)
+    again, same = loss_and_dropped(kwargs, 1)
+    other, _ = loss_and_dropped(kwargs, 2)
+    assert first == again != other
+    assert torch.equal(dropped, same)
+    # 3 standard deviations of a binomial share.
+    read = ~unread
+    share = float(dropped[read].float().mean())
+    assert abs(share - 0.4) < 3 * (0.24 / int(read.sum())) ** 0.5
 
 
 @pytest.mark.parametrize("name", VARIANTS)

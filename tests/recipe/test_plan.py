@@ -111,6 +111,10 @@ def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan])
         ("distributed.shard=false", []),
         ("schedule.row_tokens=256", []),
         ("algorithm.target_layer_ids=[2, 16, 29]", []),
+        ('algorithm.weights="walk"', STAGES[3:]),
+        ('algorithm.weights="depth"', []),
+        ("schedule.ema=0.99", STAGES[3:]),
+        ('schedule.ema="none"', []),
         ('expect={"held/K=3/T=0" = {tau=[1.0, 2.0], source="a run"}}', []),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_toy import MUON, batches, build, make_job, run, weights
+from training_toy import MUON, batches, build, exported_weights, make_job, run, weights
 
 from speculators.events import StepEvent
 from speculators.files import folders
@@ -37,7 +37,10 @@ def die_when_written(folder: Path, name: str, real):
 
 
 def child(folder: Path, where: str) -> None:
-    """Trains the toy, which draws from torch, numpy and Python; dies at `where`, or writes weights and losses."""
+    """Trains the toy, which draws from torch, numpy and Python; dies at `where`, or writes weights and losses.
+
+    The weights are those that training goes on with, and beside them their averages, which are exported.
+    """
     torch.set_num_threads(1)
     deadly_step = {"before any checkpoint": 1, "between checkpoints": 3}.get(where, -1)
     if where == "while tensors are written":
@@ -48,9 +51,10 @@ def child(folder: Path, where: str) -> None:
         folders.sync_folder = die_when_written(folder, "step-00000004", folders.sync_folder)
     model = build(host_random=True)
     pure = batches(World(), before=lambda step: step == deadly_step and die())
-    events = list(run(model, make_job(folder, optimizer=MUON, keep_checkpoints=1), batches=pure))
+    events = list(run(model, make_job(folder, optimizer=MUON, keep_checkpoints=1, ema=0.4), batches=pure))
     losses = {event.step: event.loss for event in events if isinstance(event, StepEvent)}
-    torch.save({"weights": weights(model), "losses": losses}, folder / "out.pt")
+    exported = {f"exported {name}": value for name, value in exported_weights(folder).items()}
+    torch.save({"weights": weights(model) | exported, "losses": losses}, folder / "out.pt")
 
 
 def spawn(folder: Path, where: str = "nowhere") -> int | None:

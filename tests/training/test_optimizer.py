@@ -20,7 +20,7 @@ def give_gradients(model):
 def test_muon_takes_the_matrices_of_layers_and_fc_and_nothing_of_the_vocabulary():
     """Matrices have a momentum buffer; norms, biases and the head have Adam's moments; frozen ones have no state."""
     model = build()
-    optimizer = Optimizer(model, MUON)
+    optimizer = Optimizer(model, MUON, ema=None)
     optimizer.prime()
     by_muon = {name.removesuffix(".momentum_buffer") for name in optimizer.tensors() if "momentum" in name}
     by_adamw = {name.removesuffix(".exp_avg") for name in optimizer.tensors() if name.endswith("exp_avg")}
@@ -35,7 +35,7 @@ def test_priming_makes_the_state_and_leaves_the_weights(section):
     """The update at rate 0 that creates the optimizer's state changes no bit of a weight."""
     model = build()
     before = weights(model)
-    optimizer = Optimizer(model, section)
+    optimizer = Optimizer(model, section, ema=None)
     assert optimizer.tensors() == {}
     optimizer.prime()
     assert optimizer.tensors()
@@ -46,7 +46,7 @@ def test_muon_updates_have_the_size_of_adamw_ones():
     """An update's root mean square is near 0.2 lr whatever the shape of the matrix, so that one lr fits all shapes."""
     model = build()
     before = weights(model)
-    optimizer = Optimizer(model, OptimizerSection(name="muon", lr=1e-2))
+    optimizer = Optimizer(model, OptimizerSection(name="muon", lr=1e-2), ema=None)
     give_gradients(model)
     optimizer.step(1.0)
     for name in ("fc.weight", "layers.0.up.weight", "layers.0.down.weight"):
@@ -90,7 +90,7 @@ def test_weight_decay_spares_what_is_not_a_matrix():
     """With gradients of zero, decay shrinks matrices by 1 - lr * decay and leaves norms and biases alone."""
     model = build()
     before = weights(model)
-    optimizer = Optimizer(model, OptimizerSection(lr=0.1, weight_decay=0.5))
+    optimizer = Optimizer(model, OptimizerSection(lr=0.1, weight_decay=0.5), ema=None)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

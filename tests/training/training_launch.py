@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 import torch
-from training_toy import ADAMW, MUON, STEPS, batches, build, make_job, make_row, run, weights
+from training_toy import ADAMW, MUON, STEPS, batches, build, exported_weights, make_job, make_row, run, weights
 
 from speculators.errors import ArtifactError, TrainingError
 from speculators.events import EvalEvent, StepEvent
@@ -21,11 +21,12 @@ CASES = {
     "muon": {"optimizer": MUON},
     "bf16": {"optimizer": ADAMW, "precision": "bf16"},
     "copies": {"optimizer": MUON, "shard": False},
+    "average": {"optimizer": ADAMW, "ema": 0.4},
 }
 
 
 def whole_run(folder, world, **changes):
-    """Trains, and returns weights, losses, gradient norms, and the results of evaluations."""
+    """Trains, and returns weights, those to export, losses, gradient norms, and the results of evaluations."""
     model = build()
 
     def tau():
@@ -36,7 +37,7 @@ def whole_run(folder, world, **changes):
     events = list(run(model, make_job(folder, **changes), world, evaluate=tau))
     steps = [event for event in events if isinstance(event, StepEvent)]
     return {
-        "weights": weights(model),
+        "weights": weights(model) | {f"exported {name}": value for name, value in exported_weights(folder).items()},
         "losses": [event.loss for event in steps],
         "norms": [event.grad_norm for event in steps],
         "taus": [event.tau for event in events if isinstance(event, EvalEvent)],

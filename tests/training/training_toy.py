@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from speculators.events import Event
 from speculators.recipe.schema import LearningRate, OptimizerSection, ScheduleSection
+from speculators.training.checkpoint import latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
 from speculators.training.shard import whole
+from speculators.training.snapshot import load_weights
 from speculators.training.state import Batch, BatchRow, Job
 from speculators.training.world import World
 
@@ -140,3 +142,10 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     with whole(model):
         named = [*model.named_parameters(), *model.named_buffers()]
         return {name: value.detach().clone() for name, value in named}
+
+
+def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads the trained parameters that would be exported from the newest checkpoint into a toy of other weights."""
+    model = build(seed=99)
+    load_weights(model, latest(folder))
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}

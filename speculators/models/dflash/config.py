@@ -6,13 +6,8 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
-from speculators.structure.validators import not_negative, one_of
-
-
-def _share(_: object, __: attrs.Attribute[float], value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"must be at least 0 and below 1, got {value!r}")
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, option, positive
+from speculators.structure.validators import not_negative, one_of, share
 
 
 def _block(_: object, __: attrs.Attribute[int], value: int) -> None:
@@ -36,6 +31,8 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
             "exponential" (DFlash's own) by distance. D-PACE's weights do not sum to one: the loss is over drawn slots.
         pace: smallest acceptance that D-PACE assumes (its alpha).
         gamma: of the exponential decay exp(-depth / gamma); None takes 7 at 15 drafts, in proportion to drafts + 1.
+        until_failure: train each block up to and including its own first wrong draft, and nothing behind it (AUF, arXiv
+            2607.01893).
         loss: weight of each loss in the mixture; D-PACE only allows "ce".
     """
 
@@ -54,8 +51,9 @@ class DFlashSpeculatorConfig(SpeculatorModelConfig):
     sliding_window_non_causal: bool = True
     max_anchors: int = knob(512, validator=positive)
     weights: str = knob("d-pace", validator=one_of("d-pace", "exponential"))
-    pace: float = knob(0.5, validator=_share)
+    pace: float = knob(0.5, validator=share)
     gamma: float | None = knob(None, validator=positive)
+    until_failure: bool = option(False)
     loss: dict[str, float] = knob(factory=lambda: {"ce": 1.0}, validator=known_losses)
 
     def max_drafts(self) -> tuple[int, str]:

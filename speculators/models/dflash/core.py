@@ -35,7 +35,7 @@ class DFlashDraftModel(BlockDraftModel):
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Picks blocks per row, the weights of slots and the loss, the same for validation."""
-        return same_kwargs(kwargs, "max_anchors", "weights", "pace", "gamma", "loss")
+        return same_kwargs(kwargs, "max_anchors", "weights", "pace", "gamma", "until_failure", "loss")
 
     def forward(
         self,
@@ -46,6 +46,7 @@ class DFlashDraftModel(BlockDraftModel):
         weights: str,
         pace: float,
         gamma: float | None,
+        until_failure: bool,
         loss: dict[str, float],
         **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -63,11 +64,15 @@ class DFlashDraftModel(BlockDraftModel):
         if weights == "d-pace":
             # D-PACE's weights depend on the losses, so they come first and are weighted after.
             values, right = place_loss(states, self.lm_head.weight, targets, mixture(loss))
-            total = (values * pace_weights(values.detach(), drawn, self.depths, pace)).sum() * drawn.scale
+            by_place = pace_weights(values.detach(), drawn, self.depths, pace)
+            if until_failure:
+                by_place = drawn.until_failure(by_place, right)
+            total = (values * by_place).sum() * drawn.scale
         else:
             # Exponential decay is known beforehand, so head and loss can be one pass.
             by_place = decay_weights(drawn, self.depths, gamma) * drawn.scale
-            result = head_loss(states[None], self.lm_head.weight, by_place[None], targets, mixture(loss))
+            chosen = drawn.weigh_until_failure(by_place) if until_failure else by_place[None]
+            result = head_loss(states[None], self.lm_head.weight, chosen, targets, mixture(loss))
             total, right = result.per_depth.sum(), result.right[0]
         return states, total, drawn_metrics(total, right, drawn.layout, self.depths, drawn.depth, drawn.place)
 

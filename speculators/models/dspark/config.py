@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, option, positive
 from speculators.structure.validators import not_negative, one_of
 
 
@@ -34,6 +34,8 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
             without drafts; `spec bench` measures it with two K or more, and takes it with `--set`.
         max_anchors: blocks drawn per row in training.
         gamma: of the exponential decay exp(-depth / gamma) of the slots' weights; None takes 7 at 15 drafts.
+        until_failure: train each block up to and including its own first wrong draft, and nothing behind it (AUF, arXiv
+            2607.01893).
         confidence_weight: weight of the confidence's cross-entropy beside the loss.
         loss: weight of each loss in the mixture.
     """
@@ -60,6 +62,7 @@ class DSparkSpeculatorConfig(SpeculatorModelConfig):
     threshold: float = attrs.field(default=0.1, validator=_share)
     max_anchors: int = knob(512, validator=positive)
     gamma: float | None = knob(None, validator=positive)
+    until_failure: bool = option(False)
     confidence_weight: float = knob(1.0, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"ce": 0.1, "tv": 0.9}, validator=known_losses)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from speculators.drafter import Proposal, chain
-from speculators.losses import Draft, Target, acceptance, head_loss, mixture
+from speculators.losses import acceptance, head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, decay_weights
 from speculators.models.base_components import same_kwargs, target_logits
@@ -113,7 +113,7 @@ class DSparkDraftModel(BlockDraftModel):
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Picks blocks per row, the weights of slots and the losses, the same for validation."""
-        return same_kwargs(kwargs, "max_anchors", "gamma", "confidence_weight", "loss")
+        return same_kwargs(kwargs, "max_anchors", "gamma", "until_failure", "confidence_weight", "loss")
 
     def forward(
         self,
@@ -122,6 +122,7 @@ class DSparkDraftModel(BlockDraftModel):
         verifier_last_hidden_states: torch.Tensor,
         max_anchors: int,
         gamma: float | None,
+        until_failure: bool,
         confidence_weight: float,
         loss: dict[str, float],
         **batch: Any,
@@ -143,27 +144,20 @@ class DSparkDraftModel(BlockDraftModel):
         features, embedded, _ = self.markov_head(drawn.states, drawn.previous)  # [G, K, r] each
         states = drawn.of_drafts(drawn.states)  # [M, H]
         weights = decay_weights(drawn, self.depths, gamma) * drawn.scale
-        accepted: list[torch.Tensor] = []
-        chosen = mixture(loss)
-
-        # head_loss sees p and q chunk by chunk, and only there: the acceptance that confidence learns is noted in
-        # passing.
-        def noting_acceptance(draft: Draft, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-            accepted.append(acceptance(draft, target))
-            return chosen(draft, target)
-
         # logits = lm_head h + W2 f, as one product with both heads side by side: [M, H + r] times [D, H + r]^T.
         inputs = torch.cat((states, drawn.of_drafts(features).to(states.dtype)), 1)
         result = head_loss(
             inputs[None],
             self.markov_head.markov_w2.weight,
-            weights[None],
+            drawn.weigh_until_failure(weights) if until_failure else weights[None],
             target_logits(self.target_head, drawn.target_states),
-            noting_acceptance,
+            mixture(loss),
             frozen=self.lm_head.weight,
+            # p and q only exist chunk by chunk: the acceptance that confidence learns is measured in passing.
+            measure=acceptance,
         )
         confidence = drawn.of_drafts(self.confidence(drawn.states, embedded))  # [M] logits
-        truth = torch.cat(accepted) if accepted else torch.zeros_like(confidence)
+        truth, weights = result.measured[0], result.weights[0]
         doubt = nn.functional.binary_cross_entropy_with_logits(confidence, truth, weight=weights, reduction="sum")
         total = result.per_depth.sum() + confidence_weight * doubt
         metrics = drawn_metrics(total, result.right[0], drawn.layout, self.depths, drawn.depth, drawn.place)

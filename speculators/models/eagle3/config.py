@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import attrs
 
-from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, positive
+from speculators.config import SpeculatorModelConfig, derived, few, knob, known_losses, option, positive
+from speculators.structure.validators import one_of, share
 
 
 @SpeculatorModelConfig.register("eagle3")
@@ -22,6 +23,13 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
         norm_output: the next depth reads the normed state (3.1).
         ttt_steps: depths unrolled in training.
         ttt_gamma: depth k's loss has weight ttt_gamma ** k; the paper's code takes 0.8.
+        weights: how drafts are weighted: "depth" by their depth alone, "walk" also by the rounds that their acceptance
+            saves on the way through an answer (models/walk.py).
+        until_failure: train each row up to and including its own first wrong depth, and nothing behind it (AUF, arXiv
+            2607.01893).
+        state_dropout: share of the places, drawn at random, whose verifier's states training hides.
+        target_temperature: temperature of the verifier's distributions that are learnt; below 1 they are sharper, for
+            greedy decoding.
         loss: weight of each loss in the mixture.
         lm_head_trainable: train the head, which starts as the verifier's rows, instead of keeping it frozen.
     """
@@ -38,5 +46,9 @@ class Eagle3SpeculatorConfig(SpeculatorModelConfig):
     norm_output: bool = False
     ttt_steps: int = knob(3, validator=few)
     ttt_gamma: float = knob(1.0, validator=positive)
+    weights: str = option("depth", validator=one_of("depth", "walk"))
+    until_failure: bool = option(False)
+    state_dropout: float = option(0.0, validator=share)
+    target_temperature: float = option(1.0, validator=positive)
     loss: dict[str, float] = knob(factory=lambda: {"kl_div": 1.0}, validator=known_losses)
     lm_head_trainable: bool = knob(False)

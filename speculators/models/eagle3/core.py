@@ -15,17 +15,18 @@ import torch
 from torch import nn
 
 from speculators.facts import VerifierFacts
-from speculators.losses import head_loss, mixture
+from speculators.losses import acceptance, head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import (
     Shape,
+    at_temperature,
     layers_with_embeddings,
     run_layers,
     same_kwargs,
     take_over,
     target_logits,
 )
-from speculators.models.chains import ChainDrafter, RecurrentModel, unroll_to_places
+from speculators.models.chains import ChainDrafter, RecurrentModel, unroll_to_places, weigh_drafts
 from speculators.models.eagle3.config import Eagle3SpeculatorConfig
 from speculators.models.places import chain_metrics, depth_weights, wanted_states
 from speculators.nn.cache import AttendAt
@@ -69,8 +70,10 @@ class Eagle3DraftModel(RecurrentModel):
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Picks depths, their weights and the loss, the same for validation."""
-        return same_kwargs(kwargs, "ttt_steps", "ttt_gamma", "loss")
+        """Picks depths, their weights and the loss; only training drops states."""
+        own = ("ttt_steps", "ttt_gamma", "weights", "until_failure", "state_dropout", "target_temperature", "loss")
+        chosen, _ = same_kwargs(kwargs, *own)
+        return chosen, {**chosen, "state_dropout": 0.0}
 
     def forward(
         self,
@@ -79,25 +82,39 @@ class Eagle3DraftModel(RecurrentModel):
         verifier_last_hidden_states: torch.Tensor,
         ttt_steps: int,
         ttt_gamma: float,
+        weights: str,
+        until_failure: bool,
+        state_dropout: float,
+        target_temperature: float,
         loss: dict[str, float],
         **batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Unrolls `ttt_steps` depths over a packed row and computes the loss.
 
-        L = sum_k ttt_gamma^k mean_n l(p_n, q_{k,n}) over the N supervised places.
+        L = sum_k ttt_gamma^k mean_n w_{k,n} l(p_n, q_{k,n}) over the N supervised places. w is 1 unless `weights` or
+        `until_failure` make it depend on the drafts (`weigh_drafts`).
 
         Returns:
             The draft's normed states [K, N, H] at the supervised places, L, and accuracies by depth.
         """
         row = PackedRow.of(**batch)
         entered = self.enter(row.cut(hidden_states))  # [S, H]
+        if state_dropout:
+            # Not EAGLE's uniform noise: the layer norms these states, so that fc could outgrow noise of any size.
+            entered = entered * (torch.rand(len(entered), 1, device=entered.device) >= state_dropout)
         # Only rows from which a depth reaches a supervised place are unrolled, at the same depth for all.
         unrolled = unroll_to_places(self, entered, row.tokens, row.positions, row.layout, ttt_steps)
-        weights = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)  # [K, N]
+        by_depth = depth_weights([ttt_gamma**depth for depth in range(ttt_steps)], unrolled.valid)  # [K, N]
+        walk = weights == "walk"
         # p of place n comes from the verifier's last state at n - 1, through its own norm and head.
         targets = wanted_states(row.cut(verifier_last_hidden_states), unrolled.places)  # [N, H]
         result = head_loss(
-            unrolled.states, self.lm_head.weight, weights, target_logits(self.target_head, targets), mixture(loss)
+            unrolled.states,
+            self.lm_head.weight,
+            weigh_drafts(by_depth, unrolled, row.layout, walk=walk, failure=until_failure),
+            at_temperature(target_logits(self.target_head, targets), target_temperature),
+            mixture(loss),
+            measure=acceptance if walk else None,
         )
         total = result.per_depth.sum()
         metrics = chain_metrics(total, result.right, unrolled.rows, unrolled.valid, row.layout.size)
