@@ -182,7 +182,9 @@ class BenchmarkSection:
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)
     live_tokens: int | None = field(default=64, validator=positive)
-    timed_dtype: str | None = field(default=None, validator=attrs.validators.optional(one_of(*DTYPES)))
+    timed_dtype: str | None = field(
+        default=None, validator=attrs.validators.optional(one_of(*DTYPES)), metadata=OFF_BY_DEFAULT
+    )
     baselines: tuple[str, ...] = field(default=("ngram",), validator=known_baselines)
 
     @num_speculative_tokens.validator
