@@ -1,6 +1,7 @@
 """Times decoding at batch 1, greedily: ours, plain and with drafts, against transformers' own ways, in turn.
 
-python -m benchmarks.perf.decode VERIFIER SPECULATOR [--prompts 6] [--max-new-tokens 100] [--k 3 5] [--compiled]
+python -m benchmarks.perf.decode VERIFIER SPECULATOR [--prompts 6] [--max-new-tokens 100] [--k 3 5]
+    [--compiled] [--assisted]
 
 VERIFIER is the verifier's Hugging Face folder and SPECULATOR a trained speculator's. Prompts are held-out ones of the
 quickstart. All ways take turns on each prompt, so that a slow minute of the machine slows all of them. Prints, for each
@@ -61,7 +62,9 @@ def ours(engine: Engine, new: int, draft: Callable[[], Drafter] | None = None, k
 def theirs(engine: Engine, new: int, **options: object) -> Way:
     """Decodes with transformers' `generate`."""
     stops = engine.stop_ids
-    config = GenerationConfig(max_new_tokens=new, eos_token_id=list(stops), pad_token_id=stops[0], **options)
+    config = GenerationConfig(
+        max_new_tokens=new, eos_token_id=list(stops), pad_token_id=stops[0], use_cache=True, **options
+    )
 
     def run(prompt: Answer) -> Answer:
         ids = torch.tensor([prompt])
@@ -101,8 +104,9 @@ def ways(engine: Engine, model: SpeculatorModel, options: argparse.Namespace) ->
     if options.compiled:
         made["transformers, static cache, compiled"] = compiled(engine, new)
     made[f"transformers, prompt look-up, K = {k}"] = theirs(engine, new, prompt_lookup_num_tokens=k)
-    # SmolLM2 has no smaller model with its tokenizer: its own first layers assist.
-    made["transformers, assisted by its own 10 layers"] = theirs(engine, new, assistant_early_exit=10)
+    if options.assisted:
+        # SmolLM2 has no smaller model with its tokenizer: its own first layers assist.
+        made["transformers, assisted by its own 10 layers"] = theirs(engine, new, assistant_early_exit=10)
     return made
 
 
@@ -124,7 +128,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--max-new-tokens", type=int, default=100)
     parser.add_argument("--k", type=int, nargs="+", default=[3, 5])
-    parser.add_argument("--compiled", action="store_true", help="compiling takes minutes")
+    parser.add_argument("--compiled", action="store_true", help="also transformers' compiled forward; takes minutes")
+    parser.add_argument("--assisted", action="store_true", help="also transformers' assisted generation; takes minutes")
     options = parser.parse_args()
     for dtype in (torch.float32, torch.bfloat16):
         if compute_dtype(dtype, CPU) != dtype:
