@@ -70,7 +70,7 @@ class Benchable(Replays, Protocol):
 
 
 @attrs.frozen(eq=False)
-class Timed:
+class TimedPair:
     """Verifier and speculator in the dtype in which decoding is timed.
 
     Attributes:
@@ -107,7 +107,7 @@ class BenchContext:
     pieces: Pieces
     known_rows: KnownRows
     baselines: tuple[Baseline, ...]
-    timed: Timed | None
+    timed: TimedPair | None
 
     @property
     def k_max(self) -> int:
@@ -125,7 +125,7 @@ def bench(
     progress: Progress = ignore,
     known_rows: KnownRows = MappingProxyType({}),
     load: Callable[[Suite], Sequence[Prompt]] = load_suite,
-    timed: Timed | None = None,
+    timed: TimedPair | None = None,
 ) -> BenchResult:
     """Measures a speculator on every suite, temperature and K of the section.
 
@@ -255,7 +255,7 @@ def _decode(
         answer_tokens=section.max_new_tokens,
     )
 
-    def run(side: BenchContext | Timed, *, drafting_alone: bool) -> dict[str, list[Decoded]]:
+    def run(side: BenchContext | TimedPair, *, drafting_alone: bool) -> dict[str, list[Decoded]]:
         contenders = [Contender(_label(k), side.model.draft, k) for k in section.num_speculative_tokens]
         if not drafting_alone:
             # Plain decoding, and each baseline at the largest K.

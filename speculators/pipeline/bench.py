@@ -11,7 +11,7 @@ from speculators.bench.replay import one_pass, replay
 from speculators.bench.responses import own_rows
 from speculators.bench.result import BenchResult
 from speculators.bench.rows import JudgedResponse
-from speculators.bench.run import Timed, bench
+from speculators.bench.run import TimedPair, bench
 from speculators.events import Pieces, SuiteFacts, WarningEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
@@ -146,7 +146,7 @@ def _measure(context: Context) -> BenchResult:
 
 def timed_apart(
     section: BenchmarkSection, engine: Engine, load: Callable[[], SpeculatorModel], verifier: VerifierSection
-) -> Timed | None:
+) -> TimedPair | None:
     """Loads verifier and speculator once more, in `timed_dtype`; None where that is the engine's own dtype.
 
     Args:
@@ -156,4 +156,4 @@ def timed_apart(
     if dtype is None or compute_dtype(dtype, engine.device) == engine.dtype:
         return None
     other = Engine(engine.folder, dtype=dtype, device=engine.device, section=verifier)
-    return Timed(place(load(), engine.device, beside=other.dtype), other)
+    return TimedPair(place(load(), engine.device, beside=other.dtype), other)

@@ -14,7 +14,7 @@ from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.referee import FEWEST_PROMPTS, TOO_FEW, Agreement, agree_given_tokens, agree_over_prompts
 from speculators.bench.replay import replay_each
 from speculators.bench.result import FORMAT
-from speculators.bench.run import Timed, bench
+from speculators.bench.run import TimedPair, bench
 from speculators.bench.speed import compare
 from speculators.decoding.loop import Decoded, Round
 from speculators.errors import DataError
@@ -246,7 +246,7 @@ def test_speed_is_measured_in_another_dtype_and_the_check_stays_exact(tiny_verif
     """With `timed` only the clock runs in bf16: acceptance and the float32 check, round for round, are as without."""
     monkeypatch.setattr("speculators.nn.precision.has_bf16_products", lambda device_type: True)
     section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12)
-    timed = Timed(copy.deepcopy(toy).to(torch.bfloat16), Engine(tiny_verifier, dtype="bfloat16"))
+    timed = TimedPair(copy.deepcopy(toy).to(torch.bfloat16), Engine(tiny_verifier, dtype="bfloat16"))
     (alone,), (apart,) = (bench(toy, engine, section, name="toy", timed=each).settings for each in (None, timed))
     assert apart.by_prompt == alone.by_prompt
     assert apart.live.agreement == alone.live.agreement
@@ -262,7 +262,7 @@ def test_a_timed_answer_that_no_rounding_explains_is_a_gap(tiny_verifier, engine
     other = Engine(tiny_verifier)
     with torch.no_grad():
         other.model.lm_head.weight.copy_(other.model.lm_head.weight.roll(7, 0))
-    (setting,) = bench(toy, engine, section, name="toy", timed=Timed(toy, other)).settings
+    (setting,) = bench(toy, engine, section, name="toy", timed=TimedPair(toy, other)).settings
     assert "differs from the verifier's own output" in setting.live.agreement.gap
 
 

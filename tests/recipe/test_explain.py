@@ -47,6 +47,7 @@ OTHER = {
     "algorithm.decoder": "algorithm.decoder={intermediate_size=8}",
     "algorithm.weights": 'algorithm.weights="walk"',
     "schedule.max_steps": "schedule.max_steps=9",
+    "benchmark.timed_dtype": 'benchmark.timed_dtype="float16"',
     "schedule.row_tokens": "schedule.row_tokens=512",
     "schedule.tokens_per_step": "schedule.tokens_per_step=2048",
     "schedule.optimizer.name": 'schedule.optimizer.name="muon"',
