@@ -43,7 +43,7 @@ def few_rows_verifier(model: Any) -> FewRowsVerifier | None:
     version = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
     if model not in _known or _known[model][0] != version:
         made = FewRowsVerifier(model) if _fits(model) else None
-        _known[model] = version, made if made is not None and made.agrees() else None
+        _known[model] = version, made if made is not None and _agrees(made, model) else None
     return _known[model][1]
 
 
@@ -82,12 +82,15 @@ class FewRowsVerifier:
     """A verifier's forward for one sequence, over keys in a `KeyBuffer`.
 
     Args:
-        model: fits, as `few_rows_verifier` checks.
+        model: fits, as `few_rows_verifier` checks. It is not kept, so that both go when the model goes.
+
+    Attributes:
+        num_layers: of the verifier.
+        vocab_size: rows of its embeddings.
     """
 
     def __init__(self, model: Any) -> None:
         decoder: Any = trunk(model)
-        self._model = model
         self._embeddings = decoder.embed_tokens.weight.detach()
         self._layers = [FewRowsLayer(layer) for layer in decoder_layers(model)]
         attention: Any = decoder_layers(model)[0].self_attn
@@ -96,6 +99,7 @@ class FewRowsVerifier:
         self._norm = FewRowsNorm(decoder.norm)
         self._head = FewRowsLinear([model.lm_head])
         self._rotary = decoder.rotary_emb
+        self.num_layers, self.vocab_size = len(self._layers), len(self._embeddings)
 
     @torch.inference_mode()
     def __call__(
@@ -136,23 +140,23 @@ class FewRowsVerifier:
         states = torch.cat([streams[layer] for layer in layer_ids], -1) if layer_ids else hidden[:, :0]
         return self._head(self._norm(hidden[-logits_to_keep:])), states
 
-    def agrees(self) -> bool:
-        """Whether logits and last states are the model's own up to rounding, in one forward and token by token."""
-        tokens = torch.arange(_CHECKED_TOKENS) * 37 % len(self._embeddings)
-        caught: list[torch.Tensor] = []
-        last = decoder_layers(self._model)[-1]
-        hook = last.register_forward_hook(lambda _, __, out: caught.append(out[0] if isinstance(out, tuple) else out))
-        try:
-            with torch.inference_mode():
-                expected = self._model(input_ids=tokens[None], use_cache=False).logits[0]
-        finally:
-            hook.remove()
-        keys, layers = KeyBuffer(), len(self._layers)
-        cut = _CHECKED_TOKENS - 3
-        pieces = [(0, cut), (cut, cut + 1), (cut + 1, _CHECKED_TOKENS)]
-        got = [self(tokens[a:b], torch.arange(a, b), keys, start=a, layer_ids=(layers,)) for a, b in pieces]
-        logits, states = (torch.cat(parts) for parts in zip(*got, strict=True))
-        return _close(logits, expected) and _close(states, caught[0][0])
+
+def _agrees(form: FewRowsVerifier, model: Any) -> bool:
+    """Whether logits and last states are the model's own up to rounding, in one forward and token by token."""
+    tokens = torch.arange(_CHECKED_TOKENS) * 37 % form.vocab_size
+    caught: list[torch.Tensor] = []
+    last = decoder_layers(model)[-1]
+    hook = last.register_forward_hook(lambda _, __, out: caught.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        with torch.inference_mode():
+            expected = model(input_ids=tokens[None], use_cache=False).logits[0]
+    finally:
+        hook.remove()
+    keys, cut = KeyBuffer(), _CHECKED_TOKENS - 3
+    pieces = [(0, cut), (cut, cut + 1), (cut + 1, _CHECKED_TOKENS)]
+    got = [form(tokens[a:b], torch.arange(a, b), keys, start=a, layer_ids=(form.num_layers,)) for a, b in pieces]
+    logits, states = (torch.cat(parts) for parts in zip(*got, strict=True))
+    return _close(logits, expected) and _close(states, caught[0][0])
 
 
 def _close(got: torch.Tensor, expected: torch.Tensor) -> bool:

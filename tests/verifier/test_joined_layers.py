@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,12 @@ def test_changed_weights_make_a_new_form(tmp_path: Path) -> None:
     again = few_rows_verifier(model)
     assert again is not None
     assert again is not first
+
+
+def test_the_form_goes_when_the_model_goes(tmp_path: Path) -> None:
+    """A process that loads many verifiers keeps the weights of none."""
+    model = load(make_tiny_verifier(tmp_path / "v", model_type="llama"))
+    gone = [weakref.ref(model), weakref.ref(few_rows_verifier(model))]
+    del model
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
