@@ -196,7 +196,7 @@ def test_anchors_are_drawn_alike_in_every_plan(tiny_verifier: Path) -> None:
         (("--efficiency", "0.5"), "--efficiency: requires --gpus"),
         (("--efficiency", "2"), "above 0 and at most 1"),
         (("--gpus", "8xH100-0GB"), "numbers from 1"),
-        (("--mean-tokens", "2049"), "at most data.max_tokens = 2048"),
+        (("--mean-tokens", "4097"), "at most data.max_tokens = 4096"),
     ],
 )
 def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
