@@ -69,7 +69,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "validate": ("spec validate ./mine.toml", "spec validate quickstart ./mine.toml --set seed=1"),
     "plan": ("spec plan quickstart", "spec plan ./mine.toml --gpus 8xH100-80GB"),
     "data": ("spec data ./mine.toml --show 3",),
-    "regenerate": ("spec regenerate ./mine.toml prompts.jsonl --out answers.jsonl",),
+    "regenerate": (
+        "spec regenerate ./mine.toml prompts.jsonl --out answers.jsonl",
+        "spec regenerate eagle3_qwen3_8b --out answers.jsonl --endpoint http://127.0.0.1:8000",
+    ),
     "serve-states": ("spec serve-states ./mine.toml --port 8100",),
     "run": ("spec run quickstart_short", "spec run ./mine.toml --nproc 8 --set seed=1 --name second"),
     "rm": ("spec rm runs/NAME", "spec rm NAME OTHER --dry-run"),

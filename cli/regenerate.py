@@ -1,4 +1,4 @@
-"""Answers the prompts of a file by a recipe's verifier: on-policy conversations, with a file of their provenance."""
+"""Answers prompts by a recipe's verifier: on-policy conversations, with a file of their provenance."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from .common import add_recipe, count, print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument(
-        "prompts", metavar="PROMPTS", type=Path, help="JSONL with messages; every answer is written anew"
-    )
+    text = "JSONL with messages; every answer is written anew (default: the recipe's data.sources)"
+    parser.add_argument("prompts", metavar="PROMPTS", type=Path, nargs="?", help=text)
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="JSONL file to write")
     text = "URL of an OpenAI-compatible server of the same verifier (vLLM, SGLang) that answers instead of this process"
     parser.add_argument("--endpoint", metavar="URL", help=text)
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes the conversations and prints how many."""
     out = options.out.resolve()
-    if out == options.prompts.resolve():
+    if options.prompts is not None and out == options.prompts.resolve():
         raise RecipeError([Problem("--out", f"{options.out} is also the file of prompts", "name another file")])
     if out.exists() and not any(out.with_name(out.name + end).is_file() for end in (".json", ".part")):
         message = f"{options.out} exists and was not written by this command"

@@ -11,9 +11,12 @@ from speculators.verifier.tiny import make_tiny_verifier
 FIXTURES = Path(__file__).parent / "fixtures"
 
 FOLDERS = {
+    "Qwen/Qwen3-1.7B": "qwen3-1.7b",
     "Qwen/Qwen3-30B-A3B": "qwen3-30b-a3b",
+    "Qwen/Qwen3-4B": "qwen3-4b",
     "Qwen/Qwen3-8B": "qwen3-8b",
     "Qwen/Qwen3-Next-80B-A3B-Instruct": "qwen3-next-80b-a3b",
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": "deepseek-r1-distill-llama-8b",
     "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
     "meta-llama/Llama-3.3-70B-Instruct": "llama-3.3-70b",
     "openai/gpt-oss-20b": "gpt-oss-20b",

@@ -99,7 +99,9 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
         optimizer = Optimizer(model, plan.recipe.schedule.optimizer, ema=plan.recipe.schedule.ema)
         with flop_counter() as update:
             optimizer.prime()
-        with flop_counter() as products, large_chunks():
+        # The forward may draw anchors; each plan draws the same ones, and leaves the caller's generator alone.
+        with flop_counter() as products, large_chunks(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
             live = _pass(model, {**_states(plan, layout.size), **row}, layout, kwargs)
         sizes = {parameter: parameter.numel() * parameter.itemsize for parameter in model.parameters()}
         trained = [parameter for parameter in sizes if parameter.requires_grad]

@@ -210,18 +210,18 @@ def other_author(file: Path, folder: Path) -> str | None:
 
 def regenerate_file(
     recipe: Recipe,
-    prompts: Path,
+    prompts: Path | None,
     out: Path,
     *,
     endpoint: Endpoint | None = None,
     concurrency: int = 1,
     progress: Listen,
 ) -> dict[str, Any]:
-    """Answers the conversations of a file with a recipe's verifier; returns the provenance, which is also written.
+    """Answers conversations with a recipe's verifier; returns the provenance, which is also written.
 
     Args:
         recipe: names the verifier, and how it answers.
-        prompts: JSONL with messages.
+        prompts: JSONL with messages; None for the sources of `[data]`.
         out: JSONL to write.
         endpoint: a server of the same verifier; None loads it in this process.
         concurrency: prompts that the server has at once.
@@ -233,7 +233,8 @@ def regenerate_file(
         ServerError: the server cannot be reached, gives no answers, or gives text that hides what was written.
     """
     settings = recipe.data.regenerate or Regenerate()
-    dialogues = read_dialogues([DataSource(path=str(prompts.resolve()))], progress)
+    sources = recipe.data.sources if prompts is None else [DataSource(path=str(prompts.resolve()))]
+    dialogues = read_dialogues(sources, progress)
     section, limit = recipe.verifier, recipe.data.max_tokens
     if endpoint is None:
         folder = obtain(section, progress=progress)

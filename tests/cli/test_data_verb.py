@@ -173,6 +173,16 @@ def test_answers_that_are_not_generated_yet_are_left_so(spec: Spec) -> None:
     assert after["on_policy"]["tokens"] == after["rows"]["supervised"]
 
 
+def test_answers_to_the_sources_of_the_recipe_take_the_place_of_its_regeneration(spec: Spec) -> None:
+    """Without PROMPTS the recipe's own sources are answered, and a run trains on the file."""
+    regenerate = (*data(TALK), "--set", "data.regenerate={max_new_tokens=4}")
+    answered = spec("regenerate", "smoke", *regenerate, "--out", "answers.jsonl", "--json")
+    assert answered.json["conversations"] == 1
+    trained = ("--set", 'data.sources=[{path="answers.jsonl"}]', "--set", 'data.regenerate="none"')
+    rows = look(spec, *trained, "--json").json["rows"]
+    assert (rows["conversations"], rows["supervised"]) == (1, 4)
+
+
 def test_a_hub_model_is_inspected_without_its_weights(
     spec: Spec, tiny_verifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

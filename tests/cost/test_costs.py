@@ -176,6 +176,18 @@ def test_activations_and_chunk_buffers_are_those_of_a_row(
     assert traced.activation_bytes + traced.chunk_bytes == pytest.approx(most_allocated(step), rel=0.1)
 
 
+def test_anchors_are_drawn_alike_in_every_plan(tiny_verifier: Path) -> None:
+    """Two plans state the same figures, and the numbers that are drawn afterwards do not change."""
+    sets = ["verifier.model='tiny:0'", "verifier.sha256='none'", "algorithm.draft_vocab_size=128"]
+    recipe = load_recipe("quickstart_dflash", [*sets, "algorithm.max_anchors=16", "data.max_tokens=512"])
+    plan = make_plan(recipe, VerifierFacts.read(tiny_verifier / "config.json"))
+    before = torch.get_rng_state()
+    first = trace(plan, [300, 424, 300], 0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert trace(plan, [300, 424, 300], 0.5) == first
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -184,7 +196,7 @@ def test_activations_and_chunk_buffers_are_those_of_a_row(
         (("--efficiency", "0.5"), "--efficiency: requires --gpus"),
         (("--efficiency", "2"), "above 0 and at most 1"),
         (("--gpus", "8xH100-0GB"), "numbers from 1"),
-        (("--mean-tokens", "2049"), "at most data.max_tokens = 2048"),
+        (("--mean-tokens", "4097"), "at most data.max_tokens = 4096"),
     ],
 )
 def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -321,5 +321,5 @@ def test_the_recipes_for_eight_gpus_plan_for_eight_processes(llama: VerifierFact
     """Eight processes share the rows of a step."""
     for name, facts in (("eagle3_llama8b", llama), ("eagle3_qwen3_8b", qwen)):
         plan = make_plan(load_recipe(name), facts, world_size=8)
-        assert plan.rows_per_step == 32
+        assert plan.rows_per_step == 16
         assert plan.draft_vocab_size == 32_000
