@@ -204,9 +204,14 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
     baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in context.baselines}
-    sample = [shortened(rows[index], section.live_tokens) for index in sample_rows(rows, section.live_prompts)]
-    decoded, clock = _decode(context, sample, temperature)
-    lives = _referee(context, sample, decoded, clock, temperature)
+    # What is timed apart is timed over whole answers, for their tokens are not all as easy to draft.
+    whole = [rows[index] for index in sample_rows(rows, section.live_prompts)]
+    sample = [shortened(row, section.live_tokens) for row in whole]
+    decoded, clock = _decode(context, sample, whole, temperature)
+    speeds = {k: _speed(context, clock, _label(k), k) for k in ks}
+    lives = _referee(context, sample, decoded, speeds, temperature)
+    if context.timed is not None and temperature == 0:
+        lives = {k: _with_timed_answers(context, live, whole, clock[_label(k)]) for k, live in lives.items()}
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
     settings = []
@@ -243,9 +248,14 @@ def _replay_baseline(
 
 
 def _decode(
-    context: BenchContext, sample: Sequence[JudgedResponse], temperature: float
+    context: BenchContext, sample: Sequence[JudgedResponse], whole: Sequence[JudgedResponse], temperature: float
 ) -> tuple[dict[str, list[Decoded]], dict[str, list[Decoded]]]:
-    """Decodes the sample for the live check, and against the clock: by default both are one decode."""
+    """Decodes the sample for the live check, and against the clock: by default both are one decode.
+
+    Args:
+        sample: rows cut to `live_tokens`.
+        whole: the same rows, not cut.
+    """
     section = context.section
     settings = LiveSettings(
         temperature=temperature,
@@ -255,28 +265,32 @@ def _decode(
         answer_tokens=section.max_new_tokens,
     )
 
-    def run(side: BenchContext | TimedPair, *, drafting_alone: bool) -> dict[str, list[Decoded]]:
+    def run(
+        side: BenchContext | TimedPair, rows: Sequence[JudgedResponse], settings: LiveSettings, *, drafting_alone: bool
+    ) -> dict[str, list[Decoded]]:
         contenders = [Contender(_label(k), side.model.draft, k) for k in section.num_speculative_tokens]
         if not drafting_alone:
             # Plain decoding, and each baseline at the largest K.
             contenders.insert(0, Contender(PLAIN))
             contenders += [Contender(each.name, each.draft, context.k_max) for each in side.baselines]
-        return run_live(side.engine.model, contenders, sample, settings, progress=context.pieces.piece())
+        return run_live(side.engine.model, contenders, rows, settings, progress=context.pieces.piece())
 
     if context.timed is None:
-        both = run(context, drafting_alone=False)
+        both = run(context, sample, settings, drafting_alone=False)
         return both, both
-    return run(context, drafting_alone=True), run(context.timed, drafting_alone=False)
+    checked = run(context, sample, settings, drafting_alone=True)
+    longer = attrs.evolve(settings, max_new_tokens=section.max_new_tokens)
+    return checked, run(context.timed, whole, longer, drafting_alone=False)
 
 
 def _referee(
     context: BenchContext,
     sample: Sequence[JudgedResponse],
     decoded: Mapping[str, Sequence[Decoded]],
-    clock: Mapping[str, Sequence[Decoded]],
+    speeds: Mapping[int, Speed],
     temperature: float,
 ) -> dict[int, Live]:
-    """Compares the live decode of the sample with its replay, for each K, and the times of `clock`."""
+    """Compares the live decode of the sample with its replay, for each K."""
     ids = tuple(row.response.id for row in sample)
     ks = context.section.num_speculative_tokens
     replayed = replay_each(context.model, sample, ks, temperature=temperature)
@@ -292,27 +306,25 @@ def _referee(
             agreement = agree_on_both(given_tokens, own)
         else:
             agreement = _agree_greedy(context, sample, responses, measured, replayed[k])
-        ties = 0
-        if context.timed is not None and temperature == 0:
-            timed = but_for_near_ties(agreement, sample, clock[_label(k)], partial(_near_tie, context, rough=True))
-            agreement, ties = attrs.evolve(agreement, gap=timed.gap), timed.near_ties
-        lives[k] = Live(
-            acceptance=summarize(measured, ids, seed=context.seed),
-            agreement=agreement,
-            speed=_speed(context, clock, _label(k), k, near_ties=ties),
-        )
+        lives[k] = Live(acceptance=summarize(measured, ids, seed=context.seed), agreement=agreement, speed=speeds[k])
     return lives
 
 
-def _speed(
-    context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, k: int, *, near_ties: int = 0
-) -> Speed:
+def _with_timed_answers(
+    context: BenchContext, live: Live, whole: Sequence[JudgedResponse], timed: Sequence[Decoded]
+) -> Live:
+    """Adds, at T = 0, that the answers timed apart are the verifier's own but for near-ties, which it counts."""
+    found = but_for_near_ties(live.agreement, whole, timed, partial(_near_tie, context, rough=True))
+    agreement = attrs.evolve(live.agreement, gap=found.gap)
+    return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=found.near_ties))
+
+
+def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, k: int) -> Speed:
     return compare(
         clock[PLAIN],
         clock[name],
         tau=count_decoded(clock[name], k).tau,
         dtype=None if context.timed is None else str(context.timed.engine.dtype).removeprefix("torch."),
-        near_ties=near_ties,
     )
 
 

@@ -46,7 +46,6 @@ def compare(
     *,
     tau: float,
     dtype: str | None = None,
-    near_ties: int = 0,
 ) -> Speed:
     """Compares two runs over the same prompts.
 
@@ -54,7 +53,7 @@ def compare(
         plain: decoded without drafts.
         speculative: decoded with drafts.
         tau: acceptance length of the speculative run.
-        dtype, near_ties: see `Speed`.
+        dtype: of both decodes; None for that of the benchmark.
     """
     before, after = tokens_per_second(plain), tokens_per_second(speculative)
     # Responses of one token have no round; then nothing was drafted either, and the times are 0.
@@ -67,5 +66,4 @@ def compare(
         verify_seconds=sum(response.verify_seconds for response in speculative) / rounds,
         unmatched_baseline=after / before > tau,
         dtype=dtype,
-        near_ties=near_ties,
     )
