@@ -137,7 +137,7 @@ def test_layout_finds_documents_and_the_rows_a_loss_reaches():
 
 
 def test_short_documents_in_16_bits_have_float32s_gradients():
-    """Up to SHORT_PIECE keys the CPU's backward computes bf16 values in float32; its bf16 kernel is off by a hundredth."""
+    """Up to SHORT_PIECE keys the CPU's backward computes in float32; its bf16 kernel is off by a hundredth."""
     generator = torch.Generator().manual_seed(0)
     q, out, grad = (torch.randn(9, 4, 8, generator=generator).bfloat16() for _ in range(3))
     k, v = (torch.randn(9, 2, 8, generator=generator).bfloat16() for _ in range(2))
