@@ -71,7 +71,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "data": ("spec data ./mine.toml --show 3",),
     "regenerate": (
         "spec regenerate ./mine.toml prompts.jsonl --out answers.jsonl",
-        "spec regenerate eagle3_qwen3_8b --out answers.jsonl --endpoint http://127.0.0.1:8000",
+        "spec regenerate ./mine.toml --out answers.jsonl --endpoint http://127.0.0.1:8000",
     ),
     "serve-states": ("spec serve-states ./mine.toml --port 8100",),
     "run": ("spec run quickstart_short", "spec run ./mine.toml --nproc 8 --set seed=1 --name second"),

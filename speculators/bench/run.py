@@ -314,9 +314,9 @@ def _with_timed_answers(
     context: BenchContext, live: Live, whole: Sequence[JudgedResponse], timed: Sequence[Decoded]
 ) -> Live:
     """Adds, at T = 0, that the answers timed apart are the verifier's own but for near-ties, which it counts."""
-    found = but_for_near_ties(live.agreement, whole, timed, partial(_near_tie, context, rough=True))
-    agreement = attrs.evolve(live.agreement, gap=found.gap)
-    return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=found.near_ties))
+    compared = but_for_near_ties(live.agreement, whole, timed, partial(_near_tie, context, rough=True))
+    agreement = attrs.evolve(live.agreement, gap=compared.gap)
+    return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=compared.near_ties))
 
 
 def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, k: int) -> Speed:

@@ -17,6 +17,8 @@ def test_a_verifier_that_cannot_decode_ends_the_run_before_anything_is_captured(
     def broken(*_: object) -> None:
         raise AttributeError("'DynamicLayer' object has no attribute 'update_indexer'")
 
+    # Through transformers, as every verifier runs that has no joined form.
+    monkeypatch.setattr("speculators.decoding.target.few_rows_verifier", lambda model: None)
     monkeypatch.setattr(DynamicCache, "crop", broken)
     done = fresh.run("--quiet")
     assert done.code == 1
