@@ -16,6 +16,7 @@ import pytest
 from speculators import cli
 from speculators.cli import main
 from speculators.errors import TrainingError
+from speculators.recipe.load import load_recipe
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LLAMA = str(FIXTURES / "llama-3.1-8b" / "config.json")
@@ -319,7 +320,8 @@ def test_ls_lists_recipes_algorithms_and_runs(capsys: pytest.CaptureFixture[str]
     for recipe in ("quickstart", "eagle3_llama8b"):
         assert len([line for line in out.splitlines() if line.split()[:1] == [recipe]]) == 1
     assert "quickstart/K=5/T=0" not in out
-    assert "quickstart/K=5/T=0: tau 1.61 to 1.82" in spec(capsys, "ls", "--long")[1]
+    low, high = load_recipe("quickstart").expect["quickstart/K=5/T=0"].tau
+    assert f"quickstart/K=5/T=0: tau {low:.2f} to {high:.2f}" in spec(capsys, "ls", "--long")[1]
     listed = json.loads(spec(capsys, "ls", "--json")[1])
     assert [each["name"] for each in listed["runs"]] == ["mine-12345678"]
     assert all(recipe["hardware"] and recipe["minutes"] and recipe["summary"] for recipe in listed["recipes"])
