@@ -40,13 +40,7 @@ def tokens_per_second(responses: Sequence[Decoded]) -> float:
     return sum(len(response.tokens) for response in responses) / sum(response.seconds for response in responses)
 
 
-def compare(
-    plain: Sequence[Decoded],
-    speculative: Sequence[Decoded],
-    *,
-    tau: float,
-    dtype: str | None = None,
-) -> Speed:
+def compare(plain: Sequence[Decoded], speculative: Sequence[Decoded], *, tau: float, dtype: str | None = None) -> Speed:
     """Compares two runs over the same prompts.
 
     Args:

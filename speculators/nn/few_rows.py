@@ -24,7 +24,10 @@ def suits(tensor: torch.Tensor) -> bool:
     """Whether products with this weight gain from the layouts: on a CPU, in float32 or, where it has them, bf16."""
     if tensor.device.type != "cpu":
         return False
-    return tensor.dtype == torch.float32 or (tensor.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available())
+    if tensor.dtype == torch.bfloat16:
+        # On a CPU without the instructions oneDNN raises instead of computing more slowly.
+        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return tensor.dtype == torch.float32
 
 
 class FewRowsLinear(nn.Module):

@@ -126,3 +126,11 @@ def test_attention_over_the_buffer_is_dense_attention(rows: int, window: int | N
     hidden = (distance < 0) | (distance >= (window or total))
     expected = torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), wide_v)
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_keeps_its_layout_where_onednn_cannot_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU without the instructions, as most laptops', oneDNN's product of bf16 would raise."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4)).to(torch.bfloat16).eval()
+    assert for_few_rows(model) is model
+    assert type(for_few_rows(model.to(torch.float32))[0]) is FewRowsLinear
