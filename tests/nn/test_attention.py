@@ -147,5 +147,5 @@ def test_short_documents_in_16_bits_have_float32s_gradients():
     arguments = (grad[rows], q[rows], k, v, out[rows])
     narrow = flash.causal_attention_backward(*arguments, lse, segments, 0.3, None)
     wide = flash.causal_attention_backward(*(x.float() for x in arguments), lse, segments, 0.3, None)
-    for found, expected in zip(narrow, wide, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for gradient, expected in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)

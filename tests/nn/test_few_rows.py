@@ -67,9 +67,9 @@ def test_the_few_row_layer_is_the_layer(kind: str, rows: int, dtype: torch.dtype
 
     embeddings = read if hasattr(layer, "hidden_norm") else None
     expected = layer(state, cos_sin, attend, embeddings=embeddings)
-    found = FewRowsLayer(layer)(state, cos_sin, attend, embeddings=embeddings)
-    assert found.dtype == dtype
-    assert float((found - expected).abs().max()) <= TOLERANCE[dtype] * float(expected.abs().max())
+    joined = FewRowsLayer(layer)(state, cos_sin, attend, embeddings=embeddings)
+    assert joined.dtype == dtype
+    assert float((joined - expected).abs().max()) <= TOLERANCE[dtype] * float(expected.abs().max())
 
 
 def test_a_copy_for_few_rows_shares_what_it_does_not_lay_out_again() -> None:
@@ -116,16 +116,16 @@ def test_attention_over_the_buffer_is_dense_attention(rows: int, window: int | N
     total, old = rows + 5, 5
     q, k, v = torch.randn(total, 4, 8), torch.randn(total, 2, 8), torch.randn(total, 2, 8)
     buffer = KeyBuffer()
-    found = []
+    attended = []
     for part in (slice(0, old), slice(old, total)):
         buffer.extend(torch.zeros(part.stop - part.start))
-        found.append(buffer.attend_newest(scale=0.3, window=window)(0, q[part], k[part], v[part]))
+        attended.append(buffer.attend_newest(scale=0.3, window=window)(0, q[part], k[part], v[part]))
     wide_k, wide_v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
     scores = torch.einsum("qhd,khd->hqk", q, wide_k) * 0.3
     distance = torch.arange(total)[:, None] - torch.arange(total)
     hidden = (distance < 0) | (distance >= (window or total))
     expected = torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), wide_v)
-    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(attended), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_keeps_its_layout_where_onednn_cannot_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:

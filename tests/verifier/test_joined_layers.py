@@ -33,9 +33,9 @@ def test_logits_and_states_are_the_models_own(kind: str, tmp_path: Path) -> None
     expected, stream = output.logits[0], output.hidden_states[2][0]
     keys, logits, states = KeyBuffer(), [], []
     for start, stop in ((0, 80), (80, 81), (81, 90)):
-        found = form(tokens[start:stop], torch.arange(start, stop), keys, start=start, layer_ids=(2,))
-        logits.append(found[0])
-        states.append(found[1])
+        output_of_part = form(tokens[start:stop], torch.arange(start, stop), keys, start=start, layer_ids=(2,))
+        logits.append(output_of_part[0])
+        states.append(output_of_part[1])
     torch.testing.assert_close(torch.cat(logits), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     torch.testing.assert_close(torch.cat(states), stream, rtol=1e-4, atol=1e-5 * float(stream.abs().max()))
 
