@@ -151,7 +151,7 @@ class Feed:
     @cached_property
     def ahead(self) -> Prefetcher:
         """Builds rows one step ahead."""
-        return Prefetcher(self.batches, self._following)
+        return Prefetcher(self.batches, self._following, self.context.world.device)
 
     @cached_property
     def total_steps(self) -> int:
