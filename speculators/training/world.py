@@ -117,16 +117,18 @@ def repeatable(*, enabled: bool) -> Iterator[None]:
 
     An operation without such an order raises RuntimeError. On a CPU, sums have one order anyway.
     """
-    strict, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    # torch sets this attribute by a class of modules that its types do not know.
+    options: Any = torch.utils.deterministic
+    strict, fill = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
     if enabled:
         torch.use_deterministic_algorithms(True)
         # Filling it would cost time, and nothing reads memory before it is written.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        options.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(strict)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        options.fill_uninitialized_memory = fill
 
 
 def check_gpus(processes: int) -> None:
