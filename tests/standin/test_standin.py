@@ -51,14 +51,19 @@ def hooks(pytestconfig: pytest.Config) -> Path:
     return library
 
 
-@pytest.fixture(scope="module")
-def outcome(hooks: Path) -> dict[str, Any]:
-    """What the child process reports of every algorithm, with a reduced and with the whole vocabulary."""
+def child(hooks: Path, script: str, *arguments: object) -> dict[str, Any]:
+    """Runs one of this folder's scripts beside the hooks, and returns what it reports."""
     environment = {**os.environ, "LD_PRELOAD": str(hooks), "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(FOLDER / "algorithms.py")]
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def outcome(hooks: Path) -> dict[str, Any]:
+    """What happens to every algorithm, with a reduced and with the whole vocabulary."""
+    return child(hooks, "algorithms.py")
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +115,12 @@ def test_verifiers_of_other_kinds_capture_and_decode(outcome):
         assert isinstance(parts["capture"], float), f"{family}: {parts['capture']}"
         assert parts["capture"] < 1e-3, family
         assert parts["decode"] == parts["expected"], family
+
+
+def test_the_pipeline_runs_to_its_table(hooks, tmp_path):
+    """States online, updates, evaluations, checkpoints, export and bench, where replay and live decoding agree."""
+    steps = ("schedule.max_steps=4", "schedule.evaluate_every=2", "schedule.checkpoint_every=2")
+    result = child(hooks, "pipeline.py", tmp_path, "smoke", 'data.hidden_states="online"', *steps)
+    assert result["device"] == "cuda:0"
+    assert result["agrees"]
+    assert not any(event.startswith("WarningEvent") for event in result["events"]), result["events"]
