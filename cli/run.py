@@ -55,11 +55,14 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> RunOutcome | None:
     """Runs the stages; None on every process but the first."""
     from speculators.pipeline import Places, run_recipe
     from speculators.report.progress import RunView
-    from speculators.training.world import start, stop
+    from speculators.training.world import start, stop, unused_gpus
 
     places = Places(runs=options.resumed.path.parent if options.resumed else options.runs, resumed=options.resumed)
     folders: list[Path] = []
     world = start()
+    if world.is_main and not options.quiet:
+        for note in unused_gpus(world):
+            print(f"note: {note}", file=sys.stderr)
     try:
         with RunView(quiet=options.quiet) as view:
 

@@ -152,7 +152,8 @@ class SpeculatorModel(nn.Module):
         # Not through state_dict(): FSDP2's hook on it would shard the model again after evaluation has gathered it.
         offsets = dict(self.named_buffers()).get("d2t")
         if offsets is None:
-            return torch.arange(self.config.draft_vocab_size)
+            # On the model's device: it indexes the draft's choices there, at every evaluation and every round.
+            return torch.arange(self.config.draft_vocab_size, device=next(self.parameters()).device)
         return torch.arange(len(offsets), device=offsets.device) + offsets
 
     def save_pretrained(self, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:

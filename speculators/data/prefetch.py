@@ -24,14 +24,18 @@ class Prefetcher:
     Attributes:
         make: builds the rows of (epoch, step).
         following: gives the next step; None after the last.
-        pin: put the rows into pinned memory, for copies to a GPU that overlap computation.
+        device: of this process. On a GPU the rows are put into pinned memory, for copies that overlap computation.
     """
 
     make: Callable[[int, int], list[Row]]
     following: Callable[[int, int], Step | None]
-    pin: bool = attrs.field(factory=torch.cuda.is_available)
-    _thread: ThreadPoolExecutor = attrs.field(init=False, factory=lambda: ThreadPoolExecutor(1, "prefetch"))
+    device: torch.device
+    _thread: ThreadPoolExecutor = attrs.field(init=False)
     _ahead: dict[Step, Future[list[Row]]] = attrs.field(init=False, factory=dict)
+
+    @_thread.default
+    def _start(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "prefetch", initializer=_enter, initargs=(self.device,))
 
     def __call__(self, epoch: int, step: int) -> list[Row]:
         """Returns the rows of a step and starts to build those of the next."""
@@ -47,7 +51,7 @@ class Prefetcher:
 
     def _build(self, epoch: int, step: int) -> list[Row]:
         rows = self.make(epoch, step)
-        if not self.pin:
+        if self.device.type != "cuda":
             return rows
         return [{name: _pinned(tensor) for name, tensor in row.items()} for row in rows]
 
@@ -60,6 +64,17 @@ class Prefetcher:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _enter(device: torch.device) -> None:
+    """Prepares a thread that works beside a forward under autocast."""
+    # All threads share autocast's cache of cast weights, and whoever leaves the outermost autocast block of his thread
+    # empties it: the forward would cast its weights again, and sum their gradients otherwise. A verifier's rotary
+    # embedding has such a block. This thread is inside of one from the start, so no block is its outermost.
+    torch.autocast_increment_nesting()
+    if device.type == "cuda":
+        # A new thread's device is GPU 0, whatever this process's is.
+        torch.cuda.set_device(device)
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ verifier's distribution there, which comes from the state one place before.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 
 from speculators.nn.layout import RowLayout, Segment, on_host, rows_of
@@ -42,6 +44,14 @@ def depth_weights(weights: list[float], valid: torch.Tensor) -> torch.Tensor:
     return by_depth[:, None] * valid / max(valid.shape[1], 1)
 
 
+def running_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sums each row up to every column, [..., K] -> [..., K], K at least 1, in one order on every device.
+
+    The bits are those of the CPU's cumsum, which sums in float64, too; CUDA's may differ from one call to the next.
+    """
+    return torch.stack(list(accumulate(values.double().unbind(-1))), -1).to(values.dtype)
+
+
 def until_failure(
     right: torch.Tensor, row: torch.Tensor, depth: torch.Tensor, *, rows: int, depths: int
 ) -> torch.Tensor:
@@ -56,7 +66,9 @@ def until_failure(
         depth: [M] int64 below `depths`.
     """
     place = row * depths + depth
-    wrong = torch.zeros(rows * depths, device=right.device).index_copy(0, place, (~right).float()).view(rows, depths)
+    # Counted in integers: a float cumsum on CUDA is not deterministic.
+    none = torch.zeros(rows * depths, dtype=torch.int64, device=right.device)
+    wrong = none.index_copy(0, place, (~right).long()).view(rows, depths)
     before = wrong.cumsum(1) - wrong
     return before.flatten()[place] == 0
 

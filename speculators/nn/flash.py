@@ -17,6 +17,7 @@ import attrs
 import torch
 
 from speculators.nn.layout import Segment, on_host
+from speculators.nn.precision import has_bf16_products
 
 _aten = torch.ops.aten
 
@@ -107,9 +108,9 @@ def causal_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attends every query to its document's keys up to itself.
 
-    The CPU has a flash kernel for every dtype, CUDA for the 16-bit ones; these never store scores. CUDA in float32 or
-    float64 stores all scores of a document, heads * rows * rows, forward and backward (with a window, those of one
-    block of `window` rows), and so only suits tests and short documents.
+    The CPU has a flash kernel for every dtype, CUDA for the 16-bit ones from Ampere on; these never store scores. Where
+    there is none, all scores of a document are stored, heads * rows * rows, forward and backward (with a window, those
+    of one block of `window` rows), which only suits tests and short documents.
 
     Args:
         q: [R, heads, d].
@@ -127,7 +128,7 @@ def causal_attention(
     """
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    if _has_cuda_flash(q):
         return _cuda_forward(q, k, v, segments, scale, window)
     return piecewise(q, k, v, tuple(_pieces(segments, window)), scale)
 
@@ -224,7 +225,7 @@ def causal_attention_backward(
     Returns:
         Gradients of q, k and v; on CPU at least in float32, since several pieces add into the same rows.
     """
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+    if _has_cuda_flash(q):
         return _cuda_backward(grad_out, q, k, v, out, lse, segments, scale, window)
     return piecewise_backward(grad_out, q, k, v, out, lse, tuple(_pieces(segments, window)), scale)
 
@@ -297,6 +298,11 @@ def _cuda_layout(
     ends = (torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32) for lengths in (queries, keys))
     index, ends_q, ends_k = (x.to(device, non_blocking=True) for x in (index, *ends))
     return index, ends_q, ends_k, max(queries), max(keys)
+
+
+def _has_cuda_flash(q: torch.Tensor) -> bool:
+    """Whether CUDA has a flash kernel over packed documents: for 16 bits, on the GPUs that multiply bf16."""
+    return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and has_bf16_products("cuda")
 
 
 def _cuda_window(window: int | None) -> dict[str, int | None]:

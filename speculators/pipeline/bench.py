@@ -15,7 +15,7 @@ from speculators.bench.run import TimedPair, bench
 from speculators.events import Pieces, SuiteFacts, WarningEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
-from speculators.nn.precision import compute_dtype, place
+from speculators.nn.precision import beside_verifier, compute_dtype, place
 from speculators.pipeline.context import Context
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.schema import BenchmarkSection
@@ -45,12 +45,14 @@ def evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
     k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
     smaller = range(1, k_max) if one_pass(model) else []
     rows = suite_rows(context, model.draft().target_layer_ids) if context.world.is_main else []
+    computing = beside_verifier(getattr(torch, context.recipe.verifier.dtype), context.world.device)
 
     def evaluate() -> tuple[float, dict[str, float]]:
         # The loop broadcasts rank 0's answer.
         if not context.world.is_main:
             return 0.0, {}
-        replayed = replay(model, rows, k_max=k_max, temperature=temperature)
+        with computing:
+            replayed = replay(model, rows, k_max=k_max, temperature=temperature)
         counts = replayed.counts(k_max)
         metrics = {f"accept_{j}": rate for j, rate in enumerate(counts.by_position, start=1)}
         return counts.tau, metrics | {f"{TAU_AT}{k}": replayed.counts(k).tau for k in smaller}

@@ -27,7 +27,7 @@ from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places, RunFolder
 from speculators.training.world import World, local_device
 from speculators.verifier.sources import existing_folder, fetch_facts, obtain
-from speculators.verifier.supported import architecture_problems
+from speculators.verifier.supported import architecture_problems, missing_packages
 from speculators.verifier.weights import load_head
 
 
@@ -85,6 +85,10 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
         facts = fetch_facts(section)
         make_plan(recipe, facts, world_size=world.size)
         refuse_unsupported(recipe, facts)
+        # Without suites, a server's states are all that a run needs of its verifier.
+        loads_verifier = recipe.benchmark.suites or not recipe.data.served
+        if loads_verifier and (problems := missing_packages(recipe, facts)):
+            raise RecipeError(problems)
     began = time.monotonic()
     if world.is_main:
         existing = existing_folder(section, cache=places.verifiers)
@@ -151,8 +155,9 @@ def precision_warning(plan: Plan, device: torch.device) -> str:
     parts = bf16_parts(plan.recipe)
     if not parts or has_bf16_products(device.type):
         return ""
+    kind = "GPU" if device.type == "cuda" else "CPU"
     return (
-        f"this CPU has no bf16 products: {parts} compute in float32 "
+        f"this {kind} has no bf16 products: {parts} compute in float32 "
         "(results differ in the last digits, and these tensors take twice the memory)"
     )
 

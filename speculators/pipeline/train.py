@@ -14,7 +14,8 @@ from speculators.contract import parameter_counts, trainer_kwargs
 from speculators.data.batches import Align, Batches, StateSource, rows_of_step
 from speculators.data.encoded import Conversations
 from speculators.data.prefetch import Prefetcher
-from speculators.events import TrainedFacts
+from speculators.decoding.cache import is_recurrent
+from speculators.events import TrainedFacts, WarningEvent
 from speculators.files.disk import file_sha256, write_whole
 from speculators.files.folders import read_manifest, whole_folder
 from speculators.init_from import start_model
@@ -25,12 +26,14 @@ from speculators.pipeline.arguments import DraftVocabulary, training_kwargs
 from speculators.pipeline.bench import evaluation
 from speculators.pipeline.capture import state_source
 from speculators.pipeline.context import Context
+from speculators.pipeline.plugins import is_plugin
 from speculators.runs.stages import TrainingRecord
 from speculators.training.checkpoint import best, latest
 from speculators.training.loop import train
 from speculators.training.rng import deterministic
 from speculators.training.snapshot import load_weights
 from speculators.training.state import Batch, BatchRow, Job
+from speculators.training.world import repeatable
 
 
 def train_stage(context: Context, prepared: Conversations) -> None:
@@ -45,6 +48,8 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     train_kwargs, _ = trainer_kwargs(model, kwargs)
     place(model, context.world.device)
     feed = Feed(context, prepared, state_source(context, prepared), model.align)
+    if obstacle := obstacle_to_repeating(context):
+        context.emit(WarningEvent(message=f"training again may give other bits: {obstacle}"))
     evaluate = evaluation(context, model)
     if recipe.data.stored:
         context.free_engine()
@@ -60,7 +65,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
         # Counted before the loop shards the parameters.
         trainable = parameter_counts(model)["trainable"]
         steps = train(model, job, context.world, batches=feed, train_kwargs=train_kwargs, evaluate=evaluate)
-        with feed.ahead:
+        with feed.ahead, repeatable(enabled=context.world.device.type == "cuda" and not obstacle):
             for event in steps:
                 context.emit(event)
         if context.world.is_main:
@@ -78,6 +83,20 @@ def train_stage(context: Context, prepared: Conversations) -> None:
                 tau=record.tau,
             )
         context.world.barrier()
+
+
+def obstacle_to_repeating(context: Context) -> str:
+    """Names what may have no deterministic form on a GPU, as a clause; "" if all that computes in training has one."""
+    recipe = context.recipe
+    if context.world.device.type != "cuda":
+        return ""
+    if is_plugin(recipe.algorithm.name):
+        return f"{recipe.algorithm.name} is a plug-in, so its operations are not known to be deterministic on a GPU"
+    # It computes on another thread while training does, and torch's strictness is that of the whole process.
+    if not recipe.data.stored and is_recurrent(context.engine(recipe.data.states_dtype).model):
+        cure = 'data.hidden_states = "cached" computes its states beforehand'
+        return f"the verifier's linear attention is not deterministic on a GPU; {cure}"
+    return ""
 
 
 def _export(context: Context, model: SpeculatorModel, job: Job, seconds: float) -> TrainingRecord:
@@ -151,7 +170,7 @@ class Feed:
     @cached_property
     def ahead(self) -> Prefetcher:
         """Builds rows one step ahead."""
-        return Prefetcher(self.batches, self._following)
+        return Prefetcher(self.batches, self._following, self.context.world.device)
 
     @cached_property
     def total_steps(self) -> int:

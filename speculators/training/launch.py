@@ -17,6 +17,7 @@ from torch.distributed.launcher.api import elastic_launch
 
 from speculators.compat import launch_config
 from speculators.errors import RecipeError, TrainingError
+from speculators.training.world import check_gpus
 
 # After Ctrl-C the processes finish their update and write a checkpoint before they are killed.
 SHUTDOWN_SECONDS = 600
@@ -31,8 +32,9 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
     Ctrl-C or SIGTERM this waits for all to end; the code is then 130.
 
     Raises:
-        TrainingError: a process was killed, or one other than rank 0 failed alone.
+        TrainingError: a process was killed, or one other than rank 0 failed alone; or there are fewer GPUs.
     """
+    check_gpus(nproc)
     # Deaths of children are reported below, once, so the launcher must not log them; each of its loggers has a level.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)

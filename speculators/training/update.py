@@ -111,9 +111,10 @@ def update(worker: Worker, batch: Batch, *, step: int, request: StopRequest) -> 
     norm = _whole(get_total_norm(gradients))
     # One collective for metrics and stop flag: the flag makes all processes stop after the same update.
     flag = sums.total.new_full((1,), float(request.requested))
-    *values, stops = world.sum(torch.cat([sums.total, flag])).tolist()
+    summed = world.sum(torch.cat([sums.total, flag]))
+    *values, stops, grad_norm = torch.cat([summed, norm.to(summed.dtype).reshape(1)]).tolist()
     metrics = dict(zip(sums.names, values, strict=True))
-    outcome = UpdateResult(metrics=metrics, grad_norm=float(norm), stop=stops > 0)
+    outcome = UpdateResult(metrics=metrics, grad_norm=grad_norm, stop=stops > 0)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(outcome.grad_norm)):
         raise _not_finite(outcome, sums, step, job, world)
     section = job.schedule.optimizer

@@ -7,6 +7,8 @@ import gc
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,8 +17,16 @@ import attrs
 import torch
 import torch.distributed as dist
 
+from speculators.errors import TrainingError
+
 # Other ranks wait while rank 0 converts a verifier or hashes a checkpoint; NCCL's default of ten minutes is too short.
 PATIENCE = timedelta(minutes=60)
+
+# CUDA's libraries read these once, at their first use. cuBLAS needs a workspace of a fixed size to repeat its sums.
+# NCCL's NVLS lets the switch sum, in an order that NVIDIA does not promise to be the same each time.
+_REPEATABLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_NVLS_ENABLE": "0"}
+# Settings of torch's allocator, by its present name and its former one.
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 # Options of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD = -1
@@ -101,6 +111,51 @@ def keep_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
+@contextmanager
+def repeatable(*, enabled: bool) -> Iterator[None]:
+    """Makes CUDA sum in one order while the block runs, where `enabled`: flash attention's backward, for one, does not.
+
+    An operation without such an order raises RuntimeError. On a CPU, sums have one order anyway.
+    """
+    # torch sets this attribute by a class of modules that its types do not know.
+    options: Any = torch.utils.deterministic
+    strict, fill = torch.are_deterministic_algorithms_enabled(), options.fill_uninitialized_memory
+    if enabled:
+        torch.use_deterministic_algorithms(True)
+        # Filling it would cost time, and nothing reads memory before it is written.
+        options.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
+        options.fill_uninitialized_memory = fill
+
+
+def check_gpus(processes: int) -> None:
+    """Checks that each process of this machine has a GPU of its own, on a machine that has any.
+
+    Raises:
+        TrainingError: there are more processes than GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        message = f"{processes} processes on this machine, and it has {gpus} GPU{'s' * (gpus > 1)}"
+        raise TrainingError(message, hint=f"--nproc {gpus}, or CUDA_VISIBLE_DEVICES= to compute on the CPU")
+
+
+def unused_gpus(world: World) -> list[str]:
+    """Lists what a launch leaves unused of this machine's GPUs, each with the setting that uses it."""
+    if world.device.type != "cuda":
+        return []
+    notes, gpus = [], torch.cuda.device_count()
+    if world.size == 1 and gpus > 1:
+        notes.append(f"one of {gpus} GPUs is used: --nproc {gpus} uses all")
+    if not any("expandable_segments" in os.environ.get(name, "") for name in _ALLOCATOR):
+        cure = f"export {_ALLOCATOR[0]}=expandable_segments:True"
+        notes.append(f"rows differ in length, so the allocator may waste GPU memory between its blocks: {cure}")
+    return notes
+
+
 def local_device() -> torch.device:
     """Chooses the device that this process computes on: its GPU of the launch, or the CPU of a machine without any."""
     if torch.cuda.is_available():
@@ -114,10 +169,16 @@ def start() -> World:
     Returns:
         The world, with a process group (gloo on CPU; NCCL on CUDA, with gloo beside it for host values) if torchrun
         started this process.
+
+    Raises:
+        TrainingError: the launch has more processes on this machine than the machine has GPUs.
     """
     device = local_device()
     cuda = device.type == "cuda"
     if cuda:
+        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        for name, value in _REPEATABLE.items():
+            os.environ.setdefault(name, value)
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()

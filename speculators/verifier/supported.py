@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from speculators.errors import Problem, VerifierError
@@ -32,3 +33,13 @@ def architecture_problems(recipe: Recipe, facts: VerifierFacts) -> list[Problem]
         message, _, hint = str(error).partition("\n")
         return [recipe.problem("verifier.model", message, hint)]
     return []
+
+
+def missing_packages(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
+    """Lists, as problems of the recipe, the packages that loading its verifier needs and that are not installed."""
+    quantization = facts.get("quantization_config") or {}
+    # As gpt-oss is published; transformers would say so after the download.
+    if quantization.get("quant_method") != "mxfp4" or importlib.util.find_spec("accelerate") is not None:
+        return []
+    message = f"{recipe.verifier.model} has MXFP4 weights, which only accelerate reads, and that is not installed"
+    return [recipe.problem("verifier.model", message, "pip install 'spec-recipes[quickstart]'")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from speculators.data.capture import OnlineStates
 from speculators.data.encoded import Encoded
 from speculators.data.prefetch import Prefetcher
 from speculators.errors import DataError
+
+CPU = torch.device("cpu")
 
 
 def make(conversations, **keys) -> Batches:
@@ -156,19 +160,52 @@ def walk(steps: int):
 def test_prefetched_rows_are_the_same(conversations):
     """Rows built ahead on a thread equal those built on demand, even after a jump to another step."""
     batches = make(conversations)
-    with Prefetcher(batches, walk(batches.steps(0)), pin=False) as ahead:
+    with Prefetcher(batches, walk(batches.steps(0)), CPU) as ahead:
         for step in (0, 1, 2, 0, 1, batches.steps(0) - 1):
             for got, want in zip(ahead(0, step), batches(0, step), strict=True):
                 assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+def test_a_forward_keeps_its_cast_weights_while_rows_are_built():
+    """Building rows leaves autocast blocks, as a verifier's rotary embedding does, and no bit of a gradient changes."""
+    torch.manual_seed(0)
+    weight, states = torch.nn.Parameter(torch.randn(64, 64)), torch.randn(512, 64)
+
+    def leave_autocast(epoch, step):
+        with torch.autocast("cpu", enabled=False):
+            return []
+
+    def gradient(build) -> torch.Tensor:
+        weight.grad, x = None, states
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for _ in range(4):
+                x = torch.nn.functional.linear(x, weight).float().tanh()
+                build()
+            x.sum().backward()
+        return weight.grad.clone()
+
+    with Prefetcher(leave_autocast, lambda epoch, step: None, CPU) as ahead:
+        assert torch.equal(gradient(lambda: ahead(0, 0)), gradient(lambda: None))
+
+
+def test_rows_are_built_on_the_gpu_of_their_process(monkeypatch):
+    """The thread works on the GPU of its rank; a new thread's own would be the first one of the machine."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((threading.current_thread(), device)))
+    with Prefetcher(lambda epoch, step: [], lambda epoch, step: None, torch.device("cuda", 3)) as ahead:
+        ahead(0, 0)
+    ((thread, device),) = chosen
+    assert device == torch.device("cuda", 3)
+    assert thread is not threading.main_thread()
+
+
 def test_prefetcher_works_one_step_ahead():
     """While a step computes, only the next one is built."""
     made = []
-    with Prefetcher(lambda epoch, step: made.append(step) or [], walk(9), pin=False) as ahead:
+    with Prefetcher(lambda epoch, step: made.append(step) or [], walk(9), CPU) as ahead:
         ahead(0, 0)
     assert made in ([0], [0, 1])
-    with Prefetcher(lambda epoch, step: made.append(step) or [], walk(3), pin=False) as ahead:
+    with Prefetcher(lambda epoch, step: made.append(step) or [], walk(3), CPU) as ahead:
         made.clear()
         for step in range(3):
             ahead(0, step)
@@ -183,7 +220,7 @@ def test_prefetcher_raises_where_the_rows_are_needed():
             raise DataError("shard 5 is damaged")
         return []
 
-    with Prefetcher(fail_at_two, walk(5), pin=False) as ahead:
+    with Prefetcher(fail_at_two, walk(5), CPU) as ahead:
         assert ahead(0, 0) == ahead(0, 1) == []
         with pytest.raises(DataError, match="shard 5 is damaged"):
             ahead(0, 2)

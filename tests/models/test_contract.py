@@ -52,6 +52,8 @@ def test_every_algorithm_can_be_planned_on_the_meta_device(world, name):
             name, VerifierFacts.read(world.folder / "config.json"), {**kwargs, "verifier_name_or_path": None}
         )
     assert all(parameter.is_meta for parameter in model.parameters())
+    # The map to the verifier's vocabulary is where the draft is: it indexes what the draft chose.
+    assert model.draft_to_target.is_meta
 
 
 class Toy(SpeculatorModel):

@@ -9,7 +9,7 @@ from speculators.models import anchored, chains
 from speculators.models.dflash import DFlashSpeculatorConfig
 from speculators.models.dspark import DSparkSpeculatorConfig
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
-from speculators.models.places import until_failure
+from speculators.models.places import running_sum, until_failure
 
 from .proof import check_packed_conversations, fit, gradients
 
@@ -96,3 +96,19 @@ def test_what_is_kept_weighs_what_it_did(case, monkeypatch):
 def test_packed_equals_unpacked(world, name):
     """Loss and gradients of a packed row, padded or not, are those of its documents one by one."""
     check_packed_conversations(world, *world.build(CASES[name][1], 256))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_running_sums_have_the_bits_of_the_cpus_cumsum(dtype):
+    """Sums in a fixed order replaced the CPU's own, which has none on a GPU, without a change of a single bit."""
+    values = torch.rand(50, 16, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    assert torch.equal(running_sum(values), values.cumsum(-1))
+    assert running_sum(values[:0]).shape == (0, 16)
+
+
+def test_failures_are_counted_without_a_float(monkeypatch):
+    """A GPU has no deterministic sum of floats along a row, so failures are counted in integers."""
+    cumsum, kinds = torch.Tensor.cumsum, set()
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, dim: kinds.add(self.dtype) or cumsum(self, dim))
+    until_failure(torch.tensor([True, False]), torch.tensor([0, 0]), torch.tensor([0, 1]), rows=1, depths=2)
+    assert kinds == {torch.int64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speculators.nn.precision import compute_dtype, has_bf16_products, place
+from speculators.nn.precision import beside_verifier, compute_dtype, has_bf16_products, place
 
 CPU = torch.device("cpu")
 
@@ -24,9 +24,18 @@ def test_only_bf16_gives_way(has):
     assert compute_dtype(torch.float32, CPU) == torch.float32
 
 
-def test_other_devices_are_taken_at_their_word():
-    """On a GPU bfloat16 stays: every GPU that torch supports multiplies it."""
-    assert has_bf16_products("cuda")
+@pytest.mark.parametrize(("capability", "has_them"), [(None, True), ((7, 0), False), ((7, 5), False), ((9, 0), True)])
+def test_a_gpu_is_asked_for_its_bf16_products(capability, has_them, monkeypatch):
+    """Ampere brought them: V100 and T4 compute in float32; without a GPU, plans are for one that has them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert has_bf16_products.__wrapped__("cuda") == has_them
+
+
+def test_a_cpu_evaluates_in_float32():
+    """Beside a verifier of 16 bits a draft in training is measured in 16 bits on a GPU alone."""
+    with beside_verifier(torch.bfloat16, CPU):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_a_model_is_placed_in_what_its_device_computes_in(has):

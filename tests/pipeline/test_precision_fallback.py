@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -22,6 +24,13 @@ def test_the_plan_names_its_precision_and_keeps_its_fingerprints(has, tiny_verif
     assert adjusted.precision == ("bf16" if has else "fp32")
     assert adjusted.stages == plan.stages
     assert ("training compute in float32" in precision_warning(plan, torch.device("cpu"))) != has
+
+
+def test_the_warning_names_the_kind_of_device(monkeypatch):
+    """A GPU before Ampere is not called a CPU."""
+    monkeypatch.setattr("speculators.pipeline.setup.has_bf16_products", lambda device_type: False)
+    plan = SimpleNamespace(recipe=load_recipe("eagle3_llama8b"))
+    assert precision_warning(plan, torch.device("cuda", 0)).startswith("this GPU has no bf16 products: verifier, ")
 
 
 def test_the_parts_that_ask_for_bf16_are_named():

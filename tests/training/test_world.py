@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from training_launch import CASES, whole_run
 from training_toy import MUON, build, make_job, run
 
+from speculators.errors import TrainingError
 from speculators.events import SaveEvent
-from speculators.training.world import World, start
+from speculators.training.launch import launch
+from speculators.training.world import World, repeatable, start, unused_gpus
 
 # Gradients are the same sums in another order: float32 leaves them equal to 1e-7 of their size. AdamW keeps that small:
 # 1.2e-7 was measured after six updates of lr = 1e-2. Muon rounds to bf16, where 1e-7 can tip an entry by 2^-8 of it:
@@ -94,3 +97,58 @@ def test_without_a_launch_the_world_is_one(monkeypatch):
     assert not torch.distributed.is_initialized()
     assert (world.broadcast("x"), world.gather("x")) == ("x", ["x"])
     assert world.sum(torch.ones(1)).item() == 1
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch):
+    """A machine that says it has eight GPUs, and nothing set."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_more_processes_than_gpus_are_refused(eight_gpus, monkeypatch):
+    """Both launchers say so before any process computes: a GPU that is not there would fail deep inside of CUDA."""
+    with pytest.raises(TrainingError, match=r"9 processes on this machine, and it has 8 GPUs\n--nproc 8"):
+        launch(["-c", ""], nproc=9)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+    with pytest.raises(TrainingError, match=r"9 processes on this machine, and it has 8 GPUs"):
+        start()
+
+
+def test_gpus_that_are_left_unused_are_named(eight_gpus, monkeypatch):
+    """One process on a machine with eight GPUs, and an allocator that wastes memory, each with the remedy."""
+    alone = start()
+    assert alone.device == torch.device("cuda", 0)
+    gpus, memory = unused_gpus(alone)
+    assert gpus == "one of 8 GPUs is used: --nproc 8 uses all"
+    assert "export PYTORCH_ALLOC_CONF=expandable_segments:True" in memory
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    assert unused_gpus(World(size=8, device=alone.device)) == []
+    assert unused_gpus(World()) == []
+
+
+def test_cudas_libraries_are_asked_to_repeat_their_sums(eight_gpus, monkeypatch):
+    """Set before CUDA reads them, and a user's own values stay."""
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    start()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert os.environ["NCCL_NVLS_ENABLE"] == "1"
+
+
+def test_torch_is_strict_while_training_on_a_gpu():
+    """Inside, torch chooses deterministic algorithms and raises where it has none; outside, it is as it was."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    with repeatable(enabled=False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with suppress(KeyboardInterrupt), repeatable(enabled=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        raise KeyboardInterrupt
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory == filled

@@ -18,7 +18,7 @@ from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequ
 from speculators.models.base_components import same_kwargs, target_logits
 from speculators.models.chains import pick, proposal_of
 from speculators.models.dflash.config import DFlashSpeculatorConfig
-from speculators.models.places import drawn_metrics
+from speculators.models.places import drawn_metrics, running_sum
 from speculators.nn.layout import PackedRow
 
 
@@ -101,7 +101,7 @@ def pace_weights(values: torch.Tensor, drawn: Drawn, depths: int, pace: float) -
     supervised = torch.zeros_like(softened).view(-1).index_fill(0, place, 1.0).view(blocks, depths)
     reached = softened.cumprod(1) * supervised
     # A suffix sum: flip, cumulate, flip back.
-    ahead = reached.flip(1).cumsum(1).flip(1)
+    ahead = running_sum(reached.flip(1)).flip(1)
     return ahead.flatten()[place] / depths
 
 

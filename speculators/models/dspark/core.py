@@ -21,7 +21,7 @@ from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequ
 from speculators.models.base_components import same_kwargs, target_logits
 from speculators.models.chains import pick, proposal_of
 from speculators.models.dspark.config import DSparkSpeculatorConfig
-from speculators.models.places import drawn_metrics
+from speculators.models.places import drawn_metrics, running_sum
 from speculators.nn.layout import PackedRow
 
 
@@ -193,7 +193,7 @@ class DSparkDraftModel(BlockDraftModel):
             # A round of k drafts emits 1 + sum_{j <= k} reached_j tokens and costs 1 + bar * k. One more draft pays off
             # while it adds tokens per cost at a higher rate than the round has so far.
             count = torch.arange(reached.shape[-1], device=reached.device)
-            before = 1 + reached.cumsum(-1) - reached
+            before = 1 + running_sum(reached) - reached
             kept = reached >= bar * before / (1 + bar * count)
         # Up to the first slot that fails.
         return kept.long().cumprod(-1).sum(-1)
