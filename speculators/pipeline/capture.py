@@ -25,7 +25,9 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     Every process calls this.
     """
     if context.recipe.data.hidden_states == "online":
-        return OnlineStates(prepared, _in_process(context), getattr(torch, context.recipe.data.states_dtype))
+        dtype = context.recipe.data.states_dtype
+        engine, ids = context.engine(dtype), context.plan.target_layer_ids
+        return OnlineStates(prepared, lambda rows: engine.capture_packed(rows, ids), getattr(torch, dtype))
     key = context.plan.stage("capture").fingerprint
     folder = context.places.states(key)
     with context.alone(folder, "capture"):
