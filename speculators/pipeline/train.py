@@ -23,7 +23,7 @@ from speculators.nn.layout import RowLayout
 from speculators.nn.precision import place
 from speculators.pipeline.arguments import DraftVocabulary, training_kwargs
 from speculators.pipeline.bench import evaluation
-from speculators.pipeline.capture import state_source
+from speculators.pipeline.capture import removing_damaged, state_source
 from speculators.pipeline.context import Context
 from speculators.runs.stages import TrainingRecord
 from speculators.training.checkpoint import best, latest
@@ -60,7 +60,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
         # Counted before the loop shards the parameters.
         trainable = parameter_counts(model)["trainable"]
         steps = train(model, job, context.world, batches=feed, train_kwargs=train_kwargs, evaluate=evaluate)
-        with feed.ahead:
+        with feed.ahead, removing_damaged():
             for event in steps:
                 context.emit(event)
         if context.world.is_main:
