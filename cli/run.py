@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_wide(parser)
     text = "call the run NAME: its folder is NAME-FINGERPRINT, and other commands find it by NAME"
     parser.add_argument("--name", metavar="NAME", help=text)
-    text = "hash all captured states before they are used (default: compare each with its sha256 when it is first read)"
+    text = "hash a complete store of states at the start (default: states are compared when first read)"
     parser.add_argument("--verify", action="store_true", help=text)
     parser.add_argument("--resume", action="store_true", help="resume a run where it stopped (the default)")
 

@@ -49,10 +49,11 @@ class StateWriter:
     A shard counts once its note (`states-00000.json`, with its sha256) exists, which is written after the shard.
 
     Args:
-        folder: the store's folder; existing shards of the same layout are verified by their sha256 and kept.
+        folder: the store's folder; existing shards of the same layout are kept. Their sizes and headers are checked
+            here, their states when they are read.
         layout: what the store will hold.
-        missing: the shards that the store lacks, if the caller has just checked; None verifies all existing shards.
-        progress: gets an event for each verified shard.
+        missing: the shards that the store lacks, if the caller has just checked; None checks all existing shards.
+        progress: gets an event for each checked shard.
 
     Attributes:
         damaged: the fault of each damaged shard that had been complete, by shard number.
@@ -75,7 +76,7 @@ class StateWriter:
         else:
             write_json(folder / LAYOUT, layout.to_json())
         if missing is None:
-            self._missing = set(self._verify(progress))
+            self._missing = set(self._check(progress))
         else:
             unnoted = (n for n in range(len(layout.shards)) if not note_file(folder, n).exists())
             self._missing = {*missing, *unnoted}
@@ -84,14 +85,14 @@ class StateWriter:
             (folder / MANIFEST).unlink(missing_ok=True)
         self._check_room()
 
-    def _verify(self, progress: Progress) -> Iterator[int]:
+    def _check(self, progress: Progress) -> Iterator[int]:
         """Yields the shards that are missing or damaged."""
         for number in range(len(self.layout.shards)):
             if not self._is_whole(number):
                 yield number
             else:
                 # Without a total: the one of this stage counts the tokens that are still to be captured.
-                note = f"verified {shard_name(number)} of {len(self.layout.shards)}"
+                note = f"checked {shard_name(number)} of {len(self.layout.shards)}"
                 progress(ProgressEvent(stage="capture", done=number + 1, unit="shards", note=note))
 
     def _is_whole(self, number: int) -> bool:
@@ -99,9 +100,9 @@ class StateWriter:
         if not note.exists():
             return False
         try:
-            written = read_record(note)["sha256"]
-            checked = check_shard(self.folder, self.layout, number, sha256=written)
-        except (ArtifactError, KeyError):
+            read_record(note)
+            checked = check_shard(self.folder, self.layout, number)
+        except ArtifactError:
             checked = "its note is unreadable"
         if isinstance(checked, str):
             self.damaged[number] = checked
@@ -280,12 +281,9 @@ def _host_copies(
     """Copies states from a GPU into pinned memory without waiting for them; returns what says when they are there."""
     if not states.is_cuda:
         return states, last, None
-    copies = [torch.empty_like(part, device="cpu", pin_memory=True) for part in (states, last)]
-    for copy, part in zip(copies, (states, last), strict=True):
-        copy.copy_(part, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-    return copies[0], copies[1], copied
+    # Pinned because it is not waited for.
+    host = [part.to("cpu", non_blocking=True) for part in (states, last)]
+    return host[0], host[1], torch.cuda.current_stream(states.device).record_event()
 
 
 def _tokens(conversations: Conversations, index: int) -> torch.Tensor:

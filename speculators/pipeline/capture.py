@@ -11,7 +11,7 @@ import torch
 from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.encoded import Conversations
-from speculators.data.store import LAYOUT, SHARD_TOKENS, DamagedShards, StateStore, StoreLayout, shard_name
+from speculators.data.store import LAYOUT, SHARD_TOKENS, DamagedShards, StateStore, StoreLayout, note_file, shard_name
 from speculators.errors import ArtifactError
 from speculators.events import CapturedFacts, WarningEvent
 from speculators.files.folders import read_manifest, read_record
@@ -89,7 +89,8 @@ def removing_damaged() -> Iterator[None]:
         yield
     except DamagedShards as error:
         for number in error.shards:
-            (error.folder / shard_name(number)).unlink(missing_ok=True)
+            for file in (note_file(error.folder, number), error.folder / shard_name(number)):
+                file.unlink(missing_ok=True)
         raise
 
 
