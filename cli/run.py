@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_wide(parser)
     text = "call the run NAME: its folder is NAME-FINGERPRINT, and other commands find it by NAME"
     parser.add_argument("--name", metavar="NAME", help=text)
+    text = "hash a complete store of states at the start (default: states are compared when first read)"
+    parser.add_argument("--verify", action="store_true", help=text)
     parser.add_argument("--resume", action="store_true", help="resume a run where it stopped (the default)")
 
 
@@ -71,7 +73,7 @@ def _run(recipe: Recipe, options: argparse.Namespace) -> RunOutcome | None:
                     folders.append(event.folder)
                 view(event)
 
-            outcome = run_recipe(recipe, places=places, world=world, listen=listen)
+            outcome = run_recipe(recipe, places=places, world=world, listen=listen, verify=options.verify)
     except KeyboardInterrupt:
         if world.is_main:
             print(f"to go on: {_command(options, folders, world.size)}", file=sys.stderr)
@@ -125,6 +127,11 @@ def _launch(options: argparse.Namespace) -> int:
 
     arguments = ["-m", "speculators.cli", "run", options.recipe, "--runs", str(options.runs)]
     arguments += [part for override in options.overrides for part in ("--set", override)]
-    flags = (("--json", options.json), ("--quiet", options.quiet), ("--wide", options.wide))
+    flags = (
+        ("--json", options.json),
+        ("--quiet", options.quiet),
+        ("--wide", options.wide),
+        ("--verify", options.verify),
+    )
     arguments += [flag for flag, is_set in flags if is_set]
     return launch(arguments, nproc=options.nproc)

@@ -6,14 +6,28 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
 import safetensors.torch
 import torch
 
+from speculators.data.background import BackgroundCalls
 from speculators.data.encoded import Conversations
-from speculators.data.store import DTYPES, LAST, LAYOUT, STATES, StateStore, StoreLayout, check_shard, shard_name
+from speculators.data.store import (
+    DTYPES,
+    LAST,
+    LAYOUT,
+    STATES,
+    StateStore,
+    StoreLayout,
+    check_shard,
+    note_file,
+    shard_name,
+    states_digest,
+)
 from speculators.errors import ArtifactError, DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.files.disk import disk_errors, write_json, write_whole
@@ -25,16 +39,21 @@ Capture = Callable[[list[torch.Tensor]], Iterable[tuple[int, torch.Tensor, torch
 Stream = Callable[[Iterator[tuple[int, torch.Tensor]]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
 
 
+# Takes (number of a shard, or index of a conversation; hidden_states; last).
+Write = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+
 class StateWriter:
     """Writes a store, or continues one that was interrupted or damaged.
 
     A shard counts once its note (`states-00000.json`, with its sha256) exists, which is written after the shard.
 
     Args:
-        folder: the store's folder; existing shards of the same layout are verified by their sha256 and kept.
+        folder: the store's folder; existing shards of the same layout are kept. Their sizes and headers are checked
+            here, their states when they are read.
         layout: what the store will hold.
-        missing: the shards that the store lacks, if the caller has just checked; None verifies all existing shards.
-        progress: gets an event for each verified shard.
+        missing: the shards that the store lacks, if the caller has just checked; None checks all existing shards.
+        progress: gets an event for each checked shard.
 
     Attributes:
         damaged: the fault of each damaged shard that had been complete, by shard number.
@@ -57,33 +76,33 @@ class StateWriter:
         else:
             write_json(folder / LAYOUT, layout.to_json())
         if missing is None:
-            self._missing = set(self._verify(progress))
+            self._missing = set(self._check(progress))
         else:
-            unnoted = (n for n in range(len(layout.shards)) if not _note(folder, n).exists())
+            unnoted = (n for n in range(len(layout.shards)) if not note_file(folder, n).exists())
             self._missing = {*missing, *unnoted}
         if self._missing:
             # An earlier manifest would call the store complete while a damaged shard is still being captured again.
             (folder / MANIFEST).unlink(missing_ok=True)
         self._check_room()
 
-    def _verify(self, progress: Progress) -> Iterator[int]:
+    def _check(self, progress: Progress) -> Iterator[int]:
         """Yields the shards that are missing or damaged."""
         for number in range(len(self.layout.shards)):
             if not self._is_whole(number):
                 yield number
             else:
                 # Without a total: the one of this stage counts the tokens that are still to be captured.
-                note = f"verified {shard_name(number)} of {len(self.layout.shards)}"
+                note = f"checked {shard_name(number)} of {len(self.layout.shards)}"
                 progress(ProgressEvent(stage="capture", done=number + 1, unit="shards", note=note))
 
     def _is_whole(self, number: int) -> bool:
-        note = _note(self.folder, number)
+        note = note_file(self.folder, number)
         if not note.exists():
             return False
         try:
-            written = read_record(note)["sha256"]
-            checked = check_shard(self.folder, self.layout, number, sha256=written)
-        except (ArtifactError, KeyError):
+            read_record(note)
+            checked = check_shard(self.folder, self.layout, number)
+        except ArtifactError:
             checked = "its note is unreadable"
         if isinstance(checked, str):
             self.damaged[number] = checked
@@ -104,13 +123,16 @@ class StateWriter:
         """Lists the shards that process `rank` of `world_size` has yet to write."""
         return sorted(self._missing)[rank::world_size]
 
-    def append(self, index: int, hidden_states: torch.Tensor, last: torch.Tensor) -> None:
+    def append(
+        self, index: int, hidden_states: torch.Tensor, last: torch.Tensor, *, write: Write | None = None
+    ) -> None:
         """Adds one conversation, in any order; a shard is written once all its conversations are there.
 
         Args:
             index: of the conversation.
             hidden_states: [n, A*H].
             last: [n, H].
+            write: takes the arguments of `self.write` for a full shard; None writes it at once.
 
         Raises:
             DataError: the states and the conversation differ in length, or are not finite in the stored type.
@@ -134,35 +156,38 @@ class StateWriter:
         arrived.add(index)
         if len(arrived) == len(self.layout.shards[number]):
             del self._buffers[number]
-            self._write(number, states, lasts)
+            (write or self.write)(number, states, lasts)
 
     def _buffer(self, number: int) -> tuple[torch.Tensor, torch.Tensor, set[int]]:
         rows, kind = self.layout.rows(number), DTYPES[self.layout.dtype][0]
         empty = torch.empty(rows, self.layout.aux_width, dtype=kind), torch.empty(rows, self.layout.width, dtype=kind)
         return *empty, set()
 
-    def _write(self, number: int, states: torch.Tensor, lasts: torch.Tensor) -> None:
+    def write(self, number: int, states: torch.Tensor, lasts: torch.Tensor) -> None:
+        """Writes a full shard, and then its note.
+
+        Raises:
+            ArtifactError: the disk is full; no half-written shard is left.
+        """
+        lengths = [self.layout.lengths[index] for index in self.layout.shards[number]]
+        digests = map(states_digest, states.split(lengths), lasts.split(lengths))
         content = safetensors.torch.save({STATES: states, LAST: lasts}, metadata={"key": self.layout.key})
         write_whole(self.folder / shard_name(number), content)
-        note = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        write_json(_note(self.folder, number), note)
+        note = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "conversations": list(digests)}
+        write_json(note_file(self.folder, number), {"format": FORMAT, **note})
         self._missing.discard(number)
 
     def finish(self) -> StateStore:
         """Writes the manifest, once all processes have written their shards, and opens the store."""
         shards = []
         for number in range(len(self.layout.shards)):
-            note = read_record(_note(self.folder, number))
+            note = read_record(note_file(self.folder, number))
             shards.append({"file": shard_name(number), "sha256": note["sha256"], "bytes": note["bytes"]})
         for left in self.folder.glob("*.tmp"):
             left.unlink()
         tokens = sum(self.layout.lengths)
         write_manifest(self.folder, {"key": self.layout.key, "tokens": tokens, "shards": shards})
         return StateStore.open(self.folder)
-
-
-def _note(folder: Path, number: int) -> Path:
-    return folder / Path(shard_name(number)).with_suffix(".json")
 
 
 def fill(
@@ -184,12 +209,13 @@ def fill(
     """
     missing = writer.missing(rank=rank, world_size=world_size)
     meter = _Speedometer(sum(map(writer.layout.rows, missing)), progress)
-    for number in missing:
-        members = writer.layout.shards[number]
-        rows = [_tokens(conversations, index) for index in members]
-        for place, hidden_states, last in capture(rows):
-            writer.append(members[place], hidden_states, last)
-            meter.add(len(last))
+    with _appending(writer) as append:
+        for number in missing:
+            members = writer.layout.shards[number]
+            rows = [_tokens(conversations, index) for index in members]
+            for place, hidden_states, last in capture(rows):
+                append(members[place], hidden_states, last)
+                meter.add(len(last))
 
 
 def fill_stream(
@@ -213,9 +239,51 @@ def fill_stream(
     missing = writer.missing(rank=rank, world_size=world_size)
     meter = _Speedometer(sum(map(writer.layout.rows, missing)), progress)
     members = (index for number in missing for index in writer.layout.shards[number])
-    for index, hidden_states, last in stream((index, _tokens(conversations, index)) for index in members):
-        writer.append(index, hidden_states, last)
-        meter.add(len(last))
+    with _appending(writer) as append:
+        for index, hidden_states, last in stream((index, _tokens(conversations, index)) for index in members):
+            append(index, hidden_states, last)
+            meter.add(len(last))
+
+
+@contextmanager
+def _appending(writer: StateWriter) -> Iterator[Write]:
+    """Yields `writer.append` for the block, in which the verifier goes on while states are checked, and shards written.
+
+    One thread copies and checks states, a second one hashes and writes full shards.
+    """
+    with (
+        BackgroundCalls(writer.write, waiting=1) as write,
+        BackgroundCalls(partial(_append, writer, write)) as appended,
+    ):
+
+        def append(index: int, hidden_states: torch.Tensor, last: torch.Tensor) -> None:
+            appended(index, *_host_copies(hidden_states, last))
+
+        yield append
+
+
+def _append(
+    writer: StateWriter,
+    write: Write,
+    index: int,
+    hidden_states: torch.Tensor,
+    last: torch.Tensor,
+    copied: torch.cuda.Event | None,
+) -> None:
+    if copied is not None:
+        copied.synchronize()
+    writer.append(index, hidden_states, last, write=write)
+
+
+def _host_copies(
+    states: torch.Tensor, last: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]:
+    """Copies states from a GPU into pinned memory without waiting for them; returns what says when they are there."""
+    if not states.is_cuda:
+        return states, last, None
+    # Pinned because it is not waited for.
+    host = [part.to("cpu", non_blocking=True) for part in (states, last)]
+    return host[0], host[1], torch.cuda.current_stream(states.device).record_event()
 
 
 def _tokens(conversations: Conversations, index: int) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -18,8 +20,14 @@ from speculators.files.disk import file_sha256
 from speculators.files.folders import FORMAT, read_manifest, read_record
 
 LAYOUT = "layout.json"
-SHARD_TOKENS = 8192
+# Tokens per shard, by the device that captures. A GPU captures data sets of which small shards would be too many files.
+SHARD_TOKENS = {"cpu": 8192, "cuda": 65_536}
 STATES, LAST = "hidden_states", "last"
+# Shards that are checked at a time: hashing leaves other threads free to run.
+CHECKING_THREADS = 8
+
+# What `StateStore.open` checks of each shard.
+Check = Literal["all", "headers", "none"]
 
 # Name in the recipe: (torch type, numpy type of the same width, name in a safetensors header). numpy has no bfloat16,
 # so bytes are read as integers and viewed as the torch type.
@@ -34,11 +42,12 @@ class DamagedShards(ArtifactError):
     """Some shards are missing, cut short or altered.
 
     Attributes:
+        folder: the store.
         shards: their numbers; only these must be captured again.
     """
 
     def __init__(self, folder: Path, problems: dict[int, str]) -> None:
-        self.shards = tuple(problems)
+        self.folder, self.shards = folder, tuple(problems)
         listed = ", ".join(f"{shard_name(number)} ({what})" for number, what in problems.items())
         super().__init__(f"{folder}: damaged: {listed}", hint="run again: only these shards will be captured again")
 
@@ -46,6 +55,20 @@ class DamagedShards(ArtifactError):
 def shard_name(number: int) -> str:
     """Names the file of a shard."""
     return f"states-{number:05d}.safetensors"
+
+
+def note_file(folder: Path, number: int) -> Path:
+    """Locates the note of a shard: its sha256, and that of each conversation's states in it."""
+    return folder / Path(shard_name(number)).with_suffix(".json")
+
+
+def states_digest(hidden_states: torch.Tensor, last: torch.Tensor) -> str:
+    """Hashes the states of one conversation as they are stored."""
+    digest = hashlib.sha256()
+    for part in (hidden_states, last):
+        stored: Any = part.contiguous().view(torch.uint8).numpy()
+        digest.update(stored)
+    return digest.hexdigest()
 
 
 def plan_shards(lengths: Sequence[int], shard_tokens: int) -> tuple[tuple[int, ...], ...]:
@@ -89,7 +112,7 @@ class StoreLayout:
     aux_width: int
     width: int
     dtype: str = attrs.field(validator=attrs.validators.in_(DTYPES))
-    shard_tokens: int = SHARD_TOKENS
+    shard_tokens: int = SHARD_TOKENS["cpu"]
     shards: tuple[tuple[int, ...], ...] = attrs.field(init=False)
     places: np.ndarray = attrs.field(init=False, repr=False)
 
@@ -131,22 +154,44 @@ def store_bytes(tokens: int, *, aux_width: int, width: int, dtype: str) -> int:
     return tokens * (aux_width + width) * DTYPES[dtype][0].itemsize
 
 
+@attrs.frozen
+class _Shard:
+    """What reading a shard needs to know.
+
+    Attributes:
+        first_bytes: of each tensor in the file.
+        digests: of each conversation's states, in their order in the file; None in stores of earlier versions.
+    """
+
+    first_bytes: dict[str, int]
+    digests: list[str] | None
+
+
 @attrs.frozen(eq=False)
 class StateStore:
-    """A complete store, which is a `StateSource` for training."""
+    """A complete store, which is a `StateSource` for training.
+
+    States are compared with their sha256 when they are first read, before anybody gets their values: nothing waits
+    until a whole store is hashed.
+    """
 
     folder: Path
     layout: StoreLayout
-    _first_bytes: tuple[dict[str, int], ...]
+    _sha256: tuple[str, ...]
+    _shards: dict[int, _Shard] = attrs.field(init=False, factory=dict)
+    # Conversations whose states were compared, and shards that were hashed whole.
+    _intact: set[int] = attrs.field(init=False, factory=set)
+    _whole: set[int] = attrs.field(init=False, factory=set)
 
     @classmethod
-    def open(cls, folder: Path, *, key: str | None = None, verify: bool = False) -> StateStore:
-        """Opens a store after checking every shard's size and header.
+    def open(cls, folder: Path, *, key: str | None = None, check: Check = "headers") -> StateStore:
+        """Opens a store.
 
         Args:
             folder: the folder that the writer filled.
             key: fingerprint that the states must have; None accepts any.
-            verify: compare each shard's sha256, too, which reads the whole store.
+            check: "headers" checks every shard's size and header; "all" hashes every shard, too; "none" leaves each
+                shard to the first read from it.
 
         Raises:
             DamagedShards: names the shards that must be captured again.
@@ -156,34 +201,72 @@ class StateStore:
         layout = StoreLayout.from_json(read_record(folder / LAYOUT))
         if key is not None and layout.key != key:
             raise ArtifactError(f"{folder}: states of different inputs (its key is {layout.key}, expected {key})")
-        problems: dict[int, str] = {}
-        first_bytes = []
-        for number, shard in enumerate(manifest["shards"]):
-            checked = check_shard(folder, layout, number, sha256=shard["sha256"] if verify else None)
-            if isinstance(checked, str):
-                problems[number] = checked
-            else:
-                first_bytes.append(checked)
-        if problems:
+        store = cls(folder, layout, tuple(shard["sha256"] for shard in manifest["shards"]))
+        numbers = () if check == "none" else range(len(layout.shards))
+        if problems := store.damaged(numbers, hashes=check == "all"):
             raise DamagedShards(folder, problems)
-        return cls(folder, layout, tuple(first_bytes))
+        return store
+
+    def damaged(self, numbers: Iterable[int], *, hashes: bool = True) -> dict[int, str]:
+        """Finds which of these shards are damaged, and how, several at a time.
+
+        Args:
+            hashes: compare each shard's sha256, not only size and header.
+        """
+
+        def problem(number: int) -> tuple[int, dict[str, int] | str]:
+            sha256 = self._sha256[number] if hashes else None
+            return number, check_shard(self.folder, self.layout, number, sha256=sha256)
+
+        with ThreadPoolExecutor(CHECKING_THREADS) as pool:
+            return {number: what for number, what in pool.map(problem, numbers) if isinstance(what, str)}
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads the states of one conversation: hidden_states [n, A*H] and last [n, H], in the stored type."""
-        shard, row = self.layout.places[index].tolist()
-        return (
-            self._part(shard, row, STATES, (self.layout.lengths[index], self.layout.aux_width)),
-            self._part(shard, row, LAST, (self.layout.lengths[index], self.layout.width)),
-        )
+        """Reads the states of one conversation: hidden_states [n, A*H] and last [n, H], in the stored type.
+
+        Raises:
+            DamagedShards: they are not what was written.
+        """
+        number, row = self.layout.places[index].tolist()
+        shard = self._shards.get(number) or self._open_shard(number)
+        length = self.layout.lengths[index]
+        states = self._part(number, shard.first_bytes[STATES], row, (length, self.layout.aux_width))
+        last = self._part(number, shard.first_bytes[LAST], row, (length, self.layout.width))
+        if index not in self._intact:
+            if shard.digests is None:
+                self._hash(number)
+            elif states_digest(states, last) != shard.digests[self.layout.shards[number].index(index)]:
+                raise DamagedShards(self.folder, {number: f"the states of conversation {index} have another sha256"})
+            self._intact.add(index)
+        return states, last
 
     def states(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Reads the states of several conversations."""
         return [self.read(index) for index in indices]
 
-    def _part(self, shard: int, row: int, name: str, shape: tuple[int, int]) -> torch.Tensor:
+    def _open_shard(self, number: int) -> _Shard:
+        checked = check_shard(self.folder, self.layout, number)
+        if isinstance(checked, str):
+            raise DamagedShards(self.folder, {number: checked})
+        try:
+            note = read_record(note_file(self.folder, number))
+        except ArtifactError as error:
+            raise DamagedShards(self.folder, {number: "its note is unreadable"}) from error
+        self._shards[number] = _Shard(checked, note.get("conversations"))
+        return self._shards[number]
+
+    def _hash(self, number: int) -> None:
+        """Hashes a whole shard, unless that is done: earlier versions kept no digest of each conversation."""
+        if number not in self._whole:
+            checked = check_shard(self.folder, self.layout, number, sha256=self._sha256[number])
+            if isinstance(checked, str):
+                raise DamagedShards(self.folder, {number: checked})
+            self._whole.add(number)
+
+    def _part(self, number: int, first_byte: int, row: int, shape: tuple[int, int]) -> torch.Tensor:
         torch_type, numpy_type, _ = DTYPES[self.layout.dtype]
-        offset = self._first_bytes[shard][name] + row * shape[1] * torch_type.itemsize
-        part = read_part(self.folder / shard_name(shard), numpy_type, offset=offset, shape=shape)
+        offset = first_byte + row * shape[1] * torch_type.itemsize
+        part = read_part(self.folder / shard_name(number), numpy_type, offset=offset, shape=shape)
         return torch.from_numpy(part).view(torch_type)
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from speculators.errors import ArtifactError
 
@@ -45,8 +45,9 @@ def disk_errors(path: Path, *, hint: str = "") -> Iterator[None]:
         raise ArtifactError(f"{path}: cannot be written or read: {error.strerror or error}", hint=hint) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it; leaves nothing behind when that fails.
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a temporary file that becomes `path` when the block ends well, and vanishes when it does not.
 
     Raises:
         ArtifactError: the disk is full, or the file cannot be written.
@@ -55,13 +56,23 @@ def write_whole(path: Path, content: bytes) -> None:
     with disk_errors(path):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 # Without this a power cut can leave the new name on an empty file.
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it; leaves nothing behind when that fails.
+
+    Raises:
+        ArtifactError: the disk is full, or the file cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def honour_umask(*files: Path) -> None:

@@ -21,7 +21,7 @@ from speculators.data.template import ChatTemplate
 from speculators.data.written import exact_text
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent
-from speculators.files.disk import write_whole
+from speculators.files.disk import whole_file
 from speculators.pipeline.dialogues import Dialogue, Reply
 from speculators.pipeline.journal import AnswerJournal
 from speculators.verifier.generate import Sampling
@@ -64,7 +64,7 @@ class Conversing:
     Attributes:
         dialogues: those that the chat template does not refuse.
         prompts: the ids of their first prompts.
-        replies: the answers so far.
+        replies: the answers so far, as the messages that they are in later prompts.
 
     Raises:
         DataError: the chat template refuses all of them.
@@ -84,7 +84,7 @@ class Conversing:
             self._try(dialogue)
         if not self.dialogues:
             raise DataError(f"no conversation can be answered: {self._refused[0]}")
-        self.replies: list[list[Reply]] = [[] for _ in self.dialogues]
+        self.replies: list[list[Message]] = [[] for _ in self.dialogues]
 
     def _try(self, dialogue: Dialogue) -> None:
         """Tokenizes the prompts of all turns, the later ones with the answers of the data."""
@@ -104,7 +104,7 @@ class Conversing:
             turns = list(self._open_turns(number))
             # A seed for each round: the second answer of a conversation is no copy of its first.
             seeded = attrs.evolve(sampling, seed=sampling.seed + number)
-            finished = {place for place, turn in enumerate(turns) if (turn.row, number) in journal.answers}
+            finished = {place for place, turn in enumerate(turns) if (turn.row, number) in journal}
             batches = self.answerer.generate_batches(
                 [turn.prompt for turn in turns], seeded, done=finished, progress=_shifted(progress, done, total)
             )
@@ -113,7 +113,9 @@ class Conversing:
                     ((turns[place].row, number), list(answer)) for place, answer in zip(places, answers, strict=True)
                 )
             for turn in turns:
-                self.replies[turn.row].append(self._reply(turn.prompt, journal.answers[turn.row, number]))
+                answer = journal[turn.row, number]
+                message = self._reader.read(self.answerer.tokenizer, turn.prompt, answer, self._stop_ids)
+                self.replies[turn.row].append(message)
             done += len(turns)
 
     def warnings(self) -> list[str]:
@@ -126,18 +128,20 @@ class Conversing:
         early = [f"{count} conversations end early: {reason}" for reason, count in reasons.items() if count]
         return [*([left_out] if self._refused else []), *early]
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yields the rows of the file of answers, in order."""
-        for dialogue, replies in zip(self.dialogues, self.replies, strict=True):
-            yield dialogue.rewritten(replies)
+    def rows(self, journal: AnswerJournal) -> Iterator[dict[str, Any]]:
+        """Yields the rows of the file of answers, in order; ids come from the journal, one row at a time."""
+        for row, dialogue in enumerate(self.dialogues):
+            messages = self.replies[row]
+            yield dialogue.rewritten(
+                [self._reply(dialogue, messages[: turn + 1], journal[row, turn]) for turn in range(len(messages))]
+            )
 
     def _open_turns(self, number: int) -> Iterator[_Open]:
         for row, dialogue in enumerate(self.dialogues):
             if number >= len(dialogue.turns) or len(self.replies[row]) < number:
                 continue
-            history = dialogue.history([reply.message for reply in self.replies[row]])
             try:
-                prompt = self._prompt(dialogue, history)
+                prompt = self._prompt(dialogue, dialogue.history(self.replies[row]))
             except DataError:
                 # Tried before with the data's answers: something in the verifier's own does not fit the template.
                 self._unfit += 1
@@ -151,15 +155,18 @@ class Conversing:
         shown = dialogue.conversation
         return self._template.prompt_ids(history, tools=shown.tools, documents=shown.documents)
 
-    def _reply(self, prompt: tuple[int, ...], answer: list[int]) -> Reply:
-        tokenizer = self.answerer.tokenizer
-        message = self._reader.read(tokenizer, prompt, answer, self._stop_ids)
-        return Reply(message=message, prompt=prompt, answer=tuple(answer), text=exact_text(tokenizer, answer))
+    def _reply(self, dialogue: Dialogue, messages: Sequence[Message], answer: list[int]) -> Reply:
+        """Puts the last of the messages together with the ids that the verifier read and wrote."""
+        prompt = self._prompt(dialogue, dialogue.history(messages[:-1]))
+        text = exact_text(self.answerer.tokenizer, answer)
+        return Reply(message=messages[-1], prompt=tuple(prompt), answer=tuple(answer), text=text)
 
 
 def write_rows(file: Path, rows: Iterator[Mapping[str, Any]]) -> None:
-    """Writes rows as JSONL, whole or not at all."""
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    """Writes rows as JSONL, one at a time; the file appears whole or not at all."""
+    with whole_file(file) as stream:
+        for row in rows:
+            stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def _shifted(progress: Progress, done: float, total: int) -> Progress:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ import torch
 from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.encoded import Conversations
-from speculators.data.store import DamagedShards, StateStore, StoreLayout
+from speculators.data.store import LAYOUT, SHARD_TOKENS, DamagedShards, StateStore, StoreLayout, note_file, shard_name
 from speculators.errors import ArtifactError
 from speculators.events import CapturedFacts, WarningEvent
-from speculators.files.folders import read_manifest
+from speculators.files.folders import read_manifest, read_record
 from speculators.pipeline.context import Context
 from speculators.pipeline.server_states import fill_from_server
 from speculators.verifier.capture import CAPTURE_TOKENS
@@ -25,12 +26,15 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     Every process calls this.
     """
     if context.recipe.data.hidden_states == "online":
-        return OnlineStates(prepared, _in_process(context), getattr(torch, context.recipe.data.states_dtype))
+        dtype = context.recipe.data.states_dtype
+        engine, ids = context.engine(dtype), context.plan.target_layer_ids
+        return OnlineStates(prepared, lambda rows: engine.capture_packed(rows, ids), getattr(torch, dtype))
     key = context.plan.stage("capture").fingerprint
     folder = context.places.states(key)
     with context.alone(folder, "capture"):
         _capture(context, prepared, folder, key)
-        store = StateStore.open(folder, key=key)
+        # Rank 0 has just checked every shard; the others open only those that they read.
+        store = StateStore.open(folder, key=key, check="none")
     context.note_files("capture", {shard["file"]: shard["sha256"] for shard in read_manifest(folder)["shards"]})
     return store
 
@@ -38,6 +42,8 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
 def _capture(context: Context, prepared: Conversations, folder: Path, key: str) -> None:
     world = context.world
     complete, missing = world.broadcast(_examine(context, folder, key) if world.is_main else None)
+    if complete and context.verify:
+        complete, missing = _hash_together(context, folder, key)
     if complete:
         context.skip("capture", f"the states of {len(prepared)} conversations are in {folder}")
         return
@@ -52,16 +58,40 @@ def _capture(context: Context, prepared: Conversations, folder: Path, key: str) 
 
 
 def _examine(context: Context, folder: Path, key: str) -> tuple[bool, list[int] | None]:
-    """Hashes each shard: says whether the store is complete, and which shards it lacks (None if not known yet)."""
+    """Says whether the store is complete, by sizes and headers, and which shards it lacks (None if not known yet)."""
     try:
-        StateStore.open(folder, key=key, verify=True)
+        StateStore.open(folder, key=key)
     except DamagedShards as error:
-        # The first line says which shards; the hint below it is not for this case, which mends itself.
-        context.emit(WarningEvent(message=f"{str(error).partition(chr(10))[0]}: captured again"))
-        return False, list(error.shards)
+        return False, _lacking(context, error)
     except ArtifactError:
         return False, None
     return True, []
+
+
+def _hash_together(context: Context, folder: Path, key: str) -> tuple[bool, list[int]]:
+    """Hashes a whole store, each process its share; says as `_examine` what is damaged."""
+    world, store = context.world, StateStore.open(folder, key=key, check="none")
+    mine = store.damaged(range(world.rank, len(store.layout.shards), world.size))
+    problems = {number: what for theirs in world.gather(mine) for number, what in theirs.items()}
+    return not problems, _lacking(context, DamagedShards(folder, problems)) if problems else []
+
+
+def _lacking(context: Context, error: DamagedShards) -> list[int]:
+    # The first line says which shards; the hint below it is not for this case, which mends itself.
+    context.emit(WarningEvent(message=f"{str(error).partition(chr(10))[0]}: captured again"))
+    return list(error.shards)
+
+
+@contextmanager
+def removing_damaged() -> Iterator[None]:
+    """Removes the shards that reading in the block finds damaged, so that the next run captures just these again."""
+    try:
+        yield
+    except DamagedShards as error:
+        for number in error.shards:
+            for file in (note_file(error.folder, number), error.folder / shard_name(number)):
+                file.unlink(missing_ok=True)
+        raise
 
 
 def _in_process(context: Context) -> Capture:
@@ -86,6 +116,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
         aux_width=len(plan.target_layer_ids) * width,
         width=width,
         dtype=context.recipe.data.states_dtype,
+        shard_tokens=_shard_tokens(folder, world.device),
     )
     # Before the verifier is loaded, so that a disk without room is reported at once. Only rank 0 examines the shards:
     # by the time another process had read them all, rank 0 could be writing some of them.
@@ -102,3 +133,11 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
         writer.finish()
     world.barrier()
     return server
+
+
+def _shard_tokens(folder: Path, device: torch.device) -> int:
+    """Keeps the size of shards that an interrupted capture chose, perhaps on another device."""
+    chosen: int = (
+        read_record(folder / LAYOUT)["shard_tokens"] if (folder / LAYOUT).exists() else SHARD_TOKENS[device.type]
+    )
+    return chosen

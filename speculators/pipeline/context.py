@@ -39,6 +39,7 @@ class Context:
     Attributes:
         folder: of the verifier.
         listen: gets every event, on rank 0 only.
+        verify: hash all stored states before they are used, not each when it is first read.
         rows: the verifier's own responses by (suite, temperature), so that evaluation and benchmark share them.
     """
 
@@ -48,6 +49,7 @@ class Context:
     places: Places
     world: World
     listen: Listen
+    verify: bool = False
     rows: dict[tuple[str, float], list[JudgedResponse]] = attrs.field(init=False, factory=dict)
     _engines: dict[str, Engine] = attrs.field(init=False, factory=dict)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from speculators.files.disk import disk_errors
 Key = tuple[int, int]
 
 
-class AnswerJournal:
+class AnswerJournal(Mapping[Key, list[int]]):
     """Answers by conversation and turn, one line each, after a line of what determines them.
+
+    Memory holds only where each line starts, so that a million answers stay on the disk until they are asked for.
 
     Args:
         path: of the file, which another run may have left.
@@ -24,7 +27,7 @@ class AnswerJournal:
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         self.path = path
-        self.answers: dict[Key, list[int]] = {}
+        self._starts: dict[Key, int] = {}
         self._end = 0
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +52,24 @@ class AnswerJournal:
             ArtifactError: the disk is full, or the file cannot be written.
         """
         new = dict(answers)
-        self._append([{"row": row, "turn": turn, "answer": answer} for (row, turn), answer in new.items()])
-        self.answers |= new
+        starts = self._append([{"row": row, "turn": turn, "answer": answer} for (row, turn), answer in new.items()])
+        self._starts |= zip(new, starts, strict=True)
+
+    def __getitem__(self, key: Key) -> list[int]:
+        """Reads an answer from the file."""
+        start = self._starts[key]
+        with disk_errors(self.path), self.path.open("rb") as file:
+            file.seek(start)
+            answer: list[int] = json.loads(file.readline())["answer"]
+        return answer
+
+    def __iter__(self) -> Iterator[Key]:
+        """Iterates over conversation and turn of each answer."""
+        return iter(self._starts)
+
+    def __len__(self) -> int:
+        """Counts the answers."""
+        return len(self._starts)
 
     def _read(self) -> None:
         """Reads up to the first line that is torn; a kill in the middle of `add` leaves one at the end."""
@@ -60,19 +79,21 @@ class AnswerJournal:
                 entry = _line(line)
                 if entry is None:
                     break
-                self.answers[entry["row"], entry["turn"]] = entry["answer"]
+                self._starts[entry["row"], entry["turn"]] = self._end
                 self._end += len(line)
 
-    def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        content = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+    def _append(self, entries: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Appends a line for each entry; returns where each starts."""
+        lines = [(json.dumps(entry) + "\n").encode() for entry in entries]
         with disk_errors(self.path), self.path.open("r+b" if self._end else "wb") as file:
             # Whatever follows the last whole line is torn.
             file.truncate(self._end)
             file.seek(self._end)
-            file.write(content)
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-        self._end += len(content)
+        *starts, self._end = itertools.accumulate(map(len, lines), initial=self._end)
+        return starts
 
 
 def _line(line: bytes) -> dict[str, Any] | None:

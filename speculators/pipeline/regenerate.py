@@ -25,6 +25,7 @@ from speculators.recipe.schema import Recipe
 from speculators.servers.answers import AnswerClient
 from speculators.servers.endpoint import Endpoint
 from speculators.servers.engines import ServerIdentity
+from speculators.training.world import local_device
 from speculators.verifier.engine import Engine
 from speculators.verifier.generate import Sampling
 from speculators.verifier.hub import fetch_tokenizer
@@ -156,7 +157,7 @@ def write_answers(
     work.answer(sampling, journal, listen)
     for warning in work.warnings():
         listen(WarningEvent(message=warning))
-    write_rows(file, work.rows())
+    write_rows(file, work.rows(journal))
     write_json(_provenance_file(file), {**origin, "sha256": file_sha256(file), "conversations": len(work.dialogues)})
     part.unlink(missing_ok=True)
 
@@ -238,7 +239,8 @@ def regenerate_file(
     section, limit = recipe.verifier, recipe.data.max_tokens
     if endpoint is None:
         folder = obtain(section, progress=progress)
-        engine = Engine(folder, dtype=settings.dtype or section.dtype, section=section)
+        dtype = settings.dtype or section.dtype
+        engine = Engine(folder, dtype=dtype, device=local_device(), section=section)
         known = engine_facts(engine)
         write_answers(out, dialogues, engine, settings, max_tokens=limit, facts=lambda _: known, listen=progress)
     else:

@@ -30,7 +30,7 @@ from speculators.runs.recipes import keep_recipe
 from speculators.runs.stages import TrainingRecord, measured, trained
 from speculators.tracking.sinks import OPEN, TrackedRun, check_installed
 from speculators.tracking.tracker import Tracker
-from speculators.training.world import World
+from speculators.training.world import World, dismiss
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +50,15 @@ class RunOutcome:
     peak_memory_gb: float
 
 
-def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, until: str | None = None) -> RunOutcome:
+def run_recipe(
+    recipe: Recipe,
+    *,
+    places: Places,
+    world: World,
+    listen: Listen,
+    until: str | None = None,
+    verify: bool = False,
+) -> RunOutcome:
     """Runs every stage that is not done yet.
 
     Args:
@@ -59,6 +67,7 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
         world: the launch; every process calls this.
         listen: gets the events, on rank 0.
         until: the last stage to run; None for all.
+        verify: hash all stored states before they are used, not each when it is first read.
 
     Raises:
         SpeculatorsError: the user has to mend something; finished work stays, and the next call goes on from it.
@@ -69,12 +78,13 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
     # Rejects a plug-in whose name collides with a built-in algorithm.
     CONFIGS.names()
     tracker = _tracker(recipe, log, world)
-    finished = False
+    finished, result = False, None
     lock = ExitStack()
     try:
         with blaming_plugin(recipe.algorithm.name):
             check_shared(places, world)
             context = make_context(recipe, places, world, tracker)
+            context.verify = verify
             if is_plugin(recipe.algorithm.name):
                 rehearse(context)
             if world.is_main:
@@ -86,7 +96,10 @@ def run_recipe(recipe: Recipe, *, places: Places, world: World, listen: Listen, 
                 _prepare_only(context, until)
             else:
                 _train_stages(context, record)
-            result = bench_stage(context, tracker) if until in ("bench", None) else None
+            if until in ("bench", None):
+                # Rank 0 alone measures; the others need not keep their devices until it is done.
+                context.world = dismiss(world)
+                result = bench_stage(context, tracker)
         finished = True
     finally:
         tracker.close(finished=finished)

@@ -24,7 +24,7 @@ from speculators.nn.layout import RowLayout
 from speculators.nn.precision import place
 from speculators.pipeline.arguments import DraftVocabulary, training_kwargs
 from speculators.pipeline.bench import evaluation
-from speculators.pipeline.capture import state_source
+from speculators.pipeline.capture import removing_damaged, state_source
 from speculators.pipeline.context import Context
 from speculators.pipeline.plugins import is_plugin
 from speculators.runs.stages import TrainingRecord
@@ -65,7 +65,8 @@ def train_stage(context: Context, prepared: Conversations) -> None:
         # Counted before the loop shards the parameters.
         trainable = parameter_counts(model)["trainable"]
         steps = train(model, job, context.world, batches=feed, train_kwargs=train_kwargs, evaluate=evaluate)
-        with feed.ahead, repeatable(enabled=context.world.device.type == "cuda" and not obstacle):
+        strict = context.world.device.type == "cuda" and not obstacle
+        with feed.ahead, removing_damaged(), repeatable(enabled=strict):
             for event in steps:
                 context.emit(event)
         if context.world.is_main:

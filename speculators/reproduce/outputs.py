@@ -111,7 +111,7 @@ def _first_state(pair: RunPair) -> Gap | None:
     """Locates the first conversation whose states differ, if the run's own are still in the cache."""
     key = pair.lock.fingerprints["capture"]
     try:
-        ours = StateStore.open(Places(cache=pair.cache).states(key), key=key, verify=True)
+        ours = StateStore.open(Places(cache=pair.cache).states(key), key=key, check="all")
         theirs = StateStore.open(pair.places.states(pair.plan.stage("capture").fingerprint))
     except ArtifactError:
         return None

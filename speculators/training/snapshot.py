@@ -95,6 +95,8 @@ def write(folder: Path, model: nn.Module, optimizer: Optimizer, world: World) ->
         dcp.save(
             _tensors(model, optimizer),
             storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
+            # A slow disk may keep one process writing for long.
+            process_group=world.control,
             no_dist=world.size == 1,
         )
     (folder / _rng_file(world.rank)).write_text(json.dumps(rng.capture()), encoding="utf-8")
@@ -140,7 +142,7 @@ def _load(folder: Path, tensors: dict[str, torch.Tensor], world: World) -> None:
     # dcp would read it too, but bury the reason of a failure.
     metadata_of(folder)
     with _alone_is_fine():
-        dcp.load(tensors, storage_reader=_Reader(folder), no_dist=world.size == 1)
+        dcp.load(tensors, storage_reader=_Reader(folder), process_group=world.control, no_dist=world.size == 1)
 
 
 @contextmanager

@@ -19,8 +19,10 @@ import torch.distributed as dist
 
 from speculators.errors import TrainingError
 
-# Other ranks wait while rank 0 converts a verifier or hashes a checkpoint; NCCL's default of ten minutes is too short.
-PATIENCE = timedelta(minutes=60)
+# Ranks reach a collective of tensors at nearly the same time: a longer wait means that one of them hangs.
+DATA_PATIENCE = timedelta(minutes=15)
+# Meanwhile rank 0 alone may have a verifier answer every prompt, tokenize a million conversations, or measure.
+CONTROL_PATIENCE = timedelta(days=30)
 
 # CUDA's libraries read these once, at their first use. cuBLAS needs a workspace of a fixed size to repeat its sums.
 # NCCL's NVLS lets the switch sum, in an order that NVIDIA does not promise to be the same each time.
@@ -40,12 +42,14 @@ class World:
     Attributes:
         rank: number of this process in the launch, from 0.
         backend: of the process group; "" if there is none.
+        control: the group in which processes wait for serial work and exchange host values; None if there is none.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
     backend: str = ""
+    control: dist.ProcessGroup | None = attrs.field(default=None, repr=False)
 
     @property
     def device_name(self) -> str:
@@ -63,14 +67,14 @@ class World:
     def barrier(self) -> None:
         """Waits for every process."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.control)
 
     def broadcast(self, value: Any) -> Any:
         """Sends rank 0's `value` (anything that pickles) to every rank."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -78,7 +82,7 @@ class World:
         if self.size == 1:
             return [value]
         boxes: list[Any] = [None] * self.size
-        dist.all_gather_object(boxes, value)
+        dist.all_gather_object(boxes, value, group=self.control)
         return boxes
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -167,8 +171,8 @@ def start() -> World:
     """Joins the launch that torchrun's environment describes; without one, the world is this process alone.
 
     Returns:
-        The world, with a process group (gloo on CPU; NCCL on CUDA, with gloo beside it for host values) if torchrun
-        started this process.
+        The world, with a process group for tensors (gloo on CPU; NCCL on CUDA, with gloo beside it for host values) and
+        one for control (gloo), if torchrun started this process.
 
     Raises:
         TrainingError: the launch has more processes on this machine than the machine has GPUs.
@@ -186,9 +190,10 @@ def start() -> World:
         return World(device=device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=DATA_PATIENCE)
     rank, size = dist.get_rank(), dist.get_world_size()
-    return World(rank=rank, size=size, device=device, backend=backend)
+    control = dist.new_group(backend="gloo", timeout=CONTROL_PATIENCE)
+    return World(rank=rank, size=size, device=device, backend=backend, control=control)
 
 
 def stop(world: World) -> None:
@@ -197,6 +202,20 @@ def stop(world: World) -> None:
         # Sharded models keep process groups alive in reference cycles, which must go before the groups do.
         gc.collect()
         dist.destroy_process_group()
+
+
+def dismiss(world: World) -> World:
+    """Lets every process but rank 0 end while rank 0 works on, alone; every process calls this.
+
+    Returns:
+        A world of this process alone. On several machines the world as it is: torchrun ends a machine's agent five
+        minutes after its processes, and one of the agents keeps the others together.
+    """
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        return world
+    world.barrier()
+    stop(world)
+    return World(rank=world.rank, device=world.device)
 
 
 def leave(code: int) -> NoReturn:

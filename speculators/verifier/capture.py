@@ -15,6 +15,8 @@ from speculators.verifier.architecture import trunk
 
 # Tokens of one forward of the verifier: enough to keep two cores busy; a GPU needs more at once.
 CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
+# Likewise of one whose sequences lie side by side in one row: the mask between them is dense, and grows by the square.
+PACKED_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 
 class _Enough(Exception):
@@ -43,13 +45,19 @@ class Capture:
         self._states: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
-    def run(self, input_ids: torch.Tensor) -> list[torch.Tensor]:
-        """Runs `input_ids` [B, S]; returns the streams in the order of `layer_ids`, each [B, S, H]."""
+    def run(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Runs `input_ids` [B, S]; returns the streams in the order of `layer_ids`, each [B, S, H].
+
+        Args:
+            position_ids: [B, S], where they restart within a row; None for 0..S-1.
+        """
         self._states = {}
         handles = [self._watch(layer_id) for layer_id in {*self._ids}]
         try:
             # The decoder without the head: logits are never computed.
-            self._decoder(input_ids=input_ids, use_cache=False)
+            # Third-party models need not take positions.
+            positions = {} if position_ids is None else {"position_ids": position_ids}
+            self._decoder(input_ids=input_ids, use_cache=False, **positions)
         except _Enough:
             pass
         finally:
@@ -85,6 +93,11 @@ def cache_name(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
+def takes_positions(model: Any) -> bool:
+    """Whether a model's positions can be given; third-party models may count them themselves."""
+    return "position_ids" in inspect.signature(trunk(model).forward).parameters
+
+
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, ...]]:
     """Groups indices so that each batch, padded to its longest, has at most `batch_tokens` tokens; shortest first."""
     batches: list[tuple[int, ...]] = []
@@ -94,4 +107,17 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[tuple[i
             batches.append(tuple(batch))
             batch = []
         batch.append(index)
+    return [*batches, tuple(batch)] if batch else batches
+
+
+def batches_in_order(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, ...]]:
+    """Groups indices so that the tokens of each batch, side by side, are at most `batch_tokens`."""
+    batches: list[tuple[int, ...]] = []
+    batch, room = list[int](), batch_tokens
+    for index, length in enumerate(lengths):
+        if batch and length > room:
+            batches.append(tuple(batch))
+            batch, room = [], batch_tokens
+        batch.append(index)
+        room -= length
     return [*batches, tuple(batch)] if batch else batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from speculators.facts import VerifierFacts, reason
 from speculators.nn.precision import compute_dtype
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier.architecture import auto_class, config_of, decoder_layers
-from speculators.verifier.capture import Capture, batches_by_length
+from speculators.verifier.capture import (
+    CAPTURE_TOKENS,
+    PACKED_TOKENS,
+    Capture,
+    batches_by_length,
+    batches_in_order,
+    takes_positions,
+)
 from speculators.verifier.factors import by_factors, factors_for
 from speculators.verifier.generate import Sampling, generate_batches
 from speculators.verifier.head import VerifierHead
@@ -96,8 +104,7 @@ class Engine:
         Raises:
             VerifierError: a layer id is not in 0..N, or a sequence is empty.
         """
-        captured = self._streams(batch, (*layer_ids, self.num_layers), longest)
-        return [(torch.cat(states[:-1], -1) if layer_ids else states[-1][:, :0], states[-1]) for states in captured]
+        return list(map(_side_by_side, self._streams(batch, (*layer_ids, self.num_layers), longest)))
 
     def capture_layers(
         self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int], *, longest: Sequence[int] | None = None
@@ -108,17 +115,34 @@ class Engine:
         return [torch.cat(states, -1) for states in self._streams(batch, tuple(layer_ids), longest)]
 
     def _streams(
-        self, batch: Sequence[torch.Tensor], ids: tuple[int, ...], longest: Sequence[int] | None
+        self,
+        batch: Sequence[torch.Tensor],
+        ids: tuple[int, ...],
+        longest: Sequence[int] | None = None,
+        *,
+        packed: bool = False,
     ) -> list[list[torch.Tensor]]:
-        """Captures the streams [n, H] of each sequence at `ids`, with the rotary embedding of its own length."""
+        """Captures the streams [n, H] of each sequence at `ids`, with the rotary embedding of its own length.
+
+        Args:
+            packed: put the sequences side by side into one row, instead of padding them.
+        """
         self._check_sequences(batch)
-        lengths = [len(sequence) for sequence in batch] if longest is None else longest
+        reached = [len(sequence) for sequence in batch] if longest is None else longest
         streams: list[list[torch.Tensor]] = [[] for _ in batch]
-        for group in by_factors(lengths, self.model):
-            with factors_for(self.model, max(lengths[index] for index in group)):
-                states = Capture(self.model, self._layers, ids).run(self._padded([batch[index] for index in group]))
-            for row, index in enumerate(group):
-                streams[index] = [state[row, : len(batch[index])] for state in states]
+        for group in by_factors(reached, self.model):
+            with factors_for(self.model, max(reached[index] for index in group)):
+                capture, sequences = Capture(self.model, self._layers, ids), [batch[index] for index in group]
+                lengths = [len(each) for each in sequences]
+                if packed and len(group) > 1:
+                    joined = capture.run(*self._packed(sequences))
+                    split = [stream[0].split(lengths) for stream in joined]
+                    states = list(map(list, zip(*split, strict=True)))
+                else:
+                    padded = capture.run(self._padded(sequences))
+                    states = [[stream[row, :length] for stream in padded] for row, length in enumerate(lengths)]
+            for index, parts in zip(group, states, strict=True):
+                streams[index] = parts
         return streams
 
     def capture_all(
@@ -144,6 +168,41 @@ class Engine:
             captured = self.capture([rows[index] for index in indices], layer_ids, longest=lengths)
             for index, (chosen, last) in zip(indices, captured, strict=True):
                 yield index, chosen, last
+
+    def capture_packed(
+        self, rows: Sequence[torch.Tensor], layer_ids: Sequence[int]
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Captures sequences of different lengths without padding, as `capture_all` captures similar ones.
+
+        They lie side by side in one row, in which positions restart with each sequence. Batches are padded where the
+        model does not keep such sequences apart.
+        """
+        tokens = PACKED_TOKENS[self.device.type]
+        if not self.keeps_apart:
+            yield from self.capture_all(rows, layer_ids, batch_tokens=CAPTURE_TOKENS[self.device.type])
+            return
+        for indices in batches_in_order([len(row) for row in rows], tokens):
+            captured = self._streams([rows[i] for i in indices], (*layer_ids, self.num_layers), packed=True)
+            for index, states in zip(indices, captured, strict=True):
+                yield index, *_side_by_side(states)
+
+    @cached_property
+    def keeps_apart(self) -> bool:
+        """Whether sequences side by side in one row do not see each other; tried on a few tokens.
+
+        transformers masks where positions restart, but running states (linear attention, Mamba) pass on, and a model
+        that does not hand its positions to the mask (gpt-oss) attends across. Chunks of attention are cut by place in
+        the row in earlier versions of transformers, and no short trial can show that.
+        """
+        if not takes_positions(self.model) or self.facts.get("attention_chunk_size") is not None:
+            return False
+        pairs = [pair % self.facts.vocab_size for pair in torch.arange(16).split(2)]
+        packed = torch.cat([states[0] for states in self._streams(pairs, (self.num_layers,), packed=True)[1:]])
+        alone = torch.cat([self._streams([pair], (self.num_layers,))[0][0] for pair in pairs[1:]])
+        # Of each token, since single ones are larger than others by a thousand; and the median, because in 16 bits a
+        # token may go to another expert. Rounding is far below a tenth, and what is seen of others is about 1. A
+        # padding token may have a state of zeros, and 0 / 0 does not count.
+        return bool(((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).nanmedian() < 0.1)
 
     def check_head(self, head: VerifierHead, rows: torch.Tensor | None = None) -> None:
         """Compares `head` with the model's own logits on a few tokens, to catch a misread formula.
@@ -222,10 +281,20 @@ class Engine:
         if not batch or not all(len(sequence) for sequence in batch):
             raise VerifierError("cannot capture an empty sequence")
 
+    def _packed(self, batch: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts sequences into one row [1, S], with their positions."""
+        ids, positions = torch.cat([s.long() for s in batch]), torch.cat([torch.arange(len(s)) for s in batch])
+        return ids[None].to(self.device), positions[None].to(self.device)
+
     def _padded(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
         # On the right, and any id will do: attention is causal, so no real token ever sees it, nor is it moved.
         padded = torch.nn.utils.rnn.pad_sequence([s.long() for s in batch], batch_first=True)
         return padded.to(self.device)
+
+
+def _side_by_side(states: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Joins all streams but the last one, which stays apart."""
+    return torch.cat(states[:-1], -1) if len(states) > 1 else states[-1][:, :0], states[-1]
 
 
 def _load(folder: Path, facts: VerifierFacts, dtype: torch.dtype, trust_remote_code: bool) -> Any:

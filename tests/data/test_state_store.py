@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -19,9 +21,18 @@ import safetensors.torch
 import torch
 from data_toys import fake_capture
 
+from speculators.data import store as state_store
 from speculators.data.batches import Batches
 from speculators.data.capture import OnlineStates, StateWriter, fill, fill_stream
-from speculators.data.store import DamagedShards, StateStore, StoreLayout, plan_shards, shard_name, store_bytes
+from speculators.data.store import (
+    DamagedShards,
+    StateStore,
+    StoreLayout,
+    plan_shards,
+    shard_name,
+    states_digest,
+    store_bytes,
+)
 from speculators.errors import ArtifactError, DataError
 from speculators.verifier.engine import Engine
 
@@ -130,6 +141,9 @@ def test_cut_shard_is_named_and_only_it_is_captured_again(store, folder, layout,
 
     writer = StateWriter(folder, layout)
     assert (writer.missing(), list(writer.damaged)) == ([1], [1])
+    # From here on the store is incomplete, also for those who look at sizes only.
+    with pytest.raises(ArtifactError, match="not complete"):
+        StateStore.open(folder)
     fill(writer, conversations, spying)
     writer.finish()
     assert seen == [len(layout.shards[1])]
@@ -154,18 +168,52 @@ def test_damage_that_opening_finds(store, folder, harm, said):
 
 
 def test_flipped_bit_is_found_on_demand(store, folder, layout):
-    """The sha256 reveals one altered bit, both when verifying and when a writer continues the store."""
+    """The sha256 reveals one altered bit to whoever asks for all shards; continuing a store does not hash it."""
     path = folder / shard_name(2)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     StateStore.open(folder)
     with pytest.raises(DamagedShards, match=r"states-00002.*sha256"):
-        StateStore.open(folder, verify=True)
-    assert StateWriter(folder, layout).missing() == [2]
-    # From here on the store is incomplete, also for those who look at sizes only.
-    with pytest.raises(ArtifactError, match="not complete"):
-        StateStore.open(folder)
+        StateStore.open(folder, check="all")
+    assert StateWriter(folder, layout).missing() == []
+
+
+@pytest.mark.parametrize("notes", ["of today", "of earlier versions"])
+def test_flipped_bit_is_found_before_its_values_are_used(folder, layout, conversations, store, notes):
+    """Whoever reads states first compares them with their sha256, though nobody hashed the store when it was opened;
+    a store whose notes have no digest of each conversation is hashed shard by shard."""
+    note, path = folder / "states-00001.json", folder / shard_name(1)
+    if notes == "of earlier versions":
+        note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "conversations"}))
+    *others, last = layout.shards[1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    opened = StateStore.open(folder, check="none")
+    with pytest.raises(DamagedShards, match=r"states-00001.*sha256") as caught:
+        opened.read(last)
+    assert (caught.value.folder, caught.value.shards) == (folder, (1,))
+    for index in [*layout.shards[0], *(others if notes == "of today" else ())]:
+        assert torch.equal(opened.read(index)[0], captured(conversations, index)[0])
+
+
+def test_states_are_compared_once(store, layout, monkeypatch):
+    """Later epochs read without hashing."""
+    hashed = []
+    monkeypatch.setattr(state_store, "states_digest", lambda *states: hashed.append(1) or states_digest(*states))
+    for _ in range(2):
+        store.states(layout.shards[0])
+    assert len(hashed) == len(layout.shards[0])
+
+
+def test_a_shard_is_opened_by_its_first_read(folder, layout, store):
+    """Opening a store with 100,000 shards opens none of them; one that is missing is named by whoever reads it."""
+    (folder / shard_name(1)).unlink()
+    opened = StateStore.open(folder, check="none")
+    opened.read(layout.shards[0][0])
+    with pytest.raises(DamagedShards, match=r"states-00001\.safetensors \(missing\)"):
+        opened.read(layout.shards[1][0])
 
 
 def test_unreadable_note_costs_its_shard_only(store, folder, layout):
@@ -178,6 +226,7 @@ def test_unreadable_note_costs_its_shard_only(store, folder, layout):
 
 def test_file_that_shrinks_while_open_is_an_error(store, folder, layout):
     """Reading a shard that was cut after opening raises an error; an open memory map would kill the process."""
+    store.read(layout.shards[0][0])
     os.truncate(folder / shard_name(0), 200)
     with pytest.raises(ArtifactError, match=r"states-00000\.safetensors: cut short"):
         store.read(layout.shards[0][-1])
@@ -289,6 +338,9 @@ def test_kill_keeps_complete_shards(folder, layout, conversations, after, tmp_pa
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
     for _ in range(after):
         assert child.stdout.readline()
+    # The writing thread may lag behind what is captured.
+    while after > len(layout.shards[0]) and not (folder / "states-00000.json").exists():
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
@@ -372,6 +424,64 @@ def test_a_stream_of_many_conversations_fills_the_same_store(folder, layout, con
     for number in range(len(layout.shards)):
         assert (tmp_path / "streamed" / shard_name(number)).read_bytes() == (folder / shard_name(number)).read_bytes()
     assert events[-1].done == events[-1].total == conversations.lengths.sum()
+
+
+def test_the_verifier_goes_on_while_a_shard_is_written(folder, layout, conversations, store, tmp_path, monkeypatch):
+    """A thread checks, hashes and writes: the next shard is captured meanwhile, and the store has the same bytes."""
+    second_begun, waited = threading.Event(), []
+    write = StateWriter.write
+
+    def patient(self, number, *states):
+        waited.append(second_begun.wait(20))
+        write(self, number, *states)
+
+    def telling(rows):
+        if telling.begun:
+            second_begun.set()
+        telling.begun = True
+        yield from fake_capture(rows)
+
+    telling.begun = False
+    monkeypatch.setattr(StateWriter, "write", patient)
+    writer = StateWriter(tmp_path / "beside", layout)
+    fill(writer, conversations, telling)
+    writer.finish()
+    assert all(waited)
+    for path in folder.iterdir():
+        assert (tmp_path / "beside" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_error_of_the_writing_thread_ends_capture_at_once(folder, layout, conversations, monkeypatch):
+    """The verifier does not compute the rest of a store that cannot be written."""
+    captured_shards, failed = [], threading.Event()
+
+    def failing(self, number, *states):
+        failed.set()
+        raise ArtifactError("the disk is full")
+
+    def counting(rows):
+        if captured_shards:
+            failed.wait(20)
+        captured_shards.append(len(rows))
+        yield from fake_capture(rows)
+
+    monkeypatch.setattr(StateWriter, "write", failing)
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        fill(StateWriter(folder, layout), conversations, counting)
+    assert len(captured_shards) < len(layout.shards)
+
+
+def test_an_interrupted_capture_ends_its_threads(folder, layout, conversations):
+    """After Ctrl-C no thread writes on into a store that the next process may already continue."""
+    before = threading.active_count()
+
+    def interrupted(rows):
+        yield from fake_capture(rows)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(StateWriter(folder, layout), conversations, interrupted)
+    assert threading.active_count() == before
 
 
 def test_progress_counts_tokens(folder, layout, conversations):

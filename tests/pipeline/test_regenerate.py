@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
 
 from speculators.data.conversations import parse
 from speculators.data.messages import Conversation
@@ -225,9 +228,42 @@ def test_the_answers_of_other_settings_are_not_continued(tmp_path: Path) -> None
     journal = AnswerJournal(part, {"seed": 1})
     journal.add([((0, 0), [5, 6]), ((1, 0), [7])])
     AnswerJournal(part, {"seed": 1}).add([((0, 1), [8])])
-    assert AnswerJournal(part, {"seed": 1}).answers == {(0, 0): [5, 6], (1, 0): [7], (0, 1): [8]}
+    assert dict(AnswerJournal(part, {"seed": 1})) == {(0, 0): [5, 6], (1, 0): [7], (0, 1): [8]}
     assert not AnswerJournal.has(part, {"seed": 2})
-    assert AnswerJournal(part, {"seed": 2}).answers == {}
+    assert dict(AnswerJournal(part, {"seed": 2})) == {}
+
+
+def test_answers_stay_on_the_disk(tmp_path: Path) -> None:
+    """A journal holds a few bytes for each answer, whatever its length, both while it grows and when it is resumed."""
+    tracemalloc.start()
+    journal, answer = AnswerJournal(tmp_path / "answers.part", {}), list(range(1000, 3000))
+    for row in range(50):
+        journal.add([((row, 0), list(answer))])
+    resumed = AnswerJournal(tmp_path / "answers.part", {})
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert journal[49, 0] == resumed[49, 0] == answer
+    # One copy of the ids alone takes eight times that many bytes.
+    assert kept < 50 * len(answer) + sys.getsizeof(1000) * len(answer)
+
+
+def test_the_verifier_answers_on_the_gpu_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`spec regenerate` loads the verifier where the process computes, as `spec run` does."""
+    devices: list[torch.device] = []
+
+    def engine(folder: Path, *, device: torch.device, **_: Any) -> None:
+        devices.append(device)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(regenerate, "obtain", lambda section, progress: tmp_path)
+    monkeypatch.setattr(regenerate, "Engine", engine)
+    data = DataSection(sources=(rows_file(tmp_path, {"messages": [QUESTION]}),))
+    recipe: Any = SimpleNamespace(data=data, verifier=SimpleNamespace(dtype="float32"))
+    with pytest.raises(KeyboardInterrupt):
+        regenerate.regenerate_file(recipe, None, tmp_path / "new.jsonl", progress=lambda event: None)
+    assert devices == [torch.device("cuda", 0)]
 
 
 def test_a_finished_file_of_other_prompts_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from command import WEIGHTS, Spec, events
 from safetensors.torch import load_file
 
 from speculators.data import store
-from speculators.data.store import StoreLayout
+from speculators.data.store import DamagedShards
 from speculators.events import Event, WarningEvent
 from speculators.files.disk import file_sha256
 from speculators.pipeline import Places, capture, run_recipe
@@ -43,24 +43,39 @@ def test_cached_and_online_states_give_the_same_losses(spec: Spec, run_folder: P
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * LOSS_TOLERANCE)
 
 
-def test_a_damaged_store_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check of the shards passes its result on, so that each is hashed once; only the damaged one is captured
-    again."""
-    monkeypatch.setattr(capture, "StoreLayout", partial(StoreLayout, shard_tokens=1000))
+def test_only_a_damaged_shard_is_captured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No start of a run hashes the store; reading finds a flipped bit before its values are trained on, and the run
+    after that captures this shard alone, in the size that the store has. `--verify` hashes each shard once."""
     places = Places(runs=tmp_path / "runs", cache=tmp_path / "cache")
-    captured = partial(run_recipe, load_recipe("smoke"), places=places, world=World(), until="capture")
-    captured(listen=lambda event: None)
+    run = partial(run_recipe, load_recipe("smoke"), places=places, world=World())
+    with monkeypatch.context() as patch:
+        patch.setitem(capture.SHARD_TOKENS, "cpu", 1000)
+        run(until="capture", listen=lambda event: None)
+    hashed: list[Path] = []
+    monkeypatch.setattr(store, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     shards = sorted(tmp_path.rglob("states-*.safetensors"))
     before = [path.read_bytes() for path in shards]
     assert len(shards) > 2
-    shards[1].write_bytes(before[1][:-1] + b"?")
-    hashed: list[Path] = []
-    monkeypatch.setattr(store, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    for path, content in zip(shards, before, strict=True):
+        # Behind the header.
+        path.write_bytes(content[:4096] + bytes(len(content) - 4096))
+    with pytest.raises(DamagedShards, match="sha256") as caught:
+        run(until="train", listen=lambda event: None)
+    (removed,) = caught.value.shards
+    assert [path.exists() for path in shards] == [number != removed for number in range(len(shards))]
+    for number, (path, content) in enumerate(zip(shards, before, strict=True)):
+        if number != removed:
+            path.write_bytes(content)
     received: list[Event] = []
-    captured(listen=received.append)
+    run(until="capture", listen=received.append)
     assert [path.read_bytes() for path in shards] == before
+    warned = [event.message for event in received if isinstance(event, WarningEvent)]
+    assert any(f"{shards[removed].name} (missing): captured again" in message for message in warned)
+    assert hashed == []
+    shards[1].write_bytes(before[1][:-1] + b"?")
+    run(until="capture", listen=lambda event: None, verify=True)
     assert sorted(hashed) == shards
-    assert any("states-00001.safetensors" in event.message for event in received if isinstance(event, WarningEvent))
+    assert [path.read_bytes() for path in shards] == before
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from training_launch import CASES, whole_run
@@ -16,7 +19,7 @@ from training_toy import MUON, build, make_job, run
 from speculators.errors import TrainingError
 from speculators.events import SaveEvent
 from speculators.training.launch import launch
-from speculators.training.world import World, repeatable, start, unused_gpus
+from speculators.training.world import World, dismiss, repeatable, start, stop, unused_gpus
 
 # Gradients are the same sums in another order: float32 leaves them equal to 1e-7 of their size. AdamW keeps that small:
 # 1.2e-7 was measured after six updates of lr = 1e-2. Muon rounds to bf16, where 1e-7 can tip an entry by 2^-8 of it:
@@ -152,3 +155,48 @@ def test_torch_is_strict_while_training_on_a_gpu():
         raise KeyboardInterrupt
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory == filled
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The world of a launch of one process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    world = start()
+    yield world
+    stop(world)
+
+
+def test_serial_work_of_rank_0_may_take_days(launched, monkeypatch):
+    """Barriers and host values have a group whose timeout outlasts any preparation; tensors keep a short one, so that a
+    process that hangs is noticed."""
+    patience = {
+        name: group._get_backend(torch.device("cpu")).options._timeout
+        for name, group in {"data": torch.distributed.group.WORLD, "control": launched.control}.items()
+    }
+    assert patience["data"] <= timedelta(minutes=30)
+    assert patience["control"] >= timedelta(days=7)
+    groups = []
+    for name in ("barrier", "broadcast_object_list", "all_gather_object", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, group=None, **__: groups.append(group))
+    one_of_two = attrs.evolve(launched, size=2)
+    one_of_two.barrier()
+    one_of_two.broadcast("x")
+    one_of_two.gather("x")
+    assert groups == [launched.control] * 3
+    one_of_two.sum(torch.ones(1))
+    assert groups[-1] is None
+
+
+def test_the_processes_that_are_not_needed_may_end(launched, monkeypatch):
+    """On one machine all leave the launch together, and rank 0 works on alone; on several machines they stay, because
+    torchrun would end the agents that keep the launch together."""
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert dismiss(launched) is launched
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    alone = dismiss(launched)
+    assert not torch.distributed.is_initialized()
+    assert (alone.rank, alone.size, alone.control) == (0, 1, None)

@@ -14,7 +14,7 @@ from training_toy import ADAMW, MUON, STEPS, batches, build, exported_weights, m
 from speculators.errors import ArtifactError, TrainingError
 from speculators.events import EvalEvent, StepEvent
 from speculators.training import snapshot
-from speculators.training.world import leave, start, stop
+from speculators.training.world import dismiss, leave, start
 
 CASES = {
     "adamw": {"optimizer": ADAMW},
@@ -101,7 +101,10 @@ def main(folder: Path) -> None:
     assert make_row(0, 1).supervised > 0
     assert len(results["adamw"]["losses"]) == STEPS
     torch.save(results, folder / f"rank-{world.rank}.pt")
-    stop(world)
+    # As before a benchmark: the processes leave together, and none waits for another after that.
+    alone = dismiss(world)
+    assert (alone.rank, alone.size) == (world.rank, 1)
+    alone.barrier()
 
 
 if __name__ == "__main__":

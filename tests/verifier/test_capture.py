@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speculators.errors import VerifierError
-from speculators.verifier.capture import batches_by_length
+from speculators.verifier.capture import batches_by_length, batches_in_order
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 
@@ -73,6 +73,32 @@ def test_capture_all_gives_every_row_once(engine: Engine, rows: list[torch.Tenso
         ((alone, last_alone),) = engine.capture([rows[index]], (1,))
         assert relative(states, alone) < 1e-5
         assert relative(last, last_alone) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_a_packed_row_gives_single_results_without_padding(
+    tmp_path: Path, rows: list[torch.Tensor], model_type: str, dtype: str, tolerance: float
+):
+    """Sequences of any lengths lie side by side in one forward, and each has the states that it has alone."""
+    sliding = {"sliding_window": 8} if model_type == "gemma2" else {}
+    engine = Engine(make_tiny_verifier(tmp_path, model_type=model_type, **sliding), dtype=dtype)
+    assert engine.keeps_apart
+    shapes: list[torch.Size] = []
+    engine.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    captured = list(engine.capture_packed(rows, (1, 3)))
+    assert shapes == [(1, sum(LENGTHS))]
+    assert [index for index, _, _ in captured] == list(range(len(rows)))
+    for row, (_, states, last) in zip(rows, captured, strict=True):
+        ((alone, last_alone),) = engine.capture([row], (1, 3))
+        assert relative(states, alone) < tolerance
+        assert relative(last, last_alone) < tolerance
+
+
+def test_packed_batches_keep_to_the_token_budget():
+    """A longer sequence is a batch by itself."""
+    assert batches_in_order([10, 300, 20, 20, 90, 10], 100) == [(0,), (1,), (2, 3), (4, 5)]
+    assert batches_in_order([], 100) == []
 
 
 def test_batches_keep_to_the_token_budget():

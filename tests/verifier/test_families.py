@@ -147,6 +147,20 @@ def test_captured_states_are_transformers_own(trial: Trial) -> None:
         assert close(head.normalize(last), theirs[4][0])
 
 
+def test_documents_of_a_packed_row_have_the_states_that_they_have_alone(trial: Trial) -> None:
+    """Side by side where the model keeps them apart; in padded batches where states run on, the mask does not know
+    where documents begin (gpt-oss), or attention has chunks (Llama 4)."""
+    engine, rows = trial.engine, [torch.tensor(prompt) for prompt in (*PROMPTS, [6], *PROMPTS)]
+    apart = trial.family.keeps != STATES and trial.family.model_type not in ("gpt_oss", "llama4")
+    assert engine.keeps_apart == apart
+    captured = list(engine.capture_packed(rows, (0, 2, 3)))
+    assert sorted(index for index, _, _ in captured) == list(range(len(rows)))
+    for index, *states in captured:
+        ((chosen, last),) = engine.capture([rows[index]], (0, 2, 3))
+        assert close(states[0], chosen)
+        assert close(states[1], last)
+
+
 def test_head_and_embeddings_read_from_the_files_are_the_verifiers(trial: Trial) -> None:
     """Logits from the last state are the model's own, and the embeddings are those of its input."""
     head = load_head(trial.folder, trial.engine.facts)
