@@ -113,6 +113,7 @@ def test_other_states_are_named_by_conversation_and_tensor(spec: Spec, run: Path
     content[-2] ^= 1  # of the last token of the longest conversation
     shard.write_bytes(content)
     edited(store / "manifest.json", lambda table: table["shards"][0].update(sha256=file_sha256(shard)))
+    edited(shard.with_suffix(".json"), lambda table: table.pop("conversations"))
     edited(run / "made.json", lambda table: table["capture"]["files"].update({shard.name: file_sha256(shard)}))
     outcome = other("reproduce", run, "--to", to, "--until", "capture", "--json")
     assert differing(outcome) == [("capture", "files")]
