@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from speculators.data.encoded import Conversations
-from speculators.data.store import StateStore
+from speculators.data.store import DamagedShards, StateStore
 from speculators.doctor.check import Check, Family
 from speculators.doctor.length import first_hits
 from speculators.doctor.speculator import ExaminedSpeculator
@@ -35,11 +35,14 @@ def check_states(speculator: ExaminedSpeculator, engine: Engine, places: Places)
     try:
         prepared = conversations_of(origin.lock.fingerprints["prepare"], places)
         store = StateStore.open(places.states(key), key=key)
+        chosen = _spread(len(prepared))
+        stored = store.states(chosen)
+    except DamagedShards as error:
+        return DATA.wrong(STATES, str(error).splitlines()[0], f"remove {error.folder}: spec run captures again")
     except ArtifactError as error:
         return DATA.skipped(STATES, f"the states are gone: {str(error).splitlines()[0]}")
-    chosen = _spread(len(prepared))
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in chosen]
-    layers, tokens = compare_states(engine, rows, store.states(chosen), origin.trained["target_layer_ids"])
+    layers, tokens = compare_states(engine, rows, stored, origin.trained["target_layer_ids"])
     dtype = str(engine.dtype).removeprefix("torch.")
     comparison = StatesCheck(
         source=str(store.folder),

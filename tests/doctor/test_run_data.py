@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from clinic import RECIPE, TALKS, Clinic, Examined, talk, write_talks
 from command import Spec
 from safetensors.torch import load_file, save_file
+
+from speculators.files.disk import file_sha256
 
 pytestmark = pytest.mark.slow
 
@@ -109,13 +112,34 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_stored_states_that_are_not_the_verifier_s_are_wrong(clinic: Clinic, tmp_path: Path, name: str) -> None:
-    """The run trained on them, and everything else about it looks right."""
+    """The run trained on them, and everything else about it looks right: their hashes are of what was captured."""
     change, words = STORED[name]
     cache = Path(shutil.copytree(clinic.cache, tmp_path / "cache"))
-    for shard in cache.glob("states/*/*.safetensors"):
-        held = change(load_file(shard))
-        save_file({key: tensor.contiguous() for key, tensor in held.items()}, shard)
+    for manifest in cache.glob("states/*/manifest.json"):
+        table = json.loads(manifest.read_text())
+        for entry in table["shards"]:
+            shard = manifest.with_name(entry["file"])
+            held = change(load_file(shard))
+            save_file({key: tensor.contiguous() for key, tensor in held.items()}, shard)
+            entry["sha256"] = file_sha256(shard)
+            note = shard.with_suffix(".json")
+            note.write_text(json.dumps({**json.loads(note.read_text()), "conversations": None}))
+        manifest.write_text(json.dumps(table))
     examination = clinic.examine(clinic.run / "speculator", cache=cache)["data/states"]
     assert examination.result == "wrong", examination
     assert re.search(words, examination.evidence), examination.evidence
     assert "--check-states" in examination.todo
+
+
+def test_stored_states_that_were_altered_are_wrong(clinic: Clinic, tmp_path: Path) -> None:
+    """A flipped bit is told apart from a fault of capture."""
+    cache = Path(shutil.copytree(clinic.cache, tmp_path / "cache"))
+    for shard in cache.glob("states/*/*.safetensors"):
+        content = bytearray(shard.read_bytes())
+        for place in range(len(content) // 2, len(content), 64):  # in every conversation's last states
+            content[place] ^= 1
+        shard.write_bytes(content)
+    examination = clinic.examine(clinic.run / "speculator", cache=cache)["data/states"]
+    assert examination.result == "wrong", examination
+    assert "have another sha256" in examination.evidence
+    assert "captures again" in examination.todo
