@@ -6,9 +6,11 @@ Its rounds are read twice: step by step from its engine, and from its own counte
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from foreign import vllm
-from trained import draft_gap, live, logit_gap, questions
+from trained import live, logit_gap, questions
 
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter
@@ -18,10 +20,6 @@ pytestmark = [pytest.mark.interop, pytest.mark.long]
 PROMPTS, TOKENS = 6, 64
 # The verifier's cached decode and a whole forward differ by up to 8e-5 (tests/models/test_real_verifier.py).
 NEAR_TIE = 1e-3
-# A draft's: the fault that `one_norm` copies, and that `draft_gap` has not, moves its logits by some thousandths.
-DRAFT_NEAR_TIE = 1e-2
-# Sums in another order decide a near tie, so the kind of CPU does: as many prompts may part there.
-MAY_PART = 1
 ARGUMENTS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 2, "seed": 0}
 
 
@@ -36,12 +34,13 @@ def plain(engine, tmp_path_factory):
     return _ask(engine.folder, questions(engine, PROMPTS), tmp_path_factory.mktemp("plain"), logprobs=True)
 
 
-@pytest.fixture
-def one_norm(monkeypatch):
+@contextmanager
+def one_norm():
     """Our block drafters with the fault of vLLM 0.32.0 on CPUs: one k_norm, the first layer's, for the context of all.
 
     DFlash hands its `rms_norm` the weights of all layers at once; the CPU's kernel reads one row of them, CUDA's each
-    layer's own. Without this fault of ours the drafts part at the first near tie of some thousandths.
+    layer's own. Without this fault of ours the drafts part at the first near tie of some thousandths. Only for the
+    decode that is compared: a run that is benchmarked with it finds that replay and live decode differ.
     """
     real = BlockDrafter.advance
 
@@ -54,10 +53,11 @@ def one_norm(monkeypatch):
         for attention, norm in zip(attentions, own, strict=True):
             attention.k_norm = norm
 
-    monkeypatch.setattr(BlockDrafter, "advance", advance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockDrafter, "advance", advance)
+        yield
 
 
-@pytest.mark.usefixtures("one_norm")
 @pytest.mark.parametrize("recipe", ["quickstart_short", "quickstart_peagle", "quickstart_dflash"])
 def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain, tmp_path):
     """The run's `speculator/` folder as it is: the same tokens as without it, and round for round the drafts that ours
@@ -68,49 +68,27 @@ def test_vllm_accepts_what_our_live_decode_accepts(recipe, engine, run_of, plain
     model = SpeculatorModel.from_pretrained(folder, verifier=engine.folder)
     (method,) = model.config.speculators_config.proposal_methods
     k = method.speculative_tokens
-    ours = live(engine, model, prompts, k=k, max_tokens=TOKENS)
-    accepted, parted = 0, []
+    with one_norm():
+        ours = live(engine, model, prompts, k=k, max_tokens=TOKENS)
+    accepted = 0
     for number, (prompt, own, other, without) in enumerate(zip(prompts, ours, served, plain, strict=True)):
-        where = (
-            _parted(engine, prompt, without["tokens"], other["tokens"], without)
-            or _parted(engine, prompt, own.tokens, other["tokens"], without)
-            or _parted_rounds(engine, model, prompt, own, other)
-        )
-        if where:
-            parted.append(f"prompt {number}: {where}")
-            continue
+        assert other["tokens"] == without["tokens"], _first(engine, prompt, without["tokens"], other["tokens"], without)
+        assert list(own.tokens) == other["tokens"], _first(engine, prompt, own.tokens, other["tokens"], without)
+        assert list(own.steps) == other["steps"], f"prompt {number}: tokens a round"
         counters = other["counters"]
         assert counters["drafts"] == len(own.steps) - 1
         assert counters["draft_tokens"] == k * (len(own.steps) - 1)
         assert tuple(counters["by_position"]) == own.by_position
         accepted += counters["accepted"]
-    assert len(parted) <= MAY_PART, "\n".join(parted)
     assert accepted > 0, "nothing was ever accepted: agreement would prove nothing"
 
 
-def _parted(engine, prompt, left, right, plain):
-    """Describes the near tie where two responses part, "" if they do not; fails where it is none."""
-    assert len(left) == len(right)
-    place = next((i for i, (a, b) in enumerate(zip(left, right, strict=True)) if a != b), None)
-    if place is None:
-        return ""
+def _first(engine, prompt, left, right, plain):
+    """Describes where two responses diverge, and how close the two tokens are for both verifiers."""
+    place = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    if place >= min(len(left), len(right)):
+        return f"lengths differ: {len(left)} and {len(right)}"
     gap = logit_gap(engine, [*prompt, *left[:place]], left[place], right[place])
     message = f"token {place}: {left[place]} and {right[place]}; our verifier's logits differ by {gap:.6f}"
     message += f", vLLM's best two log-probabilities there by {plain['gaps'][place]:.6f}"
-    assert abs(gap) < NEAR_TIE, message
-    return message
-
-
-def _parted_rounds(engine, model, prompt, own, other):
-    """Describes the draft's near tie where the rounds of one answer part, "" if they do not; fails where it is none."""
-    ours, theirs = list(own.steps), other["steps"]
-    number = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
-    if number is None:
-        assert ours == theirs
-        return ""
-    # Both kept the drafts before this depth, and one of them the draft at it.
-    anchor, depth = sum(ours[:number]) - 1, min(ours[number], theirs[number])
-    gap = draft_gap(engine, model, prompt, own.tokens, anchor, depth)
-    message = f"round {number}: {ours[number]} and {theirs[number]} tokens; the draft's logits differ by {gap:.6f}"
-    assert gap < DRAFT_NEAR_TIE, message
-    return message
+    return message + (" (a near tie)" if abs(gap) < NEAR_TIE else "")

@@ -84,29 +84,3 @@ def logit_gap(engine: Engine, tokens: Sequence[int], one: int, other: int) -> fl
     with torch.inference_mode():
         logits: Any = engine.model(input_ids=torch.tensor([list(tokens)]), logits_to_keep=1).logits[0, -1]
     return float(logits[one] - logits[other])
-
-
-@torch.inference_mode()
-def draft_gap(
-    engine: Engine, model: SpeculatorModel, prompt: Sequence[int], tokens: Sequence[int], anchor: int, depth: int
-) -> float:
-    """Computes how far the verifier's token is from the draft's best other one, as logits, in one draft of a response.
-
-    Args:
-        tokens: of the response.
-        anchor: index in it of the last token known to the round.
-        depth: of the draft, from 1.
-    """
-    row = torch.tensor([*prompt, *tokens])
-    ((states, _),) = engine.capture([row], model.draft().target_layer_ids)
-    depths = model.replay(
-        hidden_states=states[None],
-        input_ids=row[None],
-        position_ids=torch.arange(len(row))[None],
-        document_ids=torch.zeros(1, len(row), dtype=torch.int64),
-        num_speculative_tokens=depth,
-    )
-    logits = list(depths)[-1][len(prompt) + anchor - 1]  # [D]
-    verified = model.draft_to_target == tokens[anchor + depth]
-    # A token outside of the draft vocabulary ties with nothing.
-    return float((logits[verified].sum() - logits[~verified].max()).abs()) if verified.any() else float("inf")
