@@ -132,7 +132,7 @@ def test_stored_states_that_are_not_the_verifier_s_are_wrong(clinic: Clinic, tmp
 
 
 def test_stored_states_that_were_altered_are_wrong(clinic: Clinic, tmp_path: Path) -> None:
-    """A flipped bit is told apart from a fault of capture."""
+    """A flipped bit is not mistaken for a fault of capture."""
     cache = Path(shutil.copytree(clinic.cache, tmp_path / "cache"))
     for shard in cache.glob("states/*/*.safetensors"):
         content = bytearray(shard.read_bytes())
