@@ -61,7 +61,10 @@ def measure(number: int, folder: Path) -> dict[str, float]:
     shape = {"widths": (AUX_WIDTH, WIDTH), "row_tokens": 2048, "rows_per_step": 2, "seed": 0, "dtype": torch.bfloat16}
     batches = Batches(conversations=conversations, source=writer.finish(), **shape)
     steps = batches.steps(0)
-    following = lambda epoch, step: (epoch, step + 1) if step + 1 < steps else None  # noqa: E731
+
+    def following(epoch: int, step: int) -> tuple[int, int] | None:
+        return (epoch, step + 1) if step + 1 < steps else None
+
     with Prefetcher(batches, following, torch.device("cpu")) as ahead:
         tokens = sum(row["input_ids"].numel() for step in range(steps) for row in ahead(0, step))
     return {

@@ -54,9 +54,9 @@ class Capture:
         self._states = {}
         handles = [self._watch(layer_id) for layer_id in {*self._ids}]
         try:
-            # The decoder without the head: logits are never computed.
             # Third-party models need not take positions.
             positions = {} if position_ids is None else {"position_ids": position_ids}
+            # The decoder without the head: logits are never computed.
             self._decoder(input_ids=input_ids, use_cache=False, **positions)
         except _Enough:
             pass

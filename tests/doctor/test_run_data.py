@@ -119,8 +119,8 @@ def test_stored_states_that_are_not_the_verifier_s_are_wrong(clinic: Clinic, tmp
         table = json.loads(manifest.read_text())
         for entry in table["shards"]:
             shard = manifest.with_name(entry["file"])
-            held = change(load_file(shard))
-            save_file({key: tensor.contiguous() for key, tensor in held.items()}, shard)
+            altered = change(load_file(shard))
+            save_file({key: tensor.contiguous() for key, tensor in altered.items()}, shard)
             entry["sha256"] = file_sha256(shard)
             note = shard.with_suffix(".json")
             note.write_text(json.dumps({**json.loads(note.read_text()), "conversations": None}))
