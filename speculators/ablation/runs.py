@@ -15,6 +15,7 @@ from speculators.bench.result import BenchResult, Setting
 from speculators.errors import ArtifactError, Problem, RecipeError, SpeculatorsError
 from speculators.events import Listen
 from speculators.facts import VerifierFacts
+from speculators.pipeline.context import KeptRows
 from speculators.pipeline.run import run_recipe
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.plan import Plan, make_plan
@@ -146,19 +147,21 @@ def run_all(
         KeyboardInterrupt: it was stopped; the next call goes on with the run that was at work.
     """
     done = {index: before for index, run in enumerate(runs) if (before := finished(run, contest, places))}
-    number = 0
+    number, kept = 0, KeptRows()
     for index, run in enumerate(runs):
         if index in done:
             yield RunEnds(run=run, outcome=done[index], was_done=True)
             continue
         number += 1
         yield RunBegins(run=run, number=number, total=len(runs) - len(done))
-        yield RunEnds(run=run, outcome=_attempt(run, contest, places, world, listen), was_done=False)
+        yield RunEnds(run=run, outcome=_attempt(run, contest, places, world, listen, kept), was_done=False)
 
 
-def _attempt(run: ArmRun, contest: Contest, places: Places, world: World, listen: Listen) -> MeasuredRun | FailedRun:
+def _attempt(
+    run: ArmRun, contest: Contest, places: Places, world: World, listen: Listen, kept: KeptRows
+) -> MeasuredRun | FailedRun:
     try:
-        outcome = run_recipe(run.plan.recipe, places=places, world=world, listen=listen)
+        outcome = run_recipe(run.plan.recipe, places=places, world=world, listen=listen, kept=kept)
         if outcome.bench is None:
             raise ArtifactError(f"{outcome.folder}: it was not measured", hint="its algorithm lacks a hook")
         return _measured(outcome.bench, RunFolder(outcome.folder), contest)

@@ -17,6 +17,7 @@ from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import beside_verifier, compute_dtype, place
 from speculators.pipeline.context import Context
+from speculators.recipe.fingerprint import fingerprint, template_identity, verifier_identity
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.schema import BenchmarkSection
 from speculators.runs.stages import TAU_AT, TrainingRecord, measured
@@ -73,23 +74,49 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
     Args:
         layer_ids: whose states are kept.
     """
-    section, engine = context.recipe.benchmark, context.engine(context.recipe.verifier.dtype)
-    head = load_head(engine.folder, engine.facts).to(engine.device)
+    section = context.recipe.benchmark
     suite, temperature = section.suites[0], section.temperature[0]
-    with context.stage("suite") as result:
-        rows = own_rows(
-            engine,
-            head,
-            context.prompts(suite),
-            layer_ids,
-            temperature=temperature,
-            max_new_tokens=section.max_new_tokens,
-            seed=context.recipe.seed,
-            progress=Pieces(stage="suite", pieces=1, listen=context.emit).piece(phases=2),
-        )
-        result.facts = SuiteFacts(suite=suite.name, responses=len(rows))
-    context.rows[suite.name, temperature] = rows
-    return rows
+    key = _rows_key(context, layer_ids)
+    if key in context.kept:
+        context.skip("suite", "an earlier run of this process has the same responses")
+    else:
+        engine = context.engine(context.recipe.verifier.dtype)
+        head = load_head(engine.folder, engine.facts).to(engine.device)
+        with context.stage("suite") as result:
+            rows = own_rows(
+                engine,
+                head,
+                context.prompts(suite),
+                layer_ids,
+                temperature=temperature,
+                max_new_tokens=section.max_new_tokens,
+                seed=context.recipe.seed,
+                progress=Pieces(stage="suite", pieces=1, listen=context.emit).piece(phases=2),
+            )
+            result.facts = SuiteFacts(suite=suite.name, responses=len(rows))
+        # Only the latest: states of many suites would not fit into memory.
+        context.kept.clear()
+        context.kept[key] = rows
+    context.rows[suite.name, temperature] = context.kept[key]
+    return context.kept[key]
+
+
+def _rows_key(context: Context, layer_ids: Sequence[int]) -> str:
+    """Fingerprints what the first suite's rows follow from; at T = 0 the seed is not among it."""
+    recipe = context.recipe
+    section, temperature = recipe.benchmark, recipe.benchmark.temperature[0]
+    return fingerprint(
+        {
+            "verifier": verifier_identity(recipe.verifier) | template_identity(recipe.verifier),
+            "dtype": recipe.verifier.dtype,
+            "device": str(context.world.device),
+            "suite": context.plan.stage("prepare").inputs["held_out"][0],
+            "layers": list(layer_ids),
+            "temperature": temperature,
+            "max_new_tokens": section.max_new_tokens,
+            "seed": recipe.seed if temperature else None,
+        }
+    )
 
 
 def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:

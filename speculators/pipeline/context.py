@@ -24,6 +24,10 @@ from speculators.training.world import World
 from speculators.verifier.engine import Engine
 
 
+# A suite's judged responses by the fingerprint of what they follow from.
+KeptRows = dict[str, list[JudgedResponse]]
+
+
 @attrs.define
 class StageResult:
     """Filled in by a stage while it works, for the event that ends it."""
@@ -41,6 +45,7 @@ class Context:
         listen: gets every event, on rank 0 only.
         verify: hash all stored states before they are used, not each when it is first read.
         rows: the verifier's own responses by (suite, temperature), so that evaluation and benchmark share them.
+        kept: the same responses by everything that they follow from; runs of one process may share it.
     """
 
     recipe: Recipe
@@ -50,6 +55,7 @@ class Context:
     world: World
     listen: Listen
     verify: bool = False
+    kept: KeptRows = attrs.field(factory=dict)
     rows: dict[tuple[str, float], list[JudgedResponse]] = attrs.field(init=False, factory=dict)
     _engines: dict[str, Engine] = attrs.field(init=False, factory=dict)
 

@@ -16,7 +16,7 @@ from speculators.events import Listen, RunEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.pipeline.bench import bench_stage
 from speculators.pipeline.capture import state_source
-from speculators.pipeline.context import Context
+from speculators.pipeline.context import Context, KeptRows
 from speculators.pipeline.plugins import blaming_plugin, is_plugin, rehearse
 from speculators.pipeline.prepare import prepared_conversations
 from speculators.pipeline.run_lock import lock_of
@@ -58,6 +58,7 @@ def run_recipe(
     listen: Listen,
     until: str | None = None,
     verify: bool = False,
+    kept: KeptRows | None = None,
 ) -> RunOutcome:
     """Runs every stage that is not done yet.
 
@@ -68,6 +69,7 @@ def run_recipe(
         listen: gets the events, on rank 0.
         until: the last stage to run; None for all.
         verify: hash all stored states before they are used, not each when it is first read.
+        kept: the suite's responses that an earlier run of this process obtained, and where this one leaves its own.
 
     Raises:
         SpeculatorsError: the user has to mend something; finished work stays, and the next call goes on from it.
@@ -85,6 +87,7 @@ def run_recipe(
             check_shared(places, world)
             context = make_context(recipe, places, world, tracker)
             context.verify = verify
+            context.kept = {} if kept is None else kept
             if is_plugin(recipe.algorithm.name):
                 rehearse(context)
             if world.is_main:

@@ -14,7 +14,7 @@ from speculators.errors import TrainingError
 from speculators.events import EvalEvent, Event, StepEvent
 from speculators.training.checkpoint import Checkpoints, latest
 from speculators.training.optimizer import Optimizer
-from speculators.training.schedule import due, factor, interval
+from speculators.training.schedule import due, factor
 from speculators.training.shard import shard, whole
 from speculators.training.state import Batch, Batches, Evaluate, Job, TrainState
 from speculators.training.stop import StopRequest
@@ -126,7 +126,7 @@ def _update(worker: Worker, batch: Batch, step: int, request: StopRequest) -> Up
 
 
 def _due(state: TrainState, every: int | str, job: Job) -> bool:
-    return due(state.step, interval(every, job.total_steps), job.total_steps)
+    return due(state.step, every, job.total_steps)
 
 
 def _evaluate(worker: Worker, evaluate: Evaluate) -> tuple[float, dict[str, float]]:

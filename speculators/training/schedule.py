@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from speculators.recipe.schema import LearningRate
 
@@ -32,13 +33,12 @@ def factor(step: int, total: int, section: LearningRate) -> float:
     return section.floor + (1 - section.floor) * left
 
 
-def interval(every: int | str, total: int) -> int:
-    """Converts a recipe's interval, in updates or as "N%" of the run, to updates."""
-    if isinstance(every, int):
-        return every
-    return max(1, round(total * float(every.rstrip("%")) / 100))
+def due(step: int, every: int | str, total: int) -> bool:
+    """Whether something is due after `step` updates: at every multiple of `every`, and at the end.
 
-
-def due(step: int, every: int, total: int) -> bool:
-    """Whether something is due after `step` updates: at every multiple of `every`, and at the end."""
-    return step % every == 0 or step == total
+    Args:
+        every: updates, or a share of the run: "25%" is due at the first updates that complete a quarter, a half, three
+            quarters and the whole, so that the last share and the end are one.
+    """
+    length = every if isinstance(every, int) else total * Fraction(every.rstrip("%")) / 100
+    return step // length > (step - 1) // length or step == total

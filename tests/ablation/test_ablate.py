@@ -52,6 +52,7 @@ def test_the_first_call_makes_every_run_and_ends_in_the_table(lab: Spec, outcome
     began = [line.rpartition(": ")[2] for line in outcome.err.splitlines() if line.startswith("ablation small: run ")]
     assert began == [f"{arm}, seed {seed}" for seed in (0, 1) for arm in ("base", "fast", "1 depth")]
     assert outcome.err.count("capture done in") == 1
+    assert outcome.err.count("suite done in") == 1
     assert "4 prompts, 1 seed (0)" in outcome.err
     assert "compared over" not in outcome.err
     assert "3 runs have not ended" in outcome.err

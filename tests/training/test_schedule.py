@@ -8,7 +8,7 @@ import math
 import pytest
 
 from speculators.recipe.schema import LearningRate
-from speculators.training.schedule import due, factor, interval
+from speculators.training.schedule import due, factor
 
 
 def curve(total=100, **fields):
@@ -49,9 +49,19 @@ def test_degenerate_lengths_do_not_divide_by_zero():
     assert curve(shape="wsd", warmup=0.0, decay=0.0) == [1.0] * 100
 
 
-def test_shares_of_the_run_become_steps():
-    """An interval is a number of steps or a share of the run, at least one step, and the end is always due."""
-    assert interval(7, 100) == 7
-    assert interval("10%", 240) == 24
-    assert interval("2.5%", 10) == 1
-    assert [step for step in range(1, 11) if due(step, 4, 10)] == [4, 8, 10]
+def due_steps(every: int | str, total: int) -> list[int]:
+    return [step for step in range(1, total + 1) if due(step, every, total)]
+
+
+def test_a_share_of_the_run_is_due_as_often_as_it_fits_and_the_end_is_its_last():
+    """Also where the updates cannot be divided evenly; shares of less than an update are due at each."""
+    assert due_steps("25%", 597) == [150, 299, 448, 597]
+    assert due_steps("10%", 240) == list(range(24, 241, 24))
+    assert due_steps("2.5%", 10) == list(range(1, 11))
+    assert due_steps("30%", 10) == [3, 6, 9, 10]
+
+
+def test_an_interval_in_updates_is_due_at_its_multiples_and_at_the_end():
+    """So that a run never ends unmeasured."""
+    assert due_steps(7, 15) == [7, 14, 15]
+    assert due_steps(4, 10) == [4, 8, 10]
