@@ -23,7 +23,6 @@ from speculators.runs.stages import note_made
 from speculators.training.world import World
 from speculators.verifier.engine import Engine
 
-
 # A suite's judged responses by the fingerprint of what they follow from.
 KeptRows = dict[str, list[JudgedResponse]]
 
