@@ -3,11 +3,12 @@
     PEER/bin/python benchmarks/perf/peer_loop.py FOLDER --steps 8              times a part of one epoch
     PEER/bin/python benchmarks/perf/peer_loop.py FOLDER --epochs 6 --save OUT  trains, and saves the draft model
 
-benchmarks.perf.samples writes FOLDER. This script runs in the peer's own environment and imports nothing of ours. The
-peer has our import name, so a type checker would take its modules for ours: they are imported by name. Parts that
-cannot run on a CPU as shipped are overridden: flex attention (by sdpa) and Triton losses (by eager ones) by its own
-options, the accelerator's index, its synchronisation and the autocast device by hand. Everything else is its default,
-optimizer and rate included.
+benchmarks.perf.samples writes FOLDER; the algorithm is that of its recipe, in the shape that the recipe gives it
+(SHARED). One that the peer only continues from a checkpoint (mtp) also needs `--start`. This script runs in the peer's
+own environment and imports nothing of ours. The peer has our import name, so a type checker would take its modules for
+ours: they are imported by name. Parts that cannot run on a CPU as shipped are overridden: flex attention (by sdpa) and
+Triton losses (by eager ones) by its own options, the accelerator's index, its synchronisation and the autocast device
+by hand. Everything else is its default, optimizer, rate, loss and position weights included.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ from typing import Any
 import datasets
 import torch
 from safetensors.torch import load_file
+
+# What the recipe gives both sides: the shape of the draft model and how many of its predictions are trained.
+SHARED = ("ttt_steps", "num_layers", "block_size", "markov_rank", "num_depths", "max_anchors")
+# The modules that shift a conversation's states against its tokens; other algorithms do it inside the model.
+SHIFTS = {"eagle3": "eagle3.data.shift_batch", "peagle": "eagle3.data.shift_batch", "mtp": "mtp.data.shift_batch_mtp"}
 
 
 class Transfer:
@@ -103,24 +109,28 @@ def make_dataset(folder: Path, work: Path) -> tuple[list[Path], list[int]]:
 def make_args(folder: Path, work: Path, options: argparse.Namespace) -> argparse.Namespace:
     """Resolves the settings by the peer's own code."""
     facts = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    from_start = {} if options.start is None else {"from_pretrained": str(options.start)}
+    # Otherwise it loads the tokenizer to look for a mask token; ours takes the vocabulary's last, too.
+    vocabulary = json.loads((Path(facts["verifier"]) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     chosen = {
+        **{name: value for name, value in facts["settings"].items() if name in SHARED},
+        **from_start,
         "verifier_name_or_path": facts["verifier"],
-        "speculator_type": "eagle3",
+        "speculator_type": facts["algorithm"],
         "data_path": str(work / "data"),
         "save_path": str(work / "checkpoints"),
         "total_seq_len": facts["row_tokens"],
         "hidden_states_dtype": options.dtype,
-        "ttt_steps": facts["ttt_steps"],
         "draft_vocab_size": facts["draft_vocab_size"],
         "target_layer_ids": facts["layer_ids"],
-        "draft_attn_impl": "sdpa",
         "loss_implementation": "eager",
-        # Otherwise it loads the tokenizer to look for a mask token, which this algorithm does not use.
-        "mask_token_id": 0,
+        "mask_token_id": vocabulary - 1,
         "epochs": options.epochs or 1,
         # It writes a checkpoint after the first epoch in any case, then one at the end.
         "checkpoint_freq": float(max(1, options.epochs or 1)),
     }
+    if options.start is None:  # a checkpoint has its own
+        chosen["draft_attn_impl"] = "sdpa"
     config = importlib.import_module("speculators.train.config").TrainConfig.from_sources(cli=chosen, argv=sys.argv)
     return argparse.Namespace(**config.flatten())
 
@@ -142,10 +152,18 @@ def make_loader(args: argparse.Namespace, model: Any, files: list[Path], max_bat
         num_workers=args.num_workers,
         num_target_layers=len(model.target_layer_ids),
         prefetch_factor=args.prefetch_factor,
-        preprocess=importlib.import_module("speculators.models.eagle3.data").shift_batch,
+        preprocess=shift(args.speculator_type),
         max_batches=max_batches,
         seed=args.seed,
     )
+
+
+def shift(algorithm: str) -> Any:
+    """Finds the peer's function that shifts a conversation; None where the model does it."""
+    if algorithm not in SHIFTS:
+        return None
+    module, _, function = SHIFTS[algorithm].rpartition(".")
+    return getattr(importlib.import_module(f"speculators.models.{module}"), function)
 
 
 def make_trainer(args: argparse.Namespace, model: Any, loader: Any) -> Any:
@@ -179,8 +197,10 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     cli.set_seed(args.seed)
     reduced = options.folder / "vocabulary.safetensors"
     maps = load_file(reduced) if reduced.exists() else {"t2d": None, "d2t": None}
-    kind = importlib.import_module("speculators.model").SpeculatorModel.registry["eagle3"]
+    kind = importlib.import_module("speculators.model").SpeculatorModel.registry[args.speculator_type]
     model = cli.build_draft_model(args, kind, maps["t2d"], maps["d2t"], args.draft_vocab_size)
+    if args.speculator_type == "mtp":
+        args.num_speculative_steps = model.config.num_speculative_steps
     limit = None if options.epochs else options.warmup + options.steps
     loader = Clocked(make_loader(args, model, files, limit), lengths)
     losses = Losses()
@@ -195,6 +215,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     tokens, seconds = (sum(column) for column in zip(*steps, strict=True))
     return {
         "side": "peer",
+        "algorithm": args.speculator_type,
         "draft_vocab": args.draft_vocab_size,
         "dtype": args.hidden_states_dtype,
         "optimizer": args.optimizer,
@@ -229,6 +250,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=None, help="train N whole epochs instead")
     parser.add_argument("--save", default=None, help="folder for the trained draft model, in float32")
+    parser.add_argument(
+        "--start", type=Path, default=None, help="folder with the config.json that the draft starts from"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(

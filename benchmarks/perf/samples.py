@@ -7,7 +7,7 @@ Runs the recipe's stages verifier, prepare and capture, or finds them done, and 
     samples/00000.safetensors  one conversation: input_ids [n] int64, loss_mask [n] bool (the token belongs to an
                                answer), hidden_states [n, A*H], last [n, H], in the recipe's data.states_dtype
     vocabulary.safetensors     t2d [V] bool, d2t [D] int64 (offsets)
-    samples.json               verifier folder, layer ids, row length, depths; written last
+    samples.json               verifier folder, layer ids, row length, algorithm and its settings; written last
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def export(recipe: str, overrides: list[str], folder: Path) -> dict[str, Any]:
         "layer_ids": list(plan.target_layer_ids),
         "row_tokens": plan.row_tokens,
         "rows_per_step": plan.rows_per_step,
-        "ttt_steps": inputs.kwargs["ttt_steps"],
+        "algorithm": inputs.context.recipe.algorithm.name,
+        "settings": {name: value for name, value in inputs.kwargs.items() if type(value) in (int, float, bool)},
         "draft_vocab_size": plan.draft_vocab_size,
         "data": prepared.fingerprint,
         "conversations": len(prepared),

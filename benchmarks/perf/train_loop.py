@@ -113,7 +113,7 @@ def compare(options: argparse.Namespace) -> None:
     cell = f"D = {facts['draft_vocab_size']}, rows of {facts['row_tokens']}"
     share = facts["supervised"] / facts["tokens"]
     print(f"{facts['conversations']} conversations, {facts['tokens']} tokens, {share:.0%} supervised,")
-    print(f"ttt {facts['ttt_steps']}, {options.threads} threads,")
+    print(f"{facts['algorithm']} {facts['settings']}, {options.threads} threads,")
     print(f"medians of {options.rounds} processes per side, in turn, {options.steps} steps each\n")
     print(table({cell: results}, COLUMNS))
     report(results)
