@@ -29,6 +29,7 @@ def speed(**changes: Any) -> Speed:
     values: dict[str, Any] = {
         "plain": 20.0,
         "speculative": 25.0,
+        "tau": 1.9,
         "speed_up": 1.25,
         "draft_seconds": 0.01,
         "verify_seconds": 0.05,

@@ -17,7 +17,7 @@ from speculators.recipe.expect import setting_key
 from speculators.structure.faults import FloatOrNaN
 
 # Raised when the meaning of a result changes, so that results of older code are measured again.
-FORMAT = 4
+FORMAT = 5
 
 
 @attrs.frozen(kw_only=True)

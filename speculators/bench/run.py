@@ -208,7 +208,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
     whole = [rows[index] for index in sample_rows(rows, section.live_prompts)]
     sample = [shortened(row, section.live_tokens) for row in whole]
     decoded, clock = _decode(context, sample, whole, temperature)
-    speeds = {k: _speed(context, clock, _label(k), k) for k in ks}
+    speeds = {k: _speed(context, clock, _label(k), replayed[k].counts(k)) for k in ks}
     lives = _referee(context, sample, decoded, speeds, temperature)
     if context.timed is not None and temperature == 0:
         lives = {k: _with_timed_answers(context, live, whole, clock[_label(k)]) for k, live in lives.items()}
@@ -319,11 +319,12 @@ def _with_timed_answers(
     return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=compared.near_ties))
 
 
-def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, k: int) -> Speed:
+def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, suite: Counts) -> Speed:
     return compare(
         clock[PLAIN],
         clock[name],
-        tau=count_decoded(clock[name], k).tau,
+        tau=count_decoded(clock[name], suite.accepted.shape[1]).tau,
+        suite_tau=suite.tau,
         dtype=None if context.timed is None else str(context.timed.engine.dtype).removeprefix("torch."),
     )
 
@@ -385,11 +386,12 @@ def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int
 def _baseline(
     context: BenchContext, name: str, replayed: Replayed, k: int, clock: Mapping[str, Sequence[Decoded]]
 ) -> BaselineRow:
-    acceptance = summarize(replayed.counts(k), replayed.ids, seed=context.seed)
+    counts = replayed.counts(k)
+    acceptance = summarize(counts, replayed.ids, seed=context.seed)
     if k != context.k_max:
         return BaselineRow(name=name, acceptance=acceptance)
-    tau = count_decoded(clock[name], k).tau
-    return BaselineRow(name=name, acceptance=acceptance, live_tau=tau, speed=_speed(context, clock, name, k))
+    speed = _speed(context, clock, name, counts)
+    return BaselineRow(name=name, acceptance=acceptance, live_tau=speed.tau, speed=speed)
 
 
 def _label(num_tokens: int) -> str:

@@ -73,7 +73,7 @@ def notes(settings: Sequence[Setting], *, wide: bool = True) -> list[Note]:
     for setting in settings:
         if setting.live:
             lines += _live_notes(setting.num_speculative_tokens, setting.live, wide=wide)
-    return lines + _dtype_note(settings) + _timing_notes(settings) + _cost_note(conclude(settings))
+    return lines + _speed_note(settings) + _timing_notes(settings) + _cost_note(conclude(settings))
 
 
 def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
@@ -94,12 +94,14 @@ def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
     return lines
 
 
-def _dtype_note(settings: Sequence[Setting]) -> list[Note]:
-    """Says what the speeds were measured in, where that is not the live check's dtype."""
-    lives = [(each.num_speculative_tokens, each.live) for each in settings if each.live and each.live.speed.dtype]
+def _speed_note(settings: Sequence[Setting]) -> list[Note]:
+    """Says what the speed-ups were measured on, and in which dtype where that is not the live check's."""
+    lives = [(each.num_speculative_tokens, each.live) for each in settings if each.live]
     if not lives:
         return []
-    line = f"speeds are those in {lives[0][1].speed.dtype}"
+    _, first = lives[0]
+    dtype = f" in {first.speed.dtype}" if first.speed.dtype else ""
+    line = f"speed-ups: rounds timed on {first.acceptance.prompts} prompts{dtype}, at the whole suite's tau"
     ties = [
         f"{live.speed.near_ties} of {live.acceptance.prompts} at K={k}" for k, live in lives if live.speed.near_ties
     ]

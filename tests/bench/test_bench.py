@@ -313,16 +313,25 @@ def test_over_too_few_prompts_nothing_is_judged(prompts):
     assert f"{prompts} prompts are too few to tell" in outcome.untold
 
 
+def _timed(seconds):
+    """Decodes 21 tokens in `seconds`."""
+    return [Decoded(tokens=tuple(range(21)), rounds=(), seconds=seconds, prefill_seconds=0.1)]
+
+
 def test_a_speed_up_above_tau_is_flagged_as_an_unmatched_baseline():
     """A round costs at least one forward of the verifier, so tau bounds the speed-up."""
-
-    def decoded(seconds):
-        return [Decoded(tokens=tuple(range(21)), rounds=(), seconds=seconds, prefill_seconds=0.1)]
-
-    fair = compare(decoded(2.0), decoded(1.5), tau=1.6)
+    fair = compare(_timed(2.0), _timed(1.5), tau=1.6, suite_tau=1.6)
     assert (fair.plain, fair.speculative, fair.unmatched_baseline) == (10.5, 14.0, False)
     assert fair.speed_up == pytest.approx(4 / 3)
-    assert compare(decoded(2.0), decoded(1.0), tau=1.6).unmatched_baseline
+    assert compare(_timed(2.0), _timed(1.0), tau=1.6, suite_tau=1.6).unmatched_baseline
+
+
+def test_the_speed_up_is_that_of_the_suite_when_the_timed_answers_are_harder_to_draft():
+    """Rounds take as long there and emit more; without a timed round nothing can be carried over."""
+    harder = compare(_timed(2.0), _timed(1.5), tau=1.5, suite_tau=1.8)
+    assert harder.speed_up == pytest.approx(4 / 3 * 1.8 / 1.5)
+    assert not harder.unmatched_baseline
+    assert compare(_timed(2.0), _timed(1.5), tau=float("nan"), suite_tau=1.8).speed_up == pytest.approx(4 / 3)
 
 
 def test_counting_live_rounds_reaches_positions_up_to_the_first_rejection_and_the_end():

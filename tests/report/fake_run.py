@@ -43,6 +43,7 @@ def setting(suite: str, k: int, temperature: float, rate: float) -> Setting:
     speed = Speed(
         plain=40.0,
         speculative=40 * exact.tau / (1.1 + 0.06 * k),
+        tau=exact.tau,
         speed_up=exact.tau / (1.1 + 0.06 * k),
         draft_seconds=0.002 * k,
         verify_seconds=0.025,

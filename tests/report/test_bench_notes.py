@@ -40,6 +40,18 @@ def test_the_live_check_stands_beside_its_prediction() -> None:
     assert ("note", "K=3: live check on 3 prompts: 1.900, predicted 1.900 (round for round)") in notes([setting(3)])
 
 
+def test_it_is_said_what_the_speed_ups_were_measured_on() -> None:
+    """On how many prompts, and in which dtype where the clock ran in another one than the check."""
+    said = "speed-ups: rounds timed on 3 prompts, at the whole suite's tau"
+    assert ("note", said) in notes([setting(3)])
+    other = notes([timed(3, 1.2, dtype="bfloat16", near_ties=1)])
+    said = "speed-ups: rounds timed on 3 prompts in bfloat16, at the whole suite's tau"
+    assert (
+        "note",
+        f"{said}; there, answers leave the verifier's own at a near-tie of its logits: 1 of 3 at K=3",
+    ) in other
+
+
 def test_a_speed_up_beyond_tau_is_called_unreliable() -> None:
     """The note of a speculator or a baseline names the number and the likely cause."""
     speed = made_results.speed(speed_up=1.95, unmatched_baseline=True)
