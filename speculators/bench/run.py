@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
-from typing import Protocol
 
 import attrs
 import torch
 
+from speculators.bench.context import Benchable, BenchContext, KnownRows, TimedPair, label
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
-from speculators.bench.referee import (
-    Agreement,
-    agree_by_round,
-    agree_given_tokens,
-    agree_on_both,
-    agree_over_prompts,
-    but_for_near_ties,
-)
-from speculators.bench.replay import Replayed, replay, replay_deterministic, replay_each
-from speculators.bench.responses import capture_rows, own_rows, sample_rows
+from speculators.bench.live_check import check_live, with_timed_answers
+from speculators.bench.replay import Replayed, replay_deterministic, replay_each
+from speculators.bench.responses import own_rows, sample_rows
 from speculators.bench.result import (
     BaselineRow,
     BenchResult,
-    Live,
     Setting,
     definition,
     summarize,
@@ -38,81 +29,17 @@ from speculators.bench.speed import Speed, compare
 from speculators.bench.suites import Prompt, load_suite, prompts_digest
 from speculators.decoding.baselines import Baseline, make_baseline
 from speculators.decoding.loop import Decoded
-from speculators.drafter import Drafter, Replays
 from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
 from speculators.recipe.schema import BenchmarkSection, Suite
 from speculators.verifier.engine import Engine
-from speculators.verifier.weights import VerifierHead, load_head
+from speculators.verifier.weights import load_head
 
-# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32). This leaves room.
-NEAR_TIE_LOGITS = 1e-3
-# In 16 bits the two differ by up to 1.5 in logits of size 28 (SmolLM2, bf16): as a share of the largest logit.
-NEAR_TIE_SHARE = 0.06
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
 FALSE_ALARM = 0.01
 PLAIN = "plain"
-# These texts are part of results, which reproduction compares: another wording makes earlier runs differ.
-OWN = "live and replay over the verifier's own responses"
-SIXTEEN_BIT = "live and replay in 16 bits"
+# Part of results, as the texts in live_check.py.
 MULTI_TURN = "later turns of a prompt follow the verifier's own answers; the turns of a prompt are resampled together"
-
-
-# The verifier's own responses by (suite, temperature), made by `own_rows` with the same settings.
-KnownRows = Mapping[tuple[str, float], Sequence[JudgedResponse]]
-
-
-class Benchable(Replays, Protocol):
-    """A speculator that can be measured: it replays, and it drafts live."""
-
-    def draft(self) -> Drafter:
-        """Makes a drafter that decodes with it."""
-
-
-@attrs.frozen(eq=False)
-class TimedPair:
-    """Verifier and speculator in the dtype in which decoding is timed.
-
-    Attributes:
-        model: the speculator, in evaluation mode, on the engine's device.
-        engine: its verifier.
-        baselines: training-free drafters to time beside it.
-    """
-
-    model: Benchable
-    engine: Engine
-    baselines: tuple[Baseline, ...] = ()
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class BenchContext:
-    """What every setting of one benchmark shares.
-
-    Attributes:
-        head: the verifier's head over its whole vocabulary, in float32.
-        level: confidence level of one interval. All sampled settings together agree with probability 1 - FALSE_ALARM or
-            more if the speculator is correct.
-        pieces: reports the work of all settings as one.
-        known_rows: rows that the caller already has.
-        baselines: training-free drafters to measure beside it.
-        timed: what is timed; None times the live check.
-    """
-
-    model: Benchable
-    engine: Engine
-    head: VerifierHead
-    section: BenchmarkSection
-    seed: int
-    level: float
-    pieces: Pieces
-    known_rows: KnownRows
-    baselines: tuple[Baseline, ...]
-    timed: TimedPair | None
-
-    @property
-    def k_max(self) -> int:
-        """The largest K."""
-        return max(self.section.num_speculative_tokens)
 
 
 def bench(
@@ -143,12 +70,8 @@ def bench(
     Raises:
         DataError: a suite cannot be loaded, or no response has anything to measure.
     """
-    # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
-    each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
-    criteria = len(section.suites) * each * len(section.num_speculative_tokens)
     # Answers, replay, live decode and what is timed apart, of each suite at each temperature.
     parts = (3 if timed is None else 4) * len(section.suites) * len(section.temperature)
-    pieces = Pieces(stage="bench", pieces=parts, listen=progress)
 
     def baselines(engine: Engine) -> tuple[Baseline, ...]:
         return tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines)
@@ -159,8 +82,8 @@ def bench(
         head=load_head(engine.folder, engine.facts).to(engine.device),
         section=section,
         seed=seed,
-        level=1 - FALSE_ALARM / max(1, criteria),
-        pieces=pieces,
+        level=_level(section),
+        pieces=Pieces(stage="bench", pieces=parts, listen=progress),
         known_rows=known_rows,
         baselines=baselines(engine),
         timed=None if timed is None else attrs.evolve(timed, baselines=baselines(timed.engine)),
@@ -180,6 +103,14 @@ def bench(
         max_new_tokens=section.max_new_tokens,
         settings=with_drafted_costs(settings),
     )
+
+
+def _level(section: BenchmarkSection) -> float:
+    """Computes the confidence level of one interval; see `BenchContext`."""
+    # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
+    each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
+    criteria = len(section.suites) * each * len(section.num_speculative_tokens)
+    return 1 - FALSE_ALARM / max(1, criteria)
 
 
 def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], temperature: float) -> list[Setting]:
@@ -208,10 +139,10 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
     whole = [rows[index] for index in sample_rows(rows, section.live_prompts)]
     sample = [shortened(row, section.live_tokens) for row in whole]
     decoded, clock = _decode(context, sample, whole, temperature)
-    speeds = {k: _speed(context, clock, _label(k), replayed[k].counts(k)) for k in ks}
-    lives = _referee(context, sample, decoded, speeds, temperature)
+    speeds = {k: _speed(context, clock, label(k), replayed[k].counts(k)) for k in ks}
+    lives = check_live(context, sample, decoded, speeds, temperature)
     if context.timed is not None and temperature == 0:
-        lives = {k: _with_timed_answers(context, live, whole, clock[_label(k)]) for k, live in lives.items()}
+        lives = {k: with_timed_answers(context, live, whole, clock[label(k)]) for k, live in lives.items()}
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
     settings = []
@@ -268,7 +199,7 @@ def _decode(
     def run(
         side: BenchContext | TimedPair, rows: Sequence[JudgedResponse], settings: LiveSettings, *, drafting_alone: bool
     ) -> dict[str, list[Decoded]]:
-        contenders = [Contender(_label(k), side.model.draft, k) for k in section.num_speculative_tokens]
+        contenders = [Contender(label(k), side.model.draft, k) for k in section.num_speculative_tokens]
         if not drafting_alone:
             # Plain decoding, and each baseline at the largest K.
             contenders.insert(0, Contender(PLAIN))
@@ -283,42 +214,6 @@ def _decode(
     return checked, run(context.timed, whole, longer, drafting_alone=False)
 
 
-def _referee(
-    context: BenchContext,
-    sample: Sequence[JudgedResponse],
-    decoded: Mapping[str, Sequence[Decoded]],
-    speeds: Mapping[int, Speed],
-    temperature: float,
-) -> dict[int, Live]:
-    """Compares the live decode of the sample with its replay, for each K."""
-    ids = tuple(row.response.id for row in sample)
-    ks = context.section.num_speculative_tokens
-    replayed = replay_each(context.model, sample, ks, temperature=temperature)
-    lives = {}
-    for k in ks:
-        responses = decoded[_label(k)]
-        measured = count_decoded(responses, k)
-        if temperature > 0:
-            given_tokens = _agree_given_tokens(context, sample, responses, measured, temperature)
-            own = agree_over_prompts(
-                measured, predicted=replayed[k].counts(k), groups=ids, level=context.level, what=OWN
-            )
-            agreement = agree_on_both(given_tokens, own)
-        else:
-            agreement = _agree_greedy(context, sample, responses, measured, replayed[k])
-        lives[k] = Live(acceptance=summarize(measured, ids, seed=context.seed), agreement=agreement, speed=speeds[k])
-    return lives
-
-
-def _with_timed_answers(
-    context: BenchContext, live: Live, whole: Sequence[JudgedResponse], timed: Sequence[Decoded]
-) -> Live:
-    """Adds, at T = 0, that the answers timed apart are the verifier's own but for near-ties, which it counts."""
-    compared = but_for_near_ties(live.agreement, whole, timed, partial(_near_tie, context, rough=True))
-    agreement = attrs.evolve(live.agreement, gap=compared.gap)
-    return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=compared.near_ties))
-
-
 def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, suite: Counts) -> Speed:
     return compare(
         clock[PLAIN],
@@ -327,60 +222,6 @@ def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: 
         suite_tau=suite.tau,
         dtype=None if context.timed is None else str(context.timed.engine.dtype).removeprefix("torch."),
     )
-
-
-def _agree_greedy(
-    context: BenchContext,
-    rows: Sequence[JudgedResponse],
-    responses: Sequence[Decoded],
-    measured: Counts,
-    replayed: Replayed,
-) -> Agreement:
-    """Compares with the replay of the verifier's own responses, which live must have produced, too."""
-    predicted = replayed.counts(measured.accepted.shape[1])
-    near_tie = partial(_near_tie, context)
-    if context.engine.dtype == torch.float32:
-        return agree_by_round(rows, responses, replayed.acceptance, predicted=predicted, near_tie=near_tie)
-    # In 16 bits the drafts' near-ties are too common to compare round by round; the tokens are compared one by one.
-    means = agree_over_prompts(
-        measured, predicted=predicted, groups=replayed.ids, level=context.level, what=SIXTEEN_BIT
-    )
-    return but_for_near_ties(means, rows, responses, near_tie)
-
-
-def _agree_given_tokens(
-    context: BenchContext,
-    rows: Sequence[JudgedResponse],
-    responses: Sequence[Decoded],
-    measured: Counts,
-    temperature: float,
-) -> Agreement:
-    """Replays what live itself emitted: given those tokens, only the acceptance of drafts is left to chance."""
-    emitted = [
-        attrs.evolve(row.response, tokens=(*row.response.prompt, *response.tokens))
-        for row, response in zip(rows, responses, strict=True)
-    ]
-    layer_ids = context.model.draft().target_layer_ids
-    limit = context.section.max_new_tokens
-    own = capture_rows(context.engine, context.head, emitted, layer_ids, temperature=temperature, max_new_tokens=limit)
-    k = measured.accepted.shape[1]
-    replayed = replay(context.model, own, k_max=k, temperature=temperature)
-    return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)
-
-
-def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int, *, rough: bool = False) -> bool:
-    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding.
-
-    Args:
-        rough: by the rounding of 16 bits, even where the verifier computes more.
-    """
-    response = row.response
-    seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
-    _, last = context.engine.capture([seen], ())[0]  # [n, H]
-    logits = context.head.logits(last[-1:].to(context.head.weight.dtype))[0]  # [V]
-    exact = context.engine.dtype == torch.float32 and not rough
-    allowed = NEAR_TIE_LOGITS if exact else NEAR_TIE_SHARE * float(logits.abs().max())
-    return abs(float(logits[response.answer[place]] - logits[token])) <= allowed
 
 
 def _baseline(
@@ -392,7 +233,3 @@ def _baseline(
         return BaselineRow(name=name, acceptance=acceptance)
     speed = _speed(context, clock, name, counts)
     return BaselineRow(name=name, acceptance=acceptance, live_tau=speed.tau, speed=speed)
-
-
-def _label(num_tokens: int) -> str:
-    return f"K={num_tokens}"

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import attrs
 import torch
 
+from speculators.bench.context import TimedPair
 from speculators.bench.replay import one_pass, replay
 from speculators.bench.responses import own_rows
 from speculators.bench.result import BenchResult
 from speculators.bench.rows import JudgedResponse
-from speculators.bench.run import TimedPair, bench
+from speculators.bench.run import bench
 from speculators.events import Pieces, SuiteFacts, WarningEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel

@@ -195,23 +195,12 @@ def measure_endpoint(
     Raises:
         SpeculatorsError: the verifier's tokenizer or a suite cannot be obtained, or a server reports an error.
     """
-    if engine not in ENGINES:
-        raise RecipeError(f"no engine {engine!r} (available: {', '.join(ENGINES)})")
-    server = Server.find(engine, endpoint, model)
+    server = _server(engine, endpoint, model)
     baseline = None
     if baseline_endpoint is not None:
-        baseline = Server.find(engine, baseline_endpoint, baseline_model, option="--baseline-model")
-        if baseline.version != server.version:
-            versions = f"{baseline.endpoint.url} runs {baseline.version}, {server.endpoint.url} {server.version}"
-            message = f"{versions}: their speeds would differ for reasons other than the speculator"
-            raise ServerError(message, hint="start both with one version")
+        baseline = _matching(server, Server.find(engine, baseline_endpoint, baseline_model, option="--baseline-model"))
     verifier = verifier_of(subject)
-    # The server has the weights; this process needs only the tokenizer.
-    folder = (
-        fetch_tokenizer(verifier.model, verifier.revision, trust_remote_code=verifier.trust_remote_code)
-        if verifier.kind == "hub"
-        else obtain(verifier, progress=progress)
-    )
+    folder = _tokenizer_folder(verifier, progress)
     template = ChatTemplate.of(load_tokenizer(folder, verifier))
     stop_ids = folder_stop_ids(folder, verifier)
     settings = []
@@ -251,3 +240,25 @@ def measure_endpoint(
         seed=SEED,
         settings=tuple(settings),
     )
+
+
+def _server(engine: str, endpoint: Endpoint, model: str | None) -> Server:
+    if engine not in ENGINES:
+        raise RecipeError(f"no engine {engine!r} (available: {', '.join(ENGINES)})")
+    return Server.find(engine, endpoint, model)
+
+
+def _matching(server: Server, baseline: Server) -> Server:
+    """Returns the baseline; raises ServerError if it runs another version than the server with the speculator."""
+    if baseline.version != server.version:
+        versions = f"{baseline.endpoint.url} runs {baseline.version}, {server.endpoint.url} {server.version}"
+        message = f"{versions}: their speeds would differ for reasons other than the speculator"
+        raise ServerError(message, hint="start both with one version")
+    return baseline
+
+
+def _tokenizer_folder(verifier: VerifierSection, progress: Progress) -> Path:
+    """Obtains the verifier's tokenizer alone where that is possible: the server has the weights."""
+    if verifier.kind == "hub":
+        return fetch_tokenizer(verifier.model, verifier.revision, trust_remote_code=verifier.trust_remote_code)
+    return obtain(verifier, progress=progress)

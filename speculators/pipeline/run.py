@@ -111,11 +111,14 @@ def run_recipe(
         folder=context.run_folder.path,
         bench=result,
         seconds=time.monotonic() - began,
-        # Linux counts kilobytes, macOS bytes.
-        peak_memory_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024)
-        / 1e9,
+        peak_memory_gb=_peak_memory_gb(),
     )
+
+
+def _peak_memory_gb() -> float:
+    # Linux counts kilobytes, macOS bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _tracker(recipe: Recipe, log: EventLog, world: World) -> Tracker:

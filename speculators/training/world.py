@@ -193,6 +193,7 @@ def start() -> World:
         dist.init_process_group(backend, timeout=DATA_PATIENCE)
     rank, size = dist.get_rank(), dist.get_world_size()
     control = dist.new_group(backend="gloo", timeout=CONTROL_PATIENCE)
+    assert isinstance(control, dist.ProcessGroup), "every process is a member of a group of all"
     return World(rank=rank, size=size, device=device, backend=backend, control=control)
 
 

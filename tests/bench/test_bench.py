@@ -10,11 +10,12 @@ import pytest
 import torch
 from toys import ToySpeculator
 
+from speculators.bench.context import TimedPair
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.referee import FEWEST_PROMPTS, TOO_FEW, Agreement, agree_given_tokens, agree_over_prompts
 from speculators.bench.replay import replay_each
 from speculators.bench.result import FORMAT
-from speculators.bench.run import TimedPair, bench
+from speculators.bench.run import bench
 from speculators.bench.speed import compare
 from speculators.decoding.loop import Decoded, Round
 from speculators.errors import DataError
@@ -203,7 +204,7 @@ def test_replay_that_predicts_something_else_makes_the_result_disagree(engine, s
             for k, each in replayed.items()
         }
 
-    monkeypatch.setattr("speculators.bench.run.replay_each", shifted)
+    monkeypatch.setattr("speculators.bench.live_check.replay_each", shifted)
     section = BenchmarkSection(suites=(suite,), num_speculative_tokens=(2,), max_new_tokens=12, live_prompts=1)
     result = bench(toy, engine, section, name="toy")
     assert not result.agrees

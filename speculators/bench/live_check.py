@@ -1,0 +1,124 @@
+"""The check of replay: what was decoded live, compared with what replay predicts for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import attrs
+import torch
+
+from speculators.bench.context import BenchContext, label
+from speculators.bench.counts import Counts, count_decoded
+from speculators.bench.referee import (
+    Agreement,
+    agree_by_round,
+    agree_given_tokens,
+    agree_on_both,
+    agree_over_prompts,
+    but_for_near_ties,
+)
+from speculators.bench.replay import Replayed, replay, replay_each
+from speculators.bench.responses import capture_rows
+from speculators.bench.result import Live, summarize
+from speculators.bench.rows import JudgedResponse
+from speculators.bench.speed import Speed
+from speculators.decoding.loop import Decoded
+
+# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32). This leaves room.
+NEAR_TIE_LOGITS = 1e-3
+# In 16 bits the two differ by up to 1.5 in logits of size 28 (SmolLM2, bf16): as a share of the largest logit.
+NEAR_TIE_SHARE = 0.06
+# These texts are part of results, which reproduction compares: another wording makes earlier runs differ.
+OWN = "live and replay over the verifier's own responses"
+SIXTEEN_BIT = "live and replay in 16 bits"
+
+
+def check_live(
+    context: BenchContext,
+    sample: Sequence[JudgedResponse],
+    decoded: Mapping[str, Sequence[Decoded]],
+    speeds: Mapping[int, Speed],
+    temperature: float,
+) -> dict[int, Live]:
+    """Compares the live decode of the sample with its replay, for each K."""
+    ids = tuple(row.response.id for row in sample)
+    ks = context.section.num_speculative_tokens
+    replayed = replay_each(context.model, sample, ks, temperature=temperature)
+    lives = {}
+    for k in ks:
+        responses = decoded[label(k)]
+        measured = count_decoded(responses, k)
+        if temperature > 0:
+            given_tokens = _agree_given_tokens(context, sample, responses, measured, temperature)
+            own = agree_over_prompts(
+                measured, predicted=replayed[k].counts(k), groups=ids, level=context.level, what=OWN
+            )
+            agreement = agree_on_both(given_tokens, own)
+        else:
+            agreement = _agree_greedy(context, sample, responses, measured, replayed[k])
+        lives[k] = Live(acceptance=summarize(measured, ids, seed=context.seed), agreement=agreement, speed=speeds[k])
+    return lives
+
+
+def with_timed_answers(
+    context: BenchContext, live: Live, whole: Sequence[JudgedResponse], timed: Sequence[Decoded]
+) -> Live:
+    """Adds, at T = 0, that the answers timed apart are the verifier's own but for near-ties, which it counts."""
+    compared = but_for_near_ties(live.agreement, whole, timed, partial(_near_tie, context, rough=True))
+    agreement = attrs.evolve(live.agreement, gap=compared.gap)
+    return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=compared.near_ties))
+
+
+def _agree_greedy(
+    context: BenchContext,
+    rows: Sequence[JudgedResponse],
+    responses: Sequence[Decoded],
+    measured: Counts,
+    replayed: Replayed,
+) -> Agreement:
+    """Compares with the replay of the verifier's own responses, which live must have produced, too."""
+    predicted = replayed.counts(measured.accepted.shape[1])
+    near_tie = partial(_near_tie, context)
+    if context.engine.dtype == torch.float32:
+        return agree_by_round(rows, responses, replayed.acceptance, predicted=predicted, near_tie=near_tie)
+    # In 16 bits the drafts' near-ties are too common to compare round by round; the tokens are compared one by one.
+    means = agree_over_prompts(
+        measured, predicted=predicted, groups=replayed.ids, level=context.level, what=SIXTEEN_BIT
+    )
+    return but_for_near_ties(means, rows, responses, near_tie)
+
+
+def _agree_given_tokens(
+    context: BenchContext,
+    rows: Sequence[JudgedResponse],
+    responses: Sequence[Decoded],
+    measured: Counts,
+    temperature: float,
+) -> Agreement:
+    """Replays what live itself emitted: given those tokens, only the acceptance of drafts is left to chance."""
+    emitted = [
+        attrs.evolve(row.response, tokens=(*row.response.prompt, *response.tokens))
+        for row, response in zip(rows, responses, strict=True)
+    ]
+    layer_ids = context.model.draft().target_layer_ids
+    limit = context.section.max_new_tokens
+    own = capture_rows(context.engine, context.head, emitted, layer_ids, temperature=temperature, max_new_tokens=limit)
+    k = measured.accepted.shape[1]
+    replayed = replay(context.model, own, k_max=k, temperature=temperature)
+    return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)
+
+
+def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int, *, rough: bool = False) -> bool:
+    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding.
+
+    Args:
+        rough: by the rounding of 16 bits, even where the verifier computes more.
+    """
+    response = row.response
+    seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
+    _, last = context.engine.capture([seen], ())[0]  # [n, H]
+    logits = context.head.logits(last[-1:].to(context.head.weight.dtype))[0]  # [V]
+    exact = context.engine.dtype == torch.float32 and not rough
+    allowed = NEAR_TIE_LOGITS if exact else NEAR_TIE_SHARE * float(logits.abs().max())
+    return abs(float(logits[response.answer[place]] - logits[token])) <= allowed
