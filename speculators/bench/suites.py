@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from speculators.data.conversations import parse
-from speculators.data.json_rows import NOT_JSON, Unusable
+from speculators.data.json_rows import Unusable
 from speculators.data.messages import Conversation, Message, Written
-from speculators.data.sources import read_source, source_rows
+from speculators.data.sources import SourceRow, source_rows
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.fingerprint import fingerprint
-from speculators.recipe.input_sections import DataSource, is_data_path
+from speculators.recipe.input_sections import DataSource
 from speculators.recipe.schema import Suite
 from speculators.registry import near_miss
 
+NO_QUESTION = "text as it stands has no question to answer"
 LAYOUTS = (
     'a row is {"messages": [...]} with roles and contents, the last assistant turn being the answer, '
     'or {"question_id": .., "category": .., "turns": ["first question", ..]}'
@@ -88,13 +89,7 @@ def load_suite(suite: Suite) -> list[Prompt]:
         DataError: there is no such suite, or a row, which the error names, cannot be used.
     """
     source = _locate(suite)
-    if not source.is_local:
-        conversations, skipped = read_source(source, Path())
-        if skipped:
-            raise DataError(f"suite {suite.name}: {skipped.total()} rows cannot be used: {dict(skipped)}", hint=LAYOUTS)
-        prompts = [_split(conversation) for conversation in conversations]
-    else:
-        prompts = [_prompt(row, place) for place, row in _rows(source)]
+    prompts = [_prompt(row) for row in source_rows(source, Path())]
     if not prompts:
         raise DataError(f"suite {suite.name}: no prompt in {source.path}", hint=LAYOUTS)
     ids = [prompt.id for prompt in prompts]
@@ -131,37 +126,27 @@ def _locate(suite: Suite) -> DataSource:
     if suite.path is None and suite.name not in suite_names():
         hint = near_miss(suite.name, suite_names()) or f"available: {', '.join(suite_names())}; your own needs a path"
         raise DataError(f"no suite {suite.name!r}", hint=hint)
-    resolved = resolved_suite(suite)
-    path = str(resolved.path)
-    if is_data_path(path):
-        path = str(Path(path).expanduser())
-    return DataSource(path=path, split=resolved.split, take=resolved.take)
+    return resolved_suite(suite).source
 
 
-def _rows(source: DataSource) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields (file:line, row) for each row of the split; raises DataError that names a row which cannot be used."""
-    for row in source_rows(source, Path()):
-        if isinstance(row.value, Mapping):
-            yield row.place, row.value
-        else:
-            reason = row.value.reason if isinstance(row.value, Unusable) else NOT_JSON
-            raise DataError(f"{row.place}: {reason}", hint=LAYOUTS)
-
-
-def _prompt(row: Mapping[str, Any], place: str) -> Prompt:
+def _prompt(source_row: SourceRow) -> Prompt:
+    """Reads a row; raises DataError that names one which cannot be used."""
+    row, place = source_row.value, source_row.place
+    if not isinstance(row, Mapping):
+        raise DataError(f"{place}: {row.reason if isinstance(row, Unusable) else NO_QUESTION}", hint=LAYOUTS)
     if "turns" in row:
         turns = row["turns"]
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
             raise DataError(f"{place}: turns must be a list of questions", hint=LAYOUTS)
         first, *later = turns
         messages = (Message("user", first),)
-        name = str(row.get("question_id", place))
+        name = str(row.get("id", row.get("question_id", source_row.name)))
         return Prompt(id=name, category=str(row.get("category", "")), messages=messages, later=tuple(later))
     messages = row.get("messages", [])
     unanswered = isinstance(messages, list) and isinstance(messages[-1:], list) and _waits(messages[-1:])
     # The one reader of conversations checks their form. It demands an answer, so a prompt without one gets a stand-in.
     checked = {**row, "messages": [*messages, {"role": "assistant", "content": "-"}]} if unanswered else row
-    conversation = parse(checked, place)
+    conversation = parse(checked, source_row.name)
     if isinstance(conversation, str):
         raise DataError(f"{place}: {conversation}", hint=LAYOUTS)
     prompt = _split(conversation)

@@ -39,8 +39,9 @@ def map_row(fields: FieldMap, row: Any, name: str) -> dict[str, Any] | Conversat
     common |= {key: parts[key] for key in ("tools", "documents", "id", "category") if key in parts}
     if "text" in parts:
         return _plain(parts["text"], str(common.get("id", name)), str(common.get("category", "")))
-    if "messages" in parts:
-        return {**common, "messages": parts["messages"]}
+    for part in ("messages", "turns"):
+        if part in parts:
+            return {**common, part: parts[part]}
     if "prompt" in parts:
         return {**common, "messages": _turns(parts)}
     return {**row, **common}

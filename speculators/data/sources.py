@@ -104,6 +104,8 @@ def source_rows(source: DataSource, base: Path) -> Iterator[SourceRow]:
     """Yields the first `take` rows of the split; raises like `stream_source`."""
     if (source.revision if source.is_local else source.sha256) is not None:
         raise DataError(f"{source.path}: wrong kind of pin: a file is pinned by sha256, a data set by revision")
+    if source.is_local and source.subset is not None:
+        raise DataError(f"{source.path}: a subset is part of a data set of the hub; files have splits")
     rows = _file_rows(source, base) if source.is_local else _dataset_rows(source)
     return itertools.islice(rows, source.take)
 
@@ -164,7 +166,9 @@ def _dataset_rows(source: DataSource) -> Iterator[SourceRow]:
         raise DataError(f"{source.path}: reading a data set needs the library `datasets`", hint=hint) from None
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(source.path, split=source.split or "train", revision=source.revision)
+        loaded = datasets.load_dataset(
+            source.path, source.subset, split=source.split or "train", revision=source.revision
+        )
     except Exception as error:  # the library has no base class for its errors: network, names, splits, parsers
         hint = "check the id, the split and the network; a local folder is written ./name"
         raise DataError(f"{source.path}: cannot be loaded: {type(error).__name__}: {error}", hint=hint) from error

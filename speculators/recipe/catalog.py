@@ -13,6 +13,7 @@ from speculators.errors import Problem, RecipeError
 from speculators.recipe.input_sections import is_data_path
 from speculators.recipe.schema import Suite
 from speculators.registry import near_miss
+from speculators.structure.converter import build
 
 
 @functools.cache
@@ -68,15 +69,17 @@ def suites_folder() -> Path:
 
 
 def resolved_suite(suite: Suite) -> Suite:
-    """Completes a suite of the catalogue: its path from there, and split and take unless the recipe sets them.
+    """Completes a suite of the catalogue: what the recipe does not set comes from there.
 
     A relative path is looked up beside the suite, then among the recipes, whose data a suite may be held out from.
     """
     if suite.path is not None:
         return suite
     entry = tomli.loads((suites_folder() / f"{suite.name}.toml").read_text(encoding="utf-8"))
-    path = str(entry["path"])
+    whole = build(Suite, {key: value for key, value in entry.items() if key != "summary"})
+    path = str(whole.path)
     if is_data_path(path):
         places = [folder / path for folder in (suites_folder(), recipes_folder())]
         path = str(next((place for place in places if place.is_file()), places[0]))
-    return attrs.evolve(suite, path=path, split=suite.split or entry.get("split"), take=suite.take or entry.get("take"))
+    own = attrs.asdict(suite, recurse=False, filter=lambda _, value: value is not None)
+    return attrs.evolve(whole, **{**own, "path": path})

@@ -107,6 +107,8 @@ def _source(source: DataSource, *, answers: bool) -> Iterator[tuple[str, str, st
             return
         if source.revision is not None:
             yield "revision", "is for data sets of the hub, not for files", 'set it to "none"'
+        if source.subset is not None:
+            yield "subset", "is for data sets of the hub; rows of files are chosen by split", 'set it to "none"'
         if source.sha256 is not None and not is_whole_file(Path(source.path)):
             yield "sha256", "is for one file, not for several: the lock has the hash of each", 'set it to "none"'
     elif source.sha256 is not None:
@@ -154,6 +156,8 @@ def suite_fault(suite: Suite) -> tuple[str, str] | None:
         hint = near_miss(suite.name, names) or f"available: {', '.join(names)}; a suite of your own needs a path"
         return f"no suite {suite.name!r}", hint
     whole = resolved_suite(suite)
+    if whole.map is not None and whole.map.text is not None:
+        return f"suite {suite.name}: map.text has no question to answer", "name the field of the questions: map.prompt"
     return _without_files(str(whole.path), whole.split)
 
 

@@ -83,9 +83,21 @@ class FieldMap:
         return {name: value for name, value in attrs.asdict(self).items() if value is not None}
 
 
+@attrs.frozen(kw_only=True)
+class SuiteMap(FieldMap):
+    """`map` of a suite: `completion` is the suite's own answer, which is used as far as it is the verifier's.
+
+    Attributes:
+        turns: the user's questions, a list; each after the first follows the verifier's own answer.
+    """
+
+    turns: str | None = _list()
+
+
 _ALONE = {
     "text": ("messages", "prompt", "completion", "system", "tools", "documents"),
     "messages": ("prompt", "completion", "system"),
+    "turns": ("text", "messages", "prompt", "completion", "system"),
 }
 
 

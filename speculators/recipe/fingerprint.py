@@ -58,6 +58,7 @@ def source_identity(source: DataSource) -> dict[str, Any]:
     if source.map is not None:
         chosen["map"] = source.map.present()
     if not source.is_local:
+        chosen |= {} if source.subset is None else {"subset": source.subset}
         return {"hub": source.path, "revision": source.revision, **chosen}
     path = Path(source.path)
     if is_whole_file(path):
@@ -72,8 +73,7 @@ def file_hashes(identity: Mapping[str, Any]) -> Mapping[str, str]:
 
 def suite_source(suite: Suite) -> DataSource:
     """Names the files, or the data set, that a suite is read from."""
-    whole = resolved_suite(suite)
-    return DataSource(path=str(whole.path), split=whole.split, take=whole.take)
+    return resolved_suite(suite).source
 
 
 def suite_identity(suite: Suite) -> dict[str, Any]:

@@ -124,6 +124,7 @@ class DataSource:
         split: the split of a data set (by default "train"); for files, the rows with this value in the field `split`.
             In a folder, a name such as train-00000.parquet states the split of its rows.
         take: use only the first conversations, this many; None for all.
+        subset: the part of a data set that has a name of its own ("main"), what `datasets` calls its configuration.
         revision: commit of a data set.
         sha256: hash that the file must have.
         map: the fields that hold prompt, completion, text, messages and so on; None for the layouts that are known.
@@ -132,6 +133,7 @@ class DataSource:
     path: str = field(validator=_data_path)
     split: str | None = None
     take: int | None = field(default=None, validator=positive)
+    subset: str | None = None
     revision: str | None = None
     sha256: str | None = field(default=None, validator=HEX_64)
     map: FieldMap | None = None

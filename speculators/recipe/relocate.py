@@ -99,7 +99,7 @@ def relocate(recipe: Recipe, lock: Lock, run: Path) -> tuple[Recipe, list[Missin
     suites = []
     for index, (suite, identity) in enumerate(_pairs(recipe.benchmark.suites, inputs["held_out"])):
         whole = resolved_suite(suite)
-        source = DataSource(path=str(whole.path), split=whole.split)
+        source = attrs.evolve(whole.source, take=None)
         path = find("prepare", f"benchmark.suites[{index}].path", source, identity)
         # While the catalogue has the same content, a suite stays a bare name.
         suites.append(suite if path == str(whole.path) else attrs.evolve(whole, path=path))

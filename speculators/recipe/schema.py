@@ -12,7 +12,8 @@ from attrs import field
 from speculators.config import OFF_BY_DEFAULT, few, positive
 from speculators.errors import Problem
 from speculators.recipe.algorithm import AlgorithmSection
-from speculators.recipe.input_sections import DTYPES, DataSection, VerifierSection
+from speculators.recipe.field_map import SuiteMap
+from speculators.recipe.input_sections import DTYPES, DataSection, DataSource, VerifierSection
 from speculators.structure import validators
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.origin import Origin
@@ -147,12 +148,25 @@ class Suite:
         path: a JSONL file or the hub id of a data set; None for the catalogue's path.
         split: which rows to use; None for the catalogue's split, or all rows.
         take: use only the first prompts, this many; None for all.
+        subset: the part of a data set that has a name of its own.
+        revision: commit of a data set.
+        map: the fields that hold questions, turns and so on; None for the layouts that are known.
     """
 
     name: str = field(validator=matches(r"[\w.-]+", "letters, digits, _, - and ."))
     path: str | None = None
     split: str | None = None
     take: int | None = field(default=None, validator=positive)
+    subset: str | None = None
+    revision: str | None = None
+    map: SuiteMap | None = None
+
+    @property
+    def source(self) -> DataSource:
+        """Where the prompts are read from; only of a suite that has a path, as `resolved_suite` completes it."""
+        assert self.path is not None, f"the suite {self.name} is not resolved"
+        same = {name: getattr(self, name) for name in ("path", "split", "take", "subset", "revision", "map")}
+        return DataSource(**same)
 
 
 @CONVERTER.register_structure_hook

@@ -233,7 +233,7 @@ def _source_paths(recipe: Recipe) -> tuple[str, ...]:
     paths: list[str] = []
     for index, source in enumerate(recipe.data.sources):
         # The content of a file is hashed: its `sha256` is only compared with that.
-        keys = ("path", "split", "take", "map", *(() if source.is_local else ("revision",)))
+        keys = ("path", "split", "take", "map", *(() if source.is_local else ("subset", "revision")))
         paths += [f"data.sources[{index}].{key}" for key in keys]
     return tuple(paths)
 
@@ -242,6 +242,6 @@ def _suite_paths(recipe: Recipe, *, only_first: bool = False) -> tuple[str, ...]
     paths: list[str] = []
     for index, suite in enumerate(recipe.benchmark.suites[:1] if only_first else recipe.benchmark.suites):
         # The name of a suite matters only where it is looked up in the catalogue.
-        keys = ("path", "split", "take", *(() if suite.path else ("name",)))
+        keys = ("path", "split", "take", "map", "subset", "revision", *(() if suite.path else ("name",)))
         paths += [f"benchmark.suites[{index}].{key}" for key in keys]
     return tuple(paths) or ("benchmark.suites",)

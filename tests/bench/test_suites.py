@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli
 
 from speculators.bench.suites import load_suite
-from speculators.data.messages import Conversation, Message
+from speculators.data.messages import Message
 from speculators.errors import DataError
-from speculators.recipe.catalog import suite_names, suites_folder
-from speculators.recipe.input_sections import DataSource
+from speculators.recipe.catalog import resolved_suite, suite_names, suites_folder
+from speculators.recipe.field_map import SuiteMap
 from speculators.recipe.schema import Suite
 
 MESSAGES = [
@@ -72,24 +73,73 @@ def test_a_relative_path_starts_from_the_working_folder(tmp_path, monkeypatch):
     assert len(load_suite(Suite(name="mine", path="./suite.jsonl"))) == 2
 
 
-def test_a_suite_of_the_catalogue_may_be_a_data_set_of_the_hub(tmp_path, monkeypatch):
-    """It is fetched rather than looked up beside the suite's TOML; the recipe may override split and take."""
-    text = 'name = "hub"\nsummary = ""\npath = "owner/questions"\nsplit = "test"\ntake = 7\n'
-    (tmp_path / "hub.toml").write_text(text, encoding="utf-8")
-    monkeypatch.setattr("speculators.recipe.catalog.suites_folder", lambda: tmp_path)
-    asked = []
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the library `datasets`: a list of the calls, and rows by the id of the data set."""
+    calls, rows = [], {}
 
-    def read(source, base):
-        asked.append(source)
-        return [Conversation("a", "", (Message("user", "Hello?"), Message("assistant", "Hello.")))], Counter()
+    def load_dataset(path, subset, *, split, revision):
+        calls.append((path, subset, split, revision))
+        return rows[path]
 
-    monkeypatch.setattr("speculators.bench.suites.read_source", read)
-    assert [prompt.answer.content for prompt in load_suite(Suite(name="hub"))] == ["Hello."]
-    load_suite(Suite(name="hub", split="train", take=2))
-    assert asked == [
-        DataSource(path="owner/questions", split="test", take=7),
-        DataSource(path="owner/questions", split="train", take=2),
-    ]
+    library = SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    return SimpleNamespace(calls=calls, rows=rows)
+
+
+def test_a_suite_of_the_catalogue_may_be_a_data_set_of_the_hub(hub):
+    """It is fetched at the catalogue's revision; the recipe may override split and take."""
+    hub.rows["openai/gsm8k"] = [{"question": f"{n} + 1?", "answer": "..."} for n in range(90)]
+    prompts = load_suite(Suite(name="gsm8k"))
+    assert [prompt.messages for prompt in prompts[:2]] == [(Message("user", "0 + 1?"),), (Message("user", "1 + 1?"),)]
+    assert (len(prompts), prompts[0].answer) == (80, None)
+    assert len(load_suite(Suite(name="gsm8k", split="train", take=2))) == 2
+    revision = "740312add88f781978c0658806c59bc2815b9866"
+    assert hub.calls == [("openai/gsm8k", "main", split, revision) for split in ("test", "train")]
+
+
+# A row as the hub's viewer shows it, without the fields that are not read, and what becomes of it.
+HUB_ROWS = {
+    "mt_bench": (
+        {"prompt": ["Write.", "Rewrite."], "prompt_id": 81, "category": "writing", "reference": []},
+        ("81", "writing", "Write.", ("Rewrite.",)),
+    ),
+    "humaneval": (
+        {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "", "test": ""},
+        ("HumanEval/0", "", "Complete the code I provided.\n\ndef f():", ()),
+    ),
+    "math_500": (
+        {"problem": "1 + 1?", "unique_id": "test/algebra/1.json", "subject": "Algebra", "answer": "2"},
+        ("test/algebra/1.json", "Algebra", "1 + 1?", ()),
+    ),
+    "alpaca": ({"instruction": "Sort.", "input": "b, a", "output": "a, b"}, ("alpaca:0", "", "Sort.\n\nb, a", ())),
+    "aime_2024": ({"id": 60, "problem": "How many?", "answer": "204"}, ("60", "", "How many?", ())),
+    "speed_bench": (
+        {"question_id": "q1", "category": "coding", "turns": ["Code.", "Test."], "source": ""},
+        ("q1", "coding", "Code.", ("Test.",)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUB_ROWS)
+def test_the_maps_of_the_catalogue_read_the_rows_of_the_hub(hub, name):
+    """Questions, ids and categories; reference answers are another model's, and are not read."""
+    row, expected = HUB_ROWS[name]
+    hub.rows[resolved_suite(Suite(name=name)).path] = [row]
+    (prompt,) = load_suite(Suite(name=name))
+    assert (prompt.id, prompt.category, prompt.messages[-1].content, prompt.later) == expected
+    assert prompt.answer is None
+
+
+def test_a_map_reads_rows_of_any_layout(tmp_path):
+    """The suite's own answer counts where the map names it."""
+    path = _file(tmp_path, [{"q": "1 + 1?", "a": "2", "kind": "sums"}])
+    (prompt,) = load_suite(Suite(name="mine", path=path, map=SuiteMap(prompt="q", completion="a", category="kind")))
+    assert (prompt.id, prompt.category, prompt.answer.content) == ("suite:1", "sums", "2")
+    with pytest.raises(DataError, match="no field 'question'"):
+        load_suite(Suite(name="mine", path=path, map=SuiteMap(prompt="question")))
+    with pytest.raises(DataError, match="turns must be a list of questions"):
+        load_suite(Suite(name="mine", path=path, map=SuiteMap(turns="q")))
 
 
 def test_take_takes_the_first_prompts_of_the_split(tmp_path):

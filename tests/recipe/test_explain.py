@@ -61,6 +61,7 @@ OTHER = {
     "benchmark.suites[0].path": "benchmark.suites=[{name='held', path='other.jsonl', split='test'}]",
     "benchmark.suites[0].split": "benchmark.suites=[{name='held', path='rows.jsonl', split='other'}]",
     "benchmark.suites[0].take": "benchmark.suites=[{name='held', path='rows.jsonl', split='test', take=3}]",
+    "benchmark.suites[0].map": "benchmark.suites=[{name='held', path='rows.jsonl', split='test', map={turns='t'}}]",
     "benchmark.num_speculative_tokens": "benchmark.num_speculative_tokens=[3, 7]",
     "benchmark.temperature": "benchmark.temperature=[1.0]",
     "benchmark.baselines": "benchmark.baselines=[]",
@@ -70,6 +71,7 @@ OTHER = {
 # These have no second value that goes with the rest of the recipe, or (format, extends) say how it is written.
 FIXED = {
     *("format", "extends", "verifier.sha256", "data.hidden_states", "data.sources[0].revision"),
+    *("data.sources[0].subset", "benchmark.suites[0].subset", "benchmark.suites[0].revision"),
     *("data.sources[0].sha256", "algorithm.module", "algorithm.init_from", "schedule.optimizer.adamw_lr"),
 }
 KINDS = {
