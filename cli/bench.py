@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text += "@REVISION may follow a hub id, @SHA256 a .gguf file, and @SHA256 must follow a wheel:NAME==VERSION#path"
     parser.add_argument("--verifier", metavar="MODEL[@PIN]", help=text)
     parser.add_argument(
-        "--suite", metavar="NAME", action="append", help="a suite's name or a JSONL file; may be repeated"
+        "--suite", metavar="NAME", action="append", help="a suite's name, its TOML file or its rows; may be repeated"
     )
     text = "tokens drafted per round; may be repeated"
     parser.add_argument("--k", metavar="K", type=count, action="append", help=text)
@@ -200,16 +200,14 @@ def _decoding(options: argparse.Namespace) -> dict[str, Any]:
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
     from speculators.recipe.checks import suite_fault
-    from speculators.recipe.input_sections import is_data_path
-    from speculators.recipe.schema import BenchmarkSection, Suite
+    from speculators.recipe.schema import BenchmarkSection, Suite, suite_values
     from speculators.structure.converter import structure
 
     values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]
     changes = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}
     values |= {key: value for key, value in changes.items() if value is not None}
     if options.suite:
-        paths = {name: {"name": Path(name).stem, "path": name} for name in options.suite if is_data_path(name)}
-        values["suites"] = [paths.get(name, {"name": name}) for name in options.suite]
+        values["suites"] = [suite_values(name) for name in options.suite]
     if options.against:
         values["baselines"] = options.against.split(",")
     section, problems = structure(values, BenchmarkSection, path=("benchmark",))

@@ -52,10 +52,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _suite(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Chooses the suite for the prompts: the options', else the run's first, else quickstart."""
-    from speculators.recipe.schema import Suite
+    from speculators.recipe.schema import Suite, suite_values
     from speculators.structure.converter import structure
 
-    named: dict[str, Any] = {"name": options.suite or "quickstart"}
+    named: dict[str, Any] = suite_values(options.suite or "quickstart")
     if options.prompts:
         named = {"name": Path(options.prompts).stem, "path": str(Path(options.prompts).resolve())}
     elif options.suite is None and recipe is not None and recipe["benchmark"]["suites"]:

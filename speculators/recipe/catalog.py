@@ -13,7 +13,7 @@ from speculators.errors import Problem, RecipeError
 from speculators.recipe.input_sections import is_data_path
 from speculators.recipe.schema import Suite
 from speculators.registry import near_miss
-from speculators.structure.converter import build
+from speculators.structure.converter import structure
 
 
 @functools.cache
@@ -69,17 +69,36 @@ def suites_folder() -> Path:
 
 
 def resolved_suite(suite: Suite) -> Suite:
-    """Completes a suite of the catalogue: what the recipe does not set comes from there.
+    """Completes a suite of the catalogue, or of a file in its format: what the recipe does not set comes from there.
 
-    A relative path is looked up beside the suite, then among the recipes, whose data a suite may be held out from.
+    A relative path is looked up beside the file, then among the recipes, whose data a suite may be held out from.
+
+    Raises:
+        RecipeError: the suite's file cannot be read; carries all its problems.
     """
-    if suite.path is not None:
+    if suite.path is not None and not suite.path.endswith(".toml"):
         return suite
-    entry = tomli.loads((suites_folder() / f"{suite.name}.toml").read_text(encoding="utf-8"))
-    whole = build(Suite, {key: value for key, value in entry.items() if key != "summary"})
+    file = Path(suite.path).expanduser() if suite.path else suites_folder() / f"{suite.name}.toml"
+    whole = _suite_of(file)
     path = str(whole.path)
     if is_data_path(path):
-        places = [folder / path for folder in (suites_folder(), recipes_folder())]
-        path = str(next((place for place in places if place.is_file()), places[0]))
+        places = [folder / Path(path).expanduser() for folder in (file.parent, recipes_folder())]
+        path = str(next((place for place in places if place.exists()), places[0]))
     own = attrs.asdict(suite, recurse=False, filter=lambda _, value: value is not None)
     return attrs.evolve(whole, **{**own, "path": path})
+
+
+def _suite_of(file: Path) -> Suite:
+    """Reads a suite's file."""
+    try:
+        entry = tomli.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
+        raise RecipeError([Problem("", f"cannot be read: {error}", file=str(file))]) from None
+    values = {"name": file.stem} | {key: value for key, value in entry.items() if key != "summary"}
+    suite, problems = structure(values, Suite, file=str(file))
+    if suite is None:
+        raise RecipeError(problems)
+    if suite.path is None:
+        hint = 'name the file or the data set: path = "rows.jsonl"'
+        raise RecipeError([Problem("path", "is missing", hint, file=str(file))])
+    return suite

@@ -155,7 +155,10 @@ def suite_fault(suite: Suite) -> tuple[str, str] | None:
     if suite.path is None and suite.name not in names:
         hint = near_miss(suite.name, names) or f"available: {', '.join(names)}; a suite of your own needs a path"
         return f"no suite {suite.name!r}", hint
-    whole = resolved_suite(suite)
+    try:
+        whole = resolved_suite(suite)
+    except RecipeError as error:
+        return "; ".join(map(str, error.problems)), "recipes/README.md, [benchmark], shows a suite's file"
     if whole.map is not None and whole.map.text is not None:
         return f"suite {suite.name}: map.text has no question to answer", "name the field of the questions: map.prompt"
     return _without_files(str(whole.path), whole.split)

@@ -13,7 +13,7 @@ from speculators.config import OFF_BY_DEFAULT, few, positive
 from speculators.errors import Problem
 from speculators.recipe.algorithm import AlgorithmSection
 from speculators.recipe.field_map import SuiteMap
-from speculators.recipe.input_sections import DTYPES, DataSection, DataSource, VerifierSection
+from speculators.recipe.input_sections import DTYPES, DataSection, DataSource, VerifierSection, is_data_path
 from speculators.structure import validators
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.origin import Origin
@@ -167,6 +167,12 @@ class Suite:
         assert self.path is not None, f"the suite {self.name} is not resolved"
         same = {name: getattr(self, name) for name in ("path", "split", "take", "subset", "revision", "map")}
         return DataSource(**same)
+
+
+def suite_values(given: str) -> dict[str, str]:
+    """The values of a suite that a command line gives: a name of the catalogue, a suite's TOML file, or rows."""
+    is_path = is_data_path(given) or given.endswith(".toml")
+    return {"name": Path(given).stem, "path": given} if is_path else {"name": given}
 
 
 @CONVERTER.register_structure_hook

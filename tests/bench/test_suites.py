@@ -12,8 +12,9 @@ import tomli
 
 from speculators.bench.suites import load_suite
 from speculators.data.messages import Message
-from speculators.errors import DataError
+from speculators.errors import DataError, RecipeError
 from speculators.recipe.catalog import resolved_suite, suite_names, suites_folder
+from speculators.recipe.checks import suite_fault
 from speculators.recipe.field_map import SuiteMap
 from speculators.recipe.schema import Suite
 
@@ -140,6 +141,20 @@ def test_a_map_reads_rows_of_any_layout(tmp_path):
         load_suite(Suite(name="mine", path=path, map=SuiteMap(prompt="question")))
     with pytest.raises(DataError, match="turns must be a list of questions"):
         load_suite(Suite(name="mine", path=path, map=SuiteMap(turns="q")))
+
+
+def test_a_file_of_your_own_describes_a_suite_as_the_catalogue_does(tmp_path):
+    """Its path starts from the file; what the recipe says beside it comes first."""
+    _file(tmp_path, [{"q": "1 + 1?"}, {"q": "2 + 2?"}])
+    file = tmp_path / "sums.toml"
+    file.write_text('path = "suite.jsonl"\nmap = { prompt = "q" }\ntake = 2\n', encoding="utf-8")
+    assert len(load_suite(Suite(name="mine", path=str(file)))) == 2
+    assert len(load_suite(Suite(name="mine", path=str(file), take=1))) == 1
+    for text, message in (("take = 2", "path: is missing"), ("path = 3", "path: "), ("path", "cannot be read")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(RecipeError, match=rf"sums\.toml: {message}"):
+            load_suite(Suite(name="mine", path=str(file)))
+        assert "sums.toml" in suite_fault(Suite(name="mine", path=str(file)))[0]
 
 
 def test_take_takes_the_first_prompts_of_the_split(tmp_path):
