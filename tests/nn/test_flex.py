@@ -47,9 +47,21 @@ def test_the_mask_shows_exactly_what_a_query_may_see(causal, window, even, inclu
     mask = flex.run_mask(blocks.runs(CONTEXT, window, causal=causal), CONTEXT + len(blocks.ends))
     queries, keys = (torch.arange(size) for size in expected.shape)
     assert torch.equal(mask.mask_mod(0, 0, queries[:, None], keys), expected)
-    # The tiles against those that torch itself finds by looking at every pair.
-    by_torch = create_block_mask(mask.mask_mod, None, None, *expected.shape, device="cpu")
-    assert torch.equal(mask.to_dense(), by_torch.to_dense())
+    assert_tiles_are_torchs(mask)
+
+
+@pytest.mark.parametrize("start", [0, 1, flex.TILE - 1, 200])
+@pytest.mark.parametrize("stop", [200, 2 * flex.TILE - 1, 2 * flex.TILE, 2 * flex.TILE + 1])
+def test_tiles_begin_and_end_where_runs_do(start, stop):
+    """A run that ends at the edge of a tile, or a key before or behind it, lists neither a tile too many nor too few."""
+    queries = 2 * flex.TILE + 1
+    runs = torch.tensor([start, stop, 400, 401])[:, None].expand(-1, queries)
+    assert_tiles_are_torchs(flex.run_mask(runs, 450))
+
+
+def assert_tiles_are_torchs(mask):
+    """Compares the lists of tiles with those that torch itself finds by looking at every pair."""
+    by_torch = create_block_mask(mask.mask_mod, None, None, *mask.seq_lengths, device="cpu")
     for kind in ("kv", "q", "full_kv", "full_q"):
         mine, theirs = (listed(each, kind) for each in (mask, by_torch))
         assert mine == theirs, kind
