@@ -8,23 +8,14 @@ gradients of states and head are formed at once, dH = G W and dW = G^T H, and ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import torch
 
+from speculators.chunks import CHUNKS
 from speculators.losses.functions import Draft, Loss, Target
-
-# Rows per product with the head, over all depths. Each product reads the whole head and updates its whole gradient,
-# both far larger than the rows, so more rows per product are faster (benchmarks/RESULTS.md, "The head's products").
-# Logits of a large vocabulary limit them.
-PRODUCT_ROWS = 384
-PRODUCT_ELEMENTS = 2**25
-# Rows x vocabulary per softmax and loss: what a CPU's caches hold, or what keeps a GPU busy.
-CHUNK_ELEMENTS = {"cpu": 2**18}
-OTHER_CHUNK_ELEMENTS = 2**22
 
 # Measures C places of one depth beside their loss; gives [C].
 Measure = Callable[[Draft, Target], torch.Tensor]
@@ -49,20 +40,10 @@ class HeadLoss:
     weights: torch.Tensor
 
 
-def product_rows(vocab: int) -> int:
+def product_rows(vocab: int, device_type: str) -> int:
     """Limits the rows of one product with the head of a draft vocabulary of `vocab` tokens."""
-    return max(1, min(PRODUCT_ROWS, PRODUCT_ELEMENTS // vocab))
-
-
-@contextmanager
-def large_chunks() -> Iterator[None]:
-    """Gives a CPU a GPU's chunks while the block runs: in tracing, every operation costs the same at any size."""
-    own = dict(CHUNK_ELEMENTS)
-    CHUNK_ELEMENTS.clear()
-    try:
-        yield
-    finally:
-        CHUNK_ELEMENTS.update(own)
+    chunks = CHUNKS[device_type]
+    return max(1, min(chunks.product_rows, chunks.product_elements // vocab))
 
 
 class _FusedHeadLoss(torch.autograd.Function):
@@ -93,9 +74,9 @@ class _FusedHeadLoss(torch.autograd.Function):
         # One gradient of the head for all depths. How much of the incoming gradient each depth gets is not known yet,
         # so it is exact only if all depths get the same factor: `head_loss` asks callers to use the sum as a whole.
         grad_head = torch.zeros(weight.shape, dtype=wide, device=weight.device) if ctx.needs_input_grad[1] else None
-        together = max(1, product_rows(len(weight)) // depths)
-        chunk = max(1, CHUNK_ELEMENTS.get(states.device.type, OTHER_CHUNK_ELEMENTS) // len(weight))
-        # Outer loop: one product with the head. Inner loop: softmax and loss, in chunks that stay in the cache.
+        together = max(1, product_rows(len(weight), states.device.type) // depths)
+        chunk = max(1, CHUNKS[states.device.type].softmax_elements // len(weight))
+        # Outer loop: one product with the head. Inner loop: softmax and loss, in smaller chunks.
         for first in range(0, places, together):
             taken = slice(first, first + together)
             rows = states[:, taken].to(compute_dtype)  # [K, P, H]

@@ -69,9 +69,7 @@ def _listed(marked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return count[None, None], order.int()[None, None]
 
 
-def masked_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, scale: float
-) -> torch.Tensor:
+def masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, scale: float) -> torch.Tensor:
     """Attends [R, heads, d] to keys and values [S, kv_heads, d] in one softmax; returns [R, heads, d]."""
     heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
     options = {"BACKEND": "TRITON"}

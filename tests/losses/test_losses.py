@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 
+from speculators.chunks import CHUNKS
 from speculators.errors import RegistryError
-from speculators.losses import LOSSES, Draft, Target, acceptance, fused, head_loss, mixture, place_loss, top_k
+from speculators.losses import LOSSES, Draft, Target, acceptance, head_loss, mixture, place_loss, top_k
 
 # float64 against float64; sums of at most a few thousand terms.
 TOLERANCE = 1e-9
@@ -110,8 +112,8 @@ def test_unknown_loss_names_the_near_miss():
 @pytest.mark.parametrize("rows", [192, 21, 1])
 def test_fused_head_equals_plain(loss, rows, monkeypatch):
     """Computing in parts gives the values, and the gradients of states and head, of computing all logits at once."""
-    monkeypatch.setattr(fused, "PRODUCT_ROWS", rows)
-    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", {"cpu": 4 * 40})
+    small = attrs.evolve(CHUNKS["cpu"], product_rows=rows, softmax_elements=4 * 40)
+    monkeypatch.setitem(CHUNKS, "cpu", small)
     generator = torch.Generator().manual_seed(3)
 
     def randn(*shape):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from nn.eager_flex import eager_kernel
+
 from speculators.nn import block, flash, flex
 from speculators.nn.block import PIECE_QUERIES, Blocks, block_attention
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nn.eager_flex import eager_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from nn.eager_flex import eager_kernel
 from speculators.nn import block, flex
 from speculators.nn.block import Blocks, block_attention
 
@@ -53,7 +53,7 @@ def test_the_mask_shows_exactly_what_a_query_may_see(causal, window, even, inclu
 @pytest.mark.parametrize("start", [0, 1, flex.TILE - 1, 200])
 @pytest.mark.parametrize("stop", [200, 2 * flex.TILE - 1, 2 * flex.TILE, 2 * flex.TILE + 1])
 def test_tiles_begin_and_end_where_runs_do(start, stop):
-    """A run that ends at the edge of a tile, or a key before or behind it, lists neither a tile too many nor too few."""
+    """A run that ends at the edge of a tile, or a key before or behind it, lists no tile too many and none too few."""
     queries = 2 * flex.TILE + 1
     runs = torch.tensor([start, stop, 400, 401])[:, None].expand(-1, queries)
     assert_tiles_are_torchs(flex.run_mask(runs, 450))
@@ -76,7 +76,7 @@ def listed(mask, kind):
 
 def test_tiles_that_nobody_sees_are_not_computed():
     """The cost is that of the keys that are seen: here less than a third of queries x keys."""
-    blocks, sizes = blocks_of(even=True)
+    blocks, _ = blocks_of(even=True)
     mask = flex.run_mask(blocks.runs(CONTEXT, None, causal=False), CONTEXT + len(blocks.ends))
     assert mask.sparsity() > 60
     assert int(mask.full_kv_num_blocks.sum()) > 0
@@ -86,7 +86,7 @@ def test_keys_that_a_query_may_not_see_get_no_gradient(monkeypatch):
     """Through the whole attention: one block's output depends on its own document and its own block alone."""
     monkeypatch.setattr(block, "_has_one_kernel", lambda q: True)
     monkeypatch.setattr(flex, "kernel", lambda: eager_kernel)
-    blocks, sizes = blocks_of(even=False)
+    blocks, _ = blocks_of(even=False)
     generator = torch.Generator().manual_seed(0)
     shapes = [(len(blocks.ends), 2, 16), *[(CONTEXT, 1, 16)] * 2, *[(len(blocks.ends), 1, 16)] * 2]
     q, *keys_values = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
