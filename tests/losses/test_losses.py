@@ -138,6 +138,38 @@ def test_fused_head_equals_plain(loss, rows, monkeypatch):
     assert torch.equal(result.right, right)
 
 
+@pytest.mark.parametrize("rows", [192, 35, 1])
+def test_each_depth_can_have_a_head_of_its_own(rows, monkeypatch):
+    """Values and gradients are those of one call a head, while the verifier's logits are computed once for all."""
+    monkeypatch.setitem(CHUNKS, "cpu", attrs.evolve(CHUNKS["cpu"], product_rows=rows, softmax_elements=4 * 40))
+    generator = torch.Generator().manual_seed(6)
+    states, heads, t, weights = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((3, 20, 16), (3, 40, 16), (20, 40), (3, 20))
+    )
+    states.requires_grad_()
+    heads = [head.clone().requires_grad_() for head in heads]
+    loss, projected = mixture({"ce": 0.1, "tv": 0.9}), []
+
+    def target(places):
+        projected.extend(range(20)[places])
+        return t[places]
+
+    alone = [
+        head_loss(states[depth : depth + 1], heads[depth], weights[depth : depth + 1], target, loss)
+        for depth in range(3)
+    ]
+    projected.clear()
+    together = head_loss(states, heads, weights, target, loss)
+    assert projected == list(range(20))
+    assert torch.equal(together.right, torch.cat([each.right for each in alone]))
+    sums = (3.0 * together.per_depth.sum(), 3.0 * sum(each.per_depth.sum() for each in alone))
+    mine, theirs = (torch.autograd.grad(total, (states, *heads)) for total in sums)
+    assert abs(sums[0] - sums[1]) < TOLERANCE
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one - other).abs().max() < TOLERANCE
+
+
 def test_frozen_head_gets_no_gradient():
     """With a frozen head only the states get a gradient."""
     states = torch.randn(1, 4, 8, requires_grad=True)
