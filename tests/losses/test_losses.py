@@ -9,6 +9,7 @@ import torch
 from speculators.chunks import CHUNKS
 from speculators.errors import RegistryError
 from speculators.losses import LOSSES, Draft, Target, acceptance, head_loss, mixture, place_loss, top_k
+from speculators.losses.fused import product_rows
 
 # float64 against float64; sums of at most a few thousand terms.
 TOLERANCE = 1e-9
@@ -168,6 +169,15 @@ def test_each_depth_can_have_a_head_of_its_own(rows, monkeypatch):
     assert abs(sums[0] - sums[1]) < TOLERANCE
     for one, other in zip(mine, theirs, strict=True):
         assert (one - other).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("device_type", CHUNKS)
+def test_a_product_is_bounded_for_any_vocabulary(device_type):
+    """Logits of 152k tokens exist for fewer rows, not in more memory."""
+    for vocab in (128, 32_000, 151_936, 262_144):
+        rows = product_rows(vocab, device_type)
+        assert 1 <= rows <= CHUNKS[device_type].product_rows
+        assert rows * vocab <= CHUNKS[device_type].product_elements
 
 
 def test_frozen_head_gets_no_gradient():
