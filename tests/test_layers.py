@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # The floors of the house, from the ground up; a room is a module or a package of speculators, each algorithm's folder
 # is a room of its own.
 FLOORS: list[tuple[str, ...]] = [
-    ("errors", "registry", "events", "files"),
+    ("errors", "registry", "events", "files", "chunks"),
     ("structure", "facts"),
     ("config",),
     ("recipe",),

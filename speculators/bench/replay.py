@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from speculators.bench.counts import Counts
-from speculators.bench.rows import CHUNK_ENTRIES, JudgedResponse, log_probability
+from speculators.bench.rows import JudgedResponse, log_probability
 from speculators.bench.walk import walk
+from speculators.chunks import CHUNKS
 from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ProgressEvent, ignore
 
@@ -266,7 +267,7 @@ def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float)
     for depth, logits in enumerate(depths, start=1):
         # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
         judged = (place + 1 + depth < end).nonzero()[:, 0]
-        for part in torch.split(judged, max(1, CHUNK_ENTRIES // logits.shape[-1])):
+        for part in torch.split(judged, max(1, CHUNKS[device.type].judged_elements // logits.shape[-1])):
             target = place[part] + 1 + depth
             accepted[part, depth - 1] = _accept(
                 logits[place[part].to(device)],

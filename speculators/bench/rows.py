@@ -5,10 +5,8 @@ from __future__ import annotations
 import attrs
 import torch
 
+from speculators.chunks import CHUNKS
 from speculators.verifier.weights import VerifierHead
-
-# Verifier logits are computed in chunks of about this many entries (64 MB in float32): all at once they would not fit.
-CHUNK_ENTRIES = 2**24
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +74,8 @@ def judge(
     """
     start, end = response.prompt_length, len(response.tokens)
     answer = torch.tensor(response.answer, dtype=torch.int64, device=last.device)
-    step = max(1, CHUNK_ENTRIES // head.weight.shape[0])
+    # All logits at once would not fit.
+    step = max(1, CHUNKS[last.device.type].judged_elements // head.weight.shape[0])
     log_p = []
     for first in range(start, end, step):
         stop = min(first + step, end)

@@ -25,7 +25,7 @@ class RowCost:
         optimizer_bytes: the whole state of the optimizer, the average of the weights included.
         momentum_bytes: the part of that state which every process keeps whole, sharded or not: muon's.
         activation_bytes: the most that lives at once, without gradients of parameters and chunk buffers.
-        chunk_bytes: logits and everything computed from them, for one chunk of positions.
+        chunk_bytes: logits and everything computed from them, for one chunk of positions of the device's type.
         row_flops: products of forward and backward, attention included.
         update_flops: products of the optimizer, which every process repeats.
     """

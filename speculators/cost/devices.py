@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from speculators.chunks import CHUNKS
 from speculators.cost.catalogue import Device
 from speculators.cost.costs import MUCH_DISK, Costs
 from speculators.files.disk import size_text
-from speculators.verifier.capture import CAPTURE_TOKENS
 
 # Share of a device's peak that is reached; a guess, and reported as one wherever it is used.
 EFFICIENCY = 0.35
@@ -15,13 +15,13 @@ EFFICIENCY = 0.35
 
 def memory(costs: Costs, device: Device) -> dict[str, int]:
     """Counts the bytes of one process on this device while it trains, by part."""
-    tokens = CAPTURE_TOKENS[device.kind]
+    tokens = CHUNKS[device.kind].capture_tokens
     return costs.memory(device.count, capture_tokens=tokens, rows_on_host=device.kind != "cpu")
 
 
 def verifier_alone(costs: Costs, device: Device) -> int:
     """Counts the bytes of a process that captures or measures on this device, with the whole verifier."""
-    return costs.verifier_memory(costs.plan.recipe.verifier.dtype, CAPTURE_TOKENS[device.kind])
+    return costs.verifier_memory(costs.plan.recipe.verifier.dtype, CHUNKS[device.kind].capture_tokens)
 
 
 def seconds(costs: Costs, device: Device, efficiency: float) -> dict[str, float | None]:

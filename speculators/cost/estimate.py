@@ -67,7 +67,7 @@ class Estimate:
     """The costs of a plan.
 
     Attributes:
-        costs: that do not depend on a device.
+        costs: that do not depend on a device beyond its type.
         devices: one entry for each kind of device; at least one.
         notes: how the figures are to be read.
         warnings: what should be changed, or known, before the plan is run.
@@ -110,8 +110,9 @@ def estimate(
         VerifierError: the verifier's architecture cannot be built.
         Exception: whatever a plug-in raises where it is built or run without values.
     """
-    costs = costs_of(plan, places, conversations=conversations, mean_tokens=mean_tokens)
     used = list(devices) or [_this_machine(processes)]
+    # This machine, or devices of the catalogue, which are of one kind.
+    costs = costs_of(plan, places, kind=used[0].kind, conversations=conversations, mean_tokens=mean_tokens)
     share = efficiency or EFFICIENCY
     ignored = {"--conversations": conversations, "--mean-tokens": mean_tokens} if costs.amount.counted else {}
     names = [name for name, value in ignored.items() if value is not None]

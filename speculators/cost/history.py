@@ -110,6 +110,6 @@ def _costs_of_run(record: RunRecord, plan: Plan, places: Places) -> Costs | None
         if "precision" in written:  # the precision that the run computed in; older runs did not record it
             other = attrs.evolve(other, precision=written["precision"])
         own = other.stage("train").fingerprint == record.fingerprints.get("train")
-        return costs_of(other, places) if own else None
+        return costs_of(other, places, kind=local_device().type) if own else None
     except SpeculatorsError:
         return None

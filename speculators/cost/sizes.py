@@ -64,10 +64,13 @@ def _routed_share(facts: VerifierFacts) -> float:
     return met / experts if experts else 1.0
 
 
-def costs_of(plan: Plan, places: Places, *, conversations: int | None = None, mean_tokens: int | None = None) -> Costs:
+def costs_of(
+    plan: Plan, places: Places, *, kind: str, conversations: int | None = None, mean_tokens: int | None = None
+) -> Costs:
     """Counts the costs of a plan.
 
     Args:
+        kind: type of the device, "cpu" or "cuda", on which a row is computed.
         conversations, mean_tokens: of data that is not prepared yet; None takes the most that the recipe allows.
 
     Raises:
@@ -84,7 +87,7 @@ def costs_of(plan: Plan, places: Places, *, conversations: int | None = None, me
     width, states = plan.facts.hidden_size, len(plan.target_layer_ids)
     return Costs(
         plan=plan,
-        row=trace(plan, _split(plan.row_tokens, documents), amount.supervised),
+        row=trace(plan, _split(plan.row_tokens, documents), amount.supervised, kind=kind),
         verifier=verifier_cost(plan.facts),
         amount=amount,
         mean_tokens=mean,

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import attrs
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from speculators.chunks import CHUNKS
 from speculators.contract import build_model, trainer_kwargs
 from speculators.cost.costs import RowCost
-from speculators.losses.fused import large_chunks, product_rows
+from speculators.losses.fused import product_rows
 from speculators.model import SpeculatorModel
 from speculators.nn.layout import RowLayout
 from speculators.pipeline.arguments import stand_in_vocabulary, training_kwargs
@@ -27,6 +30,9 @@ from speculators.training.optimizer import Optimizer
 from speculators.verifier.head import HeadRules, VerifierHead
 
 _aten = torch.ops.aten
+
+# Rows x vocabulary per traced softmax, at least.
+TRACED_ELEMENTS = 2**22
 
 
 class LiveBytes(TorchDispatchMode):
@@ -82,8 +88,11 @@ class LiveBytes(TorchDispatchMode):
         self.chunk_now -= size * chunk
 
 
-def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
+def trace(plan: Plan, lengths: Sequence[int], supervised: float, *, kind: str) -> RowCost:
     """Traces one row of documents of `lengths`; the last part of each, a share of `supervised`, is its answer.
+
+    Args:
+        kind: type of the device whose chunks the row is computed in.
 
     Raises:
         Exception: whatever a plug-in raises without a verifier, or when it reads values that do not exist.
@@ -100,7 +109,7 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
         with flop_counter() as update:
             optimizer.prime()
         # The forward may draw anchors; each plan draws the same ones, and leaves the caller's generator alone.
-        with flop_counter() as products, large_chunks(), torch.random.fork_rng(devices=()):
+        with flop_counter() as products, _chunks_of(kind), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             live = _pass(model, {**_states(plan, layout.size), **row}, layout, kwargs)
         sizes = {parameter: parameter.numel() * parameter.itemsize for parameter in model.parameters()}
@@ -125,6 +134,20 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float) -> RowCost:
 
 # The state that WholeMuon keeps whole on every process, by torch's name for it.
 _WHOLE = ".momentum_buffer"
+
+
+@contextmanager
+def _chunks_of(kind: str) -> Iterator[None]:
+    """Gives the traced tensors, which say that they are on a CPU, another device's chunks while the block runs.
+
+    Few operations, since each takes the same time at any size: a CPU's small softmaxes are traced together.
+    """
+    own, traced = CHUNKS["cpu"], CHUNKS[kind]
+    CHUNKS["cpu"] = attrs.evolve(traced, softmax_elements=max(traced.softmax_elements, TRACED_ELEMENTS))
+    try:
+        yield
+    finally:
+        CHUNKS["cpu"] = own
 
 
 def _row(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.Tensor], RowLayout]:
@@ -181,7 +204,7 @@ def _pass(
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     columns = kwargs["draft_vocab_size"]
-    live = LiveBytes((product_rows(columns), columns))
+    live = LiveBytes((product_rows(columns, "cpu"), columns))
     live.ignore(iter([*model.parameters(), *model.buffers(), *batch.values()]))
     with live:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kwargs["dtype"] == "bfloat16"):

@@ -14,14 +14,13 @@ import attrs
 import numpy as np
 import torch
 
+from speculators.chunks import CHUNKS
 from speculators.data.parts import read_part
 from speculators.errors import ArtifactError
 from speculators.files.disk import file_sha256
 from speculators.files.folders import FORMAT, read_manifest, read_record
 
 LAYOUT = "layout.json"
-# Tokens per shard, by the device that captures. A GPU captures data sets of which small shards would be too many files.
-SHARD_TOKENS = {"cpu": 8192, "cuda": 65_536}
 STATES, LAST = "hidden_states", "last"
 # Shards that are checked at a time: hashing leaves other threads free to run.
 CHECKING_THREADS = 8
@@ -112,7 +111,7 @@ class StoreLayout:
     aux_width: int
     width: int
     dtype: str = attrs.field(validator=attrs.validators.in_(DTYPES))
-    shard_tokens: int = SHARD_TOKENS["cpu"]
+    shard_tokens: int = CHUNKS["cpu"].shard_tokens
     shards: tuple[tuple[int, ...], ...] = attrs.field(init=False)
     places: np.ndarray = attrs.field(init=False, repr=False)
 

@@ -8,12 +8,12 @@ import attrs
 import numpy as np
 import torch
 
+from speculators.chunks import CHUNKS
 from speculators.data.encoded import Conversations
 from speculators.events import ProgressEvent
 from speculators.inspection.lint import policy_verdict
 from speculators.inspection.view import ConversationScore, OnPolicy
 from speculators.pipeline.context import Context
-from speculators.verifier.capture import CAPTURE_TOKENS
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.weights import load_head
 
@@ -56,7 +56,7 @@ def measure_on_policy(context: Context, prepared: Conversations, count: int) -> 
         # With a head that was misread every number below would be wrong, and look like off-policy data.
         engine.check_head(head)
         ids = [torch.from_numpy(row.input_ids).long() for row in rows]
-        for place, _, last in engine.capture_all(ids, (), batch_tokens=CAPTURE_TOKENS[device.type]):
+        for place, _, last in engine.capture_all(ids, (), batch_tokens=CHUNKS[device.type].capture_tokens):
             mask = torch.from_numpy(rows[place].loss_mask).to(device)
             scores[place] = score_tokens(head, last, ids[place].to(device), mask, ends=prepared.turn_ends)
             note = f"{sum(len(each.agrees) for each in scores.values()):,} supervised tokens"

@@ -19,6 +19,7 @@ import attrs
 import torch
 from torch import nn
 
+from speculators.chunks import CHUNKS
 from speculators.config import SpeculatorModelConfig
 from speculators.facts import VerifierFacts
 from speculators.losses import Weigh
@@ -34,9 +35,6 @@ from speculators.verifier.weights import load_embeddings, load_head
 
 Model = TypeVar("Model", bound="BlockDraftModel")
 ContextOf = Callable[[int], KeysValues]
-
-# Blocks that replay runs at once: with 16 slots each, about 4,000 queries.
-REPLAY_BLOCKS = 256
 
 
 @attrs.frozen(eq=False)
@@ -279,7 +277,7 @@ class BlockDraftModel(HeadedModel):
         slots = self.slots(num_speculative_tokens)
         width = fused.shape[1] // self.num_states
         states = torch.zeros(row.padded_size, slots - self.first_slot, width, device=row.tokens.device)
-        for part in torch.split(anchors, REPLAY_BLOCKS):
+        for part in torch.split(anchors, CHUNKS[row.tokens.device.type].replay_blocks):
             normed = self.run(fused, row.tokens, row.positions, part, documents, slots=slots)
             states[row.kept[part.to(row.kept.device)]] = normed[:, self.first_slot :].float()
         return states

@@ -1,19 +1,24 @@
 """The attention of a block drafter: a prefix of context keys for each block, and the keys of the block itself.
 
-The context is attended in pieces that yield their log-sum-exp, the block densely, and the two are merged as in
-attention.py. That costs queries x context for the context, on flash kernels where the device has them, and queries x
-block for the rest. No mask has more entries than one piece.
+On a GPU with flash kernels, context and blocks are laid end to end and attended in one kernel (flex.py).
+
+Elsewhere, and in a single round, the context is attended in pieces that yield their log-sum-exp, the block densely, and
+the two are merged as in attention.py. That costs queries x context for the context and queries x block for the rest. No
+mask has more entries than one piece.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import attrs
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
+from speculators.nn import flex
 from speculators.nn.cache import KeysValues
-from speculators.nn.flash import Piece, piecewise, piecewise_backward
+from speculators.nn.flash import Piece, has_cuda_flash, piecewise, piecewise_backward
 from speculators.nn.layout import on_host
 
 # Queries per piece. Fewer would compute fewer masked scores; but the CPU's kernel is fastest from 768 queries at once,
@@ -73,6 +78,19 @@ class Blocks:
                 k0 = start if window is None else max(start, int(ends[0]) - window)
                 pieces.append(Piece(q0, q1, k0, int(ends[-1]), causal=False, ends=ends, window=window))
         return tuple(pieces)
+
+    @on_host()
+    def runs(self, num_context: int, window: int | None, *, causal: bool) -> torch.Tensor:
+        """Finds the keys that each query sees where the block's own keys follow the context's: see `flex.run_mask`."""
+        starts = torch.zeros_like(self.ends)
+        for first, last, start in self.documents:
+            starts[first:last] = start
+        if window is not None:
+            starts = torch.maximum(starts, self.ends - window)
+        sizes = (self.groups >= 0).sum(1)
+        first_own = self.groups[:, 0].repeat_interleave(sizes)
+        last_own = torch.arange(len(self.ends)) if causal else first_own + sizes.repeat_interleave(sizes) - 1
+        return torch.stack((starts, self.ends, num_context + first_own, num_context + last_own + 1))
 
 
 Documents = tuple[tuple[int, int], ...]
@@ -186,6 +204,18 @@ class _BlockAttention(torch.autograd.Function):
         )
 
 
+def _has_one_kernel(q: torch.Tensor) -> bool:
+    """Whether one kernel attends these queries; a round's few fill no tile, and would be compiled for by themselves."""
+    return has_cuda_flash(q) and q.shape[-1] >= flex.SMALLEST_HEAD and len(q) > flex.TILE
+
+
+@lru_cache(maxsize=4)
+def _mask(blocks: Blocks, num_context: int, window: int | None, causal: bool, device: torch.device) -> BlockMask:
+    """Makes the mask of one row's blocks; cached for its other layers."""
+    runs = blocks.runs(num_context, window, causal=causal).to(device, non_blocking=True)
+    return flex.run_mask(runs, num_context + len(blocks.ends))
+
+
 def block_attention(
     q: torch.Tensor,
     context: KeysValues,
@@ -212,4 +242,8 @@ def block_attention(
     """
     if not len(q):
         return q * 0.0 + sum(x.sum() * 0.0 for x in (*context, *own))
+    if _has_one_kernel(q):
+        keys, values = (torch.cat(pair) for pair in zip(context, own, strict=True))
+        mask = _mask(blocks, len(context[0]), window, causal, q.device)
+        return flex.masked_attention(q, keys, values, mask, scale)
     return _BlockAttention.apply(blocks, scale, window, causal, q, *context, *own)

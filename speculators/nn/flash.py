@@ -128,7 +128,7 @@ def causal_attention(
     """
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if _has_cuda_flash(q):
+    if has_cuda_flash(q):
         return _cuda_forward(q, k, v, segments, scale, window)
     return piecewise(q, k, v, tuple(_pieces(segments, window)), scale)
 
@@ -225,7 +225,7 @@ def causal_attention_backward(
     Returns:
         Gradients of q, k and v; on CPU at least in float32, since several pieces add into the same rows.
     """
-    if _has_cuda_flash(q):
+    if has_cuda_flash(q):
         return _cuda_backward(grad_out, q, k, v, out, lse, segments, scale, window)
     return piecewise_backward(grad_out, q, k, v, out, lse, tuple(_pieces(segments, window)), scale)
 
@@ -300,7 +300,7 @@ def _cuda_layout(
     return index, ends_q, ends_k, max(queries), max(keys)
 
 
-def _has_cuda_flash(q: torch.Tensor) -> bool:
+def has_cuda_flash(q: torch.Tensor) -> bool:
     """Whether CUDA has a flash kernel over packed documents: for 16 bits, on the GPUs that multiply bf16."""
     return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and has_bf16_products("cuda")
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
+from speculators.chunks import CHUNKS
 from speculators.data.batches import StateSource
 from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
 from speculators.data.encoded import Conversations
-from speculators.data.store import LAYOUT, SHARD_TOKENS, DamagedShards, StateStore, StoreLayout, note_file, shard_name
+from speculators.data.store import LAYOUT, DamagedShards, StateStore, StoreLayout, note_file, shard_name
 from speculators.errors import ArtifactError
 from speculators.events import CapturedFacts, WarningEvent
 from speculators.files.folders import read_manifest, read_record
 from speculators.pipeline.context import Context
 from speculators.pipeline.server_states import fill_from_server
-from speculators.verifier.capture import CAPTURE_TOKENS
 
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:
@@ -96,7 +96,7 @@ def removing_damaged() -> Iterator[None]:
 
 def _in_process(context: Context) -> Capture:
     """Captures with the verifier loaded in this process."""
-    engine, tokens = context.engine(context.recipe.data.states_dtype), CAPTURE_TOKENS[context.world.device.type]
+    engine, tokens = context.engine(context.recipe.data.states_dtype), CHUNKS[context.world.device.type].capture_tokens
     return lambda rows: engine.capture_all(rows, context.plan.target_layer_ids, batch_tokens=tokens)
 
 
@@ -137,7 +137,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
 
 def _shard_tokens(folder: Path, device: torch.device) -> int:
     """Keeps the size of shards that an interrupted capture chose, perhaps on another device."""
-    chosen: int = (
-        read_record(folder / LAYOUT)["shard_tokens"] if (folder / LAYOUT).exists() else SHARD_TOKENS[device.type]
-    )
+    if not (folder / LAYOUT).exists():
+        return CHUNKS[device.type].shard_tokens
+    chosen: int = read_record(folder / LAYOUT)["shard_tokens"]
     return chosen

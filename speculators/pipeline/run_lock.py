@@ -52,6 +52,7 @@ VARIABLES = (
 _PACKAGE = Path(__file__).parents[1]
 # Modules and packages whose code can change a number or a fingerprint.
 COMPUTING = (
+    "chunks",
     "compat",
     "config",
     "contract",

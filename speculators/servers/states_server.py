@@ -13,14 +13,13 @@ from types import FrameType
 
 import attrs
 
+from speculators.chunks import CHUNKS
 from speculators.servers.states_client import served_layer_ids
 
 # A folder with one module, which goes onto the path of vLLM's own environment. That environment needs nothing else of
 # this package.
 CONNECTOR_FOLDER = Path(__file__).parent / "connector"
 CONNECTOR_MODULE, CONNECTOR = "spec_states_connector", "PageableHiddenStatesConnector"
-# Tokens of one forward, unless the longest conversation needs more.
-BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 # Time for a server to finish its requests and free its devices after it was asked to stop.
 GRACE_SECONDS = 15.0
 
@@ -79,7 +78,7 @@ class StatesServer:
             "--max-model-len": self.max_model_len,
             # A conversation must fit into one forward. With chunks, or with a prefix taken from the cache, the states
             # of some of its tokens would be missing.
-            "--max-num-batched-tokens": max(BATCHED_TOKENS[self.device], self.max_model_len),
+            "--max-num-batched-tokens": max(CHUNKS[self.device].served_tokens, self.max_model_len),
             "--speculative-config": json.dumps(speculative),
             "--kv-transfer-config": json.dumps(self._transfer()),
         }

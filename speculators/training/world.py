@@ -119,7 +119,8 @@ def keep_freed_memory() -> None:
 def repeatable(*, enabled: bool) -> Iterator[None]:
     """Makes CUDA sum in one order while the block runs, where `enabled`: flash attention's backward, for one, does not.
 
-    An operation without such an order raises RuntimeError. On a CPU, sums have one order anyway.
+    An operation without such an order raises RuntimeError, if torch knows: it does not check compiled kernels, such as
+    those of nn/flex.py. On a CPU, sums have one order anyway.
     """
     # torch sets this attribute by a class of modules that its types do not know.
     options: Any = torch.utils.deterministic

@@ -13,11 +13,6 @@ from torch.utils.hooks import RemovableHandle
 from speculators.errors import VerifierError
 from speculators.verifier.architecture import trunk
 
-# Tokens of one forward of the verifier: enough to keep two cores busy; a GPU needs more at once.
-CAPTURE_TOKENS = {"cpu": 2048, "cuda": 32_768}
-# Likewise of one whose sequences lie side by side in one row: the mask between them is dense, and grows by the square.
-PACKED_TOKENS = {"cpu": 2048, "cuda": 4096}
-
 
 class _Enough(Exception):
     """Aborts a forward after the last layer of interest; caught in `Capture.run`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from speculators.chunks import CHUNKS
 from speculators.errors import VerifierError
 from speculators.events import Progress, ignore
 from speculators.facts import VerifierFacts, reason
@@ -17,8 +18,6 @@ from speculators.nn.precision import compute_dtype
 from speculators.recipe.input_sections import VerifierSection
 from speculators.verifier.architecture import auto_class, config_of, decoder_layers
 from speculators.verifier.capture import (
-    CAPTURE_TOKENS,
-    PACKED_TOKENS,
     Capture,
     batches_by_length,
     batches_in_order,
@@ -177,11 +176,11 @@ class Engine:
         They lie side by side in one row, in which positions restart with each sequence. Batches are padded where the
         model does not keep such sequences apart.
         """
-        tokens = PACKED_TOKENS[self.device.type]
+        chunks = CHUNKS[self.device.type]
         if not self.keeps_apart:
-            yield from self.capture_all(rows, layer_ids, batch_tokens=CAPTURE_TOKENS[self.device.type])
+            yield from self.capture_all(rows, layer_ids, batch_tokens=chunks.capture_tokens)
             return
-        for indices in batches_in_order([len(row) for row in rows], tokens):
+        for indices in batches_in_order([len(row) for row in rows], chunks.packed_tokens):
             captured = self._streams([rows[i] for i in indices], (*layer_ids, self.num_layers), packed=True)
             for index, states in zip(indices, captured, strict=True):
                 yield index, *_side_by_side(states)

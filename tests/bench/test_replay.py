@@ -15,6 +15,7 @@ from speculators.bench.replay import replay, replay_deterministic
 from speculators.bench.responses import capture_rows
 from speculators.bench.rows import Response, judge
 from speculators.bench.walk import greedy_rounds, walk
+from speculators.chunks import CHUNKS
 from speculators.decoding.ngram import NgramDrafter
 from speculators.verifier.engine import Engine
 from speculators.verifier.weights import load_head
@@ -254,7 +255,7 @@ def test_judging_in_chunks_is_judging_at_once(engine, head, responses, monkeypat
     """Judging in chunks keeps the logits of a long response out of memory and changes no number."""
     states, last = hidden_states_of(engine.model, responses[0].tokens, LAYERS)
     whole = judge(head, responses[0], states, last, temperature=0.6)
-    monkeypatch.setattr("speculators.bench.rows.CHUNK_ENTRIES", 320 * 5)
+    monkeypatch.setitem(CHUNKS, "cpu", attrs.evolve(CHUNKS["cpu"], judged_elements=320 * 5))
     chunked = judge(head, responses[0], states, last, temperature=0.6)
     torch.testing.assert_close(whole.log_p, chunked.log_p)
     assert judge(head, responses[0], states, last, temperature=0.0).cut == 0

@@ -153,7 +153,7 @@ def test_activations_and_chunk_buffers_are_those_of_a_row(
     ]
     plan = make_plan(load_recipe(recipe, [*sets, *rows]), VerifierFacts.read(tiny_verifier / "config.json"))
     lengths, width = [300, 424, 300], plan.facts.hidden_size
-    traced = trace(plan, lengths, 0.5)
+    traced = trace(plan, lengths, 0.5, kind="cpu")
     reduced = plan.draft_vocab_size < plan.facts.vocab_size
     kwargs = training_kwargs(plan, str(tiny_verifier), torch.arange(plan.draft_vocab_size) if reduced else None)
     model = build_model(plan.recipe.algorithm.name, plan.facts, kwargs)
@@ -182,10 +182,10 @@ def test_anchors_are_drawn_alike_in_every_plan(tiny_verifier: Path) -> None:
     recipe = load_recipe("quickstart_dflash", [*sets, "algorithm.max_anchors=16", "data.max_tokens=512"])
     plan = make_plan(recipe, VerifierFacts.read(tiny_verifier / "config.json"))
     before = torch.get_rng_state()
-    first = trace(plan, [300, 424, 300], 0.5)
+    first = trace(plan, [300, 424, 300], 0.5, kind="cpu")
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert trace(plan, [300, 424, 300], 0.5) == first
+    assert trace(plan, [300, 424, 300], 0.5, kind="cpu") == first
 
 
 @pytest.mark.parametrize(

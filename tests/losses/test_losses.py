@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 
+from speculators.chunks import CHUNKS
 from speculators.errors import RegistryError
-from speculators.losses import LOSSES, Draft, Target, acceptance, fused, head_loss, mixture, place_loss, top_k
+from speculators.losses import LOSSES, Draft, Target, acceptance, head_loss, mixture, place_loss, top_k
+from speculators.losses.fused import product_rows
 
 # float64 against float64; sums of at most a few thousand terms.
 TOLERANCE = 1e-9
@@ -110,8 +113,8 @@ def test_unknown_loss_names_the_near_miss():
 @pytest.mark.parametrize("rows", [192, 21, 1])
 def test_fused_head_equals_plain(loss, rows, monkeypatch):
     """Computing in parts gives the values, and the gradients of states and head, of computing all logits at once."""
-    monkeypatch.setattr(fused, "PRODUCT_ROWS", rows)
-    monkeypatch.setattr(fused, "CHUNK_ELEMENTS", {"cpu": 4 * 40})
+    small = attrs.evolve(CHUNKS["cpu"], product_rows=rows, softmax_elements=4 * 40)
+    monkeypatch.setitem(CHUNKS, "cpu", small)
     generator = torch.Generator().manual_seed(3)
 
     def randn(*shape):
@@ -134,6 +137,47 @@ def test_fused_head_equals_plain(loss, rows, monkeypatch):
         assert (mine - theirs).abs().max() < TOLERANCE
     right = (states @ head.T).argmax(-1) == t.argmax(-1)
     assert torch.equal(result.right, right)
+
+
+@pytest.mark.parametrize("rows", [192, 35, 1])
+def test_each_depth_can_have_a_head_of_its_own(rows, monkeypatch):
+    """Values and gradients are those of one call a head, while the verifier's logits are computed once for all."""
+    monkeypatch.setitem(CHUNKS, "cpu", attrs.evolve(CHUNKS["cpu"], product_rows=rows, softmax_elements=4 * 40))
+    generator = torch.Generator().manual_seed(6)
+    states, heads, t, weights = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((3, 20, 16), (3, 40, 16), (20, 40), (3, 20))
+    )
+    states.requires_grad_()
+    heads = [head.clone().requires_grad_() for head in heads]
+    loss, projected = mixture({"ce": 0.1, "tv": 0.9}), []
+
+    def target(places):
+        projected.extend(range(20)[places])
+        return t[places]
+
+    alone = [
+        head_loss(states[depth : depth + 1], heads[depth], weights[depth : depth + 1], target, loss)
+        for depth in range(3)
+    ]
+    projected.clear()
+    together = head_loss(states, heads, weights, target, loss)
+    assert projected == list(range(20))
+    assert torch.equal(together.right, torch.cat([each.right for each in alone]))
+    sums = (3.0 * together.per_depth.sum(), 3.0 * sum(each.per_depth.sum() for each in alone))
+    mine, theirs = (torch.autograd.grad(total, (states, *heads)) for total in sums)
+    assert abs(sums[0] - sums[1]) < TOLERANCE
+    for one, other in zip(mine, theirs, strict=True):
+        assert (one - other).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("device_type", CHUNKS)
+def test_a_product_is_bounded_for_any_vocabulary(device_type):
+    """Logits of 152k tokens exist for fewer rows, not in more memory."""
+    for vocab in (128, 32_000, 151_936, 262_144):
+        rows = product_rows(vocab, device_type)
+        assert 1 <= rows <= CHUNKS[device_type].product_rows
+        assert rows * vocab <= CHUNKS[device_type].product_elements
 
 
 def test_frozen_head_gets_no_gradient():

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speculators.bench.counts import count_decoded
 from speculators.bench.replay import replay, replay_each
+from speculators.chunks import CHUNKS
 from speculators.config import SpeculatorModelConfig
 from speculators.errors import ArtifactError
 from speculators.model import SpeculatorModel
@@ -180,7 +181,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["dflash", "dspark"])
 def test_the_logits_of_all_slots_never_exist(world, name, monkeypatch):
     """No tensor of a step, backward included, has slots x vocabulary elements."""
-    monkeypatch.setattr("speculators.losses.fused.PRODUCT_ROWS", 64)
+    monkeypatch.setitem(CHUNKS, "cpu", attrs.evolve(CHUNKS["cpu"], product_rows=64))
     options = {"markov_rank": 8} if name == "dspark" else {}
     config = SpeculatorModelConfig.get_class(name)(num_layers=1, block_size=8, **options)
     model, kwargs = world.build(config)

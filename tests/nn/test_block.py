@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nn.eager_flex import eager_kernel
 
-from speculators.nn import flash
+from speculators.nn import block, flash, flex
 from speculators.nn.block import PIECE_QUERIES, Blocks, block_attention
 
 # float64 on both sides: what differs is the order of sums of at most some hundred terms of magnitude 1.
@@ -44,10 +45,12 @@ def dense(q, k, v, own_k, own_v, sizes, ends, window, causal, scale):
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("even", [True, False])
 @pytest.mark.parametrize("include", [0, 1])
-@pytest.mark.parametrize("has_flash", [True, False])
-def test_blocks_equal_dense(causal, window, even, include, has_flash, monkeypatch):
+@pytest.mark.parametrize("way", ["pieces on flash kernels", "pieces", "one kernel"])
+def test_blocks_equal_dense(causal, window, even, include, way, monkeypatch):
     """Outputs and all gradients equal one softmax: packed documents, blocks of one and of several sizes, no context."""
-    monkeypatch.setattr(flash, "_has_flash", lambda q: has_flash)
+    monkeypatch.setattr(flash, "_has_flash", lambda q: way == "pieces on flash kernels")
+    monkeypatch.setattr(block, "_has_one_kernel", lambda q: way == "one kernel")
+    monkeypatch.setattr(flex, "kernel", lambda: eager_kernel)
     monkeypatch.setattr("speculators.nn.block.PIECE_QUERIES", 5)
     sizes = torch.full((8,), 4) if even else torch.tensor([1, 4, 2, 3, 1, 5, 2, 1])
     ends = ANCHORS + include

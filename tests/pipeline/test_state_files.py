@@ -9,16 +9,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from command import WEIGHTS, Spec, events
 from safetensors.torch import load_file
 
+from speculators.chunks import CHUNKS
 from speculators.data import store
 from speculators.data.store import DamagedShards
 from speculators.events import Event, WarningEvent
 from speculators.files.disk import file_sha256
-from speculators.pipeline import Places, capture, run_recipe
+from speculators.pipeline import Places, run_recipe
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
 
@@ -49,7 +51,7 @@ def test_only_a_damaged_shard_is_captured_again(tmp_path: Path, monkeypatch: pyt
     places = Places(runs=tmp_path / "runs", cache=tmp_path / "cache")
     run = partial(run_recipe, load_recipe("smoke"), places=places, world=World())
     with monkeypatch.context() as patch:
-        patch.setitem(capture.SHARD_TOKENS, "cpu", 1000)
+        patch.setitem(CHUNKS, "cpu", attrs.evolve(CHUNKS["cpu"], shard_tokens=1000))
         run(until="capture", listen=lambda event: None)
     hashed: list[Path] = []
     monkeypatch.setattr(store, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 import speculators
+from speculators.nn import flex
 
 SOURCES = Path(speculators.__file__).parent
 CUDA = torch.device("cuda", 0)
@@ -108,6 +109,9 @@ def device() -> Iterator[None]:
     torch.cuda.manual_seed_all = lambda _: None
     torch.cuda.synchronize = lambda *_: None
     torch.tensor = _tensor
+    # Nothing can be compiled for this device, whose tiny heads and rows the true kernel would not take either.
+    flex.kernel = lambda: _flex
+    flex.SMALLEST_HEAD = flex.TILE = 8
     # Module.to: new parameters instead of new values in old ones, which stay on the CPU.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     # A mode belongs to a thread, so backward must stay in this one.
@@ -213,6 +217,17 @@ def _flash_backward(
         for total, left, right in ((grad_k, grad_scores, q[rows].float()), (grad_v, probs, wide)):
             total[keys] = torch.einsum("hqk,qhd->khd", left, right).unflatten(1, (-1, group)).sum(2)
     return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _flex(q, k, v, *, block_mask, scale, enable_gqa, kernel_options):
+    """Computes what flex_attention documents, by its mask of pairs; that the tiles agree is tested in tests/nn."""
+    assert q.dtype == k.dtype == v.dtype in (torch.float16, torch.bfloat16)
+    queries, keys = (torch.arange(x.shape[2], device=x.device) for x in (q, k))
+    hidden = ~block_mask.mask_mod(0, 0, queries[:, None], keys)
+    with torch.autocast("cuda", enabled=False):
+        k, v = (x.float().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        scores = (q.float() @ k.transpose(-1, -2) * scale).masked_fill(hidden, float("-inf"))
+        return (scores.softmax(-1) @ v).to(q.dtype)
 
 
 def _documents(ends_q, ends_k, longest_q, longest_k):

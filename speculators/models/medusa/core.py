@@ -139,20 +139,10 @@ class MedusaDraftModel(SpeculatorModel):
         states = torch.stack([block(normed[row]) for block, row in zip(self.blocks, rows, strict=True)])
         weights = depth_weights([head_decay**depth for depth in range(depths)], valid)
         targets = target_logits(self.target_head, wanted_states(last, layout.places.to(device, non_blocking=True)))
-        # Each head has its own projection, so there is one fused loss per head instead of one for all depths.
-        results = [
-            head_loss(
-                states[depth : depth + 1],
-                head.get_parameter("weight"),
-                weights[depth : depth + 1],
-                targets,
-                mixture(loss),
-            )
-            for depth, head in enumerate(self.lm_heads)
-        ]
-        total = torch.cat([result.per_depth for result in results]).sum()
-        right = torch.cat([result.right for result in results])
-        return states, total, chain_metrics(total, right, rows, valid, layout.size)
+        heads = [head.get_parameter("weight") for head in self.lm_heads]
+        result = head_loss(states, heads, weights, targets, mixture(loss))
+        total = result.per_depth.sum()
+        return states, total, chain_metrics(total, result.right, rows, valid, layout.size)
 
     def head_logits(self, hidden_states: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yields each head's logits [R, D] in float32, from the verifier's last states [R, H] before its final norm."""
