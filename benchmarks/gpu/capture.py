@@ -12,6 +12,7 @@ from benchmarks.gpu.part import PartSetup
 from benchmarks.gpu.verifier import random_verifier
 from benchmarks.perf.capture import make_rows
 from speculators.config import default_layer_ids
+from speculators.verifier.capture import CAPTURE_TOKENS
 from speculators.verifier.engine import Engine
 
 # Rows x tokens.
@@ -39,7 +40,7 @@ def captured(setup: PartSetup, engine: Engine, rows: list[torch.Tensor], how: st
     layer_ids = default_layer_ids(engine.num_layers)
     ways = {
         "whole": lambda: engine.capture(rows, layer_ids),
-        "padded": lambda: list(engine.capture_all(rows, layer_ids)),
+        "padded": lambda: list(engine.capture_all(rows, layer_ids, batch_tokens=CAPTURE_TOKENS[setup.device.type])),
         "packed": lambda: list(engine.capture_packed(rows, layer_ids)),
     }
     states = ways[how]()[-1][-1]

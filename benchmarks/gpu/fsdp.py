@@ -26,9 +26,8 @@ from benchmarks.perf.side_by_side import MARK, report
 from speculators.training import snapshot
 from speculators.training.optimizer import Optimizer
 from speculators.training.shard import shard_over
-from speculators.training.world import World, leave, start, stop
+from speculators.training.world import World, leave, repeatable, start, stop
 
-SECONDS = 40
 # The sums are the same, and their order may not be: float32 gradients of bf16 products.
 TOLERANCE = 1e-3
 
@@ -36,7 +35,7 @@ TOLERANCE = 1e-3
 def lines(setup: PartSetup) -> Iterator[VerdictLine]:
     """Yields a line for each optimizer, from the process that torchrun starts."""
     launch = ["--standalone", "--nproc_per_node=1", "-m", "benchmarks.gpu.fsdp", *(["--small"] if setup.small else [])]
-    ended = run("torch.distributed.run", *launch, seconds=SECONDS, folder=setup.folder / "fsdp")
+    ended = run("torch.distributed.run", *launch, seconds=setup.left, folder=setup.folder / "fsdp")
     texts = [line.removeprefix(MARK) for line in ended.out.splitlines() if line.startswith(MARK)]
     yield from (VerdictLine(**json.loads(text)) for text in texts)
     if ended.code != 0 or not texts:
@@ -48,12 +47,14 @@ def sharded(setup: PartSetup, world: World, optimizer: str) -> Judged:
     plan = plan_of("quickstart", "smollm2-135m", setup)
     lengths = [30, 20] if setup.small else [1200, 848]
     plain, trainee = (Trainee.of(plan, lengths, 2, setup.device) for _ in range(2))
-    expected = plain.gradients()
+    with repeatable(enabled=True):
+        expected = plain.gradients()
     shard_over(trainee.model, init_device_mesh(setup.device.type, (1,)))
     section = attrs.evolve(plan.recipe.schedule.optimizer, name=optimizer)
     made = Optimizer(trainee.model, section, ema=None)
     trainee.worker = attrs.evolve(trainee.worker, world=world, optimizer=made)
-    received = {name: _whole(grad) for name, grad in trainee.gradients().items()}
+    with repeatable(enabled=True):
+        received = {name: _whole(grad) for name, grad in trainee.gradients().items()}
     error = max(float((received[n] - g).norm() / g.norm().clamp_min(1e-9)) for n, g in expected.items())
     norm = trainee.update().grad_norm
     figures = {"backend": world.backend, "relative_error": error, "grad_norm": norm, "same_checkpoint": _kept(trainee)}

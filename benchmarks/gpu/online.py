@@ -15,7 +15,6 @@ from benchmarks.gpu.verifier import random_verifier
 from speculators.recipe.catalog import recipes_folder
 
 UPDATES = 6
-SECONDS = 110
 RECIPE = """
 format = 1
 name = "online"
@@ -56,7 +55,7 @@ def trained(setup: PartSetup) -> Judged:
     sizes = {"tokens": tokens, "take": take, "drafts": drafts, "updates": UPDATES}
     recipe.write_text(RECIPE.format(verifier=verifier, data=data, **sizes), encoding="utf-8")
     runs = setup.folder / "online"
-    ended = spec("run", recipe, "--quiet", "--runs", runs, seconds=SECONDS, folder=setup.folder)
+    ended = spec("run", recipe, "--quiet", "--runs", runs, seconds=setup.left, folder=setup.folder)
     if ended.code != 0:
         return {}, f"spec run ended with {ended.code}: {ended.tail}"
     (log,) = runs.glob("*/events.jsonl")

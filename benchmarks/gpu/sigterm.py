@@ -13,7 +13,6 @@ from benchmarks.gpu.command import Child, Ended, overriding, spec
 from benchmarks.gpu.lines import Judged, VerdictLine, judged
 from benchmarks.gpu.part import PartSetup
 
-RUN_SECONDS = 40
 # Exit code of `spec` after SIGTERM.
 INTERRUPTED = 130
 
@@ -26,16 +25,20 @@ def lines(setup: PartSetup) -> Iterator[VerdictLine]:
 def resumed(setup: PartSetup) -> Judged:
     """Trains the smoke recipe for longer, whole and in two pieces, and compares the exported files."""
     steps = 12 if setup.small else 300
-    options = ["smoke", "--quiet", *overriding(f"schedule.max_steps={steps}", "benchmark.suites=[]")]
+    options = [
+        "smoke",
+        "--quiet",
+        *overriding(f"schedule.max_steps={steps}", "schedule.checkpoint_every=50", "benchmark.suites=[]"),
+    ]
     folder = setup.folder / "sigterm"
-    whole = spec("run", *options, "--runs", folder / "whole", seconds=RUN_SECONDS, folder=folder)
+    whole = spec("run", *options, "--runs", folder / "whole", seconds=setup.left, folder=folder)
     if whole.code != 0:
         return {}, f"the whole run ended with {whole.code}: {whole.tail}"
-    stopped = _stopped(options, folder)
+    stopped = _stopped(setup, options, folder)
     at = _updates(folder / "stopped")
     if stopped.code != INTERRUPTED:
         return {"updates": at}, f"the run that got SIGTERM ended with {stopped.code}, not {INTERRUPTED}: {stopped.tail}"
-    again = spec("run", *options, "--runs", folder / "stopped", seconds=RUN_SECONDS, folder=folder)
+    again = spec("run", *options, "--runs", folder / "stopped", seconds=setup.left, folder=folder)
     if again.code != 0:
         return {"updates": at}, f"the resumed run ended with {again.code}: {again.tail}"
     same = _weights(folder / "whole") == _weights(folder / "stopped")
@@ -43,7 +46,7 @@ def resumed(setup: PartSetup) -> Judged:
     return figures, "" if same else "the resumed run's weights differ from the whole run's"
 
 
-def _stopped(options: list[str], folder: Path) -> Ended:
+def _stopped(setup: PartSetup, options: list[str], folder: Path) -> Ended:
     """Starts the run, and sends it SIGTERM after its second update."""
     out, err = folder / "stopped.out", folder / "stopped.err"
     with out.open("w", encoding="utf-8") as stdout, err.open("w", encoding="utf-8") as stderr:
@@ -52,11 +55,10 @@ def _stopped(options: list[str], folder: Path) -> Ended:
         child = Child.start("speculators.cli", *arguments, cache=cache, out=stdout, err=stderr)
         process = child.process
         try:
-            deadline = time.monotonic() + RUN_SECONDS
-            while _updates(folder / "stopped") < 2 and process.poll() is None and time.monotonic() < deadline:
+            while _updates(folder / "stopped") < 2 and process.poll() is None and setup.left > 1:
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
-            code = process.wait(RUN_SECONDS)
+            code = process.wait(setup.left)
         finally:
             child.end()
     return Ended(code=code, out=out.read_text(encoding="utf-8"), err=err.read_text(encoding="utf-8"))

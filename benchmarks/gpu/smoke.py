@@ -18,8 +18,6 @@ from speculators.facts import VerifierFacts
 from speculators.verifier.tiny import make_tiny_verifier
 
 REDUCED = 128
-# Of one run; all of them together have the time of the part.
-SECONDS = 100
 # Runs at once: each is tiny, and takes most of its time to start.
 PROCESSES = max(1, min(4, (os.cpu_count() or 1) // 2))
 
@@ -65,7 +63,7 @@ def smoke(setup: PartSetup, case: SmokeCase) -> Judged:
     """Runs all stages; live decoding must agree with replay, on the device of this check."""
     short = ("schedule.max_steps=2", "benchmark.live_prompts=1", "benchmark.max_new_tokens=8") if setup.small else ()
     options = ["smoke", "--json", "--quiet", "--runs", setup.folder / "smoke", *overriding(case.override, *short)]
-    ended = spec("run", *options, seconds=SECONDS, folder=setup.folder)
+    ended = spec("run", *options, seconds=setup.left, folder=setup.folder)
     if ended.code != 0:
         return {}, f"spec run ended with {ended.code}: {ended.tail}"
     result = json.loads(ended.out)

@@ -17,7 +17,6 @@ from benchmarks.gpu.part import PartSetup
 
 SUITES = ("tests/nn", "tests/losses", "tests/models")
 SMALL_SUITES = ("tests/losses",)
-SECONDS = 85
 
 
 def lines(setup: PartSetup) -> Iterator[VerdictLine]:
@@ -34,11 +33,11 @@ def tested(setup: PartSetup, folder: str) -> Judged:
     record = setup.folder / f"{folder.replace('/', '-')}.json"
     options = ["-p", "benchmarks.gpu.default_device", "--default-device", setup.device.type, "--outcomes", record]
     parts = ["-n0", "-q", "-p", "no:cacheprovider", *options, folder]
-    ended = run("pytest", *parts, seconds=SECONDS, folder=setup.folder / "suites")
+    ended = run("pytest", *parts, seconds=setup.left, folder=setup.folder / "suites")
     if not record.exists():
         return {}, f"pytest ended with {ended.code}, without a record: {ended.tail}"
     outcomes = json.loads(record.read_text(encoding="utf-8"))
     figures = {name: len(tests) for name, tests in outcomes.items()}
     failed = outcomes["failed"]
-    cut = "" if ended.code is not None else f"ended at its time limit of {SECONDS} s; "
+    cut = "" if ended.code is not None else "ended at the time limit of the part; "
     return figures, cut + (f"{len(failed)} failed: {', '.join(failed[:5])}" if failed else "")

@@ -14,6 +14,8 @@ from speculators.verifier.tiny import TURN_END, TURN_START, make_byte_tokenizer
 
 FIXTURE = "llama-3.1-8b"
 SMALL_LAYERS = 4
+# Of one file: several load at once.
+SHARD = "4GB"
 
 
 def random_verifier(setup: PartSetup) -> Path:
@@ -32,7 +34,7 @@ def random_verifier(setup: PartSetup) -> Path:
     model.generation_config = GenerationConfig(**ids, do_sample=False)
     partial = setup.folder / "verifier.partial"
     with quiet():
-        model.to("cpu").save_pretrained(partial)
+        model.to("cpu").save_pretrained(partial, max_shard_size=SHARD)
     make_byte_tokenizer(facts.vocab_size).save_pretrained(partial)
     partial.rename(folder)
     return folder

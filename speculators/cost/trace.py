@@ -128,7 +128,11 @@ _WHOLE = ".momentum_buffer"
 
 
 def row_of(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.Tensor], RowLayout]:
-    """Builds the row's host tensors and the layout of its documents."""
+    """Builds a row of documents of `lengths` tokens, without states: tensors [1, S] on the host, and their layout.
+
+    Args:
+        supervised: share of each document's tokens, at its end.
+    """
     sizes = torch.tensor(list(lengths))
     positions = torch.cat([torch.arange(length) for length in lengths])
     documents = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
@@ -143,6 +147,7 @@ def row_of(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.T
 
 
 def states_of(plan: Plan, tokens: int) -> dict[str, torch.Tensor]:
+    """Allocates the states of a row as a forward takes them, [1, tokens, ...], without values."""
     width = plan.facts.hidden_size
     dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
     return {
