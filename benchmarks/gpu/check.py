@@ -112,7 +112,7 @@ def outcomes(parts: Sequence[GpuPart], options: argparse.Namespace, folder: Path
             yield PartOutcome(name=part.name, verdict=SKIPPED, reason=reason)
             continue
         console(stderr=True).print(f"{part.name}: {part.shows}", style="note")
-        arguments = [part.name, folder, "--seconds", limit, *(["--small"] if options.small else [])]
+        arguments = [part.name, folder, "--until", time.monotonic() + limit, *(["--small"] if options.small else [])]
         ended = run("benchmarks.gpu.part", *arguments, seconds=limit, folder=folder / "logs", leader=True)
         yield PartOutcome.of(part.name, ended, time.monotonic() - began, limit)
 

@@ -17,7 +17,6 @@ from speculators.training.world import start
 
 # Before the time limit: to end a program in order, and to read what it left.
 RESERVE_SECONDS = 5
-BEGAN = time.monotonic()
 
 
 @attrs.frozen(kw_only=True)
@@ -28,7 +27,7 @@ class PartSetup:
         device: the GPU; with `small` also a CPU.
         small: tiny shapes.
         folder: shared by all parts of a check.
-        until: when the part must end, by the monotonic clock.
+        until: when the part must end, by the monotonic clock, which Linux counts from its start.
     """
 
     device: torch.device
@@ -73,17 +72,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="the time limit")
+    parser.add_argument("--until", type=float, default=float("inf"), help="the time limit, by the monotonic clock")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    until = BEGAN + options.seconds
     # Before anything uses CUDA: it sets what cuBLAS needs to repeat its sums.
     world = start()
     if world.device.type != "cuda" and not options.small:
         reason = "torch sees no GPU (torch.cuda.is_available() is False); --small runs on a CPU"
         report(attrs.asdict(VerdictLine(name="GPU", verdict=FAILED, reason=reason)))
         return
-    setup = PartSetup(device=world.device, small=options.small, folder=options.folder, until=until)
+    setup = PartSetup(device=world.device, small=options.small, folder=options.folder, until=options.until)
     for line in importlib.import_module(f"benchmarks.gpu.{options.name}").lines(setup):
         report(attrs.asdict(line))
 

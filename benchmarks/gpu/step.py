@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from benchmarks.gpu.built import Trainee, plan_of
 from benchmarks.gpu.lines import Judged, VerdictLine, judged
@@ -91,7 +91,8 @@ def _waits(trainee: Trainee) -> int:
 
 def _profiled(setup: PartSetup, trainee: Trainee) -> dict[str, Any]:
     """Counts the kernels of one update, and the share of its time in which one of them runs."""
-    if setup.device.type != "cuda":
+    # Without CUPTI, the profiler of a GPU sees no kernel.
+    if ProfilerActivity.CUDA not in supported_activities():
         return {}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         began = time.perf_counter()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from safetensors.torch import save_file
 
 from benchmarks.gpu.part import PartSetup
 from benchmarks.gpu.shapes import facts_of
-from speculators.verifier.quiet import quiet
+from speculators.verifier.architecture import Skeleton
 from speculators.verifier.tiny import TURN_END, TURN_START, make_byte_tokenizer
 
 FIXTURE = "llama-3.1-8b"
 SMALL_LAYERS = 4
-# Of one file: several load at once.
-SHARD = "4GB"
 
 
 def random_verifier(setup: PartSetup) -> Path:
@@ -26,15 +25,20 @@ def random_verifier(setup: PartSetup) -> Path:
     ids = {"bos_token_id": TURN_START, "eos_token_id": TURN_END, "pad_token_id": TURN_END}
     layers = {"num_hidden_layers": SMALL_LAYERS} if setup.small else {}
     facts = facts_of(FIXTURE, small=setup.small, **ids, **layers)
-    config = AutoConfig.for_model(**facts.to_dict())
-    torch.manual_seed(0)
-    # Drawn on the GPU: a CPU takes minutes for as many numbers.
-    with torch.device(setup.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.generation_config = GenerationConfig(**ids, do_sample=False)
     partial = setup.folder / "verifier.partial"
-    with quiet():
-        model.to("cpu").save_pretrained(partial, max_shard_size=SHARD)
+    partial.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    shapes = {name: tuple(tensor.shape) for name, tensor in Skeleton.of(facts).model.state_dict().items()}
+    weights = {name: _random(shape, setup.device) for name, shape in shapes.items()}
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    (partial / "config.json").write_text(json.dumps(facts.to_dict()), encoding="utf-8")
+    (partial / "generation_config.json").write_text(json.dumps({**ids, "do_sample": False}), encoding="utf-8")
     make_byte_tokenizer(facts.vocab_size).save_pretrained(partial)
     partial.rename(folder)
     return folder
+
+
+def _random(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Draws a matrix on the device, since a CPU takes minutes for 8B numbers; a norm's weight is 1."""
+    tensor = torch.ones(shape, device=device, dtype=torch.bfloat16)
+    return (tensor if len(shape) < 2 else tensor.normal_(std=0.02)).cpu()
