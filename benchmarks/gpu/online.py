@@ -31,6 +31,7 @@ hidden_states = "online"
 [schedule]
 max_steps = {updates}
 tokens_per_step = {tokens}
+checkpoint_every = {updates}
 optimizer = {{ name = "adamw", lr = 3e-4 }}
 """
 
@@ -49,7 +50,7 @@ def trained(setup: PartSetup) -> Judged:
     """Runs the recipe above; every loss must be a number."""
     verifier = random_verifier(setup)
     setup.release()
-    tokens, take, drafts = (1024, 24, 256) if setup.small else (16_384, 400, 32_000)
+    tokens, take, drafts = (2048, 24, 256) if setup.small else (16_384, 400, 32_000)
     recipe = setup.folder / "online.toml"
     data = recipes_folder() / "data" / "quickstart.jsonl"
     sizes = {"tokens": tokens, "take": take, "drafts": drafts, "updates": UPDATES}

@@ -43,6 +43,16 @@ class OneByOne(checkpoint_files._SerialCpuLoader):
         super().__init__(resolve)
 
 
+class Stream:
+    """A stream whose work is done when it is handed in; it is its own event."""
+
+    def record_event(self) -> Stream:
+        return self
+
+    def synchronize(self) -> None:
+        pass
+
+
 def on_host(load: Any) -> Any:
     """Loads a model as on a machine without a device, as Engine does before it moves the model there."""
 
@@ -66,6 +76,7 @@ def whole_device() -> Iterator[None]:
         patch.object(engine, "_load", on_host(engine._load)),
         patch("torch.cuda.get_rng_state", torch.get_rng_state),
         patch("torch.cuda.set_rng_state", torch.set_rng_state),
+        patch("torch.cuda.current_stream", lambda _: Stream()),
         patch("torch.cuda.set_device", lambda _: None),
         patch("torch.cuda.get_device_properties", lambda _: SimpleNamespace(**memory)),
         patch("torch.cuda.empty_cache", lambda: None),
