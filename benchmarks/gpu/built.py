@@ -26,7 +26,7 @@ from speculators.training.update import UpdateResult, Worker, update
 from speculators.training.world import World
 from speculators.verifier.head import HeadRules
 
-# Of a draft vocabulary at tiny sizes; the whole one is shapes.SMALL's.
+# Tokens of a reduced vocabulary at tiny sizes; the whole one is shapes.SMALL's.
 SMALL_DRAFTS = 256
 
 

@@ -18,7 +18,7 @@ from speculators.verifier.engine import Engine
 # Rows x tokens.
 SHAPES = ((1, 2048), (2, 1200), (4, 2048), (8, 1100), (16, 2048))
 SMALL_SHAPES = ((1, 16), (3, 10))
-# Of the rows of different lengths: short chats, as in benchmarks/perf/capture.py.
+# Tokens of the rows of different lengths, short chats, as in benchmarks/perf/capture.py.
 MIXED_TOKENS, SMALL_MIXED_TOKENS = 32_768, 400
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+
+from benchmarks.gpu.command import ROOT
+
+TESTS = ROOT / "tests"
 
 # What torch, its stand-in and numpy say where a tensor of the device meets one of the CPU.
 MIXED = re.compile(
@@ -40,8 +46,14 @@ class OutcomeRecord:
     def _default_device(self) -> Iterator[None]:
         """Sets the device for the test alone: what is made once for many tests stays where it was made."""
         torch.set_default_device(self.device)
-        yield
+        with patch("torch.Generator", self._generator):
+            yield
         torch.set_default_device(None)
+
+    def _generator(self, device: torch.device | str | None = None, *, make: type = torch.Generator) -> torch.Generator:
+        """Makes a test's own generator for the default device, which torch leaves on the CPU."""
+        is_ours = Path(sys._getframe(1).f_code.co_filename).is_relative_to(TESTS)
+        return make(device or (self.device if is_ours else "cpu"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Files one test."""

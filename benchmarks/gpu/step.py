@@ -24,7 +24,7 @@ DOCUMENT = 1024
 # Rows of one update: fewer than the recipes', whose other rows would only repeat them.
 ROWS = 4
 UPDATES = 3
-# Of the measured peak over the planned one: the allocator rounds, and kernels have buffers that no plan counts.
+# Measured over planned peak that still passes: the allocator rounds, and kernels have buffers that no plan counts.
 TOLERATED_PEAK = 1.25
 # Not kernels, though they run on the GPU.
 COPIES = ("Memcpy", "Memset")
