@@ -99,19 +99,19 @@ def trace(plan: Plan, lengths: Sequence[int], supervised: float, *, kind: str) -
     """
     facts, name = plan.facts, plan.recipe.algorithm.name
     rules = HeadRules.of(facts)
-    row, layout = _row(lengths, supervised)
+    row, layout = row_of(lengths, supervised)
     # The layout's index tensors are real, because the host knows them.
     with FakeTensorMode(allow_non_fake_inputs=True):
         kwargs = training_kwargs(plan, None, stand_in_vocabulary(plan))
         model = build_model(name, facts, kwargs)
-        head = _with_verifier(model, plan, rules)
+        head = attach_head(model, plan, rules)
         optimizer = Optimizer(model, plan.recipe.schedule.optimizer, ema=plan.recipe.schedule.ema)
         with flop_counter() as update:
             optimizer.prime()
         # The forward may draw anchors; each plan draws the same ones, and leaves the caller's generator alone.
         with flop_counter() as products, _chunks_of(kind), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            live = _pass(model, {**_states(plan, layout.size), **row}, layout, kwargs)
+            live = _pass(model, {**states_of(plan, layout.size), **row}, layout, kwargs)
         sizes = {parameter: parameter.numel() * parameter.itemsize for parameter in model.parameters()}
         trained = [parameter for parameter in sizes if parameter.requires_grad]
         state = optimizer.tensors()
@@ -150,8 +150,12 @@ def _chunks_of(kind: str) -> Iterator[None]:
         CHUNKS["cpu"] = own
 
 
-def _row(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.Tensor], RowLayout]:
-    """Builds the row's host tensors and the layout of its documents."""
+def row_of(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.Tensor], RowLayout]:
+    """Builds a row of documents of `lengths` tokens, without states: tensors [1, S] on the host, and their layout.
+
+    Args:
+        supervised: share of each document's tokens, at its end.
+    """
     sizes = torch.tensor(list(lengths))
     positions = torch.cat([torch.arange(length) for length in lengths])
     documents = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
@@ -165,7 +169,8 @@ def _row(lengths: Sequence[int], supervised: float) -> tuple[dict[str, torch.Ten
     return row, RowLayout.of(row["document_ids"], row["loss_mask"])
 
 
-def _states(plan: Plan, tokens: int) -> dict[str, torch.Tensor]:
+def states_of(plan: Plan, tokens: int) -> dict[str, torch.Tensor]:
+    """Allocates the states of a row as a forward takes them, [1, tokens, ...], without values."""
     width = plan.facts.hidden_size
     dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
     return {
@@ -174,7 +179,7 @@ def _states(plan: Plan, tokens: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _with_verifier(model: SpeculatorModel, plan: Plan, rules: HeadRules) -> int:
+def attach_head(model: SpeculatorModel, plan: Plan, rules: HeadRules) -> int:
     """Gives the model the verifier's tensors, without values; returns the head's bytes."""
     kept = getattr(torch, file_dtype(plan))
     for parameter in model.parameters():

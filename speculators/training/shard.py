@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from speculators.errors import TrainingError
@@ -39,6 +39,11 @@ def shard(model: nn.Module, world: World, *, enabled: bool = True) -> None:
         mesh = init_device_mesh(world.device.type, (world.size,))
     else:
         mesh = init_device_mesh(world.device.type, (world.size, 1), mesh_dim_names=("replicate", "shard"))
+    shard_over(model, mesh)
+
+
+def shard_over(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards each entry of `model.layers` over a mesh, then the rest; a mesh of one process shards without effect."""
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     for layer in layers_of(model):
         # A layer runs once for each unrolled draft step: gathering it each time would cost more than its memory.

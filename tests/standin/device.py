@@ -121,7 +121,8 @@ def device() -> Iterator[None]:
 
 def _tensor(data: Any, *, device: Any = None, make: Any = torch.tensor, **options: Any) -> torch.Tensor:
     """torch.tensor, which allocates on the device itself, where no mode sees it."""
-    return make(data, **options) if device is None else make(data, **options).to(device)
+    # torch.get_default_device would ask torch.tensor.
+    return make(data, device="cpu", **options).to(torch.empty(0).device if device is None else device)
 
 
 def _to_cuda(kwargs: dict[str, Any]) -> bool:
