@@ -26,15 +26,15 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     Every process calls this.
     """
     if context.recipe.data.hidden_states == "online":
-        dtype = context.recipe.data.states_dtype
-        engine, ids = context.engine(dtype), context.plan.target_layer_ids
-        return OnlineStates(prepared, lambda rows: engine.capture_packed(rows, ids), getattr(torch, dtype))
+        data, ids = context.recipe.data, context.plan.target_layer_ids
+        engine = context.engine(data.capture_dtype)
+        return OnlineStates(prepared, lambda rows: engine.capture_packed(rows, ids), data.states_dtype)
     key = context.plan.stage("capture").fingerprint
     folder = context.places.states(key)
     with context.alone(folder, "capture"):
         _capture(context, prepared, folder, key)
         # Rank 0 has just checked every shard; the others open only those that they read.
-        store = StateStore.open(folder, key=key, check="none")
+        store = StateStore.open(folder, key=key, check="none", device=context.world.device)
     context.note_files("capture", {shard["file"]: shard["sha256"] for shard in read_manifest(folder)["shards"]})
     return store
 
@@ -96,7 +96,7 @@ def removing_damaged() -> Iterator[None]:
 
 def _in_process(context: Context) -> Capture:
     """Captures with the verifier loaded in this process."""
-    engine, tokens = context.engine(context.recipe.data.states_dtype), CAPTURE_TOKENS[context.world.device.type]
+    engine, tokens = context.engine(context.recipe.data.capture_dtype), CAPTURE_TOKENS[context.world.device.type]
     return lambda rows: engine.capture_all(rows, context.plan.target_layer_ids, batch_tokens=tokens)
 
 

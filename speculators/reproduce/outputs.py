@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from speculators.data.encoded import Conversations
-from speculators.data.store import LAST, STATES, StateStore
+from speculators.data.state_types import LAST, STATES
+from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
 from speculators.files.disk import read_json
 from speculators.recipe.lock import Lock
