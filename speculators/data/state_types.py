@@ -1,9 +1,9 @@
 """The types that states are stored in: floating-point types, and 8 bits with a scale for each token and layer.
 
-Residual streams have channels that are hundreds of times as large as the others (SmolLM2-135M, layer 13: 350 times).
+Residual streams have channels that are hundreds of times as large as the others (SmolLM2-135M, layer 15: 340 times).
 In e4m3 these do not cost the small ones their precision, because it rounds each value relative to that value: by 2.6%
 on average (root mean square), in every channel, down to 1/28,672 of the token's largest. Integers of 8 bits with the
-same scales round the small channels of that layer by 60%.
+same scales round the small channels of that layer by 58%.
 """
 
 from __future__ import annotations
