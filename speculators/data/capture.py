@@ -126,7 +126,7 @@ class StateWriter:
 
         Args:
             index: of the conversation.
-            parts: its states as `to_stored` makes them.
+            parts: its states as the layout encodes them.
             write: takes the arguments of `self.write` for a full shard; None writes it at once.
 
         Raises:
@@ -253,7 +253,7 @@ def _appending(writer: StateWriter) -> Iterator[Callable[[int, torch.Tensor, tor
     ):
 
         def append(index: int, hidden_states: torch.Tensor, last: torch.Tensor) -> None:
-            appended(index, *_host_copies(hidden_states, last, writer.layout.dtype))
+            appended(index, *_host_copies(writer.layout, hidden_states, last))
 
         yield append
 
@@ -267,12 +267,12 @@ def _append(
 ) -> None:
     if copied is not None:
         copied.synchronize()
-    parts = to_stored(*states, writer.layout.dtype) if copied is None else states
+    parts = writer.layout.encode(*states) if copied is None else states
     writer.append(index, parts, write=write)
 
 
 def _host_copies(
-    states: torch.Tensor, last: torch.Tensor, dtype: str
+    layout: StoreLayout, states: torch.Tensor, last: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, ...], torch.cuda.Event | None]:
     """Rounds states on a GPU and copies them into pinned memory without waiting; returns what says when they are there.
 
@@ -281,7 +281,7 @@ def _host_copies(
     if not states.is_cuda:
         return (states, last), None
     # Pinned because it is not waited for.
-    host = tuple(part.to("cpu", non_blocking=True) for part in to_stored(states, last, dtype))
+    host = tuple(part.to("cpu", non_blocking=True) for part in layout.encode(states, last))
     return host, torch.cuda.current_stream(states.device).record_event()
 
 

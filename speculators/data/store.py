@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from speculators.data.parts import read_part
-from speculators.data.state_types import DTYPES, Part, from_stored, stored_parts
+from speculators.data.state_types import DTYPES, Part, from_stored, stored_parts, to_stored
 from speculators.errors import ArtifactError
 from speculators.files.disk import file_sha256
 from speculators.files.folders import FORMAT, read_manifest, read_record
@@ -60,6 +60,8 @@ def states_digest(*parts: torch.Tensor) -> str:
     """Hashes the states of one conversation as they are stored."""
     digest = hashlib.sha256()
     for part in parts:
+        if not part.shape[1]:
+            continue  # which torch cannot view as bytes
         stored: Any = part.contiguous().view(torch.uint8).numpy()
         digest.update(stored)
     return digest.hexdigest()
@@ -96,6 +98,7 @@ class StoreLayout:
         aux_width: A*H, columns of the auxiliary states.
         width: H, columns of the last layer's state.
         dtype: "bfloat16", "float16", "float32" or "fp8".
+        ends_in_last: whether the last H auxiliary columns are the last layer's state, which is then stored once.
         shard_tokens: tokens per shard; a longer conversation gets a shard of its own.
         shards: the conversations of each shard, in their order in the file.
         places: [N, 2] int64, each conversation's shard and first row in it.
@@ -108,6 +111,7 @@ class StoreLayout:
     width: int
     dtype: str = attrs.field(validator=attrs.validators.in_(DTYPES))
     shard_tokens: int = SHARD_TOKENS["cpu"]
+    ends_in_last: bool = False
     shards: tuple[tuple[int, ...], ...] = attrs.field(init=False)
     places: np.ndarray = attrs.field(init=False, repr=False)
     parts: tuple[Part, ...] = attrs.field(init=False, repr=False)
@@ -128,7 +132,8 @@ class StoreLayout:
 
     @parts.default
     def _parts(self) -> tuple[Part, ...]:
-        return stored_parts(aux_width=self.aux_width, width=self.width, dtype=self.dtype)
+        stored = self.aux_width - self.width * self.ends_in_last
+        return stored_parts(aux_width=stored, width=self.width, dtype=self.dtype)
 
     def rows(self, shard: int) -> int:
         """Counts the tokens of a shard: rows of its tensors."""
@@ -138,15 +143,27 @@ class StoreLayout:
         """Computes the size on disk of the states of this many tokens."""
         return tokens * sum(part.row_bytes for part in self.parts)
 
+    def encode(self, hidden_states: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Makes the parts that are stored of states [n, A*H] and [n, H], on their device."""
+        return to_stored(hidden_states[:, : self.parts[0].columns], last, self.dtype)
+
+    def decode(self, parts: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives hidden_states [n, A*H] and last [n, H] of stored parts; 8 bits are decoded on `device`."""
+        states, last = from_stored(parts, device)
+        return torch.cat([states, last], 1) if self.ends_in_last else states, last
+
     def to_json(self) -> dict[str, Any]:
         """The content of the store's `layout.json`."""
         plain = attrs.asdict(self, filter=lambda field, _: field.init)
+        if not self.ends_in_last:
+            # As earlier versions wrote it: an interrupted capture goes on.
+            del plain["ends_in_last"]
         return {"format": FORMAT, **plain, "lengths": list(self.lengths)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> StoreLayout:
         """Reads what `to_json` wrote."""
-        return cls(**{field.name: values[field.name] for field in attrs.fields(cls) if field.init})
+        return cls(**{field.name: values[field.name] for field in attrs.fields(cls) if field.name in values})
 
 
 def store_bytes(tokens: int, *, aux_width: int, width: int, dtype: str) -> int:
@@ -246,7 +263,7 @@ class StateStore:
             elif states_digest(*parts) != shard.digests[self.layout.shards[number].index(index)]:
                 raise DamagedShards(self.folder, {number: f"the states of conversation {index} have another sha256"})
             self._intact.add(index)
-        return from_stored(parts, self.device)
+        return self.layout.decode(parts, self.device)
 
     def states(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Reads the states of several conversations."""

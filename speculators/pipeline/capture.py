@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,7 +117,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
         aux_width=len(plan.target_layer_ids) * width,
         width=width,
         dtype=context.recipe.data.states_dtype,
-        shard_tokens=_shard_tokens(folder, world.device),
+        **_form(folder, plan.ends_in_last, world.device),
     )
     # Before the verifier is loaded, so that a disk without room is reported at once. Only rank 0 examines the shards:
     # by the time another process had read them all, rank 0 could be writing some of them.
@@ -135,9 +136,9 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
     return server
 
 
-def _shard_tokens(folder: Path, device: torch.device) -> int:
-    """Keeps the size of shards that an interrupted capture chose, perhaps on another device."""
-    chosen: int = (
-        read_record(folder / LAYOUT)["shard_tokens"] if (folder / LAYOUT).exists() else SHARD_TOKENS[device.type]
-    )
-    return chosen
+def _form(folder: Path, ends_in_last: bool, device: torch.device) -> dict[str, Any]:
+    """Keeps the form that an interrupted capture chose, perhaps on another device or in an earlier version."""
+    if not (folder / LAYOUT).exists():
+        return {"shard_tokens": SHARD_TOKENS[device.type], "ends_in_last": ends_in_last}
+    chosen = StoreLayout.from_json(read_record(folder / LAYOUT))
+    return {"shard_tokens": chosen.shard_tokens, "ends_in_last": chosen.ends_in_last}

@@ -16,6 +16,7 @@ from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import safetensors.torch
 import torch
@@ -111,6 +112,36 @@ def test_shards_are_plain_safetensors(store, folder, layout):
     held = safetensors.torch.load_file(folder / shard_name(0))
     assert held["hidden_states"].shape == (layout.rows(0), 6)
     assert held["last"].shape == (layout.rows(0), 3)
+
+
+@with_fp8
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_last_layer_that_is_read_is_stored_once(tmp_path, layout, conversations, dtype, layers):
+    """States of which the last H columns are the last layer's come back whole, from a store without these columns."""
+
+    def ending_in_last(rows):
+        for place, states, last in fake_capture(rows):
+            yield place, torch.cat([states[:, : 3 * layers - 3], last], 1), last
+
+    stores = []
+    for once in (True, False):
+        kept = attrs.evolve(layout, aux_width=3 * layers, ends_in_last=once)
+        writer = StateWriter(tmp_path / str(once), kept)
+        fill(writer, conversations, ending_in_last)
+        stores.append(writer.finish())
+    for index in range(len(conversations)):
+        for one, other in zip(*(store.read(index) for store in stores), strict=True):
+            assert torch.equal(one, other)
+    once, twice = (store.layout.bytes_for(1) for store in stores)
+    assert twice / once == pytest.approx((layers + 1) / layers)
+    assert StoreLayout.from_json(stores[0].layout.to_json()).ends_in_last
+
+
+def test_a_layout_of_an_earlier_version_is_the_one_of_today(layout):
+    """What was written before a last layer was stored once is read, and an interrupted capture goes on."""
+    written = layout.to_json()
+    assert "ends_in_last" not in written
+    assert not StoreLayout.from_json(written).ends_in_last
 
 
 @with_fp8
