@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def ends_in_last(self) -> bool:
-        """Whether the last of the layers that are read is the verifier's last, whose state is stored for targets, too."""
+        """Whether the last of the layers that are read is the verifier's last, which targets need, too."""
         return self.target_layer_ids[-1:] == (self.facts.num_hidden_layers,)
 
     def stage(self, name: str) -> Stage:

@@ -1,4 +1,4 @@
-"""States in 8 bits: the error that e4m3 leaves, whatever the size of a layer's largest channels, and what is refused."""
+"""States in 8 bits: the error of e4m3, whatever the size of a layer's largest channels, and what is refused."""
 
 from __future__ import annotations
 
