@@ -243,7 +243,7 @@ def fill_stream(
 
 @contextmanager
 def _appending(writer: StateWriter) -> Iterator[Callable[[int, torch.Tensor, torch.Tensor], None]]:
-    """Yields what takes the states of conversations in the block, in which the verifier goes on while states are checked, and shards written.
+    """Yields what takes a conversation's states; the verifier goes on while they are checked and shards are written.
 
     One thread rounds and checks states, a second one hashes and writes full shards.
     """

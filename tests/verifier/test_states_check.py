@@ -50,7 +50,7 @@ def test_rounding_passes(engine: Engine, rows: list[torch.Tensor]) -> None:
 
 
 def test_eight_bits_pass(engine: Engine, rows: list[torch.Tensor]) -> None:
-    """States that were stored in fp8 pass as such, though not as float32; neighbouring layers are still distinguished."""
+    """States that were stored in fp8 pass as such, not as float32; neighbouring layers are still distinguished."""
     kept = [from_stored(to_stored(a, b, "fp8"), torch.device("cpu")) for a, b in engine.capture(rows, IDS)]
     assert check(engine, rows, kept, "fp8").problems == ()
     assert len(check(engine, rows, kept).problems) == 3
