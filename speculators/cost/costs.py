@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from speculators.recipe.input_sections import FP8
 from speculators.recipe.plan import Plan
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -118,13 +119,15 @@ class Costs:
         Args:
             world_size: processes.
             capture_tokens: of one forward of the verifier, if it runs beside training.
-            rows_on_host: whether cached rows wait in the host's memory, so that only two are on the device.
+            rows_on_host: whether cached rows wait in the host's memory, so that only two are on the device. Those that
+                were stored in 8 bits are decoded there before they wait.
         """
         row, recipe = self.row, self.plan.recipe
         shards = world_size if world_size > 1 and recipe.distributed.shard else 1
         shard = row.trainable_bytes // shards if shards > 1 else 0
-        waiting = 2 if rows_on_host and self.cached else 2 * -(-self.plan.rows_per_step // world_size)
-        beside = 0 if self.cached else self.verifier_memory(recipe.data.states_dtype, capture_tokens)
+        on_host = rows_on_host and self.cached and recipe.data.states_dtype != FP8
+        waiting = 2 if on_host else 2 * -(-self.plan.rows_per_step // world_size)
+        beside = 0 if self.cached else self.verifier_memory(recipe.data.capture_dtype, capture_tokens)
         return {
             "weights": row.trainable_bytes + row.frozen_bytes + shard,
             "gradients": row.trainable_bytes + shard,

@@ -83,7 +83,7 @@ def _train_flops_per_token(costs: Costs) -> float:
 
 
 def _precision(plan: Plan) -> tuple[str, str]:
-    return plan.precision, plan.recipe.data.states_dtype
+    return plan.precision, plan.recipe.data.capture_dtype
 
 
 def _costs_of_run(record: RunRecord, plan: Plan, places: Places) -> Costs | None:

@@ -84,7 +84,8 @@ def costs_of(
     else:
         amount, mean = _counted(plan, prepared), max(1, round(float(prepared.lengths.mean())))
     documents = max(1, plan.row_tokens // mean)
-    width, states = plan.facts.hidden_size, len(plan.target_layer_ids)
+    # The last layer is stored once.
+    width, states = plan.facts.hidden_size, len(plan.target_layer_ids) - plan.ends_in_last
     return Costs(
         plan=plan,
         row=trace(plan, _split(plan.row_tokens, documents), amount.supervised, kind=kind),

@@ -16,11 +16,9 @@ import torch
 
 from speculators.data.background import BackgroundCalls
 from speculators.data.encoded import Conversations
+from speculators.data.state_types import DTYPES, from_stored, to_stored
 from speculators.data.store import (
-    DTYPES,
-    LAST,
     LAYOUT,
-    STATES,
     StateStore,
     StoreLayout,
     check_shard,
@@ -39,8 +37,8 @@ Capture = Callable[[list[torch.Tensor]], Iterable[tuple[int, torch.Tensor, torch
 Stream = Callable[[Iterator[tuple[int, torch.Tensor]]], Iterable[tuple[int, torch.Tensor, torch.Tensor]]]
 
 
-# Takes (number of a shard, or index of a conversation; hidden_states; last).
-Write = Callable[[int, torch.Tensor, torch.Tensor], None]
+# Takes the number of a shard and its `stored_parts`.
+Write = Callable[[int, tuple[torch.Tensor, ...]], None]
 
 
 class StateWriter:
@@ -67,7 +65,7 @@ class StateWriter:
     ) -> None:
         self.folder, self.layout = folder, layout
         self.damaged: dict[int, str] = {}
-        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor, set[int]]] = {}
+        self._buffers: dict[int, tuple[tuple[torch.Tensor, ...], set[int]]] = {}
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if (folder / LAYOUT).exists():
@@ -123,15 +121,12 @@ class StateWriter:
         """Lists the shards that process `rank` of `world_size` has yet to write."""
         return sorted(self._missing)[rank::world_size]
 
-    def append(
-        self, index: int, hidden_states: torch.Tensor, last: torch.Tensor, *, write: Write | None = None
-    ) -> None:
+    def append(self, index: int, parts: tuple[torch.Tensor, ...], *, write: Write | None = None) -> None:
         """Adds one conversation, in any order; a shard is written once all its conversations are there.
 
         Args:
             index: of the conversation.
-            hidden_states: [n, A*H].
-            last: [n, H].
+            parts: its states as the layout encodes them.
             write: takes the arguments of `self.write` for a full shard; None writes it at once.
 
         Raises:
@@ -140,38 +135,39 @@ class StateWriter:
         """
         number, row = self.layout.places[index].tolist()
         length = self.layout.lengths[index]
-        if len(hidden_states) != length or len(last) != length:
+        if any(len(part) != length for part in parts):
             raise DataError(
-                f"conversation {index} has {length} tokens, but {len(hidden_states)} states were captured",
+                f"conversation {index} has {length} tokens, but {len(parts[0])} states were captured",
                 hint="a prefix cache in the capturing engine causes this: switch it off",
             )
         if number not in self._buffers:
             self._buffers[number] = self._buffer(number)
-        states, lasts, arrived = self._buffers[number]
-        for buffer, part in ((states, hidden_states), (lasts, last)):
+        buffers, arrived = self._buffers[number]
+        for buffer, part in zip(buffers, parts, strict=True):
             buffer[row : row + length] = part
-            if not torch.isfinite(buffer[row : row + length]).all():
+            # torch has no such test for 8 bits: there the scales tell.
+            if part.dtype.itemsize > 1 and not torch.isfinite(part).all():
                 hint = 'float16 overflows above 65504: set data.states_dtype = "bfloat16"'
                 raise DataError(f"conversation {index}: its states are not finite in {self.layout.dtype}", hint=hint)
         arrived.add(index)
         if len(arrived) == len(self.layout.shards[number]):
             del self._buffers[number]
-            (write or self.write)(number, states, lasts)
+            (write or self.write)(number, buffers)
 
-    def _buffer(self, number: int) -> tuple[torch.Tensor, torch.Tensor, set[int]]:
-        rows, kind = self.layout.rows(number), DTYPES[self.layout.dtype][0]
-        empty = torch.empty(rows, self.layout.aux_width, dtype=kind), torch.empty(rows, self.layout.width, dtype=kind)
-        return *empty, set()
+    def _buffer(self, number: int) -> tuple[tuple[torch.Tensor, ...], set[int]]:
+        rows, parts = self.layout.rows(number), self.layout.parts
+        return tuple(torch.empty(rows, part.columns, dtype=DTYPES[part.dtype][0]) for part in parts), set()
 
-    def write(self, number: int, states: torch.Tensor, lasts: torch.Tensor) -> None:
+    def write(self, number: int, parts: tuple[torch.Tensor, ...]) -> None:
         """Writes a full shard, and then its note.
 
         Raises:
             ArtifactError: the disk is full; no half-written shard is left.
         """
         lengths = [self.layout.lengths[index] for index in self.layout.shards[number]]
-        digests = map(states_digest, states.split(lengths), lasts.split(lengths))
-        content = safetensors.torch.save({STATES: states, LAST: lasts}, metadata={"key": self.layout.key})
+        digests = map(states_digest, *(part.split(lengths) for part in parts))
+        named = {part.name: tensor for part, tensor in zip(self.layout.parts, parts, strict=True)}
+        content = safetensors.torch.save(named, metadata={"key": self.layout.key})
         write_whole(self.folder / shard_name(number), content)
         note = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "conversations": list(digests)}
         write_json(note_file(self.folder, number), {"format": FORMAT, **note})
@@ -246,10 +242,10 @@ def fill_stream(
 
 
 @contextmanager
-def _appending(writer: StateWriter) -> Iterator[Write]:
-    """Yields `writer.append` for the block, in which the verifier goes on while states are checked, and shards written.
+def _appending(writer: StateWriter) -> Iterator[Callable[[int, torch.Tensor, torch.Tensor], None]]:
+    """Yields what takes a conversation's states; the verifier goes on while they are checked and shards are written.
 
-    One thread copies and checks states, a second one hashes and writes full shards.
+    One thread rounds and checks states, a second one hashes and writes full shards.
     """
     with (
         BackgroundCalls(writer.write, waiting=1) as write,
@@ -257,7 +253,7 @@ def _appending(writer: StateWriter) -> Iterator[Write]:
     ):
 
         def append(index: int, hidden_states: torch.Tensor, last: torch.Tensor) -> None:
-            appended(index, *_host_copies(hidden_states, last))
+            appended(index, *_host_copies(writer.layout, hidden_states, last))
 
         yield append
 
@@ -266,24 +262,27 @@ def _append(
     writer: StateWriter,
     write: Write,
     index: int,
-    hidden_states: torch.Tensor,
-    last: torch.Tensor,
+    states: tuple[torch.Tensor, ...],
     copied: torch.cuda.Event | None,
 ) -> None:
     if copied is not None:
         copied.synchronize()
-    writer.append(index, hidden_states, last, write=write)
+    parts = writer.layout.encode(*states) if copied is None else states
+    writer.append(index, parts, write=write)
 
 
 def _host_copies(
-    states: torch.Tensor, last: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.cuda.Event | None]:
-    """Copies states from a GPU into pinned memory without waiting for them; returns what says when they are there."""
+    layout: StoreLayout, states: torch.Tensor, last: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], torch.cuda.Event | None]:
+    """Rounds states on a GPU and copies them into pinned memory without waiting; returns what says when they are there.
+
+    States that are on the host stay as they are: the thread that takes them rounds them.
+    """
     if not states.is_cuda:
-        return states, last, None
+        return (states, last), None
     # Pinned because it is not waited for.
-    host = [part.to("cpu", non_blocking=True) for part in (states, last)]
-    return host[0], host[1], torch.cuda.current_stream(states.device).record_event()
+    host = tuple(part.to("cpu", non_blocking=True) for part in layout.encode(states, last))
+    return host, torch.cuda.current_stream(states.device).record_event()
 
 
 def _tokens(conversations: Conversations, index: int) -> torch.Tensor:
@@ -310,11 +309,12 @@ class OnlineStates:
 
     conversations: Conversations
     capture: Capture
-    dtype: torch.dtype
+    dtype: str
 
     def states(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Captures hidden_states [n, A*H] and last [n, H] of each conversation."""
         rows = [_tokens(self.conversations, index) for index in indices]
         captured = {place: (states, last) for place, states, last in self.capture(rows)}
         # Rounded to the stored type, so that training sees the same values as from a store.
-        return [(captured[place][0].to(self.dtype), captured[place][1].to(self.dtype)) for place in range(len(rows))]
+        parts = [to_stored(*captured[place], self.dtype) for place in range(len(rows))]
+        return [from_stored(each, each[0].device) for each in parts]

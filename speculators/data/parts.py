@@ -25,6 +25,8 @@ def read_part(path: Path, dtype: Any, *, offset: int, shape: tuple[int, ...]) ->
     Raises:
         ArtifactError: the file is missing or too short.
     """
+    if 0 in shape:
+        return np.empty(shape, dtype)  # which no map can be
     try:
         return np.array(np.memmap(path, mode="r", dtype=dtype, offset=offset, shape=shape))
     except FileNotFoundError:

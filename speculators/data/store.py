@@ -16,25 +16,19 @@ import torch
 
 from speculators.chunks import CHUNKS
 from speculators.data.parts import read_part
+from speculators.data.state_types import DTYPES, Part, from_stored, stored_parts, to_stored
 from speculators.errors import ArtifactError
 from speculators.files.disk import file_sha256
 from speculators.files.folders import FORMAT, read_manifest, read_record
 
 LAYOUT = "layout.json"
-STATES, LAST = "hidden_states", "last"
 # Shards that are checked at a time: hashing leaves other threads free to run.
 CHECKING_THREADS = 8
 
+_CPU = torch.device("cpu")
+
 # What `StateStore.open` checks of each shard.
 Check = Literal["all", "headers", "none"]
-
-# Name in the recipe: (torch type, numpy type of the same width, name in a safetensors header). numpy has no bfloat16,
-# so bytes are read as integers and viewed as the torch type.
-DTYPES: dict[str, tuple[torch.dtype, Any, str]] = {
-    "bfloat16": (torch.bfloat16, np.int16, "BF16"),
-    "float16": (torch.float16, np.int16, "F16"),
-    "float32": (torch.float32, np.int32, "F32"),
-}
 
 
 class DamagedShards(ArtifactError):
@@ -61,10 +55,12 @@ def note_file(folder: Path, number: int) -> Path:
     return folder / Path(shard_name(number)).with_suffix(".json")
 
 
-def states_digest(hidden_states: torch.Tensor, last: torch.Tensor) -> str:
+def states_digest(*parts: torch.Tensor) -> str:
     """Hashes the states of one conversation as they are stored."""
     digest = hashlib.sha256()
-    for part in (hidden_states, last):
+    for part in parts:
+        if not part.shape[1]:
+            continue  # which torch cannot view as bytes
         stored: Any = part.contiguous().view(torch.uint8).numpy()
         digest.update(stored)
     return digest.hexdigest()
@@ -100,10 +96,12 @@ class StoreLayout:
         lengths: number of tokens of each conversation.
         aux_width: A*H, columns of the auxiliary states.
         width: H, columns of the last layer's state.
-        dtype: "bfloat16", "float16" or "float32".
+        dtype: "bfloat16", "float16", "float32" or "fp8".
+        ends_in_last: whether the last H auxiliary columns are the last layer's state, which is then stored once.
         shard_tokens: tokens per shard; a longer conversation gets a shard of its own.
         shards: the conversations of each shard, in their order in the file.
         places: [N, 2] int64, each conversation's shard and first row in it.
+        parts: the tensors of each shard.
     """
 
     key: str
@@ -112,8 +110,10 @@ class StoreLayout:
     width: int
     dtype: str = attrs.field(validator=attrs.validators.in_(DTYPES))
     shard_tokens: int = CHUNKS["cpu"].shard_tokens
+    ends_in_last: bool = False
     shards: tuple[tuple[int, ...], ...] = attrs.field(init=False)
     places: np.ndarray = attrs.field(init=False, repr=False)
+    parts: tuple[Part, ...] = attrs.field(init=False, repr=False)
 
     @shards.default
     def _shards(self) -> tuple[tuple[int, ...], ...]:
@@ -129,28 +129,45 @@ class StoreLayout:
                 row += self.lengths[index]
         return places
 
+    @parts.default
+    def _parts(self) -> tuple[Part, ...]:
+        stored = self.aux_width - self.width * self.ends_in_last
+        return stored_parts(aux_width=stored, width=self.width, dtype=self.dtype)
+
     def rows(self, shard: int) -> int:
         """Counts the tokens of a shard: rows of its tensors."""
         return sum(self.lengths[index] for index in self.shards[shard])
 
     def bytes_for(self, tokens: int) -> int:
         """Computes the size on disk of the states of this many tokens."""
-        return store_bytes(tokens, aux_width=self.aux_width, width=self.width, dtype=self.dtype)
+        return tokens * sum(part.row_bytes for part in self.parts)
+
+    def encode(self, hidden_states: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Makes the parts that are stored of states [n, A*H] and [n, H], on their device."""
+        return to_stored(hidden_states[:, : self.parts[0].columns], last, self.dtype)
+
+    def decode(self, parts: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives hidden_states [n, A*H] and last [n, H] of stored parts; 8 bits are decoded on `device`."""
+        states, last = from_stored(parts, device)
+        return torch.cat([states, last], 1) if self.ends_in_last else states, last
 
     def to_json(self) -> dict[str, Any]:
         """The content of the store's `layout.json`."""
         plain = attrs.asdict(self, filter=lambda field, _: field.init)
+        if not self.ends_in_last:
+            # As earlier versions wrote it: an interrupted capture goes on.
+            del plain["ends_in_last"]
         return {"format": FORMAT, **plain, "lengths": list(self.lengths)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> StoreLayout:
         """Reads what `to_json` wrote."""
-        return cls(**{field.name: values[field.name] for field in attrs.fields(cls) if field.init})
+        return cls(**{field.name: values[field.name] for field in attrs.fields(cls) if field.name in values})
 
 
 def store_bytes(tokens: int, *, aux_width: int, width: int, dtype: str) -> int:
     """Computes the size on disk of the states of this many tokens, for plans that announce it."""
-    return tokens * (aux_width + width) * DTYPES[dtype][0].itemsize
+    return tokens * sum(part.row_bytes for part in stored_parts(aux_width=aux_width, width=width, dtype=dtype))
 
 
 @attrs.frozen
@@ -172,18 +189,24 @@ class StateStore:
 
     States are compared with their sha256 when they are first read, before anybody gets their values: nothing waits
     until a whole store is hashed.
+
+    Attributes:
+        device: where 8-bit states are decoded.
     """
 
     folder: Path
     layout: StoreLayout
     _sha256: tuple[str, ...]
+    device: torch.device = _CPU
     _shards: dict[int, _Shard] = attrs.field(init=False, factory=dict)
     # Conversations whose states were compared, and shards that were hashed whole.
     _intact: set[int] = attrs.field(init=False, factory=set)
     _whole: set[int] = attrs.field(init=False, factory=set)
 
     @classmethod
-    def open(cls, folder: Path, *, key: str | None = None, check: Check = "headers") -> StateStore:
+    def open(
+        cls, folder: Path, *, key: str | None = None, check: Check = "headers", device: torch.device = _CPU
+    ) -> StateStore:
         """Opens a store.
 
         Args:
@@ -191,6 +214,7 @@ class StateStore:
             key: fingerprint that the states must have; None accepts any.
             check: "headers" checks every shard's size and header; "all" hashes every shard, too; "none" leaves each
                 shard to the first read from it.
+            device: where 8-bit states are decoded.
 
         Raises:
             DamagedShards: names the shards that must be captured again.
@@ -200,7 +224,7 @@ class StateStore:
         layout = StoreLayout.from_json(read_record(folder / LAYOUT))
         if key is not None and layout.key != key:
             raise ArtifactError(f"{folder}: states of different inputs (its key is {layout.key}, expected {key})")
-        store = cls(folder, layout, tuple(shard["sha256"] for shard in manifest["shards"]))
+        store = cls(folder, layout, tuple(shard["sha256"] for shard in manifest["shards"]), device)
         numbers = () if check == "none" else range(len(layout.shards))
         if problems := store.damaged(numbers, hashes=check == "all"):
             raise DamagedShards(folder, problems)
@@ -221,7 +245,9 @@ class StateStore:
             return {number: what for number, what in pool.map(problem, numbers) if isinstance(what, str)}
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads the states of one conversation: hidden_states [n, A*H] and last [n, H], in the stored type.
+        """Reads the states of one conversation: hidden_states [n, A*H] and last [n, H].
+
+        They have the stored type, and are on the CPU; those stored in 8 bits are float32, and on `device`.
 
         Raises:
             DamagedShards: they are not what was written.
@@ -229,15 +255,14 @@ class StateStore:
         number, row = self.layout.places[index].tolist()
         shard = self._shards.get(number) or self._open_shard(number)
         length = self.layout.lengths[index]
-        states = self._part(number, shard.first_bytes[STATES], row, (length, self.layout.aux_width))
-        last = self._part(number, shard.first_bytes[LAST], row, (length, self.layout.width))
+        parts = tuple(self._read(part, number, shard.first_bytes[part.name], row, length) for part in self.layout.parts)
         if index not in self._intact:
             if shard.digests is None:
                 self._hash(number)
-            elif states_digest(states, last) != shard.digests[self.layout.shards[number].index(index)]:
+            elif states_digest(*parts) != shard.digests[self.layout.shards[number].index(index)]:
                 raise DamagedShards(self.folder, {number: f"the states of conversation {index} have another sha256"})
             self._intact.add(index)
-        return states, last
+        return self.layout.decode(parts, self.device)
 
     def states(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Reads the states of several conversations."""
@@ -262,11 +287,11 @@ class StateStore:
                 raise DamagedShards(self.folder, {number: checked})
             self._whole.add(number)
 
-    def _part(self, number: int, first_byte: int, row: int, shape: tuple[int, int]) -> torch.Tensor:
-        torch_type, numpy_type, _ = DTYPES[self.layout.dtype]
-        offset = first_byte + row * shape[1] * torch_type.itemsize
-        part = read_part(self.folder / shard_name(number), numpy_type, offset=offset, shape=shape)
-        return torch.from_numpy(part).view(torch_type)
+    def _read(self, part: Part, number: int, first_byte: int, row: int, length: int) -> torch.Tensor:
+        torch_type, numpy_type, _ = DTYPES[part.dtype]
+        offset, shape = first_byte + row * part.row_bytes, (length, part.columns)
+        values = read_part(self.folder / shard_name(number), numpy_type, offset=offset, shape=shape)
+        return torch.from_numpy(values).view(torch_type)
 
 
 def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str | None = None) -> dict[str, int] | str:
@@ -290,10 +315,10 @@ def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str |
         return "missing"
     except (struct.error, ValueError, OSError):
         return "no readable header"
-    rows, kind = layout.rows(number), DTYPES[layout.dtype][2]
-    for name, columns in ((STATES, layout.aux_width), (LAST, layout.width)):
-        entry = header.get(name, {})
-        if entry.get("shape") != [rows, columns] or entry.get("dtype") != kind:
+    rows = layout.rows(number)
+    for part in layout.parts:
+        entry = header.get(part.name, {})
+        if entry.get("shape") != [rows, part.columns] or entry.get("dtype") != DTYPES[part.dtype][2]:
             return f"its header does not describe {rows} tokens"
     # safetensors: 8 bytes with the header's length, the header, then the tensors without gaps.
     expected = 8 + length + layout.bytes_for(rows)
@@ -301,4 +326,4 @@ def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str |
         return f"{size} bytes instead of {expected}"
     if sha256 is not None and file_sha256(path) != sha256:
         return "its sha256 is not the one recorded when it was written"
-    return {name: 8 + length + header[name]["data_offsets"][0] for name in (STATES, LAST)}
+    return {part.name: 8 + length + header[part.name]["data_offsets"][0] for part in layout.parts}

@@ -49,4 +49,5 @@ def _check(context: Context, prepared: Conversations, indices: list[int]) -> Sta
         client, _ = states_client(context)
         return compare_sample(context, client, prepared, indices)
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
-    return compare_with_verifier(context, rows, store.states(indices), source=str(folder))
+    kept = store.states(indices)
+    return compare_with_verifier(context, rows, kept, source=str(folder), states_dtype=store.layout.dtype)

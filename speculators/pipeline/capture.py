@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,15 +27,15 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     Every process calls this.
     """
     if context.recipe.data.hidden_states == "online":
-        dtype = context.recipe.data.states_dtype
-        engine, ids = context.engine(dtype), context.plan.target_layer_ids
-        return OnlineStates(prepared, lambda rows: engine.capture_packed(rows, ids), getattr(torch, dtype))
+        data, ids = context.recipe.data, context.plan.target_layer_ids
+        engine = context.engine(data.capture_dtype)
+        return OnlineStates(prepared, lambda rows: engine.capture_packed(rows, ids), data.states_dtype)
     key = context.plan.stage("capture").fingerprint
     folder = context.places.states(key)
     with context.alone(folder, "capture"):
         _capture(context, prepared, folder, key)
         # Rank 0 has just checked every shard; the others open only those that they read.
-        store = StateStore.open(folder, key=key, check="none")
+        store = StateStore.open(folder, key=key, check="none", device=context.world.device)
     context.note_files("capture", {shard["file"]: shard["sha256"] for shard in read_manifest(folder)["shards"]})
     return store
 
@@ -96,7 +97,7 @@ def removing_damaged() -> Iterator[None]:
 
 def _in_process(context: Context) -> Capture:
     """Captures with the verifier loaded in this process."""
-    engine, tokens = context.engine(context.recipe.data.states_dtype), CHUNKS[context.world.device.type].capture_tokens
+    engine, tokens = context.engine(context.recipe.data.capture_dtype), CHUNKS[context.world.device.type].capture_tokens
     return lambda rows: engine.capture_all(rows, context.plan.target_layer_ids, batch_tokens=tokens)
 
 
@@ -116,7 +117,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
         aux_width=len(plan.target_layer_ids) * width,
         width=width,
         dtype=context.recipe.data.states_dtype,
-        shard_tokens=_shard_tokens(folder, world.device),
+        **_form(folder, plan.ends_in_last, world.device),
     )
     # Before the verifier is loaded, so that a disk without room is reported at once. Only rank 0 examines the shards:
     # by the time another process had read them all, rank 0 could be writing some of them.
@@ -135,9 +136,9 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
     return server
 
 
-def _shard_tokens(folder: Path, device: torch.device) -> int:
-    """Keeps the size of shards that an interrupted capture chose, perhaps on another device."""
+def _form(folder: Path, ends_in_last: bool, device: torch.device) -> dict[str, Any]:
+    """Keeps the form that an interrupted capture chose, perhaps on another device or in an earlier version."""
     if not (folder / LAYOUT).exists():
-        return CHUNKS[device.type].shard_tokens
-    chosen: int = read_record(folder / LAYOUT)["shard_tokens"]
-    return chosen
+        return {"shard_tokens": CHUNKS[device.type].shard_tokens, "ends_in_last": ends_in_last}
+    chosen = StoreLayout.from_json(read_record(folder / LAYOUT))
+    return {"shard_tokens": chosen.shard_tokens, "ends_in_last": chosen.ends_in_last}

@@ -49,7 +49,7 @@ def serving_note(plan: Plan) -> dict[str, Any]:
     return {
         "verifier": plan.stage("verifier").fingerprint,
         "layer_ids": list(plan.target_layer_ids),
-        "states_dtype": plan.recipe.data.states_dtype,
+        "states_dtype": plan.recipe.data.capture_dtype,
     }
 
 
@@ -86,7 +86,7 @@ def states_client(context: Context) -> tuple[StatesClient, ServerIdentity]:
         layer_ids=plan.target_layer_ids,
         num_layers=plan.facts.num_hidden_layers,
         hidden_size=plan.facts.hidden_size,
-        dtype=getattr(torch, context.recipe.data.states_dtype),
+        dtype=getattr(torch, context.recipe.data.capture_dtype),
     )
     return client, served
 
@@ -156,7 +156,8 @@ def compare_sample(
     """Requests the states of some conversations from the server and compares them with the verifier's."""
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
     captured = [client.capture(row) for row in rows]
-    return compare_with_verifier(context, rows, captured, source=client.endpoint.url)
+    dtype = context.recipe.data.capture_dtype
+    return compare_with_verifier(context, rows, captured, source=client.endpoint.url, states_dtype=dtype)
 
 
 def compare_with_verifier(
@@ -165,6 +166,7 @@ def compare_with_verifier(
     captured: Sequence[tuple[torch.Tensor, torch.Tensor]],
     *,
     source: str,
+    states_dtype: str,
 ) -> StatesCheck:
     """Compares captured states with those of the verifier in this process, which is freed afterwards.
 
@@ -172,15 +174,15 @@ def compare_with_verifier(
         rows: [S] int64 token ids of each conversation.
         captured: for each conversation auxiliary states [S, A*H] and last states [S, H].
         source: of the captured states, for messages.
+        states_dtype: what they were rounded to.
     """
-    dtype = context.recipe.data.states_dtype
-    engine = context.engine(dtype)
+    engine = context.engine(context.recipe.data.capture_dtype)
     layers, tokens = compare_states(engine, rows, captured, context.plan.target_layer_ids)
     context.free_engine()
     return StatesCheck(
         source=source,
         dtype=str(engine.dtype).removeprefix("torch."),
-        states_dtype=dtype,
+        states_dtype=states_dtype,
         conversations=len(rows),
         tokens=tokens,
         layers=layers,
@@ -223,7 +225,7 @@ def plan_server(
     model = section.model if hub else str(obtain(section, cache=places.verifiers, progress=progress).absolute())
     plan = make_plan(recipe, facts)
     device = local_device()
-    dtype = compute_dtype(getattr(torch, recipe.data.states_dtype), device)
+    dtype = compute_dtype(getattr(torch, recipe.data.capture_dtype), device)
     # Capture connects to this address: a server elsewhere would never be found.
     address = urlsplit(recipe.data.server.endpoint)
     settings = StatesServer(

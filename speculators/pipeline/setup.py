@@ -168,7 +168,7 @@ def bf16_parts(recipe: Recipe) -> str:
     parts = {
         "verifier": recipe.verifier.dtype == "bfloat16",
         "answers": data.regenerate is not None and data.regenerate.dtype == "bfloat16",
-        "states": data.states_dtype == "bfloat16",
+        "states": data.capture_dtype == "bfloat16",
         "training": recipe.schedule.precision == "bf16",
     }
     return ", ".join(name for name, is_bf16 in parts.items() if is_bf16)

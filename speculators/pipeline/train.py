@@ -94,7 +94,7 @@ def obstacle_to_repeating(context: Context) -> str:
     if is_plugin(recipe.algorithm.name):
         return f"{recipe.algorithm.name} is a plug-in, so its operations are not known to be deterministic on a GPU"
     # It computes on another thread while training does, and torch's strictness is that of the whole process.
-    if not recipe.data.stored and is_recurrent(context.engine(recipe.data.states_dtype).model):
+    if not recipe.data.stored and is_recurrent(context.engine(recipe.data.capture_dtype).model):
         cure = 'data.hidden_states = "cached" computes its states beforehand'
         return f"the verifier's linear attention is not deterministic on a GPU; {cure}"
     return ""

@@ -17,6 +17,7 @@ from speculators.structure import validators
 from speculators.structure.validators import between, matches, not_empty, not_negative, one_of, server_url
 
 DTYPES = ("float32", "bfloat16", "float16")
+FP8 = "fp8"
 HEX_64 = matches(r"[0-9a-f]{64}", "64 lower-case hex digits")
 
 
@@ -200,7 +201,8 @@ class DataSection:
         max_tokens: length at which a conversation is cut.
         hidden_states: "online" computes the states during training, "cached" captures them to disk first, "server"
             lets a vLLM server capture them.
-        states_dtype: precision in which the states for training are computed and stored.
+        states_dtype: precision in which the states for training are computed and stored; "fp8" stores in 8 bits what is
+            computed in bfloat16.
         train_on: "all" answers of a conversation, the "last" one, or their places: `[0, -1]` is the first and the last.
         allow_lost: the largest share of conversations that may be left out; above it, the data are refused.
         regenerate: how the verifier rewrites the answers; None keeps the answers of the sources.
@@ -210,7 +212,7 @@ class DataSection:
     sources: tuple[DataSource, ...] = field(validator=not_empty)
     max_tokens: int = field(default=2048, validator=positive)
     hidden_states: str = field(default="online", validator=one_of("online", "cached", "server"))
-    states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
+    states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES, FP8))
     train_on: str | tuple[int, ...] = field(default="all", validator=_train_on)
     allow_lost: float = field(default=0.5, validator=between(0, 1))
     regenerate: Regenerate | None = None
@@ -220,6 +222,11 @@ class DataSection:
     def stored(self) -> bool:
         """Whether the states are on disk before training begins."""
         return self.hidden_states != "online"
+
+    @property
+    def capture_dtype(self) -> str:
+        """Precision in which the verifier computes the states."""
+        return "bfloat16" if self.states_dtype == FP8 else self.states_dtype
 
     @property
     def served(self) -> bool:

@@ -45,6 +45,11 @@ class Plan:
     stages: tuple[Stage, ...]
     parameters: dict[str, int] = attrs.field(factory=dict)
 
+    @property
+    def ends_in_last(self) -> bool:
+        """Whether the last of the layers that are read is the verifier's last, which targets need, too."""
+        return self.target_layer_ids[-1:] == (self.facts.num_hidden_layers,)
+
     def stage(self, name: str) -> Stage:
         """Finds a stage by name; raises KeyError if the plan has none of that name."""
         return {stage.name: stage for stage in self.stages}[name]

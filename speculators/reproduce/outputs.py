@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from speculators.data.encoded import Conversations
-from speculators.data.store import LAST, STATES, StateStore
+from speculators.data.state_types import LAST, STATES
+from speculators.data.store import StateStore
 from speculators.errors import ArtifactError
 from speculators.files.disk import read_json
 from speculators.recipe.lock import Lock
@@ -117,6 +118,9 @@ def _first_state(pair: RunPair) -> Gap | None:
         return None
     if ours.layout.lengths != theirs.layout.lengths:
         return Gap(what="tokens", recorded=sum(ours.layout.lengths), again=sum(theirs.layout.lengths))
+    if ours.layout.parts != theirs.layout.parts:
+        columns = [[part.columns for part in store.layout.parts] for store in (ours, theirs)]
+        return Gap(what="columns of a shard", recorded=columns[0], again=columns[1])
     tolerated = None
     for index in range(len(ours.layout.lengths)):
         for name, one, other in zip((STATES, LAST), ours.read(index), theirs.read(index), strict=True):

@@ -13,8 +13,8 @@ from speculators.verifier.engine import Engine
 # Attention is causal, so the first tokens of a conversation have the same states without the rest.
 TOKENS = 256
 # Two engines in float32 differ by the order of their sums, which grows from layer to layer; in 16 bits by rounding,
-# too. The states of neighbouring layers lie much further apart.
-TOLERANCES = {"float32": 1e-2, "bfloat16": 5e-2, "float16": 5e-2}
+# too, and in 8 bits by another 3%. The states of neighbouring layers lie much further apart (SmolLM2-135M: 23%).
+TOLERANCES = {"float32": 1e-2, "bfloat16": 5e-2, "float16": 5e-2, "fp8": 8e-2}
 
 
 @attrs.frozen(kw_only=True)

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def make(conversations, **keys) -> Batches:
-    source = OnlineStates(conversations, fake_capture, torch.bfloat16)
+    source = OnlineStates(conversations, fake_capture, "bfloat16")
     settings = {"row_tokens": 100, "rows_per_step": 4, "seed": 3, "dtype": torch.float32, "widths": (6, 3), **keys}
     return Batches(conversations=conversations, source=source, **settings)
 

@@ -16,6 +16,7 @@ from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import safetensors.torch
 import torch
@@ -24,6 +25,7 @@ from data_toys import fake_capture
 from speculators.data import store as state_store
 from speculators.data.batches import Batches
 from speculators.data.capture import OnlineStates, StateWriter, fill, fill_stream
+from speculators.data.state_types import from_stored, to_stored
 from speculators.data.store import (
     DamagedShards,
     StateStore,
@@ -38,10 +40,17 @@ from speculators.verifier.engine import Engine
 
 
 @pytest.fixture
-def layout(conversations):
-    return StoreLayout(
-        key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300
-    )
+def dtype():
+    """The stored type, where a test is not parametrised with others."""
+    return "bfloat16"
+
+
+@pytest.fixture
+def layout(conversations, dtype):
+    return StoreLayout(key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype=dtype, shard_tokens=300)
+
+
+with_fp8 = pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
 
 
 @pytest.fixture
@@ -56,29 +65,26 @@ def store(folder, layout, conversations):
     return writer.finish()
 
 
-def captured(conversations, index, dtype=torch.bfloat16):
+def captured(conversations, index, dtype="bfloat16"):
     ids = torch.from_numpy(conversations.row(index).input_ids).long()
     ((_, states, last),) = fake_capture([ids])
-    return states.to(dtype), last.to(dtype)
+    return from_stored(to_stored(states, last, dtype), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_states_come_back_exactly(folder, layout, conversations, dtype):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "fp8"])
+def test_states_come_back_exactly(store, layout, conversations, dtype):
     """Every conversation's states are read back as captured, rounded once to the stored type."""
-    kept = StoreLayout(key="k", lengths=layout.lengths, aux_width=6, width=3, dtype=dtype, shard_tokens=300)
-    writer = StateWriter(folder, kept)
-    fill(writer, conversations, fake_capture)
-    store = writer.finish()
-    assert len(kept.shards) > 2
+    assert len(layout.shards) > 2
     for index in range(len(conversations)):
-        for got, want in zip(store.read(index), captured(conversations, index, getattr(torch, dtype)), strict=True):
+        for got, want in zip(store.read(index), captured(conversations, index, dtype), strict=True):
             assert got.dtype == want.dtype
             assert torch.equal(got, want)
 
 
-def test_online_and_cached_states_are_equal(store, conversations):
+@with_fp8
+def test_online_and_cached_states_are_equal(store, conversations, dtype):
     """States computed on demand equal those in a store of the same type."""
-    online = OnlineStates(conversations, fake_capture, torch.bfloat16)
+    online = OnlineStates(conversations, fake_capture, dtype)
     for cached, computed in zip(store.states([5, 0, 17]), online.states([5, 0, 17]), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(cached, computed, strict=True))
 
@@ -93,7 +99,7 @@ def test_cached_and_online_rows_of_a_real_verifier_agree(tiny_verifier, tmp_path
     wide = StoreLayout(key="k", lengths=conversations.lengths, aux_width=64, width=32, dtype="float32")
     writer = StateWriter(tmp_path / "real", wide)
     fill(writer, conversations, capture)
-    sources = (writer.finish(), OnlineStates(conversations, capture, torch.float32))
+    sources = (writer.finish(), OnlineStates(conversations, capture, "float32"))
     shape = {"widths": (64, 32), "row_tokens": 200, "rows_per_step": 3, "seed": 0, "dtype": torch.float32}
     cached, online = (Batches(conversations=conversations, source=source, **shape) for source in sources)
     for got, want in zip(cached(0, 0), online(0, 0), strict=True):
@@ -108,9 +114,40 @@ def test_shards_are_plain_safetensors(store, folder, layout):
     assert held["last"].shape == (layout.rows(0), 3)
 
 
-def test_size_is_known_beforehand(store, folder, layout, conversations):
+@with_fp8
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_last_layer_that_is_read_is_stored_once(tmp_path, layout, conversations, dtype, layers):
+    """States of which the last H columns are the last layer's come back whole, from a store without these columns."""
+
+    def ending_in_last(rows):
+        for place, states, last in fake_capture(rows):
+            yield place, torch.cat([states[:, : 3 * layers - 3], last], 1), last
+
+    stores = []
+    for once in (True, False):
+        kept = attrs.evolve(layout, aux_width=3 * layers, ends_in_last=once)
+        writer = StateWriter(tmp_path / str(once), kept)
+        fill(writer, conversations, ending_in_last)
+        stores.append(writer.finish())
+    for index in range(len(conversations)):
+        for one, other in zip(*(store.read(index) for store in stores), strict=True):
+            assert torch.equal(one, other)
+    once, twice = (store.layout.bytes_for(1) for store in stores)
+    assert twice / once == pytest.approx((layers + 1) / layers)
+    assert StoreLayout.from_json(stores[0].layout.to_json()).ends_in_last
+
+
+def test_a_layout_of_an_earlier_version_is_the_one_of_today(layout):
+    """What was written before a last layer was stored once is read, and an interrupted capture goes on."""
+    written = layout.to_json()
+    assert "ends_in_last" not in written
+    assert not StoreLayout.from_json(written).ends_in_last
+
+
+@with_fp8
+def test_size_is_known_beforehand(store, folder, layout, conversations, dtype):
     """The size that a plan announces is the size on disk, apart from the headers."""
-    announced = store_bytes(int(conversations.lengths.sum()), aux_width=6, width=3, dtype="bfloat16")
+    announced = store_bytes(int(conversations.lengths.sum()), aux_width=6, width=3, dtype=dtype)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert 0 <= size - announced <= 512 * len(layout.shards)
 
@@ -167,6 +204,7 @@ def test_damage_that_opening_finds(store, folder, harm, said):
     assert caught.value.shards == (0,)
 
 
+@with_fp8
 def test_flipped_bit_is_found_on_demand(store, folder, layout):
     """The sha256 reveals one altered bit to whoever asks for all shards; continuing a store does not hash it."""
     path = folder / shard_name(2)
@@ -179,8 +217,10 @@ def test_flipped_bit_is_found_on_demand(store, folder, layout):
     assert StateWriter(folder, layout).missing() == []
 
 
-@pytest.mark.parametrize("notes", ["of today", "of earlier versions"])
-def test_flipped_bit_is_found_before_its_values_are_used(folder, layout, conversations, store, notes):
+@pytest.mark.parametrize(
+    ("notes", "dtype"), [("of today", "bfloat16"), ("of earlier versions", "bfloat16"), ("of today", "fp8")]
+)
+def test_flipped_bit_is_found_before_its_values_are_used(folder, layout, conversations, store, notes, dtype):
     """Whoever reads states first compares them with their sha256, though nobody hashed the store when it was opened;
     a store whose notes have no digest of each conversation is hashed shard by shard."""
     note, path = folder / "states-00001.json", folder / shard_name(1)
@@ -195,7 +235,7 @@ def test_flipped_bit_is_found_before_its_values_are_used(folder, layout, convers
         opened.read(last)
     assert (caught.value.folder, caught.value.shards) == (folder, (1,))
     for index in [*layout.shards[0], *(others if notes == "of today" else ())]:
-        assert torch.equal(opened.read(index)[0], captured(conversations, index)[0])
+        assert torch.equal(opened.read(index)[0], captured(conversations, index, dtype)[0])
 
 
 def test_states_are_compared_once(store, layout, monkeypatch):
@@ -245,7 +285,7 @@ def test_captured_length_must_be_the_conversations(folder, layout):
     """States for fewer tokens than the conversation has, which a prefix cache causes, are refused."""
     length = layout.lengths[3]
     with pytest.raises(DataError, match=rf"conversation 3 has {length} tokens, but {length - 1} states"):
-        StateWriter(folder, layout).append(3, torch.zeros(length - 1, 6), torch.zeros(length - 1, 3))
+        StateWriter(folder, layout).append(3, (torch.zeros(length - 1, 6), torch.zeros(length - 1, 3)))
 
 
 def test_overflow_in_the_stored_type_is_an_error(folder, layout):
@@ -253,7 +293,16 @@ def test_overflow_in_the_stored_type_is_an_error(folder, layout):
     narrow = StoreLayout(key="k", lengths=layout.lengths, aux_width=6, width=3, dtype="float16")
     states = torch.full((layout.lengths[3], 6), 70_000.0)
     with pytest.raises(DataError, match=r'not finite in float16\n.*states_dtype = "bfloat16"'):
-        StateWriter(folder, narrow).append(3, states, states[:, :3])
+        StateWriter(folder, narrow).append(3, to_stored(states, states[:, :3], "float16"))
+
+
+@with_fp8
+def test_states_that_are_not_finite_are_refused(folder, layout, dtype):
+    """A verifier that computed NaN or infinity is an error, not something to learn from."""
+    states = torch.ones(layout.lengths[3], 6)
+    states[2, 4] = float("nan")
+    with pytest.raises(DataError, match=f"conversation 3: its states are not finite in {dtype}"):
+        StateWriter(folder, layout).append(3, to_stored(states, states[:, :3], dtype))
 
 
 def test_full_disk_leaves_no_half_shard(folder, layout, conversations, monkeypatch):
@@ -321,7 +370,7 @@ from speculators.data.capture import StateWriter, fill
 from speculators.data.encoded import Conversations
 from speculators.data.store import StoreLayout
 conversations = Conversations.open(Path({prepared!r}))
-layout = StoreLayout(key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype="bfloat16", shard_tokens=300)
+layout = StoreLayout(key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype={dtype!r}, shard_tokens=300)
 def slow(rows):
     for captured in fake_capture(rows):
         yield captured
@@ -331,10 +380,11 @@ fill(StateWriter(Path({folder!r}), layout), conversations, slow)
 """
 
 
-@pytest.mark.parametrize("after", [1, 14])
-def test_kill_keeps_complete_shards(folder, layout, conversations, after, tmp_path):
+@pytest.mark.parametrize(("after", "dtype"), [(1, "bfloat16"), (14, "bfloat16"), (14, "fp8")])
+def test_kill_keeps_complete_shards(folder, layout, conversations, after, dtype, tmp_path):
     """A writer killed by SIGKILL leaves only whole shards; the next one keeps them and ends with the same bytes."""
-    code = CHILD.format(toys=str(Path(__file__).parents[1]), prepared=str(conversations.folder), folder=str(folder))
+    places = {"toys": str(Path(__file__).parents[1]), "prepared": str(conversations.folder), "folder": str(folder)}
+    code = CHILD.format(**places, dtype=dtype)
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
     for _ in range(after):
         assert child.stdout.readline()
@@ -431,9 +481,9 @@ def test_the_verifier_goes_on_while_a_shard_is_written(folder, layout, conversat
     second_begun, waited = threading.Event(), []
     write = StateWriter.write
 
-    def patient(self, number, *states):
+    def patient(self, number, states):
         waited.append(second_begun.wait(20))
-        write(self, number, *states)
+        write(self, number, states)
 
     def telling(rows):
         if telling.begun:
@@ -455,7 +505,7 @@ def test_an_error_of_the_writing_thread_ends_capture_at_once(folder, layout, con
     """The verifier does not compute the rest of a store that cannot be written."""
     captured_shards, failed = [], threading.Event()
 
-    def failing(self, number, *states):
+    def failing(self, number, states):
         failed.set()
         raise ArtifactError("the disk is full")
 

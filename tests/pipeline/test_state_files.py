@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from command import WEIGHTS, Spec, events
 from safetensors.torch import load_file
 
 from speculators.chunks import CHUNKS
+from speculators.cost.sizes import costs_of
 from speculators.data import store
-from speculators.data.store import DamagedShards
-from speculators.events import Event, WarningEvent
+from speculators.data.store import DamagedShards, StateStore
+from speculators.events import Event, WarningEvent, ignore
 from speculators.files.disk import file_sha256
 from speculators.pipeline import Places, run_recipe
+from speculators.pipeline.setup import make_context
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
 
@@ -43,6 +46,20 @@ def test_cached_and_online_states_give_the_same_losses(spec: Spec, run_folder: P
         assert one["tokens"] == other["tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=LOSS_TOLERANCE)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * LOSS_TOLERANCE)
+
+
+def test_states_in_eight_bits_train_almost_as_the_verifiers_own(run_folder: Path, fresh: Spec) -> None:
+    """A store in fp8 is captured in bfloat16, trained from, and kept; the losses stay near those of float32.
+
+    Tolerance: up to 0.19% was measured, and 0.15% with bfloat16, in which the verifier computes both.
+    """
+    outcome = fresh.run("--set", 'data.states_dtype="fp8"', "--set", "benchmark.live_prompts=1")
+    assert outcome.code == 0, outcome.err
+    (folder,) = fresh.runs.iterdir()
+    for one, other in zip(events(run_folder, "StepEvent"), events(folder, "StepEvent"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.005)
+    again = fresh.run("--set", 'data.states_dtype="fp8"', "--set", "benchmark.live_prompts=1")
+    assert "capture already done" in again.err
 
 
 def test_only_a_damaged_shard_is_captured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +95,32 @@ def test_only_a_damaged_shard_is_captured_again(tmp_path: Path, monkeypatch: pyt
     run(until="capture", listen=lambda event: None, verify=True)
     assert sorted(hashed) == shards
     assert [path.read_bytes() for path in shards] == before
+
+
+def test_a_last_layer_that_is_read_is_stored_once(tmp_path: Path) -> None:
+    """The plan's size is that on disk; a capture that an earlier version began goes on with both copies."""
+    places = Places(runs=tmp_path / "runs", cache=tmp_path / "cache")
+    recipe = load_recipe("smoke", ["algorithm.target_layer_ids=[2, 3, 4]", "benchmark.suites=[]"])
+    run = partial(run_recipe, recipe, places=places, world=World(), until="capture", listen=lambda event: None)
+    run()
+    (layout,) = tmp_path.rglob("layout.json")
+    written = json.loads(layout.read_text())
+    folder, tokens = layout.parent, sum(written["lengths"])
+    once = StateStore.open(folder)
+    plan = make_context(recipe, places, World(), ignore).plan
+    assert costs_of(plan, places).states_bytes == once.layout.bytes_for(tokens)
+    assert once.layout.bytes_for(1) == 3 * 32 * 4
+    states = once.states([0, 5])
+    for path in folder.glob("*"):
+        if path != layout:
+            path.unlink()
+    del written["ends_in_last"]
+    layout.write_text(json.dumps(written))
+    run()
+    twice = StateStore.open(folder)
+    assert twice.layout.bytes_for(1) == 4 * 32 * 4
+    for one, other in zip(states, twice.states([0, 5]), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.slow

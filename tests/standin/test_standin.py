@@ -89,10 +89,12 @@ def test_verifiers_of_other_kinds_capture_and_decode(outcome):
         assert parts["decode"] == parts["expected"], family
 
 
-def test_the_pipeline_runs_to_its_table(hooks, tmp_path):
-    """States online, updates, evaluations, checkpoints, export and bench, where replay and live decoding agree."""
+@pytest.mark.parametrize("states", [('"online"', '"float32"'), ('"cached"', '"fp8"')])
+def test_the_pipeline_runs_to_its_table(hooks, tmp_path, states):
+    """States, updates, evaluations, checkpoints, export and bench, where replay and live decoding agree."""
     steps = ("schedule.max_steps=4", "schedule.evaluate_every=2", "schedule.checkpoint_every=2")
-    result = child(hooks, "pipeline.py", tmp_path, "smoke", 'data.hidden_states="online"', *steps)
+    where = (f"data.hidden_states={states[0]}", f"data.states_dtype={states[1]}")
+    result = child(hooks, "pipeline.py", tmp_path, "smoke", *where, *steps)
     assert result["device"] == "cuda:0"
     assert result["agrees"]
     assert not any(event.startswith("WarningEvent") for event in result["events"]), result["events"]

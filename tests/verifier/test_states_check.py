@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from speculators.data.state_types import from_stored, to_stored
 from speculators.verifier.engine import Engine
 from speculators.verifier.states_check import TOKENS, StatesCheck, compare_states
 
@@ -46,6 +47,15 @@ def test_rounding_passes(engine: Engine, rows: list[torch.Tensor]) -> None:
     result = check(engine, rows, rounded)
     assert result.problems == ()
     assert max(layer.error for layer in result.layers) > 1e-4
+
+
+def test_eight_bits_pass(engine: Engine, rows: list[torch.Tensor]) -> None:
+    """States that were stored in fp8 pass as such, not as float32; neighbouring layers are still distinguished."""
+    kept = [from_stored(to_stored(a, b, "fp8"), torch.device("cpu")) for a, b in engine.capture(rows, IDS)]
+    assert check(engine, rows, kept, "fp8").problems == ()
+    assert len(check(engine, rows, kept).problems) == 3
+    shifted = [from_stored(to_stored(a, b, "fp8"), torch.device("cpu")) for a, b in engine.capture(rows, (2, 3))]
+    assert check(engine, rows, shifted, "fp8").problems == ("the states of layer 1 match layer 2's",)
 
 
 def test_a_wrong_layer_id_is_named(engine: Engine, rows: list[torch.Tensor]) -> None:
