@@ -95,6 +95,7 @@ class BenchContext:
         pieces: reports the work of all settings as one.
         known_rows: rows that the caller already has.
         baselines: training-free drafters to measure beside it.
+        live: whether drafts are decoded live.
         timed: what is timed; None times the live check.
     """
 
@@ -107,6 +108,7 @@ class BenchContext:
     pieces: Pieces
     known_rows: KnownRows
     baselines: tuple[Baseline, ...]
+    live: bool
     timed: TimedPair | None
 
     @property
@@ -125,6 +127,7 @@ def bench(
     progress: Progress = ignore,
     known_rows: KnownRows = MappingProxyType({}),
     load: Callable[[Suite], Sequence[Prompt]] = load_suite,
+    live: bool = True,
     timed: TimedPair | None = None,
 ) -> BenchResult:
     """Measures a speculator on every suite, temperature and K of the section.
@@ -138,6 +141,7 @@ def bench(
         progress: receives progress events.
         known_rows: rows that the caller already has, which saves the verifier's work.
         load: reads the prompts of a suite.
+        live: decode drafts live, and time that; False measures by replay alone.
         timed: verifier and speculator to time; None for `engine` and `model`, in the live check.
 
     Raises:
@@ -147,7 +151,7 @@ def bench(
     each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
     criteria = len(section.suites) * each * len(section.num_speculative_tokens)
     # Answers, replay, live decode and what is timed apart, of each suite at each temperature.
-    parts = (3 if timed is None else 4) * len(section.suites) * len(section.temperature)
+    parts = (2 + live + (timed is not None)) * len(section.suites) * len(section.temperature)
     pieces = Pieces(stage="bench", pieces=parts, listen=progress)
 
     def baselines(engine: Engine) -> tuple[Baseline, ...]:
@@ -163,6 +167,7 @@ def bench(
         pieces=pieces,
         known_rows=known_rows,
         baselines=baselines(engine),
+        live=live,
         timed=None if timed is None else attrs.evolve(timed, baselines=baselines(timed.engine)),
     )
     settings: list[Setting] = []
@@ -204,14 +209,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
     baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in context.baselines}
-    # What is timed apart is timed over whole answers, for their tokens are not all as easy to draft.
-    whole = [rows[index] for index in sample_rows(rows, section.live_prompts)]
-    sample = [shortened(row, section.live_tokens) for row in whole]
-    decoded, clock = _decode(context, sample, whole, temperature)
-    speeds = {k: _speed(context, clock, _label(k), k) for k in ks}
-    lives = _referee(context, sample, decoded, speeds, temperature)
-    if context.timed is not None and temperature == 0:
-        lives = {k: _with_timed_answers(context, live, whole, clock[_label(k)]) for k, live in lives.items()}
+    clock, lives = _live(context, rows, temperature) if context.live else ({}, {})
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
     settings = []
@@ -229,13 +227,29 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 by_category=summarize_categories(replayed[k], counts, seed=context.seed),
                 by_prompt=sums_by_prompt(counts, replayed[k].ids),
                 baselines=tuple(_baseline(context, name, by_k[k], k, clock) for name, by_k in baselines.items()),
-                live=lives[k],
+                live=lives.get(k),
                 cut_prompts=replayed[k].cut_prompts,
                 cut_tokens=replayed[k].cut_tokens,
                 replaced_prompts=sum(row.replaced for row in rows),
             )
         )
     return settings
+
+
+def _live(
+    context: BenchContext, rows: Sequence[JudgedResponse], temperature: float
+) -> tuple[dict[str, list[Decoded]], dict[int, Live]]:
+    """Decodes some of the rows live; returns what was timed, and for each K the comparison with its replay."""
+    section, ks = context.section, context.section.num_speculative_tokens
+    # What is timed apart is timed over whole answers, for their tokens are not all as easy to draft.
+    whole = [rows[index] for index in sample_rows(rows, section.live_prompts)]
+    sample = [shortened(row, section.live_tokens) for row in whole]
+    decoded, clock = _decode(context, sample, whole, temperature)
+    speeds = {k: _speed(context, clock, _label(k), k) for k in ks}
+    lives = _referee(context, sample, decoded, speeds, temperature)
+    if context.timed is not None and temperature == 0:
+        lives = {k: _with_timed_answers(context, live, whole, clock[_label(k)]) for k, live in lives.items()}
+    return clock, lives
 
 
 def _replay_baseline(
@@ -386,7 +400,7 @@ def _baseline(
     context: BenchContext, name: str, replayed: Replayed, k: int, clock: Mapping[str, Sequence[Decoded]]
 ) -> BaselineRow:
     acceptance = summarize(replayed.counts(k), replayed.ids, seed=context.seed)
-    if k != context.k_max:
+    if k != context.k_max or not context.live:
         return BaselineRow(name=name, acceptance=acceptance)
     tau = count_decoded(clock[name], k).tau
     return BaselineRow(name=name, acceptance=acceptance, live_tau=tau, speed=_speed(context, clock, name, k))

@@ -100,8 +100,9 @@ def run_recipe(
             else:
                 _train_stages(context, record)
             if until in ("bench", None):
-                # Rank 0 alone measures; the others need not keep their devices until it is done.
-                context.world = dismiss(world)
+                if not context.shares_verifier:
+                    # Rank 0 alone measures; the others need not keep their devices until it is done.
+                    context.world = dismiss(world)
                 result = bench_stage(context, tracker)
         finished = True
     finally:

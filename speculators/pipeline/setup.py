@@ -123,13 +123,15 @@ def try_verifier(context: Context) -> None:
         VerifierError: on every process, if its head or its decoding with drafts fails; says which.
     """
     failure = ""
-    if context.world.is_main:
-        engine = context.engine(context.recipe.verifier.dtype)
-        try:
-            engine.check_head(load_head(engine.folder, engine.facts).to(engine.device))
-            check_decodes(engine)
-        except VerifierError as error:
-            failure = str(error)
+    with context.lead(context.recipe.verifier.dtype) as engine:
+        if engine is not None:
+            try:
+                engine.check_head(load_head(engine.folder, engine.facts).to(engine.device))
+                # A sharded verifier decodes no drafts: see `bench_stage`.
+                if not engine.is_sharded:
+                    check_decodes(engine)
+            except VerifierError as error:
+                failure = str(error)
     # All processes raise rank 0's problem; otherwise the others would wait for it forever.
     if failure := context.world.broadcast(failure):
         raise VerifierError(failure)

@@ -19,7 +19,14 @@ from speculators.registry import near_miss
 
 def check_recipe(recipe: Recipe, *, world_size: int = 1) -> list[Problem]:
     """Checks everything that needs no verifier: files, steps, suites, numbers of drafts, bands."""
-    return [*_files(recipe), *_steps(recipe, world_size), *_suites(recipe), *_drafts(recipe), *_bands(recipe)]
+    return [
+        *_files(recipe),
+        *_steps(recipe, world_size),
+        *_sharing(recipe),
+        *_suites(recipe),
+        *_drafts(recipe),
+        *_bands(recipe),
+    ]
 
 
 def too_many_drafts(config: SpeculatorModelConfig, numbers: Sequence[int]) -> str:
@@ -136,6 +143,20 @@ def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
         hint = f"use a multiple of {row * world_size}, or another number of processes"
         return [recipe.problem("schedule.tokens_per_step", message, hint)]
     return []
+
+
+def _sharing(recipe: Recipe) -> list[Problem]:
+    """Checks that processes compute with a sharded verifier only where they do so together."""
+    problems, data, key = [], recipe.data, "distributed.shard_verifier"
+    if not recipe.distributed.shard_verifier:
+        return []
+    if data.hidden_states != "cached":
+        message = f'needs data.hidden_states = "cached", got "{data.hidden_states}"'
+        problems.append(recipe.problem(key, f"{message}: all processes compute the states together, before training"))
+    if data.regenerate is not None:
+        hint = 'let a server write the answers (spec regenerate), and set data.regenerate = "none"'
+        problems.append(recipe.problem(key, "cannot be combined with data.regenerate", hint))
+    return problems
 
 
 def _suites(recipe: Recipe) -> list[Problem]:

@@ -129,13 +129,16 @@ class ScheduleSection:
 
 @attrs.frozen(kw_only=True)
 class DistributedSection:
-    """`[distributed]`: how the processes of a launch share the model.
+    """`[distributed]`: how the processes of a launch share the models.
 
     Attributes:
         shard: shard the model over all processes (FSDP2); false keeps a copy in each.
+        shard_verifier: likewise the verifier, layer by layer, for one that does not fit in a GPU; false keeps a copy in
+            each process that computes with it, which is faster.
     """
 
     shard: bool = True
+    shard_verifier: bool = False
 
 
 @attrs.frozen(kw_only=True)
