@@ -147,16 +147,12 @@ def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
 
 def _sharing(recipe: Recipe) -> list[Problem]:
     """Checks that processes compute with a sharded verifier only where they do so together."""
-    problems, data, key = [], recipe.data, "distributed.shard_verifier"
-    if not recipe.distributed.shard_verifier:
+    states = recipe.data.hidden_states
+    if not recipe.distributed.shard_verifier or states == "cached":
         return []
-    if data.hidden_states != "cached":
-        message = f'needs data.hidden_states = "cached", got "{data.hidden_states}"'
-        problems.append(recipe.problem(key, f"{message}: all processes compute the states together, before training"))
-    if data.regenerate is not None:
-        hint = 'let a server write the answers (spec regenerate), and set data.regenerate = "none"'
-        problems.append(recipe.problem(key, "cannot be combined with data.regenerate", hint))
-    return problems
+    message = f'needs data.hidden_states = "cached", got "{states}"'
+    hint = "all processes compute the states together, before training"
+    return [recipe.problem("distributed.shard_verifier", message, hint)]
 
 
 def _suites(recipe: Recipe) -> list[Problem]:
