@@ -19,6 +19,7 @@ from speculators.bench.referee import (
     agree_on_both,
     agree_over_prompts,
     but_for_near_ties,
+    is_near_tie,
 )
 from speculators.bench.replay import Replayed, replay, replay_deterministic, replay_each
 from speculators.bench.responses import capture_rows, own_rows, sample_rows
@@ -43,12 +44,9 @@ from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
 from speculators.recipe.schema import BenchmarkSection, Suite
 from speculators.verifier.engine import Engine
+from speculators.verifier.verifier import Verifier
 from speculators.verifier.weights import VerifierHead, load_head
 
-# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32). This leaves room.
-NEAR_TIE_LOGITS = 1e-3
-# In 16 bits the two differ by up to 1.5 in logits of size 28 (SmolLM2, bf16): as a share of the largest logit.
-NEAR_TIE_SHARE = 0.06
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
 FALSE_ALARM = 0.01
 PLAIN = "plain"
@@ -100,7 +98,7 @@ class BenchContext:
     """
 
     model: Benchable
-    engine: Engine
+    engine: Verifier
     head: VerifierHead
     section: BenchmarkSection
     seed: int
@@ -119,7 +117,7 @@ class BenchContext:
 
 def bench(
     model: Benchable,
-    engine: Engine,
+    engine: Verifier,
     section: BenchmarkSection,
     *,
     name: str,
@@ -134,7 +132,8 @@ def bench(
 
     Args:
         model: the speculator, in evaluation mode, on the engine's device.
-        engine: its verifier. Replay and live are compared round for round where it runs in float32.
+        engine: its verifier, an `Engine` if drafts are decoded live. Replay and live are compared round for round where
+            it runs in float32.
         section: `[benchmark]` of a recipe.
         name: the speculator's name in the result.
         seed: of sampling and of the bootstrap.
@@ -154,7 +153,7 @@ def bench(
     parts = (2 + live + (timed is not None)) * len(section.suites) * len(section.temperature)
     pieces = Pieces(stage="bench", pieces=parts, listen=progress)
 
-    def baselines(engine: Engine) -> tuple[Baseline, ...]:
+    def baselines(engine: Verifier) -> tuple[Baseline, ...]:
         return tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines)
 
     context = BenchContext(
@@ -270,17 +269,18 @@ def _decode(
         sample: rows cut to `live_tokens`.
         whole: the same rows, not cut.
     """
-    section = context.section
+    section, engine = context.section, context.engine
+    assert isinstance(engine, Engine), "drafts are decoded live with a verifier in this process"
     settings = LiveSettings(
         temperature=temperature,
         max_new_tokens=section.live_tokens or section.max_new_tokens,
-        stop_ids=frozenset(context.engine.stop_ids),
+        stop_ids=frozenset(engine.stop_ids),
         seed=context.seed,
         answer_tokens=section.max_new_tokens,
     )
 
     def run(
-        side: BenchContext | TimedPair, rows: Sequence[JudgedResponse], settings: LiveSettings, *, drafting_alone: bool
+        side: TimedPair, rows: Sequence[JudgedResponse], settings: LiveSettings, *, drafting_alone: bool
     ) -> dict[str, list[Decoded]]:
         contenders = [Contender(_label(k), side.model.draft, k) for k in section.num_speculative_tokens]
         if not drafting_alone:
@@ -289,10 +289,11 @@ def _decode(
             contenders += [Contender(each.name, each.draft, context.k_max) for each in side.baselines]
         return run_live(side.engine.model, contenders, rows, settings, progress=context.pieces.piece())
 
+    own = TimedPair(context.model, engine, context.baselines)
     if context.timed is None:
-        both = run(context, sample, settings, drafting_alone=False)
+        both = run(own, sample, settings, drafting_alone=False)
         return both, both
-    checked = run(context, sample, settings, drafting_alone=True)
+    checked = run(own, sample, settings, drafting_alone=True)
     longer = attrs.evolve(settings, max_new_tokens=section.max_new_tokens)
     return checked, run(context.timed, whole, longer, drafting_alone=False)
 
@@ -328,7 +329,9 @@ def _with_timed_answers(
     context: BenchContext, live: Live, whole: Sequence[JudgedResponse], timed: Sequence[Decoded]
 ) -> Live:
     """Adds, at T = 0, that the answers timed apart are the verifier's own but for near-ties, which it counts."""
-    compared = but_for_near_ties(live.agreement, whole, timed, partial(_near_tie, context, rough=True))
+    compared = but_for_near_ties(
+        live.agreement, whole, timed, partial(is_near_tie, context.engine, context.head, rough=True)
+    )
     agreement = attrs.evolve(live.agreement, gap=compared.gap)
     return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=compared.near_ties))
 
@@ -351,7 +354,7 @@ def _agree_greedy(
 ) -> Agreement:
     """Compares with the replay of the verifier's own responses, which live must have produced, too."""
     predicted = replayed.counts(measured.accepted.shape[1])
-    near_tie = partial(_near_tie, context)
+    near_tie = partial(is_near_tie, context.engine, context.head)
     if context.engine.dtype == torch.float32:
         return agree_by_round(rows, responses, replayed.acceptance, predicted=predicted, near_tie=near_tie)
     # In 16 bits the drafts' near-ties are too common to compare round by round; the tokens are compared one by one.
@@ -379,21 +382,6 @@ def _agree_given_tokens(
     k = measured.accepted.shape[1]
     replayed = replay(context.model, own, k_max=k, temperature=temperature)
     return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)
-
-
-def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int, *, rough: bool = False) -> bool:
-    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding.
-
-    Args:
-        rough: by the rounding of 16 bits, even where the verifier computes more.
-    """
-    response = row.response
-    seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
-    _, last = context.engine.capture([seen], ())[0]  # [n, H]
-    logits = context.head.logits(last[-1:].to(context.head.weight.dtype))[0]  # [V]
-    exact = context.engine.dtype == torch.float32 and not rough
-    allowed = NEAR_TIE_LOGITS if exact else NEAR_TIE_SHARE * float(logits.abs().max())
-    return abs(float(logits[response.answer[place]] - logits[token])) <= allowed
 
 
 def _baseline(

@@ -20,8 +20,11 @@ def memory(costs: Costs, device: Device) -> dict[str, int]:
 
 
 def verifier_alone(costs: Costs, device: Device) -> int:
-    """Counts the bytes of a process that captures or measures on this device, with the verifier or its part of it."""
-    return costs.verifier_memory(costs.plan.recipe.verifier.dtype, CAPTURE_TOKENS[device.kind], device.count)
+    """Counts the bytes of a process that captures or measures on this device, with the verifier or its part of it; 0 beside a server."""
+    recipe = costs.plan.recipe
+    if not recipe.loads_verifier:
+        return 0
+    return costs.verifier_memory(recipe.verifier.dtype, CAPTURE_TOKENS[device.kind], device.count)
 
 
 def seconds(costs: Costs, device: Device, efficiency: float) -> dict[str, float | None]:
@@ -84,18 +87,17 @@ def _memory_warnings(costs: Costs, device: Device) -> list[str]:
 def _verifier_warnings(costs: Costs, device: Device) -> list[str]:
     """Reports a verifier that does not fit beside nothing else, with the settings that need less of it."""
     recipe, alone = costs.plan.recipe, verifier_alone(costs, device)
-    measured = bool(recipe.benchmark.suites)
-    if device.memory_bytes is None or alone <= device.memory_bytes or (recipe.data.served and not measured):
+    if device.memory_bytes is None or alone <= device.memory_bytes:
         return []
     need = f"the verifier alone needs {size_text(alone)}, a device has {size_text(device.memory_bytes)}"
     if recipe.distributed.shard_verifier and device.count > 1:
         return [f"{device.name}: {need}: take more processes, which share it"]
     impossible = "be measured" if recipe.data.served else "be captured or measured"
-    served = [] if recipe.data.served else ['data.hidden_states = "server" (spec serve-states starts it)']
-    ways = " and ".join([*served, *(["benchmark.suites = []"] if measured else [])])
-    after = "; measure the export with spec bench --endpoint" if measured else ""
-    sharded = 'distributed.shard_verifier = true and data.hidden_states = "cached", or ' if device.count > 1 else ""
+    server = [] if recipe.data.served else ['data.hidden_states = "server" (spec serve-states starts it)']
+    server += ["data.server.evaluate = true"] if recipe.benchmark.suites else []
+    sharded = ['distributed.shard_verifier = true and data.hidden_states = "cached"'] if device.count > 1 else []
+    ways = ", or ".join([*sharded, " and ".join(server)])
     return [
         f"{device.name}: {need}, and one process loads it whole: it cannot {impossible} there. "
-        f"Set {sharded}{ways}{after}; or take devices of at least {size_text(alone)}"
+        f"Set {ways}; or take devices of at least {size_text(alone)}"
     ]

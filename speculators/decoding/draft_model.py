@@ -20,11 +20,14 @@ from speculators.structure.converter import structure
 from speculators.verifier.capture import cache_name
 from speculators.verifier.engine import Engine
 from speculators.verifier.sources import obtain
+from speculators.verifier.verifier import Verifier
 
 PINS = "a hub id may end in @REVISION, a .gguf file (also a wheel's) in @SHA256"
 
 
-def load_draft_model(source: str, verifier: Engine, *, base: Path = Path(), progress: Progress = ignore) -> DraftModel:
+def load_draft_model(
+    source: str, verifier: Verifier, *, base: Path = Path(), progress: Progress = ignore
+) -> DraftModel:
     """Loads a draft model in the verifier's dtype, on its device.
 
     Args:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import attrs
 import torch
@@ -17,6 +18,7 @@ from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import beside_verifier, compute_dtype, place
 from speculators.pipeline.context import Context
+from speculators.pipeline.served_verifier import ServedVerifier
 from speculators.recipe.fingerprint import fingerprint, template_identity, verifier_identity
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.schema import BenchmarkSection
@@ -24,6 +26,7 @@ from speculators.runs.stages import TAU_AT, TrainingRecord, measured
 from speculators.tracking.tracker import Tracker
 from speculators.training.state import Evaluate
 from speculators.verifier.engine import Engine
+from speculators.verifier.verifier import Verifier
 from speculators.verifier.weights import load_head
 
 
@@ -87,14 +90,24 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
     else:
         # Only the latest: states of many suites would not fit into memory.
         context.kept.clear()
-        with context.stage("suite") as result, context.lead(context.recipe.verifier.dtype) as engine:
+        with context.stage("suite") as result, _verifier(context) as engine:
             context.kept[key] = rows = [] if engine is None else _own_rows(context, engine, layer_ids)
             result.facts = SuiteFacts(suite=suite.name, responses=len(rows))
     context.rows[suite.name, temperature] = context.kept[key]
     return context.kept[key]
 
 
-def _own_rows(context: Context, engine: Engine, layer_ids: Sequence[int]) -> list[JudgedResponse]:
+@contextmanager
+def _verifier(context: Context) -> Iterator[Verifier | None]:
+    """Gives rank 0 the verifier for the block, in this process or behind the server that evaluates; the others None."""
+    if context.recipe.data.evaluates_served:
+        yield ServedVerifier.of(context) if context.world.is_main else None
+        return
+    with context.lead(context.recipe.verifier.dtype) as engine:
+        yield engine
+
+
+def _own_rows(context: Context, engine: Verifier, layer_ids: Sequence[int]) -> list[JudgedResponse]:
     section = context.recipe.benchmark
     return own_rows(
         engine,
@@ -116,6 +129,7 @@ def _rows_key(context: Context, layer_ids: Sequence[int]) -> str:
         {
             "verifier": verifier_identity(recipe.verifier) | template_identity(recipe.verifier),
             "dtype": recipe.verifier.dtype,
+            "served": recipe.data.evaluates_served,
             "device": str(context.world.device),
             "suite": context.plan.stage("prepare").inputs["held_out"][0],
             "layers": list(layer_ids),
@@ -145,7 +159,7 @@ def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:
     if result is not None:
         context.skip("bench", str(file))
     else:
-        with context.stage("bench") as stage, context.lead(context.recipe.verifier.dtype) as engine:
+        with context.stage("bench") as stage, _verifier(context) as engine:
             if engine is not None:
                 result = attrs.evolve(_measure(context, engine), fingerprint=fingerprint)
                 with disk_errors(file):
@@ -159,14 +173,15 @@ def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:
     return result if world.is_main else None
 
 
-def _measure(context: Context, engine: Engine) -> BenchResult:
+def _measure(context: Context, engine: Verifier) -> BenchResult:
     recipe, run = context.recipe, context.run_folder
 
     def load() -> SpeculatorModel:
         return SpeculatorModel.from_pretrained(run.speculator, verifier=context.folder)
 
-    if engine.is_sharded:
-        left_out = "drafts are not decoded live and nothing is timed, since each process holds a part of the verifier"
+    whole = engine if isinstance(engine, Engine) and not engine.is_sharded else None
+    if whole is None:
+        left_out = "drafts are not decoded live and nothing is timed, since no process holds the whole verifier"
         cure = "serve the export, and spec bench --endpoint measures both"
         context.emit(WarningEvent(message=f"{left_out}: {cure}"))
     return bench(
@@ -178,8 +193,8 @@ def _measure(context: Context, engine: Engine) -> BenchResult:
         progress=context.emit,
         known_rows=context.rows,
         load=context.prompts,
-        live=not engine.is_sharded,
-        timed=None if engine.is_sharded else timed_apart(recipe.benchmark, engine, load, recipe.verifier),
+        live=whole is not None,
+        timed=None if whole is None else timed_apart(recipe.benchmark, whole, load, recipe.verifier),
     )
 
 

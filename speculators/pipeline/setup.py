@@ -85,9 +85,7 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
         facts = fetch_facts(section)
         make_plan(recipe, facts, world_size=world.size)
         refuse_unsupported(recipe, facts)
-        # Without suites, a server's states are all that a run needs of its verifier.
-        loads_verifier = recipe.benchmark.suites or not recipe.data.served
-        if loads_verifier and (problems := missing_packages(recipe, facts)):
+        if recipe.loads_verifier and (problems := missing_packages(recipe, facts)):
             raise RecipeError(problems)
     began = time.monotonic()
     if world.is_main:

@@ -147,11 +147,10 @@ def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
 
 def _sharing(recipe: Recipe) -> list[Problem]:
     """Checks that processes compute with a sharded verifier only where they do so together."""
-    states = recipe.data.hidden_states
-    if not recipe.distributed.shard_verifier or states == "cached":
+    if not recipe.distributed.shard_verifier or recipe.data.stored:
         return []
-    message = f'needs data.hidden_states = "cached", got "{states}"'
-    hint = "all processes compute the states together, before training"
+    message = 'cannot be combined with data.hidden_states = "online"'
+    hint = 'set "cached": all processes compute the states together, before training'
     return [recipe.problem("distributed.shard_verifier", message, hint)]
 
 

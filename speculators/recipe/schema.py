@@ -293,6 +293,11 @@ class Recipe:
     notes: tuple[str, ...] = field(default=(), eq=False, repr=False)
 
     @property
+    def loads_verifier(self) -> bool:
+        """Whether a process of a run loads the verifier, rather than leaving all its work to a server."""
+        return not self.data.served or (bool(self.benchmark.suites) and not self.data.server.evaluate)
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of one packed row: `schedule.row_tokens`, or the length of the longest conversation."""
         return self.schedule.row_tokens or self.data.max_tokens

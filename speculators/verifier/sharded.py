@@ -22,11 +22,15 @@ def loaded_in_parts(facts: VerifierFacts, processes: int) -> dict[str, Any]:
     is gathered once and stays: so each forward of the trunk gathers the same, with and without the head.
 
     Raises:
-        VerifierError: this transformers cannot, or the architecture cannot be built.
+        VerifierError: this transformers cannot load it so, or the architecture cannot be built.
     """
     if "fsdp_plan" not in {field.name for field in dataclasses.fields(DistributedConfig)}:
         message = f"distributed.shard_verifier needs transformers 5.23 or newer, found {transformers.__version__}"
         raise VerifierError(message, hint="pip install --upgrade transformers")
+    experts, _ = facts.experts()
+    if experts and -(-experts // processes) * (processes - 1) >= experts:
+        message = f"{facts.source}: its {experts} experts leave none for the last of {processes} processes"
+        raise VerifierError(message, hint="transformers loads a part with experts only: launch fewer processes")
     model = Skeleton.of(facts).model
     names = {module: name for name, module in model.named_modules()}
     kept = (trunk(model), model.get_input_embeddings(), model.get_output_embeddings())

@@ -210,8 +210,8 @@ def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], message: str, t
 @pytest.mark.parametrize(
     "cures",
     [
-        ('distributed.shard_verifier = true', 'data.hidden_states = "cached"'),
-        ('data.hidden_states = "server"', "benchmark.suites = []"),
+        ("distributed.shard_verifier = true", 'data.hidden_states = "cached"'),
+        ('data.hidden_states = "server"', "data.server.evaluate = true"),
     ],
 )
 def test_a_verifier_that_is_too_large_comes_with_the_ways_that_work(cures: tuple[str, str], tmp_path: Path) -> None:

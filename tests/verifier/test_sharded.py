@@ -15,8 +15,8 @@ from speculators.verifier import sharded
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 
-# Six experts cannot be divided evenly among four processes.
-EXPERTS = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# Seven experts cannot be divided evenly among processes.
+EXPERTS = {"model_type": "qwen3_moe", "num_experts": 7, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def test_states_and_answers_are_those_of_one_process(size: int, folders: list[Pa
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * size
     for folder in folders:
-        whole = Engine(folder)
+        whole, parts = Engine(folder), list[float]()
         for rank in range(size):
             held, captured, answers = torch.load(tmp_path / f"{folder.name}-{rank}.pt")
-            assert held <= 2 / 6 if size == 4 else held == 1 / 2
+            parts.append(held)
             rows = [ROWS[index] for index in share_of(rank)]
             expected = {place: states for place, *states in whole.capture_all(rows, LAYER_IDS, batch_tokens=40)}
             assert captured.keys() == expected.keys() == set(range(rank))
@@ -51,6 +51,16 @@ def test_states_and_answers_are_those_of_one_process(size: int, folders: list[Pa
             if rank == 0:
                 prompts = [row.tolist() for row in ROWS]
                 assert answers == whole.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=3)
+        # Some processes have an expert more than others.
+        assert (sum(parts), max(parts)) == (pytest.approx(1), pytest.approx(1 / size, rel=0.2))
+
+
+def test_a_process_without_experts_is_refused(folders: list[Path]) -> None:
+    """transformers cannot load a part that has none of them; seven are enough for seven processes, not for six."""
+    facts = VerifierFacts.read(folders[1] / "config.json")
+    sharded.loaded_in_parts(facts, 7)
+    with pytest.raises(VerifierError, match=r"its 7 experts leave none for the last of 6 processes"):
+        sharded.loaded_in_parts(facts, 6)
 
 
 def test_an_older_transformers_is_refused(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
