@@ -15,7 +15,7 @@ from speculators.bench.statistics import by_group, difference_half_width
 from speculators.bench.walk import greedy_rounds, round_moments
 from speculators.decoding.loop import Decoded
 from speculators.structure.faults import FloatOrNaN
-from speculators.verifier.verifier import Verifier
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import VerifierHead
 
 # (row, place in the response, token that live emitted there) -> the verifier's logits of both tokens differ by rounding
@@ -208,7 +208,7 @@ def _in_interval(criterion: str, predicted: float, interval: tuple[float, float]
 
 
 def is_near_tie(
-    engine: Verifier, head: VerifierHead, row: JudgedResponse, place: int, token: int, *, rough: bool = False
+    engine: RespondingVerifier, head: VerifierHead, row: JudgedResponse, place: int, token: int, *, rough: bool = False
 ) -> bool:
     """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding.
 

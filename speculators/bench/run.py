@@ -44,7 +44,7 @@ from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
 from speculators.recipe.schema import BenchmarkSection, Suite
 from speculators.verifier.engine import Engine
-from speculators.verifier.verifier import Verifier
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import VerifierHead, load_head
 
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
@@ -98,7 +98,7 @@ class BenchContext:
     """
 
     model: Benchable
-    engine: Verifier
+    engine: RespondingVerifier
     head: VerifierHead
     section: BenchmarkSection
     seed: int
@@ -117,7 +117,7 @@ class BenchContext:
 
 def bench(
     model: Benchable,
-    engine: Verifier,
+    engine: RespondingVerifier,
     section: BenchmarkSection,
     *,
     name: str,
@@ -153,7 +153,7 @@ def bench(
     parts = (2 + live + (timed is not None)) * len(section.suites) * len(section.temperature)
     pieces = Pieces(stage="bench", pieces=parts, listen=progress)
 
-    def baselines(engine: Verifier) -> tuple[Baseline, ...]:
+    def baselines(engine: RespondingVerifier) -> tuple[Baseline, ...]:
         return tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines)
 
     context = BenchContext(

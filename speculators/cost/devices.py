@@ -20,7 +20,7 @@ def memory(costs: Costs, device: Device) -> dict[str, int]:
 
 
 def verifier_alone(costs: Costs, device: Device) -> int:
-    """Counts the bytes of a process that captures or measures on this device, with the verifier or its part of it; 0 beside a server."""
+    """Counts the bytes of a process that captures or measures, with the verifier or its part; 0 where a server does."""
     recipe = costs.plan.recipe
     if not recipe.loads_verifier:
         return 0

@@ -26,7 +26,7 @@ from speculators.runs.stages import TAU_AT, TrainingRecord, measured
 from speculators.tracking.tracker import Tracker
 from speculators.training.state import Evaluate
 from speculators.verifier.engine import Engine
-from speculators.verifier.verifier import Verifier
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import load_head
 
 
@@ -98,7 +98,7 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
 
 
 @contextmanager
-def _verifier(context: Context) -> Iterator[Verifier | None]:
+def _verifier(context: Context) -> Iterator[RespondingVerifier | None]:
     """Gives rank 0 the verifier for the block, in this process or behind the server that evaluates; the others None."""
     if context.recipe.data.evaluates_served:
         yield ServedVerifier.of(context) if context.world.is_main else None
@@ -107,7 +107,7 @@ def _verifier(context: Context) -> Iterator[Verifier | None]:
         yield engine
 
 
-def _own_rows(context: Context, engine: Verifier, layer_ids: Sequence[int]) -> list[JudgedResponse]:
+def _own_rows(context: Context, engine: RespondingVerifier, layer_ids: Sequence[int]) -> list[JudgedResponse]:
     section = context.recipe.benchmark
     return own_rows(
         engine,
@@ -173,7 +173,7 @@ def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:
     return result if world.is_main else None
 
 
-def _measure(context: Context, engine: Verifier) -> BenchResult:
+def _measure(context: Context, engine: RespondingVerifier) -> BenchResult:
     recipe, run = context.recipe, context.run_folder
 
     def load() -> SpeculatorModel:

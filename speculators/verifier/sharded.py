@@ -1,4 +1,4 @@
-"""One verifier over all processes of a launch (FSDP2): each keeps a part of every decoder layer, and all run in step."""
+"""One verifier over the processes of a launch (FSDP2): each keeps a part of every layer, and all run in step."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_process_without_experts_is_refused(folders: list[Path]) -> None:
 
 
 def test_an_older_transformers_is_refused(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before 5.23 its models could not be told which of their parts to share."""
+    """Before 5.23, a caller could not choose the parts of a model that are sharded."""
     monkeypatch.setattr(sharded.dataclasses, "fields", lambda _: ())
     with pytest.raises(VerifierError, match=r"needs transformers 5\.23 or newer, found"):
         sharded.loaded_in_parts(VerifierFacts.read(folders[0] / "config.json"), 2)

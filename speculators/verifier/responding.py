@@ -12,7 +12,7 @@ from speculators.events import Progress
 from speculators.facts import VerifierFacts
 
 
-class Verifier(Protocol):
+class RespondingVerifier(Protocol):
     """Answers prompts and gives states: `Engine` in this process, or a server."""
 
     folder: Path
