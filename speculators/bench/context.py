@@ -13,6 +13,7 @@ from speculators.drafter import Drafter, Replays
 from speculators.events import Pieces
 from speculators.recipe.schema import BenchmarkSection
 from speculators.verifier.engine import Engine
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import VerifierHead
 
 # The verifier's own responses by (suite, temperature), made by `own_rows` with the same settings.
@@ -52,11 +53,12 @@ class BenchContext:
         pieces: reports the work of all settings as one.
         known_rows: rows that the caller already has.
         baselines: training-free drafters to measure beside it.
+        live: whether drafts are decoded live.
         timed: what is timed; None times the live check.
     """
 
     model: Benchable
-    engine: Engine
+    engine: RespondingVerifier
     head: VerifierHead
     section: BenchmarkSection
     seed: int
@@ -64,6 +66,7 @@ class BenchContext:
     pieces: Pieces
     known_rows: KnownRows
     baselines: tuple[Baseline, ...]
+    live: bool
     timed: TimedPair | None
 
     @property

@@ -17,6 +17,7 @@ from speculators.bench.referee import (
     agree_on_both,
     agree_over_prompts,
     but_for_near_ties,
+    is_near_tie,
 )
 from speculators.bench.replay import Replayed, replay, replay_each
 from speculators.bench.responses import capture_rows
@@ -25,10 +26,6 @@ from speculators.bench.rows import JudgedResponse
 from speculators.bench.speed import Speed
 from speculators.decoding.loop import Decoded
 
-# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32). This leaves room.
-NEAR_TIE_LOGITS = 1e-3
-# In 16 bits the two differ by up to 1.5 in logits of size 28 (SmolLM2, bf16): as a share of the largest logit.
-NEAR_TIE_SHARE = 0.06
 # These texts are part of results, which reproduction compares: another wording makes earlier runs differ.
 OWN = "live and replay over the verifier's own responses"
 SIXTEEN_BIT = "live and replay in 16 bits"
@@ -65,7 +62,9 @@ def with_timed_answers(
     context: BenchContext, live: Live, whole: Sequence[JudgedResponse], timed: Sequence[Decoded]
 ) -> Live:
     """Adds, at T = 0, that the answers timed apart are the verifier's own but for near-ties, which it counts."""
-    compared = but_for_near_ties(live.agreement, whole, timed, partial(_near_tie, context, rough=True))
+    compared = but_for_near_ties(
+        live.agreement, whole, timed, partial(is_near_tie, context.engine, context.head, rough=True)
+    )
     agreement = attrs.evolve(live.agreement, gap=compared.gap)
     return attrs.evolve(live, agreement=agreement, speed=attrs.evolve(live.speed, near_ties=compared.near_ties))
 
@@ -79,7 +78,7 @@ def _agree_greedy(
 ) -> Agreement:
     """Compares with the replay of the verifier's own responses, which live must have produced, too."""
     predicted = replayed.counts(measured.accepted.shape[1])
-    near_tie = partial(_near_tie, context)
+    near_tie = partial(is_near_tie, context.engine, context.head)
     if context.engine.dtype == torch.float32:
         return agree_by_round(rows, responses, replayed.acceptance, predicted=predicted, near_tie=near_tie)
     # In 16 bits the drafts' near-ties are too common to compare round by round; the tokens are compared one by one.
@@ -107,18 +106,3 @@ def _agree_given_tokens(
     k = measured.accepted.shape[1]
     replayed = replay(context.model, own, k_max=k, temperature=temperature)
     return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)
-
-
-def _near_tie(context: BenchContext, row: JudgedResponse, place: int, token: int, *, rough: bool = False) -> bool:
-    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding.
-
-    Args:
-        rough: by the rounding of 16 bits, even where the verifier computes more.
-    """
-    response = row.response
-    seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
-    _, last = context.engine.capture([seen], ())[0]  # [n, H]
-    logits = context.head.logits(last[-1:].to(context.head.weight.dtype))[0]  # [V]
-    exact = context.engine.dtype == torch.float32 and not rough
-    allowed = NEAR_TIE_LOGITS if exact else NEAR_TIE_SHARE * float(logits.abs().max())
-    return abs(float(logits[response.answer[place]] - logits[token])) <= allowed

@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import attrs
 import numpy as np
+import torch
 
 from speculators.bench.counts import Counts
 from speculators.bench.rows import JudgedResponse
@@ -14,6 +15,8 @@ from speculators.bench.statistics import by_group, difference_half_width
 from speculators.bench.walk import greedy_rounds, round_moments
 from speculators.decoding.loop import Decoded
 from speculators.structure.faults import FloatOrNaN
+from speculators.verifier.responding import RespondingVerifier
+from speculators.verifier.weights import VerifierHead
 
 # (row, place in the response, token that live emitted there) -> the verifier's logits of both tokens differ by rounding
 # alone, which is not the same in a forward over one token and in one over many.
@@ -22,6 +25,10 @@ NearTie = Callable[[JudgedResponse, int, int], bool]
 # Means over fewer prompts are not compared: the interval that keeps its level is then wider than any gap worth finding.
 FEWEST_PROMPTS = 6
 TOO_FEW = "too few prompts"
+# Cached decoding and a whole forward differ by up to 8e-5 in logits of size 48 (SmolLM2, float32). This leaves room.
+NEAR_TIE_LOGITS = 1e-3
+# In 16 bits the two differ by up to 1.5 in logits of size 28 (SmolLM2, bf16): as a share of the largest logit.
+NEAR_TIE_SHARE = 0.06
 
 
 @attrs.frozen(kw_only=True)
@@ -198,6 +205,23 @@ def _in_interval(criterion: str, predicted: float, interval: tuple[float, float]
     inside = low <= predicted <= high
     gap = "" if inside else f"replay predicts {predicted:.4f}, it must be {low:.4f} to {high:.4f} ({criterion})"
     return Agreement(criterion=criterion, predicted_tau=predicted, interval=interval, gap=gap)
+
+
+def is_near_tie(
+    engine: RespondingVerifier, head: VerifierHead, row: JudgedResponse, place: int, token: int, *, rough: bool = False
+) -> bool:
+    """Whether the verifier's logits of its own token at `place` of the response and of `token` differ by rounding.
+
+    Args:
+        rough: by the rounding of 16 bits, even where the verifier computes more.
+    """
+    response = row.response
+    seen = torch.tensor(response.tokens[: response.prompt_length + place])  # [n]
+    ((_, _, last),) = engine.capture_all([seen], (), longest=None)  # [n, H]
+    logits = head.logits(last[-1:].to(head.weight.dtype))[0]  # [V]
+    exact = engine.dtype == torch.float32 and not rough
+    allowed = NEAR_TIE_LOGITS if exact else NEAR_TIE_SHARE * float(logits.abs().max())
+    return abs(float(logits[response.answer[place]] - logits[token])) <= allowed
 
 
 def _common_prefix(left: Sequence[object], right: Sequence[object]) -> int:

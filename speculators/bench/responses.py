@@ -19,7 +19,7 @@ from speculators.data.template import ChatTemplate
 from speculators.data.written import from_other_tokenizer
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.verifier.engine import Engine
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import VerifierHead
 
 # Tokens: suites are cut by max_new_tokens, not by the template.
@@ -27,7 +27,7 @@ UNLIMITED = 2**31 - 1
 
 
 def respond(
-    engine: Engine,
+    engine: RespondingVerifier,
     prompts: Sequence[Prompt],
     *,
     temperature: float,
@@ -83,7 +83,7 @@ def respond(
 
 
 def capture_rows(
-    engine: Engine,
+    engine: RespondingVerifier,
     head: VerifierHead,
     responses: Sequence[Response],
     layer_ids: Sequence[int],
@@ -113,7 +113,7 @@ def capture_rows(
 
 
 def own_rows(
-    engine: Engine,
+    engine: RespondingVerifier,
     head: VerifierHead,
     prompts: Sequence[Prompt],
     layer_ids: Sequence[int],

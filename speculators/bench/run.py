@@ -17,6 +17,7 @@ from speculators.bench.responses import own_rows, sample_rows
 from speculators.bench.result import (
     BaselineRow,
     BenchResult,
+    Live,
     Setting,
     definition,
     summarize,
@@ -33,6 +34,7 @@ from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
 from speculators.recipe.schema import BenchmarkSection, Suite
 from speculators.verifier.engine import Engine
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import load_head
 
 # A correct speculator fails the sampled referee with this probability, over all settings of one benchmark together.
@@ -44,7 +46,7 @@ MULTI_TURN = "later turns of a prompt follow the verifier's own answers; the tur
 
 def bench(
     model: Benchable,
-    engine: Engine,
+    engine: RespondingVerifier,
     section: BenchmarkSection,
     *,
     name: str,
@@ -52,28 +54,31 @@ def bench(
     progress: Progress = ignore,
     known_rows: KnownRows = MappingProxyType({}),
     load: Callable[[Suite], Sequence[Prompt]] = load_suite,
+    live: bool = True,
     timed: TimedPair | None = None,
 ) -> BenchResult:
     """Measures a speculator on every suite, temperature and K of the section.
 
     Args:
         model: the speculator, in evaluation mode, on the engine's device.
-        engine: its verifier. Replay and live are compared round for round where it runs in float32.
+        engine: its verifier, an `Engine` if drafts are decoded live. Replay and live are compared round for round where
+            it runs in float32.
         section: `[benchmark]` of a recipe.
         name: the speculator's name in the result.
         seed: of sampling and of the bootstrap.
         progress: receives progress events.
         known_rows: rows that the caller already has, which saves the verifier's work.
         load: reads the prompts of a suite.
+        live: decode drafts live, and time that; False measures by replay alone.
         timed: verifier and speculator to time; None for `engine` and `model`, in the live check.
 
     Raises:
         DataError: a suite cannot be loaded, or no response has anything to measure.
     """
     # Answers, replay, live decode and what is timed apart, of each suite at each temperature.
-    parts = (3 if timed is None else 4) * len(section.suites) * len(section.temperature)
+    parts = (2 + live + (timed is not None)) * len(section.suites) * len(section.temperature)
 
-    def baselines(engine: Engine) -> tuple[Baseline, ...]:
+    def baselines(engine: RespondingVerifier) -> tuple[Baseline, ...]:
         return tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines)
 
     context = BenchContext(
@@ -86,6 +91,7 @@ def bench(
         pieces=Pieces(stage="bench", pieces=parts, listen=progress),
         known_rows=known_rows,
         baselines=baselines(engine),
+        live=live,
         timed=None if timed is None else attrs.evolve(timed, baselines=baselines(timed.engine)),
     )
     settings: list[Setting] = []
@@ -135,14 +141,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
     baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in context.baselines}
-    # What is timed apart is timed over whole answers, for their tokens are not all as easy to draft.
-    whole = [rows[index] for index in sample_rows(rows, section.live_prompts)]
-    sample = [shortened(row, section.live_tokens) for row in whole]
-    decoded, clock = _decode(context, sample, whole, temperature)
-    speeds = {k: _speed(context, clock, label(k), replayed[k].counts(k)) for k in ks}
-    lives = check_live(context, sample, decoded, speeds, temperature)
-    if context.timed is not None and temperature == 0:
-        lives = {k: with_timed_answers(context, live, whole, clock[label(k)]) for k, live in lives.items()}
+    clock, lives = _live(context, rows, replayed, temperature) if context.live else ({}, {})
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
     settings = []
@@ -160,13 +159,33 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 by_category=summarize_categories(replayed[k], counts, seed=context.seed),
                 by_prompt=sums_by_prompt(counts, replayed[k].ids),
                 baselines=tuple(_baseline(context, name, by_k[k], k, clock) for name, by_k in baselines.items()),
-                live=lives[k],
+                live=lives.get(k),
                 cut_prompts=replayed[k].cut_prompts,
                 cut_tokens=replayed[k].cut_tokens,
                 replaced_prompts=sum(row.replaced for row in rows),
             )
         )
     return settings
+
+
+def _live(
+    context: BenchContext, rows: Sequence[JudgedResponse], replayed: Mapping[int, Replayed], temperature: float
+) -> tuple[dict[str, list[Decoded]], dict[int, Live]]:
+    """Decodes some of the rows live; returns what was timed, and for each K the comparison with its replay.
+
+    Args:
+        replayed: all rows, by K.
+    """
+    section, ks = context.section, context.section.num_speculative_tokens
+    # What is timed apart is timed over whole answers, for their tokens are not all as easy to draft.
+    whole = [rows[index] for index in sample_rows(rows, section.live_prompts)]
+    sample = [shortened(row, section.live_tokens) for row in whole]
+    decoded, clock = _decode(context, sample, whole, temperature)
+    speeds = {k: _speed(context, clock, label(k), replayed[k].counts(k)) for k in ks}
+    lives = check_live(context, sample, decoded, speeds, temperature)
+    if context.timed is not None and temperature == 0:
+        lives = {k: with_timed_answers(context, live, whole, clock[label(k)]) for k, live in lives.items()}
+    return clock, lives
 
 
 def _replay_baseline(
@@ -187,17 +206,18 @@ def _decode(
         sample: rows cut to `live_tokens`.
         whole: the same rows, not cut.
     """
-    section = context.section
+    section, engine = context.section, context.engine
+    assert isinstance(engine, Engine), "drafts are decoded live with a verifier in this process"
     settings = LiveSettings(
         temperature=temperature,
         max_new_tokens=section.live_tokens or section.max_new_tokens,
-        stop_ids=frozenset(context.engine.stop_ids),
+        stop_ids=frozenset(engine.stop_ids),
         seed=context.seed,
         answer_tokens=section.max_new_tokens,
     )
 
     def run(
-        side: BenchContext | TimedPair, rows: Sequence[JudgedResponse], settings: LiveSettings, *, drafting_alone: bool
+        side: TimedPair, rows: Sequence[JudgedResponse], settings: LiveSettings, *, drafting_alone: bool
     ) -> dict[str, list[Decoded]]:
         contenders = [Contender(label(k), side.model.draft, k) for k in section.num_speculative_tokens]
         if not drafting_alone:
@@ -206,10 +226,11 @@ def _decode(
             contenders += [Contender(each.name, each.draft, context.k_max) for each in side.baselines]
         return run_live(side.engine.model, contenders, rows, settings, progress=context.pieces.piece())
 
+    own = TimedPair(context.model, engine, context.baselines)
     if context.timed is None:
-        both = run(context, sample, settings, drafting_alone=False)
+        both = run(own, sample, settings, drafting_alone=False)
         return both, both
-    checked = run(context, sample, settings, drafting_alone=True)
+    checked = run(own, sample, settings, drafting_alone=True)
     longer = attrs.evolve(settings, max_new_tokens=section.max_new_tokens)
     return checked, run(context.timed, whole, longer, drafting_alone=False)
 
@@ -229,7 +250,7 @@ def _baseline(
 ) -> BaselineRow:
     counts = replayed.counts(k)
     acceptance = summarize(counts, replayed.ids, seed=context.seed)
-    if k != context.k_max:
+    if k != context.k_max or not context.live:
         return BaselineRow(name=name, acceptance=acceptance)
     speed = _speed(context, clock, name, counts)
     return BaselineRow(name=name, acceptance=acceptance, live_tau=speed.tau, speed=speed)

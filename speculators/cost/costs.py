@@ -50,11 +50,13 @@ class VerifierCost:
 
     Attributes:
         parameters: all of them.
+        layer_parameters: those of the decoder layers.
         products: elements of the layers' matrices that one token is multiplied with, routed experts only.
         attention: floating-point operations per token and key.
     """
 
     parameters: int
+    layer_parameters: int
     products: int
     attention: int
 
@@ -127,7 +129,7 @@ class Costs:
         shard = row.trainable_bytes // shards if shards > 1 else 0
         on_host = rows_on_host and self.cached and recipe.data.states_dtype != FP8
         waiting = 2 if on_host else 2 * -(-self.plan.rows_per_step // world_size)
-        beside = 0 if self.cached else self.verifier_memory(recipe.data.capture_dtype, capture_tokens)
+        beside = 0 if self.cached else self.verifier_memory(recipe.data.capture_dtype, capture_tokens, world_size)
         return {
             "weights": row.trainable_bytes + row.frozen_bytes + shard,
             "gradients": row.trainable_bytes + shard,
@@ -138,16 +140,25 @@ class Costs:
             "rows": waiting * self.row_bytes,
         }
 
-    def verifier_memory(self, dtype: str, tokens: int) -> int:
+    def verifier_memory(self, dtype: str, tokens: int, world_size: int) -> int:
         """Counts the bytes of the verifier and one forward of it; the latter by a formula, never measured on a GPU.
 
         These exist at once: the captured states (twice while they are joined), the residual stream, its norm, queries,
         keys and values (about four more), and three buffers of the feed-forward.
+
+        Args:
+            dtype: of weights and states.
+            tokens: of the forward.
+            world_size: processes, which hold one copy together if the recipe says so: each has a part of every layer,
+                and whole the layer that runs, the next one and everything besides layers.
         """
-        facts = self.plan.facts
+        facts, whole = self.plan.facts, self.verifier.parameters
         kept, inner = len(self.plan.target_layer_ids), facts.get("intermediate_size") or 4 * facts.hidden_size
+        if world_size > 1 and self.plan.recipe.distributed.shard_verifier:
+            layers = self.verifier.layer_parameters
+            whole = -(-whole // world_size) + whole - layers + 2 * layers // facts.num_hidden_layers
         forward = tokens * ((2 * kept + 5) * facts.hidden_size + 3 * inner)
-        return (self.verifier.parameters + forward) * ITEM_BYTES[dtype]
+        return (whole + forward) * ITEM_BYTES[dtype]
 
     def disk(self) -> dict[str, int | None]:
         """Counts the bytes on disk by kind of file; None where the data is not known.

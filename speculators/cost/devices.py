@@ -20,8 +20,11 @@ def memory(costs: Costs, device: Device) -> dict[str, int]:
 
 
 def verifier_alone(costs: Costs, device: Device) -> int:
-    """Counts the bytes of a process that captures or measures on this device, with the whole verifier."""
-    return costs.verifier_memory(costs.plan.recipe.verifier.dtype, CHUNKS[device.kind].capture_tokens)
+    """Counts the bytes of a process that captures or measures, with the verifier or its part; 0 where a server does."""
+    recipe = costs.plan.recipe
+    if not recipe.loads_verifier:
+        return 0
+    return costs.verifier_memory(recipe.verifier.dtype, CHUNKS[device.kind].capture_tokens, device.count)
 
 
 def seconds(costs: Costs, device: Device, efficiency: float) -> dict[str, float | None]:
@@ -78,16 +81,23 @@ def _memory_warnings(costs: Costs, device: Device) -> list[str]:
         }.get(largest, "take more processes, or a smaller draft model")
         need = f"training needs {size_text(total)} per process, a device has {capacity}"
         messages.append(f"{device.name}: {need}; the largest part is {largest}: {cure}")
-    recipe = costs.plan.recipe
-    alone = verifier_alone(costs, device)
+    return [*messages, *_verifier_warnings(costs, device)]
+
+
+def _verifier_warnings(costs: Costs, device: Device) -> list[str]:
+    """Reports a verifier that does not fit beside nothing else, with the settings that need less of it."""
+    recipe, alone = costs.plan.recipe, verifier_alone(costs, device)
+    if device.memory_bytes is None or alone <= device.memory_bytes:
+        return []
+    need = f"the verifier alone needs {size_text(alone)}, a device has {size_text(device.memory_bytes)}"
+    if recipe.distributed.shard_verifier and device.count > 1:
+        return [f"{device.name}: {need}: take more processes, which share it"]
     impossible = "be measured" if recipe.data.served else "be captured or measured"
-    if alone > device.memory_bytes and (recipe.benchmark.suites or not recipe.data.served):
-        need = f"the verifier alone needs {size_text(alone)}, a device has {capacity}"
-        served = [] if recipe.data.served else ['data.hidden_states = "server" (spec serve-states starts it)']
-        ways = " and ".join([*served, *(["benchmark.suites = []"] if recipe.benchmark.suites else [])])
-        after = "; measure the export with spec bench --endpoint" if recipe.benchmark.suites else ""
-        messages.append(
-            f"{device.name}: {need}, and one process loads it whole: it cannot {impossible} there. "
-            f"Set {ways}{after}; or take devices of at least {size_text(alone)}"
-        )
-    return messages
+    server = [] if recipe.data.served else ['data.hidden_states = "server" (spec serve-states starts it)']
+    server += ["data.server.evaluate = true"] if recipe.benchmark.suites else []
+    sharded = ['distributed.shard_verifier = true and data.hidden_states = "cached"'] if device.count > 1 else []
+    ways = ", or ".join([*sharded, " and ".join(server)])
+    return [
+        f"{device.name}: {need}, and one process loads it whole: it cannot {impossible} there. "
+        f"Set {ways}; or take devices of at least {size_text(alone)}"
+    ]

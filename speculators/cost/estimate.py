@@ -29,7 +29,8 @@ class DeviceEstimate:
     Attributes:
         device: the device of the estimate.
         memory: bytes while training, by part.
-        memory_verifier: bytes of a process that captures or measures, with the whole verifier.
+        memory_verifier: bytes of a process that captures or measures, with the verifier or its part of it; 0 where
+            a server does all that.
         communication: bytes received per update, by kind of data.
         reading: bytes of cached states that one update reads, over all processes.
         times: of each stage, as far as they can be estimated.

@@ -52,6 +52,7 @@ def verifier_cost(facts: VerifierFacts) -> VerifierCost:
     attending = sum(kind == _FULL for kind in kinds) or len(layers)
     return VerifierCost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layer_parameters=sum(parameter.numel() for parameter in layers.parameters()),
         products=round(sum(p.numel() * (routed if _EXPERTS in name else 1) for name, p in matrices)),
         # Two products of a head's width with each key: scores, and the mean of the values.
         attention=4 * facts.num_attention_heads * facts.head_dim * attending,

@@ -13,7 +13,7 @@ from speculators.decoding.suffix import SuffixDrafter
 from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ignore
 from speculators.structure.validators import WITH_MODEL
-from speculators.verifier.engine import Engine
+from speculators.verifier.responding import RespondingVerifier
 
 
 @attrs.frozen(eq=False)
@@ -34,7 +34,9 @@ class Baseline:
 WITHOUT_MODEL: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter, "suffix": SuffixDrafter}
 
 
-def make_baseline(name: str, verifier: Engine, *, base: Path = Path(), progress: Progress = ignore) -> Baseline:
+def make_baseline(
+    name: str, verifier: RespondingVerifier, *, base: Path = Path(), progress: Progress = ignore
+) -> Baseline:
     """Makes a baseline, loading its model if it has one.
 
     Args:

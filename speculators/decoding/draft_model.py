@@ -19,12 +19,15 @@ from speculators.recipe.input_sections import VerifierSection
 from speculators.structure.converter import structure
 from speculators.verifier.capture import cache_name
 from speculators.verifier.engine import Engine
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.sources import obtain
 
 PINS = "a hub id may end in @REVISION, a .gguf file (also a wheel's) in @SHA256"
 
 
-def load_draft_model(source: str, verifier: Engine, *, base: Path = Path(), progress: Progress = ignore) -> DraftModel:
+def load_draft_model(
+    source: str, verifier: RespondingVerifier, *, base: Path = Path(), progress: Progress = ignore
+) -> DraftModel:
     """Loads a draft model in the verifier's dtype, on its device.
 
     Args:

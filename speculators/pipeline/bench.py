@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import attrs
 import torch
@@ -18,6 +19,7 @@ from speculators.files.disk import disk_errors, write_json
 from speculators.model import SpeculatorModel
 from speculators.nn.precision import beside_verifier, compute_dtype, place
 from speculators.pipeline.context import Context
+from speculators.pipeline.served_verifier import ServedVerifier
 from speculators.recipe.fingerprint import fingerprint, template_identity, verifier_identity
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.schema import BenchmarkSection
@@ -25,6 +27,7 @@ from speculators.runs.stages import TAU_AT, TrainingRecord, measured
 from speculators.tracking.tracker import Tracker
 from speculators.training.state import Evaluate
 from speculators.verifier.engine import Engine
+from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import load_head
 
 
@@ -46,7 +49,7 @@ def evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
         return None
     k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
     smaller = range(1, k_max) if one_pass(model) else []
-    rows = suite_rows(context, model.draft().target_layer_ids) if context.world.is_main else []
+    rows = suite_rows(context, model.draft().target_layer_ids)
     computing = beside_verifier(getattr(torch, context.recipe.verifier.dtype), context.world.device)
 
     def evaluate() -> tuple[float, dict[str, float]]:
@@ -72,8 +75,13 @@ def lacking_hooks(context: Context) -> str:
 def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedResponse]:
     """Lets the verifier respond to the first suite at the first temperature, with the states that drafts read.
 
+    Every process calls this.
+
     Args:
         layer_ids: whose states are kept.
+
+    Returns:
+        The responses on rank 0, nothing elsewhere.
     """
     section = context.recipe.benchmark
     suite, temperature = section.suites[0], section.temperature[0]
@@ -81,25 +89,37 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
     if key in context.kept:
         context.skip("suite", "an earlier run of this process has the same responses")
     else:
-        engine = context.engine(context.recipe.verifier.dtype)
-        head = load_head(engine.folder, engine.facts).to(engine.device)
-        with context.stage("suite") as result:
-            rows = own_rows(
-                engine,
-                head,
-                context.prompts(suite),
-                layer_ids,
-                temperature=temperature,
-                max_new_tokens=section.max_new_tokens,
-                seed=context.recipe.seed,
-                progress=Pieces(stage="suite", pieces=1, listen=context.emit).piece(phases=2),
-            )
-            result.facts = SuiteFacts(suite=suite.name, responses=len(rows))
         # Only the latest: states of many suites would not fit into memory.
         context.kept.clear()
-        context.kept[key] = rows
+        with context.stage("suite") as result, _verifier(context) as engine:
+            context.kept[key] = rows = [] if engine is None else _own_rows(context, engine, layer_ids)
+            result.facts = SuiteFacts(suite=suite.name, responses=len(rows))
     context.rows[suite.name, temperature] = context.kept[key]
     return context.kept[key]
+
+
+@contextmanager
+def _verifier(context: Context) -> Iterator[RespondingVerifier | None]:
+    """Gives rank 0 the verifier for the block, in this process or behind the server that evaluates; the others None."""
+    if context.recipe.data.evaluates_served:
+        yield ServedVerifier.of(context) if context.world.is_main else None
+        return
+    with context.lead(context.recipe.verifier.dtype) as engine:
+        yield engine
+
+
+def _own_rows(context: Context, engine: RespondingVerifier, layer_ids: Sequence[int]) -> list[JudgedResponse]:
+    section = context.recipe.benchmark
+    return own_rows(
+        engine,
+        load_head(engine.folder, engine.facts).to(engine.device),
+        context.prompts(section.suites[0]),
+        layer_ids,
+        temperature=section.temperature[0],
+        max_new_tokens=section.max_new_tokens,
+        seed=context.recipe.seed,
+        progress=Pieces(stage="suite", pieces=1, listen=context.emit).piece(phases=2),
+    )
 
 
 def _rows_key(context: Context, layer_ids: Sequence[int]) -> str:
@@ -110,6 +130,7 @@ def _rows_key(context: Context, layer_ids: Sequence[int]) -> str:
         {
             "verifier": verifier_identity(recipe.verifier) | template_identity(recipe.verifier),
             "dtype": recipe.verifier.dtype,
+            "served": recipe.data.evaluates_served,
             "device": str(context.world.device),
             "suite": context.plan.stage("prepare").inputs["held_out"][0],
             "layers": list(layer_ids),
@@ -133,34 +154,37 @@ def bench_stage(context: Context, tracker: Tracker) -> BenchResult | None:
     if lacking := lacking_hooks(context):
         context.emit(WarningEvent(message=f"bench is left out: {lacking}"))
         return None
-    if not world.is_main:
-        world.barrier()
-        return None
     fingerprint = context.plan.stage("bench").fingerprint
     file = context.run_folder.benchmark(fingerprint)
-    if result := measured(context.plan, context.places):
+    result = world.broadcast(measured(context.plan, context.places) if world.is_main else None)
+    if result is not None:
         context.skip("bench", str(file))
     else:
-        with context.stage("bench") as stage:
-            result = attrs.evolve(_measure(context), fingerprint=fingerprint)
-            with disk_errors(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, result.to_json())
-            record = TrainingRecord.read(context.run_folder)
-            assert record is not None, "a speculator is measured, and its training is not recorded"
-            tracker.bench(result, step=record.step)
-            stage.detail = str(file)
+        with context.stage("bench") as stage, _verifier(context) as engine:
+            if engine is not None:
+                result = attrs.evolve(_measure(context, engine), fingerprint=fingerprint)
+                with disk_errors(file):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, result.to_json())
+                record = TrainingRecord.read(context.run_folder)
+                assert record is not None, "a speculator is measured, and its training is not recorded"
+                tracker.bench(result, step=record.step)
+                stage.detail = str(file)
     world.barrier()
-    return result
+    return result if world.is_main else None
 
 
-def _measure(context: Context) -> BenchResult:
+def _measure(context: Context, engine: RespondingVerifier) -> BenchResult:
     recipe, run = context.recipe, context.run_folder
-    engine = context.engine(recipe.verifier.dtype)
 
     def load() -> SpeculatorModel:
         return SpeculatorModel.from_pretrained(run.speculator, verifier=context.folder)
 
+    whole = engine if isinstance(engine, Engine) and not engine.is_sharded else None
+    if whole is None:
+        left_out = "drafts are not decoded live and nothing is timed, since no process holds the whole verifier"
+        cure = "serve the export, and spec bench --endpoint measures both"
+        context.emit(WarningEvent(message=f"{left_out}: {cure}"))
     return bench(
         place(load(), context.world.device, beside=engine.dtype),
         engine,
@@ -170,7 +194,8 @@ def _measure(context: Context) -> BenchResult:
         progress=context.emit,
         known_rows=context.rows,
         load=context.prompts,
-        timed=timed_apart(recipe.benchmark, engine, load, recipe.verifier),
+        live=whole is not None,
+        timed=None if whole is None else timed_apart(recipe.benchmark, whole, load, recipe.verifier),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from speculators.chunks import CHUNKS
 from speculators.data.batches import StateSource
-from speculators.data.capture import Capture, OnlineStates, StateWriter, fill
+from speculators.data.capture import OnlineStates, StateWriter, fill
 from speculators.data.encoded import Conversations
 from speculators.data.store import LAYOUT, DamagedShards, StateStore, StoreLayout, note_file, shard_name
 from speculators.errors import ArtifactError
@@ -95,10 +95,19 @@ def removing_damaged() -> Iterator[None]:
         raise
 
 
-def _in_process(context: Context) -> Capture:
-    """Captures with the verifier loaded in this process."""
-    engine, tokens = context.engine(context.recipe.data.capture_dtype), CHUNKS[context.world.device.type].capture_tokens
-    return lambda rows: engine.capture_all(rows, context.plan.target_layer_ids, batch_tokens=tokens)
+def _fill_in_process(context: Context, writer: StateWriter, prepared: Conversations) -> None:
+    """Captures what the store lacks with the verifier loaded in this process, or shared by all."""
+    world, ids = context.world, context.plan.target_layer_ids
+    engine, tokens = context.engine(context.recipe.data.capture_dtype), CHUNKS[world.device.type].capture_tokens
+    with engine.together():
+        fill(
+            writer,
+            prepared,
+            lambda rows: engine.capture_all(rows, ids, batch_tokens=tokens),
+            rank=world.rank,
+            world_size=world.size,
+            progress=context.emit,
+        )
 
 
 def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iterable[int] | None) -> str:
@@ -127,7 +136,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
     if context.recipe.data.served:
         server = fill_from_server(context, writer, prepared)
     else:
-        fill(writer, prepared, _in_process(context), rank=world.rank, world_size=world.size, progress=context.emit)
+        _fill_in_process(context, writer, prepared)
     # All shards must be there before rank 0 writes the manifest, and the manifest before anybody opens the store.
     world.barrier()
     if world.is_main:

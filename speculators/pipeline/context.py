@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -63,13 +64,33 @@ class Context:
         """Where this run keeps its files."""
         return self.places.run(self.plan)
 
+    @property
+    def shares_verifier(self) -> bool:
+        """Whether the processes hold one copy of the verifier together."""
+        return self.world.size > 1 and self.recipe.distributed.shard_verifier
+
     def engine(self, dtype: str) -> Engine:
-        """Loads the verifier in `dtype`, unless it is loaded; one in another dtype is freed first."""
+        """Loads the verifier in `dtype`, unless it is loaded; one in another dtype is freed first.
+
+        Where processes share it, all of them call this, and compute in `Engine.together`.
+        """
         if dtype not in self._engines:
-            self._engines.clear()
-            section = self.recipe.verifier
-            self._engines[dtype] = Engine(self.folder, dtype=dtype, device=self.world.device, section=section)
+            self.free_engine()
+            self._engines[dtype] = Engine(
+                self.folder,
+                dtype=dtype,
+                device=self.world.device,
+                section=self.recipe.verifier,
+                group=self.world.control if self.shares_verifier else None,
+            )
         return self._engines[dtype]
+
+    @contextmanager
+    def lead(self, dtype: str) -> Iterator[Engine | None]:
+        """Gives the verifier to rank 0 for the block, and None to the others, which follow if they share it."""
+        engine = self.engine(dtype) if self.world.is_main or self.shares_verifier else None
+        with nullcontext() if engine is None else engine.together():
+            yield engine if self.world.is_main else None
 
     def prompts(self, suite: Suite) -> list[Prompt]:
         """Reads one of the recipe's suites; raises DataError if its files changed since the plan was made."""
@@ -80,6 +101,8 @@ class Context:
     def free_engine(self) -> None:
         """Drops the verifier, so that training has its memory."""
         self._engines.clear()
+        # A sharded one keeps itself alive in reference cycles.
+        gc.collect()
 
     def use_cache(self) -> None:
         """Marks what this run reads from the cache, or makes there, so that nobody removes it while the run works."""

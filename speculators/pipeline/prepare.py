@@ -38,7 +38,7 @@ def _prepare(context: Context, folder: Path) -> Conversations:
     with context.stage("prepare") as result:
         if context.world.is_main:
             _warn_of_other_authors(context)
-            _write(context, folder)
+        _write(context, folder)
         context.world.barrier()
         prepared = Conversations.open(folder, key=key)
         result.facts = PreparedFacts(
@@ -55,7 +55,7 @@ def _prepare(context: Context, folder: Path) -> Conversations:
 
 
 def _write(context: Context, folder: Path) -> None:
-    """Writes the conversations, after the verifier has answered them where the recipe says so."""
+    """Writes the conversations on rank 0, after the verifier has answered them where the recipe says so."""
     stage, data = context.plan.stage("prepare"), context.recipe.data
     planned = stage.inputs["sources"]
     progress: Progress = context.emit
@@ -64,6 +64,8 @@ def _write(context: Context, folder: Path) -> None:
         # Their file is not in the plan: it has its hash beside it.
         data, planned = regenerated(context, pieces.piece(weight=ANSWERING)), ()
         progress = pieces.piece()
+    if not context.world.is_main:
+        return
     prepare(
         data,
         folder=folder,

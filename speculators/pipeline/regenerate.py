@@ -44,10 +44,33 @@ TEXT_ONLY = (
 def regenerated(context: Context, progress: Progress) -> DataSection:
     """Replaces the sources of `[data]` by one file of the verifier's own answers, which is made if it is missing.
 
+    Every process calls this.
+
     Args:
         progress: gets how many prompts are answered.
     """
+    data, file = context.recipe.data, answers_file(context)
+    settings = data.regenerate
+    assert settings is not None
+    if context.world.broadcast(context.world.is_main and not _is_there(file, context.emit)):
+        with context.lead(settings.dtype or context.recipe.verifier.dtype) as engine:
+            if engine is not None:
+                _answer(context, engine, file, progress)
+    return attrs.evolve(data, sources=(DataSource(path=str(file)),), regenerate=None)
 
+
+def _is_there(file: Path, listen: Listen) -> bool:
+    """Whether the answers are there; removes a file that has changed."""
+    whole = is_whole(file)
+    if file.exists() and not whole:
+        listen(WarningEvent(message=f"{file} has changed since it was written: its answers are regenerated"))
+        file.unlink()
+    if whole and not holds_ids(file):
+        listen(WarningEvent(message=f"{file} {TEXT_ONLY}"))
+    return whole
+
+
+def _answer(context: Context, engine: Engine, file: Path, progress: Progress) -> None:
     def listen(event: Event) -> None:
         if isinstance(event, ProgressEvent):
             progress(event)
@@ -55,21 +78,10 @@ def regenerated(context: Context, progress: Progress) -> DataSection:
             context.emit(event)
 
     data = context.recipe.data
-    settings = data.regenerate
-    assert settings is not None
-    file = answers_file(context)
-    if not is_whole(file):
-        if file.exists():
-            context.emit(WarningEvent(message=f"{file} has changed since it was written: its answers are regenerated"))
-            file.unlink()
-        planned = context.plan.stage("prepare").inputs["sources"]
-        dialogues = read_dialogues(data.sources, context.emit, planned)
-        engine = context.engine(settings.dtype or context.recipe.verifier.dtype)
-        facts, limit = engine_facts(engine), data.max_tokens
-        write_answers(file, dialogues, engine, settings, max_tokens=limit, facts=lambda _: facts, listen=listen)
-    elif not holds_ids(file):
-        context.emit(WarningEvent(message=f"{file} {TEXT_ONLY}"))
-    return attrs.evolve(data, sources=(DataSource(path=str(file)),), regenerate=None)
+    assert data.regenerate is not None
+    dialogues = read_dialogues(data.sources, context.emit, context.plan.stage("prepare").inputs["sources"])
+    facts, limit = engine_facts(engine), data.max_tokens
+    write_answers(file, dialogues, engine, data.regenerate, max_tokens=limit, facts=lambda _: facts, listen=listen)
 
 
 def answers_file(context: Context) -> Path:

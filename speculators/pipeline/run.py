@@ -93,15 +93,17 @@ def run_recipe(
             if world.is_main:
                 lock.enter_context(working_in(context.run_folder))
             record = _begin(context, log, tracker)
-            if record is None and recipe.benchmark.suites and until != "verifier":
+            measures = recipe.benchmark.suites and not recipe.data.evaluates_served
+            if record is None and measures and until != "verifier":
                 try_verifier(context)
             if until in ("verifier", "prepare", "capture"):
                 _prepare_only(context, until)
             else:
                 _train_stages(context, record)
             if until in ("bench", None):
-                # Rank 0 alone measures; the others need not keep their devices until it is done.
-                context.world = dismiss(world)
+                if not context.shares_verifier:
+                    # Rank 0 alone measures; the others need not keep their devices until it is done.
+                    context.world = dismiss(world)
                 result = bench_stage(context, tracker)
         finished = True
     finally:

@@ -107,8 +107,8 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
     if world.is_main:
         _keep_provenance(context, writer, served)
         _clear(context, client.folder)
-        if writer.missing():
-            _compare_first(context, client, prepared)
+    if writer.missing():
+        _compare_first(context, client, prepared)
     world.barrier()
     concurrency = max(1, context.recipe.data.server.concurrency // world.size)
     stream = partial(client.capture_all, concurrency=concurrency)
@@ -136,18 +136,21 @@ def _clear(context: Context, folder: Path) -> None:
 
 def _compare_first(context: Context, client: StatesClient, prepared: Conversations) -> None:
     """Compares a few conversations if evaluation loads the verifier anyway; otherwise says how to compare them."""
-    if not context.recipe.benchmark.suites:
+    if not context.recipe.loads_verifier:
         reason = "the server's states are not compared with the verifier's, which this recipe never loads"
         remedy = "spec data RECIPE --check-states compares them on a machine that the verifier fits"
         context.emit(WarningEvent(message=f"{reason}: {remedy}"))
         return
     by_length = sorted(range(len(prepared)), key=lambda index: int(prepared.lengths[index]))
     long_enough = [index for index in by_length if prepared.lengths[index] >= SAMPLE_TOKENS] or by_length
-    with context.stage("check states") as result:
-        check = compare_sample(context, client, prepared, long_enough[:SAMPLE])
-        if check.problems:
-            raise DataError(f"{check.source}: {'; '.join(check.problems)}", hint=check.advice)
-        result.facts = StatesCheckFacts(compared_tokens=check.tokens, error=max(layer.error for layer in check.layers))
+    with context.stage("check states") as result, context.lead(context.recipe.data.states_dtype) as engine:
+        if engine is not None:
+            check = compare_sample(context, client, prepared, long_enough[:SAMPLE])
+            if check.problems:
+                raise DataError(f"{check.source}: {'; '.join(check.problems)}", hint=check.advice)
+            error = max(layer.error for layer in check.layers)
+            result.facts = StatesCheckFacts(compared_tokens=check.tokens, error=error)
+    context.free_engine()
 
 
 def compare_sample(
@@ -168,7 +171,7 @@ def compare_with_verifier(
     source: str,
     states_dtype: str,
 ) -> StatesCheck:
-    """Compares captured states with those of the verifier in this process, which is freed afterwards.
+    """Compares captured states with those of the verifier in this process.
 
     Args:
         rows: [S] int64 token ids of each conversation.
@@ -178,7 +181,6 @@ def compare_with_verifier(
     """
     engine = context.engine(context.recipe.data.capture_dtype)
     layers, tokens = compare_states(engine, rows, captured, context.plan.target_layer_ids)
-    context.free_engine()
     return StatesCheck(
         source=source,
         dtype=str(engine.dtype).removeprefix("torch."),
@@ -237,7 +239,7 @@ def plan_server(
         num_layers=facts.num_hidden_layers,
         dtype=str(dtype).removeprefix("torch."),
         # A conversation that fills all positions leaves none to answer: capture reports it, if there is one.
-        max_model_len=min(recipe.data.max_tokens + 1, facts.max_position_embeddings),
+        max_model_len=min(_longest(recipe) + 1, facts.max_position_embeddings),
         folder=shared_folder(plan, places).absolute(),
         device=device.type,
         host=host or str(address.hostname),
@@ -246,6 +248,11 @@ def plan_server(
         extra=extra,
     )
     return settings, serving_note(plan)
+
+
+def _longest(recipe: Recipe) -> int:
+    """The tokens of the longest sequence that is captured: a conversation, or one of a suite with its answer."""
+    return recipe.data.max_tokens + (recipe.benchmark.max_new_tokens if recipe.data.evaluates_served else 0)
 
 
 def serve_states(settings: StatesServer, note: dict[str, Any]) -> int:

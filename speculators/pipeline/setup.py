@@ -85,9 +85,7 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
         facts = fetch_facts(section)
         make_plan(recipe, facts, world_size=world.size)
         refuse_unsupported(recipe, facts)
-        # Without suites, a server's states are all that a run needs of its verifier.
-        loads_verifier = recipe.benchmark.suites or not recipe.data.served
-        if loads_verifier and (problems := missing_packages(recipe, facts)):
+        if recipe.loads_verifier and (problems := missing_packages(recipe, facts)):
             raise RecipeError(problems)
     began = time.monotonic()
     if world.is_main:
@@ -123,13 +121,15 @@ def try_verifier(context: Context) -> None:
         VerifierError: on every process, if its head or its decoding with drafts fails; says which.
     """
     failure = ""
-    if context.world.is_main:
-        engine = context.engine(context.recipe.verifier.dtype)
-        try:
-            engine.check_head(load_head(engine.folder, engine.facts).to(engine.device))
-            check_decodes(engine)
-        except VerifierError as error:
-            failure = str(error)
+    with context.lead(context.recipe.verifier.dtype) as engine:
+        if engine is not None:
+            try:
+                engine.check_head(load_head(engine.folder, engine.facts).to(engine.device))
+                # A sharded verifier decodes no drafts: see `bench_stage`.
+                if not engine.is_sharded:
+                    check_decodes(engine)
+            except VerifierError as error:
+                failure = str(error)
     # All processes raise rank 0's problem; otherwise the others would wait for it forever.
     if failure := context.world.broadcast(failure):
         raise VerifierError(failure)

@@ -19,7 +19,14 @@ from speculators.registry import near_miss
 
 def check_recipe(recipe: Recipe, *, world_size: int = 1) -> list[Problem]:
     """Checks everything that needs no verifier: files, steps, suites, numbers of drafts, bands."""
-    return [*_files(recipe), *_steps(recipe, world_size), *_suites(recipe), *_drafts(recipe), *_bands(recipe)]
+    return [
+        *_files(recipe),
+        *_steps(recipe, world_size),
+        *_sharing(recipe),
+        *_suites(recipe),
+        *_drafts(recipe),
+        *_bands(recipe),
+    ]
 
 
 def too_many_drafts(config: SpeculatorModelConfig, numbers: Sequence[int]) -> str:
@@ -138,6 +145,15 @@ def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
         hint = f"use a multiple of {row * world_size}, or another number of processes"
         return [recipe.problem("schedule.tokens_per_step", message, hint)]
     return []
+
+
+def _sharing(recipe: Recipe) -> list[Problem]:
+    """Checks that processes compute with a sharded verifier only where they do so together."""
+    if not recipe.distributed.shard_verifier or recipe.data.stored:
+        return []
+    message = 'cannot be combined with data.hidden_states = "online"'
+    hint = 'set "cached": all processes compute the states together, before training'
+    return [recipe.problem("distributed.shard_verifier", message, hint)]
 
 
 def _suites(recipe: Recipe) -> list[Problem]:

@@ -176,6 +176,8 @@ class StatesServerSection:
         concurrency: conversations in flight at once, for all processes together.
         retries: attempts to repeat a request that failed for a passing reason; each waits twice as long as the last.
         timeout: seconds allowed for one conversation.
+        evaluate: let it answer the suites as well, so that no process loads the verifier; drafts are then measured by
+            replay alone.
     """
 
     endpoint: str = field(default="http://127.0.0.1:8000", validator=server_url)
@@ -183,6 +185,7 @@ class StatesServerSection:
     concurrency: int = field(default=8, validator=positive)
     retries: int = field(default=6, validator=not_negative)
     timeout: float = field(default=600.0, validator=positive)
+    evaluate: bool = False
 
 
 def _train_on(_: object, __: attrs.Attribute[Any], value: str | tuple[int, ...]) -> None:
@@ -232,3 +235,8 @@ class DataSection:
     def served(self) -> bool:
         """Whether a server computes the states."""
         return self.hidden_states == "server"
+
+    @property
+    def evaluates_served(self) -> bool:
+        """Whether that server answers the suites, too."""
+        return self.served and self.server.evaluate

@@ -130,13 +130,16 @@ class ScheduleSection:
 
 @attrs.frozen(kw_only=True)
 class DistributedSection:
-    """`[distributed]`: how the processes of a launch share the model.
+    """`[distributed]`: how the processes of a launch share the models.
 
     Attributes:
         shard: shard the model over all processes (FSDP2); false keeps a copy in each.
+        shard_verifier: likewise the verifier, layer by layer, for one that does not fit in a GPU; false keeps a copy in
+            each process that computes with it, which is faster.
     """
 
     shard: bool = True
+    shard_verifier: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -308,6 +311,11 @@ class Recipe:
     file: Path | None = field(default=None, eq=False)
     origins: Mapping[str, Origin] = field(factory=dict, eq=False, repr=False)
     notes: tuple[str, ...] = field(default=(), eq=False, repr=False)
+
+    @property
+    def loads_verifier(self) -> bool:
+        """Whether a process of a run loads the verifier, rather than leaving all its work to a server."""
+        return not self.data.served or (bool(self.benchmark.suites) and not self.data.server.evaluate)
 
     @property
     def row_tokens(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -46,6 +46,8 @@ class AnswerClient:
         tokenizer: the verifier's.
         stop_ids: tokens that end an answer.
         concurrency: requests at once.
+        discard: removes the file of hidden states, by its path, that the server writes with each answer; None refuses a
+            server that does.
         answered: counts answers; under "text", those whose ids are their text's; under "differing", those of them
             with another number of tokens than the server says.
     """
@@ -55,6 +57,7 @@ class AnswerClient:
     tokenizer: Any
     stop_ids: tuple[int, ...]
     concurrency: int
+    discard: Callable[[str], None] | None = None
     answered: Counter[str] = attrs.field(factory=Counter, init=False)
 
     def try_answer(self, prompt: Sequence[int]) -> bool:
@@ -149,11 +152,13 @@ class AnswerClient:
             raise ServerError(
                 f"{where}: the response has no choices[0].text", hint="is it an OpenAI-compatible server?"
             )
-        if response.get("kv_transfer_params"):
-            # It would write a file for every answer, which nobody would read and remove.
-            raise ServerError(
-                f"{where}: returns hidden states with its answers", hint="use a server started by plain vllm serve"
-            )
+        if transfer := response.get("kv_transfer_params"):
+            if self.discard is None:
+                # It would write a file for every answer, which nobody would read and remove.
+                raise ServerError(
+                    f"{where}: returns hidden states with its answers", hint="use a server started by plain vllm serve"
+                )
+            self.discard(transfer["hidden_states_path"])
         if choice.get("prompt_token_ids") not in (None, prompt):
             raise ServerError(f"{where}: answered a prompt that differs from the one sent")
         usage = response.get("usage")

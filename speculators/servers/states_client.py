@@ -86,6 +86,16 @@ class StatesClient:
         columns = [served_layer_ids(self.layer_ids, self.num_layers).index(layer) for layer in self.layer_ids]
         return states[:, columns].flatten(1), states[:, -1]
 
+    def discard(self, name: str) -> None:
+        """Removes a file of states that came with an answer, once it is complete.
+
+        Raises:
+            ServerError: the file is outside the folder, or does not arrive.
+        """
+        path = self._inside(name)
+        self._load(path)
+        _remove(path)
+
     def _attempt(self, ids: list[int]) -> torch.Tensor:
         """Requests the states once: [n, layers, H], layers in ascending order."""
         # vLLM needs at least one token to generate; the answer itself is ignored.

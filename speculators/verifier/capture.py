@@ -1,4 +1,4 @@
-"""Captures residual streams of a transformers model by hooks, running only the layers that they need."""
+"""Captures residual streams of a transformers model by hooks, without computing logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from torch.utils.hooks import RemovableHandle
 
 from speculators.errors import VerifierError
 from speculators.verifier.architecture import trunk
-
-
-class _Enough(Exception):
-    """Aborts a forward after the last layer of interest; caught in `Capture.run`."""
 
 
 class Capture:
@@ -36,7 +32,6 @@ class Capture:
         self._decoder = trunk(model)
         self._layers = layers
         self._ids = tuple(layer_ids)
-        self._last_id = max(self._ids)
         self._states: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -53,8 +48,6 @@ class Capture:
             positions = {} if position_ids is None else {"position_ids": position_ids}
             # The decoder without the head: logits are never computed.
             self._decoder(input_ids=input_ids, use_cache=False, **positions)
-        except _Enough:
-            pass
         finally:
             for handle in handles:
                 handle.remove()
@@ -65,8 +58,6 @@ class Capture:
 
     def _keep(self, layer_id: int, state: torch.Tensor) -> None:
         self._states[layer_id] = state
-        if layer_id == self._last_id:
-            raise _Enough
 
 
 def watch(layers: nn.ModuleList, layer_id: int, keep: Callable[[torch.Tensor], None]) -> RemovableHandle:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 
 from speculators.chunks import CHUNKS
@@ -27,6 +29,7 @@ from speculators.verifier.factors import by_factors, factors_for
 from speculators.verifier.generate import Sampling, generate_batches
 from speculators.verifier.head import VerifierHead
 from speculators.verifier.quiet import quiet
+from speculators.verifier.sharded import InStep, loaded_in_parts
 from speculators.verifier.sources import check_folder
 from speculators.verifier.tokens import load_tokenizer, stop_ids
 from speculators.verifier.trust import trust
@@ -42,6 +45,8 @@ class Engine:
         device: where the model is.
         section: the recipe's `[verifier]`: whether the model may bring code, and its chat template; None for the
             folder as it is.
+        group: the processes that hold one copy together, each a part of every decoder layer; all make the engine, and
+            then compute in `together`. None for a whole copy in this process.
 
     Raises:
         VerifierError: the model cannot be loaded, or a tensor is missing from its files.
@@ -54,6 +59,7 @@ class Engine:
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
         section: VerifierSection | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         check_folder(folder)
         trusted = section is not None and section.trust_remote_code
@@ -63,7 +69,9 @@ class Engine:
         self.facts = VerifierFacts.read(folder / "config.json")
         self.device = torch.device(device)
         self.dtype = compute_dtype(getattr(torch, dtype) if isinstance(dtype, str) else dtype, self.device)
-        self.model = _load(folder, self.facts, self.dtype, trusted).to(self.device)
+        parts = {} if group is None else loaded_in_parts(self.facts, dist.get_world_size(group))
+        self.model = _load(folder, self.facts, self.dtype, trusted, parts).to(self.device)
+        self._in_step = None if group is None else InStep(self.model, group)
         self._layers = decoder_layers(self.model)
         self._section = section
         self._tokenizer: Any = None
@@ -84,6 +92,18 @@ class Engine:
     def stop_ids(self) -> tuple[int, ...]:
         """The ids that end an answer."""
         return stop_ids(self.tokenizer, self.model.generation_config)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold parts of the model."""
+        return self._in_step is not None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Lets each process run as many forwards as it needs in the block, which all processes enter."""
+        yield
+        if self._in_step is not None:
+            self._in_step.follow()
 
     def capture(
         self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int], *, longest: Sequence[int] | None = None
@@ -108,7 +128,7 @@ class Engine:
     def capture_layers(
         self, batch: Sequence[torch.Tensor], layer_ids: Sequence[int], *, longest: Sequence[int] | None = None
     ) -> list[torch.Tensor]:
-        """Captures only the chosen states of each sequence, [n, A*H]; stops after the last layer that they need."""
+        """Captures only the chosen states of each sequence, [n, A*H]."""
         if not layer_ids:
             raise VerifierError("no layers to capture")
         return [torch.cat(states, -1) for states in self._streams(batch, tuple(layer_ids), longest)]
@@ -296,7 +316,9 @@ def _side_by_side(states: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tenso
     return torch.cat(states[:-1], -1) if len(states) > 1 else states[-1][:, :0], states[-1]
 
 
-def _load(folder: Path, facts: VerifierFacts, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load(
+    folder: Path, facts: VerifierFacts, dtype: torch.dtype, trust_remote_code: bool, parts: dict[str, Any]
+) -> Any:
     config = config_of(facts)
     try:
         with quiet():
@@ -307,6 +329,7 @@ def _load(folder: Path, facts: VerifierFacts, dtype: torch.dtype, trust_remote_c
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **parts,
             )
     except SafetensorError as error:
         message = f"{folder}: a weights file (*.safetensors) is truncated or damaged: {error}"

@@ -207,18 +207,31 @@ def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], message: str, t
     assert "Traceback" not in output.err
 
 
-def test_a_verifier_that_is_too_large_comes_with_the_ways_that_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cures",
+    [
+        ("distributed.shard_verifier = true", 'data.hidden_states = "cached"'),
+        ('data.hidden_states = "server"', "data.server.evaluate = true"),
+    ],
+)
+def test_a_verifier_that_is_too_large_comes_with_the_ways_that_work(cures: tuple[str, str], tmp_path: Path) -> None:
     """70B on 80 GB: what the warning says to set raises no such warning itself."""
     config = LLAMA.parents[1] / "llama-3.3-70b" / "config.json"
     plan = ("plan", "eagle3_llama70b", "--verifier-config", config, "--gpus", "8xH100-80GB", "--json")
-    cures = ('data.hidden_states="server"', "benchmark.suites=[]")
-    too_large = [each for each in Spec(tmp_path)(*plan).json["costs"]["warnings"] if "loads it whole" in each]
-    assert len(too_large) == 1
-    assert 'Set data.hidden_states = "server"' in too_large[0]
-    assert "benchmark.suites = []" in too_large[0]
+    plan += ("--set", "distributed.shard_verifier = false")
+    (too_large,) = [each for each in Spec(tmp_path)(*plan).json["costs"]["warnings"] if "verifier alone" in each]
+    assert all(cure in too_large for cure in cures)
     cured = Spec(tmp_path)(*plan, *(part for cure in cures for part in ("--set", cure)))
     assert cured.code == 0, cured.err
-    assert not [each for each in cured.json["costs"]["warnings"] if "loads it whole" in each]
+    assert not [each for each in cured.json["costs"]["warnings"] if "verifier alone" in each]
+
+
+def test_processes_that_share_a_verifier_hold_parts_of_its_layers(tmp_path: Path) -> None:
+    """Of 141 GB in bf16, 4.2 GB are embeddings and head; a layer has 1.7 GB, and two are gathered at once."""
+    config = LLAMA.parents[1] / "llama-3.3-70b" / "config.json"
+    plan = ("plan", "eagle3_llama70b", "--verifier-config", config, "--gpus", "1xH200,8xH200", "--json")
+    whole, shared = (each["memory_verifier"] for each in Spec(tmp_path)(*plan).json["costs"]["devices"])
+    assert whole - shared == pytest.approx(141.1e9 - (141.1e9 / 8 + 4.2e9 + 2 * 1.71e9), rel=1e-2)
 
 
 def test_a_device_has_its_usual_memory_unless_it_is_named() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from command import Outcome, Spec, events
 from fake_vllm import FakeServer
 
+from speculators.pipeline import context
 from speculators.verifier.engine import Engine
 
 # float32 sums over another batch differ, as between cached and online states.
@@ -74,6 +76,34 @@ def test_training_on_a_servers_states_gives_the_same_losses(fresh: Spec, served:
     assert (check.code, check.json["conversations"], check.json["problems"]) == (0, 3, [])
     assert str(fresh.cache) in check.json["source"]
     assert len(served.requests) == requests
+
+
+def test_a_server_that_evaluates_gives_the_same_acceptance(
+    fresh: Spec, served: FakeServer, engine: Engine, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process loads the verifier; taus are those of the run that does, and live decoding is left out with a reason.
+
+    The files of states that come with the answers are removed as well.
+    """
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        (ids,) = engine.generate([body["prompt"]], max_new_tokens=body["max_tokens"])
+        return {"text": "a", "token_ids": ids}
+
+    served.answers = answer
+    monkeypatch.setattr(context, "Engine", None)
+    served.model["max_model_len"] = 1024
+    outcome = run(fresh, served, "--set", "data.server.evaluate=true")
+    assert outcome.code == 0, outcome.err
+    assert "no process holds the whole verifier: serve the export" in outcome.err
+    (folder,) = fresh.runs.iterdir()
+    taus = [[event["tau"] for event in events(place, "EvalEvent")][:2] for place in (run_folder, folder)]
+    assert taus[0] == taus[1]
+    benches = [json.loads(next((place / "bench").glob("*.json")).read_text()) for place in (run_folder, folder)]
+    exact = [[setting["exact"]["tau"] for setting in each["settings"]] for each in benches]
+    assert exact[0] == exact[1]
+    assert [setting["live"] for setting in benches[1]["settings"]] == [None] * len(exact[1])
+    assert list(served.folder.iterdir()) == []
 
 
 def test_a_server_that_dies_is_reported_and_the_next_run_goes_on(fresh: Spec, served: FakeServer) -> None:

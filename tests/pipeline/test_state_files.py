@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from speculators.chunks import CHUNKS
 from speculators.cost.sizes import costs_of
 from speculators.data import store
-from speculators.data.store import DamagedShards, StateStore
+from speculators.data.store import DamagedShards, StateStore, shard_name
 from speculators.events import Event, WarningEvent, ignore
 from speculators.files.disk import file_sha256
 from speculators.pipeline import Places, run_recipe
@@ -146,6 +146,25 @@ def test_two_processes_give_the_result_of_one(run_folder: Path, fresh: Spec) -> 
     assert failed.returncode == 2
     assert failed.stderr.count("error:") == 1
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_verifier(run_folder: Path, spec: Spec, fresh: Spec) -> None:
+    """States are the same to the byte as those of one process, and so is each acceptance; nothing is decoded live."""
+    command = [sys.executable, "-m", "speculators.cli", "run", "smoke", "--runs", str(fresh.runs), "--nproc", "2"]
+    command += ["--set", "distributed.shard_verifier=true"]
+    environment = {**os.environ, "SPECULATORS_CACHE": str(fresh.cache), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no process holds the whole verifier: serve the export" in done.stderr
+    (folder,) = fresh.runs.iterdir()
+    stores = [next(each.cache.glob(f"states/*/{shard_name(0)}")) for each in (spec, fresh)]
+    assert stores[0].read_bytes() == stores[1].read_bytes()
+    taus = [[event["tau"] for event in events(place, "EvalEvent")][:2] for place in (run_folder, folder)]
+    assert taus[0] == taus[1]
+    benches = [json.loads(next((place / "bench").glob("*.json")).read_text()) for place in (run_folder, folder)]
+    exact = [[setting["exact"]["tau"] for setting in each["settings"]] for each in benches]
+    assert exact[0] == exact[1]
 
 
 @pytest.mark.slow

@@ -108,6 +108,9 @@ def test_the_stages_named_are_exactly_those_whose_fingerprints_change(
     for key, value in flatten(recipe).items():
         if key in FIXED or (key == "data.regenerate" and value is None):
             continue
+        # Online states come from a whole verifier in each process.
+        if (kind, key) == ("online", "distributed.shard_verifier"):
+            continue
         after = make_plan(load_recipe(path, (*KINDS[kind], other_value(key, value))), llama)
         assert after.recipe != recipe, key
         (why,) = explain(recipe, key)
