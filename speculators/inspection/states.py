@@ -11,7 +11,7 @@ from speculators.events import Listen
 from speculators.inspection.on_policy import spread
 from speculators.pipeline.context import Context
 from speculators.pipeline.prepare import prepared_conversations
-from speculators.pipeline.server_states import compare_sample, compare_with_verifier, states_client
+from speculators.pipeline.server_states import compare_sample, compare_with_verifier, states_pool
 from speculators.pipeline.setup import make_context
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
@@ -46,7 +46,7 @@ def _check(context: Context, prepared: Conversations, indices: list[int]) -> Sta
         if not context.recipe.data.served:
             raise
         # A server can be asked for a sample before hours of capture, too.
-        client, _ = states_client(context)
-        return compare_sample(context, client, prepared, indices)
+        pool, _ = states_pool(context, prepared)
+        return compare_sample(context, pool, prepared, indices)
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
     return compare_with_verifier(context, rows, store.states(indices), source=str(folder))

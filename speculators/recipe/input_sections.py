@@ -14,7 +14,7 @@ from speculators.config import positive
 from speculators.recipe.field_map import FieldMap
 from speculators.recipe.source_files import SUFFIXES, is_pattern
 from speculators.structure import validators
-from speculators.structure.validators import between, matches, not_empty, not_negative, one_of, server_url
+from speculators.structure.validators import between, each, matches, not_empty, not_negative, one_of, server_url
 
 DTYPES = ("float32", "bfloat16", "float16")
 HEX_64 = matches(r"[0-9a-f]{64}", "64 lower-case hex digits")
@@ -163,19 +163,20 @@ class Regenerate:
 
 @attrs.frozen(kw_only=True)
 class StatesServerSection:
-    """`[data.server]`: the vLLM server that computes the states if `hidden_states = "server"`.
+    """`[data.server]`: the vLLM servers that compute the states if `hidden_states = "server"`.
 
-    No fingerprint contains any of this: where the server is and how busy it is does not change what a state means.
+    No fingerprint contains any of this: where a server is and how busy it is does not change what a state means.
 
     Attributes:
-        endpoint: URL of the server.
-        folder: where the server writes states and training reads them; None for a folder of their own in the cache.
-        concurrency: conversations in flight at once, for all processes together.
-        retries: attempts to repeat a request that failed for a passing reason; each waits twice as long as the last.
+        endpoints: URLs of the servers, which share the work.
+        folder: where the servers write states and training reads them; None for a folder of their own in the cache.
+        concurrency: conversations in flight at once, at all servers and for all processes together.
+        retries: attempts to repeat a request that failed at every server for a passing reason; each waits twice as long
+            as the last.
         timeout: seconds allowed for one conversation.
     """
 
-    endpoint: str = field(default="http://127.0.0.1:8000", validator=server_url)
+    endpoints: tuple[str, ...] = field(default=("http://127.0.0.1:8000",), validator=each(server_url))
     folder: str | None = field(default=None, validator=attrs.validators.optional(not_empty))
     concurrency: int = field(default=8, validator=positive)
     retries: int = field(default=6, validator=not_negative)

@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     work = tmp_path_factory.mktemp("states")
     port = free_port()
     folder = work / "shared"
-    server_settings = ('data.hidden_states="server"', f'data.server.endpoint="http://127.0.0.1:{port}"')
+    server_settings = ('data.hidden_states="server"', f'data.server.endpoints=["http://127.0.0.1:{port}"]')
     used = (*SHORT, *server_settings, f'data.server.folder="{folder}"', "data.server.concurrency=4")
     command = [sys.executable, "-m", "speculators.cli", "serve-states", "quickstart", *flags(used)]
     command += ["--port", str(port), "--vllm", str(vllm().folder / "bin" / "vllm")]

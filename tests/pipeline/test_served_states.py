@@ -44,7 +44,7 @@ def run(fresh: Spec, served: FakeServer, *more: object) -> Outcome:
 
 
 def settings(served: FakeServer, *more: str) -> list[str]:
-    sets = ['data.hidden_states="server"', f'data.server.endpoint="{served.url}"', "benchmark.live_prompts=1", *more]
+    sets = ['data.hidden_states="server"', f'data.server.endpoints=["{served.url}"]', "benchmark.live_prompts=1", *more]
     return [part for setting in sets for part in ("--set", setting)]
 
 
@@ -136,7 +136,7 @@ def test_impossible_captures_are_reported_before_they_start(fresh: Spec, served:
     assert "takes 60 tokens, one of them to answer; the longest conversation has" in outcome.err
     nowhere = "--set", 'data.server.folder="/nowhere/at/all"'
     assert "/nowhere/at/all: no such folder" in run(fresh, served, *nowhere).err
-    gone = "--set", 'data.server.endpoint="http://127.0.0.1:9"', "--set", "data.server.retries=0"
+    gone = "--set", 'data.server.endpoints=["http://127.0.0.1:9"]', "--set", "data.server.retries=0"
     outcome = run(fresh, served, *gone)
     assert outcome.code == 1
     assert "connection refused" in outcome.err

@@ -39,7 +39,7 @@ OTHER = {
     "data.sources[0].map": "data.sources=[{path='rows.jsonl', map={messages='dialog'}}]",
     "data.max_tokens": "data.max_tokens=128",
     "data.states_dtype": 'data.states_dtype="float16"',
-    "data.server.endpoint": 'data.server.endpoint="https://elsewhere:1/v1"',
+    "data.server.endpoints": 'data.server.endpoints=["https://elsewhere:1/v1"]',
     "data.server.folder": 'data.server.folder="/shared"',
     "data.regenerate.dtype": 'data.regenerate.dtype="float16"',
     "algorithm.name": 'algorithm.name="mtp"',

@@ -70,7 +70,9 @@ def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan])
     cached, served = plan_of(), plan_of('data.hidden_states="server"')
     assert [stage.name for stage in served.stages] == STAGES
     assert changed(cached, served) == ["capture", "train", "bench"]
-    elsewhere = 'data.server={endpoint="https://host:9/v1", folder="/shared", concurrency=64, retries=1, timeout=9.0}'
+    elsewhere = (
+        'data.server={endpoints=["https://host:9/v1"], folder="/shared", concurrency=64, retries=1, timeout=9.0}'
+    )
     assert changed(served, plan_of('data.hidden_states="server"', elsewhere)) == []
     assert changed(cached, plan_of(elsewhere)) == []
 
