@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 import torch
 
+from speculators.data.batches import StateSource
 from speculators.data.parts import read_part
 from speculators.errors import ArtifactError
 from speculators.files.disk import file_sha256
@@ -168,7 +169,7 @@ class _Shard:
 
 
 @attrs.frozen(eq=False)
-class StateStore:
+class StateStore(StateSource):
     """A complete store, which is a `StateSource` for training.
 
     States are compared with their sha256 when they are first read, before anybody gets their values: nothing waits

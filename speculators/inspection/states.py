@@ -26,7 +26,7 @@ def check_states(recipe: Recipe, count: int, *, places: Places, listen: Listen) 
         RecipeError: the recipe stores no states: training computes them in process when it needs them.
         ArtifactError: nothing is stored yet, and the recipe names no server to ask.
     """
-    if not recipe.data.stored:
+    if recipe.data.online:
         raise RecipeError('--check-states: data.hidden_states = "online" stores no states: there is nothing to compare')
     world = World(device=local_device())
     context = make_context(recipe, places, world, listen)
@@ -38,15 +38,23 @@ def check_states(recipe: Recipe, count: int, *, places: Places, listen: Listen) 
 
 
 def _check(context: Context, prepared: Conversations, indices: list[int]) -> StatesCheck:
-    key = context.plan.stage("capture").fingerprint
-    folder = context.places.states(key)
-    try:
-        store = StateStore.open(folder, key=key)
-    except ArtifactError:
-        if not context.recipe.data.served:
-            raise
-        # A server can be asked for a sample before hours of capture, too.
+    store = _store(context)
+    if store is None:
         pool, _ = states_pool(context, prepared)
         return compare_sample(context, pool, prepared, indices)
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
-    return compare_with_verifier(context, rows, store.states(indices), source=str(folder))
+    return compare_with_verifier(context, rows, store.states(indices), source=str(store.folder))
+
+
+def _store(context: Context) -> StateStore | None:
+    """Opens the stored states; None where servers are asked: before hours of capture, or if nothing is to be stored."""
+    data = context.recipe.data
+    if not data.stored:
+        return None
+    key = context.plan.stage("capture").fingerprint
+    try:
+        return StateStore.open(context.places.states(key), key=key)
+    except ArtifactError:
+        if not data.served:
+            raise
+        return None

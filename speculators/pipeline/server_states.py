@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -16,6 +18,7 @@ import torch
 
 from speculators.data.capture import StateWriter, fill_stream
 from speculators.data.encoded import Conversations
+from speculators.data.streamed import WINDOW, StreamedStates
 from speculators.errors import DataError, ServerError
 from speculators.events import Progress, StatesCheckFacts, WarningEvent
 from speculators.files.disk import disk_errors, read_json, write_json
@@ -148,9 +151,37 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
         if writer.missing():
             _compare_first(context, pool, prepared)
     world.barrier()
-    concurrency = max(1, context.recipe.data.server.concurrency // world.size)
-    stream = partial(pool.capture_all, concurrency=concurrency)
+    stream = partial(pool.capture_all, concurrency=context.recipe.data.server.requests_at_once(world.size))
     fill_stream(writer, prepared, stream, rank=world.rank, world_size=world.size, progress=context.emit)
+    return _engine_name(served)
+
+
+def streamed_states(context: Context, prepared: Conversations) -> StreamedStates:
+    """Connects training to servers that compute the states meanwhile; every process calls this.
+
+    Raises:
+        DataError: a conversation is too long for the servers, or the states are not the verifier's.
+    """
+    world, data = context.world, context.recipe.data
+    with context.stage("servers") as result:
+        pool, served = states_pool(context, prepared)
+        _check_length(prepared, served)
+        result.detail = f"{_engine_name(served)} at {', '.join(client.endpoint.url for client in pool.clients)}"
+    if world.is_main:
+        _clear(context)
+        _compare_first(context, pool, prepared)
+    world.barrier()
+    concurrency = data.server.requests_at_once(world.size)
+    return StreamedStates(
+        conversations=prepared,
+        stream=partial(pool.capture_all, concurrency=concurrency),
+        cancel=pool.cancel,
+        dtype=getattr(torch, data.states_dtype),
+        window=WINDOW * concurrency,
+    )
+
+
+def _engine_name(served: ServerIdentity) -> str:
     return f"{served.engine or 'a server'} {served.version}".rstrip()
 
 
@@ -173,11 +204,18 @@ def _keep_provenance(context: Context, writer: StateWriter, served: ServerIdenti
 
 
 def _clear(context: Context) -> None:
-    """Removes states that an earlier, killed capture requested, unless the recipe names a folder: others may use it."""
-    if context.recipe.data.server.folder is None:
-        for pattern in ("*.safetensors", "*.safetensors.lock"):
-            for left in shared_folder(context.plan, context.places).glob(pattern):
-                left.unlink(missing_ok=True)
+    """Removes states that a killed launch requested, unless the recipe names a folder: others may use it.
+
+    Another run may use the same servers. Its files are younger than the time that a conversation may take.
+    """
+    server = context.recipe.data.server
+    if server.folder is not None:
+        return
+    for pattern in ("*.safetensors", "*.safetensors.lock"):
+        for file in shared_folder(context.plan, context.places).glob(pattern):
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > server.timeout:
+                    file.unlink()
 
 
 def _compare_first(context: Context, pool: StatesPool, prepared: Conversations) -> None:

@@ -163,7 +163,7 @@ class Regenerate:
 
 @attrs.frozen(kw_only=True)
 class StatesServerSection:
-    """`[data.server]`: the vLLM servers that compute the states if `hidden_states = "server"`.
+    """`[data.server]`: the vLLM servers that compute the states if `hidden_states` is "server" or "streamed".
 
     No fingerprint contains any of this: where a server is and how busy it is does not change what a state means.
 
@@ -182,6 +182,10 @@ class StatesServerSection:
     retries: int = field(default=6, validator=not_negative)
     timeout: float = field(default=600.0, validator=positive)
 
+    def requests_at_once(self, world_size: int) -> int:
+        """Conversations in flight at once for each process."""
+        return max(1, self.concurrency // world_size)
+
 
 def _train_on(_: object, __: attrs.Attribute[Any], value: str | tuple[int, ...]) -> None:
     if isinstance(value, str):
@@ -198,7 +202,7 @@ class DataSection:
         sources: files and data sets, read one after the other.
         max_tokens: length at which a conversation is cut.
         hidden_states: "online" computes the states during training, "cached" captures them to disk first, "server"
-            lets a vLLM server capture them.
+            lets vLLM servers capture them, "streamed" lets servers compute them during training.
         states_dtype: precision in which the states for training are computed and stored.
         train_on: "all" answers of a conversation, the "last" one, or their places: `[0, -1]` is the first and the last.
         allow_lost: the largest share of conversations that may be left out; above it, the data are refused.
@@ -208,7 +212,7 @@ class DataSection:
 
     sources: tuple[DataSource, ...] = field(validator=not_empty)
     max_tokens: int = field(default=2048, validator=positive)
-    hidden_states: str = field(default="online", validator=one_of("online", "cached", "server"))
+    hidden_states: str = field(default="online", validator=one_of("online", "cached", "server", "streamed"))
     states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES))
     train_on: str | tuple[int, ...] = field(default="all", validator=_train_on)
     allow_lost: float = field(default=0.5, validator=between(0, 1))
@@ -218,9 +222,14 @@ class DataSection:
     @property
     def stored(self) -> bool:
         """Whether the states are on disk before training begins."""
-        return self.hidden_states != "online"
+        return self.hidden_states in ("cached", "server")
 
     @property
     def served(self) -> bool:
-        """Whether a server computes the states."""
-        return self.hidden_states == "server"
+        """Whether servers compute the states."""
+        return self.hidden_states in ("server", "streamed")
+
+    @property
+    def online(self) -> bool:
+        """Whether the processes that train compute the states meanwhile."""
+        return self.hidden_states == "online"

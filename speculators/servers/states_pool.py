@@ -82,6 +82,10 @@ class StatesPool:
             for client in self.clients:
                 client.remove_late()
 
+    def cancel(self) -> None:
+        """Makes all requests give up their pending retries; no more can be captured afterwards."""
+        self.clients[0].endpoint.stop.set()
+
     def _named(self, row: tuple[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         index, ids = row
         try:

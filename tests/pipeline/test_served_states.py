@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from command import Outcome, Spec, events
 from fake_vllm import FakeServer
+from smoke_states import folder_and_states, smoke_verifier
 
 from speculators.verifier.engine import Engine
 
@@ -20,22 +20,13 @@ LOSS_TOLERANCE = 1e-6
 @pytest.fixture(scope="module")
 def engine(spec: Spec, run_folder: Path) -> Engine:
     """The smoke recipe's verifier, made by its run."""
-    (folder,) = (spec.cache / "verifiers").glob("tiny-0-*[0-9]")
-    return Engine(folder)
+    return smoke_verifier(spec)
 
 
 @pytest.fixture
 def served(fresh: Spec, engine: Engine) -> Iterator[FakeServer]:
     """A server of the verifier's states, started as by `spec serve-states` with the same folder."""
-    printed = fresh("serve-states", "smoke", "--print", "--json").json
-    layers = json.loads(printed["command"][printed["command"].index("--speculative-config") + 1])
-    ids = layers["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
-    Path(printed["folder"]).mkdir(parents=True)
-
-    def states(tokens: list[int]) -> torch.Tensor:
-        return engine.capture_layers([torch.tensor(tokens)], ids)[0].view(len(tokens), len(ids), -1)
-
-    with FakeServer(Path(printed["folder"]), states, max_model_len=257) as running:
+    with FakeServer(*folder_and_states(fresh, engine), max_model_len=257) as running:
         yield running
 
 
