@@ -76,6 +76,7 @@ KINDS = {
     "cached": ('data.hidden_states="cached"',),
     "online": ('data.hidden_states="online"',),
     "served": ('data.hidden_states="server"',),
+    "streamed": ('data.hidden_states="streamed"',),
     "regenerated": ('data.hidden_states="cached"', "data.regenerate={max_new_tokens=8}"),
 }
 
@@ -119,7 +120,8 @@ def test_the_stages_named_are_exactly_those_whose_fingerprints_change(
 def test_where_the_states_come_from_decides_which_stages_there_are(write: Write) -> None:
     """Stored states enter the stage that captures them, too."""
     path = write()
-    for kind, stages in (("online", ("train",)), ("cached", ("capture", "train")), ("served", ("capture", "train"))):
+    stored, unstored = ("capture", "train"), ("train",)
+    for kind, stages in {"online": unstored, "cached": stored, "served": stored, "streamed": unstored}.items():
         (why,) = explain(load_recipe(path, KINDS[kind]), "data.hidden_states")
         assert why.enters == stages
 
