@@ -29,9 +29,11 @@ class StateSource(Protocol):
 
         Only sources that work ahead need it.
         """
+        return
 
     def close(self) -> None:
         """Ends the work of a source that works ahead."""
+        return
 
 
 def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int, epoch: int) -> list[tuple[int, ...]]:

@@ -101,8 +101,8 @@ def _reachable(context: Context) -> dict[Endpoint, ServerIdentity]:
             failures.append(error)
     if not served:
         raise failures[0]
-    for error in failures:
-        context.emit(WarningEvent(message=f"{error.message}: this server is left out of this launch"))
+    for failure in failures:
+        context.emit(WarningEvent(message=f"{failure.message}: this server is left out of this launch"))
     engines = {f"{each.engine} {each.version} with {each.model}": url for url, each in served.items()}
     if len(engines) > 1:
         differing = ", ".join(f"{endpoint.url} runs {engine}" for engine, endpoint in engines.items())

@@ -139,11 +139,17 @@ def test_a_sample_is_compared_without_a_run(fresh: Spec, servers: list[FakeServe
 
 
 def test_a_server_that_never_answers_is_left_out(fresh: Spec, servers: list[FakeServer]) -> None:
-    """A launch starts with those that do, and says so."""
+    """A launch starts with those that do, and says so. It removes what a killed one left, but not the states that
+    another run has just requested."""
     servers[0].die()
+    old, new = (servers[0].folder / f"cmpl-{age}.safetensors" for age in ("old", "new"))
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, 0))
     outcome = run(fresh, servers, *SHORT, "schedule.max_steps=1", "data.server.retries=0")
     assert outcome.code == 0, outcome.err
     assert "this server is left out of this launch" in " ".join(outcome.err.split())
+    assert list(servers[0].folder.iterdir()) == [new]
 
 
 def test_a_plan_stores_no_states(fresh: Spec) -> None:
