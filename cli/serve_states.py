@@ -16,10 +16,10 @@ from .common import add_recipe, count, load_checked, print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_recipe(parser)
-    parser.add_argument("--host", metavar="HOST", help="address to listen on (default: that of data.server.endpoint)")
     parser.add_argument(
-        "--port", metavar="PORT", type=count, help="port to listen on (default: that of data.server.endpoint)"
+        "--host", metavar="HOST", help="address to listen on (default: that of the first of data.server.endpoints)"
     )
+    parser.add_argument("--port", metavar="PORT", type=count, help="port to listen on (default: likewise)")
     parser.add_argument(
         "--vllm", metavar="PROGRAM", default="vllm", help="the vllm program in its own environment (default: vllm)"
     )

@@ -62,6 +62,10 @@ class FakeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.die()
+
+    def die(self) -> None:
+        """Refuses connections from now on."""
         self._http.shutdown()
         self._http.server_close()
 
@@ -83,7 +87,8 @@ class FakeServer:
         usage = {key: choice.pop(key) for key in ("usage",) if key in choice}
         answer: dict[str, Any] = {"choices": [{"prompt_token_ids": body["prompt"], **choice}], **usage}
         if self.states is not None and fault != "no name":
-            path = self.folder / f"cmpl-{len(self.requests)}-{threading.get_ident()}.safetensors"
+            place = f"{self._http.server_address[1]}-{len(self.requests)}-{threading.get_ident()}"
+            path = self.folder / f"cmpl-{place}.safetensors"
             named = {"outside": self.folder.parent / path.name, "link": self.folder / "link" / path.name}.get(
                 fault, path
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from speculators.data.streamed import WINDOW
 from speculators.recipe.input_sections import FP8
 from speculators.recipe.plan import Plan
 
@@ -107,6 +108,18 @@ class Costs:
         return self.plan.recipe.data.stored
 
     @property
+    def online(self) -> bool:
+        """Whether the processes that train compute the states meanwhile."""
+        return self.plan.recipe.data.online
+
+    def window_bytes(self, world_size: int) -> int:
+        """Counts the bytes of streamed states that one process has received or awaits; 0 for all others."""
+        data = self.plan.recipe.data
+        if not data.served or data.stored:
+            return 0
+        return WINDOW * data.server.requests_at_once(world_size) * self.mean_tokens * self.state_bytes
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one packed row's states, as a forward takes them."""
         widths = (len(self.plan.target_layer_ids) + 1) * self.plan.facts.hidden_size
@@ -121,15 +134,16 @@ class Costs:
         Args:
             world_size: processes.
             capture_tokens: of one forward of the verifier, if it runs beside training.
-            rows_on_host: whether cached rows wait in the host's memory, so that only two are on the device. Those that
-                were stored in 8 bits are decoded there before they wait.
+            rows_on_host: whether rows that were not computed here wait in the host's memory, so that only two are on
+                the device. Stored ones of 8 bits are decoded there before they wait.
         """
         row, recipe = self.row, self.plan.recipe
         shards = world_size if world_size > 1 and recipe.distributed.shard else 1
         shard = row.trainable_bytes // shards if shards > 1 else 0
-        on_host = rows_on_host and self.cached and recipe.data.states_dtype != FP8
+        on_host = rows_on_host and not self.online and not (self.cached and recipe.data.states_dtype == FP8)
         waiting = 2 if on_host else 2 * -(-self.plan.rows_per_step // world_size)
-        beside = 0 if self.cached else self.verifier_memory(recipe.data.capture_dtype, capture_tokens, world_size)
+        window = 0 if rows_on_host else self.window_bytes(world_size)
+        beside = self.verifier_memory(recipe.data.capture_dtype, capture_tokens, world_size) if self.online else 0
         return {
             "weights": row.trainable_bytes + row.frozen_bytes + shard,
             "gradients": row.trainable_bytes + shard,
@@ -137,7 +151,7 @@ class Costs:
             "activations": row.activation_bytes,
             "chunk buffers": row.chunk_bytes,
             "verifier": row.head_bytes + beside,
-            "rows": waiting * self.row_bytes,
+            "rows": waiting * self.row_bytes + window,
         }
 
     def verifier_memory(self, dtype: str, tokens: int, world_size: int) -> int:
@@ -200,7 +214,7 @@ class Costs:
         if amount.trained is None or amount.updates is None:
             stages["train"] = None
         else:
-            online = 0 if self.cached else read
+            online = read if self.online else 0
             per_token = self.row.row_flops / self.plan.row_tokens + online
             stages["train"] = amount.trained * per_token / world_size + amount.updates * self.row.update_flops
         return stages

@@ -57,7 +57,7 @@ def _data_warnings(costs: Costs, devices: Sequence[Device]) -> list[str]:
         messages.append("the amount of data is unknown until it is read: --conversations N estimates with that many")
     if recipe.data.regenerate is not None and any(device.count > 1 for device in devices):
         messages.append("one process writes the answers while the others wait: regenerate the data beforehand")
-    if not costs.cached and recipe.data.capture_dtype != recipe.verifier.dtype and recipe.benchmark.suites:
+    if costs.online and recipe.data.capture_dtype != recipe.verifier.dtype and recipe.benchmark.suites:
         kinds = f"{recipe.verifier.dtype} to evaluate, {recipe.data.capture_dtype} for states"
         messages.append(f"the first process keeps the verifier in memory twice ({kinds}): give both the same dtype")
     if costs.amount.updates is not None and costs.amount.updates < 20:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import attrs
@@ -19,10 +19,21 @@ PADDING_TOKENS = 8
 
 
 class StateSource(Protocol):
-    """Provides the verifier's states, from the store or from the verifier itself."""
+    """Provides the verifier's states, from the store, from the verifier itself or from servers."""
 
     def states(self, indices: list[int]) -> list[States]:
         """Returns hidden_states [n, A*H] and last [n, H] of each conversation, in the given order."""
+
+    def follow(self, documents: Iterable[int]) -> None:
+        """Takes in which conversations will be asked for, in order, before the first is; lazily, from any thread.
+
+        Only sources that work ahead need it.
+        """
+        return
+
+    def close(self) -> None:
+        """Ends the work of a source that works ahead."""
+        return
 
 
 def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int, epoch: int) -> list[tuple[int, ...]]:

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from speculators.data.background import BackgroundCalls
+from speculators.data.batches import StateSource
 from speculators.data.encoded import Conversations
 from speculators.data.state_types import DTYPES, from_stored, to_stored
 from speculators.data.store import (
@@ -208,7 +209,7 @@ def fill(
     with _appending(writer) as append:
         for number in missing:
             members = writer.layout.shards[number]
-            rows = [_tokens(conversations, index) for index in members]
+            rows = [token_row(conversations, index) for index in members]
             for place, hidden_states, last in capture(rows):
                 append(members[place], hidden_states, last)
                 meter.add(len(last))
@@ -236,7 +237,7 @@ def fill_stream(
     meter = _Speedometer(sum(map(writer.layout.rows, missing)), progress)
     members = (index for number in missing for index in writer.layout.shards[number])
     with _appending(writer) as append:
-        for index, hidden_states, last in stream((index, _tokens(conversations, index)) for index in members):
+        for index, hidden_states, last in stream((index, token_row(conversations, index)) for index in members):
             append(index, hidden_states, last)
             meter.add(len(last))
 
@@ -285,7 +286,8 @@ def _host_copies(
     return host, torch.cuda.current_stream(states.device).record_event()
 
 
-def _tokens(conversations: Conversations, index: int) -> torch.Tensor:
+def token_row(conversations: Conversations, index: int) -> torch.Tensor:
+    """Reads a conversation's token ids, [n] int64."""
     return torch.from_numpy(conversations.row(index).input_ids).long()
 
 
@@ -304,7 +306,7 @@ class _Speedometer:
 
 
 @attrs.frozen(eq=False)
-class OnlineStates:
+class OnlineStates(StateSource):
     """Computes states on demand; as a `StateSource` it gives the same values as a store of the same type."""
 
     conversations: Conversations
@@ -313,7 +315,7 @@ class OnlineStates:
 
     def states(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Captures hidden_states [n, A*H] and last [n, H] of each conversation."""
-        rows = [_tokens(self.conversations, index) for index in indices]
+        rows = [token_row(self.conversations, index) for index in indices]
         captured = {place: (states, last) for place, states, last in self.capture(rows)}
         # Rounded to the stored type, so that training sees the same values as from a store.
         parts = [to_stored(*captured[place], self.dtype) for place in range(len(rows))]

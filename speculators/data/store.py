@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from speculators.chunks import CHUNKS
+from speculators.data.batches import StateSource
 from speculators.data.parts import read_part
 from speculators.data.state_types import DTYPES, Part, from_stored, stored_parts, to_stored
 from speculators.errors import ArtifactError
@@ -184,7 +185,7 @@ class _Shard:
 
 
 @attrs.frozen(eq=False)
-class StateStore:
+class StateStore(StateSource):
     """A complete store, which is a `StateSource` for training.
 
     States are compared with their sha256 when they are first read, before anybody gets their values: nothing waits

@@ -57,7 +57,7 @@ _BY_PREFIX = {
     "verifier.dtype": "a different precision of the verifier: all it computes is redone; results are not comparable",
     "verifier": "a different verifier: nothing is reused, and results are not comparable",
     "data.hidden_states": "where the states come from; they are the same, except for rounding by a server",
-    "data.server": "where the server is and how many requests it gets at once; the states are the same",
+    "data.server": "where the servers are and how many requests they get at once; the states are the same",
     "data.states_dtype": "the same conversations; their states are stored at another precision; training runs again",
     "data": "different training data",
     "algorithm.target_layer_ids": "different hidden states: they are captured again",

@@ -11,7 +11,7 @@ from speculators.events import Listen
 from speculators.inspection.on_policy import spread
 from speculators.pipeline.context import Context
 from speculators.pipeline.prepare import prepared_conversations
-from speculators.pipeline.server_states import compare_sample, compare_with_verifier, states_client
+from speculators.pipeline.server_states import compare_sample, compare_with_verifier, states_pool
 from speculators.pipeline.setup import make_context
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
@@ -26,7 +26,7 @@ def check_states(recipe: Recipe, count: int, *, places: Places, listen: Listen) 
         RecipeError: the recipe stores no states: training computes them in process when it needs them.
         ArtifactError: nothing is stored yet, and the recipe names no server to ask.
     """
-    if not recipe.data.stored:
+    if recipe.data.online:
         raise RecipeError('--check-states: data.hidden_states = "online" stores no states: there is nothing to compare')
     world = World(device=local_device())
     context = make_context(recipe, places, world, listen)
@@ -38,16 +38,24 @@ def check_states(recipe: Recipe, count: int, *, places: Places, listen: Listen) 
 
 
 def _check(context: Context, prepared: Conversations, indices: list[int]) -> StatesCheck:
-    key = context.plan.stage("capture").fingerprint
-    folder = context.places.states(key)
-    try:
-        store = StateStore.open(folder, key=key)
-    except ArtifactError:
-        if not context.recipe.data.served:
-            raise
-        # A server can be asked for a sample before hours of capture, too.
-        client, _ = states_client(context)
-        return compare_sample(context, client, prepared, indices)
+    store = _store(context)
+    if store is None:
+        pool, _ = states_pool(context, prepared)
+        return compare_sample(context, pool, prepared, indices)
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
     kept = store.states(indices)
-    return compare_with_verifier(context, rows, kept, source=str(folder), states_dtype=store.layout.dtype)
+    return compare_with_verifier(context, rows, kept, source=str(store.folder), states_dtype=store.layout.dtype)
+
+
+def _store(context: Context) -> StateStore | None:
+    """Opens the stored states; None where servers are asked: before hours of capture, or if nothing is to be stored."""
+    data = context.recipe.data
+    if not data.stored:
+        return None
+    key = context.plan.stage("capture").fingerprint
+    try:
+        return StateStore.open(context.places.states(key), key=key)
+    except ArtifactError:
+        if not data.served:
+            raise
+        return None

@@ -18,18 +18,20 @@ from speculators.errors import ArtifactError
 from speculators.events import CapturedFacts, WarningEvent
 from speculators.files.folders import read_manifest, read_record
 from speculators.pipeline.context import Context
-from speculators.pipeline.server_states import fill_from_server
+from speculators.pipeline.server_states import fill_from_server, streamed_states
 
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:
-    """Gives training the verifier's states: runs the stage unless it is done, or wraps the verifier for online states.
+    """Gives training the verifier's states: runs the stage unless it is done, or wraps what computes them meanwhile.
 
     Every process calls this.
     """
-    if context.recipe.data.hidden_states == "online":
+    if context.recipe.data.online:
         data, ids = context.recipe.data, context.plan.target_layer_ids
         engine = context.engine(data.capture_dtype)
         return OnlineStates(prepared, lambda rows: engine.capture_packed(rows, ids), data.states_dtype)
+    if not context.recipe.data.stored:
+        return streamed_states(context, prepared)
     key = context.plan.stage("capture").fingerprint
     folder = context.places.states(key)
     with context.alone(folder, "capture"):

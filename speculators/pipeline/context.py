@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from queue import SimpleQueue
 
 import attrs
 
 from speculators.bench.rows import JudgedResponse
 from speculators.bench.suites import Prompt, load_suite
 from speculators.data.planned import as_planned
-from speculators.events import Event, Facts, Listen, StageEvent
+from speculators.events import Event, Facts, Listen, StageEvent, WarningEvent
 from speculators.files.locks import locked
 from speculators.files.used import use
 from speculators.recipe.fingerprint import suite_source
@@ -58,6 +59,7 @@ class Context:
     kept: KeptRows = attrs.field(factory=dict)
     rows: dict[tuple[str, float], list[JudgedResponse]] = attrs.field(init=False, factory=dict)
     _engines: dict[str, Engine] = attrs.field(init=False, factory=dict)
+    _warnings: SimpleQueue[str] = attrs.field(init=False, factory=SimpleQueue)
 
     @property
     def run_folder(self) -> RunFolder:
@@ -119,9 +121,18 @@ class Context:
             use(self.folder, *users)
 
     def emit(self, event: Event) -> None:
-        """Passes any event on, from rank 0."""
+        """Passes any event on, from rank 0, after the warnings of other threads."""
+        while not self._warnings.empty():
+            self._pass_on(WarningEvent(message=self._warnings.get()))
+        self._pass_on(event)
+
+    def _pass_on(self, event: Event) -> None:
         if self.world.is_main:
             self.listen(event)
+
+    def warn_later(self, message: str) -> None:
+        """Takes a warning from any thread; it is passed on with the next event, because listeners want one thread."""
+        self._warnings.put(message)
 
     @contextmanager
     def alone(self, folder: Path, stage: str) -> Iterator[None]:

@@ -12,16 +12,16 @@ import torch
 from speculators.events import Progress
 from speculators.facts import VerifierFacts
 from speculators.pipeline.context import Context
-from speculators.pipeline.server_states import states_client
+from speculators.pipeline.server_states import states_pool
 from speculators.servers.answers import AnswerClient
-from speculators.servers.states_client import StatesClient
+from speculators.servers.states_pool import StatesPool
 from speculators.verifier.generate import Sampling
 from speculators.verifier.tokens import folder_stop_ids, load_tokenizer
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class ServedVerifier:
-    """Answers and gives states like `Engine`, through a server.
+    """Answers and gives states like `Engine`, through servers; the first of them answers.
 
     Attributes:
         folder: of the verifier, from which its head is read.
@@ -37,28 +37,29 @@ class ServedVerifier:
     device: torch.device
     dtype: torch.dtype
     answers: AnswerClient
-    states: StatesClient
+    states: StatesPool
 
     @classmethod
     def of(cls, context: Context) -> ServedVerifier:
-        """Connects to the recipe's server; raises as `states_client` does."""
+        """Connects to the recipe's servers; raises as `states_pool` does."""
         section = context.recipe.verifier
-        states, served = states_client(context)
+        pool, served = states_pool(context)
+        first = pool.clients[0]
         answers = AnswerClient(
-            endpoint=states.endpoint,
+            endpoint=first.endpoint,
             model=served.model,
             tokenizer=load_tokenizer(context.folder, section),
             stop_ids=folder_stop_ids(context.folder, section),
             concurrency=context.recipe.data.server.concurrency,
-            discard=states.discard,
+            discard=first.discard,
         )
         return cls(
             folder=context.folder,
             facts=context.plan.facts,
             device=context.world.device,
-            dtype=states.dtype,
+            dtype=first.dtype,
             answers=answers,
-            states=states,
+            states=pool,
         )
 
     @property
@@ -99,6 +100,6 @@ class ServedVerifier:
             layer_ids: those of the recipe, which the server was started with.
             longest: not sent, because a server chooses longrope's factors by itself.
         """
-        assert tuple(layer_ids) == self.states.layer_ids, "a server gives the states that it was started for"
+        assert tuple(layer_ids) == self.states.clients[0].layer_ids, "a server gives the states that it was started for"
         for index, chosen, last in self.states.capture_all(enumerate(rows), concurrency=self.answers.concurrency):
             yield index, chosen.to(self.device), last.to(self.device)

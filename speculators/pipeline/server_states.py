@@ -1,12 +1,15 @@
-"""Hidden states from a vLLM server: the server that `spec serve-states` starts, and capture through it."""
+"""Hidden states from vLLM servers: the server that `spec serve-states` starts, and capture through such servers."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +18,7 @@ import torch
 
 from speculators.data.capture import StateWriter, fill_stream
 from speculators.data.encoded import Conversations
+from speculators.data.streamed import WINDOW, StreamedStates
 from speculators.errors import DataError, ServerError
 from speculators.events import Progress, StatesCheckFacts, WarningEvent
 from speculators.files.disk import disk_errors, read_json, write_json
@@ -27,6 +31,7 @@ from speculators.runs.places import Places
 from speculators.servers.endpoint import Endpoint, Retry
 from speculators.servers.engines import ServerIdentity
 from speculators.servers.states_client import START_HINT, StatesClient
+from speculators.servers.states_pool import StatesPool
 from speculators.servers.states_server import StatesServer, run_until_stopped
 from speculators.training.world import local_device
 from speculators.verifier.sources import config_facts, obtain
@@ -59,17 +64,57 @@ def shared_folder(plan: Plan, places: Places) -> Path:
     return Path(folder) if folder is not None else places.from_server(fingerprint(serving_note(plan)))
 
 
-def states_client(context: Context) -> tuple[StatesClient, ServerIdentity]:
-    """Connects to the recipe's server and checks that it leaves the right states in the folder.
+def states_pool(context: Context, prepared: Conversations | None = None) -> tuple[StatesPool, ServerIdentity]:
+    """Connects to the recipe's servers and checks that they leave the right states in the folder.
+
+    Args:
+        prepared: the conversations whose names messages give; None names what is captured by number.
+
+    Returns:
+        The servers that answer, and what they say about themselves; `max_model_len` is the smallest of theirs.
 
     Raises:
-        ServerError: the server cannot be reached.
+        ServerError: no server can be reached.
         DataError: no server writes into the folder, or the one that does was started for other states.
     """
-    plan, server = context.plan, context.recipe.data.server
-    folder = shared_folder(plan, context.places)
-    endpoint = Endpoint(url=server.endpoint, timeout=server.timeout, retry=Retry(times=server.retries))
-    served = ServerIdentity.at(endpoint)
+    folder = shared_folder(context.plan, context.places)
+    served = _reachable(context)
+    _check_folder(context.plan, folder)
+    clients = [_client(context, endpoint, identity, folder) for endpoint, identity in served.items()]
+    # Otherwise the first requests of all processes would go to the same server.
+    first = context.world.rank % len(clients)
+    pool = StatesPool(
+        clients=clients[first:] + clients[:first],
+        name=str if prepared is None else lambda index: prepared.ids()[index],
+        report=context.warn_later,
+    )
+    lengths = [each.max_model_len for each in served.values() if each.max_model_len is not None]
+    return pool, attrs.evolve(next(iter(served.values())), max_model_len=min(lengths, default=None))
+
+
+def _reachable(context: Context) -> dict[Endpoint, ServerIdentity]:
+    """Asks each server what it is; leaves out those that do not answer, unless none does."""
+    section, stop = context.recipe.data.server, Event()
+    served, failures = {}, []
+    for url in section.endpoints:
+        endpoint = Endpoint(url=url, timeout=section.timeout, retry=Retry(times=section.retries), stop=stop)
+        try:
+            served[endpoint] = ServerIdentity.at(endpoint)
+        except ServerError as error:
+            failures.append(error)
+    if not served:
+        raise failures[0]
+    for failure in failures:
+        context.emit(WarningEvent(message=f"{failure.message}: this server is left out of this launch"))
+    engines = {f"{each.engine} {each.version} with {each.model}": url for url, each in served.items()}
+    if len(engines) > 1:
+        differing = ", ".join(f"{endpoint.url} runs {engine}" for engine, endpoint in engines.items())
+        context.emit(WarningEvent(message=f"the servers differ, and so may the last bits of their states: {differing}"))
+    return served
+
+
+def _check_folder(plan: Plan, folder: Path) -> None:
+    """Raises DataError unless a server of the plan's states writes into the folder."""
     if not folder.is_dir():
         hint = f"start the server with this folder, or set data.server.folder to the server's own; {START_HINT}"
         raise DataError(f"{folder}: no such folder: no server of these states writes here", hint=hint)
@@ -79,7 +124,11 @@ def states_client(context: Context) -> tuple[StatesClient, ServerIdentity]:
             f"{key} {noted.get(key)} instead of {value}" for key, value in required.items() if noted.get(key) != value
         )
         raise DataError(f"{folder}: the server there was started for different states: {differences}", hint=START_HINT)
-    client = StatesClient(
+
+
+def _client(context: Context, endpoint: Endpoint, served: ServerIdentity, folder: Path) -> StatesClient:
+    plan = context.plan
+    return StatesClient(
         endpoint=endpoint,
         model=served.model,
         folder=folder,
@@ -88,7 +137,6 @@ def states_client(context: Context) -> tuple[StatesClient, ServerIdentity]:
         hidden_size=plan.facts.hidden_size,
         dtype=getattr(torch, context.recipe.data.capture_dtype),
     )
-    return client, served
 
 
 def fill_from_server(context: Context, writer: StateWriter, prepared: Conversations) -> str:
@@ -98,22 +146,54 @@ def fill_from_server(context: Context, writer: StateWriter, prepared: Conversati
         DataError: a conversation is too long for the server, or the states are not the verifier's.
     """
     world = context.world
-    client, served = states_client(context)
-    longest = int(prepared.lengths.max())
-    if served.max_model_len is not None and longest >= served.max_model_len:
-        limit = f"{client.endpoint.url}: takes {served.max_model_len} tokens, one of them to answer"
-        message = f"{limit}; the longest conversation has {longest}"
-        raise DataError(message, hint="start the server with a larger --max-model-len")
+    pool, served = states_pool(context, prepared)
+    _check_length(prepared, served)
     if world.is_main:
         _keep_provenance(context, writer, served)
-        _clear(context, client.folder)
+        _clear(context)
     if writer.missing():
-        _compare_first(context, client, prepared)
+        _compare_first(context, pool, prepared)
     world.barrier()
-    concurrency = max(1, context.recipe.data.server.concurrency // world.size)
-    stream = partial(client.capture_all, concurrency=concurrency)
+    stream = partial(pool.capture_all, concurrency=context.recipe.data.server.requests_at_once(world.size))
     fill_stream(writer, prepared, stream, rank=world.rank, world_size=world.size, progress=context.emit)
+    return _engine_name(served)
+
+
+def streamed_states(context: Context, prepared: Conversations) -> StreamedStates:
+    """Connects training to servers that compute the states meanwhile; every process calls this.
+
+    Raises:
+        DataError: a conversation is too long for the servers, or the states are not the verifier's.
+    """
+    world, data = context.world, context.recipe.data
+    with context.stage("servers") as result:
+        pool, served = states_pool(context, prepared)
+        _check_length(prepared, served)
+        result.detail = f"{_engine_name(served)} at {', '.join(client.endpoint.url for client in pool.clients)}"
+    if world.is_main:
+        _clear(context)
+    _compare_first(context, pool, prepared)
+    world.barrier()
+    concurrency = data.server.requests_at_once(world.size)
+    return StreamedStates(
+        conversations=prepared,
+        stream=partial(pool.capture_all, concurrency=concurrency),
+        cancel=pool.cancel,
+        dtype=data.states_dtype,
+        window=WINDOW * concurrency,
+    )
+
+
+def _engine_name(served: ServerIdentity) -> str:
     return f"{served.engine or 'a server'} {served.version}".rstrip()
+
+
+def _check_length(prepared: Conversations, served: ServerIdentity) -> None:
+    longest = int(prepared.lengths.max())
+    if served.max_model_len is not None and longest >= served.max_model_len:
+        limit = f"the server takes {served.max_model_len} tokens, one of them to answer"
+        message = f"{limit}; the longest conversation has {longest}"
+        raise DataError(message, hint="start the server with a larger --max-model-len")
 
 
 def _keep_provenance(context: Context, writer: StateWriter, served: ServerIdentity) -> None:
@@ -126,15 +206,22 @@ def _keep_provenance(context: Context, writer: StateWriter, served: ServerIdenti
     write_json(file, facts)
 
 
-def _clear(context: Context, folder: Path) -> None:
-    """Removes states that an earlier, killed capture requested, unless the recipe names a folder: others may use it."""
-    if context.recipe.data.server.folder is None:
-        for pattern in ("*.safetensors", "*.safetensors.lock"):
-            for left in folder.glob(pattern):
-                left.unlink(missing_ok=True)
+def _clear(context: Context) -> None:
+    """Removes states that a killed launch requested, unless the recipe names a folder: others may use it.
+
+    Another run may use the same servers. Its files are younger than the time that a conversation may take.
+    """
+    server = context.recipe.data.server
+    if server.folder is not None:
+        return
+    for pattern in ("*.safetensors", "*.safetensors.lock"):
+        for file in shared_folder(context.plan, context.places).glob(pattern):
+            with suppress(FileNotFoundError):
+                if time.time() - file.stat().st_mtime > server.timeout:
+                    file.unlink()
 
 
-def _compare_first(context: Context, client: StatesClient, prepared: Conversations) -> None:
+def _compare_first(context: Context, pool: StatesPool, prepared: Conversations) -> None:
     """Compares a few conversations if evaluation loads the verifier anyway; otherwise says how to compare them."""
     if not context.recipe.loads_verifier:
         reason = "the server's states are not compared with the verifier's, which this recipe never loads"
@@ -143,9 +230,9 @@ def _compare_first(context: Context, client: StatesClient, prepared: Conversatio
         return
     by_length = sorted(range(len(prepared)), key=lambda index: int(prepared.lengths[index]))
     long_enough = [index for index in by_length if prepared.lengths[index] >= SAMPLE_TOKENS] or by_length
-    with context.stage("check states") as result, context.lead(context.recipe.data.states_dtype) as engine:
+    with context.stage("check states") as result, context.lead(context.recipe.data.capture_dtype) as engine:
         if engine is not None:
-            check = compare_sample(context, client, prepared, long_enough[:SAMPLE])
+            check = compare_sample(context, pool, prepared, long_enough[:SAMPLE])
             if check.problems:
                 raise DataError(f"{check.source}: {'; '.join(check.problems)}", hint=check.advice)
             error = max(layer.error for layer in check.layers)
@@ -153,14 +240,13 @@ def _compare_first(context: Context, client: StatesClient, prepared: Conversatio
     context.free_engine()
 
 
-def compare_sample(
-    context: Context, client: StatesClient, prepared: Conversations, indices: Sequence[int]
-) -> StatesCheck:
-    """Requests the states of some conversations from the server and compares them with the verifier's."""
+def compare_sample(context: Context, pool: StatesPool, prepared: Conversations, indices: Sequence[int]) -> StatesCheck:
+    """Requests the states of some conversations from the servers in turn and compares them with the verifier's."""
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
-    captured = [client.capture(row) for row in rows]
+    captured = [pool.capture(row) for row in rows]
+    source = ", ".join(client.endpoint.url for client in pool.clients)
     dtype = context.recipe.data.capture_dtype
-    return compare_with_verifier(context, rows, captured, source=client.endpoint.url, states_dtype=dtype)
+    return compare_with_verifier(context, rows, captured, source=source, states_dtype=dtype)
 
 
 def compare_with_verifier(
@@ -217,7 +303,7 @@ def plan_server(
     Fetches only config.json of a hub's model; the server fetches the rest itself.
 
     Args:
-        host, port: where it listens; None for those of the recipe's `data.server.endpoint`.
+        host, port: where it listens; None for those of the first of the recipe's `data.server.endpoints`.
         vllm: the program, by path or name.
         extra: further arguments of `vllm serve`.
     """
@@ -229,7 +315,7 @@ def plan_server(
     device = local_device()
     dtype = compute_dtype(getattr(torch, recipe.data.capture_dtype), device)
     # Capture connects to this address: a server elsewhere would never be found.
-    address = urlsplit(recipe.data.server.endpoint)
+    address = urlsplit(recipe.data.server.endpoints[0])
     settings = StatesServer(
         model=model,
         name=section.model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import cached_property
 
 import attrs
@@ -51,7 +52,7 @@ def train_stage(context: Context, prepared: Conversations) -> None:
     if obstacle := obstacle_to_repeating(context):
         context.emit(WarningEvent(message=f"training again may give other bits: {obstacle}"))
     evaluate = evaluation(context, model)
-    if recipe.data.stored:
+    if not recipe.data.online:
         context.free_engine()
     job = Job(
         schedule=attrs.evolve(recipe.schedule, precision=context.plan.precision),
@@ -66,7 +67,8 @@ def train_stage(context: Context, prepared: Conversations) -> None:
         trainable = parameter_counts(model)["trainable"]
         steps = train(model, job, context.world, batches=feed, train_kwargs=train_kwargs, evaluate=evaluate)
         strict = context.world.device.type == "cuda" and not obstacle
-        with feed.ahead, removing_damaged(), repeatable(enabled=strict):
+        # The source is closed first: the rows that are built ahead may wait for its states.
+        with feed.ahead, closing(feed.source), removing_damaged(), repeatable(enabled=strict):
             for event in steps:
                 context.emit(event)
         if context.world.is_main:
@@ -87,14 +89,17 @@ def train_stage(context: Context, prepared: Conversations) -> None:
 
 
 def obstacle_to_repeating(context: Context) -> str:
-    """Names what may have no deterministic form on a GPU, as a clause; "" if all that computes in training has one."""
+    """Names what keeps training from giving the same bits again, as a clause; "" if nothing does."""
     recipe = context.recipe
+    if recipe.data.served and not recipe.data.stored:
+        cure = 'data.hidden_states = "server" stores them first'
+        return f"servers compute the states anew each time, rounded as their requests happen to be batched; {cure}"
     if context.world.device.type != "cuda":
         return ""
     if is_plugin(recipe.algorithm.name):
         return f"{recipe.algorithm.name} is a plug-in, so its operations are not known to be deterministic on a GPU"
     # It computes on another thread while training does, and torch's strictness is that of the whole process.
-    if not recipe.data.stored and is_recurrent(context.engine(recipe.data.capture_dtype).model):
+    if recipe.data.online and is_recurrent(context.engine(recipe.data.capture_dtype).model):
         cure = 'data.hidden_states = "cached" computes its states beforehand'
         return f"the verifier's linear attention is not deterministic on a GPU; {cure}"
     return ""
@@ -147,6 +152,7 @@ class Feed:
     prepared: Conversations
     source: StateSource
     align: Align
+    _begun: bool = attrs.field(init=False, default=False)
 
     @cached_property
     def batches(self) -> Batches:
@@ -194,15 +200,12 @@ class Feed:
 
     def __call__(self, step: int) -> Batch:
         """Builds this process's part of the batch that follows `step` updates."""
+        if not self._begun:
+            # Not before: only the checkpoint that training goes on from says which step is the first.
+            self.source.follow(self._documents(step))
+            self._begun = True
         epoch, place = self.place(step)
-        batches, world = self.batches, self.context.world
-        members = rows_of_step(
-            batches.packed(epoch),
-            step=place,
-            rows_per_step=batches.rows_per_step,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        batches, members = self.batches, self._members(epoch, place)
         return Batch(
             epoch=epoch,
             rows=self._rows(epoch, place, members),
@@ -210,6 +213,18 @@ class Feed:
             tokens=batches.tokens(epoch, place),
             supervised=batches.supervised(epoch, place),
         )
+
+    def _members(self, epoch: int, place: int) -> list[tuple[int, ...]]:
+        """Lists the conversations of each of this process's rows."""
+        batches, world = self.batches, self.context.world
+        rows, every = batches.packed(epoch), batches.rows_per_step
+        return rows_of_step(rows, step=place, rows_per_step=every, rank=world.rank, world_size=world.size)
+
+    def _documents(self, first: int) -> Iterator[int]:
+        """Yields the conversations that this process reads, from the step after `first` updates to the last."""
+        for step in range(first, self.total_steps):
+            for row in self._members(*self.place(step)):
+                yield from row
 
     def _rows(self, epoch: int, place: int, members: list[tuple[int, ...]]) -> Iterator[BatchRow]:
         world = self.context.world

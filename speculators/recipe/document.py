@@ -56,6 +56,16 @@ def migrate(document: dict[str, Any], to: int = FORMAT, *, file: str | None = No
     raise RecipeError([problem])
 
 
+def with_present_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """Writes the value of a former key under its present name: `data.server.endpoint` became the list `endpoints`."""
+    data = document.get("data")
+    server = data.get("server") if isinstance(data, dict) else None
+    if not (isinstance(data, dict) and isinstance(server, dict)) or "endpoint" not in server or "endpoints" in server:
+        return document
+    kept = {key: value for key, value in server.items() if key != "endpoint"}
+    return {**document, "data": {**data, "server": {**kept, "endpoints": [server["endpoint"]]}}}
+
+
 @attrs.frozen
 class Layer:
     """One of the documents that make up a recipe.

@@ -14,7 +14,7 @@ from speculators.config import positive
 from speculators.recipe.field_map import FieldMap
 from speculators.recipe.source_files import SUFFIXES, is_pattern
 from speculators.structure import validators
-from speculators.structure.validators import between, matches, not_empty, not_negative, one_of, server_url
+from speculators.structure.validators import between, each, matches, not_empty, not_negative, one_of, server_url
 
 DTYPES = ("float32", "bfloat16", "float16")
 FP8 = "fp8"
@@ -166,26 +166,31 @@ class Regenerate:
 
 @attrs.frozen(kw_only=True)
 class StatesServerSection:
-    """`[data.server]`: the vLLM server that computes the states if `hidden_states = "server"`.
+    """`[data.server]`: the vLLM servers that compute the states if `hidden_states` is "server" or "streamed".
 
-    No fingerprint contains any of this: where the server is and how busy it is does not change what a state means.
+    No fingerprint contains any of this: where a server is and how busy it is does not change what a state means.
 
     Attributes:
-        endpoint: URL of the server.
-        folder: where the server writes states and training reads them; None for a folder of their own in the cache.
-        concurrency: conversations in flight at once, for all processes together.
-        retries: attempts to repeat a request that failed for a passing reason; each waits twice as long as the last.
+        endpoints: URLs of the servers, which share the work.
+        folder: where the servers write states and training reads them; None for a folder of their own in the cache.
+        concurrency: conversations in flight at once, at all servers and for all processes together.
+        retries: attempts to repeat a request that failed at every server for a passing reason; each waits twice as long
+            as the last.
         timeout: seconds allowed for one conversation.
         evaluate: let it answer the suites as well, so that no process loads the verifier; drafts are then measured by
             replay alone.
     """
 
-    endpoint: str = field(default="http://127.0.0.1:8000", validator=server_url)
+    endpoints: tuple[str, ...] = field(default=("http://127.0.0.1:8000",), validator=each(server_url))
     folder: str | None = field(default=None, validator=attrs.validators.optional(not_empty))
     concurrency: int = field(default=8, validator=positive)
     retries: int = field(default=6, validator=not_negative)
     timeout: float = field(default=600.0, validator=positive)
     evaluate: bool = False
+
+    def requests_at_once(self, world_size: int) -> int:
+        """Conversations in flight at once for each process."""
+        return max(1, self.concurrency // world_size)
 
 
 def _train_on(_: object, __: attrs.Attribute[Any], value: str | tuple[int, ...]) -> None:
@@ -203,7 +208,7 @@ class DataSection:
         sources: files and data sets, read one after the other.
         max_tokens: length at which a conversation is cut.
         hidden_states: "online" computes the states during training, "cached" captures them to disk first, "server"
-            lets a vLLM server capture them.
+            lets vLLM servers capture them, "streamed" lets servers compute them during training.
         states_dtype: precision in which the states for training are computed and stored; "fp8" stores in 8 bits what is
             computed in bfloat16.
         train_on: "all" answers of a conversation, the "last" one, or their places: `[0, -1]` is the first and the last.
@@ -214,7 +219,7 @@ class DataSection:
 
     sources: tuple[DataSource, ...] = field(validator=not_empty)
     max_tokens: int = field(default=2048, validator=positive)
-    hidden_states: str = field(default="online", validator=one_of("online", "cached", "server"))
+    hidden_states: str = field(default="online", validator=one_of("online", "cached", "server", "streamed"))
     states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES, FP8))
     train_on: str | tuple[int, ...] = field(default="all", validator=_train_on)
     allow_lost: float = field(default=0.5, validator=between(0, 1))
@@ -224,7 +229,7 @@ class DataSection:
     @property
     def stored(self) -> bool:
         """Whether the states are on disk before training begins."""
-        return self.hidden_states != "online"
+        return self.hidden_states in ("cached", "server")
 
     @property
     def capture_dtype(self) -> str:
@@ -233,10 +238,15 @@ class DataSection:
 
     @property
     def served(self) -> bool:
-        """Whether a server computes the states."""
-        return self.hidden_states == "server"
+        """Whether servers compute the states."""
+        return self.hidden_states in ("server", "streamed")
 
     @property
     def evaluates_served(self) -> bool:
-        """Whether that server answers the suites, too."""
+        """Whether the first of them answers the suites, too."""
         return self.served and self.server.evaluate
+
+    @property
+    def online(self) -> bool:
+        """Whether the processes that train compute the states meanwhile."""
+        return self.hidden_states == "online"

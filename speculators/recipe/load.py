@@ -22,6 +22,7 @@ from speculators.recipe.document import (
     read_layers,
     tables_layer,
     text_layer,
+    with_present_keys,
 )
 from speculators.recipe.input_sections import DataSource, is_data_path
 from speculators.recipe.schema import Recipe
@@ -63,7 +64,8 @@ def reads_as(text: str, path: Path, recipe: Recipe) -> bool:
         return False
 
 
-def _loaded(layers: Sequence[Layer], path: Path) -> Recipe:
+def _loaded(written: Sequence[Layer], path: Path) -> Recipe:
+    layers = [attrs.evolve(layer, data=with_present_keys(layer.data)) for layer in written]
     data = merge(*(layer.data for layer in layers))
     problems = _import_module(data, layers)
     keys = [field.name for field in attrs.fields(Recipe) if field.name not in PLACES]
@@ -73,7 +75,12 @@ def _loaded(layers: Sequence[Layer], path: Path) -> Recipe:
     if problems or recipe is None:
         problems.sort(key=lambda problem: (problem.file or "", problem.line or 0))
         raise RecipeError([_point_elsewhere(problem, data) for problem in problems])
-    return _anchored(attrs.evolve(recipe, file=path), layers)
+    notes = [
+        f"{layer.file or '--set'}: data.server.endpoint is read as data.server.endpoints, a list of one server"
+        for layer, before in zip(layers, written, strict=True)
+        if layer.data != before.data
+    ]
+    return _anchored(attrs.evolve(recipe, file=path, notes=tuple(notes)), layers)
 
 
 def _import_module(data: Mapping[str, Any], layers: Sequence[Layer]) -> list[Problem]:
@@ -117,7 +124,7 @@ def _anchored(recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
         return str((beside if _exists(beside) or not _exists(shipped) else shipped).resolve())
 
     sources, suites, verifier = list(recipe.data.sources), list(recipe.benchmark.suites), recipe.verifier
-    notes = []
+    notes = list(recipe.notes)
     server = recipe.data.server
     if server.folder is not None:
         server = attrs.evolve(server, folder=absolute(server.folder, "data.server.folder"))

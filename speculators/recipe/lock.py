@@ -11,7 +11,7 @@ import attrs
 
 from speculators.errors import LockError, Problem, RecipeError
 from speculators.recipe.algorithm import import_plugin
-from speculators.recipe.document import migrate
+from speculators.recipe.document import migrate, with_present_keys
 from speculators.recipe.fingerprint import fingerprint
 from speculators.recipe.schema import Recipe
 from speculators.recipe.values import leaves
@@ -160,7 +160,7 @@ class Lock:
 
     def _structured(self, folder: Path) -> tuple[Recipe | None, list[Problem]]:
         file = str(folder / NAME)
-        tables = migrate(self.recipe, file=file)
+        tables = with_present_keys(migrate(self.recipe, file=file))
         # Tables write None for "no plug-in", where a recipe has no key.
         algorithm = {key: value for key, value in tables["algorithm"].items() if (key, value) != ("module", None)}
         if "module" in algorithm:

@@ -125,8 +125,8 @@ def stage_inputs(recipe: Recipe) -> tuple[StageInputs, ...]:
             ),
         ),
     ]
-    # A server multiplies in other kernels and other batches: the same states, but not the same bits, so its store is
-    # never taken for one captured in process. The server's address and load are not inputs.
+    # A server multiplies in other kernels and other batches: the same states, but not the same bits, so they are never
+    # taken for those of this process. The server's address and load are not inputs.
     engine = Inputs(("data.hidden_states",), lambda _: {"by": "server"} if data.served else {})
     if data.stored:
         capture = (_layer_ids(recipe, "layer_ids"), dtype, _value(recipe, "data.states_dtype"), engine)

@@ -1,11 +1,11 @@
-"""Captures hidden states through a vLLM server: requested over HTTP, delivered as files in a shared folder."""
+"""Hidden states from one vLLM server: requested over HTTP, delivered as files in a shared folder, deleted once read."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from speculators.errors import ServerError
-from speculators.servers.endpoint import COMPLETIONS, Endpoint, in_flight
+from speculators.servers.endpoint import COMPLETIONS, Endpoint
 
 START_HINT = "`spec serve-states RECIPE` starts a server with the right options"
 # Between two attempts to read a file that is not complete yet.
@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.005
 
 @attrs.frozen(kw_only=True)
 class StatesClient:
-    """Captures like `Engine.capture`, through a server. Threads may share it.
+    """Captures one sequence at a time through a server. Threads may share it.
 
     Attributes:
         endpoint: of the server.
@@ -47,31 +47,8 @@ class StatesClient:
     # Files that did not arrive in time. They may still arrive, and are removed at the end.
     _late: list[Path] = attrs.field(init=False, factory=list)
 
-    def capture_all(
-        self, rows: Iterable[tuple[int, torch.Tensor]], *, concurrency: int
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Captures many sequences, several at once.
-
-        Args:
-            rows: (index, token ids [n] int64), consumed lazily.
-            concurrency: requests at once.
-
-        Yields:
-            (index, chosen states [n, A*H], last states [n, H]), as they arrive.
-
-        Raises:
-            ServerError: a request failed for good; sequences finished before are yielded first.
-        """
-        work = in_flight(lambda item: self.capture(item[1]), rows, concurrency=concurrency, stop=self.endpoint.stop)
-        try:
-            for (index, _), (chosen, last) in work:
-                yield index, chosen, last
-        finally:
-            for path in self._late:
-                _remove(path)
-
-    def capture(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Captures one sequence.
+    def attempt(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Requests the states of one sequence once.
 
         Args:
             ids: token ids [n].
@@ -80,9 +57,10 @@ class StatesClient:
             The chosen states [n, A*H] in the order of `layer_ids`, and the last layer's [n, H].
 
         Raises:
-            ServerError: the states cannot be fetched, are not finite, or do not match the request.
+            ServerError: the states cannot be fetched, are not finite, or do not match the request; `passes` says
+                whether another attempt may succeed.
         """
-        states = self.endpoint.patiently(lambda: self._attempt(ids.tolist()))  # [n, layers, H]
+        states = self._requested(ids.tolist())  # [n, layers, H]
         columns = [served_layer_ids(self.layer_ids, self.num_layers).index(layer) for layer in self.layer_ids]
         return states[:, columns].flatten(1), states[:, -1]
 
@@ -96,8 +74,13 @@ class StatesClient:
         self._load(path)
         _remove(path)
 
-    def _attempt(self, ids: list[int]) -> torch.Tensor:
-        """Requests the states once: [n, layers, H], layers in ascending order."""
+    def remove_late(self) -> None:
+        """Removes files that arrived after nobody waited for them any more."""
+        for path in self._late:
+            _remove(path)
+
+    def _requested(self, ids: list[int]) -> torch.Tensor:
+        """Requests all states: [n, layers, H], layers in ascending order."""
         # vLLM needs at least one token to generate; the answer itself is ignored.
         body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "return_token_ids": True}
         response = self.endpoint.send("POST", COMPLETIONS, body)

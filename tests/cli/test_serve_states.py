@@ -71,7 +71,7 @@ def test_it_listens_where_the_recipe_asks(
     tmp_path: Path, endpoint: str, options: tuple[str, ...], place: list[str]
 ) -> None:
     """Capture with the same recipe finds the server; --host and --port override the address."""
-    settings = ("--set", f'data.server.endpoint="{endpoint}"', *options)
+    settings = ("--set", f'data.server.endpoints=["{endpoint}", "http://elsewhere:1"]', *options)
     command = Spec(tmp_path)("serve-states", "smoke", "--print", "--json", *settings).json["command"]
     assert [command[command.index(name) + 1] for name in ("--host", "--port")] == place
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     work = tmp_path_factory.mktemp("states")
     port = free_port()
     folder = work / "shared"
-    server_settings = ('data.hidden_states="server"', f'data.server.endpoint="http://127.0.0.1:{port}"')
+    server_settings = ('data.hidden_states="server"', f'data.server.endpoints=["http://127.0.0.1:{port}"]')
     used = (*SHORT, *server_settings, f'data.server.folder="{folder}"', "data.server.concurrency=4")
     command = [sys.executable, "-m", "speculators.cli", "serve-states", "quickstart", *flags(used)]
     command += ["--port", str(port), "--vllm", str(vllm().folder / "bin" / "vllm")]
@@ -71,6 +74,12 @@ def spec(*arguments: object) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(argument) for argument in arguments])
     return code, out.getvalue(), err.getvalue()
+
+
+def updates(runs: Path) -> list[float]:
+    """Reads the loss of each update so far of the only run in a folder."""
+    lines = [line for log in runs.glob("*/events.jsonl") for line in log.read_text().splitlines()]
+    return [event["loss"] for event in map(json.loads, lines) if event["event"] == "StepEvent"]
 
 
 def checked(*settings: str) -> tuple[int, dict[str, Any]]:
@@ -113,9 +122,7 @@ def test_training_gives_the_same_losses(server: Server, tmp_path: Path) -> None:
     for name, settings in {"server": server.settings, "cached": (*SHORT, 'data.hidden_states="cached"')}.items():
         code, _, err = spec("run", "quickstart", "--runs", tmp_path / name, *flags(settings))
         assert code == 0, err
-        (log,) = (tmp_path / name).glob("*/events.jsonl")
-        events = [json.loads(line) for line in log.read_text().splitlines()]
-        losses[name] = [event["loss"] for event in events if event["event"] == "StepEvent"]
+        losses[name] = updates(tmp_path / name)
     print(losses)
     assert len(losses["cached"]) == len(losses["server"]) == 6
     for ours, theirs in zip(losses["cached"], losses["server"], strict=True):
@@ -145,3 +152,38 @@ def test_answers_of_a_server_are_the_verifiers_own(engine: Engine, tmp_path: Pat
     assert sampled[0] == sampled[1] != greedy
     facts = json.loads((tmp_path / "greedy.jsonl.json").read_text())
     assert (facts["engine"]["engine"], facts["engine"]["version"][:6]) == ("vllm", "0.32.0")
+
+
+def test_training_streams_from_two_servers_of_which_one_dies(tmp_path: Path) -> None:
+    """Two gloo processes train on the states of two vLLM servers. One is killed in the middle: training goes on, and
+    the losses are within 1% of those of one process that computes the states itself."""
+    # Two rows a step, one for each process.
+    settings, ports = (*SHORT, "schedule.row_tokens=1024"), (free_port(), free_port())
+    shared = f'data.server.folder="{tmp_path / "shared"}"'
+    serve = [sys.executable, "-m", "speculators.cli", "serve-states", "quickstart", *flags((*settings, shared))]
+    serve += ["--vllm", str(vllm().folder / "bin" / "vllm")]
+    urls = ", ".join(f'"http://127.0.0.1:{port}"' for port in ports)
+    streamed = ('data.hidden_states="streamed"', f"data.server.endpoints=[{urls}]", shared, "data.server.concurrency=4")
+    command = [sys.executable, "-m", "speculators.cli", "run", "quickstart", "--runs", str(tmp_path / "streamed")]
+    command += [*flags((*settings, *streamed)), "--nproc", "2"]
+    log = tmp_path / "trainers.log"
+    with (
+        running([*serve, "--port", str(ports[0])], ports[0], tmp_path) as dies,
+        running([*serve, "--port", str(ports[1])], ports[1], tmp_path),
+        log.open("w") as err,
+        subprocess.Popen(command, stderr=err) as trainers,
+    ):
+        while trainers.poll() is None and not updates(tmp_path / "streamed"):
+            time.sleep(0.2)
+        # The program that `spec serve-states` runs has a process group of its own.
+        for child in Path(f"/proc/{dies.pid}/task/{dies.pid}/children").read_text().split():
+            os.killpg(int(child), signal.SIGKILL)
+        assert trainers.wait(600) == 0, log.read_text()
+    assert "is left out after 3 failures" in " ".join(log.read_text().split())
+    online = flags((*settings, 'data.hidden_states="online"'))
+    code, _, message = spec("run", "quickstart", "--runs", tmp_path / "online", *online)
+    assert code == 0, message
+    ours, theirs = updates(tmp_path / "online"), updates(tmp_path / "streamed")
+    print(ours, theirs)
+    assert len(ours) == len(theirs) == 6
+    assert theirs == pytest.approx(ours, rel=LOSS_TOLERANCE)

@@ -27,6 +27,14 @@ def test_built_in_algorithms_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is a plug-in" in train.obstacle_to_repeating(context())
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_streamed_states_do_not_repeat(device: str) -> None:
+    """Servers round as their requests happen to be batched, on any device; what they have stored repeats."""
+    obstacle = train.obstacle_to_repeating(context(device, **{"data.hidden_states": "streamed"}))
+    assert 'data.hidden_states = "server" stores them first' in obstacle
+    assert train.obstacle_to_repeating(context("cpu", **{"data.hidden_states": "server"})) == ""
+
+
 def test_linear_attention_beside_training_may_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """A verifier that computes states online is bound by the strictness of the process; stored states are not."""
     monkeypatch.setattr(train, "is_recurrent", lambda model: True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from command import Outcome, Spec, events
 from fake_vllm import FakeServer
+from smoke_states import folder_and_states, smoke_verifier
 
 from speculators.pipeline import context
 from speculators.verifier.engine import Engine
@@ -22,22 +22,13 @@ LOSS_TOLERANCE = 1e-6
 @pytest.fixture(scope="module")
 def engine(spec: Spec, run_folder: Path) -> Engine:
     """The smoke recipe's verifier, made by its run."""
-    (folder,) = (spec.cache / "verifiers").glob("tiny-0-*[0-9]")
-    return Engine(folder)
+    return smoke_verifier(spec)
 
 
 @pytest.fixture
 def served(fresh: Spec, engine: Engine) -> Iterator[FakeServer]:
     """A server of the verifier's states, started as by `spec serve-states` with the same folder."""
-    printed = fresh("serve-states", "smoke", "--print", "--json").json
-    layers = json.loads(printed["command"][printed["command"].index("--speculative-config") + 1])
-    ids = layers["draft_model_config"]["hf_config"]["eagle_aux_hidden_state_layer_ids"]
-    Path(printed["folder"]).mkdir(parents=True)
-
-    def states(tokens: list[int]) -> torch.Tensor:
-        return engine.capture_layers([torch.tensor(tokens)], ids)[0].view(len(tokens), len(ids), -1)
-
-    with FakeServer(Path(printed["folder"]), states, max_model_len=257) as running:
+    with FakeServer(*folder_and_states(fresh, engine), max_model_len=257) as running:
         yield running
 
 
@@ -46,7 +37,7 @@ def run(fresh: Spec, served: FakeServer, *more: object) -> Outcome:
 
 
 def settings(served: FakeServer, *more: str) -> list[str]:
-    sets = ['data.hidden_states="server"', f'data.server.endpoint="{served.url}"', "benchmark.live_prompts=1", *more]
+    sets = ['data.hidden_states="server"', f'data.server.endpoints=["{served.url}"]', "benchmark.live_prompts=1", *more]
     return [part for setting in sets for part in ("--set", setting)]
 
 
@@ -166,7 +157,7 @@ def test_impossible_captures_are_reported_before_they_start(fresh: Spec, served:
     assert "takes 60 tokens, one of them to answer; the longest conversation has" in outcome.err
     nowhere = "--set", 'data.server.folder="/nowhere/at/all"'
     assert "/nowhere/at/all: no such folder" in run(fresh, served, *nowhere).err
-    gone = "--set", 'data.server.endpoint="http://127.0.0.1:9"', "--set", "data.server.retries=0"
+    gone = "--set", 'data.server.endpoints=["http://127.0.0.1:9"]', "--set", "data.server.retries=0"
     outcome = run(fresh, served, *gone)
     assert outcome.code == 1
     assert "connection refused" in outcome.err

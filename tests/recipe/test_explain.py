@@ -39,7 +39,7 @@ OTHER = {
     "data.sources[0].map": "data.sources=[{path='rows.jsonl', map={messages='dialog'}}]",
     "data.max_tokens": "data.max_tokens=128",
     "data.states_dtype": 'data.states_dtype="float16"',
-    "data.server.endpoint": 'data.server.endpoint="https://elsewhere:1/v1"',
+    "data.server.endpoints": 'data.server.endpoints=["https://elsewhere:1/v1"]',
     "data.server.folder": 'data.server.folder="/shared"',
     "data.regenerate.dtype": 'data.regenerate.dtype="float16"',
     "algorithm.name": 'algorithm.name="mtp"',
@@ -78,6 +78,7 @@ KINDS = {
     "cached": ('data.hidden_states="cached"',),
     "online": ('data.hidden_states="online"',),
     "served": ('data.hidden_states="server"',),
+    "streamed": ('data.hidden_states="streamed"',),
     "regenerated": ('data.hidden_states="cached"', "data.regenerate={max_new_tokens=8}"),
 }
 
@@ -124,7 +125,8 @@ def test_the_stages_named_are_exactly_those_whose_fingerprints_change(
 def test_where_the_states_come_from_decides_which_stages_there_are(write: Write) -> None:
     """Stored states enter the stage that captures them, too."""
     path = write()
-    for kind, stages in (("online", ("train",)), ("cached", ("capture", "train")), ("served", ("capture", "train"))):
+    stored, unstored = ("capture", "train"), ("train",)
+    for kind, stages in {"online": unstored, "cached": stored, "served": stored, "streamed": unstored}.items():
         (why,) = explain(load_recipe(path, KINDS[kind]), "data.hidden_states")
         assert why.enters == stages
 

@@ -263,10 +263,12 @@ def test_file_paths_are_relative_to_the_file_that_contains_them(write: Write, tm
         ('verifier.model="tiny:x"', "tiny:SEED"),
         ('verifier.model="two text"', "a hub id"),
         ('verifier.sha256="abc"', "64 lower-case hex digits"),
-        ('data.server.endpoint="localhost:8000"', "http://HOST:PORT"),
-        ('data.server.endpoint="http://localhost:abc"', "http://HOST:PORT"),
-        ('data.server.endpoint="http://localhost:99999"', "http://HOST:PORT"),
-        ('data.server.endpoint="http://[::1"', "http://HOST:PORT"),
+        ('data.server.endpoints=["localhost:8000"]', "http://HOST:PORT"),
+        ('data.server.endpoints=["http://localhost:abc"]', "http://HOST:PORT"),
+        ('data.server.endpoints=["http://localhost:99999"]', "http://HOST:PORT"),
+        ('data.server.endpoints=["http://[::1"]', "http://HOST:PORT"),
+        ("data.server.endpoints=[]", "one or more distinct values"),
+        ('data.server.endpoints="http://host:1"', "must be a list of strings"),
         ('data.server.folder=""', "must not be empty"),
         ("data.server.concurrency=0", "must be > 0"),
         ('data.hidden_states="onlin"', "did you mean 'online'?"),
@@ -289,6 +291,20 @@ def test_file_paths_are_relative_to_the_file_that_contains_them(write: Write, tm
 def test_each_field_and_section_has_its_check(write: Write, override: str, text: str) -> None:
     """The message says what is allowed."""
     assert any(text in problem.message for problem in problems_of(write(), override))
+
+
+def test_the_former_key_of_a_single_server_still_works(write: Write) -> None:
+    """In a file and on the command line it is a list of one server, with a note; beside the new key it is unknown."""
+    old = write(("max_tokens = 256", 'max_tokens = 256\nserver.endpoint = "http://a:1"'))
+    recipe = load_recipe(old)
+    assert recipe.data.server.endpoints == ("http://a:1",)
+    assert recipe.notes == ("mine.toml: data.server.endpoint is read as data.server.endpoints, a list of one server",)
+    recipe = load_recipe(old, ['data.server.endpoint="http://b:1"'])
+    assert recipe.data.server.endpoints == ("http://b:1",)
+    assert [note.partition(":")[0] for note in recipe.notes] == ["mine.toml", "--set"]
+    assert load_recipe(old, ['data.server.endpoints=["http://b:1", "http://c:1"]']).data.server.endpoints[1:]
+    (problem,) = problems_of(old, 'data.server={endpoint="http://a:1", endpoints=["http://b:1"]}')
+    assert (problem.path, problem.hint) == ("data.server.endpoint", "did you mean 'endpoints'?")
 
 
 def test_a_wheel_needs_a_sha256_and_a_folder_takes_no_revision(write: Write) -> None:

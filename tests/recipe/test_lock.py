@@ -55,6 +55,15 @@ def test_a_recipe_comes_back_from_its_lock_as_it_was(name: str, tmp_path: Path) 
     assert as_tables(restored) == as_tables(recipe)
 
 
+def test_a_lock_that_names_a_single_server_is_still_read(tmp_path: Path) -> None:
+    """Earlier runs have `data.server.endpoint` in their locks, where it is now a list."""
+    lock = lock_of(load_recipe("smoke")).to_json()
+    server = lock["recipe"]["data"]["server"]
+    server["endpoint"], *_ = server.pop("endpoints")
+    (tmp_path / "lock.json").write_text(json.dumps(lock))
+    assert Lock.read(tmp_path).resolved(tmp_path) == load_recipe("smoke")
+
+
 @pytest.mark.parametrize(
     ("change", "key", "matters"),
     [

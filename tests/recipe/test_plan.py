@@ -70,9 +70,20 @@ def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan])
     cached, served = plan_of(), plan_of('data.hidden_states="server"')
     assert [stage.name for stage in served.stages] == STAGES
     assert changed(cached, served) == ["capture", "train", "bench"]
-    elsewhere = 'data.server={endpoint="https://host:9/v1", folder="/shared", concurrency=64, retries=1, timeout=9.0}'
+    elsewhere = (
+        'data.server={endpoints=["https://host:9/v1"], folder="/shared", concurrency=64, retries=1, timeout=9.0}'
+    )
     assert changed(served, plan_of('data.hidden_states="server"', elsewhere)) == []
     assert changed(cached, plan_of(elsewhere)) == []
+
+
+def test_streamed_states_are_another_training_than_online_ones(plan_of: Callable[..., Plan]) -> None:
+    """Neither is stored, but servers round otherwise; which servers they are changes nothing."""
+    online, streamed = (plan_of(f'data.hidden_states="{kind}"') for kind in ("online", "streamed"))
+    assert [stage.name for stage in streamed.stages] == [stage.name for stage in online.stages]
+    assert changed(online, streamed) == ["train", "bench"]
+    elsewhere = 'data.server={endpoints=["http://a:1", "http://b:1"], folder="/shared", concurrency=64}'
+    assert changed(streamed, plan_of('data.hidden_states="streamed"', elsewhere)) == []
 
 
 @pytest.mark.parametrize(

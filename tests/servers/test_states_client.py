@@ -1,4 +1,4 @@
-"""Hidden states from a server: the checks before they are trusted, and the files that remain."""
+"""Hidden states from one server: the checks before they are trusted, and the files that remain."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from speculators.errors import ServerError
 from speculators.servers.endpoint import Endpoint, Retry
 from speculators.servers.engines import ServerIdentity
 from speculators.servers.states_client import StatesClient
+from speculators.servers.states_pool import StatesPool
 
 WIDTH, NUM_LAYERS, LAYER_IDS = 3, 6, (4, 1)
 IDS = torch.tensor([5, 9, 2, 7, 30])
@@ -33,8 +34,8 @@ def server(tmp_path: Path) -> Iterator[FakeServer]:
         yield running
 
 
-def client(server: FakeServer, *, times: int = 2, **changes) -> StatesClient:
-    return StatesClient(
+def client(server: FakeServer, *, times: int = 2, **changes) -> StatesPool:
+    client = StatesClient(
         **{
             "endpoint": Endpoint(url=server.url, retry=Retry(times=times, first_seconds=0.001)),
             "model": "the-model",
@@ -47,6 +48,7 @@ def client(server: FakeServer, *, times: int = 2, **changes) -> StatesClient:
             **changes,
         }
     )
+    return StatesPool(clients=[client])
 
 
 def test_states_come_in_the_order_of_the_layer_ids(server: FakeServer) -> None:
