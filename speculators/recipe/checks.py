@@ -149,7 +149,7 @@ def _steps(recipe: Recipe, world_size: int) -> list[Problem]:
 
 def _sharing(recipe: Recipe) -> list[Problem]:
     """Checks that processes compute with a sharded verifier only where they do so together."""
-    if not recipe.distributed.shard_verifier or recipe.data.stored:
+    if not recipe.distributed.shard_verifier or not recipe.data.online:
         return []
     message = 'cannot be combined with data.hidden_states = "online"'
     hint = 'set "cached": all processes compute the states together, before training'

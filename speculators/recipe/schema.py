@@ -172,10 +172,10 @@ class Suite:
         return DataSource(**same)
 
 
-def suite_values(given: str) -> dict[str, str]:
+def suite_values(argument: str) -> dict[str, str]:
     """The values of a suite that a command line gives: a name of the catalogue, a suite's TOML file, or rows."""
-    is_path = is_data_path(given) or given.endswith(".toml")
-    return {"name": Path(given).stem, "path": given} if is_path else {"name": given}
+    is_path = is_data_path(argument) or argument.endswith(".toml")
+    return {"name": Path(argument).stem, "path": argument} if is_path else {"name": argument}
 
 
 @CONVERTER.register_structure_hook

@@ -40,13 +40,13 @@ class Servers:
 
 def streamed(conversations: Conversations, servers: Servers, *, window: int = 4) -> StreamedStates:
     return StreamedStates(
-        conversations=conversations, stream=servers, cancel=servers.cancel, dtype=torch.bfloat16, window=window
+        conversations=conversations, stream=servers, cancel=servers.cancel, dtype="bfloat16", window=window
     )
 
 
 def test_states_come_in_the_order_of_the_steps_and_equal_online_ones(conversations: Conversations) -> None:
     """Whatever order they arrive in; they are rounded to the type of a store. The last documents are not an error."""
-    source, online = streamed(conversations, Servers()), OnlineStates(conversations, fake_capture, torch.bfloat16)
+    source, online = streamed(conversations, Servers()), OnlineStates(conversations, fake_capture, "bfloat16")
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0)).tolist()
     source.follow(iter(order))
     for row in (order[:3], order[3:4], order[4:29], order[29:]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_the_guides_tables_hold_the_defaults(key: str, section: Any) -> None:
     row = re.search(rf"^\| `{key}` \|.*?a table `(.+?)`", guide, re.MULTILINE)
     assert row is not None
     values = {name: None if value == "none" else value for name, value in tomli.loads(f"a = {row[1]}")["a"].items()}
-    assert values == attrs.asdict(section)
+    assert values == json.loads(json.dumps(attrs.asdict(section)))
 
 
 @pytest.mark.parametrize("name", recipe_names())
