@@ -11,8 +11,8 @@ from benchmarks.gpu.lines import Judged, VerdictLine, judged
 from benchmarks.gpu.part import PartSetup
 from benchmarks.gpu.verifier import random_verifier
 from benchmarks.perf.capture import make_rows
+from speculators.chunks import CHUNKS
 from speculators.config import default_layer_ids
-from speculators.verifier.capture import CAPTURE_TOKENS
 from speculators.verifier.engine import Engine
 
 # Rows x tokens.
@@ -38,9 +38,10 @@ def lines(setup: PartSetup) -> Iterator[VerdictLine]:
 def captured(setup: PartSetup, engine: Engine, rows: list[torch.Tensor], how: str) -> Judged:
     """Captures three layers and the last; tokens are counted without padding."""
     layer_ids = default_layer_ids(engine.num_layers)
+    tokens = CHUNKS[setup.device.type].capture_tokens
     ways = {
         "whole": lambda: engine.capture(rows, layer_ids),
-        "padded": lambda: list(engine.capture_all(rows, layer_ids, batch_tokens=CAPTURE_TOKENS[setup.device.type])),
+        "padded": lambda: list(engine.capture_all(rows, layer_ids, batch_tokens=tokens)),
         "packed": lambda: list(engine.capture_packed(rows, layer_ids)),
     }
     states = ways[how]()[-1][-1]

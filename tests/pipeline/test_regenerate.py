@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from speculators.pipeline.regenerate import is_whole, regenerated, write_answers
 from speculators.recipe.fingerprint import source_identity
 from speculators.recipe.input_sections import DataSection, DataSource, Regenerate
 from speculators.runs.places import Places
+from speculators.training.world import World
 from speculators.verifier.generate import Sampling
 
 QUESTION, OTHER = ({"role": "user", "content": text} for text in ("What is a tree?", "And a bush?"))
@@ -301,7 +303,8 @@ def test_stored_answers_are_reused_only_if_they_are_unchanged(
         recipe=SimpleNamespace(data=data, verifier=SimpleNamespace(dtype="float32")),
         plan=SimpleNamespace(stage=lambda name: SimpleNamespace(fingerprint="f" * 64, inputs={"sources": planned})),
         places=Places(cache=tmp_path),
-        engine=lambda dtype: None,
+        world=World(),
+        lead=lambda dtype: nullcontext(object()),
         emit=events.append,
     )
     assert regenerated(context, events.append).sources == (DataSource(path=str(file)),)

@@ -108,7 +108,7 @@ def test_a_last_layer_that_is_read_is_stored_once(tmp_path: Path) -> None:
     folder, tokens = layout.parent, sum(written["lengths"])
     once = StateStore.open(folder)
     plan = make_context(recipe, places, World(), ignore).plan
-    assert costs_of(plan, places).states_bytes == once.layout.bytes_for(tokens)
+    assert costs_of(plan, places, kind="cpu").states_bytes == once.layout.bytes_for(tokens)
     assert once.layout.bytes_for(1) == 3 * 32 * 4
     states = once.states([0, 5])
     for path in folder.glob("*"):

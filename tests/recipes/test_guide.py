@@ -14,6 +14,7 @@ from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.checks import check_recipe
 from speculators.recipe.input_sections import DataSource
 from speculators.recipe.load import load_recipe
+from speculators.recipe.schema import BenchmarkSection
 from speculators.structure.converter import structure
 
 GUIDE = (recipes_folder() / "README.md").read_text(encoding="utf-8")
@@ -36,7 +37,8 @@ def test_every_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_the_examples_are_valid(tmp_path: Path) -> None:
     """One extends a recipe, one is complete; the band names a setting of the complete one."""
-    child, whole, sources, band = TOML
+    child, whole, sources, suites, band = TOML
+    assert structure(tomli.loads(suites), BenchmarkSection)[1] == []
     tables = tomli.loads(sources)["data"]["sources"]
     assert [structure(table, DataSource)[1] for table in tables] == [[], []]
     for name, text in (("child", child), ("whole", whole + band)):
