@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 HARNESS = Path(__file__).parents[2] / "benchmarks" / "perf" / "memory.py"
-SIZES = ("200", "1000")
+# Both fill more shards than are in memory at once: one is filled, one waits, one is written.
+SIZES = ("600", "2400")
 
 
 @pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_conversations():
-    """Five times the conversations, with 48 MB more of states, raise the peak by at most 20 MB (2 MB measured)."""
+    """Four times the conversations, with 115 MB more of states, raise the peak by at most 30 MB (13 to 15 measured)."""
     runs = [subprocess.run([sys.executable, HARNESS, "--here", n], capture_output=True, check=True) for n in SIZES]
     few, many = (json.loads(run.stdout) for run in runs)
-    assert many["store_mb"] > few["store_mb"] + 40
-    assert many["peak_mb"] < few["peak_mb"] + 20
+    assert many["store_mb"] > few["store_mb"] + 100
+    assert many["peak_mb"] < few["peak_mb"] + 30
