@@ -68,8 +68,8 @@ def measured(setup: PartSetup, recipe: str, fixture: str) -> Judged:
 
 def planned_gb(plan: Plan, setup: PartSetup) -> float:
     """Sums `spec plan`'s parts of a process's memory, as far as they are there: no verifier runs, no rows wait."""
-    folder = setup.folder / "plan"
-    costs = costs_of(plan, Places(runs=folder, cache=folder), mean_tokens=min(DOCUMENT, plan.recipe.data.max_tokens))
+    folder, tokens = setup.folder / "plan", min(DOCUMENT, plan.recipe.data.max_tokens)
+    costs = costs_of(plan, Places(runs=folder, cache=folder), kind=setup.device.type, mean_tokens=tokens)
     parts = costs.memory(1, capture_tokens=0, rows_on_host=True)
     beside = parts["verifier"] - costs.row.head_bytes
     return (sum(parts.values()) - beside - parts["rows"] + costs.row_bytes) / 1e9

@@ -135,7 +135,7 @@ class Costs:
             world_size: processes.
             capture_tokens: of one forward of the verifier, if it runs beside training.
             rows_on_host: whether rows that were not computed here wait in the host's memory, so that only two are on
-                the device. Stored ones of 8 bits are decoded there before they wait.
+                the device; rows stored in 8 bits wait on the device all the same, where they are decoded.
         """
         row, recipe = self.row, self.plan.recipe
         shards = world_size if world_size > 1 and recipe.distributed.shard else 1
