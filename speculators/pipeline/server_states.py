@@ -68,7 +68,7 @@ def states_pool(context: Context, prepared: Conversations | None = None) -> tupl
     """Connects to the recipe's servers and checks that they leave the right states in the folder.
 
     Args:
-        prepared: the conversations whose names messages give; None names what is captured by number.
+        prepared: the conversations, which messages name; None if the suite's responses are captured.
 
     Returns:
         The servers that answer, and what they say about themselves; `max_model_len` is the smallest of theirs.
@@ -85,7 +85,7 @@ def states_pool(context: Context, prepared: Conversations | None = None) -> tupl
     first = context.world.rank % len(clients)
     pool = StatesPool(
         clients=clients[first:] + clients[:first],
-        name=str if prepared is None else lambda index: prepared.ids()[index],
+        name=lambda index: f"{index} of the suite" if prepared is None else prepared.ids()[index],
         report=context.warn_later,
     )
     lengths = [each.max_model_len for each in served.values() if each.max_model_len is not None]

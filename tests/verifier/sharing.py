@@ -31,7 +31,7 @@ def compute(rank: int, size: int, folders: list[Path], home: Path) -> None:
     for folder in folders:
         engine = Engine(folder, group=dist.new_group(backend="gloo"))
         layers = engine.model.model.layers
-        held = sum(map(local_size, layers.parameters())) / sum(each.numel() for each in layers.parameters())
+        local_share = sum(map(local_size, layers.parameters())) / sum(each.numel() for each in layers.parameters())
         with engine.together():
             rows = [ROWS[index] for index in share_of(rank)]
             captured = {place: states for place, *states in engine.capture_all(rows, LAYER_IDS, batch_tokens=40)}
@@ -40,5 +40,5 @@ def compute(rank: int, size: int, folders: list[Path], home: Path) -> None:
             if rank == 0:
                 prompts = [row.tolist() for row in ROWS]
                 answers = engine.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=3)
-        torch.save((held, captured, answers), home / f"{folder.name}-{rank}.pt")
+        torch.save((local_share, captured, answers), home / f"{folder.name}-{rank}.pt")
     dist.destroy_process_group()

@@ -41,8 +41,8 @@ def test_states_and_answers_are_those_of_one_process(size: int, folders: list[Pa
     for folder in folders:
         whole, parts = Engine(folder), list[float]()
         for rank in range(size):
-            held, captured, answers = torch.load(tmp_path / f"{folder.name}-{rank}.pt")
-            parts.append(held)
+            local_share, captured, answers = torch.load(tmp_path / f"{folder.name}-{rank}.pt")
+            parts.append(local_share)
             rows = [ROWS[index] for index in share_of(rank)]
             expected = {place: states for place, *states in whole.capture_all(rows, LAYER_IDS, batch_tokens=40)}
             assert captured.keys() == expected.keys() == set(range(rank))
