@@ -34,7 +34,8 @@ def reached(name: str, run: RunReport) -> Iterator[tuple[tuple[str, float, int],
     for setting in settings_of(run):
         k, temperature, live = setting.num_speculative_tokens, setting.temperature, setting.live
         agrees = "not asked" if live is None else live.agreement.verdict.replace("disagrees", "**disagrees**")
-        yield (name, temperature, k), _row(name, temperature, k, setting.exact, agrees, live and live.speed)
+        speed = None if live is None else live.speed
+        yield (name, temperature, k), _row(name, temperature, k, setting.exact, agrees, speed)
         for each in setting.baselines:
             row = _row(each.name, temperature, k, each.acceptance, "", each.speed)
             yield (each.name, temperature, k), row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import attrs
@@ -85,7 +86,9 @@ class Trainee:
     @property
     def model(self) -> SpeculatorModel:
         """The model in training."""
-        return self.worker.model
+        model: Any = self.worker.model
+        assert isinstance(model, SpeculatorModel)
+        return model
 
     def update(self) -> UpdateResult:
         """Makes the training loop's own update."""
@@ -108,7 +111,8 @@ class Trainee:
 @torch.no_grad()
 def _fill(model: SpeculatorModel) -> None:
     """Gives every tensor values of a usual size: a model that was built without a verifier lacks some."""
-    tensors = [*model.parameters(), *(model.target_head.buffers() if hasattr(model, "target_head") else ())]
+    head: Any = getattr(model, "target_head", None)
+    tensors = [*model.parameters(), *(() if head is None else head.buffers())]
     for tensor in tensors:
         if tensor.ndim > 1:
             tensor.normal_(std=0.02)

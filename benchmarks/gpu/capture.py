@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ def captured(setup: PartSetup, engine: Engine, rows: list[torch.Tensor], how: st
     """Captures three layers and the last; tokens are counted without padding."""
     layer_ids = default_layer_ids(engine.num_layers)
     tokens = CHUNKS[setup.device.type].capture_tokens
-    ways = {
+    ways: dict[str, Callable[[], Any]] = {
         "whole": lambda: engine.capture(rows, layer_ids),
         "padded": lambda: list(engine.capture_all(rows, layer_ids, batch_tokens=tokens)),
         "packed": lambda: list(engine.capture_packed(rows, layer_ids)),

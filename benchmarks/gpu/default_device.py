@@ -53,13 +53,14 @@ class OutcomeRecord:
     def _generator(self, device: torch.device | str | None = None, *, make: type = torch.Generator) -> torch.Generator:
         """Makes a test's own generator for the default device, which torch leaves on the CPU."""
         is_ours = Path(sys._getframe(1).f_code.co_filename).is_relative_to(TESTS)
-        return make(device or (self.device if is_ours else "cpu"))
+        generator: torch.Generator = make(device or (self.device if is_ours else "cpu"))
+        return generator
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Files one test."""
         if report.when == "teardown" or (report.when == "setup" and report.passed):
             return
-        outcome = report.outcome
+        outcome: str = report.outcome
         if outcome == "failed" and MIXED.search(report.longreprtext):
             outcome = "refused"
         self.tests[outcome].append(report.nodeid)

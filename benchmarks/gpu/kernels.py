@@ -141,7 +141,7 @@ def fused_head(setup: PartSetup, facts: VerifierFacts) -> Judged:
     weights = torch.full((DEPTHS, places), 1 / places, device=setup.device)
 
     def fused() -> list[torch.Tensor]:
-        leaves = [states.detach().requires_grad_(), head.detach().requires_grad_()]
+        leaves = states.detach().requires_grad_(), head.detach().requires_grad_()
         loss = head_loss(*leaves, weights, lambda part: (targets[part] @ head.T).float(), LOSSES.get("kl_div"))
         return [loss.per_depth.detach(), *torch.autograd.grad(loss.per_depth.sum(), leaves)]
 

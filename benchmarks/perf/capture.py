@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +53,8 @@ def compare(folder: Path, dtype: torch.dtype, tokens: int, rounds: int) -> str:
     for number in range(rounds + 1):
         for indices in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
             batch = [rows[index] for index in indices]
-            bare = _seconds(lambda batch=batch: _bare(decoder, batch))
-            captured = _seconds(lambda batch=batch: engine.capture(batch, layer_ids))
+            bare = _seconds(partial(_bare, decoder, batch))
+            captured = _seconds(partial(engine.capture, batch, layer_ids))
             if number:
                 pairs.append((bare, captured))
     total = rounds * sum(map(len, rows))

@@ -72,7 +72,8 @@ def theirs(engine: Engine, new: int, **options: object) -> Way:
             out = engine.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, tokenizer=engine.tokenizer
             )
-        return out[0, len(prompt) :].tolist()
+        tokens: Answer = out[0, len(prompt) :].tolist()
+        return tokens
 
     return run
 
@@ -142,7 +143,8 @@ def main() -> None:
         for way in made.values():
             # Caches are built, and a compiled forward is compiled, before time counts.
             way(prompts[0])
-        seconds, answers = dict.fromkeys(made, 0.0), {name: [] for name in made}
+        seconds = dict.fromkeys(made, 0.0)
+        answers: dict[str, list[Answer]] = {name: [] for name in made}
         for index, prompt in enumerate(prompts):
             for turn in range(len(made)):
                 name = list(made)[(index + turn) % len(made)]

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,8 +59,9 @@ def measure(number: int, folder: Path) -> dict[str, float]:
     )
     writer = StateWriter(folder / "states", layout)
     fill(writer, conversations, made_up)
-    shape = {"widths": (AUX_WIDTH, WIDTH), "row_tokens": 2048, "rows_per_step": 2, "seed": 0, "dtype": torch.bfloat16}
-    batches = Batches(conversations=conversations, source=writer.finish(), **shape)
+    shape: dict[str, Any] = {"widths": (AUX_WIDTH, WIDTH), "row_tokens": 2048, "rows_per_step": 2}
+    source = writer.finish()
+    batches = Batches(conversations=conversations, source=source, seed=0, dtype=torch.bfloat16, **shape)
     steps = batches.steps(0)
 
     def following(epoch: int, step: int) -> tuple[int, int] | None:
@@ -86,7 +88,8 @@ def memory(field: str) -> float:
 def in_own_process(number: int) -> dict[str, float]:
     """Runs `measure` in a fresh process: VmHWM is the peak of a whole process."""
     done = subprocess.run([sys.executable, __file__, "--here", str(number)], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 def main(arguments: list[str]) -> None:

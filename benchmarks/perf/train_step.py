@@ -159,7 +159,7 @@ def step_gflop(length: int, draft_vocab: int, depths: int) -> float:
     attention = length * queries
     head = h * draft_vocab
     each_depth = 3 * (layer + attention) + 2 * head
-    return 2 * length * (depths * each_depth + head + 2 * (3 * h * h)) / 1e9
+    return float(2 * length * (depths * each_depth + head + 2 * (3 * h * h)) / 1e9)
 
 
 def matmul_gflops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
