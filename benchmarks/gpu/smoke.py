@@ -34,9 +34,9 @@ class SmokeCase:
 
     @property
     def override(self) -> str:
-        """The whole table, so that nothing of smoke's own algorithm is left."""
-        drafts = "" if self.drafts is None else f", draft_vocab_size={self.drafts}"
-        return f'algorithm={{name="{self.algorithm}"{drafts}}}'
+        """The table, which is merged with smoke's own: the vocabulary is therefore always set."""
+        drafts = '"none"' if self.drafts is None else self.drafts
+        return f'algorithm={{name="{self.algorithm}", draft_vocab_size={drafts}}}'
 
 
 def lines(setup: PartSetup) -> Iterator[VerdictLine]:
