@@ -75,11 +75,13 @@ def listed(mask, kind):
 
 
 def test_tiles_that_nobody_sees_are_not_computed():
-    """The cost is that of the keys that are seen: here less than a third of queries x keys."""
+    """The cost is that of the keys that are seen: here 38% of all tiles (counted: versions of torch differ)."""
     blocks, _ = blocks_of(even=True)
     mask = flex.run_mask(blocks.runs(CONTEXT, None, causal=False), CONTEXT + len(blocks.ends))
-    assert mask.sparsity() > 60
-    assert int(mask.full_kv_num_blocks.sum()) > 0
+    tiles = mask.kv_indices[0, 0].numel()
+    partial, full = int(mask.kv_num_blocks.sum()), int(mask.full_kv_num_blocks.sum())
+    assert full > 0
+    assert (partial + full) / tiles < 0.4
 
 
 def test_keys_that_a_query_may_not_see_get_no_gradient(monkeypatch):
