@@ -101,6 +101,8 @@ def lines(
     x: str,
     y: str,
     at_points: bool = False,
+    logarithmic: bool = False,
+    named: bool = False,
     from_zero: bool = False,
     level: float | None = None,
 ) -> str:
@@ -110,6 +112,8 @@ def lines(
         name: of the plot, unique on its page.
         x, y: labels of the axes.
         at_points: whether the ticks of the x axis are the x of the series, as for K.
+        logarithmic: whether equal ratios of x are equally far apart, as for amounts of data.
+        named: whether a line's name stands at its last point, for a plot without a legend beside it.
         from_zero: whether the y axis begins at 0, as for probabilities.
         level: y of a line across, such as a speed-up of 1.
     """
@@ -124,11 +128,19 @@ def lines(
             axes.plot(at, values, color=colour, linestyle=_LINES[one.line], **mark)
             if one.intervals:
                 axes.errorbar(at, values, errors, color=colour, capsize=3, elinewidth=1, fmt="none")
+            if named and at:
+                axes.annotate(
+                    one.name, (at[-1], values[-1]), (-6, 6), textcoords="offset points", ha="right", color=colour
+                )
         if level is not None:
             axes.axhline(level, color=_MUTED, linewidth=0.8, linestyle=":")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        if at_points:
-            places = sorted({place for one in series for place in one.x})
+        places = sorted({place for one in series for place in one.x})
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.set_xticks(places, [f"{place:,.0f}" for place in places])
+        elif at_points:
             axes.set_xticks(places)
             axes.set_xlim(places[0] - 0.3, places[-1] + 0.3)
         if from_zero:
