@@ -14,6 +14,7 @@ from speculators.bench.responses import own_rows
 from speculators.bench.result import Acceptance, Setting, summarize
 from speculators.bench.suites import Prompt
 from speculators.cost.sizes import with_parameters
+from speculators.cpu import sharing_the_cpu
 from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.decoding.loop import Decoded, OnTokens, unheard
@@ -324,6 +325,7 @@ def draft(
     return DraftedTokens(after=first, tokens=tokens, text=speculator.text(tokens))
 
 
+@sharing_the_cpu()
 def decode(
     speculator: Speculator,
     chat: Chat,
@@ -368,6 +370,7 @@ def decode(
     return Answer(text=speculator.text(decoded.tokens), decoded=decoded)
 
 
+@sharing_the_cpu()
 def replay(
     speculator: Speculator,
     chats: Sequence[Chat],

@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("structure", "facts"),
     ("config",),
     ("recipe",),
-    ("compat", "drafter", "model", "contract", "init_from", "nn", "losses", "formats", "verifier"),
+    ("compat", "cpu", "drafter", "model", "contract", "init_from", "nn", "losses", "formats", "verifier"),
     ("models", "data", "decoding"),
     ("training", "bench"),
     ("servers",),

@@ -8,6 +8,8 @@ from threading import Semaphore, Thread
 from types import TracebackType
 from typing import Any
 
+from speculators.cpu import compute_alone
+
 
 class BackgroundCalls:
     """Makes the calls in their order, one at a time; a call returns once it is queued.
@@ -35,6 +37,7 @@ class BackgroundCalls:
         self._calls.put(arguments)
 
     def _run(self) -> None:
+        compute_alone()
         while (arguments := self._calls.get()) is not None:
             # Before the work: `waiting` counts the calls that have not begun.
             self._room.release()

@@ -9,6 +9,7 @@ from types import TracebackType
 import attrs
 import torch
 
+from speculators.cpu import compute_alone
 from speculators.data.batches import Row
 
 Step = tuple[int, int]
@@ -72,6 +73,7 @@ def _enter(device: torch.device) -> None:
     # empties it: the forward would cast its weights again, and sum their gradients otherwise. A verifier's rotary
     # embedding has such a block. This thread is inside of one from the start, so no block is its outermost.
     torch.autocast_increment_nesting()
+    compute_alone()
     if device.type == "cuda":
         # A new thread's device is GPU 0, whatever this process's is.
         torch.cuda.set_device(device)

@@ -8,6 +8,7 @@ from threading import Condition, Thread
 import attrs
 import torch
 
+from speculators.cpu import compute_alone
 from speculators.data.batches import States, StateSource
 from speculators.data.capture import Stream, token_row
 from speculators.data.encoded import Conversations
@@ -69,6 +70,7 @@ class StreamedStates(StateSource):
             return states
 
     def _receive(self, documents: Iterable[int]) -> None:
+        compute_alone()
         try:
             for index, chosen, last in self.stream(self._requests(documents)):
                 states = from_stored(to_stored(chosen, last, self.dtype), chosen.device)

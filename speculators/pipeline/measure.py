@@ -11,6 +11,7 @@ import attrs
 from speculators.bench.result import BenchResult
 from speculators.bench.run import bench
 from speculators.bench.suites import load_suite, prompts_digest
+from speculators.cpu import sharing_the_cpu
 from speculators.data.template import ChatTemplate
 from speculators.decoding.draft_model import pinned
 from speculators.errors import ArtifactError, Problem, RecipeError, ServerError
@@ -67,6 +68,7 @@ class SavedSpeculator:
         return str(self.folder) if self.run is None else self.run.name
 
 
+@sharing_the_cpu()
 def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progress: Progress) -> BenchResult:
     """Measures a speculator in this process.
 

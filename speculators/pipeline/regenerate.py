@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from speculators.cpu import sharing_the_cpu
 from speculators.data.planned import as_planned, with_identities
 from speculators.data.written import TOKEN_IDS
 from speculators.errors import Problem, RecipeError
@@ -221,6 +222,7 @@ def other_author(file: Path, folder: Path) -> str | None:
     return str(stated["verifier"]) if own and own != stated["verifier_weights_sha256"] else None
 
 
+@sharing_the_cpu()
 def regenerate_file(
     recipe: Recipe,
     prompts: Path | None,

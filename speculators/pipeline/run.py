@@ -12,6 +12,7 @@ import attrs
 
 from speculators.bench.result import BenchResult
 from speculators.config import CONFIGS
+from speculators.cpu import sharing_the_cpu
 from speculators.events import Listen, RunEvent
 from speculators.files.disk import disk_errors, write_json
 from speculators.pipeline.bench import bench_stage
@@ -50,6 +51,7 @@ class RunOutcome:
     peak_memory_gb: float
 
 
+@sharing_the_cpu()
 def run_recipe(
     recipe: Recipe,
     *,

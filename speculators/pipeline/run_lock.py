@@ -87,6 +87,7 @@ NOT_COMPUTING = (
     "cost",
     "diff",
     "doctor",
+    "cpu",
     "errors",
     "events",
     "exchange",

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import elastic_launch
 
 from speculators.compat import launch_config
+from speculators.cpu import usable_cpus
 from speculators.errors import RecipeError, TrainingError
 from speculators.training.world import check_gpus
 
@@ -40,7 +41,7 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # The launcher replaces these handlers by its own.
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // nproc)))
     with tempfile.TemporaryDirectory(prefix="spec-launch-") as logs:
         silent = dict.fromkeys(range(1, nproc), Std.ALL)
         config = launch_config(
