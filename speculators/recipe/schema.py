@@ -324,7 +324,12 @@ class Recipe:
     @property
     def loads_verifier(self) -> bool:
         """Whether a process of a run loads the verifier, rather than leaving all its work to a server."""
-        return not self.data.served or (bool(self.benchmark.suites) and not self.data.server.evaluate)
+        return not self.data.served or self.data.regenerate is not None or self.measures_itself
+
+    @property
+    def measures_itself(self) -> bool:
+        """Whether a process of a run evaluates and measures with the verifier, rather than a server."""
+        return bool(self.benchmark.suites) and not self.data.evaluates_served
 
     @property
     def row_tokens(self) -> int:

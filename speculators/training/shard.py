@@ -75,9 +75,7 @@ def _mesh(world: World, over: bool | str) -> DeviceMesh:
     if shards == world.size:
         return init_device_mesh(world.device.type, (shards,))
     # Ranks of one machine follow each other, so a row of this mesh is a machine.
-    return init_device_mesh(
-        world.device.type, (world.size // shards, shards), mesh_dim_names=("replicate", "shard")
-    )
+    return init_device_mesh(world.device.type, (world.size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
 def shard_over(model: nn.Module, mesh: DeviceMesh, *, gradient_precision: str = "fp32") -> None:

@@ -140,7 +140,9 @@ def test_an_interrupted_run_repeats_its_bits_on_the_same_machines(four: Any) -> 
     """Stopped after a checkpoint and resumed by as many processes, it ends with the bits of an undisturbed run."""
     for found in four:
         assert found["interrupted"]["losses"] == found["muon"]["losses"][2:]
-        assert all(torch.equal(found["interrupted"]["weights"][name], v) for name, v in found["muon"]["weights"].items())
+        assert all(
+            torch.equal(found["interrupted"]["weights"][name], v) for name, v in found["muon"]["weights"].items()
+        )
 
 
 def test_checkpoints_do_not_depend_on_the_machines(one: Any, four: Any, folder: Path) -> None:
