@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from speculators.errors import TrainingError
+from speculators.training.rendezvous import fresh_store
 
 # Ranks reach a collective of tensors at nearly the same time: a longer wait means that one of them hangs.
 DATA_PATIENCE = timedelta(minutes=15)
@@ -196,9 +197,10 @@ def start() -> World:
     if "RANK" not in os.environ:
         return World(device=device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=DATA_PATIENCE)
-    rank, size = dist.get_rank(), dist.get_world_size()
+        store = fresh_store(rank, DATA_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=DATA_PATIENCE)
     control = dist.new_group(backend="gloo", timeout=CONTROL_PATIENCE)
     assert isinstance(control, dist.ProcessGroup), "every process is a member of a group of all"
     return World(rank=rank, size=size, local_size=local_size, device=device, backend=backend, control=control)
