@@ -12,7 +12,7 @@ from speculators.recipe.plan import Plan
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2}
-# `spec plan` is told the number of GPUs, not that of machines: this many are taken to be in one.
+# `spec plan` knows the number of GPUs, not that of machines: this many are taken to be in one.
 GPUS_PER_NODE = 8
 # Cached states of this many bytes are worth a warning.
 MUCH_DISK = 100e9

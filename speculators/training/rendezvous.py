@@ -23,7 +23,7 @@ def fresh_store(rank: int, patience: timedelta) -> dist.Store | None:
     torchrun's agents keep one store for all restarts, with the addresses of processes that have died since. Up to torch
     2.13 at least, the next ones may read those instead of each other's, and fail or wait in vain (pytorch #135712). The
     number of restarts does not tell them apart, because each machine counts its own failures. So the agents' store only
-    says where rank 0 is, and is asked again until it answers there: a former one is dead before torchrun starts another.
+    says where rank 0 is, and is asked again until it answers there: torchrun starts none before the former one is dead.
 
     Returns:
         None where no agent keeps a store, since the first process then makes one anyway.

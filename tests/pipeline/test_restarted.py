@@ -59,7 +59,9 @@ def test_a_launch_that_loses_its_processes_ends_with_the_same_bits(
     folder = torchrun(tmp_path, machines=machines, marks=marks)
     assert sorted(path.name for path in marks.iterdir()) == ["killed-0", "killed-1"]
     assert (folder / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
-    found, expected = ([(each["step"], each["loss"]) for each in events(run, "StepEvent")] for run in (folder, undisturbed))
+    found, expected = (
+        [(each["step"], each["loss"]) for each in events(run, "StepEvent")] for run in (folder, undisturbed)
+    )
     # Each launch resumed from the checkpoint of update 4.
     assert [step for step, _ in found] == [*range(1, 7), 5, 6, *range(5, 9)]
     assert set(found) == set(expected)

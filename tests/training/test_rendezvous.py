@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillWaiting
 from datetime import timedelta
@@ -18,7 +17,7 @@ PATIENCE = timedelta(seconds=30)
 
 
 @pytest.fixture
-def agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[dist.TCPStore]:
+def agents(monkeypatch: pytest.MonkeyPatch) -> dist.TCPStore:
     """The agents' store after a restart: a process that has died left its port, and a value."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     with socket.socket() as former:
@@ -31,7 +30,7 @@ def agents(monkeypatch: pytest.MonkeyPatch) -> Iterator[dist.TCPStore]:
         "MASTER_PORT": str(store.port),
     }.items():
         monkeypatch.setenv(name, value)
-    yield store
+    return store
 
 
 def test_processes_do_not_read_what_former_ones_left(agents: dist.TCPStore) -> None:
