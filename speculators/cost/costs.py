@@ -12,6 +12,8 @@ from speculators.recipe.plan import Plan
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2}
+# `spec plan` knows the number of GPUs, not that of machines: this many are taken to be in one.
+GPUS_PER_NODE = 8
 # Cached states of this many bytes are worth a warning.
 MUCH_DISK = 100e9
 
@@ -125,6 +127,11 @@ class Costs:
         widths = (len(self.plan.target_layer_ids) + 1) * self.plan.facts.hidden_size
         return self.plan.row_tokens * widths * COMPUTE_BYTES[self.plan.precision]
 
+    def shards(self, world_size: int) -> int:
+        """Counts the processes that one copy of the model is spread over."""
+        over = self.plan.recipe.distributed.shard
+        return 1 if not over else min(world_size, GPUS_PER_NODE) if over == "node" else world_size
+
     def memory(self, world_size: int, *, capture_tokens: int, rows_on_host: bool) -> dict[str, int]:
         """Counts the bytes of one process while it trains, by part.
 
@@ -137,8 +144,7 @@ class Costs:
             rows_on_host: whether rows that were not computed here wait in the host's memory, so that only two are on
                 the device; rows stored in 8 bits wait on the device all the same, where they are decoded.
         """
-        row, recipe = self.row, self.plan.recipe
-        shards = world_size if world_size > 1 and recipe.distributed.shard else 1
+        row, recipe, shards = self.row, self.plan.recipe, self.shards(world_size)
         shard = row.trainable_bytes // shards if shards > 1 else 0
         on_host = rows_on_host and not self.online and not (self.cached and recipe.data.states_dtype == FP8)
         waiting = 2 if on_host else 2 * -(-self.plan.rows_per_step // world_size)
@@ -229,16 +235,20 @@ class Costs:
     def communication(self, world_size: int) -> dict[str, int]:
         """Counts the bytes that one process receives in one update, with ring algorithms.
 
-        Sharded: float32 weights are gathered, gradients reduced and scattered; muon gathers its matrices' gradients.
-        Otherwise gradients are reduced on all processes, which is a reduction and a gathering.
+        Among shards, float32 weights are gathered, gradients reduced and scattered, and muon gathers its matrices'
+        gradients. Between copies, the gradients of a shard are reduced on all processes, which is a reduction and a
+        gathering.
         """
-        if world_size == 1:
-            return {}
-        others, whole = (world_size - 1) / world_size, self.row.trainable_bytes
-        if not self.plan.recipe.distributed.shard:
-            return {"gradients": round(2 * whole * others)}
-        moved = {"weights": whole, "gradients": whole, "optimizer": self.row.momentum_bytes}
-        return {name: round(size * others) for name, size in moved.items() if size}
+        shards, whole = self.shards(world_size), self.row.trainable_bytes
+        copies = world_size / shards
+        others, elsewhere = (shards - 1) / shards, (copies - 1) / copies
+        gradients = whole // 2 if self.plan.recipe.schedule.gradient_precision == "bf16" else whole
+        moved = {
+            "weights": whole * others,
+            "gradients": gradients * others + 2 * gradients / shards * elsewhere,
+            "optimizer": self.row.momentum_bytes * others,
+        }
+        return {name: round(size) for name, size in moved.items() if size}
 
     def reading(self, tokens: int) -> int:
         """Counts the bytes of cached states that are read for so many tokens; 0 online."""

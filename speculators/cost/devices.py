@@ -20,7 +20,8 @@ def memory(costs: Costs, device: Device) -> dict[str, int]:
 
 
 def verifier_alone(costs: Costs, device: Device) -> int:
-    """Counts the bytes of a process that captures or measures, with the verifier or its part; 0 where a server does."""
+    """Counts the bytes of a process that answers, captures or measures, with the verifier or its part; 0 where servers
+    do all that."""
     recipe = costs.plan.recipe
     if not recipe.loads_verifier:
         return 0
@@ -92,9 +93,13 @@ def _verifier_warnings(costs: Costs, device: Device) -> list[str]:
     need = f"the verifier alone needs {size_text(alone)}, a device has {size_text(device.memory_bytes)}"
     if recipe.distributed.shard_verifier and device.count > 1:
         return [f"{device.name}: {need}: take more processes, which share it"]
-    impossible = "be measured" if recipe.data.served else "be captured or measured"
-    server = [] if recipe.data.served else ['data.hidden_states = "server" (spec serve-states starts it)']
-    server += ["data.server.evaluate = true"] if recipe.benchmark.suites else []
+    work = {
+        "answer": (recipe.data.regenerate is not None, 'data.regenerate = "none" (spec regenerate --endpoint answers)'),
+        "be captured": (not recipe.data.served, 'data.hidden_states = "server" (spec serve-states starts it)'),
+        "be measured": (recipe.measures_itself, "data.server.evaluate = true"),
+    }
+    impossible = " or ".join(name for name, (is_due, _) in work.items() if is_due)
+    server = [setting for is_due, setting in work.values() if is_due]
     sharded = ['distributed.shard_verifier = true and data.hidden_states = "cached"'] if device.count > 1 else []
     ways = ", or ".join([*sharded, " and ".join(server)])
     return [

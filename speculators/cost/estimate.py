@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from speculators.cost.catalogue import Device
-from speculators.cost.costs import Costs
+from speculators.cost.costs import GPUS_PER_NODE, Costs
 from speculators.cost.devices import EFFICIENCY, memory, seconds, verifier_alone, warnings
 from speculators.cost.history import StageTime, measured_times
 from speculators.cost.sizes import costs_of
@@ -120,6 +120,8 @@ def estimate(
     unused = [f"{' and '.join(names)} ignored: the data is already prepared and counted"] if names else []
     free_disk = None if devices else free_bytes(places.cache)
     notes = _notes(costs)
+    if plan.recipe.distributed.shard == "node" and any(device.count > GPUS_PER_NODE for device in devices):
+        notes.append(f'distributed.shard = "node": {GPUS_PER_NODE} GPUs per machine are assumed')
     if devices:
         origin = "as requested" if efficiency else "a guess, not measured"
         notes.append(f"GPU times assume {share:g} of the dense peak in the data sheet ({origin})")

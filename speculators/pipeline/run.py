@@ -95,8 +95,7 @@ def run_recipe(
             if world.is_main:
                 lock.enter_context(working_in(context.run_folder))
             record = _begin(context, log, tracker)
-            measures = recipe.benchmark.suites and not recipe.data.evaluates_served
-            if record is None and measures and until != "verifier":
+            if record is None and recipe.measures_itself and until != "verifier":
                 try_verifier(context)
             if until in ("verifier", "prepare", "capture"):
                 _prepare_only(context, until)

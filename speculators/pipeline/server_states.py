@@ -223,8 +223,8 @@ def _clear(context: Context) -> None:
 
 def _compare_first(context: Context, pool: StatesPool, prepared: Conversations) -> None:
     """Compares a few conversations if evaluation loads the verifier anyway; otherwise says how to compare them."""
-    if not context.recipe.loads_verifier:
-        reason = "the server's states are not compared with the verifier's, which this recipe never loads"
+    if not context.recipe.measures_itself:
+        reason = "the server's states are not compared with the verifier's, which does not evaluate in this process"
         remedy = "spec data RECIPE --check-states compares them on a machine that the verifier fits"
         context.emit(WarningEvent(message=f"{reason}: {remedy}"))
         return

@@ -26,6 +26,7 @@ from speculators.recipe.plan import Plan, make_plan
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places, RunFolder
 from speculators.training.world import World, local_device
+from speculators.verifier.sharded import check_can_load_parts
 from speculators.verifier.sources import existing_folder, fetch_facts, obtain
 from speculators.verifier.supported import architecture_problems, missing_packages
 from speculators.verifier.weights import load_head
@@ -81,6 +82,8 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
         SpeculatorsError: the verifier cannot be obtained, or the recipe does not fit it.
     """
     section = recipe.verifier
+    if world.size > 1 and recipe.distributed.shard_verifier and recipe.loads_verifier:
+        check_can_load_parts()
     if section.kind in ("hub", "folder"):
         facts = fetch_facts(section)
         make_plan(recipe, facts, world_size=world.size)

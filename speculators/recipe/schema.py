@@ -43,6 +43,11 @@ def _decay(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
         raise ValueError(f'must be above 0 and below 1, or "none", got {value!r}')
 
 
+def _shard(_: object, __: attrs.Attribute[Any], value: bool | str) -> None:
+    if value not in (True, False, "node"):
+        raise ValueError(f'must be true, false or "node", got {value!r}')
+
+
 @attrs.frozen(kw_only=True)
 class OptimizerSection:
     """`schedule.optimizer`.
@@ -110,6 +115,8 @@ class ScheduleSection:
         ema: decay of an exponential moving average of the weights, which is evaluated and exported in their place, such
             as 0.99; update t (from 0) takes min(ema, (1 + t) / (10 + t)). None for no average.
         precision: "bf16" computes in bfloat16 with float32 weights, "fp32" in float32.
+        gradient_precision: "bf16" adds up the gradients of several processes in bfloat16, which halves what they send
+            each other; "fp32" in float32. Each process sums the gradients of its own rows in float32.
         evaluate_every: steps between evaluations, or a share of the run such as "10%".
         checkpoint_every: steps between checkpoints, or a share of the run such as "10%".
         keep_checkpoints: number of latest checkpoints to keep, besides the best.
@@ -123,6 +130,7 @@ class ScheduleSection:
     learning_rate: LearningRate = LearningRate()
     ema: float | None = field(default=None, validator=_decay, metadata=OFF_BY_DEFAULT)
     precision: str = field(default="bf16", validator=one_of("bf16", "fp32"))
+    gradient_precision: str = field(default="fp32", validator=one_of("bf16", "fp32"), metadata=OFF_BY_DEFAULT)
     evaluate_every: str | int = field(default="10%", validator=cadence)
     checkpoint_every: str | int = field(default="10%", validator=cadence)
     keep_checkpoints: int = field(default=2, validator=positive)
@@ -133,12 +141,13 @@ class DistributedSection:
     """`[distributed]`: how the processes of a launch share the models.
 
     Attributes:
-        shard: shard the model over all processes (FSDP2); false keeps a copy in each.
+        shard: true shards the model over all processes (FSDP2), "node" over those of each machine (HSDP), so that
+            machines send each other only gradients; false keeps a copy in each process.
         shard_verifier: likewise the verifier, layer by layer, for one that does not fit in a GPU; false keeps a copy in
             each process that computes with it, which is faster.
     """
 
-    shard: bool = True
+    shard: bool | str = field(default=True, validator=_shard)
     shard_verifier: bool = False
 
 
@@ -315,7 +324,12 @@ class Recipe:
     @property
     def loads_verifier(self) -> bool:
         """Whether a process of a run loads the verifier, rather than leaving all its work to a server."""
-        return not self.data.served or (bool(self.benchmark.suites) and not self.data.server.evaluate)
+        return not self.data.served or self.data.regenerate is not None or self.measures_itself
+
+    @property
+    def measures_itself(self) -> bool:
+        """Whether a process of a run evaluates and measures with the verifier, rather than a server."""
+        return bool(self.benchmark.suites) and not self.data.evaluates_served
 
     @property
     def row_tokens(self) -> int:

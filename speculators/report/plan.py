@@ -127,7 +127,7 @@ def _memory(devices: Sequence[DeviceEstimate]) -> Table:
         over = capacity is not None and each.memory_total > capacity
         totals.append(f"[{'bad' if over else 'good'}]{size_text(each.memory_total)}[/]{of_capacity}")
     table.add_row("[title]total[/]", *totals)
-    table.add_row("verifier alone, capture and bench", *(size_text(each.memory_verifier) for each in devices))
+    table.add_row("verifier alone, outside training", *(size_text(each.memory_verifier) for each in devices))
     table.add_row("received per update", *(_moved(each.communication) for each in devices))
     return table
 

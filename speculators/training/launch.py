@@ -35,7 +35,7 @@ def launch(arguments: Sequence[str], *, nproc: int) -> int:
     Raises:
         TrainingError: a process was killed, or one other than rank 0 failed alone; or there are fewer GPUs.
     """
-    check_gpus(nproc)
+    check_gpus(nproc, option="--nproc ")
     # Deaths of children are reported below, once, so the launcher must not log them; each of its loggers has a level.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)

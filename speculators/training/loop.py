@@ -70,7 +70,7 @@ def train(
         ArtifactError: a checkpoint cannot be written, or belongs to another run.
         KeyboardInterrupt: it was asked to stop; the checkpoint has been saved.
     """
-    shard(model, world, enabled=job.shard)
+    shard(model, world, over=job.shard, gradient_precision=job.schedule.gradient_precision)
     worker = Worker(
         model=model,
         optimizer=Optimizer(model, job.schedule.optimizer, ema=job.schedule.ema),

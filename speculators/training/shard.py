@@ -2,53 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 
 from speculators.errors import TrainingError
 from speculators.training.world import World
 
 
-def shard(model: nn.Module, world: World, *, enabled: bool = True) -> None:
+class Bf16Sums(DefaultReduceScatter):
+    """Adds up the gradients of several processes in bf16: half the bytes of FSDP2's float32.
+
+    FSDP2's own MixedPrecisionPolicy(reduce_dtype=...) would also accumulate the rows of an update in bf16, where later
+    rows are lost in the sum of the earlier ones. Here they accumulate in float32 as ever.
+
+    For each group of parameters, FSDP2 allocates a buffer of this process's gradients, then one of their sums over
+    processes, which with `over = "node"` are added across machines as they are.
+    """
+
+    def __init__(self) -> None:
+        self._is_sums = False
+
+    def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Makes the next buffer: gradients in the type that is asked for, or their sums in bf16."""
+        is_sums, self._is_sums = self._is_sums, not self._is_sums
+        return super().allocate(size, dtype=torch.bfloat16 if is_sums else dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, *args: Any, **kwargs: Any) -> dist.Work:
+        """Sums `input_tensor` over the processes; each receives its part in `output_tensor`."""
+        return super().__call__(output_tensor, input_tensor.to(output_tensor.dtype), *args, **kwargs)
+
+
+def shard(model: nn.Module, world: World, *, over: bool | str = True, gradient_precision: str = "fp32") -> None:
     """Shards `model` over the world, in place; does nothing in a world of one.
 
     Parameters stay float32 and the forward runs under autocast, as in one process, instead of under FSDP2's own
     MixedPrecisionPolicy: that would round norm weights and elementwise work to bf16 in sharded runs only, so that 1
     and N processes would train different models. The price, a float32 all-gather, is paid once per update (see
-    `gather_once`).
+    `gathered_once`).
 
     Frozen parameters stay whole on every process: they need neither gradients nor optimizer state, and a sharded
     frozen embedding would have to be gathered for every update.
 
     Args:
         model: has `layers`, an nn.ModuleList; each entry is sharded by itself, then the rest.
-        enabled: if False, every process keeps a copy, and only gradients are exchanged.
+        over: True, all processes; "node", those of each machine, between which only gradients travel then; False,
+            nothing: every process keeps a copy.
+        gradient_precision: "fp32" or "bf16", in which gradients of several processes are added up.
 
     Raises:
-        TrainingError: the processes did not build the same model.
+        TrainingError: the processes did not build the same model, or machines differ in their number of processes.
     """
     if world.size == 1:
         return
     _check_same(model, world)
-    if enabled:
-        mesh = init_device_mesh(world.device.type, (world.size,))
-    else:
-        mesh = init_device_mesh(world.device.type, (world.size, 1), mesh_dim_names=("replicate", "shard"))
-    shard_over(model, mesh)
+    shard_over(model, _mesh(world, over), gradient_precision=gradient_precision)
 
 
-def shard_over(model: nn.Module, mesh: DeviceMesh) -> None:
+def _mesh(world: World, over: bool | str) -> DeviceMesh:
+    """Arranges the processes: one dimension of shards or, where copies are kept, copies x shards."""
+    if over == "node" and len(sizes := set(world.gather(world.local_size))) > 1:
+        message = f'distributed.shard = "node": the machines have {" and ".join(map(str, sorted(sizes)))} processes'
+        raise TrainingError(message, hint="start as many on each (--nproc_per_node), or set distributed.shard = true")
+    shards = world.local_size if over == "node" else world.size if over else 1
+    if shards == world.size:
+        return init_device_mesh(world.device.type, (shards,))
+    # Ranks of one machine follow each other, so a row of this mesh is a machine.
+    return init_device_mesh(world.device.type, (world.size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_over(model: nn.Module, mesh: DeviceMesh, *, gradient_precision: str = "fp32") -> None:
     """Shards each entry of `model.layers` over a mesh, then the rest; a mesh of one process shards without effect."""
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     for layer in layers_of(model):
         # A layer runs once for each unrolled draft step: gathering it each time would cost more than its memory.
         fully_shard(layer, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+    if gradient_precision == "bf16":
+        for part in _parts(model):
+            part.set_custom_reduce_scatter(Bf16Sums())
 
 
 def layers_of(model: nn.Module) -> Iterator[nn.Module]:
@@ -56,17 +95,31 @@ def layers_of(model: nn.Module) -> Iterator[nn.Module]:
     return iter(model.get_submodule("layers").children())
 
 
-def gather_once(model: nn.Module, *, last: bool) -> None:
-    """Keeps parameters gathered and gradients unreduced between the rows of an update, until the `last` row."""
+@contextmanager
+def gathered_once(model: nn.Module) -> Iterator[None]:
+    """Gathers parameters at their first use in the block, and at its end frees them and adds up the gradients, once.
+
+    By itself, FSDP2 does so for each use of a layer in a backward, of which there is one per unrolled draft step.
+    """
+    _each_backward(model, is_whole=False)
+    yield
+    _each_backward(model, is_whole=True)
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-        model.set_reshard_after_backward(last)
+        # The end of any backward: here, of one whose gradients are all there.
+        model._get_fsdp_state()._root_post_backward_final_callback()
+
+
+def _each_backward(model: nn.Module, *, is_whole: bool) -> None:
+    """Decides whether gradients are added up, and parameters freed, after a layer's backward."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_whole)
+        model.set_reshard_after_backward(is_whole)
 
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
     """Gathers the whole parameters on every process as plain tensors, for code that does not call `forward`."""
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = _parts(model)
     for part in parts:
         part.unshard()
     try:
@@ -74,6 +127,11 @@ def whole(model: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.reshard()
+
+
+def _parts(model: nn.Module) -> list[FSDPModule]:
+    """Lists the modules that are gathered one at a time; empty before `shard`."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def _check_same(model: nn.Module, world: World) -> None:

@@ -86,7 +86,8 @@ class Job:
         seed: for the random numbers that a forward draws; see `rng.seed_row`.
         folder: where checkpoints are kept, and where a later call resumes from.
         fingerprint: of the train stage; a checkpoint with another fingerprint is refused.
-        shard: shard parameters and optimizer over the processes; otherwise each process keeps a copy.
+        shard: what parameters and optimizer are sharded over: True, all processes; "node", those of each machine;
+            False, nothing, so that each process keeps a copy.
     """
 
     schedule: ScheduleSection
@@ -94,7 +95,7 @@ class Job:
     seed: int
     folder: Path
     fingerprint: str
-    shard: bool = True
+    shard: bool | str = True
 
 
 Batches = Callable[[int], Batch]

@@ -18,7 +18,7 @@ from speculators.registry import qualified_name
 from speculators.training.optimizer import Optimizer
 from speculators.training.rng import seed_row
 from speculators.training.schedule import factor
-from speculators.training.shard import gather_once, precision
+from speculators.training.shard import gathered_once, precision
 from speculators.training.state import Batch, BatchRow, Job
 from speculators.training.stop import StopRequest
 from speculators.training.world import World
@@ -135,21 +135,21 @@ def _backward(worker: Worker, batch: Batch, step: int) -> Sums:
     if batch.supervised == 0:
         raise DataError(f"step {step + 1}: no token of the whole batch is supervised")
     sums, seen = Sums(device=world.device), 0
-    for row in batch.rows:
-        seen += 1
-        gather_once(model, last=seen == batch.num_rows)
-        seed_row(job.seed, step, row.index)
-        inputs: dict[str, Any] = _to_device(_supervised_somewhere(row), world.device)
-        if row.layout is not None and row.supervised > 0:
-            inputs["layout"] = row.layout
-        names = accepted_by(model, inputs)
-        with precision(world, job.schedule.precision):
-            result = model(**{name: inputs[name] for name in names}, **worker.train_kwargs)
-        loss, metrics = loss_and_metrics(model, result)
-        share = row.supervised / batch.supervised
-        # FSDP averages gradients over the processes; times the world size, that is a sum.
-        (loss * (share * world.size)).backward()
-        sums.add(row, metrics, share)
+    with gathered_once(model):
+        for row in batch.rows:
+            seen += 1
+            seed_row(job.seed, step, row.index)
+            inputs: dict[str, Any] = _to_device(_supervised_somewhere(row), world.device)
+            if row.layout is not None and row.supervised > 0:
+                inputs["layout"] = row.layout
+            names = accepted_by(model, inputs)
+            with precision(world, job.schedule.precision):
+                result = model(**{name: inputs[name] for name in names}, **worker.train_kwargs)
+            loss, metrics = loss_and_metrics(model, result)
+            share = row.supervised / batch.supervised
+            # FSDP averages gradients over the processes; times the world size, that is a sum.
+            (loss * (share * world.size)).backward()
+            sums.add(row, metrics, share)
     assert seen == batch.num_rows, f"a batch of {batch.num_rows} rows gave {seen}"
     return sums
 

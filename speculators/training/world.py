@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from speculators.errors import TrainingError
+from speculators.training.rendezvous import fresh_store
 
 # Ranks reach a collective of tensors at nearly the same time: a longer wait means that one of them hangs.
 DATA_PATIENCE = timedelta(minutes=15)
@@ -40,13 +41,15 @@ class World:
     """One process among the `size` of a launch.
 
     Attributes:
-        rank: number of this process in the launch, from 0.
+        rank: number of this process in the launch, from 0; those of one machine follow each other.
+        local_size: processes of this machine.
         backend: of the process group; "" if there is none.
         control: the group in which processes wait for serial work and exchange host values; None if there is none.
     """
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
     device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
     backend: str = ""
     control: dist.ProcessGroup | None = attrs.field(default=None, repr=False)
@@ -136,8 +139,11 @@ def repeatable(*, enabled: bool) -> Iterator[None]:
         options.fill_uninitialized_memory = fill
 
 
-def check_gpus(processes: int) -> None:
+def check_gpus(processes: int, *, option: str) -> None:
     """Checks that each process of this machine has a GPU of its own, on a machine that has any.
+
+    Args:
+        option: the launcher's option for the number of processes, up to the number.
 
     Raises:
         TrainingError: there are more processes than GPUs.
@@ -145,7 +151,7 @@ def check_gpus(processes: int) -> None:
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         message = f"{processes} processes on this machine, and it has {gpus} GPU{'s' * (gpus > 1)}"
-        raise TrainingError(message, hint=f"--nproc {gpus}, or CUDA_VISIBLE_DEVICES= to compute on the CPU")
+        raise TrainingError(message, hint=f"{option}{gpus}, or CUDA_VISIBLE_DEVICES= to compute on the CPU")
 
 
 def unused_gpus(world: World) -> list[str]:
@@ -180,8 +186,9 @@ def start() -> World:
     """
     device = local_device()
     cuda = device.type == "cuda"
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cuda:
-        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_gpus(local_size, option="--nproc_per_node=")
         for name, value in _REPEATABLE.items():
             os.environ.setdefault(name, value)
         torch.cuda.set_device(device)
@@ -190,12 +197,13 @@ def start() -> World:
     if "RANK" not in os.environ:
         return World(device=device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=DATA_PATIENCE)
-    rank, size = dist.get_rank(), dist.get_world_size()
+        store = fresh_store(rank, DATA_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=DATA_PATIENCE)
     control = dist.new_group(backend="gloo", timeout=CONTROL_PATIENCE)
     assert isinstance(control, dist.ProcessGroup), "every process is a member of a group of all"
-    return World(rank=rank, size=size, device=device, backend=backend, control=control)
+    return World(rank=rank, size=size, local_size=local_size, device=device, backend=backend, control=control)
 
 
 def stop(world: World) -> None:

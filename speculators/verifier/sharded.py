@@ -15,6 +15,18 @@ from speculators.facts import VerifierFacts
 from speculators.verifier.architecture import Skeleton, decoder_layers, trunk
 
 
+def can_load_parts() -> bool:
+    """Whether this transformers lets its caller choose the parts of a model that are sharded, as from 5.23 on."""
+    return "fsdp_plan" in {field.name for field in dataclasses.fields(DistributedConfig)}
+
+
+def check_can_load_parts() -> None:
+    """Raises VerifierError unless `can_load_parts`."""
+    if not can_load_parts():
+        message = f"distributed.shard_verifier needs transformers 5.23 or newer, found {transformers.__version__}"
+        raise VerifierError(message, hint="pip install 'transformers>=5.23,<6'")
+
+
 def loaded_in_parts(facts: VerifierFacts, processes: int) -> dict[str, Any]:
     """Makes the arguments with which `from_pretrained` reads, on each process, only that process's part of the weights.
 
@@ -24,9 +36,7 @@ def loaded_in_parts(facts: VerifierFacts, processes: int) -> dict[str, Any]:
     Raises:
         VerifierError: this transformers cannot load it so, or the architecture cannot be built.
     """
-    if "fsdp_plan" not in {field.name for field in dataclasses.fields(DistributedConfig)}:
-        message = f"distributed.shard_verifier needs transformers 5.23 or newer, found {transformers.__version__}"
-        raise VerifierError(message, hint="pip install --upgrade transformers")
+    check_can_load_parts()
     experts, _ = facts.experts()
     if experts and -(-experts // processes) * (processes - 1) >= experts:
         message = f"{facts.source}: its {experts} experts leave none for the last of {processes} processes"

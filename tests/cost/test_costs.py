@@ -211,10 +211,10 @@ def test_a_wrong_option_is_one_error(arguments: tuple[str, ...], message: str, t
     "cures",
     [
         ("distributed.shard_verifier = true", 'data.hidden_states = "cached"'),
-        ('data.hidden_states = "server"', "data.server.evaluate = true"),
+        ('data.regenerate = "none"', 'data.hidden_states = "server"', "data.server.evaluate = true"),
     ],
 )
-def test_a_verifier_that_is_too_large_comes_with_the_ways_that_work(cures: tuple[str, str], tmp_path: Path) -> None:
+def test_a_verifier_that_is_too_large_comes_with_the_ways_that_work(cures: tuple[str, ...], tmp_path: Path) -> None:
     """70B on 80 GB: what the warning says to set raises no such warning itself."""
     config = LLAMA.parents[1] / "llama-3.3-70b" / "config.json"
     plan = ("plan", "eagle3_llama70b", "--verifier-config", config, "--gpus", "8xH100-80GB", "--json")
@@ -232,6 +232,54 @@ def test_processes_that_share_a_verifier_hold_parts_of_its_layers(tmp_path: Path
     plan = ("plan", "eagle3_llama70b", "--verifier-config", config, "--gpus", "1xH200,8xH200", "--json")
     whole, shared = (each["memory_verifier"] for each in Spec(tmp_path)(*plan).json["costs"]["devices"])
     assert whole - shared == pytest.approx(141.1e9 - (141.1e9 / 8 + 4.2e9 + 2 * 1.71e9), rel=1e-2)
+
+
+def test_a_served_verifier_leaves_the_gpus_to_training(tmp_path: Path) -> None:
+    """70B, 8x80 GB: the draft's 1.1 billion parameters in float32, half of the GPU free, and of the verifier no more
+    than the head's rows of the draft vocabulary. Without a server, answers alone need it."""
+    config = LLAMA.parents[1] / "llama-3.3-70b" / "config.json"
+    sets = ('data.hidden_states="streamed"', "data.server.evaluate=true", "distributed.shard_verifier=false")
+    plan = ("plan", "eagle3_llama70b", "--verifier-config", config, "--gpus", "8xH100-80GB", "--mean-tokens", 1024)
+    plan += (*(part for each in sets for part in ("--set", each)), "--json")
+    answering = Spec(tmp_path)(*plan).json["costs"]
+    assert answering["devices"][0]["memory_verifier"] > 141e9
+    assert any("it cannot answer there" in each for each in answering["warnings"])
+    served = Spec(tmp_path)(*plan, "--set", 'data.regenerate="none"').json["costs"]
+    assert served["warnings"] == []
+    assert (served["disk"]["hidden states"], served["devices"][0]["memory_verifier"]) == (0, 0)
+    memory, trainable = served["devices"][0]["memory"], served["row"]["trainable"]
+    assert memory["gradients"] == pytest.approx(4 * trainable * 9 / 8)
+    assert memory["optimizer"] == pytest.approx(8 * trainable / 8)
+    assert memory["verifier"] == pytest.approx(2 * 32_000 * 8192, rel=1e-3)
+    assert 30e9 < served["devices"][0]["memory_total"] < 45e9
+
+
+def communication_of(spec: Spec, *sets: str) -> dict[str, int]:
+    """What one of 32 GPUs receives per update."""
+    options = ("--gpus", "32xH100", "--set", "schedule.tokens_per_step=131072", "--json")
+    plan = spec(
+        "plan", "eagle3_llama8b", "--verifier-config", LLAMA, *options, *(p for each in sets for p in ("--set", each))
+    )
+    assert plan.code == 0, plan.err
+    if any('"node"' in each for each in sets):
+        assert any("8 GPUs per machine are assumed" in note for note in plan.json["costs"]["notes"])
+    (device,) = plan.json["costs"]["devices"]
+    return device["communication"]
+
+
+def test_shards_within_machines_gather_within_them(tmp_path: Path) -> None:
+    """Each of 32 GPUs receives 7/8 of weights and gradients from its own machine, and 2 x 3/4 of its eighth of the
+    gradients from the three others; in bf16 gradients have half the size, and copies exchange gradients alone."""
+    spec = Spec(tmp_path)
+    over_all = communication_of(spec)
+    whole = over_all["weights"] * 32 / 31
+    near = communication_of(spec, 'distributed.shard="node"')
+    assert near["weights"] == pytest.approx(whole * 7 / 8)
+    assert near["gradients"] == pytest.approx(whole * (7 / 8 + 2 * 3 / 4 / 8))
+    narrow = communication_of(spec, 'distributed.shard="node"', 'schedule.gradient_precision="bf16"')
+    assert narrow == {**near, "gradients": pytest.approx(near["gradients"] / 2, abs=2)}
+    copies = communication_of(spec, "distributed.shard=false")
+    assert copies == {"gradients": pytest.approx(2 * whole * 31 / 32)}
 
 
 def test_a_device_has_its_usual_memory_unless_it_is_named() -> None:

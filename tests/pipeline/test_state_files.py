@@ -26,6 +26,7 @@ from speculators.pipeline import Places, run_recipe
 from speculators.pipeline.setup import make_context
 from speculators.recipe.load import load_recipe
 from speculators.training.world import World
+from speculators.verifier.sharded import can_load_parts
 
 # The verifier pads a batch to its longest sequence, and batches differ, so float32 sums run in another order. Up to
 # 4e-8 of the loss was measured over eight updates.
@@ -149,6 +150,7 @@ def test_two_processes_give_the_result_of_one(run_folder: Path, fresh: Spec) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not can_load_parts(), reason="transformers before 5.23 cannot load parts of a model")
 def test_two_processes_share_a_verifier(run_folder: Path, spec: Spec, fresh: Spec) -> None:
     """States are the same to the byte as those of one process, and so is each acceptance; nothing is decoded live."""
     command = [sys.executable, "-m", "speculators.cli", "run", "smoke", "--runs", str(fresh.runs), "--nproc", "2"]

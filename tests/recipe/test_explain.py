@@ -55,6 +55,7 @@ OTHER = {
     "schedule.learning_rate.shape": 'schedule.learning_rate.shape="linear"',
     "schedule.ema": "schedule.ema=0.99",
     "schedule.precision": 'schedule.precision="fp32"',
+    "schedule.gradient_precision": 'schedule.gradient_precision="bf16"',
     "schedule.evaluate_every": "schedule.evaluate_every=5",
     "schedule.checkpoint_every": "schedule.checkpoint_every=5",
     "benchmark.suites[0].name": "benchmark.suites=[{name='other', path='rows.jsonl', split='test'}]",

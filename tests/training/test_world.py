@@ -13,12 +13,15 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from training_launch import CASES, whole_run
 from training_toy import MUON, build, make_job, run
 
 from speculators.errors import TrainingError
 from speculators.events import SaveEvent
 from speculators.training.launch import launch
+from speculators.training.shard import gathered_once, shard_over
 from speculators.training.world import World, dismiss, repeatable, start, stop, unused_gpus
 
 # Gradients are the same sums in another order: float32 leaves them equal to 1e-7 of their size. AdamW keeps that small:
@@ -120,7 +123,7 @@ def test_more_processes_than_gpus_are_refused(eight_gpus, monkeypatch):
     with pytest.raises(TrainingError, match=r"9 processes on this machine, and it has 8 GPUs\n--nproc 8"):
         launch(["-c", ""], nproc=9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    with pytest.raises(TrainingError, match=r"9 processes on this machine, and it has 8 GPUs"):
+    with pytest.raises(TrainingError, match=r"9 processes on this machine, and it has 8 GPUs\n--nproc_per_node=8"):
         start()
 
 
@@ -189,6 +192,30 @@ def test_serial_work_of_rank_0_may_take_days(launched, monkeypatch):
     assert groups == [launched.control] * 3
     one_of_two.sum(torch.ones(1))
     assert groups[-1] is None
+
+
+class Linear(nn.Module):
+    """A model whose weights each have the gradient 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 2, bias=False)])
+
+    def forward(self):
+        return self.layers[0](torch.ones(1, 2)).sum()
+
+
+@pytest.mark.parametrize(("precision", "gradient"), [("fp32", 301), ("bf16", 300)])
+def test_rows_accumulate_in_float32_and_only_sums_over_processes_are_rounded(launched, precision, gradient):
+    """bf16 has no 301, and a sum in bf16 would stay at 256 when 1 is added."""
+    model = Linear()
+    shard_over(model, init_device_mesh("cpu", (1,)), gradient_precision=precision)
+    with gathered_once(model):
+        for _ in range(301):
+            model().backward()
+    found = model.layers[0].weight.grad.to_local()
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[gradient] * 2] * 2
 
 
 def test_the_processes_that_are_not_needed_may_end(launched, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 import torch
-from training_toy import ADAMW, MUON, STEPS, batches, build, exported_weights, make_job, make_row, run, weights
+from training_toy import ADAMW, MUON, ROWS, STEPS, batches, build, exported_weights, make_job, make_row, run, weights
 
 from speculators.errors import ArtifactError, TrainingError
 from speculators.events import EvalEvent, StepEvent
@@ -25,7 +25,7 @@ CASES = {
 }
 
 
-def whole_run(folder, world, **changes):
+def whole_run(folder, world, *, rows=ROWS, **changes):
     """Trains, and returns weights, those to export, losses, gradient norms, and the results of evaluations."""
     model = build()
 
@@ -34,7 +34,8 @@ def whole_run(folder, world, **changes):
         return (model.layers[0](model.fc.weight.T).sum().item(), {}) if world.is_main else (0.0, {})
 
     changes = {"evaluate_every": 3, "checkpoint_every": 100, **changes}
-    events = list(run(model, make_job(folder, **changes), world, evaluate=tau))
+    pure = batches(world, count=rows)
+    events = list(run(model, make_job(folder, **changes), world, batches=pure, evaluate=tau))
     steps = [event for event in events if isinstance(event, StepEvent)]
     return {
         "weights": weights(model) | {f"exported {name}": value for name, value in exported_weights(folder).items()},

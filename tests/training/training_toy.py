@@ -97,18 +97,20 @@ def make_row(step: int, index: int) -> BatchRow:
     return BatchRow(tensors=tensors, supervised=int(mask.sum()), index=index, documents=(f"doc-{step}-{index}",))
 
 
-def batches(world: World, *, before: Callable[[int], None] = lambda step: None) -> Callable[[int], Batch]:
-    """Makes the pure batch function; `before` is called with each step and may do harm."""
+def batches(
+    world: World, *, count: int = ROWS, before: Callable[[int], None] = lambda step: None
+) -> Callable[[int], Batch]:
+    """Makes the pure batch function, of `count` rows; `before` is called with each step and may do harm."""
 
     def batch(step: int) -> Batch:
         before(step)
-        rows = [make_row(step, index) for index in range(ROWS)]
-        part = ROWS // world.size
+        rows = [make_row(step, index) for index in range(count)]
+        part = count // world.size
         return Batch(
             epoch=step // 3,
             rows=iter(rows[world.rank * part : (world.rank + 1) * part]),
             num_rows=part,
-            tokens=ROWS * TOKENS,
+            tokens=count * TOKENS,
             supervised=sum(row.supervised for row in rows),
         )
 

@@ -10,13 +10,24 @@ from forked import SERVER
 from sharing import LAYER_IDS, MAX_NEW_TOKENS, ROWS, compute, share_of
 
 from speculators.errors import VerifierError
+from speculators.events import ignore
 from speculators.facts import VerifierFacts
+from speculators.pipeline import Places
+from speculators.pipeline.setup import make_context
+from speculators.recipe.load import load_recipe
+from speculators.training.world import World
 from speculators.verifier import sharded
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 
 # Seven experts cannot be divided evenly among processes.
 EXPERTS = {"model_type": "qwen3_moe", "num_experts": 7, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+
+needs_parts = pytest.mark.skipif(
+    not sharded.can_load_parts(),
+    reason="transformers before 5.23 cannot load parts of a model, which a test below checks",
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [make_tiny_verifier(home / "tied"), make_tiny_verifier(home / "experts", tie=False, **EXPERTS)]
 
 
+@needs_parts
 @pytest.mark.parametrize("size", [2, 4])
 def test_states_and_answers_are_those_of_one_process(size: int, folders: list[Path], tmp_path: Path) -> None:
     """Bit for bit, since each forward has the same weights and rows; and no process holds more than its part.
@@ -55,6 +67,7 @@ def test_states_and_answers_are_those_of_one_process(size: int, folders: list[Pa
         assert (sum(parts), max(parts)) == (pytest.approx(1), pytest.approx(1 / size, rel=0.2))
 
 
+@needs_parts
 def test_a_process_without_experts_is_refused(folders: list[Path]) -> None:
     """transformers cannot load a part that has none of them; seven are enough for seven processes, not for six."""
     facts = VerifierFacts.read(folders[1] / "config.json")
@@ -63,8 +76,26 @@ def test_a_process_without_experts_is_refused(folders: list[Path]) -> None:
         sharded.loaded_in_parts(facts, 6)
 
 
-def test_an_older_transformers_is_refused(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before 5.23, a caller could not choose the parts of a model that are sharded."""
-    monkeypatch.setattr(sharded.dataclasses, "fields", lambda _: ())
-    with pytest.raises(VerifierError, match=r"needs transformers 5\.23 or newer, found"):
-        sharded.loaded_in_parts(VerifierFacts.read(folders[0] / "config.json"), 2)
+@pytest.mark.parametrize(
+    ("size", "sets", "message"),
+    [
+        (
+            2,
+            ("data.hidden_states='cached'",),
+            r"needs transformers 5\.23 or newer, found .*\npip install 'transformers>=5",
+        ),
+        (1, ("data.hidden_states='cached'",), "nobody/nothing"),
+        (2, ("data.hidden_states='server'", "data.server.evaluate=true"), "nobody/nothing"),
+    ],
+)
+def test_an_older_transformers_is_refused(
+    size: int, sets: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 5.23, a caller could not choose the parts of a model that are sharded. A run says so before it looks for
+    the verifier; one process needs none of it, and neither does a launch whose servers do all the verifier's work."""
+    monkeypatch.setattr(sharded, "can_load_parts", lambda: False)
+    verifier = ("verifier.model='nobody/nothing'", f"verifier.revision='{'0' * 40}'", "verifier.sha256='none'")
+    recipe = load_recipe("smoke", [*verifier, "distributed.shard_verifier=true", *sets])
+    places = Places(runs=tmp_path / "runs", cache=tmp_path / "cache")
+    with pytest.raises(VerifierError, match=message):
+        make_context(recipe, places, World(size=size), ignore)
