@@ -76,8 +76,9 @@ def plot(curves: Mapping[str, Sequence[Point]], k: int) -> str:
         )
         for index, (name, curve) in enumerate(curves.items())
     ]
-    labels = {"x": "tokens trained on", "y": f"tau, K = {k}, T = 0"}
-    return image(lines("tau by tokens", series, **labels, logarithmic=True, named=True))
+    across = f"tau, K = {k}, T = 0"
+    drawn = lines("tau by tokens", series, x="tokens trained on", y=across, logarithmic=True, named=True)
+    return image(drawn)
 
 
 def main() -> None:
