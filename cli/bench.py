@@ -21,7 +21,7 @@ from .common import RUN_HELP, add_wide, count, print_json
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
-_PROCESS_OPTIONS = ("live", "against", "set")
+_PROCESS_OPTIONS = ("live", "against", "set", "details")
 _COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", "prompts")
 
 
@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--concurrency", metavar="N", type=count, help="prompts sent at once (default: 1)")
     text = "print the numbers that the run predicted, measured and served"
     parser.add_argument("--ledger", action="store_true", help=text)
+    text = "add acceptance by length of the context and by place in the answer"
+    parser.add_argument("--details", action="store_true", default=None, help=text)
     add_wide(parser)
 
 
@@ -79,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         result = measure_folder(speculator, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
-        console().print(bench_tables(result, wide=options.wide), crop=False)
+        console().print(bench_tables(result, wide=options.wide, details=bool(options.details)), crop=False)
     # A run files numbers of its own verifier, its own decoding and whole suites only.
     of_run = not (options.verifier or options.prompts or decoding)
     file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from speculators.bench.bins import TokenBin
 from speculators.bench.counts import Counts
 from speculators.bench.referee import Agreement
 from speculators.bench.replay import Replayed
@@ -92,6 +93,8 @@ class Setting:
         cut_tokens: tokens cut off.
         replaced_prompts: answers of the suite that are not this verifier's, measured on generated ones instead.
         drafted_cost: cost of one more drafted token, in tokens of plain decoding; see `with_drafted_costs`.
+        by_context: by known tokens of prompt and answer, in rising order; older results have none.
+        by_place: by known tokens of the answer, likewise.
     """
 
     suite: str
@@ -109,6 +112,8 @@ class Setting:
     cut_tokens: int
     replaced_prompts: int
     drafted_cost: float | None = None
+    by_context: tuple[TokenBin, ...] = ()
+    by_place: tuple[TokenBin, ...] = ()
 
     @property
     def key(self) -> tuple[str, int, float]:

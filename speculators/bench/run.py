@@ -8,6 +8,7 @@ from types import MappingProxyType
 import attrs
 import torch
 
+from speculators.bench.bins import bins_by_context, bins_by_place
 from speculators.bench.context import Benchable, BenchContext, KnownRows, TimedPair, label
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
@@ -158,6 +159,8 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 exact=summarize(counts, replayed[k].ids, seed=context.seed),
                 by_category=summarize_categories(replayed[k], counts, seed=context.seed),
                 by_prompt=sums_by_prompt(counts, replayed[k].ids),
+                by_context=bins_by_context(replayed[k], k, seed=context.seed),
+                by_place=bins_by_place(replayed[k], k, seed=context.seed),
                 baselines=tuple(_baseline(context, name, by_k[k], k, clock) for name, by_k in baselines.items()),
                 live=lives.get(k),
                 cut_prompts=replayed[k].cut_prompts,

@@ -141,6 +141,18 @@ def test_numbers_are_consistent_with_each_other(measured):
         assert "verifier's own answers" in setting.note
 
 
+def test_rounds_by_context_and_by_place_are_those_of_each_prompt(measured):
+    """Both ways of sorting them keep every prompt's tokens and rounds, of all its turns."""
+    result, _ = measured
+    for setting in result.settings:
+        for bins in (setting.by_context, setting.by_place):
+            for name, (tokens, rounds) in setting.by_prompt.items():
+                parts = [each.by_prompt[name] for each in bins if name in each.by_prompt]
+                assert sum(part[0] for part in parts) == pytest.approx(tokens)
+                assert sum(part[1] for part in parts) == pytest.approx(rounds)
+        assert {each.up_to for each in setting.by_place} == {64}
+
+
 def test_the_definition_stands_beside_every_number(measured):
     """The definition says what tau counts, K, T and how drafts were sampled."""
     result, _ = measured
