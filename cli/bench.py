@@ -22,7 +22,8 @@ from .common import RUN_HELP, add_wide, count, print_json
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
 _PROCESS_OPTIONS = ("live", "against", "set", "details")
-_COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", "prompts")
+_FILTERS = ("top_p", "top_k", "min_p")
+_COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *_FILTERS, "prompts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "tokens drafted per round; may be repeated"
     parser.add_argument("--k", metavar="K", type=count, action="append", help=text)
-    parser.add_argument("--temperature", metavar="T", type=float, action="append", help="may be repeated")
+    text = "may be repeated; model: as the verifier's generation_config.json says, with its top_p, top_k and min_p"
+    parser.add_argument("--temperature", metavar="T", type=_temperature, action="append", help=text)
+    text = "above temperature 0, the verifier samples from the fewest tokens with this probability together"
+    parser.add_argument("--top-p", metavar="P", type=float, help=text)
+    parser.add_argument("--top-k", metavar="N", type=int, help="above temperature 0, from the N most probable tokens")
+    text = "above temperature 0, from tokens with at least this share of the most probable token's probability"
+    parser.add_argument("--min-p", metavar="P", type=float, help=text)
     parser.add_argument("--prompts", metavar="N", type=count, help="only the first N prompts of each suite")
     parser.add_argument("--live", metavar="N", type=count, help="number of prompts to confirm by live decoding")
     parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines to measure as well")
@@ -82,8 +89,9 @@ def run(options: argparse.Namespace) -> int:
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
         console().print(bench_tables(result, wide=options.wide, details=bool(options.details)), crop=False)
-    # A run files numbers of its own verifier, its own decoding and whole suites only.
-    of_run = not (options.verifier or options.prompts or decoding)
+    # A run files numbers of its own verifier, its own decoding, its own filters and whole suites only.
+    filters = recipe is not None and any(recipe["benchmark"].get(key) != getattr(section, key) for key in _FILTERS)
+    of_run = not (options.verifier or options.prompts or decoding or filters)
     file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None
     document = result.to_json()
     if options.json:
@@ -199,6 +207,27 @@ def _decoding(options: argparse.Namespace) -> dict[str, Any]:
     return algorithm
 
 
+def _temperature(text: str) -> float | str:
+    try:
+        return text if text == "model" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, or model; got {text!r}") from None
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Collects how the verifier samples; temperatures that the recipe's filters do not go with drop them."""
+    filters = {key: getattr(options, key) for key in _FILTERS}
+    asked = options.temperature
+    if asked is None:
+        return filters
+    if "model" in asked and len(asked) > 1:
+        raise RecipeError([Problem("--temperature", "model stands alone: it may bring filters of its own")])
+    own = asked == ["model"]
+    if own or not any(temperature > 0 for temperature in asked):
+        filters = {key: "none" if value is None else value for key, value in filters.items()}
+    return {"temperature": "model" if own else asked, **filters}
+
+
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
     from speculators.recipe.checks import suite_fault
@@ -206,7 +235,7 @@ def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     from speculators.structure.converter import structure
 
     values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]
-    changes = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}
+    changes = {"num_speculative_tokens": options.k, "live_prompts": options.live, **_sampling(options)}
     values |= {key: value for key, value in changes.items() if value is not None}
     if options.suite:
         values["suites"] = [suite_values(name) for name in options.suite]

@@ -15,12 +15,14 @@ from speculators.data.template import ChatTemplate
 from speculators.decoding.draft_model import pinned
 from speculators.errors import ArtifactError, Problem, RecipeError, ServerError
 from speculators.events import Progress
+from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.pipeline.bench import timed_apart
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
 from speculators.recipe.input_sections import VerifierSection
+from speculators.recipe.plan import with_own_sampling
 from speculators.recipe.schema import BenchmarkSection
 from speculators.servers.benchmark import Server, benchmark_server
 from speculators.servers.endpoint import Endpoint
@@ -74,6 +76,7 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
     model, engine = load_saved(subject, ks=section.num_speculative_tokens, progress=progress)
+    section = with_own_sampling(section, engine.facts)
 
     def load() -> SpeculatorModel:
         saved = SpeculatorModel.from_pretrained(subject.folder, verifier=engine.folder)
@@ -201,6 +204,7 @@ def measure_endpoint(
         baseline = _matching(server, Server.find(engine, baseline_endpoint, baseline_model, option="--baseline-model"))
     verifier = verifier_of(subject)
     folder = _tokenizer_folder(verifier, progress)
+    section = with_own_sampling(section, VerifierFacts.read(folder / "config.json"))
     template = ChatTemplate.of(load_tokenizer(folder, verifier))
     stop_ids = folder_stop_ids(folder, verifier)
     settings = []
@@ -215,8 +219,9 @@ def measure_endpoint(
             stop_ids=stop_ids,
             seed=SEED,
             concurrency=concurrency,
+            token_filter=section.token_filter,
         )
-        for temperature in section.temperature:
+        for temperature in section.temperatures:
             settings.append(
                 benchmark_server(
                     server,
