@@ -90,8 +90,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         console().print(bench_tables(result, wide=options.wide, details=bool(options.details)), crop=False)
     # A run files numbers of its own verifier, its own decoding, its own filters and whole suites only.
-    filters = recipe is not None and any(recipe["benchmark"].get(key) != getattr(section, key) for key in _FILTERS)
-    of_run = not (options.verifier or options.prompts or decoding or filters)
+    of_run = not (options.verifier or options.prompts or decoding or _other_filters(section, recipe))
     file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None
     document = result.to_json()
     if options.json:
@@ -118,10 +117,11 @@ def _serve(options: argparse.Namespace) -> int:
     # The section keeps the whole suite; `take` says how much of it the server answers.
     take, options.prompts = options.prompts, None
     speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
+    section = _section(options, recipe)
     with RunView(quiet=options.quiet) as view:
         result = measure_endpoint(
             speculator,
-            _section(options, recipe),
+            section,
             engine=options.engine,
             endpoint=Endpoint(url=options.endpoint),
             baseline_endpoint=Endpoint(url=options.baseline_endpoint) if options.baseline_endpoint else None,
@@ -134,7 +134,8 @@ def _serve(options: argparse.Namespace) -> int:
         )
     if not options.json:
         console().print(served_tables(result, wide=options.wide), crop=False)
-    file = None if speculator.run is None else file_served(speculator.run, result)
+    other = speculator.run is None or _other_filters(section, recipe)
+    file = None if other else file_served(speculator.run, result)
     document = result.to_json()
     if options.json:
         print_json({**document, "file": file})
@@ -228,13 +229,21 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {"temperature": "model" if own else asked, **filters}
 
 
+def _other_filters(section: Any, recipe: dict[str, Any] | None) -> bool:
+    """Whether the verifier samples from other tokens than in the run; greedy decoding does not sample."""
+    if recipe is None or section.temperature == "model":
+        return recipe is not None
+    own = {key: recipe["benchmark"].get(key) for key in _FILTERS}
+    return max(section.temperature) > 0 and any(own[key] != getattr(section, key) for key in _FILTERS)
+
+
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
     from speculators.recipe.checks import suite_fault
     from speculators.recipe.schema import BenchmarkSection, Suite, suite_values
     from speculators.structure.converter import structure
 
-    values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]
+    values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else dict(recipe["benchmark"])
     changes = {"num_speculative_tokens": options.k, "live_prompts": options.live, **_sampling(options)}
     values |= {key: value for key, value in changes.items() if value is not None}
     if options.suite:

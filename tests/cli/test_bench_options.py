@@ -15,7 +15,7 @@ RECIPE: dict[str, Any] = {"benchmark": {"suites": ["quickstart"], "temperature":
 def section(*arguments: str) -> Any:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    return bench._section(parser.parse_args(["run", *arguments]), {"benchmark": dict(RECIPE["benchmark"])})
+    return bench._section(parser.parse_args(["run", *arguments]), RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,18 @@ def test_filters_are_the_recipes_unless_they_do_not_go_with_the_temperature(argu
     """Greedy decoding has none, and with `model` they are the verifier's own."""
     found = section(*arguments)
     assert (found.temperature, str(found.token_filter)) == (temperature, token_filter)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "other"),
+    [
+        ((), False),
+        (("--temperature", "0"), False),
+        (("--temperature", "1"), False),
+        (("--top-p", "0.5"), True),
+        (("--temperature", "model"), True),
+    ],
+)
+def test_numbers_under_other_filters_are_not_the_runs(arguments, other):
+    """A run keeps one number for each suite, K and T: that of its own filters."""
+    assert bench._other_filters(section(*arguments), RECIPE) is other
