@@ -134,8 +134,8 @@ def _serve(options: argparse.Namespace) -> int:
         )
     if not options.json:
         console().print(served_tables(result, wide=options.wide), crop=False)
-    other = speculator.run is None or _other_filters(section, recipe)
-    file = None if other else file_served(speculator.run, result)
+    run_folder = None if _other_filters(section, recipe) else speculator.run
+    file = None if run_folder is None else file_served(run_folder, result)
     document = result.to_json()
     if options.json:
         print_json({**document, "file": file})

@@ -21,9 +21,11 @@ from speculators.nn.precision import place
 from speculators.pipeline.bench import timed_apart
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
+from speculators.recipe.fingerprint import suite_identity
 from speculators.recipe.input_sections import VerifierSection
-from speculators.recipe.plan import with_own_sampling
-from speculators.recipe.schema import BenchmarkSection
+from speculators.recipe.plan import read_plan, with_own_sampling
+from speculators.recipe.schema import BenchmarkSection, Suite
+from speculators.runs.places import RunFolder
 from speculators.servers.benchmark import Server, benchmark_server
 from speculators.servers.endpoint import Endpoint
 from speculators.servers.engines import ENGINES
@@ -84,7 +86,36 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
         return saved
 
     timed = timed_apart(section, engine, load, verifier_of(subject))
-    return bench(model, engine, section, name=str(subject.folder), progress=progress, timed=timed)
+    result = bench(model, engine, section, name=str(subject.folder), progress=progress, timed=timed)
+    if subject.run is None:
+        return result
+    stages = {stage["name"]: stage["inputs"] for stage in read_plan(RunFolder(subject.run).plan)["stages"]}
+    notes = {suite.name: not_held_out(suite, stages["prepare"]["held_out"], subject.run) for suite in section.suites}
+    return attrs.evolve(
+        result,
+        settings=tuple(
+            attrs.evolve(setting, note="; ".join(filter(None, (setting.note, notes[setting.suite]))))
+            for setting in result.settings
+        ),
+    )
+
+
+def not_held_out(suite: Suite, held_out: Sequence[Mapping[str, Any]], run: Path) -> str:
+    """Warns of a suite whose prompts a run did not keep out of its training data; "" for others.
+
+    Args:
+        held_out: identities of the suites that it did keep out.
+        run: its folder.
+    """
+    own = suite_identity(suite)
+    for other in held_out:
+        # A part of what was held out is held out, too.
+        whole = other["take"] is None or (own["take"] is not None and own["take"] <= other["take"])
+        if whole and {**other, "take": None} == {**own, "take": None}:
+            return ""
+    named = f'"{suite.name}"' if suite.path is None else f'{{name="{suite.name}", path="{suite.path}"}}'
+    command = f"spec data {run} --set 'benchmark.suites=[{named}]'"
+    return f"{suite.name} was not kept out of the run's training data: {command} shows whether its prompts are there"
 
 
 def load_saved(
