@@ -147,17 +147,21 @@ def own_rows(
         DataError: the template cannot encode a prompt, or the answers were not sampled as asked.
     """
 
-    def rows_of(to: Sequence[Prompt], progress: Progress) -> list[JudgedResponse]:
-        same: dict[str, Any] = {"temperature": temperature, "token_filter": token_filter, "progress": progress}
-        answers = respond(engine, to, max_new_tokens=max_new_tokens, seed=seed, **same)
-        return capture_rows(engine, head, answers, layer_ids, max_new_tokens=max_new_tokens, **same)
+    sampled: dict[str, Any] = {
+        "temperature": temperature,
+        "token_filter": token_filter,
+        "max_new_tokens": max_new_tokens,
+    }
 
-    rows = rows_of(prompts, progress)
+    def answers(to: Sequence[Prompt]) -> list[Response]:
+        return respond(engine, to, seed=seed, progress=progress, **sampled)
+
+    rows = capture_rows(engine, head, answers(prompts), layer_ids, progress=progress, **sampled)
     # The turns of a prompt share its id, so rows are matched by their prompt tokens as well.
     foreign = {row.response.id for row in rows if row.cut}
     again = [attrs.evolve(prompt, answer=None) for prompt in prompts if prompt.id in foreign and prompt.answer]
     if again:
-        redone = rows_of(again, ignore)
+        redone = capture_rows(engine, head, answers(again), layer_ids, **sampled)
         by_id = {(row.response.id, row.response.prompt): attrs.evolve(row, replaced=True) for row in redone}
         rows = [by_id.get((row.response.id, row.response.prompt), row) for row in rows]
     _check_filter(rows, token_filter)
