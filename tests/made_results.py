@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from speculators.bench.bins import TokenBin
 from speculators.bench.referee import Agreement
 from speculators.bench.result import Acceptance, BenchResult, Live, Setting
 from speculators.bench.speed import Speed
@@ -23,6 +24,11 @@ def acceptance(tau: float = 1.9, **changes: Any) -> Acceptance:
         "by_position_conditional": (0.6, 0.5, 0.3),
     }
     return Acceptance(tau=tau, **(values | changes))
+
+
+def tokens_up_to(up_to: int, tau: float) -> TokenBin:
+    """Makes a bin in which one prompt has ten rounds."""
+    return TokenBin(up_to=up_to, tau=tau, tau_interval=(tau, tau), by_prompt={"a": (10 * tau, 10.0)})
 
 
 def speed(**changes: Any) -> Speed:

@@ -131,7 +131,7 @@ def _setting(ablation: Ablation, base: Recipe) -> tuple[Suite, int, float] | Pro
     settings = {
         setting_key(suite.name, k, temperature): (suite, k, temperature)
         for suite in section.suites
-        for temperature in sorted(section.temperature)
+        for temperature in sorted(section.temperatures)
         for k in sorted(section.num_speculative_tokens, reverse=True)
     }
     if not settings:
@@ -146,10 +146,11 @@ def _setting(ablation: Ablation, base: Recipe) -> tuple[Suite, int, float] | Pro
 def _other_measurement(base: Recipe, variant: Recipe, suite: Suite, k: int, temperature: float) -> list[Problem]:
     """Finds what makes the tau of a variant another number than that of the base, in the setting that decides."""
     ours, theirs = base.benchmark, variant.benchmark
-    if not (k in theirs.num_speculative_tokens and temperature in theirs.temperature and suite in theirs.suites):
+    if not (k in theirs.num_speculative_tokens and temperature in theirs.temperatures and suite in theirs.suites):
         message = f"must measure {setting_key(suite.name, k, temperature)}, which decides"
         return [Problem("benchmark", message, "leave it as in the base")]
     differing = {
+        **{f"benchmark.{name}": getattr(ours, name) != getattr(theirs, name) for name in ("top_p", "top_k", "min_p")},
         "benchmark.max_new_tokens": ours.max_new_tokens != theirs.max_new_tokens,
         "verifier": base.verifier != variant.verifier,
     }

@@ -149,7 +149,7 @@ def summarize_ablation(contest: Contest, outcomes: Outcomes) -> AblationResult:
         recipe=contest.ablation.recipe,
         options=contest.ablation.document.set,
         setting=contest.setting,
-        definition=definition(contest.k, contest.temperature),
+        definition=definition(contest.k, contest.temperature, contest.arms[0].recipe.benchmark.token_filter),
         prompts=len(prompts),
         seeds=tuple(seed for seed in contest.seeds if any((arm.name, seed) in outcomes for arm in contest.arms)),
         seed_deviation=pooled.variance**0.5 if pooled.freedom else None,

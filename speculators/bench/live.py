@@ -13,6 +13,7 @@ from speculators.decoding.loop import Decoded, decode
 from speculators.decoding.target import CachedVerifier
 from speculators.drafter import Drafter
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 
 WARM_UP_TOKENS = 8
 
@@ -38,6 +39,7 @@ class LiveSettings:
 
     Attributes:
         temperature: of the verifier and of the drafts.
+        token_filter: tokens that the verifier samples from.
         max_new_tokens: length limit of a response; at T = 0 the row's own response is a limit, too.
         stop_ids: tokens that end a response.
         seed: of sampling; each prompt of each contender has its own generator.
@@ -45,6 +47,7 @@ class LiveSettings:
     """
 
     temperature: float
+    token_filter: TokenFilter = ALL_TOKENS
     max_new_tokens: int
     stop_ids: frozenset[int]
     seed: int = 0
@@ -120,6 +123,7 @@ class _Decoder:
             max_new_tokens=length,
             num_tokens=self.num_tokens,
             temperature=settings.temperature,
+            token_filter=settings.token_filter,
             generator=torch.Generator(self.engine.device).manual_seed(seed),
             stop_ids=settings.stop_ids,
             longest=row.response.prompt_length + settings.answer_tokens,

@@ -101,8 +101,16 @@ def _agree_given_tokens(
         for row, response in zip(rows, responses, strict=True)
     ]
     layer_ids = context.model.draft().target_layer_ids
-    limit = context.section.max_new_tokens
-    own = capture_rows(context.engine, context.head, emitted, layer_ids, temperature=temperature, max_new_tokens=limit)
+    section = context.section
+    own = capture_rows(
+        context.engine,
+        context.head,
+        emitted,
+        layer_ids,
+        temperature=temperature,
+        token_filter=section.token_filter,
+        max_new_tokens=section.max_new_tokens,
+    )
     k = measured.accepted.shape[1]
     replayed = replay(context.model, own, k_max=k, temperature=temperature)
     return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)

@@ -58,6 +58,7 @@ class Replayed:
     Attributes:
         acceptance: for each response, [L, K_max] as in `walk`.
         ids: [n] the prompt of each response.
+        prompt_lengths: [n] tokens before each response.
         categories: [n] the category of each response.
         cut_prompts: responses that were cut because they left the verifier's own output.
         cut_tokens: tokens cut off.
@@ -66,6 +67,7 @@ class Replayed:
 
     acceptance: tuple[np.ndarray, ...]
     ids: tuple[str, ...]
+    prompt_lengths: tuple[int, ...]
     categories: tuple[str, ...]
     cut_prompts: int
     cut_tokens: int
@@ -183,6 +185,7 @@ def _replayed(
         acceptance=tuple(tables),
         lengths=None if lengths is None else tuple(lengths),
         ids=tuple(row.response.id for row in rows),
+        prompt_lengths=tuple(row.response.prompt_length for row in rows),
         categories=tuple(row.response.category for row in rows),
         cut_prompts=sum(row.cut > 0 for row in rows),
         cut_tokens=sum(row.cut for row in rows),

@@ -6,6 +6,7 @@ A later turn's history is what a server would get: the message that it made of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -19,11 +20,14 @@ from speculators.data.template import ChatTemplate
 from speculators.data.written import from_other_tokenizer
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import VerifierHead
 
 # Tokens: suites are cut by max_new_tokens, not by the template.
 UNLIMITED = 2**31 - 1
+# Share of sampled tokens that rounding may move across the edge of a filter; without top_p = 0.95 it would be about 5%.
+MOST_UNLIKELY = 0.02
 
 
 def respond(
@@ -31,6 +35,7 @@ def respond(
     prompts: Sequence[Prompt],
     *,
     temperature: float,
+    token_filter: TokenFilter = ALL_TOKENS,
     max_new_tokens: int,
     seed: int = 0,
     progress: Progress = ignore,
@@ -44,6 +49,7 @@ def respond(
         engine: the verifier.
         prompts: of a suite.
         temperature: of the verifier.
+        token_filter: tokens that it samples from.
         max_new_tokens: length limit; a token that ends the turn ends a response earlier.
         seed: of the sampling.
         progress: receives progress events.
@@ -65,7 +71,12 @@ def respond(
     while open_turns:
         ids = [prompts[index].ids(template, messages) for index, messages in open_turns]
         outputs = engine.generate(
-            ids, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + turn, progress=progress
+            ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            token_filter=token_filter,
+            seed=seed + turn,
+            progress=progress,
         )
         next_turns: list[tuple[int, tuple[Message, ...]]] = []
         for (index, messages), start, output in zip(open_turns, ids, outputs, strict=True):
@@ -89,6 +100,7 @@ def capture_rows(
     layer_ids: Sequence[int],
     *,
     temperature: float,
+    token_filter: TokenFilter = ALL_TOKENS,
     max_new_tokens: int = 0,
     progress: Progress = ignore,
 ) -> list[JudgedResponse]:
@@ -100,14 +112,16 @@ def capture_rows(
         responses: of the verifier.
         layer_ids: layers whose hidden states the speculator reads.
         temperature: that the responses were generated at.
+        token_filter: tokens that they were sampled from.
         max_new_tokens: the length limit that they were generated with; 0 for their own lengths.
         progress: receives progress events.
     """
     tokens = [torch.tensor(response.tokens) for response in responses]
     rows: dict[int, JudgedResponse] = {}
     longest = [max(len(each.tokens), each.prompt_length + max_new_tokens) for each in responses]
+    sampled: dict[str, Any] = {"temperature": temperature, "token_filter": token_filter}
     for index, states, last in engine.capture_all(tokens, layer_ids, longest=longest):
-        rows[index] = judge(head, responses[index], states, last, temperature=temperature)
+        rows[index] = judge(head, responses[index], states, last, **sampled)
         progress(ProgressEvent(stage="bench", done=len(rows), total=len(tokens), unit="responses", note="capture"))
     return [rows[index] for index in range(len(rows))]
 
@@ -119,6 +133,7 @@ def own_rows(
     layer_ids: Sequence[int],
     *,
     temperature: float,
+    token_filter: TokenFilter = ALL_TOKENS,
     max_new_tokens: int,
     seed: int = 0,
     progress: Progress = ignore,
@@ -127,31 +142,40 @@ def own_rows(
 
     An answer of the suite that is not this verifier's (another model's, or another machine's rounding) is replaced by a
     generated one, and its row says so. Tokens that even then are not the verifier's argmax are cut off.
+
+    Raises:
+        DataError: the template cannot encode a prompt, or the answers were not sampled as asked.
     """
 
-    def answers(to: Sequence[Prompt]) -> list[Response]:
-        limits = {"max_new_tokens": max_new_tokens, "seed": seed}
-        return respond(engine, to, temperature=temperature, progress=progress, **limits)
+    sampled: dict[str, Any] = {
+        "temperature": temperature,
+        "token_filter": token_filter,
+        "max_new_tokens": max_new_tokens,
+    }
 
-    rows = capture_rows(
-        engine,
-        head,
-        answers(prompts),
-        layer_ids,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        progress=progress,
-    )
+    def answers(to: Sequence[Prompt]) -> list[Response]:
+        return respond(engine, to, seed=seed, progress=progress, **sampled)
+
+    rows = capture_rows(engine, head, answers(prompts), layer_ids, progress=progress, **sampled)
     # The turns of a prompt share its id, so rows are matched by their prompt tokens as well.
     foreign = {row.response.id for row in rows if row.cut}
     again = [attrs.evolve(prompt, answer=None) for prompt in prompts if prompt.id in foreign and prompt.answer]
     if again:
-        redone = capture_rows(
-            engine, head, answers(again), layer_ids, temperature=temperature, max_new_tokens=max_new_tokens
-        )
+        redone = capture_rows(engine, head, answers(again), layer_ids, **sampled)
         by_id = {(row.response.id, row.response.prompt): attrs.evolve(row, replaced=True) for row in redone}
         rows = [by_id.get((row.response.id, row.response.prompt), row) for row in rows]
+    _check_filter(rows, token_filter)
     return rows
+
+
+def _check_filter(rows: Sequence[JudgedResponse], token_filter: TokenFilter) -> None:
+    """Raises DataError if more response tokens than rounding explains are outside of the tokens to sample from."""
+    tokens, unlikely = sum(len(row.response.answer) for row in rows), sum(row.unlikely for row in rows)
+    if unlikely > MOST_UNLIKELY * tokens:
+        raise DataError(
+            f"{unlikely} of {tokens} tokens of the answers would not have been sampled with {token_filter}",
+            hint="does the server follow top_p, top_k and min_p of its requests?",
+        )
 
 
 def sample_rows(rows: Sequence[JudgedResponse], number: int | None) -> list[int]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import attrs
 
+from speculators.bench.bins import TokenBin
 from speculators.bench.counts import Counts
 from speculators.bench.referee import Agreement
 from speculators.bench.replay import Replayed
 from speculators.bench.speed import Speed
 from speculators.bench.statistics import bootstrap_ratio
 from speculators.recipe.expect import setting_key
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.structure.faults import FloatOrNaN
 
 # Raised when the meaning of a result changes, so that results of older code are measured again.
@@ -92,6 +94,8 @@ class Setting:
         cut_tokens: tokens cut off.
         replaced_prompts: answers of the suite that are not this verifier's, measured on generated ones instead.
         drafted_cost: cost of one more drafted token, in tokens of plain decoding; see `with_drafted_costs`.
+        by_context: by known tokens of prompt and answer, in rising order; older results have none.
+        by_place: by known tokens of the answer, likewise.
     """
 
     suite: str
@@ -109,6 +113,8 @@ class Setting:
     cut_tokens: int
     replaced_prompts: int
     drafted_cost: float | None = None
+    by_context: tuple[TokenBin, ...] = ()
+    by_place: tuple[TokenBin, ...] = ()
 
     @property
     def key(self) -> tuple[str, int, float]:
@@ -186,18 +192,28 @@ def drafted_cost(setting: Setting, settings: Sequence[Setting]) -> float | None:
     return max(0.0, seconds) / (setting.exact.drafted - smallest.exact.drafted) * long.plain or None
 
 
-def definition(num_tokens: int, temperature: float) -> str:
+def definition(num_tokens: int, temperature: float, token_filter: TokenFilter = ALL_TOKENS) -> str:
     """Formats the line that is printed beside every acceptance length.
 
     Results are compared by it, so another wording makes every earlier result incomparable.
     """
+    whole = "whole " if token_filter.on else ""
     drafts = (
-        "greedy (argmax)" if temperature == 0 else f"sampled from the draft's own distribution at T={temperature:g}"
+        "greedy (argmax)"
+        if temperature == 0
+        else f"sampled from the draft's own {whole}distribution at T={temperature:g}"
     )
     return (
         "tau = tokens emitted a round, the verifier's own (bonus) token counted; the first token comes from the "
-        f"prefill and belongs to no round; K={num_tokens}, T={temperature:g}; drafts: a chain, {drafts}"
+        f"prefill and belongs to no round; K={num_tokens}, {sampling(temperature, token_filter)}; "
+        f"drafts: a chain, {drafts}"
     )
+
+
+def sampling(temperature: float, token_filter: TokenFilter) -> str:
+    """Formats how the verifier samples: T, and above 0 the restrictions of its tokens."""
+    filters = f", the verifier's {token_filter}" if temperature > 0 and token_filter.on else ""
+    return f"T={temperature:g}{filters}"
 
 
 def summarize(counts: Counts, ids: tuple[str, ...], *, seed: int) -> Acceptance:

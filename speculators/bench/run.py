@@ -8,6 +8,7 @@ from types import MappingProxyType
 import attrs
 import torch
 
+from speculators.bench.bins import bins_by_context, bins_by_place
 from speculators.bench.context import Benchable, BenchContext, KnownRows, TimedPair, label
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
@@ -76,7 +77,7 @@ def bench(
         DataError: a suite cannot be loaded, or no response has anything to measure.
     """
     # Answers, replay, live decode and what is timed apart, of each suite at each temperature.
-    parts = (2 + live + (timed is not None)) * len(section.suites) * len(section.temperature)
+    parts = (2 + live + (timed is not None)) * len(section.suites) * len(section.temperatures)
 
     def baselines(engine: RespondingVerifier) -> tuple[Baseline, ...]:
         return tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines)
@@ -97,7 +98,7 @@ def bench(
     settings: list[Setting] = []
     for suite in section.suites:
         prompts = load(suite)
-        for temperature in section.temperature:
+        for temperature in section.temperatures:
             settings += _measure(context, suite.name, prompts, temperature)
     return BenchResult(
         speculator=name,
@@ -114,7 +115,7 @@ def bench(
 def _level(section: BenchmarkSection) -> float:
     """Computes the confidence level of one interval; see `BenchContext`."""
     # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
-    each = sum(2 if temperature > 0 else 1 for temperature in section.temperature)
+    each = sum(2 if temperature > 0 else 1 for temperature in section.temperatures)
     criteria = len(section.suites) * each * len(section.num_speculative_tokens)
     return 1 - FALSE_ALARM / max(1, criteria)
 
@@ -129,6 +130,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
         prompts,
         drafter.target_layer_ids,
         temperature=temperature,
+        token_filter=section.token_filter,
         max_new_tokens=section.max_new_tokens,
         seed=context.seed,
         progress=answering,
@@ -153,11 +155,13 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 prompts_digest=digest,
                 num_speculative_tokens=k,
                 temperature=temperature,
-                definition=definition(k, temperature),
+                definition=definition(k, temperature, section.token_filter),
                 note=note,
                 exact=summarize(counts, replayed[k].ids, seed=context.seed),
                 by_category=summarize_categories(replayed[k], counts, seed=context.seed),
                 by_prompt=sums_by_prompt(counts, replayed[k].ids),
+                by_context=bins_by_context(replayed[k], k, seed=context.seed),
+                by_place=bins_by_place(replayed[k], k, seed=context.seed),
                 baselines=tuple(_baseline(context, name, by_k[k], k, clock) for name, by_k in baselines.items()),
                 live=lives.get(k),
                 cut_prompts=replayed[k].cut_prompts,
@@ -210,6 +214,7 @@ def _decode(
     assert isinstance(engine, Engine), "drafts are decoded live with a verifier in this process"
     settings = LiveSettings(
         temperature=temperature,
+        token_filter=section.token_filter,
         max_new_tokens=section.live_tokens or section.max_new_tokens,
         stop_ids=frozenset(engine.stop_ids),
         seed=context.seed,

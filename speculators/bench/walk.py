@@ -33,16 +33,9 @@ def walk(acceptance: Sequence[np.ndarray], num_tokens: int, lengths: Sequence[np
             tables hold 0 at depths that are not drafted.
     """
     left, survive, exact = _tables(acceptance, num_tokens)
-    longest = exact.shape[1]
-    # [n, L + K + 1]: a round may step past the end of the longest response.
-    visits = np.zeros((len(acceptance), longest + num_tokens + 1))
-    visits[:, 0] = 1.0
-    anchors = np.arange(longest)
-    for i in anchors:
-        # exact[:, i] is [n, K + 1]: j = 0 .. K accepted drafts lead to anchors i + 1 .. i + K + 1.
-        visits[:, i + 1 : i + num_tokens + 2] += np.where(i < left, visits[:, i], 0.0)[:, None] * exact[:, i]
-    visited = np.where(anchors < left[:, None], visits[:, :longest], 0.0)  # [n, L]
-    drafted = np.full((len(acceptance), longest), num_tokens)
+    visited = _visited(left, exact)
+    anchors = np.arange(visited.shape[1])
+    drafted = np.full(visited.shape, num_tokens)
     for row, length in enumerate(lengths or ()):
         drafted[row, : len(length)] = np.minimum(length, num_tokens)
     depths = np.arange(num_tokens)
@@ -56,6 +49,23 @@ def walk(acceptance: Sequence[np.ndarray], num_tokens: int, lengths: Sequence[np
         reached=np.einsum("ni,nij->nj", visited, survive[..., :-1] * exists),
         accepted=np.einsum("ni,nij->nj", visited, survive[..., 1:]),
     )
+
+
+def walk_places(acceptance: Sequence[np.ndarray], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the expected rounds that begin at each anchor and the expected tokens that they emit, both [n, L].
+
+    Summed over the anchors they are the rounds and the tokens of `walk`.
+
+    Args:
+        acceptance: as in `walk`.
+        num_tokens: K.
+    """
+    left, _, exact = _tables(acceptance, num_tokens)
+    visited = _visited(left, exact)
+    until_end = left[:, None] - np.arange(visited.shape[1])  # [n, L]
+    # A round that accepts j drafts emits j + 1 tokens, up to the end of the response.
+    emitted = np.minimum(np.arange(1, num_tokens + 2), until_end[..., None])  # [n, L, K + 1]
+    return visited, visited * (exact * emitted).sum(axis=-1)
 
 
 def round_moments(acceptance: Sequence[np.ndarray], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +108,18 @@ def greedy_rounds(acceptance: np.ndarray, num_tokens: int) -> list[tuple[int, in
         rounds.append((anchor, accepted))
         anchor += accepted + 1
     return rounds
+
+
+def _visited(left: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Computes V, [n, L]: the probability that a round begins at each anchor; 0 past the end of a response."""
+    rows, longest, outcomes = exact.shape
+    # [n, L + K + 1]: a round may step past the end of the longest response.
+    visits = np.zeros((rows, longest + outcomes))
+    visits[:, 0] = 1.0
+    for i in range(longest):
+        # exact[:, i] is [n, K + 1]: j = 0 .. K accepted drafts lead to anchors i + 1 .. i + K + 1.
+        visits[:, i + 1 : i + 1 + outcomes] += np.where(i < left, visits[:, i], 0.0)[:, None] * exact[:, i]
+    return np.where(np.arange(longest) < left[:, None], visits[:, :longest], 0.0)
 
 
 def _tables(acceptance: Sequence[np.ndarray], num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -11,6 +12,7 @@ import torch
 from speculators.decoding.target import CachedVerifier
 from speculators.decoding.verify import verify
 from speculators.drafter import Drafter
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 
 # Called with the tokens of the response as they come, and how many of them, from the first, are accepted drafts.
 OnTokens = Callable[[Sequence[int], int], None]
@@ -85,6 +87,7 @@ def decode(
     max_new_tokens: int,
     num_tokens: int = 0,
     temperature: float = 0.0,
+    token_filter: TokenFilter = ALL_TOKENS,
     generator: torch.Generator | None = None,
     stop_ids: Collection[int] = (),
     listen: OnTokens = unheard,
@@ -99,15 +102,17 @@ def decode(
         max_new_tokens: length of the response at most.
         num_tokens: tokens drafted per round (K), also in the last one, whose surplus is cut off after verification.
         temperature: 0 is greedy.
+        token_filter: tokens that the verifier samples from at a temperature above 0.
         generator: source of all randomness at a temperature above 0.
         stop_ids: the response ends with the first of these, which stays in it.
         listen: receives the tokens as they come; its time is counted in no activity but the response's.
         longest: as of `CachedVerifier.prefill`, where the answer is cut at fewer tokens than it could have.
     """
+    judge = functools.partial(verify, temperature=temperature, token_filter=token_filter, generator=generator)
     clock = _Clock(verifier.device)
     logits, states = verifier.prefill(prompt, longest=max(longest, len(prompt) + max_new_tokens))
     # The prefill's logits give the first token, which no draft precedes.
-    first = verify(logits[None], None, temperature=temperature, generator=generator).token
+    first = judge(logits[None], None).token
     clock.lap("other")
     prefill_seconds = clock.spent["other"]
     tokens, rounds = [first], []
@@ -122,7 +127,7 @@ def decode(
             proposal = drafter.propose(state, num_tokens=num_tokens, temperature=temperature, generator=generator)
             clock.lap("draft")
         logits, states = verifier.score(tokens[-1], proposal)
-        verification = verify(logits, proposal, temperature=temperature, generator=generator)
+        verification = judge(logits, proposal)
         accepted = [] if proposal is None else proposal.tokens[list(verification.path)].tolist()
         # Only the accepted path's keys stay, so that the next round starts from verified tokens.
         verifier.keep(verification.path)

@@ -6,6 +6,8 @@ import attrs
 import torch
 
 from speculators.drafter import Proposal
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
+from speculators.verifier.token_filter import filtered
 
 
 @attrs.frozen
@@ -22,18 +24,24 @@ class Verification:
 
 
 def verify(
-    logits: torch.Tensor, proposal: Proposal | None, *, temperature: float, generator: torch.Generator | None
+    logits: torch.Tensor,
+    proposal: Proposal | None,
+    *,
+    temperature: float,
+    token_filter: TokenFilter = ALL_TOKENS,
+    generator: torch.Generator | None,
 ) -> Verification:
     """Judges a proposal at the given temperature.
 
     Args:
         logits: [N + 1, V]: row 0 follows the last verified token, row i + 1 follows node i.
         proposal: None, if nothing was drafted, only yields the verifier's own token.
+        token_filter: tokens that the verifier samples from; not used at T = 0.
         generator: source of all randomness, on the device of `logits`; not used at T = 0.
     """
     if temperature == 0:
         return verify_greedy(logits, proposal)
-    return verify_sampling(logits, proposal, temperature=temperature, generator=generator)
+    return verify_sampling(logits, proposal, temperature=temperature, token_filter=token_filter, generator=generator)
 
 
 def verify_greedy(logits: torch.Tensor, proposal: Proposal | None) -> Verification:
@@ -56,18 +64,25 @@ def verify_greedy(logits: torch.Tensor, proposal: Proposal | None) -> Verificati
 
 
 def verify_sampling(
-    logits: torch.Tensor, proposal: Proposal | None, *, temperature: float, generator: torch.Generator | None
+    logits: torch.Tensor,
+    proposal: Proposal | None,
+    *,
+    temperature: float,
+    token_filter: TokenFilter = ALL_TOKENS,
+    generator: torch.Generator | None,
 ) -> Verification:
     """Accepts nodes by exact rejection sampling, so that every emitted token has the verifier's distribution.
 
     A node drawn from q is accepted with probability min(1, p/q). After a rejection p becomes norm(max(p - q, 0)), and
     the next sibling is tried against that. Siblings may be drawn without replacement: each node's q is then the one it
     was drawn from, without its earlier siblings, and the rule is exact for any such q. A node without q was chosen, not
-    drawn. Its q is a point mass: it is accepted with probability p(x), and the residual is p without x.
+    drawn. Its q is a point mass: it is accepted with probability p(x), and the residual is p without x. The rule is
+    exact for any q, so the verifier's distribution may be filtered and the draft's whole.
 
     Args:
         logits: [N + 1, V] as in `verify`.
         temperature: > 0.
+        token_filter: tokens that the verifier samples from.
 
     Source: Leviathan et al. 2211.17192, appendix A; several candidates: Miao et al. 2305.09781, algorithm 2.
     """
@@ -76,7 +91,7 @@ def verify_sampling(
     node = -1
     while True:
         # The verifier's distribution after this node.
-        p = torch.softmax(logits[node + 1].float() / temperature, dim=-1)
+        p = torch.softmax(filtered(logits[node + 1].float() / temperature, token_filter), dim=-1)
         accepted = -1
         for child in children.get(node, ()):
             assert proposal is not None

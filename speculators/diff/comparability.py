@@ -36,6 +36,9 @@ def comparability(a: DiffSide, b: DiffSide) -> tuple[bool | None, tuple[str, ...
     for key, noun in _SHARED.items():
         if not set(_list(one[key])) & set(_list(other[key])):
             reasons.append(f"{noun} differ ({one[key]} / {other[key]})")
+    for key in ("top_p", "top_k", "min_p"):
+        if one.get(key) != other.get(key):
+            reasons.append(f"the verifier's {key} differ ({one.get(key)} / {other.get(key)})")
     reasons += _conditions_differ(a, b)
     if reasons:
         return False, tuple(reasons)

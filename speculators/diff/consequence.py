@@ -72,6 +72,10 @@ _BY_PREFIX = {
     "benchmark.live_tokens": "how much of tau the live decode confirms; tau is the same",
     "benchmark.timed_dtype": "the precision in which decoding is timed; tau is the same",
     "benchmark.baselines": "which baselines are measured as well; tau is the same",
+    **dict.fromkeys(
+        ("benchmark.top_p", "benchmark.top_k", "benchmark.min_p"),
+        "the verifier samples from other tokens: tau above T = 0 is another number",
+    ),
     "benchmark.suites": "different prompts, which are also kept out of the training data: the data is prepared again",
     "benchmark": "acceptance is measured again; another largest K or first T also changes which checkpoint is chosen",
 }

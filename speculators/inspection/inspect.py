@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,8 +59,7 @@ def inspect_data(
     context = _context(recipe, places, listen)
     template = ChatTemplate.of(load_tokenizer(context.folder, recipe.verifier))
     waiting = _awaits_answers(context)
-    suite_prompts = held_out(context)
-    survey = survey_rows(_raw_rows(context, waiting), suite_prompts, progress=context.emit)
+    survey = survey_rows(_raw_rows(context, waiting), held_out(context), progress=context.emit)
     prepared, refusal = (None, "") if waiting else _prepare(context, survey)
     if prepared:
         shown = _render(context, prepared, template, show=show, ids=ids)
@@ -80,10 +78,9 @@ def inspect_data(
         rows=count_rows(prepared) if prepared else None,
         vocabulary=vocabulary,
         leakage=Leakage(
-            held_out=dict(Counter(prompt.suite for prompt in suite_prompts)),
+            suites=survey.suites,
             same=survey.counts[Survey.SAME],
             near=survey.counts[Survey.NEAR],
-            largest=survey.largest,
             limit=MAX_OVERLAP,
         ),
         on_policy=on_policy,

@@ -51,6 +51,23 @@ def short_path(path: str) -> str:
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else path
 
 
+@attrs.define
+class SuiteOverlap:
+    """What the training prompts share with one suite of the benchmark.
+
+    Attributes:
+        prompts: of the suite.
+        same: training prompts that equal one of them, apart from case and spacing.
+        near: other training prompts with more than `MAX_OVERLAP` of the word 5-grams of one of them.
+        largest: the largest such share of any training prompt that is not the same.
+    """
+
+    prompts: int
+    same: int = 0
+    near: int = 0
+    largest: float = 0.0
+
+
 class Survey:
     """Counts what the rows are like; filled by `survey_rows`.
 
@@ -60,7 +77,7 @@ class Survey:
         reasons: number of rows by reason not to use them.
         counts: number of rows of each kind: the reasons, the names below, and those of `inspection.kinds`.
         examples: places (and detail) of the first few rows of each kind.
-        largest: the largest overlap with a benchmark prompt that is not the same.
+        suites: overlap with each suite of the benchmark. `counts` has a row once, whatever the number of suites.
     """
 
     SAME, NEAR, REPEATED = "same", "near", "repeated"
@@ -71,7 +88,7 @@ class Survey:
         self.reasons: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.examples: defaultdict[str, list[str]] = defaultdict(list)
-        self.largest = 0.0
+        self.suites: dict[str, SuiteOverlap] = {}
 
     def note(self, kind: str, example: str) -> None:
         """Counts one row of a kind."""
@@ -93,16 +110,21 @@ def survey_rows(rows: Iterable[RawRow], held_out: Iterable[HeldOut], *, progress
         held_out: the benchmark's prompts.
         progress: gets an event every `ROWS_PER_REPORT` rows.
     """
-    survey, prompts = Survey(), list(held_out)
-    same = {prompt_key(prompt.prompt): prompt for prompt in prompts}
-    guard, seen = Guard(prompts), set[str]()
+    survey, seen, suites = Survey(), set[str](), defaultdict[str, list[HeldOut]](list)
+    for prompt in held_out:
+        suites[prompt.suite].append(prompt)
+    survey.suites = {name: SuiteOverlap(prompts=len(prompts)) for name, prompts in suites.items()}
+    same = {name: {prompt_key(each.prompt): each for each in prompts} for name, prompts in suites.items()}
+    guards = {name: Guard(prompts) for name, prompts in suites.items()}
     for done, row in enumerate(rows, start=1):
         survey.rows[row.source] += 1
         if isinstance(row.conversation, str):
             survey.skip(row.conversation, row.place)
         else:
             survey.usable += 1
-            _classify(survey, row, row.conversation, same, guard)
+            _compare(survey, row, row.conversation, same, guards)
+            for kind in kinds_of(row.conversation):
+                survey.note(kind, f"{row.place} {row.conversation.id}")
             # 64 bits of the hash are enough to tell prompts apart, and keep the set of millions of rows small.
             key = prompt_key(row.conversation.prompt)[:16]
             if key in seen:
@@ -125,16 +147,28 @@ def rows_of(rows: Iterable[RawRow], ids: Iterable[str]) -> dict[str, tuple[str, 
     return usable
 
 
-def _classify(
-    survey: Survey, row: RawRow, conversation: Conversation, same: Mapping[str, HeldOut], guard: Guard
+def _compare(
+    survey: Survey,
+    row: RawRow,
+    conversation: Conversation,
+    same: Mapping[str, Mapping[str, HeldOut]],
+    guards: Mapping[str, Guard],
 ) -> None:
-    example = f"{row.place} {conversation.id}"
-    if prompt := same.get(prompt_key(conversation.prompt)):
-        survey.note(Survey.SAME, f"{example} is {prompt.suite}'s {prompt.id}")
-    else:
-        share, nearest = guard.nearest(conversation.prompt)
-        survey.largest = max(survey.largest, share)
+    """Compares a prompt with those of each suite."""
+    key, example = prompt_key(conversation.prompt), f"{row.place} {conversation.id}"
+    equal: HeldOut | None = None
+    near: tuple[float, HeldOut] | None = None
+    for name, overlap in survey.suites.items():
+        if prompt := same[name].get(key):
+            overlap.same += 1
+            equal = equal or prompt
+            continue
+        share, nearest = guards[name].nearest(conversation.prompt)
+        overlap.largest = max(overlap.largest, share)
         if nearest is not None and share > MAX_OVERLAP:
-            survey.note(Survey.NEAR, f"{example} has {share:.0%} of {nearest.suite}'s {nearest.id}")
-    for kind in kinds_of(conversation):
-        survey.note(kind, example)
+            overlap.near += 1
+            near = max(near or (0.0, nearest), (share, nearest), key=lambda pair: pair[0])
+    if equal:
+        survey.note(Survey.SAME, f"{example} is {equal.suite}'s {equal.id}")
+    elif near:
+        survey.note(Survey.NEAR, f"{example} has {near[0]:.0%} of {near[1].suite}'s {near[1].id}")

@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 
+from speculators.inspection.survey import SuiteOverlap
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 
 
@@ -136,16 +138,14 @@ class Leakage:
     """What the training prompts share with the recipe's suites.
 
     Attributes:
-        held_out: number of prompts by suite.
-        same: training prompts that equal a suite's prompt, apart from case and spacing.
-        near: other training prompts with more than `limit` of a suite prompt's word 5-grams.
-        largest: the largest such share of any training prompt that is not the same.
+        suites: by name; their numbers are those of `SuiteOverlap`.
+        same: training prompts that equal a prompt of any suite.
+        near: other training prompts with more than `limit` of the word 5-grams of a prompt of any suite.
     """
 
-    held_out: Mapping[str, int]
+    suites: Mapping[str, SuiteOverlap]
     same: int
     near: int
-    largest: float
     limit: float
 
 

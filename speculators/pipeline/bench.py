@@ -47,7 +47,7 @@ def evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
         consequence = "the last checkpoint is taken as the best (speculators/model.py says what the hooks must return)"
         context.emit(WarningEvent(message=f"acceptance length cannot be measured: {lacking}; {consequence}"))
         return None
-    k_max, temperature = max(section.num_speculative_tokens), section.temperature[0]
+    k_max, temperature = max(section.num_speculative_tokens), section.temperatures[0]
     smaller = range(1, k_max) if one_pass(model) else []
     rows = suite_rows(context, model.draft().target_layer_ids)
     computing = beside_verifier(getattr(torch, context.recipe.verifier.dtype), context.world.device)
@@ -84,7 +84,7 @@ def suite_rows(context: Context, layer_ids: Sequence[int]) -> list[JudgedRespons
         The responses on rank 0, nothing elsewhere.
     """
     section = context.recipe.benchmark
-    suite, temperature = section.suites[0], section.temperature[0]
+    suite, temperature = section.suites[0], section.temperatures[0]
     key = _rows_key(context, layer_ids)
     if key in context.kept:
         context.skip("suite", "an earlier run of this process has the same responses")
@@ -115,7 +115,8 @@ def _own_rows(context: Context, engine: RespondingVerifier, layer_ids: Sequence[
         load_head(engine.folder, engine.facts).to(engine.device),
         context.prompts(section.suites[0]),
         layer_ids,
-        temperature=section.temperature[0],
+        temperature=section.temperatures[0],
+        token_filter=section.token_filter,
         max_new_tokens=section.max_new_tokens,
         seed=context.recipe.seed,
         progress=Pieces(stage="suite", pieces=1, listen=context.emit).piece(phases=2),
@@ -125,7 +126,7 @@ def _own_rows(context: Context, engine: RespondingVerifier, layer_ids: Sequence[
 def _rows_key(context: Context, layer_ids: Sequence[int]) -> str:
     """Fingerprints what the first suite's rows follow from; at T = 0 the seed is not among it."""
     recipe = context.recipe
-    section, temperature = recipe.benchmark, recipe.benchmark.temperature[0]
+    section, temperature = recipe.benchmark, recipe.benchmark.temperatures[0]
     return fingerprint(
         {
             "verifier": verifier_identity(recipe.verifier) | template_identity(recipe.verifier),
@@ -135,6 +136,7 @@ def _rows_key(context: Context, layer_ids: Sequence[int]) -> str:
             "suite": context.plan.stage("prepare").inputs["held_out"][0],
             "layers": list(layer_ids),
             "temperature": temperature,
+            "token_filter": section.token_filter.on,
             "max_new_tokens": section.max_new_tokens,
             "seed": recipe.seed if temperature else None,
         }

@@ -16,13 +16,17 @@ from speculators.data.template import ChatTemplate
 from speculators.decoding.draft_model import pinned
 from speculators.errors import ArtifactError, Problem, RecipeError, ServerError
 from speculators.events import Progress
+from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.pipeline.bench import timed_apart
 from speculators.recipe.algorithm import import_plugin
 from speculators.recipe.checks import too_many_drafts
+from speculators.recipe.fingerprint import suite_identity
 from speculators.recipe.input_sections import VerifierSection
-from speculators.recipe.schema import BenchmarkSection
+from speculators.recipe.plan import read_plan, with_own_sampling
+from speculators.recipe.schema import BenchmarkSection, Suite
+from speculators.runs.places import RunFolder
 from speculators.servers.benchmark import Server, benchmark_server
 from speculators.servers.endpoint import Endpoint
 from speculators.servers.engines import ENGINES
@@ -76,6 +80,7 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
     model, engine = load_saved(subject, ks=section.num_speculative_tokens, progress=progress)
+    section = with_own_sampling(section, engine.facts)
 
     def load() -> SpeculatorModel:
         saved = SpeculatorModel.from_pretrained(subject.folder, verifier=engine.folder)
@@ -83,7 +88,36 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
         return saved
 
     timed = timed_apart(section, engine, load, verifier_of(subject))
-    return bench(model, engine, section, name=str(subject.folder), progress=progress, timed=timed)
+    result = bench(model, engine, section, name=str(subject.folder), progress=progress, timed=timed)
+    if subject.run is None:
+        return result
+    stages = {stage["name"]: stage["inputs"] for stage in read_plan(RunFolder(subject.run).plan)["stages"]}
+    notes = {suite.name: not_held_out(suite, stages["prepare"]["held_out"], subject.run) for suite in section.suites}
+    return attrs.evolve(
+        result,
+        settings=tuple(
+            attrs.evolve(setting, note="; ".join(filter(None, (setting.note, notes[setting.suite]))))
+            for setting in result.settings
+        ),
+    )
+
+
+def not_held_out(suite: Suite, held_out: Sequence[Mapping[str, Any]], run: Path) -> str:
+    """Warns of a suite whose prompts a run did not keep out of its training data; "" for others.
+
+    Args:
+        held_out: identities of the suites that it did keep out.
+        run: its folder.
+    """
+    own = suite_identity(suite)
+    for other in held_out:
+        # A part of what was held out is held out, too.
+        whole = other["take"] is None or (own["take"] is not None and own["take"] <= other["take"])
+        if whole and {**other, "take": None} == {**own, "take": None}:
+            return ""
+    named = f'"{suite.name}"' if suite.path is None else f'{{name="{suite.name}", path="{suite.path}"}}'
+    command = f"spec data {run} --set 'benchmark.suites=[{named}]'"
+    return f"{suite.name} was not kept out of the run's training data: {command} shows whether its prompts are there"
 
 
 def load_saved(
@@ -203,6 +237,7 @@ def measure_endpoint(
         baseline = _matching(server, Server.find(engine, baseline_endpoint, baseline_model, option="--baseline-model"))
     verifier = verifier_of(subject)
     folder = _tokenizer_folder(verifier, progress)
+    section = with_own_sampling(section, VerifierFacts.read(folder / "config.json"))
     template = ChatTemplate.of(load_tokenizer(folder, verifier))
     stop_ids = folder_stop_ids(folder, verifier)
     settings = []
@@ -217,8 +252,9 @@ def measure_endpoint(
             stop_ids=stop_ids,
             seed=SEED,
             concurrency=concurrency,
+            token_filter=section.token_filter,
         )
-        for temperature in section.temperature:
+        for temperature in section.temperatures:
             settings.append(
                 benchmark_server(
                     server,

@@ -13,6 +13,7 @@ from speculators.events import Progress
 from speculators.facts import VerifierFacts
 from speculators.pipeline.context import Context
 from speculators.pipeline.server_states import states_pool
+from speculators.recipe.token_filter import TokenFilter
 from speculators.servers.answers import AnswerClient
 from speculators.servers.states_pool import StatesPool
 from speculators.verifier.generate import Sampling
@@ -78,11 +79,14 @@ class ServedVerifier:
         *,
         max_new_tokens: int,
         temperature: float,
+        token_filter: TokenFilter,
         seed: int,
         progress: Progress,
     ) -> list[list[int]]:
         """Continues prompts, as `Engine.generate` does; raises ServerError if an answer fails for good."""
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, token_filter=token_filter, seed=seed
+        )
         outputs = [
             pair
             for batch in self.answers.generate_batches(prompts, sampling, progress=progress)

@@ -106,7 +106,7 @@ def make_context(recipe: Recipe, places: Places, world: World, listen: Listen) -
         check_start(recipe.algorithm.name, plan.facts, training_kwargs(plan, None, None))
     if world.is_main and (warning := precision_warning(plan, world.device)):
         listen(WarningEvent(message=warning))
-    context = Context(recipe=recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)
+    context = Context(recipe=plan.recipe, plan=plan, folder=folder, places=places, world=world, listen=listen)
     context.use_cache()
     return context
 

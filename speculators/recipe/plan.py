@@ -13,9 +13,11 @@ from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.decoder import draft_decoder_config
 from speculators.recipe.fingerprint import source_identity
-from speculators.recipe.schema import Recipe
+from speculators.recipe.schema import BenchmarkSection, Recipe
 from speculators.recipe.stages import Stage, plan_stages
+from speculators.recipe.token_filter import GENERATION_CONFIG, own_sampling
 from speculators.recipe.values import as_tables
+from speculators.structure.converter import structure
 
 
 @attrs.frozen(kw_only=True)
@@ -102,6 +104,7 @@ def make_plan(recipe: Recipe, facts: VerifierFacts, *, world_size: int = 1) -> P
     Raises:
         RecipeError: carries all problems across sections, with the verifier and with the launch.
     """
+    recipe = attrs.evolve(recipe, benchmark=with_own_sampling(recipe.benchmark, facts))
     problems = [*check_recipe(recipe, world_size=world_size), *check_verifier(recipe, facts)]
     for index, source in enumerate(recipe.data.sources):
         # Hashing needs the file, so a missing one is reported first and alone.
@@ -126,6 +129,20 @@ def make_plan(recipe: Recipe, facts: VerifierFacts, *, world_size: int = 1) -> P
         world_size=world_size,
         stages=plan_stages(recipe, facts),
     )
+
+
+def with_own_sampling(section: BenchmarkSection, facts: VerifierFacts) -> BenchmarkSection:
+    """Puts the verifier's own temperature and filters in the place of `temperature = "model"`.
+
+    Raises:
+        RecipeError: the verifier's files do not say how to sample, or name values that no recipe could.
+    """
+    if section.temperature != "model":
+        return section
+    own, problems = structure(own_sampling(facts), BenchmarkSection, path=(GENERATION_CONFIG,), file=str(facts.folder))
+    if own is None:
+        raise RecipeError(problems)
+    return attrs.evolve(section, temperature=own.temperature, top_p=own.top_p, top_k=own.top_k, min_p=own.min_p)
 
 
 # What readers of a plan.json rely on: tables of the recipe, stages, and inputs of the benchmark.

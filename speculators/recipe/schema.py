@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from attrs import field
 
 from speculators.config import OFF_BY_DEFAULT, few, positive
-from speculators.errors import Problem
+from speculators.errors import Problem, RecipeError
 from speculators.recipe.algorithm import AlgorithmSection
 from speculators.recipe.field_map import SuiteMap
 from speculators.recipe.input_sections import DTYPES, DataSection, DataSource, VerifierSection, is_data_path
+from speculators.recipe.token_filter import TokenFilter
 from speculators.structure import validators
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.origin import Origin
@@ -46,6 +47,16 @@ def _decay(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
 def _shard(_: object, __: attrs.Attribute[Any], value: bool | str) -> None:
     if value not in (True, False, "node"):
         raise ValueError(f'must be true, false or "node", got {value!r}')
+
+
+def _temperatures(_: object, __: attrs.Attribute[Any], value: tuple[float, ...] | str) -> None:
+    if not isinstance(value, str):
+        each(not_negative)(_, __, value)
+
+
+def _share(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise ValueError(f'must be above 0 and at most 1, or "none", got {value!r}')
 
 
 @attrs.frozen(kw_only=True)
@@ -199,7 +210,12 @@ class BenchmarkSection:
     Attributes:
         suites: sets of prompts; the first also chooses the best checkpoint.
         num_speculative_tokens: values of K to measure; the first is the one that a server gets.
-        temperature: temperatures to measure; 0 is greedy.
+        temperature: temperatures to measure; 0 is greedy. "model" takes temperature, top_p, top_k and min_p from the
+            verifier's generation_config.json.
+        top_p: above temperature 0, the verifier samples from the fewest tokens that have this probability together.
+        top_k: above temperature 0, the verifier samples from this many most probable tokens.
+        min_p: above temperature 0, the verifier samples from tokens with at least this share of the most probable
+            token's probability.
         max_new_tokens: length of each of the verifier's responses.
         live_prompts: prompts that live decoding measures again in each setting; None for all.
         live_tokens: tokens of each response that live decoding goes through; None for all.
@@ -210,7 +226,10 @@ class BenchmarkSection:
 
     suites: tuple[Suite, ...] = field(default=())
     num_speculative_tokens: tuple[int, ...] = field(default=(3, 5, 7), validator=each(few))
-    temperature: tuple[float, ...] = field(default=(0.0,), validator=each(not_negative))
+    temperature: tuple[float, ...] | Literal["model"] = field(default=(0.0,), validator=_temperatures)
+    top_p: float | None = field(default=None, validator=_share, metadata=OFF_BY_DEFAULT)
+    top_k: int | None = field(default=None, validator=positive, metadata=OFF_BY_DEFAULT)
+    min_p: float | None = field(default=None, validator=_share, metadata=OFF_BY_DEFAULT)
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)
     live_tokens: int | None = field(default=64, validator=positive)
@@ -229,6 +248,28 @@ class BenchmarkSection:
         names = [suite.name for suite in value]
         if len(set(names)) != len(names):
             raise ValueError(f"must have distinct names, got {names}")
+
+    @property
+    def token_filter(self) -> TokenFilter:
+        """The tokens that the verifier samples from."""
+        return TokenFilter(min_p=self.min_p, top_k=self.top_k, top_p=self.top_p)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperatures as numbers; raises RecipeError for "model", which only a plan resolves."""
+        if isinstance(self.temperature, str):
+            hint = "write those of its generation_config.json: temperature = [0.6], top_p = 0.95"
+            raise RecipeError([Problem("benchmark.temperature", '"model" must be numbers here', hint)])
+        return self.temperature
+
+    def __attrs_post_init__(self) -> None:
+        if not self.token_filter.on:
+            return
+        names = ", ".join(self.token_filter.on)
+        if self.temperature == "model":
+            raise ValueError(f'{names}: with temperature = "model" the verifier\'s own are taken; leave it out')
+        if not any(temperature > 0 for temperature in self.temperatures):
+            raise ValueError(f"{names}: greedy decoding does not sample; add a temperature above 0, or leave it out")
 
 
 @attrs.frozen(kw_only=True)

@@ -167,10 +167,14 @@ def _train_inputs(recipe: Recipe, suite_values: Callable[[], list[dict[str, Any]
 
     def chosen_on(_: VerifierFacts) -> dict[str, Any]:
         # The best checkpoint is chosen on the first suite, at the largest K and the first temperature.
-        first = [suite_values()[0], max(bench.num_speculative_tokens), bench.temperature[0]] if bench.suites else None
-        return {"chosen_on": first}
+        if not bench.suites:
+            return {"chosen_on": None}
+        first = [suite_values()[0], max(bench.num_speculative_tokens), bench.temperatures[0]]
+        return {"chosen_on": [*first, bench.token_filter.on] if samples and bench.token_filter.on else first}
 
-    choice = ("benchmark.num_speculative_tokens", "benchmark.temperature") if bench.suites else ()
+    samples = bench.temperature == "model" or bench.temperatures[0] > 0
+    keys = ("num_speculative_tokens", "temperature", *(("top_p", "top_k", "min_p") if samples else ()))
+    choice = tuple(f"benchmark.{key}" for key in keys) if bench.suites else ()
     return (
         Inputs(("algorithm.module",) if recipe.algorithm.module else (), code),
         _value(recipe, "seed"),

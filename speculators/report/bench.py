@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from speculators.bench.bins import TokenBin
 from speculators.bench.referee import Agreement
 from speculators.bench.result import Acceptance, BenchResult, Live, Setting
 from speculators.bench.speed import Speed
@@ -31,12 +32,19 @@ WIDE = (
     "speed-up",
 )
 
+# Where rounds begin: titles of the tables by the field of `Setting` that has their bins.
+BINS = {
+    "by_context": "by tokens known as a round begins",
+    "by_place": "by tokens of the answer known then",
+}
 
-def bench_tables(result: BenchResult, *, wide: bool = False) -> RenderableType:
+
+def bench_tables(result: BenchResult, *, wide: bool = False, details: bool = False) -> RenderableType:
     """Renders the table of each suite and temperature, what to know beside it, and the definitions of the numbers.
 
     Args:
         wide: whether to add the columns and the categories that do not fit into 80 columns, and each live criterion.
+        details: whether to add acceptance by length of the context and by place in the answer.
     """
     where = f"with {result.verifier}\nin {result.dtype} on {result.device}, {result.threads} threads"
     parts: list[RenderableType] = [
@@ -46,6 +54,7 @@ def bench_tables(result: BenchResult, *, wide: bool = False) -> RenderableType:
     for (suite, temperature), settings in settings_by_place(result.settings).items():
         table = _main_table(suite, temperature, settings, wide=wide)
         parts += [Text(), *((Uncut(table), Uncut(_category_table(settings))) if wide else (table,))]
+        parts += [part for field in BINS if details for part in (Text(), _bins_table(field, settings))]
         parts += [Text(line, style=style) for style, line in notes(settings, wide=wide)]
     parts.append(Text("\n" + definitions(result.settings), style="note"))
     return Group(*parts)
@@ -146,6 +155,26 @@ def _category_table(settings: Sequence[Setting]) -> Table:
         others = [number_text(setting.by_category[category].tau, 3) for setting in smaller]
         table.add_row(escape(category) or "-", str(acceptance.prompts), *others, tau, rates)
     return table
+
+
+def _bins_table(field: str, settings: Sequence[Setting]) -> Table:
+    *smaller, largest = sorted(settings, key=lambda setting: setting.num_speculative_tokens)
+    table = Table(title=BINS[field], title_justify="left", box=None)
+    taus = [f"tau K={setting.num_speculative_tokens}" for setting in smaller]
+    for name in ("known", "prompts", "tokens", *taus, f"tau K={largest.num_speculative_tokens} (95%)"):
+        table.add_column(name, justify="right", header_style="title", no_wrap=True)
+    others = [{each.up_to: each.tau for each in getattr(setting, field)} for setting in smaller]
+    for each in getattr(largest, field):
+        *counts, tau = bin_cells(each)
+        table.add_row(*counts, *(number_text(by_range.get(each.up_to), 3) for by_range in others), tau)
+    return table
+
+
+def bin_cells(each: TokenBin) -> tuple[str, str, str, str]:
+    """Formats the range of known tokens, the prompts, the tokens emitted, and tau with its interval."""
+    low, high = each.tau_interval
+    tau = f"{number_text(each.tau, 3)} ({number_text(low, 2)} to {number_text(high, 2)})"
+    return f"{each.fewest:,} to {each.up_to:,}", str(len(each.by_prompt)), f"{each.tokens:,.0f}", tau
 
 
 def rates_text(rates: Sequence[float]) -> str:

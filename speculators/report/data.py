@@ -129,13 +129,15 @@ def _vocabulary_lines(vocabulary: Vocabulary) -> dict[str, str]:
 
 
 def _leakage(leakage: Leakage) -> str:
-    if not leakage.held_out:
+    if not leakage.suites:
         return "nothing: the recipe names no suite"
-    suites = ", ".join(f"{count:,} prompts of {suite}" for suite, count in leakage.held_out.items())
-    seen = f"{leakage.same:,} are trained on" if leakage.same else "none is trained on"
-    near = f"{leakage.near:,} training prompts are near-duplicates"
-    share = f"the nearest shares {leakage.largest:.0%} of its 5-grams; near is {leakage.limit:.0%}"
-    return f"{suites}: {seen}; {near} ({share})"
+    lines = []
+    for suite, overlap in leakage.suites.items():
+        seen = f"{overlap.same:,} are trained on" if overlap.same else "none is trained on"
+        near = f"{overlap.near:,} training prompts are near-duplicates"
+        share = f"the nearest shares {overlap.largest:.0%} of its 5-grams; near is {leakage.limit:.0%}"
+        lines.append(f"{overlap.prompts:,} prompts of {suite}: {seen}; {near} ({share})")
+    return "\n".join(lines)
 
 
 def _policy(policy: OnPolicy) -> str:

@@ -10,7 +10,7 @@ from speculators.bench.conclusion import conclude
 from speculators.bench.result import Live, Setting
 from speculators.bench.speed import Speed
 from speculators.diff.comparison import value_text
-from speculators.report.bench import acceptance_cells, definitions, live_mark, number_text
+from speculators.report.bench import BINS, acceptance_cells, bin_cells, definitions, live_mark, number_text
 from speculators.report.conclusion import conclusion_line, notes, settings_by_place
 from speculators.report.figures import acceptance_figures, runs_by_place, training_figures
 from speculators.report.gather import Report, RunDiff, RunReport
@@ -106,6 +106,9 @@ def _acceptance(runs: Sequence[RunReport]) -> str:
     quiet = "".join(f'<p class="note">{escape(line)}</p>' for style, line in lines if style != "bad")
     parts += [f"<details><summary>Replay beside live</summary>{quiet}</details>"] if quiet else []
     parts.append(f"<details><summary>By category</summary>{_category_table(runs)}</details>")
+    if any(setting.by_context for setting in every):
+        tables = "".join(_bins_table(runs, field) for field in BINS)
+        parts.append(f"<details><summary>By context and by place in the answer</summary>{tables}</details>")
     parts.append(f"<details><summary>Where it was measured</summary>{_measured_on(runs)}</details>")
     return "".join(parts)
 
@@ -219,6 +222,17 @@ def _category_table(runs: Sequence[RunReport]) -> str:
     columns = ["run", "suite", "K", "category", "prompts", "tau (95%)", "accepted by position"]
     skip = 0 if len(runs) > 1 else 1
     return table(columns[skip:], [row[skip:] for row in rows], narrow=True)
+
+
+def _bins_table(runs: Sequence[RunReport], field: str) -> str:
+    rows = []
+    for run in runs:
+        for setting in run.settings:
+            place = [run.label, f"{setting.suite}, T={setting.temperature:g}", str(setting.num_speculative_tokens)]
+            rows += [[escape(cell) for cell in (*place, *bin_cells(each))] for each in getattr(setting, field)]
+    columns = ["run", "suite", "K", "known", "prompts", "tokens", "tau (95%)"]
+    skip = 0 if len(runs) > 1 else 1
+    return f"<h3>{escape(BINS[field])}</h3>" + table(columns[skip:], [row[skip:] for row in rows], narrow=True)
 
 
 def _measured_on(runs: Sequence[RunReport]) -> str:

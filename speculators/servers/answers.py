@@ -143,6 +143,7 @@ class AnswerClient:
             "return_token_ids": True,
             **WHOLE_TEXT,
             **UNMODIFIED_SAMPLING,
+            **sampling.token_filter.on,
         }
         response = self.endpoint.post(COMPLETIONS, body)
         choices = response.get("choices") if isinstance(response, dict) else None

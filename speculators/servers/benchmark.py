@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 import numpy as np
 
+from speculators.bench.result import sampling
 from speculators.bench.statistics import bootstrap_ratio
 from speculators.bench.suites import prompts_digest
 from speculators.errors import ServerError
@@ -102,7 +103,7 @@ def benchmark_server(
         suite_digest=workload.suite_digest,
         num_speculative_tokens=k,
         temperature=workload.temperature,
-        definition=_definition(server, k, workload.temperature),
+        definition=_definition(server, k, workload),
         acceptance=acceptance,
         by_prompt=by_prompt,
         pace=speed,
@@ -192,9 +193,10 @@ def _num_speculative_tokens(counters: DraftCounters, option: int | None) -> int:
     return k
 
 
-def _definition(server: Server, k: int, temperature: float) -> str:
+def _definition(server: Server, k: int, workload: Workload) -> str:
     return (
         "tau = tokens emitted a round, the verifier's own (bonus) token counted; the first token comes from the "
-        f"prefill and belongs to no round; K={k}, T={temperature:g}; rounds: as {server.engine.name} {server.version} "
-        f"counts them ({server.engine.rounds}_total), tokens: as in its answers; drafts: the server's own way"
+        f"prefill and belongs to no round; K={k}, {sampling(workload.temperature, workload.token_filter)}; "
+        f"rounds: as {server.engine.name} {server.version} counts them ({server.engine.rounds}_total), "
+        "tokens: as in its answers; drafts: the server's own way"
     )

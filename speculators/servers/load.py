@@ -16,6 +16,7 @@ from speculators.data.messages import Message
 from speculators.data.replies import AnswerReader
 from speculators.data.template import ChatTemplate
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.servers.answers import UNMODIFIED_SAMPLING, WHOLE_TEXT
 from speculators.servers.endpoint import Endpoint, in_flight
 from speculators.servers.streaming import Completion, complete
@@ -37,6 +38,7 @@ class Workload:
         seed: of the sampling; each answer gets its own, counted from here.
         concurrency: prompts under way at once. The turns of one prompt follow each other.
         temperature: 0 is greedy.
+        token_filter: tokens that the server samples from.
     """
 
     suite: str
@@ -48,6 +50,7 @@ class Workload:
     seed: int
     concurrency: int
     temperature: float = 0.0
+    token_filter: TokenFilter = ALL_TOKENS
 
     @functools.cached_property
     def reader(self) -> AnswerReader:
@@ -63,6 +66,7 @@ class Workload:
             "seed": self.seed + number,
             "stop_token_ids": list(self.stop_ids),
             **UNMODIFIED_SAMPLING,
+            **self.token_filter.on,
             **WHOLE_TEXT,
         }
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from speculators.errors import VerifierError
 from speculators.recipe.input_sections import VerifierSection
+from speculators.registry import near_miss
 
 # Templates print today's date, and tokens must not depend on the day. Names are English in every locale.
 FIXED_DATE = "26 Jul 2024"
@@ -32,7 +34,7 @@ def use_template(tokenizer: Any, section: VerifierSection) -> None:
     """Gives a tokenizer the template and the arguments of a recipe, so that whatever renders with it uses them.
 
     Raises:
-        VerifierError: the template's file cannot be read, or there are arguments and no template.
+        VerifierError: the template's file cannot be read, or there are arguments that no template reads.
     """
     if section.chat_template is not None:
         tokenizer.chat_template = _read(Path(section.chat_template))
@@ -45,6 +47,7 @@ def use_template(tokenizer: Any, section: VerifierSection) -> None:
             "verifier.template: the tokenizer has no chat template that could read arguments",
             hint='name one: verifier.chat_template = "./file.jinja"',
         )
+    _check_read(source, section.template)
     # Some tokenizers have several templates by name, one of them for conversations with tools.
     tokenizer.chat_template = (
         {name: _with_arguments(each, section.template) for name, each in source.items()}
@@ -73,6 +76,23 @@ def without_chance(source: str) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+def _check_read(source: str | Mapping[str, str], arguments: Mapping[str, Any]) -> None:
+    """Raises VerifierError for an argument that would change nothing, such as a misspelt one."""
+    sources = [source] if isinstance(source, str) else source.values()
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        # transformers' own tag is unknown to Jinja.
+        trees = [environment.parse(re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", each)) for each in sources]
+    except jinja2.TemplateSyntaxError:
+        return  # reported where conversations are rendered
+    names = set().union(*map(jinja2.meta.find_undeclared_variables, trees))
+    if unread := next((name for name in arguments if name not in names), None):
+        raise VerifierError(
+            f"verifier.template: the chat template never reads {unread}: it would change nothing",
+            hint=near_miss(unread, sorted(names)) or "leave it out, or name another template: verifier.chat_template",
+        )
 
 
 def _with_arguments(source: str, arguments: Mapping[str, Any]) -> str:

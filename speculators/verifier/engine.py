@@ -18,6 +18,7 @@ from speculators.events import Progress, ignore
 from speculators.facts import VerifierFacts, reason
 from speculators.nn.precision import compute_dtype
 from speculators.recipe.input_sections import VerifierSection
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.verifier.architecture import auto_class, config_of, decoder_layers
 from speculators.verifier.capture import (
     Capture,
@@ -251,6 +252,7 @@ class Engine:
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
+        token_filter: TokenFilter = ALL_TOKENS,
         seed: int = 0,
         batch_size: int = 32,
         progress: Progress = ignore,
@@ -260,13 +262,20 @@ class Engine:
         Args:
             prompts: token ids.
             max_new_tokens: for each prompt.
-            temperature: 0 is greedy; above, the pure distribution at that temperature (no top-k, no top-p).
+            temperature: 0 is greedy; above, the pure distribution at that temperature, of the tokens of `token_filter`.
+            token_filter: tokens that may be sampled.
             seed: of the sampling. The order of the prompts does not matter.
             batch_size: prompts at once, of similar length.
             progress: receives the answered prompts, and tokens per second in the note.
         """
         answers: list[list[int]] = [[] for _ in prompts]
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            token_filter=token_filter,
+            seed=seed,
+            batch_size=batch_size,
+        )
         for indices, outputs in self.generate_batches(prompts, sampling, progress=progress):
             for index, output in zip(indices, outputs, strict=True):
                 answers[index] = output

@@ -18,9 +18,11 @@ from transformers.cache_utils import DynamicLayer
 
 from speculators.config import positive
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.verifier.architecture import trunk
 from speculators.verifier.capture import cache_name
 from speculators.verifier.factors import by_factors, factors_for
+from speculators.verifier.token_filter import filtered
 
 Batch = tuple[tuple[int, ...], list[list[int]]]
 
@@ -34,13 +36,15 @@ class Sampling:
 
     Attributes:
         max_new_tokens: for each prompt.
-        temperature: 0 is greedy; above, the pure distribution at that temperature (no top-k, no top-p).
+        temperature: 0 is greedy; above, the pure distribution at that temperature, of the tokens of `token_filter`.
+        token_filter: tokens that may be sampled.
         seed: of the sampling.
         batch_size: prompts at once.
     """
 
     max_new_tokens: int = field(validator=positive)
     temperature: float = 0.0
+    token_filter: TokenFilter = ALL_TOKENS
     seed: int = 0
     batch_size: int = field(default=32, validator=positive)
 
@@ -111,7 +115,7 @@ def _continue(
         ids = ids[:, -1:]
     for step in range(sampling.max_new_tokens):
         logits = model(input_ids=ids, **inputs(length + step - 1, length + step)).logits[:, -1]
-        tokens = _next(logits, sampling.temperature, generator)
+        tokens = _next(logits, sampling, generator)
         made[live, step] = tokens
         open_rows &= ~torch.isin(tokens, stops)
         meter.step(len(prompts), len(live))
@@ -126,11 +130,12 @@ def _continue(
     return [_until_stop(row, stop_ids) for row in made.tolist()]
 
 
-def _next(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """Picks the next tokens, [B, V] -> [B]: greedily, or sampled from the pure distribution."""
-    if temperature == 0.0:
+def _next(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+    """Picks the next tokens, [B, V] -> [B]: greedily, or sampled."""
+    if sampling.temperature == 0.0:
         return logits.argmax(-1)
-    return torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1, generator=generator)[:, 0]
+    kept = filtered(logits.float() / sampling.temperature, sampling.token_filter)
+    return torch.multinomial(torch.softmax(kept, -1), 1, generator=generator)[:, 0]
 
 
 class _InPlace(DynamicLayer):

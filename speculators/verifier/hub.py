@@ -27,11 +27,14 @@ def fetch_tokenizer(repo: str, revision: str | None, *, trust_remote_code: bool 
 
 
 def fetch_config(repo: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
-    """Fetches only config.json of a hub model, and code if it is trusted; returns the path of config.json.
+    """Fetches only config.json of a hub model and generation_config.json beside it, and code if it is trusted.
+
+    Returns the path of config.json.
 
     Raises as `fetch_folder` does.
     """
-    return _snapshot(repo, revision, ["config.json", *(["*.py"] if trust_remote_code else [])]) / "config.json"
+    patterns = ["config.json", "generation_config.json", *(["*.py"] if trust_remote_code else [])]
+    return _snapshot(repo, revision, patterns) / "config.json"
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:

@@ -10,6 +10,7 @@ import torch
 
 from speculators.events import Progress
 from speculators.facts import VerifierFacts
+from speculators.recipe.token_filter import TokenFilter
 
 
 class RespondingVerifier(Protocol):
@@ -45,6 +46,7 @@ class RespondingVerifier(Protocol):
         *,
         max_new_tokens: int,
         temperature: float,
+        token_filter: TokenFilter,
         seed: int,
         progress: Progress,
     ) -> list[list[int]]:

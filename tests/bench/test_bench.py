@@ -14,7 +14,7 @@ from speculators.bench.context import TimedPair
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.referee import FEWEST_PROMPTS, TOO_FEW, Agreement, agree_given_tokens, agree_over_prompts
 from speculators.bench.replay import replay_each
-from speculators.bench.result import FORMAT
+from speculators.bench.result import FORMAT, definition
 from speculators.bench.run import bench
 from speculators.bench.speed import compare
 from speculators.decoding.loop import Decoded, Round
@@ -113,6 +113,29 @@ def test_a_verifier_that_answers_at_another_temperature_is_caught(engine, toy, t
     assert "given its tokens" not in agreement.gap
 
 
+FILTERED = {"temperature": (0.0, 1.0), "top_p": 0.9, "top_k": 30, "max_new_tokens": 24, "num_speculative_tokens": (3,)}
+
+
+def test_filters_of_the_verifier_are_in_the_definition_and_live_agrees(engine, suite, toy):
+    """At T = 1 verifier, replay and live sample from the same tokens; at T = 0 nothing changes, not even the text."""
+    result = bench(toy, engine, BenchmarkSection(suites=(suite,), live_prompts=4, **FILTERED), name="toy", seed=1)
+    assert result.agrees
+    greedy, sampled = (setting.definition for setting in result.settings)
+    assert greedy == definition(3, 0.0)
+    assert "T=1, the verifier's top_k=30, top_p=0.9;" in sampled
+    assert "sampled from the draft's own whole distribution at T=1" in sampled
+
+
+def test_answers_that_do_not_follow_the_filter_are_an_error(engine, suite, toy, monkeypatch):
+    """A server that overlooks top_p would give another tau without a word."""
+    generate = Engine.generate
+    monkeypatch.setattr(
+        Engine, "generate", lambda *args, token_filter, **options: generate(*args, **options), raising=True
+    )
+    with pytest.raises(DataError, match=r"tokens of the answers would not have been sampled with top_k=30, top_p=0.9"):
+        bench(toy, engine, BenchmarkSection(suites=(suite,), **FILTERED), name="toy", seed=1)
+
+
 def test_few_prompts_leave_the_verifiers_own_responses_unjudged(measured):
     """Three prompts cannot separate two means: the result says so and does not fail."""
     result, _ = measured
@@ -139,6 +162,18 @@ def test_numbers_are_consistent_with_each_other(measured):
         assert len(exact.by_position) == len(exact.by_position_conditional) == k
         assert list(exact.by_position) == sorted(exact.by_position, reverse=True)
         assert "verifier's own answers" in setting.note
+
+
+def test_rounds_by_context_and_by_place_are_those_of_each_prompt(measured):
+    """Both ways of sorting them keep every prompt's tokens and rounds, of all its turns."""
+    result, _ = measured
+    for setting in result.settings:
+        for bins in (setting.by_context, setting.by_place):
+            for name, (tokens, rounds) in setting.by_prompt.items():
+                parts = [each.by_prompt[name] for each in bins if name in each.by_prompt]
+                assert sum(part[0] for part in parts) == pytest.approx(tokens)
+                assert sum(part[1] for part in parts) == pytest.approx(rounds)
+        assert {each.up_to for each in setting.by_place} == {64}
 
 
 def test_the_definition_stands_beside_every_number(measured):

@@ -17,7 +17,9 @@ from speculators.bench.rows import Response, judge
 from speculators.bench.walk import greedy_rounds, walk
 from speculators.chunks import CHUNKS
 from speculators.decoding.ngram import NgramDrafter
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.verifier.engine import Engine
+from speculators.verifier.token_filter import filtered
 from speculators.verifier.weights import load_head
 
 LAYERS = (1, 2, 4)
@@ -140,7 +142,7 @@ def test_packing_does_not_change_the_numbers(rows, trained):
         np.testing.assert_array_equal(one, other)
 
 
-def _teacher(engine, rows, temperature, k_max, model):
+def _teacher(engine, rows, temperature, k_max, model, token_filter=ALL_TOKENS):
     """The acceptance tables again, one entry at a time, from full softmaxes over the verifier's vocabulary."""
     tables = []
     for row in rows:
@@ -148,7 +150,8 @@ def _teacher(engine, rows, temperature, k_max, model):
         left = len(tokens) - start - 1
         states, _ = hidden_states_of(engine.model, tokens, LAYERS)
         with torch.no_grad():
-            p = torch.softmax(engine.model(torch.tensor([tokens])).logits[0] / temperature, dim=-1)
+            logits = engine.model(torch.tensor([tokens])).logits[0] / temperature
+            p = torch.softmax(filtered(logits, token_filter), dim=-1)
         table = np.zeros((left, k_max))
         for anchor in range(left):
             known = start + anchor + 1
@@ -177,6 +180,31 @@ def test_sampled_acceptance_is_the_ratio_of_the_two_probabilities(engine, head, 
     for found, wanted in zip(replayed.acceptance, _teacher(engine, rows, 0.7, 3, trained), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert any((table == 0).any() and (table > 0.5).any() for table in replayed.acceptance)
+
+
+@torch.no_grad()
+def test_sampled_acceptance_under_a_filter_has_its_p(engine, head, responses, trained):
+    """min(1, q(y) / p(y)) with p over the tokens that the verifier samples from and q whole; tolerance as above."""
+    some = [attrs.evolve(each, tokens=each.tokens[: each.prompt_length + 9]) for each in responses[:2]]
+    token_filter = TokenFilter(top_p=0.8, top_k=40)
+    rows = capture_rows(engine, head, some, LAYERS, temperature=2.0, token_filter=token_filter)
+    assert [row.unlikely for row in rows] == [0, 0], "the most probable token is never dropped"
+    replayed = replay(trained, rows, k_max=3, temperature=2.0)
+    for found, wanted in zip(replayed.acceptance, _teacher(engine, rows, 2.0, 3, trained, token_filter), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    whole = replay(trained, capture_rows(engine, head, some, LAYERS, temperature=2.0), k_max=3, temperature=2.0)
+    assert whole.counts(3).tau > 1.05 * replayed.counts(3).tau
+
+
+def test_a_token_outside_of_the_filter_is_counted_and_keeps_a_probability(engine, head, responses):
+    """Rounding may move a token across the edge: it was emitted, so it joins the kept ones; others are as before."""
+    whole = capture_rows(engine, head, responses[:1], LAYERS, temperature=1.0)[0]
+    last = attrs.evolve(responses[0], tokens=(*responses[0].tokens[:-1], 7))
+    one = capture_rows(engine, head, [last], LAYERS, temperature=1.0, token_filter=TokenFilter(top_k=1))[0]
+    assert one.unlikely == 1
+    assert not one.log_p[:-1].any(), "greedy tokens are all that top_k = 1 leaves"
+    assert -float("inf") < one.log_p[-1] < 0
+    assert whole.unlikely == 0
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,11 @@ def test_a_result_is_read_back_as_it_was_written() -> None:
     unreached = made_results.acceptance(tau=math.nan, by_position_conditional=(0.5, math.nan, math.nan))
     row = BaselineRow(name="ngram", acceptance=unreached, live_tau=1.5, speed=made_results.speed())
     one = made_results.setting(
-        by_category={"chat": unreached, "agrees": unreached}, by_prompt={"a": (3.0, 2.0)}, baselines=(row,)
+        by_category={"chat": unreached, "agrees": unreached},
+        by_prompt={"a": (3.0, 2.0)},
+        baselines=(row,),
+        by_context=(made_results.tokens_up_to(128, tau=1.5),),
+        by_place=(made_results.tokens_up_to(64, tau=1.5),),
     )
     other = made_results.setting(live=made_results.live(gap="prompt 3"), num_speculative_tokens=5)
     for result in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speculators.bench.walk import greedy_rounds, round_moments, walk
+from speculators.bench.walk import greedy_rounds, round_moments, walk, walk_places
 
 K = 3
 
@@ -22,9 +22,11 @@ def _tables(seed: int, lengths: list[int], k_max: int = K) -> list[np.ndarray]:
 
 
 def _enumerate(table: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """Follows every walk with its probability: rounds, their square, reached and accepted by position."""
+    """Follows every walk with its probability: rounds, their square, reached and accepted by position; rounds begun at
+    each anchor, and the tokens that they emit."""
     length = len(table)
     total = {"rounds": 0.0, "square": 0.0, "reached": np.zeros(k), "accepted": np.zeros(k)}
+    total |= {"begun": np.zeros(length), "emitted": np.zeros(length)}
 
     def follow(anchor, probability, rounds, reached, accepted):
         if anchor >= length:
@@ -38,6 +40,8 @@ def _enumerate(table: np.ndarray, k: int) -> dict[str, np.ndarray]:
             fails = 1.0 if j == k or anchor + j >= length else 1.0 - table[anchor, j]
             seen = (np.arange(k) < j + 1) & (anchor + np.arange(k) < length)
             if survive * fails > 0:
+                total["begun"][anchor] += probability * survive * fails
+                total["emitted"][anchor] += probability * survive * fails * min(j + 1, length - anchor)
                 more = np.arange(k) < j
                 follow(anchor + j + 1, probability * survive * fails, rounds + 1, reached + seen, accepted + more)
             if fails == 1.0:
@@ -62,6 +66,19 @@ def test_expected_counts_are_those_of_all_walks(k):
         assert variance[row] == pytest.approx(every["square"] - every["rounds"] ** 2, abs=1e-9)
         np.testing.assert_allclose(counts.reached[row], every["reached"], atol=1e-12)
         np.testing.assert_allclose(counts.accepted[row], every["accepted"], atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_rounds_and_tokens_of_each_anchor_are_those_of_all_walks(k):
+    """A visit counts with its probability, and so do the tokens of every way in which its round can end."""
+    tables = _tables(2, [0, 1, 2, 5, 7])
+    begun, emitted = walk_places(tables, k)
+    for row, table in enumerate(tables):
+        every = _enumerate(table, k)
+        np.testing.assert_allclose(begun[row, : len(table)], every["begun"], atol=1e-12)
+        np.testing.assert_allclose(emitted[row, : len(table)], every["emitted"], atol=1e-12)
+        assert not begun[row, len(table) :].any()
+        assert not emitted[row, len(table) :].any()
 
 
 def test_the_forward_and_the_backward_recurrence_agree_on_long_responses():

@@ -264,6 +264,22 @@ BAD_BENCH: dict[str, tuple[Callable[[Spec], tuple[str, ...]], int, str]] = {
     "K of 0": (lambda done: (speculator(done, bool), "--k", "0"), 2, "--k"),
     "no prompts": (lambda done: (speculator(done, bool), "--prompts", "-1"), 2, "--prompts"),
     "a negative temperature": (lambda done: (speculator(done, bool), "--temperature", "-1"), 2, "must be >= 0"),
+    "no number": (lambda _: (".", "--temperature", "hot"), 2, "must be a number, or model; got 'hot'"),
+    "two kinds of temperature": (
+        lambda done: (speculator(done, bool), "--temperature", "model", "--temperature", "1"),
+        2,
+        "model stands alone",
+    ),
+    "a model that does not say how it samples": (
+        lambda done: (speculator(done, bool), "--temperature", "model"),
+        2,
+        "generation_config.json says nothing of temperature",
+    ),
+    "a filter of greedy decoding": (
+        lambda done: (speculator(done, bool), "--temperature", "0", "--top-p", "0.9"),
+        2,
+        "greedy decoding does not sample",
+    ),
     "an unknown suite": (lambda done: (speculator(done, bool), "--suite", "mtbench"), 2, "no suite 'mtbench'"),
     "a missing suite": (lambda done: (speculator(done, bool), "--suite", "./mine.jsonl"), 2, "mine.jsonl"),
     "an unknown baseline": (lambda done: (speculator(done, bool), "--against", "magic"), 2, "magic"),

@@ -101,7 +101,8 @@ def test_json_has_everything_and_nothing_else_is_on_stdout(spec: Spec) -> None:
     assert values["rows"]["conversations"] == 24
     assert 0 < values["rows"]["supervised_share"] < 1
     assert sum(part["count"] for part in values["rows"]["histogram"]) == 24
-    assert values["leakage"]["held_out"] == {"quickstart": 4}
+    (overlap,) = values["leakage"]["suites"].values()
+    assert (overlap["prompts"], overlap["same"], overlap["near"]) == (4, 0, 0)
     assert values["on_policy"] is None
     assert len(values["shown"]) == 2
     assert {piece["supervised"] for piece in values["shown"][0]["pieces"]} == {True, False}

@@ -36,7 +36,19 @@ def test_same_and_near_prompts_are_distinguished_with_their_places():
     assert (found.counts[Survey.SAME], found.counts[Survey.NEAR], found.usable) == (1, 1, 3)
     assert found.examples[Survey.SAME] == ["f.jsonl:1 f:1 is suite's one"]
     assert found.examples[Survey.NEAR][0].startswith("f.jsonl:2 f:2 has ")
-    assert 0.6 < found.largest < 1
+    assert 0.6 < found.suites["suite"].largest < 1
+
+
+def test_every_suite_has_its_own_overlap():
+    """A prompt that two suites share, or come near to, counts for both of them, and once among the rows."""
+    held = [*HELD, HeldOut("copy", "c", LONG), HeldOut("other", "o", "What is the capital of the land of the sea?")]
+    found = survey_rows(rows(row(LONG, "a"), row(LONG.replace("morning", "winter"), "b"), row("x", "c")), held)
+    assert {name: (o.prompts, o.same, o.near) for name, o in found.suites.items()} == {
+        "suite": (2, 1, 1),
+        "copy": (1, 1, 1),
+        "other": (1, 0, 0),
+    }
+    assert (found.counts[Survey.SAME], found.counts[Survey.NEAR]) == (1, 1)
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason_with_file_and_line():

@@ -11,6 +11,8 @@ from toys import fit_p_value
 from speculators.decoding import verify as module
 from speculators.decoding.verify import Verification, residual, verify, verify_greedy, verify_sampling
 from speculators.drafter import Proposal, chain
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
+from speculators.verifier.token_filter import filtered
 
 VOCAB = 8
 DRAWS = 4000
@@ -88,21 +90,23 @@ def _chosen_proposal(generator: torch.Generator) -> Proposal:
     return Proposal(torch.tensor([2, 5, 6]), torch.tensor([-1, -1, 0]))
 
 
-def _p_value(propose, temperature: float = 0.7) -> float:
+def _p_value(propose, temperature: float = 0.7, token_filter: TokenFilter = ALL_TOKENS) -> float:
     """Tests the first two emitted tokens against the verifier's exact distribution by chi-square, seeded."""
     generator = torch.Generator().manual_seed(7)
     logits = 1.5 * torch.randn(VOCAB + 1, VOCAB, generator=generator)  # row t follows token t, the last one the root
-    p = torch.softmax(logits / temperature, dim=-1)
+    p = torch.softmax(filtered(logits / temperature, token_filter), dim=-1)
     seen = torch.zeros(VOCAB, VOCAB)
     for _ in range(DRAWS):
         proposal = propose(generator)
         rows = torch.cat([logits[VOCAB:], logits[proposal.tokens]])
-        verdict = verify_sampling(rows, proposal, temperature=temperature, generator=generator)
+        verdict = verify_sampling(
+            rows, proposal, temperature=temperature, token_filter=token_filter, generator=generator
+        )
         emitted = [*proposal.tokens[list(verdict.path)].tolist(), verdict.token]
         if len(emitted) == 1:
-            row = torch.softmax(logits[emitted[0]] / temperature, dim=-1)
-            emitted.append(int(torch.multinomial(row, 1, generator=generator)))
+            emitted.append(int(torch.multinomial(p[emitted[0]], 1, generator=generator)))
         seen[emitted[0], emitted[1]] += 1
+    assert not seen[p[VOCAB, :, None] * p[:VOCAB] == 0].any()
     return fit_p_value(seen, p[VOCAB, :, None] * p[:VOCAB])
 
 
@@ -110,6 +114,15 @@ def _p_value(propose, temperature: float = 0.7) -> float:
 def test_sampling_emits_tokens_with_the_verifiers_exact_distribution(propose):
     """Pairs of emitted tokens fit softmax(logits / T) for chains, trees without replacement and chosen drafts."""
     assert _p_value(propose) > 0.01
+
+
+@pytest.mark.parametrize("propose", [_chain_proposal, _tree_proposal, _chosen_proposal])
+@pytest.mark.parametrize(
+    "token_filter", [TokenFilter(top_p=0.7), TokenFilter(top_k=3), TokenFilter(top_p=0.9, top_k=5, min_p=0.05)], ids=str
+)
+def test_sampling_emits_the_filtered_distribution_whatever_is_drafted(propose, token_filter):
+    """Drafts come from a whole q: pairs fit the verifier's renormalised distribution, and no other token is emitted."""
+    assert _p_value(propose, token_filter=token_filter) > 0.01
 
 
 @pytest.mark.parametrize("propose", [_chain_proposal, _tree_proposal, _chosen_proposal])

@@ -10,6 +10,8 @@ import pytest
 from command import Spec
 from safetensors.torch import load_file
 
+from speculators.verifier.tiny import CHAT_TEMPLATE
+
 BENCH = ("--prompts", "2", "--k", "2", "--live", "1", "--json")
 SHORT = ("--set", "schedule.max_steps=2", "--set", "benchmark.suites=[]")
 
@@ -56,6 +58,8 @@ def test_an_export_of_a_run_is_served_with_the_template_arguments_of_its_recipe(
     """`[verifier] template` reaches the command from the plan of the run."""
     copy = Path(shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
     plan = json.loads((copy / "plan.json").read_text())
+    (tmp_path / "reads.jinja").write_text(CHAT_TEMPLATE + "{% if enable_thinking %}<think>{% endif %}")
+    plan["recipe"]["verifier"]["chat_template"] = str(tmp_path / "reads.jinja")
     plan["recipe"]["verifier"]["template"] = {"enable_thinking": False}
     (copy / "plan.json").write_text(json.dumps(plan))
     outcome = spec("export", copy, "--to", "vllm", "--json")

@@ -57,7 +57,7 @@ def measured(survey: Survey, **changes) -> DataView:
     fine = DataView(
         recipe="r",
         sources={"f.jsonl": 100},
-        leakage=Leakage(held_out={}, same=kinds["same"], near=kinds["near"], largest=0.0, limit=0.6),
+        leakage=Leakage(suites={}, same=kinds["same"], near=kinds["near"], limit=0.6),
         rows=ROWS,
         vocabulary=VOCABULARY,
         on_policy=POLICY,

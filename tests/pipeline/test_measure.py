@@ -6,7 +6,9 @@ import pytest
 
 from speculators.errors import RecipeError
 from speculators.models.dspark.config import DSparkSpeculatorConfig
-from speculators.pipeline.measure import SavedSpeculator, decoding_otherwise, verifier_of
+from speculators.pipeline.measure import SavedSpeculator, decoding_otherwise, not_held_out, verifier_of
+from speculators.recipe.fingerprint import suite_identity
+from speculators.recipe.schema import Suite
 
 SHA256 = "5" * 64
 WHEEL = "wheel:tiny-gguf==1.0#tiny_gguf/tiny.gguf"
@@ -50,3 +52,26 @@ def test_options_that_only_decoding_reads_can_be_overridden():
         decoding_otherwise(trained, {"block_size": 4})
     with pytest.raises(RecipeError, match='must be one of "threshold", "gain"'):
         decoding_otherwise(trained, {"cut": "gian"})
+
+
+@pytest.mark.parametrize(
+    ("suite", "warned"),
+    [
+        (Suite(name="quickstart", take=4), False),
+        (Suite(name="quickstart", take=2), False),
+        (Suite(name="quickstart", take=5), True),
+        (Suite(name="quickstart"), True),
+        (Suite(name="renamed", path="mine.jsonl", take=1), False),
+        (Suite(name="mine", path="other.jsonl"), True),
+        (Suite(name="untemplated"), True),
+    ],
+)
+def test_a_suite_that_training_may_have_seen_is_named(suite, warned, tmp_path, monkeypatch):
+    """Only the recipe's suites, or parts of them, were kept out of the training data; the note says how to look."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"messages": ["{name}"]}}\n')
+    suites = [Suite(name="quickstart", take=4), Suite(name="mine", path=str(tmp_path / "mine.jsonl"))]
+    note = not_held_out(suite, [suite_identity(each) for each in suites], tmp_path)
+    assert bool(note) is warned
+    assert not warned or f"spec data {tmp_path} --set 'benchmark.suites=[" in note

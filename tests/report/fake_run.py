@@ -7,6 +7,8 @@ import math
 import random
 from pathlib import Path
 
+from made_results import tokens_up_to
+
 from speculators.bench.referee import Agreement
 from speculators.bench.result import Acceptance, BaselineRow, BenchResult, Live, Setting, definition, with_drafted_costs
 from speculators.bench.speed import Speed
@@ -59,6 +61,8 @@ def setting(suite: str, k: int, temperature: float, rate: float) -> Setting:
         exact=exact,
         by_category={name: acceptance(rate - 0.02 * n, k, 10) for n, name in enumerate(CATEGORIES)},
         by_prompt={"a": (10.0, 6.0), "b": (12.0, 7.0)},
+        by_context=(tokens_up_to(256, exact.tau),),
+        by_place=(tokens_up_to(64, exact.tau), tokens_up_to(128, exact.tau)),
         baselines=(BaselineRow(name="ngram", acceptance=ngram, live_tau=ngram.tau, speed=speed),),
         live=Live(
             acceptance=exact, agreement=Agreement(criterion="round for round", predicted_tau=exact.tau), speed=speed

@@ -7,6 +7,7 @@ import io
 import attrs
 import pytest
 from fake_run import setting
+from made_results import tokens_up_to
 from rich.console import Console
 from rich.theme import Theme
 
@@ -16,13 +17,13 @@ from speculators.report.bench import bench_tables
 from speculators.report.console import STYLES
 
 
-def _printed(settings: list[Setting], width: int = 80, *, wide: bool = False) -> str:
+def _printed(settings: list[Setting], width: int = 80, **more: bool) -> str:
     result = BenchResult(
         speculator="run", verifier="tiny", device="cpu", threads=1, dtype="float32", seed=0, max_new_tokens=9,
         settings=tuple(settings),
     )  # fmt: skip
     file = io.StringIO()
-    Console(file=file, width=width, theme=Theme(STYLES)).print(bench_tables(result, wide=wide), crop=False)
+    Console(file=file, width=width, theme=Theme(STYLES)).print(bench_tables(result, **more), crop=False)
     return file.getvalue()
 
 
@@ -96,3 +97,24 @@ def test_the_categories_are_rows_and_each_k_has_a_column() -> None:
         assert row[2:4] == [f"{settings[index].by_category[name].tau:.3f}" for index in (0, 2)]
         assert row[4] == f"{acceptance.tau:.3f}"
         assert len(row) == 5 + 3 + 7
+
+
+def test_details_show_where_rounds_begin_with_tau_of_each_k() -> None:
+    """One line a range of known tokens, with prompts and tokens of the largest K; a range that a K lacks is a dash."""
+    settings = [
+        attrs.evolve(
+            setting("held", k, 0.0, 0.6),
+            by_context=tuple(tokens_up_to(edge, tau=1 + k / 10) for edge in edges),
+            by_place=(tokens_up_to(64, tau=2.5),),
+        )
+        for k, edges in ((7, (128, 8192)), (3, (128,)))
+    ]
+    text = _printed(settings, details=True)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    start = lines.index("by tokens known as a round begins")
+    assert lines[start + 1] == "known prompts tokens tau K=3 tau K=7 (95%)"
+    assert lines[start + 2] == "65 to 128 1 17 1.300 1.700 (1.70 to 1.70)"
+    assert lines[start + 3] == "4,097 to 8,192 1 17 - 1.700 (1.70 to 1.70)"
+    assert "by tokens of the answer known then" in lines
+    assert max(map(len, text.splitlines())) <= 80
+    assert "known" not in _printed(settings)

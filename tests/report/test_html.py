@@ -73,6 +73,7 @@ def test_a_whole_run_lacks_nothing(tmp_path: Path, facts: VerifierFacts) -> None
     assert "2.458 (2.36 to 2.56)" in text
     assert "tau = tokens emitted a round" in text
     assert f"trained, {UPDATES} updates; exported from update 810; tau there 2.100" in text
+    assert text.count("<td>129 to 256</td>") == len(report.runs[0].settings) == text.count("<td>65 to 128</td>")
     for phrase in ("1h 20m", "target_layer_ids", "packages.torch", "schedule.optimizer.lr", "[schedule]"):
         assert phrase in text
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from fake_vllm import Answers, FakeServer
 
 from speculators.errors import ServerError
 from speculators.events import ProgressEvent
+from speculators.recipe.token_filter import TokenFilter
 from speculators.servers.answers import AnswerClient
 from speculators.servers.endpoint import Endpoint, Retry
 from speculators.verifier.generate import Sampling
@@ -58,6 +60,13 @@ def test_requests_ask_for_the_pure_distribution(server: FakeServer) -> None:
     for body in server.requests:
         assert (body["temperature"], body["max_tokens"], body["stop_token_ids"]) == (0.7, 12, [2, 0])
         assert (body["top_p"], body["top_k"], body["min_p"], body["repetition_penalty"]) == (1.0, -1, 0.0, 1.0)
+
+
+def test_requests_carry_the_filter(server: FakeServer) -> None:
+    """What the recipe restricts replaces the neutral value; the rest stays neutral."""
+    sampling = attrs.evolve(SAMPLING, token_filter=TokenFilter(top_p=0.9, top_k=20))
+    list(client(server).generate_batches(PROMPTS, sampling))
+    assert {(body["top_p"], body["top_k"], body["min_p"]) for body in server.requests} == {(0.9, 20, 0.0)}
 
 
 def test_seeds_follow_the_prompts_and_not_their_order(server: FakeServer) -> None:

@@ -10,6 +10,7 @@ from speculators.bench.suites import Prompt
 from speculators.data.messages import Message
 from speculators.data.template import ChatTemplate
 from speculators.errors import ServerError
+from speculators.recipe.token_filter import TokenFilter
 from speculators.servers.benchmark import Server, benchmark_server
 from speculators.servers.counters import parse_prometheus, read_counters
 from speculators.servers.endpoint import Endpoint, Retry
@@ -90,6 +91,14 @@ def test_rounds_without_a_draft_are_rounds(workload):
     assert setting.acceptance.rounds == 4 * ROUNDS
     assert setting.acceptance.undrafted == 4 * 2
     assert setting.acceptance.tau == 2.2
+
+
+def test_a_filter_is_requested_and_stands_in_the_definition(workload):
+    """The server samples from the tokens of the recipe, and the number says so."""
+    fake = FakeServer()
+    setting = _measure(fake, workload, temperature=0.5, token_filter=TokenFilter(min_p=0.1))
+    assert {request["min_p"] for request in fake.requests} == {0.1}
+    assert "T=0.5, the verifier's min_p=0.1;" in setting.definition
 
 
 def test_requests_carry_token_ids_and_all_sampling_options(workload):

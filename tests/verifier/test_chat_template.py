@@ -43,7 +43,7 @@ def test_values_arrive_as_they_are_written(tmp_path):
 
 def test_a_file_replaces_the_template(tmp_path):
     """The file's final line break is not part of the template; its first lines stay what they are."""
-    (tmp_path / "t.jinja").write_text("\n  {% if true %}{{ messages[0].content }}{% endif %}\n")
+    (tmp_path / "t.jinja").write_text("\n  {% if x %}{% endif %}{{ messages[0].content }}\n")
     assert rendered("hermes", chat_template=str(tmp_path / "t.jinja")) == "\nq"
     assert rendered("hermes", chat_template=str(tmp_path / "t.jinja"), template={"x": 1}) == "\nq"
     with pytest.raises(VerifierError, match=r"absent\.jinja cannot be read"):
@@ -57,6 +57,36 @@ def test_the_loaded_tokenizer_has_the_recipes_template(tmp_path):
     one, other = ChatTemplate.of(plain), ChatTemplate.of(load_tokenizer(tmp_path, fixed))
     assert one.prompt_ids(QUESTION) != other.prompt_ids(QUESTION)
     assert one.source != other.source, "a lock that hashes the template must notice the arguments"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% set thinking = thinking | default(true) %}{{ messages }}",
+        "{% macro m() %}{{ thinking }}{% endmacro %}{{ m() }}",
+        "{% for m in messages %}{%- generation -%}{% if thinking is defined %}x{% endif %}{%- endgeneration -%}"
+        "{% break %}{% endfor %}",
+    ],
+)
+def test_an_argument_is_read_wherever_the_template_asks_for_it(text, tmp_path):
+    """As a default that is overwritten, in a macro, in a loop, among marks, and in one of several templates."""
+    (tmp_path / "t.jinja").write_text(text)
+    rendered("hermes", chat_template=str(tmp_path / "t.jinja"), template={"thinking": False})
+    tokenizer = KINDS["hermes"].tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": text}
+    use_template(tokenizer, VerifierSection(model="tiny:0", template={"thinking": False}))
+    assert set(tokenizer.chat_template) == {"default", "tool_use"}
+
+
+@pytest.mark.parametrize("text", ["{{ messages }}", "{% set thinking = true %}{{ messages }}{{ thinking }}", ""])
+def test_an_argument_that_the_template_never_reads_is_an_error(text, tmp_path):
+    """Otherwise a misspelt switch would train on thinking that nobody wanted, without a word."""
+    (tmp_path / "t.jinja").write_text(text or "{{ messages }}{{ thinking_ }}")
+    with pytest.raises(
+        VerifierError, match="the chat template never reads thinking: it would change nothing"
+    ) as caught:
+        rendered("hermes", chat_template=str(tmp_path / "t.jinja"), template={"thinking": False})
+    assert ("did you mean 'thinking_'?" if not text else "leave it out") in str(caught.value)
 
 
 def test_a_faulty_file_is_named_with_its_line(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from models.test_mtp import HYBRID
 
 from speculators.events import ProgressEvent
+from speculators.recipe.token_filter import TokenFilter
 from speculators.verifier.engine import Engine
 from speculators.verifier.generate import Sampling
 from speculators.verifier.tiny import make_tiny_verifier
@@ -85,6 +86,17 @@ def test_sampling_follows_seed_and_pure_temperature(tmp_path: Path):
     assert (counts - exact).abs().sum() / 2 < 0.2
     assert draws == engine.generate(prompts, seed=1, **options)
     assert draws != engine.generate(prompts, seed=2, **options)
+
+
+def test_sampling_keeps_to_the_filter(tmp_path: Path):
+    """1000 draws are all among the five most probable tokens, and each of these is drawn."""
+    engine = Engine(make_tiny_verifier(tmp_path, initializer_range=0.02))
+    prompts = [[5, 6, 7]] * 1000
+    options = {"max_new_tokens": 1, "temperature": 2.0, "batch_size": 1000, "seed": 1}
+    draws = engine.generate(prompts, token_filter=TokenFilter(top_k=5), **options)
+    with torch.no_grad():
+        best = engine.model(torch.tensor(prompts[:1])).logits[0, -1].topk(5).indices
+    assert {draw for (draw,) in draws} == set(best.tolist())
 
 
 def test_the_callers_random_numbers_are_left_alone(engine: Engine, prompts: list[list[int]]):
