@@ -81,7 +81,7 @@ def sharing_the_cpu() -> Iterator[None]:
     """
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cpus():
         torch.set_num_threads(usable_cpus())
-    load = _Load.begin() if torch.get_num_threads() > 1 else None
+    load = Load.begin() if torch.get_num_threads() > 1 else None
     if load is None:
         yield
         return
@@ -95,7 +95,7 @@ def sharing_the_cpu() -> Iterator[None]:
         watching.join()
 
 
-def _watch(load: _Load, over: Event) -> None:
+def _watch(load: Load, over: Event) -> None:
     """Adds a team of threads while the machine is busy, and removes it when it has been idle for a while."""
     release: Callable[[], None] | None = None
     calm = 0
@@ -131,7 +131,7 @@ def _idle_team() -> Callable[[], None]:
 
 
 @attrs.define(eq=False)
-class _Load:
+class Load:
     """The processor time of this process's CPUs that others used since the last look.
 
     Attributes:
@@ -145,8 +145,8 @@ class _Load:
     own: float
 
     @classmethod
-    def begin(cls) -> _Load | None:
-        """Takes the first look; None where the system does not tell."""
+    def begin(cls) -> Load | None:
+        """Takes the first look; None where the system does not say."""
         cpus = frozenset(f"cpu{number}" for number in _own_cpus())
         try:
             return cls(cpus, time.monotonic(), _used(cpus), time.process_time())

@@ -303,7 +303,7 @@ def rebuild(config: SpeculatorModelConfig, folder: Path) -> SpeculatorModel:
     except Exception as error:
         raise ArtifactError(
             f"{folder}: no model can be built from its config.json: {type(error).__name__}: {error}",
-            hint="compare it with the verifier's config.json",
+            hint="compare it with the verifier's config.json; spec import reads what other projects write",
         ) from error
 
 

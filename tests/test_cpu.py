@@ -77,7 +77,7 @@ def test_a_team_is_added_while_others_compute_and_removed_when_they_have_ended(t
     """Seen from outside: one thread more while a neighbour uses a CPU, and none some looks after its end."""
     loads = iter([0.0, 0.9, 0.9, 0.2, *[0.0] * 100])
     monkeypatch.setattr(cpu, "EVERY", 0.01)
-    monkeypatch.setattr(cpu._Load, "of_others", lambda _: next(loads))
+    monkeypatch.setattr(cpu.Load, "of_others", lambda _: next(loads))
     held = []
     start = cpu._idle_team
 
@@ -114,7 +114,7 @@ def test_a_team_that_waits_raises_the_number_of_openmp_threads_above_that_of_cpu
 @linux
 def test_the_load_of_others_counts_what_another_process_uses_and_not_what_this_one_does():
     """A neighbour that computes without pause shows; the time of this process's own work is taken off."""
-    load = cpu._Load.begin()
+    load = cpu.Load.begin()
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.6)

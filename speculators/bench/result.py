@@ -133,6 +133,7 @@ class BenchResult:
         device: where verifier and speculator ran, with `threads` CPU threads.
         dtype: the precision they ran in.
         seed: of sampling and of the bootstrap.
+        others: CPUs that other processes used on average meanwhile, which makes times longer; None if it is not known.
         agrees: whether live agrees with replay in every setting that was decoded live.
     """
 
@@ -145,6 +146,7 @@ class BenchResult:
     seed: int
     max_new_tokens: int
     settings: tuple[Setting, ...]
+    others: float | None = None
     format: int = FORMAT
     agrees: bool = attrs.field(init=False)
 

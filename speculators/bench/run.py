@@ -29,6 +29,7 @@ from speculators.bench.result import (
 from speculators.bench.rows import JudgedResponse, shortened
 from speculators.bench.speed import Speed, compare
 from speculators.bench.suites import Prompt, load_suite, prompts_digest
+from speculators.cpu import Load
 from speculators.decoding.baselines import Baseline, make_baseline
 from speculators.decoding.loop import Decoded
 from speculators.errors import DataError
@@ -96,6 +97,7 @@ def bench(
         timed=None if timed is None else attrs.evolve(timed, baselines=baselines(timed.engine)),
     )
     settings: list[Setting] = []
+    load_of_others = Load.begin()
     for suite in section.suites:
         prompts = load(suite)
         for temperature in section.temperatures:
@@ -109,6 +111,7 @@ def bench(
         seed=seed,
         max_new_tokens=section.max_new_tokens,
         settings=with_drafted_costs(settings),
+        others=None if load_of_others is None else load_of_others.of_others(),
     )
 
 

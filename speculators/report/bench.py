@@ -32,6 +32,8 @@ WIDE = (
     "speed-up",
 )
 
+# CPUs of other processes from which times are said to be longer.
+LOADED = 0.3
 # Where rounds begin: titles of the tables by the field of `Setting` that has their bins.
 BINS = {
     "by_context": "by tokens known as a round begins",
@@ -51,6 +53,9 @@ def bench_tables(result: BenchResult, *, wide: bool = False, details: bool = Fal
         Text.assemble(("\nacceptance of ", "title"), (result.speculator, "name")),
         Text(where, style="note"),
     ]
+    if result.others is not None and result.others >= LOADED:
+        busy = f"other processes used {result.others:.1f} CPUs meanwhile: times are longer than on an idle machine"
+        parts.append(Text(busy, style="warn"))
     for (suite, temperature), settings in settings_by_place(result.settings).items():
         table = _main_table(suite, temperature, settings, wide=wide)
         parts += [Text(), *((Uncut(table), Uncut(_category_table(settings))) if wide else (table,))]

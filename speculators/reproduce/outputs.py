@@ -155,7 +155,7 @@ def _train(pair: RunPair) -> list[Finding]:
 
 
 # Keys of a benchmark that say whose result it is, where it was measured, and how fast it went.
-_PLACES = ("fingerprint", "speculator", "verifier", "device", "threads", "format")
+_PLACES = ("fingerprint", "speculator", "verifier", "device", "threads", "others", "format")
 _TIMED = ("speed", "drafted_cost")
 # Rounds that `by_prompt` counts as well; older results lack these bins.
 _SORTED = ("by_context", "by_place")

@@ -7,7 +7,7 @@ import io
 import attrs
 import pytest
 from fake_run import setting
-from made_results import tokens_up_to
+from made_results import bench_result, tokens_up_to
 from rich.console import Console
 from rich.theme import Theme
 
@@ -34,6 +34,15 @@ def test_a_baseline_has_its_row_at_the_largest_k() -> None:
     (row,) = [line for line in _printed([large, small]).splitlines() if line.lstrip().startswith("ngram")]
     assert row.split()[1] == "5"
     assert f"{large.baselines[0].speed.speed_up:.2f}x" in row
+
+
+@pytest.mark.parametrize(("others", "is_said"), [(None, False), (0.1, False), (0.9, True)])
+def test_a_busy_machine_is_said_beside_the_times(others: float | None, is_said: bool) -> None:
+    """Milliseconds that other processes lengthened must not pass for those of an idle machine."""
+    file = io.StringIO()
+    result = bench_result(setting("held", 3, 0.0, 0.6), others=others)
+    Console(file=file, width=80, theme=Theme(STYLES)).print(bench_tables(result), crop=False)
+    assert ("other processes used 0.9 CPUs meanwhile" in file.getvalue()) is is_said
 
 
 @pytest.mark.parametrize(
