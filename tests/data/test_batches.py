@@ -58,10 +58,10 @@ def test_packing_wastes_little():
 def test_epochs_and_seeds_shuffle():
     """The same seed and epoch give the same rows; another epoch or seed gives others."""
     lengths = [7] * 50
-    first = pack(lengths, row_tokens=20, seed=0, epoch=0)
-    assert first == pack(lengths, row_tokens=20, seed=0, epoch=0)
-    assert first != pack(lengths, row_tokens=20, seed=0, epoch=1)
-    assert first != pack(lengths, row_tokens=20, seed=1, epoch=0)
+    first = list(pack(lengths, row_tokens=20, seed=0, epoch=0))
+    assert first == list(pack(lengths, row_tokens=20, seed=0, epoch=0))
+    assert first != list(pack(lengths, row_tokens=20, seed=0, epoch=1))
+    assert first != list(pack(lengths, row_tokens=20, seed=1, epoch=0))
 
 
 def test_document_longer_than_a_row():
