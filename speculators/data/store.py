@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,11 @@ from speculators.files.disk import file_sha256
 from speculators.files.folders import FORMAT, read_manifest, read_record
 
 LAYOUT = "layout.json"
+# A store of more tokens has larger shards instead of more of them, up to the size of which capture holds three in memory.
+MOST_SHARDS = 4096
+LARGEST_SHARD = 1 << 29  # bytes
+# Of a sha256.
+DIGEST_BYTES = 32
 # Shards that are checked at a time: hashing leaves other threads free to run.
 CHECKING_THREADS = 8
 
@@ -67,25 +73,38 @@ def states_digest(*parts: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def plan_shards(lengths: Sequence[int], shard_tokens: int) -> tuple[tuple[int, ...], ...]:
+def plan_shards(lengths: Sequence[int] | np.ndarray, shard_tokens: int) -> tuple[np.ndarray, ...]:
     """Distributes conversations over shards, in the order of their length.
 
     A pure function: a shard that is captured again after a kill or damage has the same conversations in the same order,
     and so is computed in the same batches. Sorting by length puts conversations together that batch without padding.
+
+    Returns:
+        [n] int64 for each shard: views of one array.
     """
-    shards: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (int(lengths[i]), i)):
-        if not shards or lengths[index] > room:
-            shards.append([])
-            room = shard_tokens
-        shards[-1].append(index)
-        room -= int(lengths[index])
-    return tuple(map(tuple, shards))
+    lengths = _int64(lengths)
+    order = np.argsort(lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    cuts = [0]
+    while cuts[-1] < len(order):
+        full = shard_tokens + (ends[cuts[-1] - 1] if cuts[-1] else 0)
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, full, side="right"))))
+    return tuple(order[start:end] for start, end in pairwise(cuts))
 
 
-def _ints(lengths: Iterable[int]) -> tuple[int, ...]:
-    return tuple(map(int, lengths))
+def shard_tokens_for(tokens: int, row_bytes: int, *, at_least: int) -> int:
+    """Chooses the tokens per shard: more than `at_least` where a store would have too many files otherwise.
+
+    Args:
+        tokens: of the whole store.
+        row_bytes: stored per token.
+        at_least: what the device's `CHUNKS` say.
+    """
+    return max(at_least, min(-(-tokens // MOST_SHARDS), LARGEST_SHARD // row_bytes))
+
+
+def _int64(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(lengths, np.int64)
 
 
 @attrs.frozen(eq=False)
@@ -94,40 +113,39 @@ class StoreLayout:
 
     Attributes:
         key: fingerprint of the inputs of the states; a store with another key is never read.
-        lengths: number of tokens of each conversation.
+        lengths: [N] int64, number of tokens of each conversation.
         aux_width: A*H, columns of the auxiliary states.
         width: H, columns of the last layer's state.
         dtype: "bfloat16", "float16", "float32" or "fp8".
         ends_in_last: whether the last H auxiliary columns are the last layer's state, which is then stored once.
         shard_tokens: tokens per shard; a longer conversation gets a shard of its own.
-        shards: the conversations of each shard, in their order in the file.
+        shards: [n] int64 for each shard, its conversations in their order in the file.
         places: [N, 2] int64, each conversation's shard and first row in it.
         parts: the tensors of each shard.
     """
 
     key: str
-    lengths: tuple[int, ...] = attrs.field(converter=_ints)
+    lengths: np.ndarray = attrs.field(converter=_int64, repr=False)
     aux_width: int
     width: int
     dtype: str = attrs.field(validator=attrs.validators.in_(DTYPES))
     shard_tokens: int = CHUNKS["cpu"].shard_tokens
     ends_in_last: bool = False
-    shards: tuple[tuple[int, ...], ...] = attrs.field(init=False)
+    shards: tuple[np.ndarray, ...] = attrs.field(init=False, repr=False)
     places: np.ndarray = attrs.field(init=False, repr=False)
     parts: tuple[Part, ...] = attrs.field(init=False, repr=False)
 
     @shards.default
-    def _shards(self) -> tuple[tuple[int, ...], ...]:
+    def _shards(self) -> tuple[np.ndarray, ...]:
         return plan_shards(self.lengths, self.shard_tokens)
 
     @places.default
     def _places(self) -> np.ndarray:
         places = np.zeros((len(self.lengths), 2), np.int64)
         for number, members in enumerate(self.shards):
-            row = 0
-            for index in members:
-                places[index] = number, row
-                row += self.lengths[index]
+            lengths = self.lengths[members]
+            places[members, 0] = number
+            places[members, 1] = np.cumsum(lengths) - lengths
         return places
 
     @parts.default
@@ -137,7 +155,7 @@ class StoreLayout:
 
     def rows(self, shard: int) -> int:
         """Counts the tokens of a shard: rows of its tensors."""
-        return sum(self.lengths[index] for index in self.shards[shard])
+        return int(self.lengths[self.shards[shard]].sum())
 
     def bytes_for(self, tokens: int) -> int:
         """Computes the size on disk of the states of this many tokens."""
@@ -158,7 +176,7 @@ class StoreLayout:
         if not self.ends_in_last:
             # As earlier versions wrote it: an interrupted capture goes on.
             del plain["ends_in_last"]
-        return {"format": FORMAT, **plain, "lengths": list(self.lengths)}
+        return {"format": FORMAT, **plain, "lengths": self.lengths.tolist()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> StoreLayout:
@@ -177,11 +195,12 @@ class _Shard:
 
     Attributes:
         first_bytes: of each tensor in the file.
-        digests: of each conversation's states, in their order in the file; None in stores of earlier versions.
+        digests: of each conversation's states, 32 bytes each, in their order in the file; None in stores of earlier
+            versions.
     """
 
     first_bytes: dict[str, int]
-    digests: list[str] | None
+    digests: bytes | None
 
 
 @attrs.frozen(eq=False)
@@ -200,9 +219,13 @@ class StateStore(StateSource):
     _sha256: tuple[str, ...]
     device: torch.device = _CPU
     _shards: dict[int, _Shard] = attrs.field(init=False, factory=dict)
-    # Conversations whose states were compared, and shards that were hashed whole.
-    _intact: set[int] = attrs.field(init=False, factory=set)
+    # [N] bool, whether the conversation's states were compared; and shards that were hashed whole.
+    _intact: np.ndarray = attrs.field(init=False, repr=False)
     _whole: set[int] = attrs.field(init=False, factory=set)
+
+    @_intact.default
+    def _none_compared(self) -> np.ndarray:
+        return np.zeros(len(self.layout.lengths), np.bool_)
 
     @classmethod
     def open(
@@ -255,19 +278,23 @@ class StateStore(StateSource):
         """
         number, row = self.layout.places[index].tolist()
         shard = self._shards.get(number) or self._open_shard(number)
-        length = self.layout.lengths[index]
+        length = int(self.layout.lengths[index])
         parts = tuple(self._read(part, number, shard.first_bytes[part.name], row, length) for part in self.layout.parts)
-        if index not in self._intact:
+        if not self._intact[index]:
             if shard.digests is None:
                 self._hash(number)
-            elif states_digest(*parts) != shard.digests[self.layout.shards[number].index(index)]:
+            elif bytes.fromhex(states_digest(*parts)) != self._digest(shard.digests, number, index):
                 raise DamagedShards(self.folder, {number: f"the states of conversation {index} have another sha256"})
-            self._intact.add(index)
+            self._intact[index] = True
         return self.layout.decode(parts, self.device)
 
     def states(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Reads the states of several conversations."""
         return [self.read(index) for index in indices]
+
+    def _digest(self, digests: bytes, number: int, index: int) -> bytes:
+        place = int(np.flatnonzero(self.layout.shards[number] == index)[0])
+        return digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]
 
     def _open_shard(self, number: int) -> _Shard:
         checked = check_shard(self.folder, self.layout, number)
@@ -277,7 +304,8 @@ class StateStore(StateSource):
             note = read_record(note_file(self.folder, number))
         except ArtifactError as error:
             raise DamagedShards(self.folder, {number: "its note is unreadable"}) from error
-        self._shards[number] = _Shard(checked, note.get("conversations"))
+        digests = note.get("conversations")
+        self._shards[number] = _Shard(checked, None if digests is None else bytes.fromhex("".join(digests)))
         return self._shards[number]
 
     def _hash(self, number: int) -> None:

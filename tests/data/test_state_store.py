@@ -156,7 +156,7 @@ def test_shards_are_a_pure_function_of_lengths():
     """Each conversation is in one shard, in order of length, within the budget; a longer one has its own shard."""
     lengths = [5, 50, 7, 7, 3, 9]
     shards = plan_shards(lengths, 20)
-    assert shards == ((4, 0, 2), (3, 5), (1,))
+    assert [shard.tolist() for shard in shards] == [[4, 0, 2], [3, 5], [1]]
     assert plan_shards([], 20) == ()
 
 
@@ -291,7 +291,7 @@ def test_captured_length_must_be_the_conversations(folder, layout):
 def test_overflow_in_the_stored_type_is_an_error(folder, layout):
     """Residual streams exceed float16's range: an infinite state raises an error that names the setting."""
     narrow = StoreLayout(key="k", lengths=layout.lengths, aux_width=6, width=3, dtype="float16")
-    states = torch.full((layout.lengths[3], 6), 70_000.0)
+    states = torch.full((int(layout.lengths[3]), 6), 70_000.0)
     with pytest.raises(DataError, match=r'not finite in float16\n.*states_dtype = "bfloat16"'):
         StateWriter(folder, narrow).append(3, to_stored(states, states[:, :3], "float16"))
 
@@ -299,7 +299,7 @@ def test_overflow_in_the_stored_type_is_an_error(folder, layout):
 @with_fp8
 def test_states_that_are_not_finite_are_refused(folder, layout, dtype):
     """A verifier that computed NaN or infinity is an error, not something to learn from."""
-    states = torch.ones(layout.lengths[3], 6)
+    states = torch.ones(int(layout.lengths[3]), 6)
     states[2, 4] = float("nan")
     with pytest.raises(DataError, match=f"conversation 3: its states are not finite in {dtype}"):
         StateWriter(folder, layout).append(3, to_stored(states, states[:, :3], dtype))

@@ -1,0 +1,168 @@
+"""Measures the data path by the number of conversations: prepare, packing, and the time to the first batch.
+
+python -m benchmarks.perf.million VERIFIER FOLDER 1000 10000 100000
+
+VERIFIER is a Hugging Face folder, of which only the tokenizer is used. Conversations have two turns of made-up text, 60
+to 120 tokens together, and states of 12 bytes a token are made up, too. Each part runs in a process of its own, and
+prints one line of JSON. FOLDER keeps what was made: a part that is given again (`--part epoch`) finds it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.perf.memory import memory
+from speculators.data.batches import Batches
+from speculators.data.capture import StateWriter, fill
+from speculators.data.encoded import Conversations
+from speculators.data.prepare import prepare
+from speculators.data.store import StateStore, StoreLayout, shard_tokens_for, store_bytes
+from speculators.recipe.catalog import recipes_folder
+from speculators.recipe.input_sections import DataSection, DataSource
+from speculators.verifier.tokens import load_tokenizer
+
+AUX_WIDTH, WIDTH, DTYPE = 4, 2, "bfloat16"
+ROW_TOKENS, ROWS_PER_STEP = 2048, 4
+# Steps that are read to measure the cost of a token: rows of the whole store, in the epoch's order.
+STEPS = 100
+
+Figures = dict[str, float]
+
+
+def write_conversations(path: Path, number: int) -> None:
+    """Writes conversations of the quickstart's words in another order each."""
+    rows = (recipes_folder() / "data" / "quickstart.jsonl").read_text(encoding="utf-8").splitlines()
+    words = [word for row in rows for turn in json.loads(row)["messages"] for word in turn["content"].split()]
+    with path.open("w", encoding="utf-8") as file:
+        for k in range(number):
+            draw = random.Random(k)
+            texts = []
+            for fewest, most in ((8, 16), (12, 40)):
+                start, count = draw.randrange(len(words) - most), draw.randint(fewest, most)
+                texts.append(" ".join(words[start : start + count]))
+            turns = zip(("user", "assistant"), texts, strict=True)
+            messages = [{"role": role, "content": text} for role, text in turns]
+            file.write(json.dumps({"id": f"conversation-{k}", "messages": messages}) + "\n")
+
+
+def measure_prepare(verifier: Path, folder: Path, number: int) -> Figures:
+    """Tokenizes; processor time is that of all processes, and memory that of the largest."""
+    source = folder / "rows.jsonl"
+    if not source.exists():
+        write_conversations(source, number)
+    tokenizer, section = load_tokenizer(verifier), DataSection(sources=(DataSource(path=str(source)),))
+    start, began = memory("VmRSS"), _processor_seconds()
+    clock = time.perf_counter()
+    prepared = prepare(section, folder=folder / "prepared", tokenizer=tokenizer, vocab_size=len(tokenizer), base=folder)
+    tokens, seconds = int(prepared.lengths.sum()), time.perf_counter() - clock
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_core_second": tokens / (_processor_seconds() - began),
+        "start_mb": start,
+        "peak_mb": memory("VmHWM"),
+        "child_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3,
+    }
+
+
+def measure_states(verifier: Path, folder: Path, number: int) -> Figures:
+    """Writes the store."""
+    conversations = Conversations.open(folder / "prepared")
+    sizes = {"aux_width": AUX_WIDTH, "width": WIDTH}
+    tokens, row_bytes = int(conversations.lengths.sum()), store_bytes(1, **sizes, dtype=DTYPE)
+    shard_tokens = shard_tokens_for(tokens, row_bytes, at_least=8192)
+    start, began = memory("VmRSS"), _processor_seconds()
+    layout = StoreLayout(key="million", lengths=conversations.lengths, **sizes, dtype=DTYPE, shard_tokens=shard_tokens)
+    writer = StateWriter(folder / "states", layout)
+    fill(writer, conversations, _made_up)
+    writer.finish()
+    cost = (_processor_seconds() - began) / tokens
+    return {"shards": len(layout.shards), "us_per_token": 1e6 * cost, "start_mb": start, "peak_mb": memory("VmHWM")}
+
+
+def measure_epoch(verifier: Path, folder: Path, number: int) -> Figures:
+    """Opens what was prepared as one rank of training does, and reads its first batches."""
+    start, clock = memory("VmRSS"), time.perf_counter()
+    conversations = Conversations.open(folder / "prepared")
+    source = StateStore.open(folder / "states", check="none")
+    opened = time.perf_counter()
+    batches = Batches(
+        conversations=conversations,
+        source=source,
+        widths=(AUX_WIDTH, WIDTH),
+        row_tokens=ROW_TOKENS,
+        rows_per_step=ROWS_PER_STEP,
+        seed=0,
+        dtype=torch.bfloat16,
+    )
+    steps = batches.steps(0)
+    packed = time.perf_counter()
+    batches(0, 0)
+    first = time.perf_counter()
+    places = np.linspace(0, steps - 1, min(steps, STEPS)).astype(int).tolist()
+    tokens = sum(row["input_ids"].numel() for place in places for row in batches(0, place))
+    return {
+        "open_s": opened - clock,
+        "pack_s": packed - opened,
+        "first_batch_s": first - clock,
+        "us_per_token": 1e6 * (time.perf_counter() - first) / tokens,
+        "start_mb": start,
+        "now_mb": memory("VmRSS"),
+        "peak_mb": memory("VmHWM"),
+    }
+
+
+def _made_up(rows: list[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    for place, ids in enumerate(rows):
+        states = ids[:, None].float().expand(-1, AUX_WIDTH)
+        yield place, states, states[:, :WIDTH]
+
+
+def _processor_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+PARTS: dict[str, Callable[[Path, Path, int], Figures]] = {
+    "prepare": measure_prepare,
+    "states": measure_states,
+    "epoch": measure_epoch,
+}
+
+
+def main() -> None:
+    """Prints one line of JSON per part and number; with `--here`, measures one part in this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verifier", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("numbers", type=int, nargs="+")
+    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--here", action="store_true")
+    options = parser.parse_args()
+    for number in options.numbers:
+        folder = options.folder / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in options.part or PARTS:
+            if options.here:
+                figures = PARTS[part](options.verifier, folder, number)
+                print(
+                    json.dumps({"part": part, "conversations": number} | {k: round(v, 2) for k, v in figures.items()})
+                )
+            else:
+                command = ["-m", "benchmarks.perf.million", options.verifier, options.folder, str(number)]
+                subprocess.run([sys.executable, *command, "--part", part, "--here"], check=True)
+
+
+if __name__ == "__main__":
+    main()
