@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from speculators.chunks import CHUNKS
 from speculators.data.batches import StateSource
 from speculators.data.capture import OnlineStates, StateWriter, fill

@@ -32,6 +32,7 @@ from speculators.data.store import (
     StoreLayout,
     plan_shards,
     shard_name,
+    shard_tokens_for,
     states_digest,
     store_bytes,
 )
@@ -158,6 +159,15 @@ def test_shards_are_a_pure_function_of_lengths():
     shards = plan_shards(lengths, 20)
     assert [shard.tolist() for shard in shards] == [[4, 0, 2], [3, 5], [1]]
     assert plan_shards([], 20) == ()
+
+
+def test_a_large_store_has_larger_shards_instead_of_more():
+    """Up to 4,096 shards a store has the device's; then shards grow, up to 512 MiB."""
+    choose = partial(shard_tokens_for, row_bytes=2**12, at_least=2**13)
+    assert choose(2**25) == 2**13
+    assert choose(2**25 + 1) == 2**13 + 1
+    assert choose(2**40) == 2**17
+    assert shard_tokens_for(2**40, 2**20, at_least=2**13) == 2**13
 
 
 def test_cut_shard_is_named_and_only_it_is_captured_again(store, folder, layout, conversations):
