@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from speculators.data.batches import Batches
 from speculators.data.capture import StateWriter, fill
 from speculators.data.encoded import Conversations
 from speculators.data.prepare import prepare
-from speculators.data.store import StateStore, StoreLayout, shard_tokens_for, store_bytes
+from speculators.data.store import StateStore
+from speculators.data.store_layout import StoreLayout, shard_tokens_for, store_bytes
 from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.input_sections import DataSection, DataSource
 from speculators.verifier.tokens import load_tokenizer
@@ -56,11 +58,9 @@ def write_conversations(path: Path, number: int) -> None:
             file.write(json.dumps({"id": f"conversation-{k}", "messages": messages}) + "\n")
 
 
-def measure_prepare(verifier: Path, folder: Path, number: int) -> Figures:
+def measure_prepare(folder: Path, verifier: Path) -> Figures:
     """Tokenizes; processor time is that of all processes, and memory that of the largest."""
     source = folder / "rows.jsonl"
-    if not source.exists():
-        write_conversations(source, number)
     tokenizer, section = load_tokenizer(verifier), DataSection(sources=(DataSource(path=str(source)),))
     start, began = memory("VmRSS"), _processor_seconds()
     clock = time.perf_counter()
@@ -76,7 +76,7 @@ def measure_prepare(verifier: Path, folder: Path, number: int) -> Figures:
     }
 
 
-def measure_states(verifier: Path, folder: Path, number: int) -> Figures:
+def measure_states(folder: Path) -> Figures:
     """Writes the store."""
     conversations = Conversations.open(folder / "prepared")
     sizes = {"aux_width": AUX_WIDTH, "width": WIDTH}
@@ -91,7 +91,7 @@ def measure_states(verifier: Path, folder: Path, number: int) -> Figures:
     return {"shards": len(layout.shards), "us_per_token": 1e6 * cost, "start_mb": start, "peak_mb": memory("VmHWM")}
 
 
-def measure_epoch(verifier: Path, folder: Path, number: int) -> Figures:
+def measure_epoch(folder: Path) -> Figures:
     """Opens what was prepared as one rank of training does, and reads its first batches."""
     start, clock = memory("VmRSS"), time.perf_counter()
     conversations = Conversations.open(folder / "prepared")
@@ -134,28 +134,28 @@ def _processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-PARTS: dict[str, Callable[[Path, Path, int], Figures]] = {
-    "prepare": measure_prepare,
-    "states": measure_states,
-    "epoch": measure_epoch,
-}
-
-
 def main() -> None:
     """Prints one line of JSON per part and number; with `--here`, measures one part in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verifier", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("numbers", type=int, nargs="+")
-    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--part", choices=("prepare", "states", "epoch"), action="append")
     parser.add_argument("--here", action="store_true")
     options = parser.parse_args()
     for number in options.numbers:
         folder = options.folder / str(number)
         folder.mkdir(parents=True, exist_ok=True)
-        for part in options.part or PARTS:
+        if not (folder / "rows.jsonl").exists():
+            write_conversations(folder / "rows.jsonl", number)
+        parts: dict[str, Callable[[], Figures]] = {
+            "prepare": partial(measure_prepare, folder, options.verifier),
+            "states": partial(measure_states, folder),
+            "epoch": partial(measure_epoch, folder),
+        }
+        for part in options.part or parts:
             if options.here:
-                figures = PARTS[part](options.verifier, folder, number)
+                figures = parts[part]()
                 print(
                     json.dumps({"part": part, "conversations": number} | {k: round(v, 2) for k, v in figures.items()})
                 )

@@ -17,16 +17,10 @@ import torch
 from speculators.data.background import BackgroundCalls
 from speculators.data.batches import StateSource
 from speculators.data.encoded import Conversations
+from speculators.data.shard_files import LocalFiles
 from speculators.data.state_types import DTYPES, from_stored, to_stored
-from speculators.data.store import (
-    LAYOUT,
-    StateStore,
-    StoreLayout,
-    check_shard,
-    note_file,
-    shard_name,
-    states_digest,
-)
+from speculators.data.store import StateStore, check_shard, note_file, shard_name, states_digest
+from speculators.data.store_layout import LAYOUT, StoreLayout
 from speculators.errors import ArtifactError, DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.files.disk import disk_errors, write_json, write_whole
@@ -100,7 +94,7 @@ class StateWriter:
             return False
         try:
             read_record(note)
-            checked = check_shard(self.folder, self.layout, number)
+            checked = check_shard(LocalFiles(self.folder), self.layout, number)
         except ArtifactError:
             checked = "its note is unreadable"
         if isinstance(checked, str):

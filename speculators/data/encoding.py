@@ -43,12 +43,12 @@ def encode_all(
     stream = iter(conversations)
     processes = min(_cores(), MOST_PROCESSES)
     # Some tokenizers cannot be pickled: these work in this process alone.
-    pickled = _pickled(template) if processes > 1 else None
+    pickled = _pickled((template, max_tokens)) if processes > 1 else None
     for conversation in itertools.islice(stream, None if pickled is None else ALONE):
         yield conversation, template.encode(conversation, max_tokens)
     following = next(stream, None)
     if following is not None and pickled is not None:
-        with _Encoders(pickled, max_tokens, processes) as encoders:
+        with _Encoders(pickled, processes) as encoders:
             for batch, answers in encoders.encode(itertools.chain([following], stream)):
                 # None: encoding raised there what it raises here.
                 yield from zip(batch, answers or [template.encode(one, max_tokens) for one in batch], strict=True)
@@ -58,9 +58,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pickled(template: ChatTemplate) -> bytes | None:
+def _pickled(value: tuple[ChatTemplate, int]) -> bytes | None:
     try:
-        return pickle.dumps(template)
+        return pickle.dumps(value)
     except (pickle.PicklingError, TypeError, AttributeError):
         return None
 
@@ -72,18 +72,18 @@ class _Encoders:
     `if __name__ == "__main__"` would start its run again, and wait for the lock that its first run holds.
     """
 
-    def __init__(self, pickled: bytes, max_tokens: int, processes: int) -> None:
+    def __init__(self, pickled: bytes, processes: int) -> None:
         self._threads = ThreadPoolExecutor(processes, "encode")
         self._idle: SimpleQueue[_Process] = SimpleQueue()
         self._waiting = 2 * processes
         self._processes = [_start() for _ in range(processes)]
         for process in self._processes:
-            self._threads.submit(self._begin, process, (pickled, max_tokens))
+            self._threads.submit(self._begin, process, pickled)
 
-    def _begin(self, process: _Process, first: tuple[bytes, int]) -> None:
+    def _begin(self, process: _Process, pickled: bytes) -> None:
         # One that has ended says so when it is asked.
         with contextlib.suppress(OSError):
-            process[0].send(first)
+            process[0].send_bytes(pickled)
         self._idle.put(process)
 
     def encode(self, conversations: Iterator[Conversation]) -> Iterator[tuple[list[Conversation], list[Rows] | None]]:
@@ -139,12 +139,12 @@ def _serve(handle: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Any = Connection(handle)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        pickled, max_tokens = connection.recv()
         template = None
+        with contextlib.suppress(Exception):
+            template, max_tokens = connection.recv()
         while True:
             batch = connection.recv()
             try:
-                template = template or pickle.loads(pickled)
                 answers = [template.encode(conversation, max_tokens) for conversation in batch]
             # Whatever it is, the other process meets it when it encodes the batch itself.
             except Exception:

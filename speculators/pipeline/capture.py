@@ -11,21 +11,14 @@ from speculators.chunks import CHUNKS
 from speculators.data.batches import StateSource
 from speculators.data.capture import OnlineStates, StateWriter, fill
 from speculators.data.encoded import Conversations
-from speculators.data.store import (
-    LAYOUT,
-    DamagedShards,
-    StateStore,
-    StoreLayout,
-    note_file,
-    shard_name,
-    shard_tokens_for,
-    store_bytes,
-)
+from speculators.data.store import Check, DamagedShards, StateStore, note_file, shard_name
+from speculators.data.store_layout import LAYOUT, StoreLayout, shard_tokens_for, store_bytes
 from speculators.errors import ArtifactError
 from speculators.events import CapturedFacts, WarningEvent
-from speculators.files.folders import read_manifest, read_record
+from speculators.files.folders import read_record
 from speculators.pipeline.context import Context
 from speculators.pipeline.server_states import fill_from_server, streamed_states
+from speculators.runs.stages import open_states
 
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:
@@ -40,12 +33,23 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     if not context.recipe.data.stored:
         return streamed_states(context, prepared)
     key = context.plan.stage("capture").fingerprint
+    if context.recipe.data.store is not None:
+        return _uploaded_states(context, prepared)
     folder = context.places.states(key)
     with context.alone(folder, "capture"):
         _capture(context, prepared, folder, key)
         # Rank 0 has just checked every shard; the others open only those that they read.
         store = StateStore.open(folder, key=key, check="none", device=context.world.device)
-    context.note_files("capture", {shard["file"]: shard["sha256"] for shard in read_manifest(folder)["shards"]})
+    context.note_files("capture", store.hashes())
+    return store
+
+
+def _uploaded_states(context: Context, prepared: Conversations) -> StateStore:
+    """Opens the states under `data.store`; where `--verify` asks for it, rank 0 hashes all of them first."""
+    check: Check = "all" if context.verify and context.world.is_main else "none"
+    store = open_states(context.plan, context.places, check=check, device=context.world.device)
+    context.skip("capture", f"the states of {len(prepared)} conversations are in {store.files.place}")
+    context.note_files("capture", store.hashes())
     return store
 
 

@@ -26,16 +26,8 @@ from speculators.data import store as state_store
 from speculators.data.batches import Batches
 from speculators.data.capture import OnlineStates, StateWriter, fill, fill_stream
 from speculators.data.state_types import from_stored, to_stored
-from speculators.data.store import (
-    DamagedShards,
-    StateStore,
-    StoreLayout,
-    plan_shards,
-    shard_name,
-    shard_tokens_for,
-    states_digest,
-    store_bytes,
-)
+from speculators.data.store import DamagedShards, StateStore, shard_name, states_digest
+from speculators.data.store_layout import StoreLayout, plan_shards, shard_tokens_for, store_bytes
 from speculators.errors import ArtifactError, DataError
 from speculators.verifier.engine import Engine
 
@@ -378,7 +370,7 @@ from data_toys import fake_capture
 from speculators.data.batches import Batches
 from speculators.data.capture import StateWriter, fill
 from speculators.data.encoded import Conversations
-from speculators.data.store import StoreLayout
+from speculators.data.store_layout import StoreLayout
 conversations = Conversations.open(Path({prepared!r}))
 layout = StoreLayout(key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype={dtype!r}, shard_tokens=300)
 def slow(rows):
