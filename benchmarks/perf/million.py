@@ -1,10 +1,12 @@
 """Measures the data path by the number of conversations: prepare, packing, and the time to the first batch.
 
 python -m benchmarks.perf.million VERIFIER FOLDER 1000 10000 100000
+python -m benchmarks.perf.million VERIFIER FOLDER 1000000 --repeat 100000 --part states --part epoch
 
 VERIFIER is a Hugging Face folder, of which only the tokenizer is used. Conversations have two turns of made-up text, 60
 to 120 tokens together, and states of 12 bytes a token are made up, too. Each part runs in a process of its own, and
-prints one line of JSON. FOLDER keeps what was made: a part that is given again (`--part epoch`) finds it.
+prints one line of JSON. FOLDER keeps what was made: a part that is given again (`--part epoch`) finds it. `--repeat`
+takes the prepared conversations of a smaller number again and again, where tokenizing all would take too long.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -24,12 +27,14 @@ import numpy as np
 import torch
 
 from benchmarks.perf.memory import memory
+from speculators.data import encoded as names
 from speculators.data.batches import Batches
 from speculators.data.capture import StateWriter, fill
 from speculators.data.encoded import Conversations
 from speculators.data.prepare import prepare
 from speculators.data.store import StateStore
 from speculators.data.store_layout import StoreLayout, shard_tokens_for, store_bytes
+from speculators.files.folders import seal, whole_folder
 from speculators.recipe.catalog import recipes_folder
 from speculators.recipe.input_sections import DataSection, DataSource
 from speculators.verifier.tokens import load_tokenizer
@@ -45,17 +50,36 @@ Figures = dict[str, float]
 def write_conversations(path: Path, number: int) -> None:
     """Writes conversations of the quickstart's words in another order each."""
     rows = (recipes_folder() / "data" / "quickstart.jsonl").read_text(encoding="utf-8").splitlines()
-    words = [word for row in rows for turn in json.loads(row)["messages"] for word in turn["content"].split()]
+    lexicon = [word for row in rows for turn in json.loads(row)["messages"] for word in turn["content"].split()]
     with path.open("w", encoding="utf-8") as file:
         for k in range(number):
             draw = random.Random(k)
             texts = []
             for fewest, most in ((8, 16), (12, 40)):
-                start, count = draw.randrange(len(words) - most), draw.randint(fewest, most)
-                texts.append(" ".join(words[start : start + count]))
+                start, count = draw.randrange(len(lexicon) - most), draw.randint(fewest, most)
+                texts.append(" ".join(lexicon[start : start + count]))
             turns = zip(("user", "assistant"), texts, strict=True)
             messages = [{"role": role, "content": text} for role, text in turns]
             file.write(json.dumps({"id": f"conversation-{k}", "messages": messages}) + "\n")
+
+
+def repeat_prepared(smaller: Path, folder: Path, times: int) -> None:
+    """Writes the folder that `prepare` would write for conversations that are there several times."""
+    one = Conversations.open(smaller)
+    with whole_folder(folder) as partial_folder:
+        for name in (names.TOKENS, names.MASK):
+            with (smaller / name).open("rb") as source, (partial_folder / name).open("wb") as file:
+                for _ in range(times):
+                    source.seek(0)
+                    shutil.copyfileobj(source, file)
+        ends = np.cumsum(np.tile(one.lengths, times))
+        np.save(partial_folder / names.OFFSETS, np.append(0, ends))
+        np.save(partial_folder / names.SUPERVISED, np.tile(one.supervised, times))
+        np.save(partial_folder / names.COUNTS, one.token_counts() * times)
+        repeated = (f"{name}-{time}" for time in range(times) for name in one.ids())
+        (partial_folder / names.IDS).write_text("\n".join(repeated), encoding="utf-8")
+        facts = {key: value for key, value in one.manifest.items() if key not in ("files", "format")}
+        seal(partial_folder, {**facts, "conversations": one.conversations * times})
 
 
 def measure_prepare(folder: Path, verifier: Path) -> Figures:
@@ -141,12 +165,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("numbers", type=int, nargs="+")
     parser.add_argument("--part", choices=("prepare", "states", "epoch"), action="append")
+    parser.add_argument("--repeat", type=int)
     parser.add_argument("--here", action="store_true")
     options = parser.parse_args()
     for number in options.numbers:
         folder = options.folder / str(number)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "rows.jsonl").exists():
+        if options.repeat and not (folder / "prepared").exists():
+            repeat_prepared(
+                options.folder / f"{options.repeat}/prepared", folder / "prepared", number // options.repeat
+            )
+        elif not options.repeat and not (folder / "rows.jsonl").exists():
             write_conversations(folder / "rows.jsonl", number)
         parts: dict[str, Callable[[], Figures]] = {
             "prepare": partial(measure_prepare, folder, options.verifier),

@@ -119,11 +119,11 @@ class RemoteFiles:
 
     def read(self, spans: Sequence[Span]) -> list[np.ndarray]:
         """Copies parts of files: [size] uint8 each. Object stores are asked for all of them at once."""
-        wanted = [span for span in spans if span.size]  # an empty range would be a whole file
-        ranges = [self._path(span.name) for span in wanted], [span.offset for span in wanted]
-        with self._errors(wanted[0].name if wanted else ""):
-            contents = self._system.cat_ranges(*ranges, [span.offset + span.size for span in wanted], on_error="raise")
-        for span, content in zip(wanted, contents, strict=True):
+        filled = [span for span in spans if span.size]  # an empty range would be a whole file
+        ranges = [self._path(span.name) for span in filled], [span.offset for span in filled]
+        with self._errors(filled[0].name if filled else ""):
+            contents = self._system.cat_ranges(*ranges, [span.offset + span.size for span in filled], on_error="raise")
+        for span, content in zip(filled, contents, strict=True):
             if len(content) != span.size:
                 raise ArtifactError(f"{self.place}/{span.name}: cut short")
         arrived = iter(contents)

@@ -21,7 +21,7 @@ from speculators.data.store_layout import LAYOUT, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.files.folders import MANIFEST
 
-# Of a sha256.
+# The length of a sha256.
 DIGEST_BYTES = 32
 # Shards that are checked at a time: hashing leaves other threads free to run.
 CHECKING_THREADS = 8
