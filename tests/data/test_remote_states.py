@@ -123,3 +123,35 @@ def test_kinds_of_url_that_nobody_knows():
     """A URL of an unknown kind is an error that says so."""
     with pytest.raises(DataError, match=r"nowhere://bucket/states: .*nowhere"):
         RemoteFiles.at("nowhere://bucket/states")
+
+
+@pytest.fixture
+def s3(local, tmp_path, monkeypatch):
+    """The same store in a server that speaks the protocol of S3."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    system, _ = fsspec.core.url_to_fs("s3://bucket")
+    bucket = f"states-{local.layout.dtype}"  # the servers of one process share their buckets
+    system.mkdir(bucket)
+    system.put(str(tmp_path / "states"), f"{bucket}/k1", recursive=True)
+    yield f"s3://{bucket}/k1"
+    server.stop()
+    system.clear_instance_cache()
+
+
+def test_s3_gives_the_same_states(local, s3):
+    """An S3-compatible server gives each conversation's bits; without the bucket, or the server's, errors say so."""
+    remote = StateStore.of(RemoteFiles.at(s3), key="k1", check="all")
+    indices = list(range(len(local.layout.lengths)))
+    for one, other in zip(local.states(indices), remote.states(indices), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    with pytest.raises((ArtifactError, DataError), match="s3://elsewhere/states/manifest.json"):
+        StateStore.of(RemoteFiles.at("s3://elsewhere/states"))
