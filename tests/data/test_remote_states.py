@@ -153,5 +153,5 @@ def test_s3_gives_the_same_states(local, s3):
     indices = list(range(len(local.layout.lengths)))
     for one, other in zip(local.states(indices), remote.states(indices), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    with pytest.raises((ArtifactError, DataError), match="s3://elsewhere/states/manifest.json"):
+    with pytest.raises((ArtifactError, DataError), match=r"s3://elsewhere/states/manifest\.json"):
         StateStore.of(RemoteFiles.at("s3://elsewhere/states"))
