@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def measure_prepare(folder: Path, verifier: Path) -> Figures:
 def measure_states(folder: Path) -> Figures:
     """Writes the store."""
     conversations = Conversations.open(folder / "prepared")
-    sizes = {"aux_width": AUX_WIDTH, "width": WIDTH}
+    sizes: dict[str, Any] = {"aux_width": AUX_WIDTH, "width": WIDTH}
     tokens, row_bytes = int(conversations.lengths.sum()), store_bytes(1, **sizes, dtype=DTYPE)
     shard_tokens = shard_tokens_for(tokens, row_bytes, at_least=8192)
     start, began = memory("VmRSS"), _processor_seconds()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
@@ -34,7 +34,7 @@ _Process = tuple[Connection, subprocess.Popen[bytes]]
 
 def encode_all(
     conversations: Iterable[Conversation], template: ChatTemplate, max_tokens: int
-) -> Iterator[tuple[Conversation, Rows]]:
+) -> Generator[tuple[Conversation, Rows], None, None]:
     """Yields each conversation with what `ChatTemplate.encode` gives for it, whatever the number of processes.
 
     Raises:
@@ -139,7 +139,7 @@ def _serve(handle: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Any = Connection(handle)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        template = None
+        template: Any = None
         with contextlib.suppress(Exception):
             template, max_tokens = connection.recv()
         while True:
