@@ -83,6 +83,15 @@ def repeat_prepared(smaller: Path, folder: Path, times: int) -> None:
         seal(partial_folder, {**facts, "conversations": one.conversations * times})
 
 
+def make_input(folder: Path, number: int, repeat: int | None) -> None:
+    """Makes what the first part reads, unless it is there: rows, or with `repeat` what was prepared of so many."""
+    rows, prepared = folder / "rows.jsonl", folder / "prepared"
+    if repeat is None and not rows.exists():
+        write_conversations(rows, number)
+    elif repeat is not None and not prepared.exists():
+        repeat_prepared(folder.with_name(str(repeat)) / "prepared", prepared, number // repeat)
+
+
 def measure_prepare(folder: Path, verifier: Path) -> Figures:
     """Tokenizes; processor time is that of all processes, and memory that of the largest."""
     source = folder / "rows.jsonl"
@@ -173,12 +182,8 @@ def main() -> None:
     for number in options.numbers:
         folder = options.folder / str(number)
         folder.mkdir(parents=True, exist_ok=True)
-        if options.repeat and not (folder / "prepared").exists():
-            repeat_prepared(
-                options.folder / f"{options.repeat}/prepared", folder / "prepared", number // options.repeat
-            )
-        elif not options.repeat and not (folder / "rows.jsonl").exists():
-            write_conversations(folder / "rows.jsonl", number)
+        if not options.here:
+            make_input(folder, number, options.repeat)
         parts: dict[str, Callable[[], Figures]] = {
             "prepare": partial(measure_prepare, folder, options.verifier),
             "states": partial(measure_states, folder),

@@ -23,7 +23,7 @@ from speculators.errors import DataError
 
 # Conversations that are encoded before other processes are started: these import for seconds.
 ALONE = 4096
-# Reading and writing, which one process does, takes a tenth of the time of encoding or less.
+# One process reads and writes, which takes a fifth of the time of encoding short conversations.
 MOST_PROCESSES = 8
 # Conversations that are sent to a process at once.
 BATCH = 32
