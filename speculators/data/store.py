@@ -141,11 +141,14 @@ class StateStore(StateSource):
             ArtifactError: the store is incomplete, or holds states of different inputs; or shards of an object store
                 are damaged.
         """
-        manifest = files.record(MANIFEST)
-        layout = StoreLayout.from_json(files.record(LAYOUT))
+        manifest, written = files.record(MANIFEST), files.record(LAYOUT)
+        try:
+            layout, sha256 = StoreLayout.from_json(written), tuple(shard["sha256"] for shard in manifest["shards"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{files.place}: damaged, or written by another version: {error!r}") from error
         if key is not None and layout.key != key:
             raise ArtifactError(f"{files.place}: states of different inputs (its key is {layout.key}, expected {key})")
-        store = cls(files, layout, tuple(shard["sha256"] for shard in manifest["shards"]), device)
+        store = cls(files, layout, sha256, device)
         numbers = () if check == "none" else range(len(layout.shards))
         if problems := store.damaged(numbers, hashes=check == "all"):
             raise store._damage(problems)

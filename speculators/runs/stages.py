@@ -115,8 +115,7 @@ def open_states(plan: Plan, places: Places, *, check: Check = "headers", device:
     try:
         return StateStore.of(files, key=key, check=check, device=device)
     except ArtifactError as error:
-        capture = """capture them where there is a disk (--until capture --set 'data.store="none"')"""
-        hint = f"{capture}, and copy {places.states(key)} to {files.place}"
+        hint = f"a run without data.store captures them: copy {places.states(key)} to {files.place}"
         raise ArtifactError(str(error).partition("\n")[0], hint=hint) from None
 
 

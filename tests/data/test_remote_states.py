@@ -90,6 +90,8 @@ def test_altered_states_are_refused(local, url):
         (shard_name(0), b"short", "no readable header"),
         (shard_name(0).replace("safetensors", "json"), b"{", "its note is unreadable"),
         ("manifest.json", b"[]", "manifest.json: damaged"),
+        ("manifest.json", b"{}", "damaged, or written by another version: .*shards"),
+        ("layout.json", b"{}", "damaged, or written by another version"),
     ],
 )
 def test_damaged_files_are_named(local, url, name, content, message):
