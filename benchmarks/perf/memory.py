@@ -24,7 +24,7 @@ from speculators.data.batches import Batches
 from speculators.data.capture import StateWriter, fill
 from speculators.data.prefetch import Prefetcher
 from speculators.data.prepare import prepare
-from speculators.data.store import StoreLayout
+from speculators.data.store_layout import StoreLayout
 from speculators.recipe.input_sections import DataSection, DataSource
 from speculators.verifier.tiny import make_byte_tokenizer
 

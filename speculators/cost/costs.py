@@ -106,8 +106,13 @@ class Costs:
 
     @property
     def cached(self) -> bool:
-        """Whether states are captured to disk first, by this process or a server."""
+        """Whether training reads stored states."""
         return self.plan.recipe.data.stored
+
+    @property
+    def captures(self) -> bool:
+        """Whether states are captured to disk first, by this process or a server."""
+        return self.cached and self.plan.recipe.data.store is None
 
     @property
     def online(self) -> bool:
@@ -189,7 +194,7 @@ class Costs:
         row, facts, keep = self.row, self.plan.facts, self.plan.recipe.schedule.keep_checkpoints
         checkpoint = row.trainable_bytes + row.optimizer_bytes
         kept = str(facts.get("dtype") or facts.get("torch_dtype") or "float32")
-        states = 0 if not self.cached else self.states_bytes
+        states = 0 if not self.captures else self.states_bytes
         return {
             "verifier": self.verifier.parameters * ITEM_BYTES.get(kept, 4),
             "hidden states": states,
@@ -215,7 +220,7 @@ class Costs:
             head = 2 * self.plan.facts.vocab_size * self.plan.facts.hidden_size
             stages["prepare"] = None if amount.tokens is None else amount.tokens * (read + head)
         # A server captures on devices that are unknown to this process.
-        if self.cached and not recipe.data.served:
+        if self.captures and not recipe.data.served:
             stages["capture"] = None if amount.tokens is None else amount.tokens * read / world_size
         if amount.trained is None or amount.updates is None:
             stages["train"] = None
@@ -228,7 +233,7 @@ class Costs:
     def tokens(self) -> dict[str, int | None]:
         """Counts the tokens that each stage works on."""
         stages = {"prepare": self.amount.tokens}
-        if self.cached:
+        if self.captures:
             stages["capture"] = self.amount.tokens
         return {**stages, "train": self.amount.trained}
 

@@ -44,7 +44,7 @@ def warnings(costs: Costs, devices: Sequence[Device], *, free_disk: float | None
 
 def _disk_warnings(costs: Costs, free_disk: float | None) -> list[str]:
     states = costs.states_bytes
-    if not costs.cached or states is None:
+    if not costs.captures or states is None:
         return []
     size = size_text(states) if costs.amount.counted else f"up to {size_text(states)}"
     if free_disk is not None and states > free_disk:

@@ -13,7 +13,7 @@ from speculators.cost.trace import trace
 from speculators.data.batches import pack
 from speculators.data.encoded import Conversations
 from speculators.data.sources import count_rows
-from speculators.data.store import store_bytes
+from speculators.data.store_layout import store_bytes
 from speculators.errors import ArtifactError
 from speculators.facts import VerifierFacts
 from speculators.pipeline.arguments import stand_in_vocabulary, training_kwargs

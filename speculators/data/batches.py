@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, overload
 
 import attrs
 import numpy as np
@@ -16,6 +16,8 @@ Row = dict[str, torch.Tensor]
 Align = Callable[[Row], Row]
 States = tuple[torch.Tensor, torch.Tensor]
 PADDING_TOKENS = 8
+# Documents whose lengths are Python integers at a time.
+PACKED_AT_ONCE = 1 << 16
 
 
 class StateSource(Protocol):
@@ -36,7 +38,36 @@ class StateSource(Protocol):
         return
 
 
-def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
+@attrs.frozen(eq=False)
+class PackedRows(Sequence[tuple[int, ...]]):
+    """The rows of an epoch, in two arrays: as Python objects, a million documents would take 100 MB in each process.
+
+    Attributes:
+        documents: [N] int64, the documents of all rows, row by row.
+        ends: [R] int64, where each row ends in `documents`.
+    """
+
+    documents: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, ...]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[tuple[int, ...]]: ...
+    def __getitem__(self, place: int | slice) -> tuple[int, ...] | list[tuple[int, ...]]:
+        """Gives the documents of one row, or of several."""
+        rows = range(len(self))[place]
+        return self._row(rows) if isinstance(rows, int) else [self._row(row) for row in rows]
+
+    def _row(self, row: int) -> tuple[int, ...]:
+        start = self.ends[row - 1] if row else 0
+        return tuple(self.documents[start : self.ends[row]].tolist())
+
+
+def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int, epoch: int) -> PackedRows:
     """Packs documents into rows: first-fit over a seeded permutation, then a seeded shuffle of the rows.
 
     Args:
@@ -52,19 +83,25 @@ def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int, epo
     Raises:
         DataError: a document is longer than a row.
     """
-    if len(lengths) and int(max(lengths)) > row_tokens:
+    lengths = np.asarray(lengths, np.int64)
+    if len(lengths) and lengths.max() > row_tokens:
         raise DataError(
-            f"a conversation of {int(max(lengths))} tokens does not fit into a row of {row_tokens} tokens",
+            f"a conversation of {lengths.max()} tokens does not fit into a row of {row_tokens} tokens",
             hint="raise schedule.row_tokens, or lower data.max_tokens",
         )
     # Both permutations come from this generator, in this order: changing that changes every batch of every run.
     generator = np.random.default_rng([seed, epoch])
-    rows: list[list[int]] = [[] for _ in lengths]
-    room = _Room(len(lengths), row_tokens)
-    for index in generator.permutation(len(lengths)).tolist():
-        rows[room.take(int(lengths[index]))].append(index)
-    used = [tuple(row) for row in rows if row]
-    return [used[place] for place in generator.permutation(len(used)).tolist()]
+    order = generator.permutation(len(lengths))
+    # Two rows of first-fit hold more than one row's capacity together: otherwise the second would not have been begun.
+    room = _Room(2 * -(-int(lengths.sum()) // row_tokens) + 1, row_tokens)
+    row_of = np.empty(len(lengths), np.int64)
+    for start in range(0, len(order), PACKED_AT_ONCE):
+        block = slice(start, start + PACKED_AT_ONCE)
+        row_of[block] = [room.take(tokens) for tokens in lengths[order[block]].tolist()]
+    shuffled = generator.permutation(int(row_of.max(initial=-1)) + 1)
+    place_of = np.argsort(shuffled)[row_of]
+    # Stable: a row keeps its documents in the order in which they came.
+    return PackedRows(order[np.argsort(place_of, kind="stable")], np.cumsum(np.bincount(place_of)))
 
 
 class _Room:
@@ -76,14 +113,19 @@ class _Room:
 
     def take(self, tokens: int) -> int:
         """Books `tokens` in the first row with room for them, and returns that row."""
-        node = 1
+        free, node = self.free, 1
         while node < self.leaves:
-            node = 2 * node if self.free[2 * node] >= tokens else 2 * node + 1
+            node *= 2
+            if free[node] < tokens:
+                node += 1
         row = node - self.leaves
-        self.free[node] -= tokens
+        free[node] -= tokens
         while node > 1:
+            largest = max(free[node], free[node ^ 1])
             node //= 2
-            self.free[node] = max(self.free[2 * node], self.free[2 * node + 1])
+            if free[node] == largest:
+                break
+            free[node] = largest
         return row
 
 
@@ -177,7 +219,7 @@ class Batches:
     align: Align = unshifted
     rank: int = 0
     world_size: int = 1
-    _rows: dict[int, list[tuple[int, ...]]] = attrs.field(init=False, factory=dict, repr=False)
+    _rows: dict[int, PackedRows] = attrs.field(init=False, factory=dict, repr=False)
     _steps: dict[int, int] = attrs.field(init=False, factory=dict, repr=False)
 
     def __call__(self, epoch: int, step: int) -> list[Row]:
@@ -194,7 +236,7 @@ class Batches:
         items = list(zip(encoded, states, strict=True))
         return build_row(items, widths=self.widths, dtype=self.dtype, align=self.align)
 
-    def packed(self, epoch: int) -> list[tuple[int, ...]]:
+    def packed(self, epoch: int) -> PackedRows:
         """Packs an epoch, keeping the rows of the last two epochs."""
         rows = self._rows.get(epoch)
         if rows is None:

@@ -17,16 +17,10 @@ import torch
 from speculators.data.background import BackgroundCalls
 from speculators.data.batches import StateSource
 from speculators.data.encoded import Conversations
+from speculators.data.shard_files import LocalFiles
 from speculators.data.state_types import DTYPES, from_stored, to_stored
-from speculators.data.store import (
-    LAYOUT,
-    StateStore,
-    StoreLayout,
-    check_shard,
-    note_file,
-    shard_name,
-    states_digest,
-)
+from speculators.data.store import StateStore, check_shard, note_file, shard_name, states_digest
+from speculators.data.store_layout import LAYOUT, StoreLayout
 from speculators.errors import ArtifactError, DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.files.disk import disk_errors, write_json, write_whole
@@ -100,7 +94,7 @@ class StateWriter:
             return False
         try:
             read_record(note)
-            checked = check_shard(self.folder, self.layout, number)
+            checked = check_shard(LocalFiles(self.folder), self.layout, number)
         except ArtifactError:
             checked = "its note is unreadable"
         if isinstance(checked, str):
@@ -135,7 +129,7 @@ class StateWriter:
             ArtifactError: the disk is full; no half-written shard is left.
         """
         number, row = self.layout.places[index].tolist()
-        length = self.layout.lengths[index]
+        length = int(self.layout.lengths[index])
         if any(len(part) != length for part in parts):
             raise DataError(
                 f"conversation {index} has {length} tokens, but {len(parts[0])} states were captured",
@@ -165,7 +159,7 @@ class StateWriter:
         Raises:
             ArtifactError: the disk is full; no half-written shard is left.
         """
-        lengths = [self.layout.lengths[index] for index in self.layout.shards[number]]
+        lengths = self.layout.lengths[self.layout.shards[number]].tolist()
         digests = map(states_digest, *(part.split(lengths) for part in parts))
         named = {part.name: tensor for part, tensor in zip(self.layout.parts, parts, strict=True)}
         content = safetensors.torch.save(named, metadata={"key": self.layout.key})
@@ -182,7 +176,7 @@ class StateWriter:
             shards.append({"file": shard_name(number), "sha256": note["sha256"], "bytes": note["bytes"]})
         for left in self.folder.glob("*.tmp"):
             left.unlink()
-        tokens = sum(self.layout.lengths)
+        tokens = int(self.layout.lengths.sum())
         write_manifest(self.folder, {"key": self.layout.key, "tokens": tokens, "shards": shards})
         return StateStore.open(self.folder)
 
@@ -208,7 +202,7 @@ def fill(
     meter = _Speedometer(sum(map(writer.layout.rows, missing)), progress)
     with _appending(writer) as append:
         for number in missing:
-            members = writer.layout.shards[number]
+            members = writer.layout.shards[number].tolist()
             rows = [token_row(conversations, index) for index in members]
             for place, hidden_states, last in capture(rows):
                 append(members[place], hidden_states, last)
@@ -235,7 +229,7 @@ def fill_stream(
     """
     missing = writer.missing(rank=rank, world_size=world_size)
     meter = _Speedometer(sum(map(writer.layout.rows, missing)), progress)
-    members = (index for number in missing for index in writer.layout.shards[number])
+    members = (index for number in missing for index in writer.layout.shards[number].tolist())
     with _appending(writer) as append:
         for index, hidden_states, last in stream((index, token_row(conversations, index)) for index in members):
             append(index, hidden_states, last)

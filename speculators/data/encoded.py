@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,20 @@ class Conversations:
     def ids(self) -> list[str]:
         """Reads the names of the rows, in order: `row_names` of their conversations."""
         return (self.folder / IDS).read_text(encoding="utf-8").split("\n")
+
+    @cached_property
+    def _name_ends(self) -> np.ndarray:
+        """[N] int64, where each name ends in its file."""
+        content = np.fromfile(self.folder / IDS, np.uint8)
+        return np.append(np.flatnonzero(content == ord("\n")), len(content))
+
+    def names(self, indices: Iterable[int]) -> tuple[str, ...]:
+        """Reads the names of some rows: all of them as text would take 100 MB a million in each process."""
+        return tuple(map(self._name, indices))
+
+    def _name(self, index: int) -> str:
+        start, end = int(self._name_ends[index - 1]) + 1 if index else 0, int(self._name_ends[index])
+        return read_part(self.folder / IDS, np.uint8, offset=start, shape=(end - start,)).tobytes().decode()
 
     @property
     def conversations(self) -> int:

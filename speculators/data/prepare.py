@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +21,7 @@ from speculators.data.conversations import (
     reasons_text,
 )
 from speculators.data.encoded import Conversations, Encoded, row_names
+from speculators.data.encoding import encode_all
 from speculators.data.messages import Conversation
 from speculators.data.planned import as_planned, with_identities
 from speculators.data.sources import stream_source
@@ -27,7 +30,7 @@ from speculators.data.turns import DROPS_CALLS, DROPS_REASONING, REWRITES_ANSWER
 from speculators.data.written import OTHER_TOKENIZER
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
-from speculators.files.disk import file_sha256, write_whole
+from speculators.files.disk import file_sha256
 from speculators.files.folders import seal, whole_folder
 from speculators.recipe.input_sections import DataSection
 
@@ -83,18 +86,17 @@ def prepare(
     template = ChatTemplate.of(tokenizer)
     with whole_folder(folder) as partial:
         tally = _Tally(vocab_size)
-        with (partial / names.TOKENS).open("wb") as tokens, (partial / names.MASK).open("wb") as mask:
-            for conversation in _stream(section, base, planned, tally):
+        chosen = (each.training_on(section.train_on) for each in _stream(section, base, planned, tally))
+        with _opened(partial) as files, closing(encode_all(chosen, template, section.max_tokens)) as encoded:
+            for done, (conversation, rows) in enumerate(encoded, 1):
                 if prompt_key(conversation.prompt) in held_out:
                     tally.leaked.append(conversation.id)
-                rows = template.encode(conversation.training_on(section.train_on), section.max_tokens)
                 if isinstance(rows, str):
                     tally.skip(conversation, rows)
                 else:
-                    tally.add(conversation, rows)
-                    _write(rows, tokens, mask)
-                if tally.read % ROWS_PER_REPORT == 0:
-                    progress(ProgressEvent(stage="prepare", done=tally.read, unit="conversations"))
+                    _write(rows, tally.add(conversation, rows), files)
+                if done % ROWS_PER_REPORT == 0:
+                    progress(ProgressEvent(stage="prepare", done=done, unit="conversations"))
         tally.check(section.allow_lost)
         _finish(partial, tally, {"key": key, "max_tokens": section.max_tokens, "sources": tally.sources}, template)
     progress(ProgressEvent(stage="prepare", done=tally.read, total=tally.read, unit="conversations"))
@@ -122,9 +124,9 @@ class _Tally:
 
     def __init__(self, vocab_size: int) -> None:
         self.counts = np.zeros(vocab_size, np.int64)
-        self.lengths: list[int] = []
-        self.supervised: list[int] = []
-        self.ids: list[str] = []
+        # Eight bytes for each row.
+        self.lengths = array("q")
+        self.supervised = array("q")
         self.leaked: list[str] = []
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -134,11 +136,14 @@ class _Tally:
         self.encoded = 0
         self.truncated = 0
 
-    def add(self, conversation: Conversation, rows: Sequence[Encoded]) -> None:
-        for name, row in zip(row_names(_one_line(conversation.id), len(rows)), rows, strict=True):
+    def add(self, conversation: Conversation, rows: Sequence[Encoded]) -> list[str]:
+        """Counts the rows of a conversation, and returns their names."""
+        named = row_names(_one_line(conversation.id), len(rows))
+        for name, row in zip(named, rows, strict=True):
             self._add(name, row)
         self.encoded += 1
         self.truncated += any(row.truncated for row in rows)
+        return named
 
     def _add(self, name: str, row: Encoded) -> None:
         if row.input_ids.max() >= len(self.counts):
@@ -151,7 +156,6 @@ class _Tally:
         np.add.at(self.counts, supervised, 1)
         self.lengths.append(len(row.input_ids))
         self.supervised.append(len(supervised))
-        self.ids.append(name)
         last = row.loss_mask & ~np.append(row.loss_mask[1:], False)
         self.ends |= set(row.input_ids[last].tolist())
 
@@ -191,8 +195,21 @@ def _stream(
         tally.sources.append({"path": source.path, "split": source.split, "usable": tally.read - before})
 
 
-def _write(rows: Sequence[Encoded], tokens: BinaryIO, mask: BinaryIO) -> None:
-    for row in rows:
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[BinaryIO, BinaryIO, BinaryIO]]:
+    """Opens the files of tokens, masks and names."""
+    with (
+        (folder / names.TOKENS).open("wb") as tokens,
+        (folder / names.MASK).open("wb") as mask,
+        (folder / names.IDS).open("wb") as ids,
+    ):
+        yield tokens, mask, ids
+
+
+def _write(rows: Sequence[Encoded], named: Sequence[str], files: tuple[BinaryIO, BinaryIO, BinaryIO]) -> None:
+    tokens, mask, ids = files
+    for name, row in zip(named, rows, strict=True):
+        ids.write(b"\n" * (tokens.tell() > 0) + name.encode())
         tokens.write(row.input_ids.astype("<i4").tobytes())
         mask.write(row.loss_mask.tobytes())
 
@@ -201,7 +218,6 @@ def _finish(folder: Path, tally: _Tally, facts: dict[str, Any], template: ChatTe
     np.save(folder / names.OFFSETS, np.concatenate([[0], np.cumsum(tally.lengths)]).astype(np.int64))
     np.save(folder / names.SUPERVISED, np.array(tally.supervised, np.int64))
     np.save(folder / names.COUNTS, tally.counts)
-    write_whole(folder / names.IDS, "\n".join(tally.ids).encode())
     content = "".join(file_sha256(folder / name) for name in (names.TOKENS, names.MASK, names.OFFSETS))
     counts = {
         **facts,

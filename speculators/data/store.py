@@ -1,4 +1,4 @@
-"""The hidden-state store: its layout in shards, and reading states through memory maps."""
+"""The hidden-state store: its files are checked, and states are read from them by ranges."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import attrs
 import numpy as np
 import torch
 
-from speculators.chunks import CHUNKS
 from speculators.data.batches import StateSource
-from speculators.data.parts import read_part
-from speculators.data.state_types import DTYPES, Part, from_stored, stored_parts, to_stored
+from speculators.data.shard_files import LocalFiles, ShardFiles, Span
+from speculators.data.state_types import DTYPES
+from speculators.data.store_layout import LAYOUT, StoreLayout
 from speculators.errors import ArtifactError
-from speculators.files.disk import file_sha256
-from speculators.files.folders import FORMAT, read_manifest, read_record
+from speculators.files.folders import MANIFEST
 
-LAYOUT = "layout.json"
+# The length of a sha256.
+DIGEST_BYTES = 32
 # Shards that are checked at a time: hashing leaves other threads free to run.
 CHECKING_THREADS = 8
 
@@ -42,8 +42,13 @@ class DamagedShards(ArtifactError):
 
     def __init__(self, folder: Path, problems: dict[int, str]) -> None:
         self.folder, self.shards = folder, tuple(problems)
-        listed = ", ".join(f"{shard_name(number)} ({what})" for number, what in problems.items())
-        super().__init__(f"{folder}: damaged: {listed}", hint="run again: only these shards will be captured again")
+        super().__init__(
+            f"{folder}: damaged: {_listed(problems)}", hint="run again: only these shards will be captured again"
+        )
+
+
+def _listed(problems: dict[int, str]) -> str:
+    return ", ".join(f"{shard_name(number)} ({what})" for number, what in problems.items())
 
 
 def shard_name(number: int) -> str:
@@ -51,9 +56,14 @@ def shard_name(number: int) -> str:
     return f"states-{number:05d}.safetensors"
 
 
+def note_name(number: int) -> str:
+    """Names the note of a shard: its sha256, and that of each conversation's states in it."""
+    return str(Path(shard_name(number)).with_suffix(".json"))
+
+
 def note_file(folder: Path, number: int) -> Path:
-    """Locates the note of a shard: its sha256, and that of each conversation's states in it."""
-    return folder / Path(shard_name(number)).with_suffix(".json")
+    """Locates the note of a shard in a store's folder."""
+    return folder / note_name(number)
 
 
 def states_digest(*parts: torch.Tensor) -> str:
@@ -67,121 +77,18 @@ def states_digest(*parts: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def plan_shards(lengths: Sequence[int], shard_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Distributes conversations over shards, in the order of their length.
-
-    A pure function: a shard that is captured again after a kill or damage has the same conversations in the same order,
-    and so is computed in the same batches. Sorting by length puts conversations together that batch without padding.
-    """
-    shards: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (int(lengths[i]), i)):
-        if not shards or lengths[index] > room:
-            shards.append([])
-            room = shard_tokens
-        shards[-1].append(index)
-        room -= int(lengths[index])
-    return tuple(map(tuple, shards))
-
-
-def _ints(lengths: Iterable[int]) -> tuple[int, ...]:
-    return tuple(map(int, lengths))
-
-
-@attrs.frozen(eq=False)
-class StoreLayout:
-    """The layout of a store, known before anything is captured.
-
-    Attributes:
-        key: fingerprint of the inputs of the states; a store with another key is never read.
-        lengths: number of tokens of each conversation.
-        aux_width: A*H, columns of the auxiliary states.
-        width: H, columns of the last layer's state.
-        dtype: "bfloat16", "float16", "float32" or "fp8".
-        ends_in_last: whether the last H auxiliary columns are the last layer's state, which is then stored once.
-        shard_tokens: tokens per shard; a longer conversation gets a shard of its own.
-        shards: the conversations of each shard, in their order in the file.
-        places: [N, 2] int64, each conversation's shard and first row in it.
-        parts: the tensors of each shard.
-    """
-
-    key: str
-    lengths: tuple[int, ...] = attrs.field(converter=_ints)
-    aux_width: int
-    width: int
-    dtype: str = attrs.field(validator=attrs.validators.in_(DTYPES))
-    shard_tokens: int = CHUNKS["cpu"].shard_tokens
-    ends_in_last: bool = False
-    shards: tuple[tuple[int, ...], ...] = attrs.field(init=False)
-    places: np.ndarray = attrs.field(init=False, repr=False)
-    parts: tuple[Part, ...] = attrs.field(init=False, repr=False)
-
-    @shards.default
-    def _shards(self) -> tuple[tuple[int, ...], ...]:
-        return plan_shards(self.lengths, self.shard_tokens)
-
-    @places.default
-    def _places(self) -> np.ndarray:
-        places = np.zeros((len(self.lengths), 2), np.int64)
-        for number, members in enumerate(self.shards):
-            row = 0
-            for index in members:
-                places[index] = number, row
-                row += self.lengths[index]
-        return places
-
-    @parts.default
-    def _parts(self) -> tuple[Part, ...]:
-        stored = self.aux_width - self.width * self.ends_in_last
-        return stored_parts(aux_width=stored, width=self.width, dtype=self.dtype)
-
-    def rows(self, shard: int) -> int:
-        """Counts the tokens of a shard: rows of its tensors."""
-        return sum(self.lengths[index] for index in self.shards[shard])
-
-    def bytes_for(self, tokens: int) -> int:
-        """Computes the size on disk of the states of this many tokens."""
-        return tokens * sum(part.row_bytes for part in self.parts)
-
-    def encode(self, hidden_states: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Makes the parts that are stored of states [n, A*H] and [n, H], on their device."""
-        return to_stored(hidden_states[:, : self.parts[0].columns], last, self.dtype)
-
-    def decode(self, parts: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives hidden_states [n, A*H] and last [n, H] of stored parts; 8 bits are decoded on `device`."""
-        states, last = from_stored(parts, device)
-        return torch.cat([states, last], 1) if self.ends_in_last else states, last
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of the store's `layout.json`."""
-        plain = attrs.asdict(self, filter=lambda field, _: field.init)
-        if not self.ends_in_last:
-            # As earlier versions wrote it: an interrupted capture goes on.
-            del plain["ends_in_last"]
-        return {"format": FORMAT, **plain, "lengths": list(self.lengths)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> StoreLayout:
-        """Reads what `to_json` wrote."""
-        return cls(**{field.name: values[field.name] for field in attrs.fields(cls) if field.name in values})
-
-
-def store_bytes(tokens: int, *, aux_width: int, width: int, dtype: str) -> int:
-    """Computes the size on disk of the states of this many tokens, for plans that announce it."""
-    return tokens * sum(part.row_bytes for part in stored_parts(aux_width=aux_width, width=width, dtype=dtype))
-
-
 @attrs.frozen
 class _Shard:
     """What reading a shard needs to know.
 
     Attributes:
         first_bytes: of each tensor in the file.
-        digests: of each conversation's states, in their order in the file; None in stores of earlier versions.
+        digests: of each conversation's states, 32 bytes each, in their order in the file; None in stores of earlier
+            versions.
     """
 
     first_bytes: dict[str, int]
-    digests: list[str] | None
+    digests: bytes | None
 
 
 @attrs.frozen(eq=False)
@@ -192,26 +99,38 @@ class StateStore(StateSource):
     until a whole store is hashed.
 
     Attributes:
+        files: of the store, here or in an object store.
         device: where 8-bit states are decoded.
     """
 
-    folder: Path
+    files: ShardFiles
     layout: StoreLayout
     _sha256: tuple[str, ...]
     device: torch.device = _CPU
     _shards: dict[int, _Shard] = attrs.field(init=False, factory=dict)
-    # Conversations whose states were compared, and shards that were hashed whole.
-    _intact: set[int] = attrs.field(init=False, factory=set)
+    # [N] bool, whether the conversation's states were compared; and shards that were hashed whole.
+    _intact: np.ndarray = attrs.field(init=False, repr=False)
     _whole: set[int] = attrs.field(init=False, factory=set)
+
+    @_intact.default
+    def _none_compared(self) -> np.ndarray:
+        return np.zeros(len(self.layout.lengths), np.bool_)
 
     @classmethod
     def open(
         cls, folder: Path, *, key: str | None = None, check: Check = "headers", device: torch.device = _CPU
     ) -> StateStore:
-        """Opens a store.
+        """Opens a store in the folder that the writer filled; arguments and errors as for `of`."""
+        return cls.of(LocalFiles(folder), key=key, check=check, device=device)
+
+    @classmethod
+    def of(
+        cls, files: ShardFiles, *, key: str | None = None, check: Check = "headers", device: torch.device = _CPU
+    ) -> StateStore:
+        """Opens a store wherever its files are.
 
         Args:
-            folder: the folder that the writer filled.
+            files: what the writer wrote.
             key: fingerprint that the states must have; None accepts any.
             check: "headers" checks every shard's size and header; "all" hashes every shard, too; "none" leaves each
                 shard to the first read from it.
@@ -219,17 +138,30 @@ class StateStore(StateSource):
 
         Raises:
             DamagedShards: names the shards that must be captured again.
-            ArtifactError: the store is incomplete, or holds states of different inputs.
+            ArtifactError: the store is incomplete, or holds states of different inputs; or shards of an object store
+                are damaged.
         """
-        manifest = read_manifest(folder)
-        layout = StoreLayout.from_json(read_record(folder / LAYOUT))
+        manifest, written = files.record(MANIFEST), files.record(LAYOUT)
+        try:
+            layout, sha256 = StoreLayout.from_json(written), tuple(shard["sha256"] for shard in manifest["shards"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{files.place}: damaged, or written by another version: {error!r}") from error
         if key is not None and layout.key != key:
-            raise ArtifactError(f"{folder}: states of different inputs (its key is {layout.key}, expected {key})")
-        store = cls(folder, layout, tuple(shard["sha256"] for shard in manifest["shards"]), device)
+            raise ArtifactError(f"{files.place}: states of different inputs (its key is {layout.key}, expected {key})")
+        store = cls(files, layout, sha256, device)
         numbers = () if check == "none" else range(len(layout.shards))
         if problems := store.damaged(numbers, hashes=check == "all"):
-            raise DamagedShards(folder, problems)
+            raise store._damage(problems)
         return store
+
+    def hashes(self) -> dict[str, str]:
+        """Lists the sha256 of each shard by the name of its file, as recorded when it was written."""
+        return {shard_name(number): sha256 for number, sha256 in enumerate(self._sha256)}
+
+    def _damage(self, problems: dict[int, str]) -> ArtifactError:
+        if isinstance(self.files, LocalFiles):
+            return DamagedShards(self.files.folder, problems)
+        return ArtifactError(f"{self.files.place}: damaged: {_listed(problems)}", hint="copy these files there again")
 
     def damaged(self, numbers: Iterable[int], *, hashes: bool = True) -> dict[int, str]:
         """Finds which of these shards are damaged, and how, several at a time.
@@ -240,81 +172,102 @@ class StateStore(StateSource):
 
         def problem(number: int) -> tuple[int, dict[str, int] | str]:
             sha256 = self._sha256[number] if hashes else None
-            return number, check_shard(self.folder, self.layout, number, sha256=sha256)
+            return number, check_shard(self.files, self.layout, number, sha256=sha256)
 
         with ThreadPoolExecutor(CHECKING_THREADS) as pool:
             return {number: what for number, what in pool.map(problem, numbers) if isinstance(what, str)}
 
     def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads the states of one conversation: hidden_states [n, A*H] and last [n, H].
+        """Reads the states of one conversation, as `states` does."""
+        return self.states([index])[0]
+
+    def states(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Reads the states of conversations: hidden_states [n, A*H] and last [n, H] of each.
 
         They have the stored type, and are on the CPU; those stored in 8 bits are float32, and on `device`.
 
         Raises:
-            DamagedShards: they are not what was written.
+            DamagedShards: they are not what was written. If they are in an object store, an ArtifactError.
         """
-        number, row = self.layout.places[index].tolist()
-        shard = self._shards.get(number) or self._open_shard(number)
-        length = self.layout.lengths[index]
-        parts = tuple(self._read(part, number, shard.first_bytes[part.name], row, length) for part in self.layout.parts)
-        if index not in self._intact:
-            if shard.digests is None:
-                self._hash(number)
-            elif states_digest(*parts) != shard.digests[self.layout.shards[number].index(index)]:
-                raise DamagedShards(self.folder, {number: f"the states of conversation {index} have another sha256"})
-            self._intact.add(index)
-        return self.layout.decode(parts, self.device)
+        if unopened := {int(number) for number in self.layout.places[list(indices), 0]} - self._shards.keys():
+            with ThreadPoolExecutor(CHECKING_THREADS) as pool:
+                self._shards.update(zip(unopened, pool.map(self._open_shard, unopened), strict=True))
+        stored = iter(self.files.read([span for index in indices for span in self._spans(index)]))
+        return [self._checked(index, [next(stored) for _ in self.layout.parts]) for index in indices]
 
-    def states(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Reads the states of several conversations."""
-        return [self.read(index) for index in indices]
+    def _spans(self, index: int) -> list[Span]:
+        number, row = self.layout.places[index].tolist()
+        first, length = self._shards[number].first_bytes, int(self.layout.lengths[index])
+        return [
+            Span(shard_name(number), first[part.name] + row * part.row_bytes, length * part.row_bytes)
+            for part in self.layout.parts
+        ]
+
+    def _checked(self, index: int, contents: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        length, parts = int(self.layout.lengths[index]), self.layout.parts
+        typed = zip(contents, parts, (DTYPES[part.dtype] for part in parts), strict=True)
+        tensors = tuple(
+            torch.from_numpy(content.view(numpy_type).reshape(length, part.columns)).view(torch_type)
+            for content, part, (torch_type, numpy_type, _) in typed
+        )
+        if not self._intact[index]:
+            self._compare(index, tensors)
+            self._intact[index] = True
+        return self.layout.decode(tensors, self.device)
+
+    def _compare(self, index: int, tensors: tuple[torch.Tensor, ...]) -> None:
+        number = int(self.layout.places[index, 0])
+        digests = self._shards[number].digests
+        if digests is None:
+            self._hash(number)
+        elif bytes.fromhex(states_digest(*tensors)) != self._digest(digests, number, index):
+            raise self._damage({number: f"the states of conversation {index} have another sha256"})
+
+    def _digest(self, digests: bytes, number: int, index: int) -> bytes:
+        place = int(np.flatnonzero(self.layout.shards[number] == index)[0])
+        return digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]
 
     def _open_shard(self, number: int) -> _Shard:
-        checked = check_shard(self.folder, self.layout, number)
+        checked = check_shard(self.files, self.layout, number)
         if isinstance(checked, str):
-            raise DamagedShards(self.folder, {number: checked})
+            raise self._damage({number: checked})
         try:
-            note = read_record(note_file(self.folder, number))
+            note = self.files.record(note_name(number))
         except ArtifactError as error:
-            raise DamagedShards(self.folder, {number: "its note is unreadable"}) from error
-        self._shards[number] = _Shard(checked, note.get("conversations"))
-        return self._shards[number]
+            raise self._damage({number: "its note is unreadable"}) from error
+        digests = note.get("conversations")
+        return _Shard(checked, None if digests is None else bytes.fromhex("".join(digests)))
 
     def _hash(self, number: int) -> None:
         """Hashes a whole shard, unless that is done: earlier versions kept no digest of each conversation."""
         if number not in self._whole:
-            checked = check_shard(self.folder, self.layout, number, sha256=self._sha256[number])
+            checked = check_shard(self.files, self.layout, number, sha256=self._sha256[number])
             if isinstance(checked, str):
-                raise DamagedShards(self.folder, {number: checked})
+                raise self._damage({number: checked})
             self._whole.add(number)
 
-    def _read(self, part: Part, number: int, first_byte: int, row: int, length: int) -> torch.Tensor:
-        torch_type, numpy_type, _ = DTYPES[part.dtype]
-        offset, shape = first_byte + row * part.row_bytes, (length, part.columns)
-        values = read_part(self.folder / shard_name(number), numpy_type, offset=offset, shape=shape)
-        return torch.from_numpy(values).view(torch_type)
 
-
-def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str | None = None) -> dict[str, int] | str:
+def check_shard(
+    files: ShardFiles, layout: StoreLayout, number: int, *, sha256: str | None = None
+) -> dict[str, int] | str:
     """Checks the file of a shard.
 
     Args:
-        folder: the store's folder.
+        files: of the store.
         number: of the shard.
         sha256: the digest that the file must have; None checks only size and header.
 
     Returns:
         The first byte of each tensor in the file, or what is wrong with the file.
     """
-    path = folder / shard_name(number)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, size)))
-    except FileNotFoundError:
+    name = shard_name(number)
+    size = files.size(name)
+    if size is None:
         return "missing"
-    except (struct.error, ValueError, OSError):
+    try:
+        (length,) = struct.unpack("<Q", files.read([Span(name, 0, 8)])[0].tobytes())
+        header = json.loads(files.read([Span(name, 8, min(length, size))])[0].tobytes())
+    except (ArtifactError, ValueError, OSError):
         return "no readable header"
     rows = layout.rows(number)
     for part in layout.parts:
@@ -325,6 +278,6 @@ def check_shard(folder: Path, layout: StoreLayout, number: int, *, sha256: str |
     expected = 8 + length + layout.bytes_for(rows)
     if size != expected:
         return f"{size} bytes instead of {expected}"
-    if sha256 is not None and file_sha256(path) != sha256:
+    if sha256 is not None and files.sha256(name) != sha256:
         return "its sha256 is not the one recorded when it was written"
     return {part.name: 8 + length + header[part.name]["data_offsets"][0] for part in layout.parts}

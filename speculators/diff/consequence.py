@@ -58,6 +58,7 @@ _BY_PREFIX = {
     "verifier": "a different verifier: nothing is reused, and results are not comparable",
     "data.hidden_states": "where the states come from; they are the same, except for rounding by a server",
     "data.server": "where the servers are and how many requests they get at once; the states are the same",
+    "data.store": "where stored states are read from; they are the same",
     "data.states_dtype": "the same conversations; their states are stored at another precision; training runs again",
     "data": "different training data",
     "algorithm.target_layer_ids": "different hidden states: they are captured again",

@@ -45,7 +45,7 @@ def check_states(speculator: ExaminedSpeculator, engine: Engine, places: Places)
     layers, tokens = compare_states(engine, rows, stored, origin.trained["target_layer_ids"])
     dtype = str(engine.dtype).removeprefix("torch.")
     comparison = StatesCheck(
-        source=str(store.folder),
+        source=store.files.place,
         dtype=dtype,
         # The coarsest dtype on the way sets the tolerance.
         states_dtype=max(dtype, origin.lock.dtypes["verifier"], store.layout.dtype, key=lambda kind: TOLERANCES[kind]),

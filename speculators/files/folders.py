@@ -69,14 +69,27 @@ def read_record(path: Path, *, hint: str = AGAIN) -> dict[str, Any]:
         ArtifactError: the file is missing, damaged, or of another format; names it and gives `hint`.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ArtifactError(f"{path.parent}: not complete: it has no {path.name}", hint=hint) from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise ArtifactError(f"{path}: damaged: {error}", hint=hint) from None
+    return checked_record(content, str(path), hint=hint)
+
+
+def checked_record(content: bytes, name: str, *, hint: str = AGAIN) -> dict[str, Any]:
+    """Parses a JSON table of this package's format.
+
+    Raises:
+        ArtifactError: it is damaged, or of another format; names `name` and gives `hint`.
+    """
+    try:
+        record = json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{name}: damaged: {error}", hint=hint) from None
     # Caches made by earlier versions may lack the format; it was always 1.
     if not isinstance(record, dict) or record.get("format", FORMAT) != FORMAT:
-        raise ArtifactError(f"{path}: damaged, or written by another version", hint=hint)
+        raise ArtifactError(f"{name}: damaged, or written by another version", hint=hint)
     return record
 
 

@@ -15,6 +15,7 @@ from speculators.pipeline.server_states import compare_sample, compare_with_veri
 from speculators.pipeline.setup import make_context
 from speculators.recipe.schema import Recipe
 from speculators.runs.places import Places
+from speculators.runs.stages import open_states
 from speculators.training.world import World, local_device
 from speculators.verifier.states_check import StatesCheck
 
@@ -44,7 +45,7 @@ def _check(context: Context, prepared: Conversations, indices: list[int]) -> Sta
         return compare_sample(context, pool, prepared, indices)
     rows = [torch.from_numpy(prepared.row(index).input_ids).long() for index in indices]
     kept = store.states(indices)
-    return compare_with_verifier(context, rows, kept, source=str(store.folder), states_dtype=store.layout.dtype)
+    return compare_with_verifier(context, rows, kept, source=store.files.place, states_dtype=store.layout.dtype)
 
 
 def _store(context: Context) -> StateStore | None:
@@ -52,9 +53,8 @@ def _store(context: Context) -> StateStore | None:
     data = context.recipe.data
     if not data.stored:
         return None
-    key = context.plan.stage("capture").fingerprint
     try:
-        return StateStore.open(context.places.states(key), key=key)
+        return open_states(context.plan, context.places)
     except ArtifactError:
         if not data.served:
             raise

@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from speculators.chunks import CHUNKS
 from speculators.data.batches import StateSource
 from speculators.data.capture import OnlineStates, StateWriter, fill
 from speculators.data.encoded import Conversations
-from speculators.data.store import LAYOUT, DamagedShards, StateStore, StoreLayout, note_file, shard_name
+from speculators.data.store import Check, DamagedShards, StateStore, note_file, shard_name
+from speculators.data.store_layout import LAYOUT, StoreLayout, shard_tokens_for, store_bytes
 from speculators.errors import ArtifactError
 from speculators.events import CapturedFacts, WarningEvent
-from speculators.files.folders import read_manifest, read_record
+from speculators.files.folders import read_record
 from speculators.pipeline.context import Context
 from speculators.pipeline.server_states import fill_from_server, streamed_states
+from speculators.runs.stages import open_states
 
 
 def state_source(context: Context, prepared: Conversations) -> StateSource:
@@ -33,12 +33,23 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
     if not context.recipe.data.stored:
         return streamed_states(context, prepared)
     key = context.plan.stage("capture").fingerprint
+    if context.recipe.data.store is not None:
+        return _uploaded_states(context, prepared)
     folder = context.places.states(key)
     with context.alone(folder, "capture"):
         _capture(context, prepared, folder, key)
         # Rank 0 has just checked every shard; the others open only those that they read.
         store = StateStore.open(folder, key=key, check="none", device=context.world.device)
-    context.note_files("capture", {shard["file"]: shard["sha256"] for shard in read_manifest(folder)["shards"]})
+    context.note_files("capture", store.hashes())
+    return store
+
+
+def _uploaded_states(context: Context, prepared: Conversations) -> StateStore:
+    """Opens the states under `data.store`; where `--verify` asks for it, rank 0 hashes all of them first."""
+    check: Check = "all" if context.verify and context.world.is_main else "none"
+    store = open_states(context.plan, context.places, check=check, device=context.world.device)
+    context.skip("capture", f"the states of {len(prepared)} conversations are in {store.files.place}")
+    context.note_files("capture", store.hashes())
     return store
 
 
@@ -121,15 +132,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
     Returns:
         Engine and version of the server that computed the states; "" for this process.
     """
-    width, world, plan = context.plan.facts.hidden_size, context.world, context.plan
-    layout = StoreLayout(
-        key=plan.stage("capture").fingerprint,
-        lengths=prepared.lengths.tolist(),
-        aux_width=len(plan.target_layer_ids) * width,
-        width=width,
-        dtype=context.recipe.data.states_dtype,
-        **_form(folder, plan.ends_in_last, world.device),
-    )
+    world, layout = context.world, _layout(context, prepared, folder)
     # Before the verifier is loaded, so that a disk without room is reported at once. Only rank 0 examines the shards:
     # by the time another process had read them all, rank 0 could be writing some of them.
     writer = StateWriter(folder, layout, missing=missing, progress=context.emit) if world.is_main else None
@@ -147,9 +150,23 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
     return server
 
 
-def _form(folder: Path, ends_in_last: bool, device: torch.device) -> dict[str, Any]:
-    """Keeps the form that an interrupted capture chose, perhaps on another device or in an earlier version."""
-    if not (folder / LAYOUT).exists():
-        return {"shard_tokens": CHUNKS[device.type].shard_tokens, "ends_in_last": ends_in_last}
-    chosen = StoreLayout.from_json(read_record(folder / LAYOUT))
-    return {"shard_tokens": chosen.shard_tokens, "ends_in_last": chosen.ends_in_last}
+def _layout(context: Context, prepared: Conversations, folder: Path) -> StoreLayout:
+    """Lays the store out, in the form that an interrupted capture chose, perhaps on another device or version."""
+    plan, dtype, width = context.plan, context.recipe.data.states_dtype, context.plan.facts.hidden_size
+    if (folder / LAYOUT).exists():
+        chosen = StoreLayout.from_json(read_record(folder / LAYOUT))
+        form: dict[str, Any] = {"shard_tokens": chosen.shard_tokens, "ends_in_last": chosen.ends_in_last}
+    else:
+        layers = len(plan.target_layer_ids) - plan.ends_in_last
+        row_bytes = store_bytes(1, aux_width=layers * width, width=width, dtype=dtype)
+        least = CHUNKS[context.world.device.type].shard_tokens
+        shard_tokens = shard_tokens_for(int(prepared.lengths.sum()), row_bytes, at_least=least)
+        form = {"shard_tokens": shard_tokens, "ends_in_last": plan.ends_in_last}
+    return StoreLayout(
+        key=plan.stage("capture").fingerprint,
+        lengths=prepared.lengths,
+        aux_width=len(plan.target_layer_ids) * width,
+        width=width,
+        dtype=dtype,
+        **form,
+    )

@@ -115,7 +115,7 @@ class Context:
         use(self.places.prepared(self.plan), *users)
         if self.recipe.data.regenerate is not None:
             use(self.places.answers(prints["prepare"]), *users)
-        if "capture" in prints:
+        if "capture" in prints and self.recipe.data.store is None:
             use(self.places.states(prints["capture"]), *users)
         if self.folder.is_relative_to(self.places.verifiers / "verifiers"):
             use(self.folder, *users)

@@ -235,9 +235,5 @@ class Feed:
                 supervised=int(self.prepared.supervised[list(documents)].sum()),
                 # The row's number in the global batch, which seeds its noise whatever the world size.
                 index=number * world.size + world.rank,
-                documents=tuple(self._names[index] for index in documents),
+                documents=self.prepared.names(documents),
             )
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return self.prepared.ids()

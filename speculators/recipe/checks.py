@@ -23,6 +23,7 @@ def check_recipe(recipe: Recipe, *, world_size: int = 1) -> list[Problem]:
         *_files(recipe),
         *_steps(recipe, world_size),
         *_sharing(recipe),
+        *_store(recipe),
         *_suites(recipe),
         *_drafts(recipe),
         *_bands(recipe),
@@ -154,6 +155,14 @@ def _sharing(recipe: Recipe) -> list[Problem]:
     message = 'cannot be combined with data.hidden_states = "online"'
     hint = 'set "cached": all processes compute the states together, before training'
     return [recipe.problem("distributed.shard_verifier", message, hint)]
+
+
+def _store(recipe: Recipe) -> list[Problem]:
+    """Checks that stored states are read where a folder of them is named."""
+    if recipe.data.store is None or recipe.data.stored:
+        return []
+    message = f'is read only where states are stored, not with data.hidden_states = "{recipe.data.hidden_states}"'
+    return [recipe.problem("data.store", message, 'set data.hidden_states = "cached", or data.store = "none"')]
 
 
 def _suites(recipe: Recipe) -> list[Problem]:

@@ -193,6 +193,16 @@ class StatesServerSection:
         return max(1, self.concurrency // world_size)
 
 
+def _store_url(_: object, __: attrs.Attribute[Any], value: str) -> None:
+    matches(r"[a-z][a-z0-9+.-]*://[^?#]+", 'the URL of a folder, such as "s3://bucket/states"')(_, __, value)
+    inside = value.partition("://")[2].split("/")
+    # fsspec reads "::" as a chain of file systems, some of which write to the local disk.
+    if ".." in inside or "::" in value:
+        raise ValueError(f'must name one folder, without ".." and "::", got "{value}"')
+    if re.match(r"[^@]*:[^@]*@", inside[0]):
+        raise ValueError("must not contain a password: a recipe is kept with its run; credentials come from outside")
+
+
 def _train_on(_: object, __: attrs.Attribute[Any], value: str | tuple[int, ...]) -> None:
     if isinstance(value, str):
         one_of("all", "last")(_, __, value)
@@ -213,6 +223,7 @@ class DataSection:
             computed in bfloat16.
         train_on: "all" answers of a conversation, the "last" one, or their places: `[0, -1]` is the first and the last.
         allow_lost: the largest share of conversations that may be left out; above it, the data are refused.
+        store: URL of a folder of stored states, such as "s3://bucket/states", which is read instead of the cache.
         regenerate: how the verifier rewrites the answers; None keeps the answers of the sources.
         server: the server that computes the states, if one does.
     """
@@ -223,6 +234,7 @@ class DataSection:
     states_dtype: str = field(default="bfloat16", validator=one_of(*DTYPES, FP8))
     train_on: str | tuple[int, ...] = field(default="all", validator=_train_on)
     allow_lost: float = field(default=0.5, validator=between(0, 1))
+    store: str | None = field(default=None, validator=attrs.validators.optional(_store_url))
     regenerate: Regenerate | None = None
     server: StatesServerSection = StatesServerSection()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 
 from speculators.data.encoded import Conversations
 from speculators.data.state_types import LAST, STATES
@@ -116,8 +117,9 @@ def _first_state(pair: RunPair) -> Gap | None:
         theirs = StateStore.open(pair.places.states(pair.plan.stage("capture").fingerprint))
     except ArtifactError:
         return None
-    if ours.layout.lengths != theirs.layout.lengths:
-        return Gap(what="tokens", recorded=sum(ours.layout.lengths), again=sum(theirs.layout.lengths))
+    if not np.array_equal(ours.layout.lengths, theirs.layout.lengths):
+        tokens = [int(store.layout.lengths.sum()) for store in (ours, theirs)]
+        return Gap(what="tokens", recorded=tokens[0], again=tokens[1])
     if ours.layout.parts != theirs.layout.parts:
         columns = [[part.columns for part in store.layout.parts] for store in (ours, theirs)]
         return Gap(what="columns of a shard", recorded=columns[0], again=columns[1])

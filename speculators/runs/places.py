@@ -161,6 +161,11 @@ class Places:
         """The hidden states of the stage `capture` with this fingerprint."""
         return self.cache / "states" / fingerprint[:_FOLDER_DIGITS]
 
+    @staticmethod
+    def uploaded_states(store: str, fingerprint: str) -> str:
+        """The URL of the hidden states of the stage `capture` with this fingerprint, under a recipe's `data.store`."""
+        return f"{store.rstrip('/')}/{fingerprint[:_FOLDER_DIGITS]}"
+
     def answers(self, fingerprint: str) -> Path:
         """The verifier's own answers that the stage `prepare` with this fingerprint reads, as JSONL."""
         return self.cache / "regenerated" / f"{fingerprint[:_FOLDER_DIGITS]}.jsonl"

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import torch
 
 from speculators.bench.result import FORMAT, BenchResult
 from speculators.data.encoded import Conversations
-from speculators.data.store import StateStore
-from speculators.errors import ArtifactError
+from speculators.data.shard_files import RemoteFiles
+from speculators.data.store import Check, StateStore
+from speculators.errors import ArtifactError, DataError
 from speculators.files.disk import file_sha256, read_json, write_json
 from speculators.recipe.plan import Plan
 from speculators.recipe.stages import Stage
@@ -18,6 +20,7 @@ from speculators.runs.places import Places, RunFolder
 from speculators.structure.converter import structure
 from speculators.verifier.sources import existing_folder
 
+_CPU = torch.device("cpu")
 # Before K in the metrics of an evaluation: acceptance length at a K below the largest.
 TAU_AT = "tau_"
 
@@ -96,12 +99,31 @@ def is_prepared(plan: Plan, places: Places, *, verify: bool = False) -> bool:
     return True
 
 
-def is_captured(plan: Plan, places: Places) -> bool:
-    """Whether the hidden states are there, by names, sizes and headers."""
-    key = plan.stage("capture").fingerprint
+def open_states(plan: Plan, places: Places, *, check: Check = "headers", device: torch.device = _CPU) -> StateStore:
+    """Opens the stored hidden states of a plan, in the cache or under its `data.store`; `check` as for `StateStore`.
+
+    Raises:
+        ArtifactError: they are not there, incomplete or damaged.
+        DataError: the object store cannot be read.
+    """
+    key, store = plan.stage("capture").fingerprint, plan.recipe.data.store
+    if store is None:
+        return StateStore.open(places.states(key), key=key, check=check, device=device)
+    files = RemoteFiles.at(places.uploaded_states(store, key))
+    # Every conversation is compared when it is read; headers alone would take several requests for each shard.
+    check = "none" if check == "headers" else check
     try:
-        StateStore.open(places.states(key), key=key)
-    except ArtifactError:
+        return StateStore.of(files, key=key, check=check, device=device)
+    except ArtifactError as error:
+        hint = f"a run without data.store captures them: copy {places.states(key)} to {files.place}"
+        raise ArtifactError(str(error).partition("\n")[0], hint=hint) from None
+
+
+def is_captured(plan: Plan, places: Places) -> bool:
+    """Whether the hidden states are there: by names, sizes and headers, or in an object store by its manifest."""
+    try:
+        open_states(plan, places)
+    except (ArtifactError, DataError):
         return False
     return True
 

@@ -127,6 +127,14 @@ def test_rows_of_one_conversation_are_named_after_it(run, jsonl, tokenizer):
     assert (len(prepared), prepared.conversations) == (3, 2)
 
 
+def test_names_are_read_one_by_one(run, jsonl):
+    """Names of chosen rows are read without the others, whatever their length and characters."""
+    rows = [row("q", "a", id=name) for name in ("", "é€", "the third one", "")]
+    prepared = run(section(jsonl(rows)))
+    assert prepared.ids() == ["", "é€", "the third one", ""]
+    assert prepared.names([3, 1, 2, 0]) == ("", "é€", "the third one", "")
+
+
 def test_too_short_rows_name_the_setting(run, jsonl):
     """If max_tokens cuts every answer away, the error names max_tokens."""
     with pytest.raises(DataError, match=r"raise data\.max_tokens"):

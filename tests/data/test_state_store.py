@@ -26,15 +26,8 @@ from speculators.data import store as state_store
 from speculators.data.batches import Batches
 from speculators.data.capture import OnlineStates, StateWriter, fill, fill_stream
 from speculators.data.state_types import from_stored, to_stored
-from speculators.data.store import (
-    DamagedShards,
-    StateStore,
-    StoreLayout,
-    plan_shards,
-    shard_name,
-    states_digest,
-    store_bytes,
-)
+from speculators.data.store import DamagedShards, StateStore, shard_name, states_digest
+from speculators.data.store_layout import StoreLayout, plan_shards, shard_tokens_for, store_bytes
 from speculators.errors import ArtifactError, DataError
 from speculators.verifier.engine import Engine
 
@@ -156,8 +149,17 @@ def test_shards_are_a_pure_function_of_lengths():
     """Each conversation is in one shard, in order of length, within the budget; a longer one has its own shard."""
     lengths = [5, 50, 7, 7, 3, 9]
     shards = plan_shards(lengths, 20)
-    assert shards == ((4, 0, 2), (3, 5), (1,))
+    assert [shard.tolist() for shard in shards] == [[4, 0, 2], [3, 5], [1]]
     assert plan_shards([], 20) == ()
+
+
+def test_a_large_store_has_larger_shards_instead_of_more():
+    """Up to 4,096 shards a store has the device's; then shards grow, up to 512 MiB."""
+    choose = partial(shard_tokens_for, row_bytes=2**12, at_least=2**13)
+    assert choose(2**25) == 2**13
+    assert choose(2**25 + 1) == 2**13 + 1
+    assert choose(2**40) == 2**17
+    assert shard_tokens_for(2**40, 2**20, at_least=2**13) == 2**13
 
 
 def test_cut_shard_is_named_and_only_it_is_captured_again(store, folder, layout, conversations):
@@ -291,7 +293,7 @@ def test_captured_length_must_be_the_conversations(folder, layout):
 def test_overflow_in_the_stored_type_is_an_error(folder, layout):
     """Residual streams exceed float16's range: an infinite state raises an error that names the setting."""
     narrow = StoreLayout(key="k", lengths=layout.lengths, aux_width=6, width=3, dtype="float16")
-    states = torch.full((layout.lengths[3], 6), 70_000.0)
+    states = torch.full((int(layout.lengths[3]), 6), 70_000.0)
     with pytest.raises(DataError, match=r'not finite in float16\n.*states_dtype = "bfloat16"'):
         StateWriter(folder, narrow).append(3, to_stored(states, states[:, :3], "float16"))
 
@@ -299,7 +301,7 @@ def test_overflow_in_the_stored_type_is_an_error(folder, layout):
 @with_fp8
 def test_states_that_are_not_finite_are_refused(folder, layout, dtype):
     """A verifier that computed NaN or infinity is an error, not something to learn from."""
-    states = torch.ones(layout.lengths[3], 6)
+    states = torch.ones(int(layout.lengths[3]), 6)
     states[2, 4] = float("nan")
     with pytest.raises(DataError, match=f"conversation 3: its states are not finite in {dtype}"):
         StateWriter(folder, layout).append(3, to_stored(states, states[:, :3], dtype))
@@ -368,7 +370,7 @@ from data_toys import fake_capture
 from speculators.data.batches import Batches
 from speculators.data.capture import StateWriter, fill
 from speculators.data.encoded import Conversations
-from speculators.data.store import StoreLayout
+from speculators.data.store_layout import StoreLayout
 conversations = Conversations.open(Path({prepared!r}))
 layout = StoreLayout(key="k1", lengths=conversations.lengths, aux_width=6, width=3, dtype={dtype!r}, shard_tokens=300)
 def slow(rows):

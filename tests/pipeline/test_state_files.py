@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,12 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from command import WEIGHTS, Spec, events
+from command import WEIGHTS, Outcome, Spec, events
 from safetensors.torch import load_file
 
 from speculators.chunks import CHUNKS
 from speculators.cost.sizes import costs_of
-from speculators.data import store
+from speculators.data import shard_files
 from speculators.data.store import DamagedShards, StateStore, shard_name
 from speculators.events import Event, WarningEvent, ignore
 from speculators.files.disk import file_sha256
@@ -63,6 +64,22 @@ def test_states_in_eight_bits_train_almost_as_the_verifiers_own(run_folder: Path
     assert "capture already done" in again.err
 
 
+def test_states_in_an_object_store_train_the_same_weights(spec: Spec, smoke: Outcome, fresh: Spec) -> None:
+    """With `data.store` nothing is captured here, the weights have the same bits, and a missing store is named."""
+    bucket = (fresh.home / "bucket").as_uri()
+    options = ("--set", f'data.store="{bucket}"', "--set", "benchmark.live_prompts=1")
+    missing = fresh.run(*options)
+    assert missing.code == 1
+    assert f"{bucket}/" in missing.err
+    assert f"copy {fresh.cache}/states/" in missing.err
+    shutil.copytree(spec.cache / "states", fresh.home / "bucket")
+    outcome = fresh.run(*options)
+    assert outcome.code == 0, outcome.err
+    assert f"are in {bucket}/" in outcome.err
+    assert not (fresh.cache / "states").exists()
+    assert fresh.weights() == spec.weights()
+
+
 def test_only_a_damaged_shard_is_captured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No start of a run hashes the store; reading finds a flipped bit before its values are trained on, and the run
     after that captures this shard alone, in the size that the store has. `--verify` hashes each shard once."""
@@ -72,7 +89,7 @@ def test_only_a_damaged_shard_is_captured_again(tmp_path: Path, monkeypatch: pyt
         patch.setitem(CHUNKS, "cpu", attrs.evolve(CHUNKS["cpu"], shard_tokens=1000))
         run(until="capture", listen=lambda event: None)
     hashed: list[Path] = []
-    monkeypatch.setattr(store, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    monkeypatch.setattr(shard_files, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
     shards = sorted(tmp_path.rglob("states-*.safetensors"))
     before = [path.read_bytes() for path in shards]
     assert len(shards) > 2

@@ -65,6 +65,13 @@ def test_online_states_need_no_capture_and_no_suites_no_bench(plan_of: Callable[
     assert [stage.name for stage in plan.stages] == ["verifier", "prepare", "train"]
 
 
+def test_where_stored_states_are_read_from_changes_no_fingerprint(plan_of: Callable[..., Plan]) -> None:
+    """The states are the same in an object store; a recipe that stores none cannot name one."""
+    assert changed(plan_of(), plan_of('data.store="s3://bucket/states"')) == []
+    with pytest.raises(RecipeError, match=r'not with data\.hidden_states = "online"'):
+        plan_of('data.store="s3://bucket/states"', 'data.hidden_states="online"')
+
+
 def test_a_servers_states_are_a_store_of_their_own(plan_of: Callable[..., Plan]) -> None:
     """Its bits differ from those in process, so the store is another; the address of the server changes nothing."""
     cached, served = plan_of(), plan_of('data.hidden_states="server"')
