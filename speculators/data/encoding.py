@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
 from typing import Any
 
+from speculators.cpu import usable_cpus
 from speculators.data.encoded import Encoded
 from speculators.data.messages import Conversation
 from speculators.data.template import ChatTemplate
@@ -41,7 +42,7 @@ def encode_all(
         DataError: one of the processes was killed.
     """
     stream = iter(conversations)
-    processes = min(_cores(), MOST_PROCESSES)
+    processes = min(usable_cpus(), MOST_PROCESSES)
     # Some tokenizers cannot be pickled: these work in this process alone.
     pickled = _pickled((template, max_tokens)) if processes > 1 else None
     for conversation in itertools.islice(stream, None if pickled is None else ALONE):
@@ -52,10 +53,6 @@ def encode_all(
             for batch, answers in encoders.encode(itertools.chain([following], stream)):
                 # None: encoding raised there what it raises here.
                 yield from zip(batch, answers or [template.encode(one, max_tokens) for one in batch], strict=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pickled(value: tuple[ChatTemplate, int]) -> bytes | None:

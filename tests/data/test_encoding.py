@@ -23,7 +23,7 @@ def processes(monkeypatch):
     """Sets the number of cores; the first few conversations are encoded alone, and batches are small."""
 
     def use(cores: int) -> None:
-        monkeypatch.setattr(encoding, "_cores", lambda: cores)
+        monkeypatch.setattr(encoding, "usable_cpus", lambda: cores)
 
     monkeypatch.setattr(encoding, "ALONE", 5)
     monkeypatch.setattr(encoding, "BATCH", 3)
