@@ -46,9 +46,8 @@ def _settle_quickly(monkeypatch):
 
 def _tune(workload: Workload, *drafting: FakeServer, taus: dict[int, float], limit: int = 4) -> ServedTuning:
     with ExitStack() as stack:
-        fakes = [
-            stack.enter_context(served(fake)) for fake in (*drafting, FakeServer(drafts=False, step_seconds=_flat))
-        ]
+        plainly = FakeServer(drafts=False, step_seconds=_flat)
+        fakes = [stack.enter_context(served(fake)) for fake in (*drafting, plainly)]
         *servers, plain = [Server.find("vllm", Endpoint(url=fake.url), None) for fake in fakes]
         return tune_servers(servers, plain, workload, taus, name="run", limit=limit)
 
