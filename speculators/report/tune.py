@@ -15,6 +15,8 @@ from speculators.tune.schedule import vllm_text
 
 # A best K whose rivals win this often is one of several that are equally good as far as one can see.
 CLEAR = 0.95
+# Noise from which on times mean little; an idle machine has a few per cent.
+BUSY = 0.25
 
 
 def tuning_table(result: TuneResult) -> RenderableType:
@@ -34,6 +36,10 @@ def tuning_table(result: TuneResult) -> RenderableType:
         for each in result.candidates
         if each.measured is not None and each.reliable is None
     ]
+    if result.noise > BUSY:
+        unclear.append(
+            Text("the machine is busy: tune again when it is idle, for such times mean little", style="warn")
+        )
     title = Text.assemble(("\ntuning ", "title"), (result.speculator, "name"))
     return Group(
         title, Text(where + threads, style="note"), table, *unclear, *notes, Text("\n" + _conclusion(result), "title")
