@@ -37,9 +37,7 @@ def tuning_table(result: TuneResult) -> RenderableType:
         if each.measured is not None and each.reliable is None
     ]
     if result.noise > BUSY:
-        unclear.append(
-            Text("the machine is busy: tune again when it is idle, for such times mean little", style="warn")
-        )
+        unclear.append(Text("the machine is busy, so times mean little: tune again when it is idle", style="warn"))
     title = Text.assemble(("\ntuning ", "title"), (result.speculator, "name"))
     return Group(
         title, Text(where + threads, style="note"), table, *unclear, *notes, Text("\n" + _conclusion(result), "title")
