@@ -14,7 +14,7 @@ from speculators.bench.replay import Replayed, replay_each
 from speculators.bench.responses import own_rows, sample_rows
 from speculators.bench.rows import JudgedResponse
 from speculators.bench.speed import Speed, compare
-from speculators.bench.suites import load_suite, prompts_digest
+from speculators.bench.suites import Prompt, load_suite, prompts_digest
 from speculators.decoding.loop import Decoded
 from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
@@ -61,16 +61,7 @@ def tune_in_process(
     suite, temperature = section.suites[0], section.temperature[0]
     prompts = load_suite(suite)
     pieces = Pieces(stage="tune", pieces=4, listen=progress)
-    rows = own_rows(
-        engine,
-        load_head(engine.folder, engine.facts).to(engine.device),
-        prompts,
-        model.draft().target_layer_ids,
-        temperature=temperature,
-        max_new_tokens=section.max_new_tokens,
-        seed=seed,
-        progress=pieces.piece(phases=2),
-    )
+    rows = _rows(model, engine, section, prompts, seed=seed, progress=pieces.piece(phases=2))
     ks = range(1, k_max + 1)
     replayed = replay_each(model, rows, ks, temperature=temperature, progress=pieces.piece())
     sample = [rows[index] for index in sample_rows(rows, section.live_prompts)]
@@ -81,7 +72,6 @@ def tune_in_process(
         pair, sample, k_max=k_max, temperature=temperature, seed=seed, cycles=cycles, progress=pieces.piece()
     )
     candidates = predict(replayed, times, seed=seed)
-    chosen = most_promising(candidates, measured)
     settings = LiveSettings(
         temperature=temperature,
         max_new_tokens=section.max_new_tokens,
@@ -89,7 +79,8 @@ def tune_in_process(
         seed=seed,
         answer_tokens=section.max_new_tokens,
     )
-    speeds = _measure(pair, sample, chosen, settings, replayed, pieces.piece()) if chosen else {}
+    promising = {k: replayed[k] for k in most_promising(candidates, measured)}
+    speeds = _measure(pair, sample, settings, promising, pieces.piece()) if promising else {}
     return TuneResult(
         speculator=name,
         verifier=engine.facts.source,
@@ -109,16 +100,36 @@ def tune_in_process(
     )
 
 
+def _rows(
+    model: Benchable,
+    engine: Engine,
+    section: BenchmarkSection,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    progress: Progress,
+) -> list[JudgedResponse]:
+    return own_rows(
+        engine,
+        load_head(engine.folder, engine.facts).to(engine.device),
+        prompts,
+        model.draft().target_layer_ids,
+        temperature=section.temperature[0],
+        max_new_tokens=section.max_new_tokens,
+        seed=seed,
+        progress=progress,
+    )
+
+
 def _measure(
     pair: TimedPair,
     rows: Sequence[JudgedResponse],
-    ks: Sequence[int],
     settings: LiveSettings,
     replayed: Mapping[int, Replayed],
     progress: Progress,
 ) -> dict[int, Speed]:
-    """Decodes plainly and with each K, prompt by prompt in turn."""
-    contenders = [Contender(PLAIN), *(Contender(label(k), pair.model.draft, k) for k in ks)]
+    """Decodes plainly and with each K of the replays, prompt by prompt in turn."""
+    contenders = [Contender(PLAIN), *(Contender(label(k), pair.model.draft, k) for k in replayed)]
     decoded = run_live(pair.engine.model, contenders, rows, settings, progress=progress)
     return {
         k: compare(
@@ -128,7 +139,7 @@ def _measure(
             suite_tau=replayed[k].counts(k).tau,
             dtype=str(pair.engine.dtype).removeprefix("torch."),
         )
-        for k in ks
+        for k in replayed
     }
 
 

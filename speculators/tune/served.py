@@ -58,28 +58,14 @@ def tune_servers(
         raise ServerError(message, hint=f"--limit {len(workload.prompts)}, or a longer suite")
     loads = concurrencies(limit)
     pieces = Pieces(stage="tune", pieces=len(loads) * len(drafting), listen=progress)
-    points = []
-    for load in loads:
-        settings = [
-            benchmark_server(
-                server,
-                plain,
-                attrs.evolve(workload, concurrency=load),
-                num_speculative_tokens=num_speculative_tokens,
-                progress=pieces.piece(phases=2),
-            )
-            for server in drafting
-        ]
-        points.append(_point(load, settings))
-    measured = [each.num_speculative_tokens for each in points[0].drafting]
-    if len(set(measured)) < len(measured):
-        raise ServerError(f"the servers draft {measured} tokens per round", hint="start each with another K")
-    usable = {k: tau for k, tau in sorted(taus.items()) if k <= max(measured)}
-    if not usable:
-        raise ServerError(
-            f"the servers draft {measured} tokens per round, and replay measured no K up to that: {sorted(taus)}",
-            hint="spec tune RUN without --endpoint measures every K",
-        )
+
+    def measure(server: Server, load: int) -> ServedSetting:
+        loaded = attrs.evolve(workload, concurrency=load)
+        k = num_speculative_tokens
+        return benchmark_server(server, plain, loaded, num_speculative_tokens=k, progress=pieces.piece(phases=2))
+
+    points = [_point(load, [measure(server, load) for server in drafting]) for load in loads]
+    usable = _usable(taus, [each.num_speculative_tokens for each in points[0].drafting])
     schedule = ranges([choose(points, usable, batch).num_speculative_tokens for batch in range(1, limit + 1)])
     return ServedTuning(
         speculator=name,
@@ -94,6 +80,19 @@ def tune_servers(
         schedule=schedule,
         off_from=off_from(schedule),
     )
+
+
+def _usable(taus: Mapping[int, float], measured: Sequence[int]) -> dict[int, float]:
+    """Keeps the acceptance lengths of K whose costs are known: up to the largest K that a server drafts."""
+    if len(set(measured)) < len(measured):
+        raise ServerError(f"the servers draft {measured} tokens per round", hint="start each with another K")
+    usable = {k: tau for k, tau in sorted(taus.items()) if k <= max(measured)}
+    if not usable:
+        raise ServerError(
+            f"the servers draft {measured} tokens per round, and replay measured no K up to that: {sorted(taus)}",
+            hint="spec tune RUN without --endpoint measures every K",
+        )
+    return usable
 
 
 def _point(load: int, settings: Sequence[ServedSetting]) -> LoadPoint:
