@@ -13,7 +13,7 @@ from speculators.servers.load import Spread
 from speculators.tune.result import CandidateK, LoadPoint, ServedTuning, TuneResult
 from speculators.tune.schedule import vllm_text
 
-# A best K whose rivals win this often is one of several that are equally good as far as one can see.
+# Share of the draws that a K must lose for the best to be clearly faster.
 CLEAR = 0.95
 # Noise from which on times mean little; an idle machine has a few per cent.
 BUSY = 0.25
@@ -28,7 +28,7 @@ def tuning_table(result: TuneResult) -> RenderableType:
     threads = f", {result.threads} threads" if result.device == "cpu" else ""
     plain = (
         f"a plain step takes {1000 * result.plain_seconds:.2f} ms, cost is in such steps; "
-        f"noise: half of them lie within {100 * result.noise:.0f}% of that; {result.cycles} rounds of each K"
+        f"noise: half of them lie in a range of {100 * result.noise:.0f}%; {result.cycles} rounds of each K"
     )
     notes = [Text(line, style="note") for line in (plain, result.definition)]
     unclear = [
@@ -65,11 +65,11 @@ def _conclusion(result: TuneResult) -> str:
     else:
         pace = f"measured {best.reliable:.2f}x, predicted {best.predicted:.2f}x"
     rivals = [
-        str(each.num_speculative_tokens)
+        f"{each.num_speculative_tokens} (best in {100 * each.chance_of_best:.0f}% of the draws)"
         for each in result.candidates
         if each is not best and each.chance_of_best > 1 - CLEAR
     ]
-    doubt = f" K = {', '.join(rivals)} may be as good: their intervals overlap." if rivals else ""
+    doubt = f" K = {', '.join(rivals)} may be as good." if rivals else ""
     speed = best.predicted if best.reliable is None else best.reliable
     slower = " Drafting does not pay here." if speed < 1 else ""
     return f"K = {best.num_speculative_tokens}: {pace}.{slower}{doubt}"

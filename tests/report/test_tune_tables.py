@@ -35,7 +35,7 @@ def test_the_choice_is_the_fastest_that_was_measured_and_names_its_rivals() -> N
             )
         )
     )
-    assert "K = 2: measured 1.60x, predicted 1.50x. K = 3 may be as good" in text
+    assert "K = 2: measured 1.60x, predicted 1.50x. K = 3 (best in 40% of the draws) may be as good." in text
     (row,) = [line for line in text.splitlines() if line.startswith("2 ")]
     assert row.split() == ["2", "2.000", "2.00", "20.00", "1.33", "1.50", "(1.40", "to", "1.60)", "1.60", "60%"]
 
