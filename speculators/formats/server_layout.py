@@ -18,7 +18,7 @@ VLLM, SGLANG = "vllm", "sglang"
 SERVERS = {VLLM: "vLLM", SGLANG: "SGLang"}
 # Key of vLLM's --speculative-config: a list of [first batch size, last, K], from batch size 1, K = 0 drafts nothing.
 # Larger batches keep the last K (vLLM's guide "Dynamic Speculative Decoding"; pull request 32374 first took a dict of
-# "first-last" to K, which the released validation refuses).
+# "first-last" to K, which its validation now refuses).
 PER_BATCH = "num_speculative_tokens_per_batch_size"
 # Values of `spec export --to`, and the server whose layout each one writes.
 TARGETS = {"vllm": VLLM, "sglang": SGLANG, "speculators": VLLM, "hub": VLLM}
