@@ -36,6 +36,7 @@ GROUPS = {
     },
     "Measure": {
         "bench": "measure a speculator's acceptance length and speed-up",
+        "tune": "find the number of tokens to draft per round, here or for servers under load",
         "report": "write an HTML page about one or more runs",
         "ablate": "compare variants of a recipe over seeds, with intervals",
     },
@@ -78,6 +79,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "rm": ("spec rm runs/NAME", "spec rm NAME OTHER --dry-run"),
     "cache": ("spec cache", "spec cache prune quickstart --dry-run", "spec cache prune --unused-days 30 --yes"),
     "bench": ("spec bench runs/NAME --k 3 --k 5", "spec bench NAME --engine vllm --endpoint http://127.0.0.1:8000"),
+    "tune": (
+        "spec tune runs/NAME --k-max 7",
+        "spec tune NAME --endpoint http://gpu:8000 --baseline-endpoint http://gpu:8001",
+    ),
     "report": ("spec report runs/NAME", "spec report A B C --out three.html"),
     "ablate": ("spec ablate quickstart --plan", "spec ablate ./mine.toml --seeds 0 1 2 3 4"),
     "show": ("spec show quickstart", "spec show ./mine.toml --why schedule.optimizer.lr"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +27,7 @@ class FakeServer:
         counts_chunks: whether each chunk of an answer counts its tokens.
         foreign: tokens generated for somebody else during each answer.
         undrafted: rounds of each answer that it does not count as drafted.
+        step_seconds: duration of a step by the number of answers under way; None sends each answer at once.
     """
 
     pattern: Sequence[int] = (2, 0, 3, 1)
@@ -35,6 +37,8 @@ class FakeServer:
     counts_chunks: bool = True
     foreign: int = 0
     undrafted: int = 0
+    step_seconds: Callable[[int], float] | None = None
+    under_way: int = 0
     requests: list[dict[str, Any]] = attrs.field(factory=list)
     generated: int = 0
     rounds: int = 0
@@ -136,9 +140,23 @@ def _handler(fake: FakeServer) -> type[http.server.BaseHTTPRequestHandler]:
                 self._say(503, b'{"error": {"message": "the queue is full"}}')
             elif request["model"] != "fake":
                 self._say(404, b'{"error": {"message": "The model `other` does not exist."}}')
+            elif fake.step_seconds is not None:
+                self._stream(request, fake.step_seconds)
             else:
                 body = "".join(f"data: {json.dumps(event)}\n\n" for event in fake.events(request))
                 self._say(200, (body + "data: [DONE]\n\n").encode())
+
+        def _stream(self, request: dict[str, Any], step_seconds: Callable[[int], float]) -> None:
+            with fake.lock:
+                fake.under_way += 1
+            self.send_response(200)
+            self.end_headers()
+            for event in fake.events(request):
+                time.sleep(step_seconds(fake.under_way))
+                self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            with fake.lock:
+                fake.under_way -= 1
+            self.wfile.write(b"data: [DONE]\n\n")
 
         def _say(self, status: int, content: bytes) -> None:
             self.send_response(status)

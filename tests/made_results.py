@@ -10,6 +10,7 @@ from speculators.bench.result import Acceptance, BenchResult, Live, Setting
 from speculators.bench.speed import Speed
 from speculators.servers.load import ServingSpeed
 from speculators.servers.result import ServedAcceptance, ServedResult, ServedSetting
+from speculators.tune.result import BatchRange, CandidateK, ServedTuning, TuneResult
 
 
 def acceptance(tau: float = 1.9, **changes: Any) -> Acceptance:
@@ -137,3 +138,56 @@ def served_result(*settings: ServedSetting, **changes: Any) -> ServedResult:
         "seed": 0,
     }
     return ServedResult(settings=settings, **(values | changes))
+
+
+def candidate(k: int, *, predicted: float, measured: float | None = None, **changes: Any) -> CandidateK:
+    """Makes a K with a tau of 2; `measured` is the speed-up of its real decoding."""
+    values: dict[str, Any] = {
+        "tau": 2.0,
+        "tau_interval": (1.9, 2.1),
+        "draft_seconds": 0.001 * k,
+        "verify_seconds": 0.02,
+        "cost": 2.0 / predicted,
+        "predicted_interval": (predicted - 0.1, predicted + 0.1),
+        "chance_of_best": 0.5,
+        "measured": None if measured is None else speed(speed_up=measured),
+    }
+    return CandidateK(num_speculative_tokens=k, predicted=predicted, **(values | changes))
+
+
+def tuning(*candidates: CandidateK) -> TuneResult:
+    """Makes a tuning in process on suite "mine" at T = 0."""
+    return TuneResult(
+        speculator="run",
+        verifier="model",
+        device="cpu",
+        threads=2,
+        dtype="bfloat16",
+        suite="mine",
+        prompts=20,
+        prompts_digest="d",
+        temperature=0.0,
+        max_new_tokens=160,
+        seed=0,
+        plain_seconds=0.02,
+        noise=0.05,
+        cycles=60,
+        candidates=candidates,
+    )
+
+
+def served_tuning(*schedule: BatchRange) -> ServedTuning:
+    """Makes a tuning of vLLM servers, without what was measured."""
+    return ServedTuning(
+        speculator="run",
+        engine="vllm",
+        version="1.2.3",
+        suite="mine",
+        temperature=0.0,
+        max_new_tokens=160,
+        taus=((1, 1.5), (3, 2.0)),
+        points=(),
+        choices=(),
+        schedule=schedule,
+        off_from=None,
+    )

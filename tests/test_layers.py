@@ -22,6 +22,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("models", "data", "decoding"),
     ("training", "bench"),
     ("servers",),
+    ("tune",),
     ("runs", "tracking"),
     ("exchange",),
     ("pipeline",),

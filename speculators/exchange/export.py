@@ -22,6 +22,7 @@ from speculators.files.disk import file_sha256, write_json, write_whole
 from speculators.files.folders import whole_folder
 from speculators.formats.find import layouts_of
 from speculators.formats.server_layout import (
+    PER_BATCH,
     SGLANG,
     TARGETS,
     Deployment,
@@ -118,14 +119,18 @@ def export(request: ExportRequest) -> Exported:
     """
     model = SpeculatorModel.from_saved(request.speculator)
     config = _without_unread_keys(_named(model.config, request.verifier_name))
-    drafts = choose_k(request.k, request.background.settings, config)
-    config = _drafting(config, drafts.k)
     served = _layout(config.speculators_model_type, request.target)
+    drafts = choose_k(request.k, request.background, config, server=served.server)
+    unscheduled = []
+    if drafts.schedule and not _takes_schedule(served):
+        drafts = attrs.evolve(drafts, schedule=())
+        unscheduled.append("K by batch size is left out: no option of the command takes it beside config.json")
+    config = _drafting(config, drafts.k)
     refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier, request.section)
     _refuse(model, config, served, request, refused)
     request = attrs.evolve(request, dtype=AS_STITCHED if served.stitch else request.dtype or "bfloat16")
     verifier = config.speculators_config.verifier.name_or_path
-    notes = (*request.background.unread, *_unchecked(request, verifier), *noted, *served.notes(config))
+    notes = (*request.background.unread, *_unchecked(request, verifier), *noted, *unscheduled, *served.notes(config))
     notes += tuple(chat_notes(served.server, request.section))
     address = request.address or str(request.out.absolute())
     facts = _serving_facts(request, config, served, drafts, address=address, notes=notes)
@@ -164,27 +169,37 @@ def _serving_facts(
 ) -> ServingFacts:
     """Collects what the pages state; `address` is the folder or hub id that their commands name."""
     verifier = config.speculators_config.verifier.name_or_path
-    place = Deployment(folder=address, verifier=verifier, num_speculative_tokens=drafts.k)
+    place = Deployment(folder=address, verifier=verifier, num_speculative_tokens=drafts.k, schedule=drafts.schedule)
     usable = {each.num_speculative_tokens for each in request.background.settings}
     usable = {k for k in usable if not too_many_drafts(config, [k])}
     with_k = served.with_k or served.command
+    # A schedule has no place in config.json.
+    command = with_k if drafts.schedule else served.command
     chat = chat_arguments(served.server, request.section)
     return ServingFacts(
         name=request.name,
         algorithm=config.speculators_model_type,
         verifier=verifier,
         server=served.server,
-        command=(*served.command(place), *chat),
+        command=(*command(place), *chat),
         commands={
-            k: (*with_k(attrs.evolve(place, num_speculative_tokens=k)), *chat) for k in sorted({*usable, drafts.k})
+            k: (*with_k(attrs.evolve(place, num_speculative_tokens=k, schedule=())), *chat)
+            for k in sorted({*usable, drafts.k})
         },
         chat=chat,
         asked_with=request.section.template if request.section and served.server == SGLANG else {},
         tokens=drafts.k,
         why=drafts.why,
+        schedule=drafts.schedule,
         notes=notes,
         background=request.background,
     )
+
+
+def _takes_schedule(served: ServerLayout) -> bool:
+    """Whether the server's command can state K by batch size."""
+    place = Deployment(folder="", verifier="", num_speculative_tokens=1, schedule=((1, 1, 1),))
+    return PER_BATCH in shlex.join((served.with_k or served.command)(place))
 
 
 def _drafting(config: Any, k: int) -> Any:

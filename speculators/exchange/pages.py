@@ -15,6 +15,7 @@ from speculators.bench.result import Setting
 from speculators.formats.server_layout import SGLANG, VLLM
 from speculators.recipe.lock import Lock
 from speculators.runs.background import Background
+from speculators.tune.result import BatchRange
 
 _PORTS = {VLLM: 8000, SGLANG: 30000}
 _PLAIN = {
@@ -46,6 +47,7 @@ class ServingFacts:
         asked_with: arguments of the chat template that each request carries.
         tokens: K.
         why: where K comes from.
+        schedule: K of each range of batch sizes; () for `tokens` at every batch size.
         notes: what users of the export should know.
         background: the run that made the speculator.
     """
@@ -60,6 +62,7 @@ class ServingFacts:
     asked_with: Mapping[str, Any]
     tokens: int
     why: str
+    schedule: tuple[BatchRange, ...]
     notes: tuple[str, ...]
     background: Background
 
@@ -80,7 +83,11 @@ def serve_page(facts: ServingFacts) -> str:
 
 def _command(facts: ServingFacts) -> list[str]:
     notes = [f"* {note}" for note in facts.notes]
-    drafts = f"It drafts {facts.tokens} tokens per round (K), {facts.why}."
+    most = "at most " if facts.schedule else ""
+    drafts = f"It drafts {most}{facts.tokens} tokens per round (K), {facts.why}."
+    if facts.schedule:
+        by_batch = ", ".join(f"{first} to {last}: {k}" for first, last, k in facts.schedule)
+        drafts += f" By sequences under way at once, {by_batch}; 0 drafts nothing, and more sequences keep the last K."
     return ["```bash", shlex.join(facts.command), "```", "", drafts, *([""] if notes else []), *notes]
 
 

@@ -16,6 +16,10 @@ from speculators.recipe.input_sections import VerifierSection
 VLLM, SGLANG = "vllm", "sglang"
 # Names of the servers in messages.
 SERVERS = {VLLM: "vLLM", SGLANG: "SGLang"}
+# Key of vLLM's --speculative-config: a list of [first batch size, last, K], from batch size 1, K = 0 drafts nothing.
+# Larger batches keep the last K (vLLM's guide "Dynamic Speculative Decoding"; pull request 32374 first took a dict of
+# "first-last" to K, which its validation now refuses).
+PER_BATCH = "num_speculative_tokens_per_batch_size"
 # Values of `spec export --to`, and the server whose layout each one writes.
 TARGETS = {"vllm": VLLM, "sglang": SGLANG, "speculators": VLLM, "hub": VLLM}
 
@@ -28,11 +32,13 @@ class Deployment:
         folder: of the export, or its hub id.
         verifier: its folder or hub id.
         num_speculative_tokens: K.
+        schedule: (first batch size, last, K) of each range of batch sizes; () for one K.
     """
 
     folder: str
     verifier: str
     num_speculative_tokens: int
+    schedule: tuple[tuple[int, int, int], ...] = ()
 
 
 def vllm_serve(deployment: Deployment) -> tuple[str, ...]:
@@ -44,11 +50,13 @@ def vllm_draft(method: str) -> Callable[[Deployment], tuple[str, ...]]:
     """Makes a command builder for a draft that vLLM loads beside the verifier, by `--speculative-config`."""
 
     def command(deployment: Deployment) -> tuple[str, ...]:
-        options = {
+        options: dict[str, Any] = {
             "method": method,
             "model": deployment.folder,
             "num_speculative_tokens": deployment.num_speculative_tokens,
         }
+        if deployment.schedule:
+            options[PER_BATCH] = [list(each) for each in deployment.schedule]
         return ("vllm", "serve", deployment.verifier, "--speculative-config", json.dumps(options))
 
     return command

@@ -300,3 +300,37 @@ def _tokenizer_folder(verifier: VerifierSection, progress: Progress) -> Path:
     if verifier.kind == "hub":
         return fetch_tokenizer(verifier.model, verifier.revision, trust_remote_code=verifier.trust_remote_code)
     return obtain(verifier, progress=progress)
+
+
+def first_workload(
+    subject: SavedSpeculator, section: BenchmarkSection, *, take: int | None, progress: Progress
+) -> Workload:
+    """Makes a workload of the first suite at the first temperature, one prompt at a time.
+
+    Args:
+        take: use only that many prompts, the first ones; None for all.
+    """
+    verifier = verifier_of(subject)
+    folder = _tokenizer_folder(verifier, progress)
+    suite = section.suites[0]
+    prompts = load_suite(suite)
+    return Workload(
+        suite=suite.name,
+        prompts=prompts[:take],
+        suite_digest=prompts_digest(prompts),
+        template=ChatTemplate.of(load_tokenizer(folder, verifier)),
+        max_new_tokens=section.max_new_tokens,
+        stop_ids=folder_stop_ids(folder, verifier),
+        seed=SEED,
+        concurrency=1,
+        temperature=section.temperature[0],
+    )
+
+
+def find_servers(engine: str, drafting: Sequence[Endpoint], plain: Endpoint) -> tuple[list[Server], Server]:
+    """Finds servers with a speculator and the one without; raises ServerError unless all run one version."""
+    baseline = _server(engine, plain, None)
+    servers = [_server(engine, endpoint, None) for endpoint in drafting]
+    for server in servers:
+        _matching(server, baseline)
+    return servers, baseline

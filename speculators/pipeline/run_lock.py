@@ -97,6 +97,7 @@ NOT_COMPUTING = (
     "report",
     "reproduce",
     "tracking",
+    "tune",
 )
 
 

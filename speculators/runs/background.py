@@ -11,6 +11,7 @@ from speculators.errors import LockError
 from speculators.recipe.lock import Lock
 from speculators.runs.benches import read_benches
 from speculators.runs.places import RunFolder
+from speculators.runs.tunings import RunTuning, read_tuning
 
 
 @attrs.frozen(kw_only=True)
@@ -22,6 +23,7 @@ class Background:
         settings: the newest numbers of its benchmarks.
         recipe: the text of its recipe; None where it is missing.
         lock: None where it is missing or unreadable.
+        tuning: what `spec tune` chose.
         unread: why a file of the run was left out, one line for each.
     """
 
@@ -29,6 +31,7 @@ class Background:
     settings: tuple[Setting, ...] = ()
     recipe: str | None = None
     lock: Lock | None = None
+    tuning: RunTuning = RunTuning()
     unread: tuple[str, ...] = ()
 
 
@@ -37,8 +40,8 @@ def background_of(speculator: Path) -> Background:
     run = RunFolder.around(speculator)
     if run is None or not run.plan.is_file():
         return Background()
-    benches, text = read_benches(run.path), run.recipe
-    lock, unread = None, list(benches.unread)
+    benches, tuning, text = read_benches(run.path), read_tuning(run.path), run.recipe
+    lock, unread = None, [*benches.unread, *tuning.unread]
     try:
         lock = Lock.read(run.path)
     except LockError as error:
@@ -48,5 +51,6 @@ def background_of(speculator: Path) -> Background:
         settings=benches.settings,
         recipe=text.read_text(encoding="utf-8") if text.is_file() else None,
         lock=lock,
+        tuning=tuning,
         unread=tuple(unread),
     )

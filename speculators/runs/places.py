@@ -106,6 +106,16 @@ class RunFolder:
         return self.bench / "served"
 
     @property
+    def tuned(self) -> Path:
+        """The number of tokens to draft per round that `spec tune` chose for decoding in process."""
+        return self.path / "tune.json"
+
+    @property
+    def tuned_for_servers(self) -> Path:
+        """The same by batch size, for servers."""
+        return self.path / "tune-served.json"
+
+    @property
     def report(self) -> Path:
         """The report as one HTML page."""
         return self.path / "report.html"

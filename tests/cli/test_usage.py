@@ -53,6 +53,8 @@ MISTAKES = [
     ["bench", "nowhere", "--k", "0"],
     ["bench", "nowhere", "--ledger"],
     ["bench", "speculator", "--suite", "mtbench"],
+    ["tune", "nowhere"],
+    ["tune", "nowhere", "--endpoint", "http://127.0.0.1:1"],
     ["report", "nowhere"],
     ["ablate", "quickstrt"],
     ["ablate", "wrong.toml"],

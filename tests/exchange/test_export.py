@@ -28,6 +28,7 @@ from speculators.formats.server_layout import TARGETS
 from speculators.model import SpeculatorModel, read_config
 from speculators.recipe.input_sections import VerifierSection
 from speculators.runs.background import Background
+from speculators.runs.tunings import RunTuning
 from speculators.verifier.tiny import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, make_tiny_verifier
 
 BLOCK = {"num_layers": 2, "block_size": 4}
@@ -395,6 +396,41 @@ def test_an_export_drafts_the_best_k_that_its_run_measured(world, speculator):
     guessed, why = drafts(background=filed(1, 3, 7, unmatched_baseline=True))
     assert (guessed, "a guess" in why) == (7, True)
     assert drafts(background=Background()) == (3, "which config.json names; no K was measured")
+
+
+def test_an_export_takes_over_what_spec_tune_chose(world, speculator):
+    """The fastest that was tuned in process, whatever benchmarks say of other K; --k still asks for another."""
+    measured = made_results.candidate(2, predicted=1.5, measured=1.6)
+    tuned = RunTuning(in_process=made_results.tuning(measured, made_results.candidate(4, predicted=1.7)))
+    plain = request(world, speculator, "vllm", background=attrs.evolve(filed(1, 3), tuning=tuned))
+    done = export(plain)
+    assert (done.num_speculative_tokens, done.why_k) == (2, "the fastest that spec tune found in process")
+    assert config_of(done.folder)["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 2
+    assert export(attrs.evolve(plain, k=5)).num_speculative_tokens == 5
+
+
+def test_a_schedule_stands_in_the_command_and_on_the_card(world, speculator):
+    """vLLM takes K by batch size from --speculative-config alone; SGLang has no such option and gets no vLLM's K."""
+    by_batch = ((1, 16, 3), (17, 64, 1), (65, 128, 0))
+    background = Background(run="run", tuning=RunTuning(served=made_results.served_tuning(*by_batch)))
+    done = export(request(world, speculator, "hub", background=background))
+    (options,) = [json.loads(word) for word in shlex.split(done.command) if word.startswith("{")]
+    assert options["num_speculative_tokens"] == done.num_speculative_tokens == 3
+    assert options["num_speculative_tokens_per_batch_size"] == [list(each) for each in by_batch]
+    for page in ("serve.md", "README.md"):
+        assert "1 to 16: 3, 17 to 64: 1, 65 to 128: 0" in (done.folder / page).read_text()
+    other = export(request(world, speculator, "sglang", background=background))
+    assert "which config.json names" in other.why_k
+
+
+def test_a_schedule_that_no_option_takes_is_left_out_with_a_note(world, tmp_path):
+    """The K of the smallest batches stays."""
+    speculator = saved(world, tmp_path / "speculator", "peagle")
+    background = Background(run="run", tuning=RunTuning(served=made_results.served_tuning((1, 4, 3), (5, 8, 0))))
+    done = export(request(world, speculator, "vllm", background=background))
+    assert done.num_speculative_tokens == 3
+    assert any("K by batch size is left out" in note for note in done.notes)
+    assert "per_batch_size" not in done.command
 
 
 def test_an_algorithm_limits_the_k_of_its_export(world, tmp_path):
