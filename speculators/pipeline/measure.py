@@ -323,7 +323,8 @@ def first_workload(
         stop_ids=folder_stop_ids(folder, verifier),
         seed=SEED,
         concurrency=1,
-        temperature=section.temperature[0],
+        temperature=section.temperatures[0],
+        token_filter=section.token_filter,
     )
 
 

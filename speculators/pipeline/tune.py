@@ -10,12 +10,14 @@ from speculators.events import Progress
 from speculators.model import SpeculatorModel
 from speculators.pipeline.bench import timed_apart
 from speculators.pipeline.measure import SavedSpeculator, find_servers, first_workload, load_saved, verifier_of
+from speculators.recipe.plan import with_own_sampling
 from speculators.recipe.schema import BenchmarkSection
 from speculators.runs.tunings import known_taus
 from speculators.servers.endpoint import Endpoint
 from speculators.tune.result import ServedTuning, TuneResult
 from speculators.tune.run import tune_in_process
 from speculators.tune.served import tune_servers
+from speculators.verifier.sources import config_facts
 
 
 @sharing_the_cpu()
@@ -33,6 +35,7 @@ def tune_folder(
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
     model, engine = load_saved(subject, ks=() if k_max is None else (k_max,), progress=progress)
+    section = with_own_sampling(section, engine.facts)
 
     def load() -> SpeculatorModel:
         saved = SpeculatorModel.from_pretrained(subject.folder, verifier=engine.folder)
@@ -78,7 +81,8 @@ def tune_endpoints(
     Raises:
         SpeculatorsError: the run holds no acceptance length, the suite cannot be obtained, or a server fails.
     """
-    suite, temperature = section.suites[0], section.temperature[0]
+    section = with_own_sampling(section, config_facts(verifier_of(subject), progress=progress))
+    suite, temperature = section.suites[0], section.temperatures[0]
     taus = {} if subject.run is None else known_taus(subject.run, suite.name, temperature)
     if not taus:
         raise RecipeError(

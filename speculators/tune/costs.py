@@ -18,6 +18,7 @@ from speculators.decoding.target import CachedVerifier
 from speculators.drafter import Drafter, Proposal, chain
 from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
+from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 
 # Rounds of each K that are timed. A cycle has one round of each.
 CYCLES = 60
@@ -68,6 +69,7 @@ def time_rounds(
     *,
     k_max: int,
     temperature: float,
+    token_filter: TokenFilter = ALL_TOKENS,
     seed: int = 0,
     cycles: int = CYCLES,
     progress: Progress = ignore,
@@ -81,6 +83,7 @@ def time_rounds(
         rows: whose prompts are decoded, at most to the length of their responses, until there are enough cycles.
         k_max: the largest K.
         temperature: of verifier and drafts.
+        token_filter: tokens that the verifier samples from.
         seed: of the order of K, and of sampling.
         cycles: rounds of each K.
         progress: receives progress events.
@@ -102,6 +105,7 @@ def time_rounds(
             max_new_tokens=length,
             num_tokens=k_max,
             temperature=temperature,
+            token_filter=token_filter,
             generator=generator,
             stop_ids=frozenset(pair.engine.stop_ids),
         )

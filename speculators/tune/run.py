@@ -58,7 +58,7 @@ def tune_in_process(
     Raises:
         DataError: the suite cannot be loaded, or its responses are too short.
     """
-    suite, temperature = section.suites[0], section.temperature[0]
+    suite, temperature = section.suites[0], section.temperatures[0]
     prompts = load_suite(suite)
     pieces = Pieces(stage="tune", pieces=4, listen=progress)
     rows = _rows(model, engine, section, prompts, seed=seed, progress=pieces.piece(phases=2))
@@ -69,11 +69,19 @@ def tune_in_process(
         raise DataError(f"suite {suite.name}: no response has two tokens of the verifier's own: nothing to measure")
     pair = timed or TimedPair(model, engine)
     times = time_rounds(
-        pair, sample, k_max=k_max, temperature=temperature, seed=seed, cycles=cycles, progress=pieces.piece()
+        pair,
+        sample,
+        k_max=k_max,
+        temperature=temperature,
+        token_filter=section.token_filter,
+        seed=seed,
+        cycles=cycles,
+        progress=pieces.piece(),
     )
     candidates = predict(replayed, times, seed=seed)
     settings = LiveSettings(
         temperature=temperature,
+        token_filter=section.token_filter,
         max_new_tokens=section.max_new_tokens,
         stop_ids=frozenset(engine.stop_ids),
         seed=seed,
@@ -114,7 +122,8 @@ def _rows(
         load_head(engine.folder, engine.facts).to(engine.device),
         prompts,
         model.draft().target_layer_ids,
-        temperature=section.temperature[0],
+        temperature=section.temperatures[0],
+        token_filter=section.token_filter,
         max_new_tokens=section.max_new_tokens,
         seed=seed,
         progress=progress,

@@ -157,6 +157,7 @@ def _replayed(rates: list[list[float]]) -> Replayed:
     return Replayed(
         acceptance=tuple(np.tile(np.array(row), (40, 1)) for row in rates),
         ids=tuple(str(index) for index in range(len(rates))),
+        prompt_lengths=(10,) * len(rates),
         categories=("",) * len(rates),
         cut_prompts=0,
         cut_tokens=0,
