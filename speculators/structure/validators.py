@@ -11,7 +11,7 @@ import attrs
 
 from speculators.registry import near_miss
 
-# Drafters to measure beside a speculator: look-ups, which read tokens only; a look-up with the speculator where it has no
+# Drafters to measure beside a speculator: look-ups, which read tokens; a look-up with the speculator where it has no
 # match; and a smaller model. The last two are named with what follows a colon.
 LOOK_UPS = ("ngram", "suffix")
 HYBRID = "hybrid"
