@@ -163,7 +163,7 @@ def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedRespo
         answer = torch.tensor(row.response.answer, dtype=torch.int64)
         table = np.zeros((max(0, len(answer) - 1), k_max), dtype=np.float32)
         drafted = np.zeros(len(table), dtype=np.int64)
-        if len(table):
+        if len(answer):
             state = drafter.begin(torch.tensor(row.response.tokens[: row.response.prompt_length + 1]), nothing)
         for anchor in range(len(table)):
             drafts = drafter.propose(state, num_tokens=k_max, temperature=0.0, generator=None).tokens

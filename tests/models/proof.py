@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,9 +184,8 @@ def check_rounds(world: World, model, row: JudgedResponse, table: np.ndarray, k:
 def check_hybrid_replay_equals_live(world: World, model, which, k: int = K) -> None:
     """The same for the model beside a look-up; each of the two proposes in some rounds."""
     rows = judged(world, which, layer_ids=world.layer_ids(model.config))
-    look_up = partial(NgramDrafter, shortest=2)
-    hybrid = SimpleNamespace(draft=lambda: HybridDrafter(look_up(), model.draft()))
-    found = replay_deterministic(look_up, rows, k_max=k)
+    hybrid = SimpleNamespace(draft=lambda: HybridDrafter(NgramDrafter(), model.draft()))
+    found = replay_deterministic(NgramDrafter, rows, k_max=k)
     both = or_speculator(found, replay(model, rows, k_max=k, temperature=0.0))
     proposed = []
     for row, table, lengths in zip(rows, both.acceptance, found.lengths, strict=True):
