@@ -9,9 +9,6 @@ import torch
 
 from speculators.drafter import Drafter, Proposal
 
-# Tokens that a look-up has to match before it proposes in the speculator's place.
-SHORTEST_MATCH = 3
-
 
 @attrs.define(eq=False)
 class _Sequence:

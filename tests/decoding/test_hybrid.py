@@ -6,8 +6,8 @@ import pytest
 import torch
 from toys import ToySpeculator
 
-from speculators.decoding.baselines import make_baseline
-from speculators.decoding.hybrid import SHORTEST_MATCH, HybridDrafter
+from speculators.decoding.baselines import SHORTEST_MATCH, make_baseline
+from speculators.decoding.hybrid import HybridDrafter
 from speculators.decoding.ngram import NgramDrafter
 from speculators.decoding.suffix import SuffixDrafter
 from speculators.drafter import Drafter
@@ -88,6 +88,6 @@ def test_its_look_up_is_the_baselines_own_but_for_short_matches(name):
     single, hybrid = make_baseline(name, None), make_baseline(f"hybrid:{name}", None)
     assert (single.hybrid, hybrid.hybrid) == (False, True)
     assert type(single.draft()) is type(hybrid.draft())
-    assert (single.draft().shortest, hybrid.draft().shortest) == (1, SHORTEST_MATCH)
+    assert (single.draft().shortest, hybrid.draft().shortest) == (1, SHORTEST_MATCH[name])
     assert isinstance(hybrid.drafter(_toy().draft), HybridDrafter)
     assert type(single.drafter(_toy().draft)) is type(single.draft())
