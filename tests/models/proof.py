@@ -5,19 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from toys import fit_p_value
 
-from speculators.bench.replay import or_speculator, replay, replay_deterministic
+from speculators.bench.replay import replay
 from speculators.bench.rows import JudgedResponse, Response, judge
 from speculators.bench.walk import greedy_rounds
-from speculators.decoding.hybrid import HybridDrafter
 from speculators.decoding.loop import Decoded, decode
-from speculators.decoding.ngram import NgramDrafter
 from speculators.decoding.target import CachedVerifier
 from speculators.drafter import Proposal
 from speculators.model import SpeculatorModel
@@ -170,28 +166,11 @@ def check_replay_equals_live(world: World, model, which=range(6), k: int = K) ->
     """Each round of the live decode accepts what replay says, and gives the verifier's own tokens; returns both."""
     rows = judged(world, which, layer_ids=world.layer_ids(model.config))
     replayed = replay(model, rows, k_max=k, temperature=0.0)
-    return replayed, [check_rounds(world, model, *each, k) for each in zip(rows, replayed.acceptance, strict=True)]
-
-
-def check_rounds(world: World, model, row: JudgedResponse, table: np.ndarray, k: int) -> Decoded:
-    """Decodes a prompt; the tokens are the verifier's own, and each round accepts what the replay's table says."""
-    one = live(world, model, row, num_tokens=k)
-    assert tuple(one.tokens) == row.response.answer
-    assert [(each.anchor, each.accepted) for each in one.rounds] == greedy_rounds(table, k)
-    return one
-
-
-def check_hybrid_replay_equals_live(world: World, model, which, k: int = K) -> None:
-    """The same for the model beside a look-up; each of the two proposes in some rounds."""
-    rows = judged(world, which, layer_ids=world.layer_ids(model.config))
-    hybrid = SimpleNamespace(draft=lambda: HybridDrafter(NgramDrafter(), model.draft()))
-    found = replay_deterministic(NgramDrafter, rows, k_max=k)
-    both = or_speculator(found, replay(model, rows, k_max=k, temperature=0.0))
-    proposed = []
-    for row, table, lengths in zip(rows, both.acceptance, found.lengths, strict=True):
-        one = check_rounds(world, hybrid, row, table, k)
-        proposed += [bool(lengths[each.anchor]) for each in one.rounds]
-    assert {*proposed} == {False, True}
+    decoded = [live(world, model, row, num_tokens=k) for row in rows]
+    for row, table, one in zip(rows, replayed.acceptance, decoded, strict=True):
+        assert tuple(one.tokens) == row.response.answer
+        assert [(each.anchor, each.accepted) for each in one.rounds] == greedy_rounds(table, k)
+    return replayed, decoded
 
 
 def check_replay_logits_equal_live(world: World, model, monkeypatch, module, depths: int = K) -> None:

@@ -13,7 +13,6 @@ from .proof import (
     accepted_share,
     check_documents_are_apart,
     check_empty_row,
-    check_hybrid_replay_equals_live,
     check_packed_conversations,
     check_replay_equals_live,
     check_sampling_is_exact,
@@ -92,11 +91,6 @@ def test_replay_equals_live_round_for_round(world, fitted):
     """At T = 0 each live round accepts what replay says, tau is equal, and the output is the verifier's own."""
     replayed, decoded = check_replay_equals_live(world, fitted, range(8))
     assert count_decoded(decoded, K).tau == pytest.approx(replayed.counts(K).tau)
-
-
-def test_in_a_hybrid_replay_equals_live_round_for_round(world, fitted):
-    """Beside a look-up, which proposes in some rounds, it misses no token: each round accepts what replay says."""
-    check_hybrid_replay_equals_live(world, fitted, range(4))
 
 
 @torch.no_grad()
