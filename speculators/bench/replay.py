@@ -176,25 +176,25 @@ def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedRespo
     return _replayed(tables, rows, lengths)
 
 
-def or_speculator(found: Replayed, speculator: Replayed) -> Replayed:
+def or_speculator(matched: Replayed, speculator: Replayed) -> Replayed:
     """Combines the replays of a look-up and of the speculator that drafts wherever the look-up proposes nothing.
 
     Which of the two proposes at an anchor follows from the verifier's tokens up to there, so replay knows it, and the
     acceptance of each depth is that of whichever proposes.
 
     Args:
-        found: at K, with `lengths`.
+        matched: at K, with `lengths`.
         speculator: on the same responses, at K or more.
     """
-    assert found.lengths is not None, "a look-up counts what it proposes"
+    assert matched.lengths is not None, "a look-up counts what it proposes"
     tables, lengths = [], []
-    for row, (table, drafted) in enumerate(zip(found.acceptance, found.lengths, strict=True)):
+    for row, (table, drafted) in enumerate(zip(matched.acceptance, matched.lengths, strict=True)):
         num_tokens = table.shape[1]
         proposes = drafted > 0
         tables.append(np.where(proposes[:, None], table, speculator.acceptance[row][:, :num_tokens]))
         otherwise = num_tokens if speculator.lengths is None else speculator.lengths[row]
         lengths.append(np.where(proposes, drafted, otherwise))
-    return attrs.evolve(found, acceptance=tuple(tables), lengths=tuple(lengths))
+    return attrs.evolve(matched, acceptance=tuple(tables), lengths=tuple(lengths))
 
 
 def _replayed(

@@ -195,8 +195,8 @@ def _replay_baseline(
     if baseline.replays is not None:
         return replay_each(baseline.replays, rows, [*speculator], temperature=temperature)
     # One pass for each K: a baseline's drafts may depend on how many tokens it may draft.
-    found = {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in speculator}
-    return {k: or_speculator(found[k], speculator[k]) for k in found} if baseline.hybrid else found
+    matched = {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in speculator}
+    return {k: or_speculator(matched[k], speculator[k]) for k in matched} if baseline.hybrid else matched
 
 
 def _decode(

@@ -35,7 +35,7 @@ class HybridDrafter:
         look_up: reads tokens only, and proposes nothing where no match is long enough.
         speculator: drafts in all other rounds.
 
-    Source: Oliaro et al. 2411.04975, the hybrid of suffix decoding and a draft model, by length of the match.
+    Source: the hybrid of Oliaro et al. 2411.04975, which goes by a match's score; here its length decides.
     """
 
     def __init__(self, look_up: Drafter, speculator: Drafter) -> None:
@@ -51,11 +51,11 @@ class HybridDrafter:
         self, state: _Sequence, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts up to `num_tokens` tokens; see `Drafter`."""
-        found = self._look_up.propose(
+        matched = self._look_up.propose(
             state.look_up, num_tokens=num_tokens, temperature=temperature, generator=generator
         )
-        if len(found.tokens):
-            return found
+        if len(matched.tokens):
+            return matched
         if state.unread:
             tokens, hidden_states = (torch.cat(parts) for parts in zip(*state.unread, strict=True))
             self._speculator.advance(state.speculator, tokens, hidden_states)
