@@ -19,6 +19,7 @@ from speculators.report.bench import number_text, rates_text
 from speculators.report.gather import RunReport, gather_run
 from speculators.runs.log import RunLog
 from speculators.runs.places import RunFolder
+from speculators.structure.validators import HYBRID
 
 REACHED = "| algorithm | T | K | tau (95%) | accepted by position | live | draft + verify ms | speed-up |"
 COSTS = "| algorithm | parameters trained | tokens/s in training | minutes of training |"
@@ -30,15 +31,18 @@ def settings_of(run: RunReport) -> list[Setting]:
 
 
 def reached(name: str, run: RunReport) -> Iterator[tuple[tuple[str, float, int], str]]:
-    """Yields ((drafts, T, K), table row) for each setting and for each baseline measured beside it."""
+    """Yields ((drafts, T, K), table row) for each setting and for each baseline measured beside it.
+
+    A hybrid is named with the speculator that is part of it.
+    """
     for setting in settings_of(run):
         k, temperature, live = setting.num_speculative_tokens, setting.temperature, setting.live
         agrees = "not asked" if live is None else live.agreement.verdict.replace("disagrees", "**disagrees**")
         speed = None if live is None else live.speed
         yield (name, temperature, k), _row(name, temperature, k, setting.exact, agrees, speed)
         for each in setting.baselines:
-            row = _row(each.name, temperature, k, each.acceptance, "", each.speed)
-            yield (each.name, temperature, k), row
+            other = f"{each.name} + {name}" if each.name.startswith(f"{HYBRID}:") else each.name
+            yield (other, temperature, k), _row(other, temperature, k, each.acceptance, "", each.speed)
 
 
 def _row(name: str, temperature: float, k: int, acceptance: Acceptance, live: str, speed: Speed | None) -> str:

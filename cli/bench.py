@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-p", metavar="P", type=float, help=text)
     parser.add_argument("--prompts", metavar="N", type=count, help="only the first N prompts of each suite")
     parser.add_argument("--live", metavar="N", type=count, help="number of prompts to confirm by live decoding")
-    parser.add_argument("--against", metavar="NAME,NAME", help="training-free baselines to measure as well")
+    text = "drafters to measure as well: ngram, suffix, hybrid:ngram or hybrid:suffix (the speculator drafts where the "
+    text += "look-up finds nothing long enough), draft_model:SOURCE"
+    parser.add_argument("--against", metavar="NAME,NAME", help=text)
     text = "a key of [algorithm] that only decoding reads; may be repeated"
     parser.add_argument("--set", metavar="algorithm.KEY=VALUE", action="append", help=text)
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the result to this file, as JSON")

@@ -64,10 +64,10 @@ class Drafter(Protocol):
         """Drafts up to `num_tokens` tokens that follow the last token of `state`."""
 
     def advance(self, state: Any, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Updates the state with the outcome of a round.
+        """Updates the state with the outcome of a round, or of several if others proposed in some.
 
         Args:
-            tokens: [m] int64: the tokens that the round emitted, accepted drafts and then the verifier's own.
+            tokens: [m] int64: the tokens that were emitted, of a round accepted drafts and then the verifier's own.
             hidden_states: [m, A*H]: states of the m positions before the last of these tokens.
         """
 

@@ -165,7 +165,7 @@ def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedRespo
         answer = torch.tensor(row.response.answer, dtype=torch.int64)
         table = np.zeros((max(0, len(answer) - 1), k_max), dtype=np.float32)
         drafted = np.zeros(len(table), dtype=np.int64)
-        if len(table):
+        if len(answer):
             state = drafter.begin(torch.tensor(row.response.tokens[: row.response.prompt_length + 1]), nothing)
         for anchor in range(len(table)):
             drafts = drafter.propose(state, num_tokens=k_max, temperature=0.0, generator=None).tokens
@@ -176,6 +176,27 @@ def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedRespo
         tables.append(table)
         lengths.append(drafted)
     return _replayed(tables, rows, lengths)
+
+
+def or_speculator(matched: Replayed, speculator: Replayed) -> Replayed:
+    """Combines the replays of a look-up and of the speculator that drafts wherever the look-up proposes nothing.
+
+    Which of the two proposes at an anchor follows from the verifier's tokens up to there, so replay knows it, and the
+    acceptance of each depth is that of whichever proposes.
+
+    Args:
+        matched: at K, with `lengths`.
+        speculator: on the same responses, at K or more.
+    """
+    assert matched.lengths is not None, "a look-up counts what it proposes"
+    tables, lengths = [], []
+    for row, (table, drafted) in enumerate(zip(matched.acceptance, matched.lengths, strict=True)):
+        num_tokens = table.shape[1]
+        proposes = drafted > 0
+        tables.append(np.where(proposes[:, None], table, speculator.acceptance[row][:, :num_tokens]))
+        otherwise = num_tokens if speculator.lengths is None else speculator.lengths[row]
+        lengths.append(np.where(proposes, drafted, otherwise))
+    return attrs.evolve(matched, acceptance=tuple(tables), lengths=tuple(lengths))
 
 
 def _replayed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import attrs
@@ -13,7 +14,7 @@ from speculators.bench.context import Benchable, BenchContext, KnownRows, TimedP
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
 from speculators.bench.live_check import check_live, with_timed_answers
-from speculators.bench.replay import Replayed, replay_deterministic, replay_each
+from speculators.bench.replay import Replayed, or_speculator, replay_deterministic, replay_each
 from speculators.bench.responses import own_rows, sample_rows
 from speculators.bench.result import (
     BaselineRow,
@@ -145,7 +146,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
             f"suite {suite}: no response has two tokens of the verifier's own at T={temperature:g}: nothing to measure",
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
-    baselines = {each.name: _replay_baseline(each, rows, ks, temperature) for each in context.baselines}
+    baselines = {each.name: _replay_baseline(each, rows, replayed, temperature) for each in context.baselines}
     clock, lives = _live(context, rows, replayed, temperature) if context.live else ({}, {})
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
@@ -196,12 +197,13 @@ def _live(
 
 
 def _replay_baseline(
-    baseline: Baseline, rows: Sequence[JudgedResponse], ks: Sequence[int], temperature: float
+    baseline: Baseline, rows: Sequence[JudgedResponse], speculator: Mapping[int, Replayed], temperature: float
 ) -> dict[int, Replayed]:
     if baseline.replays is not None:
-        return replay_each(baseline.replays, rows, ks, temperature=temperature)
+        return replay_each(baseline.replays, rows, [*speculator], temperature=temperature)
     # One pass for each K: a baseline's drafts may depend on how many tokens it may draft.
-    return {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in ks}
+    matched = {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in speculator}
+    return {k: or_speculator(matched[k], speculator[k]) for k in matched} if baseline.hybrid else matched
 
 
 def _decode(
@@ -231,7 +233,9 @@ def _decode(
         if not drafting_alone:
             # Plain decoding, and each baseline at the largest K.
             contenders.insert(0, Contender(PLAIN))
-            contenders += [Contender(each.name, each.draft, context.k_max) for each in side.baselines]
+            contenders += [
+                Contender(each.name, partial(each.drafter, side.model.draft), context.k_max) for each in side.baselines
+            ]
         return run_live(side.engine.model, contenders, rows, settings, progress=context.pieces.piece())
 
     own = TimedPair(context.model, engine, context.baselines)

@@ -46,12 +46,15 @@ class Text:
             self._places.setdefault(token, array("q")).append(len(self.tokens))
             self.tokens.append(token)
 
-    def continuation(self, recent: array[int], num_tokens: int, min_probability: float) -> Continuation:
+    def continuation(
+        self, recent: array[int], num_tokens: int, *, shortest: int, min_probability: float
+    ) -> Continuation:
         """Finds the best-scored continuation of `recent`, over all lengths of its suffix that occur in the text.
 
         Args:
             recent: the last tokens of a sequence; a match of n tokens drafts at most n.
             num_tokens: length of the continuation at most.
+            shortest: length of the suffix at least.
             min_probability: the continuation ends before the first token that is less probable.
         """
         best = Continuation()
@@ -68,7 +71,7 @@ class Text:
                 before = next_places - matched - 1
                 longer = next_places[(before >= 0) & (tokens[before] == recent[-matched - 1])]
             # If all places match further, the longer match drafts the same and more.
-            if len(longer) < len(next_places):
+            if matched >= shortest and len(longer) < len(next_places):
                 continuation = _most_frequent(tokens, next_places, min(num_tokens, matched), min_probability)
                 # Of equal scores the longer match wins.
                 best = continuation if continuation.score >= best.score else best
@@ -114,6 +117,7 @@ class SuffixDrafter:
 
     Args:
         longest: length of the longest suffix to look up, in tokens.
+        shortest: length of the shortest one.
         min_probability: estimated from the counts; a draft ends before a token that is less probable.
 
     Source: Oliaro et al. 2411.04975, section 3, chains only; with the defaults of vLLM's implementation, which drafts
@@ -122,8 +126,9 @@ class SuffixDrafter:
 
     target_layer_ids: tuple[int, ...] = ()
 
-    def __init__(self, *, longest: int = 24, min_probability: float = 0.1) -> None:
+    def __init__(self, *, longest: int = 24, shortest: int = 1, min_probability: float = 0.1) -> None:
         self.longest = longest
+        self.shortest = shortest
         self.min_probability = min_probability
         self._past = Text()
         self._current: SuffixState | None = None
@@ -140,7 +145,10 @@ class SuffixDrafter:
     ) -> Proposal:
         """Drafts up to `num_tokens` tokens; see `Drafter`."""
         recent = state.text.tokens[-self.longest :]
-        own, past = (text.continuation(recent, num_tokens, self.min_probability) for text in (state.text, self._past))
+        own, past = (
+            text.continuation(recent, num_tokens, shortest=self.shortest, min_probability=self.min_probability)
+            for text in (state.text, self._past)
+        )
         best = past if past.score > own.score else own
         return chain(torch.tensor(best.tokens, dtype=torch.int64))
 

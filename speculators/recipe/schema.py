@@ -221,7 +221,8 @@ class BenchmarkSection:
         live_tokens: tokens of each response that live decoding goes through; None for all.
         timed_dtype: dtype of verifier and draft where decoding is timed; None for `verifier.dtype`, in which the live
             check runs.
-        baselines: drafters without training, measured for comparison: "ngram", "suffix", "draft_model:SOURCE".
+        baselines: drafters measured for comparison: "ngram", "suffix", "hybrid:ngram", "hybrid:suffix",
+            "draft_model:SOURCE".
     """
 
     suites: tuple[Suite, ...] = field(default=())

@@ -11,8 +11,10 @@ import attrs
 
 from speculators.registry import near_miss
 
-# Training-free drafters: those that read tokens only, and a smaller model, which is named after a colon.
-BASELINES = ("ngram", "suffix")
+# Drafters to measure beside a speculator: look-ups, which read tokens; a look-up with the speculator where it has no
+# match; and a smaller model. The last two are named with what follows a colon.
+LOOK_UPS = ("ngram", "suffix")
+HYBRID = "hybrid"
 WITH_MODEL = "draft_model"
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -110,15 +112,18 @@ def cadence(_: object, __: attrs.Attribute[Any], value: int | str) -> None:
 
 def known_baselines(_: object, __: attrs.Attribute[Any], names: tuple[str, ...]) -> None:
     """attrs validator: names of baselines. The source of a model is checked when it is loaded."""
+    hybrids = [f"{HYBRID}:{look_up}" for look_up in LOOK_UPS]
     for name in names:
-        kind, colon, source = name.partition(":")
-        if (kind in BASELINES and not colon) or (kind == WITH_MODEL and source):
+        kind, _, source = name.partition(":")
+        if name in (*LOOK_UPS, *hybrids) or (kind == WITH_MODEL and source):
             continue
-        if kind in BASELINES:
+        if kind in LOOK_UPS:
             hint = f"{kind} takes nothing after a colon"
+        elif kind == HYBRID:
+            hint = f"it needs a look-up: {' or '.join(hybrids)}"
         elif kind == WITH_MODEL:
             hint = f"it needs a model: {WITH_MODEL}:./folder, {WITH_MODEL}:owner/name, any form of verifier.model"
         else:
-            hint = near_miss(kind, [*BASELINES, WITH_MODEL])
-        forms = ", ".join((*BASELINES, f"{WITH_MODEL}:SOURCE"))
+            hint = near_miss(kind, [*LOOK_UPS, HYBRID, WITH_MODEL])
+        forms = ", ".join((*LOOK_UPS, *hybrids, f"{WITH_MODEL}:SOURCE"))
         raise ValueError(f"no baseline {name!r}; available: {forms}{f'; {hint}' if hint else ''}")

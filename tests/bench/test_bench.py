@@ -136,6 +136,20 @@ def test_answers_that_do_not_follow_the_filter_are_an_error(engine, suite, toy, 
         bench(toy, engine, BenchmarkSection(suites=(suite,), **FILTERED), name="toy", seed=1)
 
 
+def test_a_hybrid_has_a_row_that_live_decoding_confirms(engine, suite, toy):
+    """Replay and live give the same tau at T = 0, where the clock ran over whole answers of all prompts."""
+    names = ("ngram", "hybrid:ngram", "hybrid:suffix")
+    section = BenchmarkSection(
+        suites=(suite,), num_speculative_tokens=(3,), max_new_tokens=24, live_prompts=None, baselines=names
+    )
+    (setting,) = bench(toy, engine, section, name="toy", seed=1).settings
+    assert tuple(row.name for row in setting.baselines) == names
+    for row in setting.baselines:
+        assert row.live_tau == pytest.approx(row.acceptance.tau)
+    # The speculator drafts in the rounds without a match, where n-grams draft fewer tokens or none.
+    assert setting.baselines[1].acceptance.drafted > setting.baselines[0].acceptance.drafted
+
+
 def test_few_prompts_leave_the_verifiers_own_responses_unjudged(measured):
     """Three prompts cannot separate two means: the result says so and does not fail."""
     result, _ = measured

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import attrs
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ from toys import ToySpeculator, greedy_response, hidden_states_of, train_toy
 from speculators.bench.counts import count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
 from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, but_for_near_ties
-from speculators.bench.replay import replay, replay_deterministic
+from speculators.bench.replay import or_speculator, replay, replay_deterministic
 from speculators.bench.responses import capture_rows
 from speculators.bench.rows import Response, judge
 from speculators.bench.walk import greedy_rounds, walk
 from speculators.chunks import CHUNKS
+from speculators.decoding.hybrid import HybridDrafter
 from speculators.decoding.ngram import NgramDrafter
+from speculators.decoding.suffix import SuffixDrafter
 from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.verifier.engine import Engine
 from speculators.verifier.token_filter import filtered
@@ -259,6 +263,52 @@ def test_a_deterministic_drafter_is_replayed_without_the_verifier(temperature, e
     # Given the tokens a point mass is accepted or not without any chance, so even at T = 1 rounds are the same.
     for table, each in zip(replayed.acceptance, decoded, strict=True):
         assert [(r.anchor, r.accepted) for r in each.rounds] == greedy_rounds(table, 3)
+
+
+def _proposers(found, decoded):
+    """Whether the look-up proposed, over all rounds."""
+    return {
+        bool(lengths[each.anchor]) for lengths, one in zip(found.lengths, decoded, strict=True) for each in one.rounds
+    }
+
+
+@pytest.mark.parametrize("look_up", [NgramDrafter, partial(SuffixDrafter, shortest=3)])
+def test_a_hybrid_is_replayed_round_for_round(look_up, engine, rows, trained):
+    """At T = 0 every count of the live decode is replay's, whichever proposes; the second time, suffixes match."""
+    rows = rows * 2
+    alone = replay(trained, rows, k_max=K_MAX, temperature=0.0)
+    settings = LiveSettings(temperature=0.0, max_new_tokens=LENGTH, stop_ids=frozenset(engine.stop_ids))
+    for k in (1, K_MAX):
+        contender = Contender("hybrid", lambda: HybridDrafter(look_up(), trained.draft()), k)
+        decoded = run_live(engine.model, [contender], rows, settings)["hybrid"]
+        found = replay_deterministic(look_up, rows, k_max=k)
+        both = or_speculator(found, alone)
+        for row, each, table in zip(rows, decoded, both.acceptance, strict=True):
+            assert each.tokens == row.response.answer
+            assert [(r.anchor, r.accepted) for r in each.rounds] == greedy_rounds(table, k)
+        predicted, measured = both.counts(k), count_decoded(decoded, k)
+        for field in attrs.fields(type(predicted)):
+            np.testing.assert_array_equal(getattr(predicted, field.name), getattr(measured, field.name))
+        assert _proposers(found, decoded) == {False, True}
+
+
+def test_a_sampled_hybrid_lies_in_lives_interval(engine, head, rows, trained):
+    """At T = 1 a match is a point mass and the speculator samples: replay predicts live's rounds (99%, seeded)."""
+    settings = LiveSettings(temperature=1.0, max_new_tokens=32, stop_ids=frozenset(engine.stop_ids), seed=3)
+    contender = Contender("hybrid", lambda: HybridDrafter(NgramDrafter(), trained.draft()), 3)
+    decoded = run_live(engine.model, [contender], rows * 2, settings)["hybrid"]
+    emitted = [
+        attrs.evolve(row.response, tokens=(*row.response.prompt, *each.tokens))
+        for row, each in zip(rows * 2, decoded, strict=True)
+    ]
+    own = capture_rows(engine, head, emitted, LAYERS, temperature=1.0)
+    found = replay_deterministic(NgramDrafter, own, k_max=3)
+    alone = replay(trained, own, k_max=3, temperature=1.0)
+    both, measured = or_speculator(found, alone), count_decoded(decoded, 3)
+    outcome = agree_given_tokens(measured, both.acceptance, predicted=both.counts(3), level=0.99)
+    assert outcome.agrees, outcome.gap
+    assert _proposers(found, decoded) == {False, True}
+    assert not agree_given_tokens(measured, found.acceptance, predicted=found.counts(3), level=0.99).agrees
 
 
 def test_a_response_is_cut_where_it_leaves_the_verifiers_output(engine, head, responses):

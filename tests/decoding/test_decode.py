@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from speculators.decoding import target as target_module
 from speculators.decoding import verify as verify_module
+from speculators.decoding.hybrid import HybridDrafter
 from speculators.decoding.loop import Round, decode
 from speculators.decoding.ngram import NgramDrafter
 from speculators.decoding.target import CachedVerifier
@@ -295,7 +296,7 @@ def eight(tmp_path_factory):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _fit(eight, branches: int, draws: int = 1200, temperature: float = 0.8) -> float:
+def _fit(eight, branches: int, draws: int = 1200, temperature: float = 0.8, hybrid: bool = False) -> float:
     """Tests live responses of three tokens against all 512 exact probabilities by chi-square."""
     prompt = [1, 5, 3]
     every = torch.tensor([[*prompt, *tail] for tail in itertools.product(range(8), repeat=2)])
@@ -307,6 +308,8 @@ def _fit(eight, branches: int, draws: int = 1200, temperature: float = 0.8) -> f
     toy = ToySpeculator(state_size=64, vocab_size=8, target_layer_ids=(0, 2), seed=1)
     toy.sign = 3.0
     verifier, drafter = CachedVerifier(eight, toy.target_layer_ids), ToyDrafter(toy, branches)
+    if hybrid:
+        drafter = HybridDrafter(NgramDrafter(), drafter)
     generator = torch.Generator().manual_seed(11)
     seen = torch.zeros(64, 8)
     options = {"max_new_tokens": 3, "num_tokens": 2, "temperature": temperature, "generator": generator}
@@ -329,6 +332,11 @@ def test_sampled_responses_of_a_hybrid_verifier_have_its_exact_distribution(tmp_
 def test_sampled_responses_have_the_verifiers_exact_distribution(branches, eight):
     """Chains and trees of a drafter far from the verifier leave its distribution exact, live and with caches."""
     assert _fit(eight, branches) > 0.01
+
+
+def test_a_hybrids_sampled_responses_have_the_verifiers_exact_distribution(eight):
+    """Whether a match proposes or the speculator depends on what was drawn before, and changes no probability."""
+    assert _fit(eight, 1, hybrid=True) > 0.01
 
 
 def test_a_wrong_rule_fails_the_live_distribution_test(eight, monkeypatch):

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from speculators.bench.replay import replay
 from speculators.bench.rows import JudgedResponse, Response, judge
 from speculators.bench.walk import greedy_rounds
-from speculators.decoding.baselines import WITHOUT_MODEL, make_baseline
+from speculators.decoding.baselines import LOOK_UP_DRAFTERS, make_baseline
 from speculators.decoding.loop import decode
 from speculators.decoding.target import CachedVerifier
 from speculators.errors import SpeculatorsError, VerifierError
-from speculators.structure.validators import BASELINES
+from speculators.structure.validators import LOOK_UPS
 from speculators.verifier.engine import Engine
 from speculators.verifier.tiny import make_tiny_verifier
 from speculators.verifier.weights import load_head
@@ -127,4 +127,4 @@ def test_a_missing_draft_model_is_one_error(verifier, tmp_path):
 
 def test_the_baselines_known_without_torch_are_those_that_there_are():
     """The baselines that a recipe allows are those that can be made."""
-    assert tuple(WITHOUT_MODEL) == BASELINES
+    assert tuple(LOOK_UP_DRAFTERS) == LOOK_UPS

@@ -7,8 +7,8 @@ import torch
 from speculators.decoding.ngram import NgramDrafter
 
 
-def _propose(tokens: list[int], num_tokens: int = 3, longest: int = 3) -> list[int]:
-    drafter = NgramDrafter(longest)
+def _propose(tokens: list[int], num_tokens: int = 3, longest: int = 3, shortest: int = 1) -> list[int]:
+    drafter = NgramDrafter(longest, shortest)
     state = drafter.begin(torch.tensor(tokens), torch.empty(len(tokens) - 1, 0))
     return drafter.propose(state, num_tokens=num_tokens, temperature=0.0, generator=None).tokens.tolist()
 
@@ -21,6 +21,13 @@ def test_it_drafts_what_followed_the_longest_suffix():
 def test_a_shorter_suffix_is_tried_where_no_longer_one_occurred():
     """Shorter suffixes are tried until one matches."""
     assert _propose([7, 8, 5, 7]) == [8, 5, 7]
+
+
+def test_a_match_below_the_shortest_length_drafts_nothing():
+    """(8, 5) occurred before and (7, 8, 5) did not: two tokens match, not three."""
+    tokens = [7, 3, 8, 5, 9, 7, 8, 5]
+    assert _propose(tokens, shortest=2) == [9, 7, 8]
+    assert _propose(tokens, shortest=3) == []
 
 
 def test_of_equal_matches_the_last_one_counts():

@@ -71,10 +71,10 @@ def test_no_match_reaches_from_one_response_into_the_next():
     assert propose(drafter, last) == []
 
 
-def plain(tokens, longest, num_tokens, min_probability):
+def plain(tokens, longest, num_tokens, min_probability, shortest=1):
     """The definition: counts successors suffix by suffix over lists."""
     best, best_score = [], 0.0
-    for matched in range(1, longest + 1):
+    for matched in range(shortest, longest + 1):
         suffix = tokens[-matched:]
         if len(suffix) < matched:
             break
@@ -96,12 +96,13 @@ def plain(tokens, longest, num_tokens, min_probability):
     return best
 
 
+@pytest.mark.parametrize("shortest", [1, 3])
 @pytest.mark.parametrize("seed", range(20))
-def test_it_is_the_plain_definition_on_random_text(seed):
+def test_it_is_the_plain_definition_on_random_text(seed, shortest):
     """Text over four tokens, where suffixes of every length occur often."""
     generator = random.Random(seed)
     tokens = [generator.randrange(4) for _ in range(120)]
-    drafter, state = begun(tokens[:20], longest=8, min_probability=0.3)
+    drafter, state = begun(tokens[:20], longest=8, shortest=shortest, min_probability=0.3)
     for end in range(20, 120):
-        assert propose(drafter, state) == plain(tokens[:end], 8, 4, 0.3)
+        assert propose(drafter, state) == plain(tokens[:end], 8, 4, 0.3, shortest)
         drafter.advance(state, torch.tensor(tokens[end : end + 1]), NOTHING)

@@ -93,6 +93,25 @@ def test_replay_equals_live_round_for_round(world, fitted):
     assert count_decoded(decoded, K).tau == pytest.approx(replayed.counts(K).tau)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_rounds_in_which_others_proposed_may_be_read_at_once(world, name):
+    """A drafter that read its tokens in pieces of any size drafts as one that began with all; 1e-5 is float32."""
+    model = scramble(world.build(config_of(name), reduced(name, 256))[0]).eval()
+    drafter = model.draft()
+    tokens = torch.tensor(world.prompts[0] + world.answers[0])
+    states = world.engine.capture([tokens], drafter.target_layer_ids)[0][0][:-1]
+    state = drafter.begin(tokens[:7], states[:6])
+    for start, stop in ((7, 20), (20, 21), (21, len(tokens))):
+        drafter.propose(state, num_tokens=K, temperature=0.0, generator=None)
+        drafter.advance(state, tokens[start:stop], states[start - 1 : stop - 1])
+    drafts = [
+        drafter.propose(each, num_tokens=K, temperature=1.0, generator=torch.Generator().manual_seed(0)).probs
+        for each in (state, drafter.begin(tokens, states))
+    ]
+    assert torch.allclose(*drafts, atol=1e-5)
+
+
 def test_sampled_drafts_come_with_their_distribution(world, fitted):
     """At T > 0 each drafted token has the distribution it was drawn from, over the verifier's vocabulary."""
     drafter = fitted.draft()

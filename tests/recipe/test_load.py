@@ -292,6 +292,8 @@ def test_file_paths_are_relative_to_the_file_that_contains_them(write: Write, tm
         ("benchmark={temperature='model', min_p=0.1}", "the verifier's own are taken"),
         ("benchmark.temperature='modell'", 'a list of numbers or one of "model"'),
         ("benchmark.temperature=[-1.0]", "must be >= 0"),
+        ('benchmark.baselines=["hybrid"]', "needs a look-up: hybrid:ngram or hybrid:suffix"),
+        ('benchmark.baselines=["hybrid:draft_model"]', "needs a look-up"),
         ('algorithm={name="dflash", mask_token_id=-3}', "must be >= 0, got -3"),
         ('benchmark.suites=["a", "a"]', "distinct names"),
         ('expect."held/K=3/T=0"={tau=[2.0, 1.0], source="x"}', "low <= high"),
