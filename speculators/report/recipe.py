@@ -100,7 +100,7 @@ def _recipe_tables(recipes: Sequence[Mapping[str, Any]], *, long: bool) -> Itera
             table.add_column(min_width=width, style=style, no_wrap=width is not None)
         for recipe in (recipe for recipe in recipes if recipe["family"] == family):
             bands = recipe["expect"]
-            reach = "tau {:g} to {:g}".format(*max(bands.values())) if bands else ""
+            reach = "tau {:.2f} to {:.2f}".format(*max(bands.values())) if bands else ""
             table.add_row(*map(escape, (recipe["name"], recipe["algorithm"], recipe["usual_time"], reach)))
         yield table
         if long:
@@ -111,7 +111,7 @@ def _known_results(recipes: Iterable[Mapping[str, Any]]) -> RenderableType:
     """Renders the purpose of each recipe and what it is known to reach."""
     lines = []
     for recipe in recipes:
-        known = [f"  {name}: tau {low:g} to {high:g}" for name, (low, high) in recipe["expect"].items()]
+        known = [f"  {name}: tau {low:.2f} to {high:.2f}" for name, (low, high) in recipe["expect"].items()]
         lines += [f"{recipe['name']}: {recipe['summary']}", *(known or ["  no measured band"])]
     return Text("\n".join(lines), style="note")
 

@@ -194,7 +194,7 @@ def full(real: Callable, due: Callable[[], bool]) -> Callable:
 
 
 FULL_DISK: dict[str, Callable[[Spec], bool]] = {
-    "conversations": lambda spec: any(spec.cache.rglob("*.partial/ids.txt.tmp")),
+    "conversations": lambda spec: any(spec.cache.rglob("*.partial/ids.txt")),
     "states": lambda spec: any(spec.cache.rglob("states-*.safetensors.tmp")),
     "a checkpoint": lambda spec: any(spec.runs.rglob("writing-00000008")),
     "a benchmark": lambda spec: any(spec.runs.rglob("bench/*.tmp")),

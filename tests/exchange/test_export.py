@@ -344,7 +344,7 @@ def test_serve_md_renders_conversations_as_training_did(world, speculator, tmp_p
     """Every command, that of the server without drafts included, names the recipe's template and its arguments; SGLang
     takes the arguments from the requests."""
     template = tmp_path / "mine.jinja"
-    template.write_text(CHAT_TEMPLATE)
+    template.write_text(CHAT_TEMPLATE + "{% if enable_thinking %}{{ tone }}{% endif %}")
     arguments = {"enable_thinking": False, "tone": "it's calm"}
     section = VerifierSection(model=str(world.folder), chat_template=str(template), template=arguments)
     pages = {}
