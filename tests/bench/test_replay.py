@@ -65,7 +65,8 @@ def rows(engine, head, responses):
 def trained(engine, responses):
     """A speculator fitted to half of the responses; its vocabulary lacks some of their tokens and is not in order."""
     known = sorted({token for each in responses for token in each.answer})
-    ids = torch.tensor([token for token in known if token % 7])[torch.randperm(sum(t % 7 > 0 for t in known))]
+    kept = torch.tensor([token for token in known if token % 7])
+    ids = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))]
     toy = ToySpeculator(state_size=96, vocab_size=320, draft_to_target=ids, target_layer_ids=LAYERS)
     train_toy(toy, engine.model, [each.tokens for each in responses[::2]], steps=100)
     return toy
