@@ -1,11 +1,11 @@
-"""How a process shares the CPU: how many threads compute, and how they wait for each other beside other work.
+"""Shares the CPU with other processes: limits the threads that compute, and lets them sleep while they wait.
 
-torch computes on a CPU with teams of OpenMP threads. Whoever has done his share of an operation waits for the others,
-thousands of times in each update. libgomp, the library of torch's Linux packages, lets him look again and again for a
-few milliseconds, which is fastest as long as every thread has a CPU. If another process needs one, threads that wait
-keep it from the thread that they wait for, and an update takes ten times as long. Once a process has more OpenMP
-threads than CPUs, however, libgomp lets threads sleep while they wait, until there are as many again. Both ways give
-the same bits. Other libraries are not affected by anything here.
+torch computes on a CPU with teams of OpenMP threads. A thread that has finished its share of an operation waits for the
+others, thousands of times in each update. With libgomp, the library of torch's Linux packages, it spins for a few
+milliseconds, which is fastest as long as every thread has a CPU. If another process needs one, the spinning threads
+keep it from the thread that they wait for, and an update takes ten times as long. While a process has more OpenMP
+threads than CPUs, however, libgomp lets waiting threads sleep. Both ways give the same bits. Nothing here affects other
+libraries.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from threading import Event, Thread
 import attrs
 import torch
 
-# Seconds between two looks at the load.
+# Seconds between two readings of the load.
 EVERY = 1.0
-# CPUs that others used at the last look: from the first value on the machine is busy, below the second idle.
+# CPUs that other processes used since the last reading: the machine is busy from the first value on, idle below the
+# second.
 BUSY, IDLE = 0.3, 0.1
-# Looks in a row for which the machine must be idle, before threads look instead of sleeping again.
+# Idle readings in a row before waiting threads spin again.
 CALM = 5
-# Enough numbers for an operation that torch shares among threads.
+# Elements of a tensor large enough for torch to share an operation on it among threads.
 _SHARED = 2**17
 
 
 def usable_cpus() -> int:
-    """Counts the CPUs that this process may use: those of its affinity, or fewer by its container's quota."""
+    """Counts the CPUs that this process may use: those of its affinity, or fewer if its container has a quota."""
     allowed = len(_own_cpus()) or os.cpu_count() or 1
     quotas = [quota for quota in (_quota(), float(allowed)) if quota is not None]
     return max(1, int(min(quotas)))
@@ -42,7 +43,7 @@ def _own_cpus() -> frozenset[int]:
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Reads how many CPUs' time the control group may use; None if there is no limit (cgroup v2, then v1)."""
+    """Reads the control group's limit in CPUs; None if there is none (cgroup v2, then v1)."""
     try:
         limit, period = (root / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
@@ -55,10 +56,10 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 
 def compute_alone() -> None:
-    """Makes the calling thread, one that works beside the main thread, compute without a team of its own.
+    """Makes the calling thread compute without a team of its own; for threads that work beside the main thread.
 
-    Otherwise the process would have more OpenMP threads than CPUs, and the main thread's team would sleep at each wait:
-    training took 1.2 times as long (benchmarks/RESULTS.md, "A busy machine").
+    With its team, the process would have more OpenMP threads than CPUs, and the main thread's team would sleep at each
+    wait: training took 1.2 times as long (benchmarks/RESULTS.md, "A busy machine").
     """
     _with_team_of(1)
 
@@ -66,7 +67,7 @@ def compute_alone() -> None:
 def _with_team_of(count: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    # torch also keeps the count for threads that start later. A thread without work of its own sets that back.
+    # torch also applies the count to threads that start later. A thread without work of its own restores that.
     other = Thread(target=torch.set_num_threads, args=(before,))
     other.start()
     other.join()
@@ -74,10 +75,10 @@ def _with_team_of(count: int) -> None:
 
 @contextmanager
 def sharing_the_cpu() -> Iterator[None]:
-    """Computes with no more threads than CPUs may be used, and lets them sleep while they wait beside other processes.
+    """Computes with at most one thread per usable CPU, and lets waiting threads sleep while other processes are busy.
 
-    That is, whenever others use a good part of this process's CPUs, as far as the system tells. OMP_NUM_THREADS is
-    followed whatever it says. Also a decorator.
+    Others are busy when they use a good part of this process's CPUs; where the system does not report that, threads
+    spin as usual. OMP_NUM_THREADS overrides the number of threads. Works as a decorator, too.
     """
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cpus():
         torch.set_num_threads(usable_cpus())
@@ -112,7 +113,7 @@ def _watch(load: Load, over: Event) -> None:
 
 
 def _idle_team() -> Callable[[], None]:
-    """Starts a team that does nothing, and makes OpenMP threads more than CPUs; returns what ends it."""
+    """Starts a team that does nothing, so that there are more OpenMP threads than CPUs; returns a function to end it."""
     over, count = Event(), max(2, len(_own_cpus()) - torch.get_num_threads() + 2)
 
     def stay() -> None:
@@ -132,11 +133,11 @@ def _idle_team() -> Callable[[], None]:
 
 @attrs.define(eq=False)
 class Load:
-    """The processor time of this process's CPUs that others used since the last look.
+    """The load that other processes put on this process's CPUs.
 
     Attributes:
         cpus: the lines of /proc/stat to add up.
-        at, used, own: the clock, all processes' time and this one's at the last look, in seconds.
+        at, used, own: the clock, all processes' time and this one's at the last reading, in seconds.
     """
 
     cpus: frozenset[str]
@@ -146,7 +147,7 @@ class Load:
 
     @classmethod
     def begin(cls) -> Load | None:
-        """Takes the first look; None where the system does not say."""
+        """Takes the first reading; None where the system does not report the load."""
         cpus = frozenset(f"cpu{number}" for number in _own_cpus())
         try:
             return cls(cpus, time.monotonic(), _used(cpus), time.process_time())
@@ -154,7 +155,7 @@ class Load:
             return None
 
     def of_others(self) -> float:
-        """Counts the CPUs that other processes used on average since the last look, and looks again."""
+        """Takes a reading; returns the CPUs that other processes used on average since the last one."""
         before = (self.at, self.used, self.own)
         self.at, self.used, self.own = time.monotonic(), _used(self.cpus), time.process_time()
         seconds, used, own = (now - then for now, then in zip((self.at, self.used, self.own), before, strict=True))
@@ -162,8 +163,8 @@ class Load:
 
 
 def _used(cpus: frozenset[str]) -> float:
-    """Adds up the seconds in which CPUs were in use, or taken by another machine on the same hardware."""
+    """Adds up the seconds in which CPUs were in use, or taken by another virtual machine on the same hardware."""
     lines = (line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines())
-    # user, nice, system, idle, iowait, irq, softirq, steal; the guests' times behind are part of the first two.
+    # user, nice, system, idle, iowait, irq, softirq, steal; the guests' times after these are part of the first two.
     ticks = sum(int(line[at]) for line in lines if line[0] in cpus for at in (1, 2, 3, 6, 7, 8))
     return ticks / os.sysconf("SC_CLK_TCK")

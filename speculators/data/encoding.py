@@ -1,4 +1,4 @@
-"""Encodes conversations in their order, in several processes where there are many and the machine has the cores."""
+"""Encodes conversations in their order; uses several processes for large numbers of them, if the machine has cores."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from speculators.data.messages import Conversation
 from speculators.data.template import ChatTemplate
 from speculators.errors import DataError
 
-# Conversations that are encoded before other processes are started: these import for seconds.
+# Conversations to encode before other processes are started, whose imports take seconds.
 ALONE = 4096
-# One process reads and writes, which takes a fifth of the time of encoding short conversations.
+# A single process reads and writes, which takes a fifth of the time that encoding short conversations takes.
 MOST_PROCESSES = 8
-# Conversations that are sent to a process at once.
+# Conversations to send to a process at once.
 BATCH = 32
 
 Rows = list[Encoded] | str
@@ -36,14 +36,14 @@ _Process = tuple[Connection, subprocess.Popen[bytes]]
 def encode_all(
     conversations: Iterable[Conversation], template: ChatTemplate, max_tokens: int
 ) -> Generator[tuple[Conversation, Rows], None, None]:
-    """Yields each conversation with what `ChatTemplate.encode` gives for it, whatever the number of processes.
+    """Yields each conversation with the result of `ChatTemplate.encode`, whatever the number of processes.
 
     Raises:
         DataError: one of the processes was killed.
     """
     stream = iter(conversations)
     processes = min(usable_cpus(), MOST_PROCESSES)
-    # Some tokenizers cannot be pickled: these work in this process alone.
+    # Some tokenizers cannot be pickled: then this process encodes alone.
     pickled = _pickled((template, max_tokens)) if processes > 1 else None
     for conversation in itertools.islice(stream, None if pickled is None else ALONE):
         yield conversation, template.encode(conversation, max_tokens)
@@ -51,7 +51,7 @@ def encode_all(
     if following is not None and pickled is not None:
         with _Encoders(pickled, processes) as encoders:
             for batch, answers in encoders.encode(itertools.chain([following], stream)):
-                # None: encoding raised there what it raises here.
+                # None: encoding failed there, and fails here with its own error.
                 yield from zip(batch, answers or [template.encode(one, max_tokens) for one in batch], strict=True)
 
 
@@ -63,10 +63,10 @@ def _pickled(value: tuple[ChatTemplate, int]) -> bytes | None:
 
 
 class _Encoders:
-    """Processes that each encode a batch at a time, and a thread for each that waits for it.
+    """Processes that each encode one batch at a time, with a thread for each that waits for its answers.
 
-    `multiprocessing` would run the caller's own script again in each process, and a script without the guard
-    `if __name__ == "__main__"` would start its run again, and wait for the lock that its first run holds.
+    `multiprocessing` would run the caller's script again in each process. A script without the guard
+    `if __name__ == "__main__"` would then start its run again and wait for the lock that its first run holds.
     """
 
     def __init__(self, pickled: bytes, processes: int) -> None:
@@ -78,13 +78,13 @@ class _Encoders:
             self._threads.submit(self._begin, process, pickled)
 
     def _begin(self, process: _Process, pickled: bytes) -> None:
-        # One that has ended says so when it is asked.
+        # A process that has ended is reported by `_ask`.
         with contextlib.suppress(OSError):
             process[0].send_bytes(pickled)
         self._idle.put(process)
 
     def encode(self, conversations: Iterator[Conversation]) -> Iterator[tuple[list[Conversation], list[Rows] | None]]:
-        """Yields batches in their order; a bounded number of them is read ahead."""
+        """Yields batches in their order, and reads a bounded number of them ahead."""
         begun: deque[tuple[list[Conversation], Future[list[Rows] | None]]] = deque()
         while batch := list(itertools.islice(conversations, BATCH)):
             begun.append((batch, self._threads.submit(self._ask, batch)))
@@ -120,7 +120,7 @@ class _Encoders:
 
 def _start() -> _Process:
     ours, theirs = Pipe()
-    # With this process's path, on which lie plug-ins and the code that comes with a tokenizer.
+    # This process's path finds plug-ins, and the code that comes with a tokenizer.
     program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _serve; _serve({theirs.fileno()})"
     # One text at a time gains nothing from threads.
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -132,7 +132,7 @@ def _start() -> _Process:
 
 def _serve(handle: int) -> None:
     """Answers the batches of another process until that ends."""
-    # The other process decides what an interrupt ends.
+    # The other process decides whether an interrupt ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Any = Connection(handle)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -143,7 +143,7 @@ def _serve(handle: int) -> None:
             batch = connection.recv()
             try:
                 answers = [template.encode(conversation, max_tokens) for conversation in batch]
-            # Whatever it is, the other process meets it when it encodes the batch itself.
+            # The other process meets the same error when it encodes the batch itself.
             except Exception:
                 answers = None
             connection.send(answers)

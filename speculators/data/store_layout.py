@@ -1,4 +1,4 @@
-"""The layout of a hidden-state store: which conversation's states lie where, known before anything is captured."""
+"""The layout of a hidden-state store: where each conversation's states lie, known before anything is captured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from speculators.data.state_types import DTYPES, Part, from_stored, stored_parts
 from speculators.files.folders import FORMAT
 
 LAYOUT = "layout.json"
-# A store of more tokens has larger shards instead of more of them, up to a size of which capture holds three in memory.
+# Larger stores have larger shards instead of more of them, up to LARGEST_SHARD: capture holds three in memory.
 MOST_SHARDS = 4096
 LARGEST_SHARD = 1 << 29  # bytes
 
@@ -24,7 +24,7 @@ def plan_shards(lengths: Sequence[int] | np.ndarray, shard_tokens: int) -> tuple
     """Distributes conversations over shards, in the order of their length.
 
     A pure function: a shard that is captured again after a kill or damage has the same conversations in the same order,
-    and so is computed in the same batches. Sorting by length puts conversations together that batch without padding.
+    and is computed in the same batches. Sorting by length puts conversations together that need no padding in a batch.
 
     Returns:
         [n] int64 for each shard: views of one array.
@@ -40,12 +40,12 @@ def plan_shards(lengths: Sequence[int] | np.ndarray, shard_tokens: int) -> tuple
 
 
 def shard_tokens_for(tokens: int, row_bytes: int, *, at_least: int) -> int:
-    """Chooses the tokens per shard: more than `at_least` where a store would have too many files otherwise.
+    """Chooses the tokens per shard: more than `at_least` where the store would otherwise have too many files.
 
     Args:
         tokens: of the whole store.
         row_bytes: stored per token.
-        at_least: what the device's `CHUNKS` say.
+        at_least: `shard_tokens` of the device's `CHUNKS`.
     """
     return max(at_least, min(-(-tokens // MOST_SHARDS), LARGEST_SHARD // row_bytes))
 
@@ -109,19 +109,19 @@ class StoreLayout:
         return tokens * sum(part.row_bytes for part in self.parts)
 
     def encode(self, hidden_states: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Makes the parts that are stored of states [n, A*H] and [n, H], on their device."""
+        """Converts states [n, A*H] and [n, H] to the parts that are stored, on their device."""
         return to_stored(hidden_states[:, : self.parts[0].columns], last, self.dtype)
 
     def decode(self, parts: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives hidden_states [n, A*H] and last [n, H] of stored parts; 8 bits are decoded on `device`."""
+        """Converts stored parts to hidden_states [n, A*H] and last [n, H]; 8 bits are decoded on `device`."""
         states, last = from_stored(parts, device)
         return torch.cat([states, last], 1) if self.ends_in_last else states, last
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the store's `layout.json`."""
+        """Writes the content of the store's `layout.json`."""
         plain = attrs.asdict(self, filter=lambda field, _: field.init)
         if not self.ends_in_last:
-            # As earlier versions wrote it: an interrupted capture goes on.
+            # As earlier versions wrote it, so that an interrupted capture continues.
             del plain["ends_in_last"]
         return {"format": FORMAT, **plain, "lengths": self.lengths.tolist()}
 
@@ -132,5 +132,5 @@ class StoreLayout:
 
 
 def store_bytes(tokens: int, *, aux_width: int, width: int, dtype: str) -> int:
-    """Computes the size on disk of the states of this many tokens, for plans that announce it."""
+    """Computes the size on disk of the states of this many tokens, for plans, which have no layout yet."""
     return tokens * sum(part.row_bytes for part in stored_parts(aux_width=aux_width, width=width, dtype=dtype))

@@ -35,13 +35,13 @@ class Baseline:
     hybrid: bool = False
 
     def drafter(self, speculator: Callable[[], Drafter]) -> Drafter:
-        """Makes what decodes live: the drafter, in a hybrid together with the speculator's."""
+        """Makes the drafter for live decoding; a hybrid's combines it with the speculator's."""
         return HybridDrafter(self.draft(), speculator()) if self.hybrid else self.draft()
 
 
 LOOK_UP_DRAFTERS: dict[str, type[NgramDrafter | SuffixDrafter]] = {"ngram": NgramDrafter, "suffix": SuffixDrafter}
-# Tokens that a hybrid's look-up has to match before it proposes. Chosen on 60 conversations that a speculator of the
-# quickstart was not trained on (K = 5, T = 0; 1.936 alone): 1, 2 and 3 tokens gave tau 2.216, 2.341 and 2.305 with
+# Tokens that must match before a hybrid's look-up proposes. Chosen on 60 conversations that a speculator of the
+# quickstart was not trained on (K = 5, T = 0; tau 1.936 alone): 1, 2 and 3 tokens gave tau 2.216, 2.341 and 2.305 with
 # n-grams; 2, 3 and 4 gave 2.184, 2.263 and 2.266 with suffixes.
 SHORTEST_MATCH = {"ngram": 2, "suffix": 3}
 

@@ -1,4 +1,4 @@
-"""Hybrid drafting: proposes what a look-up finds, and where it finds nothing long enough, what a speculator drafts."""
+"""Hybrid drafting: a look-up proposes where it finds a long enough match, and a speculator drafts elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Sequence:
     Attributes:
         look_up: the look-up's state.
         speculator: the speculator's state, without the tokens of `unread`.
-        unread: tokens and hidden states of the rounds since the speculator last drafted.
+        unread: tokens and hidden states of the rounds since the speculator last drafted, which it has yet to read.
     """
 
     look_up: Any
@@ -26,16 +26,16 @@ class _Sequence:
 
 
 class HybridDrafter:
-    """Proposes what a look-up finds, else what a speculator drafts.
+    """Drafts with a look-up where it has a match, and with a speculator in all other rounds.
 
-    A round in which the look-up proposes runs nothing of the speculator, which reads the tokens of all such rounds at
-    once before it drafts again.
+    The speculator does not run in a round in which the look-up proposes. Before it drafts again, it reads the tokens of
+    all such rounds at once.
 
     Args:
         look_up: reads tokens only, and proposes nothing where no match is long enough.
         speculator: drafts in all other rounds.
 
-    Source: the hybrid of Oliaro et al. 2411.04975, which goes by a match's score; here its length decides.
+    Source: the hybrid of Oliaro et al. 2411.04975, which decides by a match's score; here its length decides.
     """
 
     def __init__(self, look_up: Drafter, speculator: Drafter) -> None:
