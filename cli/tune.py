@@ -1,7 +1,8 @@
-"""Finds how many tokens to draft per round (K), from costs measured here or on servers; spec export takes it over.
+"""Finds the fastest number of tokens to draft per round (K), here or on running servers; spec export adopts it.
 
-In process: exact acceptance length of every K from one replay, costs of rounds timed in turn, and real decoding of the
-most promising K. With --endpoint: the best K for each batch size of a server, in the form that vLLM takes.
+Without --endpoint it decodes in this process: replay gives the exact acceptance length of every K, rounds of all K are
+timed in turn, and the most promising K are measured by real decoding. With --endpoint it finds the best K for each
+batch size of a server, in the form that vLLM takes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "number of K to measure by real decoding; 0 trusts the prediction (default: 3)"
     parser.add_argument("--measure", metavar="N", type=natural, help=text)
     served = parser.add_argument_group("running servers")
-    text = "address of a server with the speculator; repeat it for servers that draft another K each"
+    text = "address of a server with the speculator; may be repeated, for servers that each draft another K"
     served.add_argument("--endpoint", metavar="URL", action="append", help=text)
     served.add_argument("--baseline-endpoint", metavar="URL", help="address of a server with the verifier alone")
     served.add_argument("--engine", choices=("vllm", "sglang"), help="their kind (default: vllm)")
@@ -59,17 +60,17 @@ def run(options: argparse.Namespace) -> int:
 
     subject = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
     result = _serve(subject, section, options) if options.endpoint else _in_process(subject, section, options)
-    # Shown before it is written: a full disk must not cost the measurement.
+    # Print before writing: a full disk must not cost the measurement.
     if not options.json:
         console().print(served_tuning_tables(result) if options.endpoint else tuning_table(result))
-    # A run files the choice for its own verifier on whole suites only.
+    # A run keeps only a choice for its own verifier on a whole suite.
     of_run = subject.run is not None and not (options.verifier or options.prompts)
     file = file_tuning(subject.run, result) if of_run and subject.run is not None else None
     if options.json:
         document = result.to_json()
         print_json(document if file is None else {**document, "file": file})
     elif file and not options.quiet:
-        print(f"{file}: spec export {options.checkpoint} takes it over")
+        print(f"{file}: spec export {options.checkpoint} uses this choice")
     return 0
 
 
@@ -119,7 +120,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
-    """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
+    """Reads the `[benchmark]` of the run's recipe, with the command line's values in it."""
     from speculators.recipe.checks import suite_fault
     from speculators.recipe.schema import BenchmarkSection, suite_values
     from speculators.structure.converter import structure

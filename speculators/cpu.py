@@ -113,7 +113,7 @@ def _watch(load: Load, over: Event) -> None:
 
 
 def _idle_team() -> Callable[[], None]:
-    """Starts a team that does nothing, so that there are more OpenMP threads than CPUs; returns a function to end it."""
+    """Starts an idle team, so that there are more OpenMP threads than CPUs; returns a function that ends it."""
     over, count = Event(), max(2, len(_own_cpus()) - torch.get_num_threads() + 2)
 
     def stay() -> None:

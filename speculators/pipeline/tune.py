@@ -27,9 +27,9 @@ def tune_folder(
     """Finds the fastest K for decoding in this process.
 
     Args:
-        k_max: the largest K to consider; None for the most that the algorithm drafts, and without such a limit for the
+        k_max: the largest K to consider; None for the most that the algorithm drafts or, if it has no such limit, the
             largest of the section.
-        measured: number of K that are measured by real decoding.
+        measured: number of K to measure by real decoding.
 
     Raises:
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
@@ -86,8 +86,8 @@ def tune_endpoints(
     taus = {} if subject.run is None else known_taus(subject.run, suite.name, temperature)
     if not taus:
         raise RecipeError(
-            f"{subject.name} holds no acceptance length on {suite.name} at T={temperature:g} to predict from "
-            "(spec tune RUN without --endpoint measures every K)"
+            f"{subject.name} holds no acceptance length on {suite.name} at T={temperature:g} to predict from; "
+            "run spec tune RUN without --endpoint first: it measures every K"
         )
     drafting, plain = find_servers(engine, endpoints, baseline_endpoint)
     return tune_servers(

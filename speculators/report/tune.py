@@ -13,22 +13,22 @@ from speculators.servers.load import Spread
 from speculators.tune.result import CandidateK, LoadPoint, ServedTuning, TuneResult
 from speculators.tune.schedule import vllm_text
 
-# Share of the draws that a K must lose for the best to be clearly faster.
+# Share of the draws that another K must lose, or it may be as good.
 CLEAR = 0.95
-# Noise from which on times mean little; an idle machine has a few per cent.
+# Above this noise, times mean little; an idle machine has a few per cent.
 BUSY = 0.25
 
 
 def tuning_table(result: TuneResult) -> RenderableType:
-    """Renders every K with its prediction, and what was measured."""
+    """Renders every K with its prediction, and with its measurement where there is one."""
     table = plain_table("K", "tau", "draft ms", "verify ms", "cost", "predicted (95%)", "measured", "best")
     for each in result.candidates:
         table.add_row(*_cells(each))
     where = f"{result.suite}, {result.prompts} prompts, T={result.temperature:g}, {result.dtype} on {result.device}"
     threads = f", {result.threads} threads" if result.device == "cpu" else ""
     plain = (
-        f"a plain step takes {1000 * result.plain_seconds:.2f} ms, cost is in such steps; "
-        f"noise: half of them lie in a range of {100 * result.noise:.0f}%; {result.cycles} rounds of each K"
+        f"a plain step takes {1000 * result.plain_seconds:.2f} ms, and cost is in such steps; "
+        f"noise: the middle half spans {100 * result.noise:.0f}% of the median; {result.cycles} rounds of each K"
     )
     notes = [Text(line, style="note") for line in (plain, result.definition)]
     unclear = [
@@ -37,7 +37,7 @@ def tuning_table(result: TuneResult) -> RenderableType:
         if each.measured is not None and each.reliable is None
     ]
     if result.noise > BUSY:
-        unclear.append(Text("the machine is busy, so times mean little: tune again when it is idle", style="warn"))
+        unclear.append(Text("the machine is busy, so its times mean little: tune again when it is idle", style="warn"))
     title = Text.assemble(("\ntuning ", "title"), (result.speculator, "name"))
     return Group(
         title, Text(where + threads, style="note"), table, *unclear, *notes, Text("\n" + _conclusion(result), "title")
@@ -76,7 +76,7 @@ def _conclusion(result: TuneResult) -> str:
 
 
 def served_tuning_tables(result: ServedTuning) -> RenderableType:
-    """Renders what was measured under each load, the best K of each, and the schedule as vLLM takes it."""
+    """Renders the measurements under each load, the best K of each, and the schedule in vLLM's form."""
     title = Text.assemble(("\ntuning ", "title"), (result.speculator, "name"), f" for {result.engine} {result.version}")
     where = f"{result.suite}, {len(result.points)} loads, T={result.temperature:g}"
     measured = plain_table("at once", "K", "in flight", "tokens/s", "step ms", "first token ms", "speed-up")
@@ -87,7 +87,7 @@ def served_tuning_tables(result: ServedTuning) -> RenderableType:
     for each in result.choices:
         chosen.add_row(str(each.batch), str(each.num_speculative_tokens), f"{each.predicted:.2f}")
     taus = ", ".join(f"{tau:.3f} at K={k}" for k, tau in result.taus)
-    note = f"tau by replay: {taus}; costs between what was measured are interpolated; step: of a sequence, mean"
+    note = f"tau by replay: {taus}; costs between measured loads and K are interpolated; step ms: mean of a sequence's"
     return Group(
         title, Text(where, style="note"), measured, Text(), chosen, Text(note, style="note"), *_schedule(result)
     )

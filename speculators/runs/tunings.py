@@ -1,4 +1,4 @@
-"""The choices of K that `spec tune` leaves in a run folder, and the acceptance lengths that it may start from."""
+"""Keeps the choices of K by `spec tune` in a run folder, and collects the acceptance lengths that it predicts from."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Tuned = TypeVar("Tuned", TuneResult, ServedTuning)
 
 @attrs.frozen(kw_only=True)
 class RunTuning:
-    """What a run knows of the best K.
+    """The choices of K that a run folder holds.
 
     Attributes:
-        in_process: None where it was not tuned in process.
+        in_process: None where the run was not tuned in process.
         served: None where no servers were measured.
-        unread: why a file was left out, one line for each.
+        unread: a line for each file that was left out, with the reason.
     """
 
     in_process: TuneResult | None = None
@@ -43,7 +43,7 @@ def read_tuning(run: Path) -> RunTuning:
 
 
 def file_tuning(run: Path, result: TuneResult | ServedTuning) -> Path:
-    """Files a choice in a run's folder, replacing an earlier one of its kind; returns the file."""
+    """Writes a choice to a run's folder in place of an earlier one of its kind; returns the file."""
     folder = RunFolder(run)
     file = folder.tuned if isinstance(result, TuneResult) else folder.tuned_for_servers
     write_json(file, result.to_json())

@@ -1,1 +1,1 @@
-"""How many tokens to draft per round: costs of rounds, predicted and measured speed-ups, and a schedule over loads."""
+"""Chooses how many tokens to draft per round: costs of rounds, predicted and measured speed-ups, schedules by load."""

@@ -1,4 +1,4 @@
-"""Times rounds of every K on one sequence: each round drafts another number of tokens, in random order."""
+"""Times rounds of every K on one sequence: K changes from round to round, in random order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from speculators.errors import DataError
 from speculators.events import Progress, ProgressEvent, ignore
 from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 
-# Rounds of each K that are timed. A cycle has one round of each.
+# Rounds to time for each K. A cycle has one round of each.
 CYCLES = 60
 FEWEST_CYCLES = 5
 
@@ -41,14 +41,14 @@ class RoundTimes:
 
     @property
     def noise(self) -> float:
-        """The machine's noise: the interquartile range of plain steps, divided by their median."""
+        """The machine's noise: the interquartile range of plain steps / their median."""
         low, middle, high = np.quantile(self.verify[:, 0], [0.25, 0.5, 0.75])
         return float((high - low) / middle)
 
     def typical(self, seconds: np.ndarray, cycles: np.ndarray | None = None) -> np.ndarray:
         """Computes the typical seconds [K_max + 1] of a round: the median.
 
-        Rounds of a drafter that stops early are of several lengths: each length has its median, and its share.
+        A drafter that stops early has rounds of several lengths: their medians are averaged by the rounds of each.
 
         Args:
             seconds: [n, K_max + 1]
@@ -74,18 +74,18 @@ def time_rounds(
     cycles: int = CYCLES,
     progress: Progress = ignore,
 ) -> RoundTimes:
-    """Decodes responses in rounds whose K changes from one to the next, and times each.
+    """Decodes in rounds whose K changes from one to the next, and times each round.
 
-    A machine that slows down slows rounds of all K, and all K meet the same lengths of context.
+    A machine that slows down then slows the rounds of all K, and all K see the same lengths of context.
 
     Args:
         pair: speculator and verifier.
-        rows: whose prompts are decoded, at most to the length of their responses, until there are enough cycles.
+        rows: their prompts are decoded, each to at most the length of its response, until there are enough cycles.
         k_max: the largest K.
         temperature: of verifier and drafts.
         token_filter: tokens that the verifier samples from.
         seed: of the order of K, and of sampling.
-        cycles: rounds of each K.
+        cycles: rounds to time for each K.
         progress: receives progress events.
 
     Raises:
@@ -122,7 +122,7 @@ def time_rounds(
 
 
 def _shuffled(k_max: int, seed: int) -> Iterator[int]:
-    """Yields 0..k_max in a new order again and again."""
+    """Yields 0..k_max again and again, each time in a new order."""
     order = np.random.default_rng(seed)
     while True:
         yield from order.permutation(k_max + 1).tolist()
@@ -135,12 +135,12 @@ def _by_length(seconds: np.ndarray, drafted: np.ndarray) -> float:
 
 
 def _table(rounds: Sequence[_TimedRound], k_max: int) -> RoundTimes:
-    """Sorts rounds into cycles; the last one may be incomplete, and is left out."""
+    """Sorts rounds into cycles, and leaves out the last one if it is incomplete."""
     size = k_max + 1
     cycles = len(rounds) // size
     if cycles < FEWEST_CYCLES:
-        message = f"the responses have {len(rounds)} rounds, and {FEWEST_CYCLES * size} are needed to time each K"
-        raise DataError(message, hint="take more prompts (--live), or consider fewer K (--k-max)")
+        message = f"the responses have only {len(rounds)} rounds, and {FEWEST_CYCLES * size} are needed to time each K"
+        raise DataError(message, hint="decode more prompts (--live), or consider fewer K (--k-max)")
     draft, verify, drafted = (np.zeros((cycles, size)) for _ in range(3))
     for index, each in enumerate(rounds[: cycles * size]):
         place = index // size, each.k
@@ -162,7 +162,7 @@ class _TimedRound:
 
 
 class _EveryK:
-    """A drafter that drafts another number of tokens each round, and takes the time between the decoder's calls."""
+    """A drafter that changes K from round to round, and times what happens between the decoder's calls."""
 
     def __init__(self, drafter: Drafter, device: torch.device, order: Iterator[int]) -> None:
         self.drafter = drafter
@@ -171,7 +171,7 @@ class _EveryK:
         self.forget(order)
 
     def forget(self, order: Iterator[int]) -> None:
-        """Drops what was timed, and starts with another order."""
+        """Drops the times so far, and starts with a new order."""
         self.order = order
         self.rounds: list[_TimedRound] = []
         self._mark = 0.0
@@ -194,7 +194,7 @@ class _EveryK:
         return proposal
 
     def advance(self, state: Any, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
-        """Books the verifier's time since the draft, and that of the drafter's own update."""
+        """Records the verifier's time since the draft, and the time of the drafter's own update."""
         self.rounds[-1].verify = self._lap()
         self.drafter.advance(state, tokens, hidden_states)
         self.rounds[-1].draft += self._lap()

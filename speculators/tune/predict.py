@@ -27,8 +27,8 @@ class _Draws:
 def predict(replayed: Mapping[int, Replayed], times: RoundTimes, *, seed: int = 0) -> tuple[CandidateK, ...]:
     """Predicts speed-up(K) = tau(K) / cost(K) for every K.
 
-    Prompts and cycles are resampled, each with what belongs to them at every K: the spread that all K share cancels
-    out of their comparison (`chance_of_best`).
+    A resampled prompt or cycle brings its values of every K, so the spread that all K share cancels out of their
+    comparison (`chance_of_best`).
 
     Args:
         replayed: the replay of each K from 1 to K_max.
@@ -63,9 +63,9 @@ def predict(replayed: Mapping[int, Replayed], times: RoundTimes, *, seed: int = 
 
 def _draw(sums: np.ndarray, times: RoundTimes, random: np.random.Generator) -> _Draws:
     prompts, cycles = sums.shape[1], len(times.draft)
-    # [DRAWS, prompts] how often each prompt is drawn.
+    # [DRAWS, prompts]: how often each prompt is drawn.
     often = random.multinomial(prompts, np.full(prompts, 1.0 / prompts), size=DRAWS)
-    # A response of one token has no round; a draw of such prompts alone has no tau.
+    # A response of one token has no round, so a draw of such prompts alone has no tau.
     rounds = np.maximum(often @ sums[..., 1].T, 1e-12)
     taus = (often @ sums[..., 0].T) / rounds  # [DRAWS, K_max]
     costs = np.array([times.costs(random.integers(cycles, size=cycles))[1:] for _ in range(DRAWS)])
@@ -79,6 +79,6 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
 
 
 def most_promising(candidates: tuple[CandidateK, ...], number: int) -> list[int]:
-    """Picks the K with the greatest predictions, in rising order."""
+    """Picks the K with the greatest predicted speed-ups, in rising order of K."""
     ranked = sorted(candidates, key=lambda each: each.predicted, reverse=True)
     return sorted(each.num_speculative_tokens for each in ranked[:number])

@@ -1,4 +1,4 @@
-"""The results of tuning: frozen values in JSON, from a measurement in process and from one of running servers."""
+"""The results of tuning, in process or for running servers: frozen values that are kept as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BatchRange = tuple[int, int, int]
 
 @attrs.frozen(kw_only=True)
 class CandidateK:
-    """One number of drafted tokens.
+    """One K, with its predicted and perhaps its measured speed-up.
 
     Attributes:
         num_speculative_tokens: K.
@@ -35,7 +35,7 @@ class CandidateK:
         predicted: tau / cost.
         predicted_interval: 95%.
         chance_of_best: share of the draws in which this K has the greatest speed-up of all.
-        measured: by real decoding against plain decoding, without prefill; None where it was not measured.
+        measured: speed of real decoding against plain decoding, without prefill; None where it was not measured.
     """
 
     num_speculative_tokens: int
@@ -51,7 +51,7 @@ class CandidateK:
 
     @property
     def reliable(self) -> float | None:
-        """The measured speed-up; None without one, and where it exceeds the acceptance length, as none can."""
+        """The measured speed-up; None where it was not measured, or exceeds the acceptance length, its upper bound."""
         return None if self.measured is None or self.measured.unmatched_baseline else self.measured.speed_up
 
 
@@ -61,11 +61,11 @@ class TuneResult:
 
     Attributes:
         speculator: the run or folder.
-        device: where it was timed, with `threads` CPU threads, in `dtype`.
-        suite: of the prompts; `prompts_digest` is of those that were replayed.
-        plain_seconds: median of a plain step.
+        device: where rounds were timed, with `threads` CPU threads, in `dtype`.
+        suite: the prompts' suite; `prompts_digest` is the hash of the replayed prompts.
+        plain_seconds: median duration of a plain step.
         noise: interquartile range of plain steps / their median.
-        cycles: rounds of each K that were timed.
+        cycles: number of timed rounds of each K.
         candidates: every K from 1, in order.
     """
 
@@ -89,7 +89,7 @@ class TuneResult:
 
     @property
     def best(self) -> CandidateK:
-        """The fastest that was measured reliably; without any, the one with the greatest prediction."""
+        """The fastest K that was measured reliably; if there is none, the one with the greatest prediction."""
         measured = [each for each in self.candidates if each.reliable is not None]
         if measured:
             return max(measured, key=lambda each: each.reliable or 0.0)
@@ -103,13 +103,13 @@ class TuneResult:
 
 @attrs.frozen(kw_only=True)
 class DraftingPace:
-    """A server that drafts, under one load.
+    """The pace of a server with the speculator, under one load.
 
     Attributes:
         num_speculative_tokens: K that it was started with.
         in_flight: mean number of requests under way.
         round_seconds: mean time between a sequence's rounds.
-        tau: by the server's counters.
+        tau: acceptance length by the server's counters.
     """
 
     num_speculative_tokens: int
@@ -121,14 +121,14 @@ class DraftingPace:
 
 @attrs.frozen(kw_only=True)
 class LoadPoint:
-    """One concurrency.
+    """The pace of all servers under one load.
 
     Attributes:
-        concurrency: prompts that were under way at most.
+        concurrency: largest number of prompts under way at once.
         in_flight: mean number of requests under way on the server without drafts: less than `concurrency`, because
             the last answers end one by one.
-        step_seconds: mean time between a sequence's tokens there.
-        plain: its pace.
+        step_seconds: mean time between a sequence's tokens on that server.
+        plain: the pace of that server.
         drafting: the servers that draft, by rising K.
     """
 
@@ -145,8 +145,8 @@ class BatchChoice:
 
     Attributes:
         batch: sequences that a server works on at once.
-        num_speculative_tokens: 0 is without drafts.
-        predicted: throughput / that without drafts.
+        num_speculative_tokens: K; 0 means no drafts.
+        predicted: predicted throughput / throughput without drafts.
     """
 
     batch: int
@@ -161,12 +161,12 @@ class ServedTuning:
     Attributes:
         speculator: the run or folder.
         engine: "vllm" or "sglang", in `version`.
-        suite: of the prompts.
+        suite: the prompts' suite.
         taus: (K, exact acceptance length by replay) for each K that may be chosen.
-        points: what was measured, by rising concurrency.
-        choices: powers of two up to the largest load.
+        points: the measurements, by rising concurrency.
+        choices: the best K at the measured loads: powers of two, and the largest load.
         schedule: the best K of every batch size up to the largest load, each batch size in one range.
-        off_from: the batch size from which on drafting nothing is best; None if drafting pays up to the largest load.
+        off_from: the batch size from which drafting does not pay; None if it pays up to the largest load.
     """
 
     speculator: str
@@ -184,7 +184,7 @@ class ServedTuning:
 
     @property
     def most(self) -> int:
-        """The largest K of the schedule: what a server is started with; 0 if drafting never pays."""
+        """The largest K of the schedule, with which a server is started; 0 if drafting never pays."""
         return max(k for _, _, k in self.schedule)
 
     def to_json(self) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def tune_in_process(
         section: `[benchmark]` of a recipe; `live_prompts` responses are decoded to time rounds and to measure.
         name: the speculator's name in the result.
         k_max: the largest K; every K from 1 is considered.
-        measured: number of K that are measured by real decoding; 0 leaves all to the prediction.
-        cycles: rounds of each K that are timed.
+        measured: number of K to measure by real decoding; 0 trusts the prediction.
+        cycles: rounds to time for each K.
         seed: of sampling, of the order of K, and of the intervals.
         timed: verifier and speculator to time; None for `engine` and `model`.
         progress: receives progress events.
@@ -137,7 +137,7 @@ def _measure(
     replayed: Mapping[int, Replayed],
     progress: Progress,
 ) -> dict[int, Speed]:
-    """Decodes plainly and with each K of the replays, prompt by prompt in turn."""
+    """Decodes each prompt without drafts and with each K of the replays, in turn."""
     contenders = [Contender(PLAIN), *(Contender(label(k), pair.model.draft, k) for k in replayed)]
     decoded = run_live(pair.engine.model, contenders, rows, settings, progress=progress)
     return {
@@ -153,5 +153,5 @@ def _measure(
 
 
 def _without_prefill(responses: Sequence[Decoded]) -> list[Decoded]:
-    """Drops the time before the first token, which no draft shortens and which depends on the prompts' lengths."""
+    """Drops the time before the first token, which depends on the prompt's length and which no draft shortens."""
     return [attrs.evolve(each, seconds=each.seconds - each.prefill_seconds) for each in responses]

@@ -1,4 +1,4 @@
-"""Chooses K for every batch size from what servers showed under a few loads, and writes it as vLLM takes it."""
+"""Chooses K for every batch size from measurements under a few loads, and writes the choice for vLLM."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from speculators.tune.result import BatchChoice, BatchRange, LoadPoint
 def relative_cost(points: Sequence[LoadPoint], batch: int, k: int) -> float:
     """Computes the duration of a round of K drafts in steps without drafts, at one batch size.
 
-    Each server that drafts gives the cost of its K at each load. Between loads the cost is interpolated over the
-    logarithm of the batch size, and between K over K, where K = 0 costs one step; outside of the loads that were
-    measured it stays as at the nearest.
+    Each server that drafts gives the cost of its K at each load. Between loads, durations are interpolated over the
+    logarithm of the batch size; outside the measured loads, the nearest load's duration holds. Between two K, the cost
+    is interpolated over K, where K = 0 costs one step.
 
     Args:
         points: by rising load; all have the same K.
@@ -67,7 +67,7 @@ def ranges(ks: Sequence[int]) -> tuple[BatchRange, ...]:
 
 
 def off_from(schedule: Sequence[BatchRange]) -> int | None:
-    """Finds the batch size from which on nothing is drafted; None if the largest one still drafts."""
+    """Finds the batch size from which nothing is drafted; None if the largest one still drafts."""
     first, _, k = schedule[-1]
     return first if k == 0 else None
 

@@ -1,4 +1,4 @@
-"""Measures servers with and without drafts under rising load, and chooses K for each batch size."""
+"""Measures servers with and without drafts under rising load, and chooses the best K for each batch size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tune_servers(
 
     Args:
         drafting: servers with the speculator, each started with another K.
-        plain: the server without it.
+        plain: the server without the speculator.
         workload: the prompts; its concurrency is replaced.
         taus: acceptance length by replay of each K that may be chosen.
         name: the speculator's name in the result.
@@ -54,8 +54,8 @@ def tune_servers(
         ServerError: a server fails, does not time its tokens, or drafts the same K as another.
     """
     if limit > len(workload.prompts):
-        message = f"{limit} prompts at once need as many prompts, and {workload.suite} has {len(workload.prompts)}"
-        raise ServerError(message, hint=f"--limit {len(workload.prompts)}, or a longer suite")
+        message = f"{limit} prompts cannot be sent at once: suite {workload.suite} has {len(workload.prompts)}"
+        raise ServerError(message, hint=f"--limit {len(workload.prompts)}, or a larger suite")
     loads = concurrencies(limit)
     pieces = Pieces(stage="tune", pieces=len(loads) * len(drafting), listen=progress)
 
@@ -96,7 +96,10 @@ def _usable(taus: Mapping[int, float], measured: Sequence[int]) -> dict[int, flo
 
 
 def _point(load: int, settings: Sequence[ServedSetting]) -> LoadPoint:
-    """Derives the durations of steps and rounds from how tokens arrived; the first measurement of `plain` counts."""
+    """Derives the durations of steps and rounds from the times between tokens.
+
+    The server without drafts was measured beside each other server; its first measurement counts.
+    """
     plain = settings[0].baseline
     assert plain is not None, "benchmark_server was given a baseline"
     paces = [
@@ -119,9 +122,9 @@ def _point(load: int, settings: Sequence[ServedSetting]) -> LoadPoint:
 
 
 def in_flight(speed: ServingSpeed) -> float:
-    """Computes the mean number of requests under way, by Little's law: the seconds of all answers / those of the run.
+    """Computes the mean number of requests under way, by Little's law: seconds of all answers / seconds of the run.
 
-    The time of an answer is that until its first token, and that between its tokens.
+    The time of an answer is the time to its first token plus the times between its tokens.
 
     Source: Little 1961, A Proof for the Queuing Formula: L = lambda W.
     """
@@ -133,7 +136,7 @@ def in_flight(speed: ServingSpeed) -> float:
 def _token_seconds(speed: ServingSpeed) -> float:
     if speed.inter_token is None:
         raise ServerError(
-            "the server counts the tokens of an answer only at its end, so that its steps cannot be timed",
+            "the server counts the tokens of an answer only at its end, so its steps cannot be timed",
             hint="vLLM and SGLang count them in each chunk; is there a proxy in between?",
         )
     return speed.inter_token.mean

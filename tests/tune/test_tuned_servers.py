@@ -77,7 +77,7 @@ def test_drafting_goes_off_where_rounds_become_longer_than_what_they_yield(workl
 
 def test_loads_that_cannot_be_measured_are_refused(workload):
     """Too few prompts, two servers with one K, and a run whose K are all larger than the server's."""
-    with pytest.raises(ServerError, match="5 prompts at once need as many prompts, and mine has 4"):
+    with pytest.raises(ServerError, match="5 prompts cannot be sent at once: suite mine has 4"):
         _tune(workload, FakeServer(), taus={3: TAU}, limit=5)
     twice = [FakeServer(step_seconds=lambda _: 0.0) for _ in range(2)]
     with pytest.raises(ServerError, match=r"the servers draft \[3, 3\] tokens per round"):
