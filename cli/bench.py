@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "tokens drafted per round; may be repeated"
     parser.add_argument("--k", metavar="K", type=count, action="append", help=text)
-    text = "may be repeated; model: as the verifier's generation_config.json says, with its top_p, top_k and min_p"
+    text = "may be repeated; model takes temperature, top_p, top_k and min_p from the verifier's generation_config.json"
     parser.add_argument("--temperature", metavar="T", type=_temperature, action="append", help=text)
     text = "above temperature 0, the verifier samples from the fewest tokens with this probability together"
     parser.add_argument("--top-p", metavar="P", type=float, help=text)
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if not options.json:
         console().print(bench_tables(result, wide=options.wide, details=bool(options.details)), crop=False)
-    # A run files numbers of its own verifier, its own decoding, its own filters and whole suites only.
+    # A run keeps only numbers of its own verifier, decoding and filters, on whole suites.
     of_run = not (options.verifier or options.prompts or decoding or _other_filters(section, recipe))
     file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None
     document = result.to_json()
@@ -218,7 +218,7 @@ def _temperature(text: str) -> float | str:
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    """Collects how the verifier samples; temperatures that the recipe's filters do not go with drop them."""
+    """Collects how the verifier samples; drops the recipe's filters where the temperatures allow none."""
     filters = {key: getattr(options, key) for key in _FILTERS}
     asked = options.temperature
     if asked is None:
@@ -232,7 +232,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _other_filters(section: Any, recipe: dict[str, Any] | None) -> bool:
-    """Whether the verifier samples from other tokens than in the run; greedy decoding does not sample."""
+    """Whether the verifier's filters differ from the run's; greedy decoding has none."""
     if recipe is None or section.temperature == "model":
         return recipe is not None
     own = {key: recipe["benchmark"].get(key) for key in _FILTERS}

@@ -1,8 +1,8 @@
 """Acceptance length by length of the context and by place in the answer.
 
-The rounds of a bin are those that begin in it: while the number of known tokens, of prompt and answer or of the answer
-alone, is in the bin's range. The tokens of a bin are all that these rounds emit, so a suite's rounds and tokens are
-the sums over its bins.
+The number of known tokens when a round begins, of prompt and answer or of the answer alone, decides its bin. The tokens
+of a bin are all that its rounds emit, even past the bin's end, so a suite's rounds and tokens are the sums over its
+bins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from speculators.bench.replay import Replayed
 from speculators.bench.statistics import bootstrap_ratio
 from speculators.bench.walk import walk_places
 
-# The largest number of known tokens of each bin; only bins with rounds are kept.
+# The largest number of known tokens in each bin. Bins without rounds are left out.
 EDGES = 64 * 2 ** np.arange(26)
 
 
@@ -25,7 +25,7 @@ class TokenBin:
     """The rounds that begin with a number of known tokens in one range.
 
     Attributes:
-        up_to: the most known tokens; the fewest are one more than half of it, or 1 in the first bin.
+        up_to: the largest number of known tokens; the smallest is one more than half of it, or 1 in the first bin.
         tau: tokens / rounds.
         tau_interval: 95%, bootstrap over the prompts that have rounds here.
         by_prompt: (tokens, expected rounds) of each prompt, over its turns.
@@ -38,17 +38,17 @@ class TokenBin:
 
     @property
     def fewest(self) -> int:
-        """The fewest known tokens."""
+        """The smallest number of known tokens."""
         return 1 if self.up_to == EDGES[0] else self.up_to // 2 + 1
 
     @property
     def tokens(self) -> float:
-        """Tokens that the rounds emit."""
+        """Tokens that the bin's rounds emit."""
         return sum(tokens for tokens, _ in self.by_prompt.values())
 
 
 def bins_by_context(replayed: Replayed, num_tokens: int, *, seed: int) -> tuple[TokenBin, ...]:
-    """Computes acceptance by the tokens of prompt and answer that are known when a round begins.
+    """Computes acceptance by the number of tokens, of prompt and answer, that are known when a round begins.
 
     Args:
         replayed: exact at K = `num_tokens`.
@@ -58,7 +58,7 @@ def bins_by_context(replayed: Replayed, num_tokens: int, *, seed: int) -> tuple[
 
 
 def bins_by_place(replayed: Replayed, num_tokens: int, *, seed: int) -> tuple[TokenBin, ...]:
-    """Computes acceptance by the tokens of the answer that are known when a round begins; arguments as above."""
+    """Computes acceptance by the number of the answer's tokens that are known when a round begins; Args as above."""
     return _bins(replayed, num_tokens, [0] * len(replayed.ids), seed)
 
 

@@ -26,7 +26,8 @@ from speculators.verifier.weights import VerifierHead
 
 # Tokens: suites are cut by max_new_tokens, not by the template.
 UNLIMITED = 2**31 - 1
-# Share of sampled tokens that rounding may move across the edge of a filter; without top_p = 0.95 it would be about 5%.
+# Share of sampled tokens that rounding may move across the edge of a filter. Answers sampled without top_p = 0.95 have
+# about 5% of their tokens outside it.
 MOST_UNLIKELY = 0.02
 
 
@@ -169,12 +170,12 @@ def own_rows(
 
 
 def _check_filter(rows: Sequence[JudgedResponse], token_filter: TokenFilter) -> None:
-    """Raises DataError if more response tokens than rounding explains are outside of the tokens to sample from."""
+    """Raises DataError if more response tokens lie outside the filter than rounding explains."""
     tokens, unlikely = sum(len(row.response.answer) for row in rows), sum(row.unlikely for row in rows)
     if unlikely > MOST_UNLIKELY * tokens:
         raise DataError(
             f"{unlikely} of {tokens} tokens of the answers would not have been sampled with {token_filter}",
-            hint="does the server follow top_p, top_k and min_p of its requests?",
+            hint="check that the server follows top_p, top_k and min_p of its requests",
         )
 
 

@@ -133,7 +133,7 @@ class BenchResult:
         device: where verifier and speculator ran, with `threads` CPU threads.
         dtype: the precision they ran in.
         seed: of sampling and of the bootstrap.
-        others: CPUs that other processes used on average meanwhile, which makes times longer; None if it is not known.
+        others: CPUs that other processes used on average meanwhile, which makes times longer; None if unknown.
         agrees: whether live agrees with replay in every setting that was decoded live.
     """
 
@@ -213,7 +213,7 @@ def definition(num_tokens: int, temperature: float, token_filter: TokenFilter = 
 
 
 def sampling(temperature: float, token_filter: TokenFilter) -> str:
-    """Formats how the verifier samples: T, and above 0 the restrictions of its tokens."""
+    """Formats how the verifier samples: T and, above 0, the filter."""
     filters = f", the verifier's {token_filter}" if temperature > 0 and token_filter.on else ""
     return f"T={temperature:g}{filters}"
 

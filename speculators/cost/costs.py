@@ -12,7 +12,7 @@ from speculators.recipe.plan import Plan
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 COMPUTE_BYTES = {"fp32": 4, "bf16": 2}
-# `spec plan` knows the number of GPUs, not that of machines: this many are taken to be in one.
+# `spec plan` knows the number of GPUs but not of machines, and assumes this many GPUs in each.
 GPUS_PER_NODE = 8
 # Cached states of this many bytes are worth a warning.
 MUCH_DISK = 100e9
@@ -133,7 +133,7 @@ class Costs:
         return self.plan.row_tokens * widths * COMPUTE_BYTES[self.plan.precision]
 
     def shards(self, world_size: int) -> int:
-        """Counts the processes that one copy of the model is spread over."""
+        """Counts the processes over which one copy of the model is sharded."""
         over = self.plan.recipe.distributed.shard
         return 1 if not over else min(world_size, GPUS_PER_NODE) if over == "node" else world_size
 
@@ -240,9 +240,8 @@ class Costs:
     def communication(self, world_size: int) -> dict[str, int]:
         """Counts the bytes that one process receives in one update, with ring algorithms.
 
-        Among shards, float32 weights are gathered, gradients reduced and scattered, and muon gathers its matrices'
-        gradients. Between copies, the gradients of a shard are reduced on all processes, which is a reduction and a
-        gathering.
+        Among shards, float32 weights are gathered, gradients are reduced and scattered, and muon gathers its matrices'
+        gradients. Between copies, the gradients of a shard are all-reduced, which costs a reduction and a gathering.
         """
         shards, whole = self.shards(world_size), self.row.trainable_bytes
         copies = world_size / shards

@@ -1,4 +1,4 @@
-"""The files of a hidden-state store, read by parts: in a folder, or in an object store through fsspec."""
+"""Reads parts of a hidden-state store's files, in a folder or in an object store (through fsspec)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class LocalFiles:
 
 @attrs.frozen
 class RemoteFiles:
-    """The files of a store under a URL, which are only read. Names are joined to the URL and never come from there.
+    """The files of a store under a URL, which are only read. No file name is taken from what lies there.
 
     Attributes:
         place: the URL.
@@ -93,10 +93,10 @@ class RemoteFiles:
 
     @classmethod
     def at(cls, url: str) -> RemoteFiles:
-        """Prepares to read under a URL; credentials are those that fsspec's own packages find.
+        """Prepares to read under a URL, with the credentials that fsspec's own packages find.
 
         Raises:
-            DataError: the package for this kind of URL is not installed, or nobody knows the kind.
+            DataError: the package for this kind of URL is not installed, or fsspec does not know the kind.
         """
         try:
             import fsspec.core
@@ -118,8 +118,8 @@ class RemoteFiles:
             return None
 
     def read(self, spans: Sequence[Span]) -> list[np.ndarray]:
-        """Copies parts of files: [size] uint8 each. Object stores are asked for all of them at once."""
-        filled = [span for span in spans if span.size]  # an empty range would be a whole file
+        """Copies parts of files: [size] uint8 each. Requests all of them at once."""
+        filled = [span for span in spans if span.size]  # an empty range would request the whole file
         ranges = [self._path(span.name) for span in filled], [span.offset for span in filled]
         with self._errors(filled[0].name if filled else ""):
             contents = self._system.cat_ranges(*ranges, [span.offset + span.size for span in filled], on_error="raise")
@@ -152,7 +152,7 @@ class RemoteFiles:
             yield
         except FileNotFoundError:
             raise ArtifactError(f"{self.place}/{name}: missing") from None
-        # Each kind of object store has errors of its own: of its network, its credentials, its server.
+        # Each kind of object store raises errors of its own, for its network, credentials and server.
         except Exception as error:
             hint = "check the network, the credentials in the environment, and the URL in data.store"
             raise DataError(

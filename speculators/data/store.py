@@ -1,4 +1,4 @@
-"""The hidden-state store: its files are checked, and states are read from them by ranges."""
+"""The hidden-state store: checks its files, and reads states from them by ranges."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from speculators.data.store_layout import LAYOUT, StoreLayout
 from speculators.errors import ArtifactError
 from speculators.files.folders import MANIFEST
 
-# The length of a sha256.
+# Bytes of a sha256.
 DIGEST_BYTES = 32
-# Shards that are checked at a time: hashing leaves other threads free to run.
+# Shards to check at a time; hashing lets other threads run.
 CHECKING_THREADS = 8
 
 _CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def shard_name(number: int) -> str:
 
 
 def note_name(number: int) -> str:
-    """Names the note of a shard: its sha256, and that of each conversation's states in it."""
+    """Names the file of a shard's note, which holds its sha256 and that of each conversation's states in it."""
     return str(Path(shard_name(number)).with_suffix(".json"))
 
 
@@ -79,10 +79,10 @@ def states_digest(*parts: torch.Tensor) -> str:
 
 @attrs.frozen
 class _Shard:
-    """What reading a shard needs to know.
+    """Where the tensors of a shard lie, and the hashes to check them.
 
     Attributes:
-        first_bytes: of each tensor in the file.
+        first_bytes: the position of each tensor in the file.
         digests: of each conversation's states, 32 bytes each, in their order in the file; None in stores of earlier
             versions.
     """
@@ -95,11 +95,11 @@ class _Shard:
 class StateStore(StateSource):
     """A complete store, which is a `StateSource` for training.
 
-    States are compared with their sha256 when they are first read, before anybody gets their values: nothing waits
-    until a whole store is hashed.
+    States are compared with their sha256 when they are first read, before the caller gets them, so opening a store
+    need not hash all of it.
 
     Attributes:
-        files: of the store, here or in an object store.
+        files: of the store, in a folder or in an object store.
         device: where 8-bit states are decoded.
     """
 
@@ -108,7 +108,7 @@ class StateStore(StateSource):
     _sha256: tuple[str, ...]
     device: torch.device = _CPU
     _shards: dict[int, _Shard] = attrs.field(init=False, factory=dict)
-    # [N] bool, whether the conversation's states were compared; and shards that were hashed whole.
+    # [N] bool: whether each conversation's states were compared with their hash.
     _intact: np.ndarray = attrs.field(init=False, repr=False)
     _whole: set[int] = attrs.field(init=False, factory=set)
 
@@ -127,7 +127,7 @@ class StateStore(StateSource):
     def of(
         cls, files: ShardFiles, *, key: str | None = None, check: Check = "headers", device: torch.device = _CPU
     ) -> StateStore:
-        """Opens a store wherever its files are.
+        """Opens a store in a folder or an object store.
 
         Args:
             files: what the writer wrote.

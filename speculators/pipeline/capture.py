@@ -45,7 +45,7 @@ def state_source(context: Context, prepared: Conversations) -> StateSource:
 
 
 def _uploaded_states(context: Context, prepared: Conversations) -> StateStore:
-    """Opens the states under `data.store`; where `--verify` asks for it, rank 0 hashes all of them first."""
+    """Opens the states under `data.store`; with `--verify`, rank 0 hashes all of them first."""
     check: Check = "all" if context.verify and context.world.is_main else "none"
     store = open_states(context.plan, context.places, check=check, device=context.world.device)
     context.skip("capture", f"the states of {len(prepared)} conversations are in {store.files.place}")
@@ -151,7 +151,7 @@ def _fill(context: Context, prepared: Conversations, folder: Path, missing: Iter
 
 
 def _layout(context: Context, prepared: Conversations, folder: Path) -> StoreLayout:
-    """Lays the store out, in the form that an interrupted capture chose, perhaps on another device or version."""
+    """Lays the store out; keeps the form that an interrupted capture chose, perhaps on another device or version."""
     plan, dtype, width = context.plan, context.recipe.data.states_dtype, context.plan.facts.hidden_size
     if (folder / LAYOUT).exists():
         chosen = StoreLayout.from_json(read_record(folder / LAYOUT))

@@ -158,7 +158,7 @@ def _sharing(recipe: Recipe) -> list[Problem]:
 
 
 def _store(recipe: Recipe) -> list[Problem]:
-    """Checks that stored states are read where a folder of them is named."""
+    """Checks that a recipe with `data.store` reads stored states."""
     if recipe.data.store is None or recipe.data.stored:
         return []
     message = f'is read only where states are stored, not with data.hidden_states = "{recipe.data.hidden_states}"'

@@ -132,10 +132,10 @@ def make_plan(recipe: Recipe, facts: VerifierFacts, *, world_size: int = 1) -> P
 
 
 def with_own_sampling(section: BenchmarkSection, facts: VerifierFacts) -> BenchmarkSection:
-    """Puts the verifier's own temperature and filters in the place of `temperature = "model"`.
+    """Replaces `temperature = "model"` by the verifier's own temperature and filters.
 
     Raises:
-        RecipeError: the verifier's files do not say how to sample, or name values that no recipe could.
+        RecipeError: the verifier's files do not say how to sample, or contain values that a recipe may not have.
     """
     if section.temperature != "model":
         return section

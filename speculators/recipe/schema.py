@@ -268,7 +268,7 @@ class BenchmarkSection:
             return
         names = ", ".join(self.token_filter.on)
         if self.temperature == "model":
-            raise ValueError(f'{names}: with temperature = "model" the verifier\'s own are taken; leave it out')
+            raise ValueError(f'{names}: temperature = "model" takes the verifier\'s own; leave it out')
         if not any(temperature > 0 for temperature in self.temperatures):
             raise ValueError(f"{names}: greedy decoding does not sample; add a temperature above 0, or leave it out")
 

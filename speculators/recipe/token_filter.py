@@ -1,4 +1,4 @@
-"""Which tokens a verifier may sample, as servers restrict them, and what its own generation config says of that."""
+"""Restricts the tokens that a verifier may sample, as servers do, and reads a verifier's own generation config."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ GENERATION_CONFIG = "generation_config.json"
 class TokenFilter:
     """Restricts sampling to the more probable tokens; None leaves a restriction out.
 
-    They apply in vLLM's order, each to what the one before has left: `min_p`, `top_k`, `top_p`.
+    The restrictions apply in vLLM's order, `min_p`, `top_k`, `top_p`, each to the tokens that the one before has left.
 
     Attributes:
-        min_p: least probability, as a share of the most probable token's.
-        top_k: number of the most probable tokens.
-        top_p: probability that the most probable tokens must reach together.
+        min_p: least probability of a kept token, as a share of the most probable token's.
+        top_k: number of the most probable tokens to keep.
+        top_p: keeps the fewest most probable tokens that together have this probability.
     """
 
     min_p: float | None = None
@@ -42,11 +42,12 @@ ALL_TOKENS = TokenFilter()
 
 
 def own_sampling(facts: VerifierFacts) -> dict[str, Any]:
-    """Reads temperature and filters from a verifier's generation config, as the values of a `[benchmark]`.
+    """Reads temperature and filters from a verifier's generation config, as values of `[benchmark]`.
 
-    A file that names filters alone means temperature 1, as servers take it; values that restrict nothing are left out.
+    A file with filters alone means temperature 1, as for servers. Values that restrict nothing are left out.
 
     Raises:
+        ArtifactError: the file cannot be read.
         RecipeError: the verifier has no such file, or the file says nothing of sampling.
     """
     if facts.folder is None:

@@ -32,11 +32,11 @@ WIDE = (
     "speed-up",
 )
 
-# CPUs of other processes from which times are said to be longer.
+# CPUs used by other processes from which the report warns of longer times.
 LOADED = 0.3
-# Where rounds begin: titles of the tables by the field of `Setting` that has their bins.
+# Titles of the tables, by the field of `Setting` that holds their bins.
 BINS = {
-    "by_context": "by tokens known as a round begins",
+    "by_context": "by tokens known when a round begins",
     "by_place": "by tokens of the answer known then",
 }
 
@@ -54,7 +54,7 @@ def bench_tables(result: BenchResult, *, wide: bool = False, details: bool = Fal
         Text(where, style="note"),
     ]
     if result.others is not None and result.others >= LOADED:
-        busy = f"other processes used {result.others:.1f} CPUs meanwhile: times are longer than on an idle machine"
+        busy = f"other processes used {result.others:.1f} CPUs meanwhile, so times are longer than on an idle machine"
         parts.append(Text(busy, style="warn"))
     for (suite, temperature), settings in settings_by_place(result.settings).items():
         table = _main_table(suite, temperature, settings, wide=wide)

@@ -133,7 +133,7 @@ def _leakage(leakage: Leakage) -> str:
         return "nothing: the recipe names no suite"
     lines = []
     for suite, overlap in leakage.suites.items():
-        seen = f"{overlap.same:,} are trained on" if overlap.same else "none is trained on"
+        seen = f"{overlap.same:,} training prompts equal one of them" if overlap.same else "none is trained on"
         near = f"{overlap.near:,} training prompts are near-duplicates"
         share = f"the nearest shares {overlap.largest:.0%} of its 5-grams; near is {leakage.limit:.0%}"
         lines.append(f"{overlap.prompts:,} prompts of {suite}: {seen}; {near} ({share})")

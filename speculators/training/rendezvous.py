@@ -1,4 +1,4 @@
-"""Where the processes of a launch find each other, also after torchrun restarted it."""
+"""Lets the processes of a launch find each other, even after torchrun has restarted it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import torch.distributed as dist
 from speculators.errors import TrainingError
 
 _PORT = "speculators/port"
-# For one connection to the first process, and between two attempts.
+# The limit of one attempt to connect to rank 0, and the pause before the next.
 _ANSWER_SECONDS, _PAUSE_SECONDS = 5.0, 0.2
 
 
 def fresh_store(rank: int, patience: timedelta) -> dist.Store | None:
-    """Opens a store of this start of the launch alone, which rank 0 keeps; every process calls this.
+    """Opens a store on rank 0 that serves only this start of the launch; every process calls this.
 
     torchrun's agents keep one store for all restarts, with the addresses of processes that have died since. Up to torch
-    2.13 at least, the next ones may read those instead of each other's, and fail or wait in vain (pytorch #135712). The
-    number of restarts does not tell them apart, because each machine counts its own failures. So the agents' store only
-    says where rank 0 is, and is asked again until it answers there: torchrun starts none before the former one is dead.
+    2.13 at least, new processes may read those addresses instead of each other's, and fail or wait in vain (pytorch
+    #135712). The number of restarts does not tell the starts apart, because each machine counts its own failures. So
+    the agents' store only says where rank 0 is, and is read again until rank 0 answers there. An old rank 0 cannot
+    answer: torchrun starts no process before the old ones are dead.
 
     Returns:
-        None where no agent keeps a store, since the first process then makes one anyway.
+        None where no agent keeps a store, since rank 0 then makes one anyway.
 
     Raises:
-        TrainingError: rank 0 did not answer in all this time.
+        TrainingError: rank 0 did not answer within `patience`.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -48,7 +49,7 @@ def fresh_store(rank: int, patience: timedelta) -> dist.Store | None:
 
 
 def _answers(host: str, port: int) -> bool:
-    # TCPStore itself would take its whole timeout to report each port that nobody listens at.
+    # TCPStore itself would take its whole timeout to report a port at which nobody listens.
     with suppress(OSError), socket.create_connection((host, port), timeout=_ANSWER_SECONDS):
         return True
     return False

@@ -21,17 +21,17 @@ class Bf16Sums(DefaultReduceScatter):
     """Adds up the gradients of several processes in bf16: half the bytes of FSDP2's float32.
 
     FSDP2's own MixedPrecisionPolicy(reduce_dtype=...) would also accumulate the rows of an update in bf16, where later
-    rows are lost in the sum of the earlier ones. Here they accumulate in float32 as ever.
+    rows are lost in the sum of the earlier ones. Here they accumulate in float32, as without this class.
 
-    For each group of parameters, FSDP2 allocates a buffer of this process's gradients, then one of their sums over
-    processes, which with `over = "node"` are added across machines as they are.
+    For each group of parameters, FSDP2 allocates a buffer for this process's gradients, then one for their sums over
+    processes. With `over = "node"`, these sums are then added across machines, in bf16 as well.
     """
 
     def __init__(self) -> None:
         self._is_sums = False
 
     def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Makes the next buffer: gradients in the type that is asked for, or their sums in bf16."""
+        """Makes the next buffer: for gradients in `dtype`, or for their sums in bf16."""
         is_sums, self._is_sums = self._is_sums, not self._is_sums
         return super().allocate(size, dtype=torch.bfloat16 if is_sums else dtype, device=device)
 
@@ -53,9 +53,9 @@ def shard(model: nn.Module, world: World, *, over: bool | str = True, gradient_p
 
     Args:
         model: has `layers`, an nn.ModuleList; each entry is sharded by itself, then the rest.
-        over: True, all processes; "node", those of each machine, between which only gradients travel then; False,
-            nothing: every process keeps a copy.
-        gradient_precision: "fp32" or "bf16", in which gradients of several processes are added up.
+        over: True for all processes; "node" for those of each machine, so that only gradients travel between machines;
+            False for none: every process keeps a copy.
+        gradient_precision: "fp32" or "bf16", in which the gradients of several processes are added up.
 
     Raises:
         TrainingError: the processes did not build the same model, or machines differ in their number of processes.
@@ -79,7 +79,7 @@ def _mesh(world: World, over: bool | str) -> DeviceMesh:
 
 
 def shard_over(model: nn.Module, mesh: DeviceMesh, *, gradient_precision: str = "fp32") -> None:
-    """Shards each entry of `model.layers` over a mesh, then the rest; a mesh of one process shards without effect."""
+    """Shards each entry of `model.layers` over a mesh, then the rest; over a mesh of one process it has no effect."""
     frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     for layer in layers_of(model):
         # A layer runs once for each unrolled draft step: gathering it each time would cost more than its memory.
@@ -97,15 +97,15 @@ def layers_of(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def gathered_once(model: nn.Module) -> Iterator[None]:
-    """Gathers parameters at their first use in the block, and at its end frees them and adds up the gradients, once.
+    """Gathers parameters once, at their first use in the block; at its end, frees them and adds up the gradients once.
 
-    By itself, FSDP2 does so for each use of a layer in a backward, of which there is one per unrolled draft step.
+    By itself, FSDP2 does so at each use of a layer in a backward: once per unrolled draft step.
     """
     _each_backward(model, is_whole=False)
     yield
     _each_backward(model, is_whole=True)
     if isinstance(model, FSDPModule):
-        # The end of any backward: here, of one whose gradients are all there.
+        # FSDP2 calls this at the end of every backward; here it runs once, when all gradients are there.
         model._get_fsdp_state()._root_post_backward_final_callback()
 
 

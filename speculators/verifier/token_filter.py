@@ -10,9 +10,9 @@ from speculators.recipe.token_filter import TokenFilter
 
 
 def filtered(logits: torch.Tensor, token_filter: TokenFilter) -> torch.Tensor:
-    """Sets the logits of tokens that are not sampled to -inf; softmax of the rest is what is sampled from.
+    """Sets the logits of tokens that the filter drops to -inf; their softmax is the distribution to sample from.
 
-    Of equally probable tokens, `top_k` keeps all or none, `top_p` may keep some.
+    Of equally probable tokens, `top_k` keeps all or none, and `top_p` may keep some.
 
     Args:
         logits: [.., V], divided by the temperature.
@@ -26,7 +26,7 @@ def filtered(logits: torch.Tensor, token_filter: TokenFilter) -> torch.Tensor:
     if token_filter.top_p is not None:
         ordered, tokens = logits.sort(dim=-1, descending=True)
         probs = ordered.softmax(dim=-1)
-        # Dropped are tokens before which the sum has reached top_p: the most probable token always stays.
+        # Drops tokens before which the sum has reached top_p, so the most probable token always stays.
         dropped = probs.cumsum(dim=-1) - probs >= token_filter.top_p
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, tokens, dropped), -math.inf)
     return logits

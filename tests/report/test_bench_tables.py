@@ -120,7 +120,7 @@ def test_details_show_where_rounds_begin_with_tau_of_each_k() -> None:
     ]
     text = _printed(settings, details=True)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    start = lines.index("by tokens known as a round begins")
+    start = lines.index("by tokens known when a round begins")
     assert lines[start + 1] == "known prompts tokens tau K=3 tau K=7 (95%)"
     assert lines[start + 2] == "65 to 128 1 17 1.300 1.700 (1.70 to 1.70)"
     assert lines[start + 3] == "4,097 to 8,192 1 17 - 1.700 (1.70 to 1.70)"
