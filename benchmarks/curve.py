@@ -1,9 +1,9 @@
-"""Draws tau against the tokens trained on, a line for each algorithm, and prints the table.
+"""Draws tau against the tokens trained on, with a line for each algorithm, and prints the table.
 
     python -m benchmarks.curve runs/A runs/B ... --out benchmarks/tau_by_tokens.svg [--k 5]
 
-The runs of an algorithm should differ in their data alone. tau is that of the first suite at T = 0, its 95% interval
-over prompts. Tokens count as often as they were trained on, prompts included.
+The runs of an algorithm should differ only in their data. tau is that of the first suite at T = 0, with its 95%
+interval over prompts. A token counts each time it is trained on; the prompts' tokens count, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADER = "| algorithm | tokens | tau (95%) | accepted by position |"
 
 @attrs.frozen(kw_only=True)
 class Point:
-    """One run: the tokens that it trained on, and what it reached."""
+    """One run: the tokens that it trained on, and the tau that it reached."""
 
     tokens: int
     reached: Acceptance

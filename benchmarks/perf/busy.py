@@ -1,10 +1,10 @@
-"""Shows what a busy neighbour costs: training and plain decoding, alone and beside one process that never pauses.
+"""Measures training and plain decoding, alone and beside a busy neighbour: one process that never pauses.
 
     python -m benchmarks.perf.samples quickstart FOLDER
     python -m benchmarks.perf.busy FOLDER [--rounds 3]
 
-"sharing" computes as `spec run` does (speculators/cpu.py), "spinning" lets threads look again and again while they
-wait, as libgomp does by itself. All four cases take turns. benchmarks/README.md defines the figures.
+"sharing" lets waiting threads sleep as `spec run` does (speculators/cpu.py); "spinning" keeps libgomp's default. All
+four cases take turns. benchmarks/README.md defines the figures.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ python -m benchmarks.perf.million VERIFIER FOLDER 1000 10000 100000
 python -m benchmarks.perf.million VERIFIER FOLDER 1000000 --repeat 100000 --part states --part epoch
 
 VERIFIER is a Hugging Face folder, of which only the tokenizer is used. Conversations have two turns of made-up text, 60
-to 120 tokens together, and states of 12 bytes a token are made up, too. Each part runs in a process of its own, and
-prints one line of JSON. FOLDER keeps what was made: a part that is given again (`--part epoch`) finds it. `--repeat`
-takes the prepared conversations of a smaller number again and again, where tokenizing all would take too long.
+to 120 tokens together; states of 12 bytes per token are made up, too. Each part runs in a process of its own and prints
+one line of JSON. FOLDER keeps the files, so a part can be run again by itself (`--part epoch`). `--repeat` repeats the
+prepared conversations of a smaller number, where tokenizing all would take too long.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ class ScheduleSection:
         ema: decay of an exponential moving average of the weights, which is evaluated and exported in their place, such
             as 0.99; update t (from 0) takes min(ema, (1 + t) / (10 + t)). None for no average.
         precision: "bf16" computes in bfloat16 with float32 weights, "fp32" in float32.
-        gradient_precision: "bf16" adds up the gradients of several processes in bfloat16, which halves what they send
-            each other; "fp32" in float32. Each process sums the gradients of its own rows in float32.
+        gradient_precision: "bf16" adds up the gradients of several processes in bfloat16, which halves their traffic;
+            "fp32" in float32. Each process sums the gradients of its own rows in float32.
         evaluate_every: steps between evaluations, or a share of the run such as "10%".
         checkpoint_every: steps between checkpoints, or a share of the run such as "10%".
         keep_checkpoints: number of latest checkpoints to keep, besides the best.
