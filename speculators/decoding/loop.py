@@ -140,8 +140,9 @@ def decode(
         tokens += emitted
         listen(emitted, rounds[-1].accepted)
         if drafter is not None:
-            # States of the places before each emitted token: the scored token's, then those of the accepted nodes. What
-            # is cut off the last round is not part of the response, which a drafter may remember.
+            # States of the places before each emitted token: the scored token's, then those of the accepted nodes.
+            # Tokens cut off the last round are left out: they are no part of the response, which a drafter may
+            # remember.
             rows = [0, *(node + 1 for node in verification.path)][: len(emitted)]
             drafter.advance(state, _tensor(emitted, verifier), states[rows])
             clock.lap("draft")

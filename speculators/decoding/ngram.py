@@ -35,7 +35,7 @@ class NgramDrafter:
 
     Args:
         longest: length of the longest suffix to look up, in tokens; shorter ones are tried after it.
-        shortest: length of the shortest one.
+        shortest: length of the shortest suffix to try.
     """
 
     target_layer_ids: tuple[int, ...] = ()

@@ -54,7 +54,7 @@ class Text:
         Args:
             recent: the last tokens of a sequence; a match of n tokens drafts at most n.
             num_tokens: length of the continuation at most.
-            shortest: length of the suffix at least.
+            shortest: least length of the suffix.
             min_probability: the continuation ends before the first token that is less probable.
         """
         best = Continuation()
@@ -117,7 +117,7 @@ class SuffixDrafter:
 
     Args:
         longest: length of the longest suffix to look up, in tokens.
-        shortest: length of the shortest one.
+        shortest: length of the shortest suffix to look up.
         min_probability: estimated from the counts; a draft ends before a token that is less probable.
 
     Source: Oliaro et al. 2411.04975, section 3, chains only; with the defaults of vLLM's implementation, which drafts

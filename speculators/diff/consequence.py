@@ -58,7 +58,7 @@ _BY_PREFIX = {
     "verifier": "a different verifier: nothing is reused, and results are not comparable",
     "data.hidden_states": "where the states come from; they are the same, except for rounding by a server",
     "data.server": "where the servers are and how many requests they get at once; the states are the same",
-    "data.store": "where stored states are read from; they are the same",
+    "data.store": "only where stored states are read from",
     "data.states_dtype": "the same conversations; their states are stored at another precision; training runs again",
     "data": "different training data",
     "algorithm.target_layer_ids": "different hidden states: they are captured again",
@@ -75,7 +75,7 @@ _BY_PREFIX = {
     "benchmark.baselines": "which baselines are measured as well; tau is the same",
     **dict.fromkeys(
         ("benchmark.top_p", "benchmark.top_k", "benchmark.min_p"),
-        "the verifier samples from other tokens: tau above T = 0 is another number",
+        "the verifier samples from other tokens, so tau above T = 0 is not comparable",
     ),
     "benchmark.suites": "different prompts, which are also kept out of the training data: the data is prepared again",
     "benchmark": "acceptance is measured again; another largest K or first T also changes which checkpoint is chosen",

@@ -35,10 +35,10 @@ class ChosenK:
 
 
 def choose_k(asked: int | None, background: Background, config: Any, *, server: str) -> ChosenK:
-    """Takes the K that was asked for, or of `spec tune`, or the best that the run measured, or config.json's.
+    """Chooses K: the one asked for, otherwise that of `spec tune`, the best that the run measured, or config.json's.
 
     Args:
-        asked: None leaves the choice to what was measured.
+        asked: the K asked for; None leaves the choice to the measurements.
         background: the run's benchmarks and tuning.
         config: of the speculator.
         server: VLLM or SGLANG.
@@ -66,7 +66,7 @@ def choose_k(asked: int | None, background: Background, config: Any, *, server: 
 
 
 def _tuned(background: Background, config: Any, server: str) -> ChosenK | None:
-    """Takes what `spec tune` chose for this kind of server, else what it chose in process; None without either."""
+    """Takes K as `spec tune` chose it for this kind of server, otherwise in process; None without either."""
     served, in_process = background.tuning.served, background.tuning.in_process
     if served is not None and served.engine == server and served.most and not too_many_drafts(config, [served.most]):
         # Only vLLM changes K with the batch size.

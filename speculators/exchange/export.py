@@ -124,7 +124,7 @@ def export(request: ExportRequest) -> Exported:
     unscheduled = []
     if drafts.schedule and not _takes_schedule(served):
         drafts = attrs.evolve(drafts, schedule=())
-        unscheduled.append("K by batch size is left out: no option of the command takes it beside config.json")
+        unscheduled.append("K by batch size is left out: the command has no option for it beside config.json")
     config = _drafting(config, drafts.k)
     refused, noted = ([], []) if request.verifier is None else undraftable(model, request.verifier, request.section)
     _refuse(model, config, served, request, refused)

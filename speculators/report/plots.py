@@ -112,8 +112,8 @@ def lines(
         name: of the plot, unique on its page.
         x, y: labels of the axes.
         at_points: whether the ticks of the x axis are the x of the series, as for K.
-        logarithmic: whether equal ratios of x are equally far apart, as for amounts of data.
-        named: whether a line's name stands at its last point, for a plot without a legend beside it.
+        logarithmic: whether the x axis is logarithmic, as for amounts of data.
+        named: whether to write each line's name at its last point, for a plot without a legend beside it.
         from_zero: whether the y axis begins at 0, as for probabilities.
         level: y of a line across, such as a speed-up of 1.
     """

@@ -107,12 +107,12 @@ class RunFolder:
 
     @property
     def tuned(self) -> Path:
-        """The number of tokens to draft per round that `spec tune` chose for decoding in process."""
+        """The file with the K that `spec tune` chose for decoding in process."""
         return self.path / "tune.json"
 
     @property
     def tuned_for_servers(self) -> Path:
-        """The same by batch size, for servers."""
+        """The file with the K that `spec tune` chose for each batch size of servers."""
         return self.path / "tune-served.json"
 
     @property

@@ -110,7 +110,7 @@ def open_states(plan: Plan, places: Places, *, check: Check = "headers", device:
     if store is None:
         return StateStore.open(places.states(key), key=key, check=check, device=device)
     files = RemoteFiles.at(places.uploaded_states(store, key))
-    # Every conversation is compared when it is read; headers alone would take several requests for each shard.
+    # Every conversation is compared when it is read. Checking headers would take several requests for each shard.
     check = "none" if check == "headers" else check
     try:
         return StateStore.of(files, key=key, check=check, device=device)
@@ -120,7 +120,7 @@ def open_states(plan: Plan, places: Places, *, check: Check = "headers", device:
 
 
 def is_captured(plan: Plan, places: Places) -> bool:
-    """Whether the hidden states are there: by names, sizes and headers, or in an object store by its manifest."""
+    """Whether the hidden states are there: checks names, sizes and headers, or an object store's manifest."""
     try:
         open_states(plan, places)
     except (ArtifactError, DataError):
