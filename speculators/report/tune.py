@@ -87,7 +87,7 @@ def served_tuning_tables(result: ServedTuning) -> RenderableType:
     for each in result.choices:
         chosen.add_row(str(each.batch), str(each.num_speculative_tokens), f"{each.predicted:.2f}")
     taus = ", ".join(f"{tau:.3f} at K={k}" for k, tau in result.taus)
-    note = f"tau by replay: {taus}; costs between measured loads and K are interpolated; step ms: mean of a sequence's"
+    note = f"tau by replay: {taus}; costs between measured loads and K are interpolated; step ms: mean of steps, rounds"
     return Group(
         title, Text(where, style="note"), measured, Text(), chosen, Text(note, style="note"), *_schedule(result)
     )
