@@ -22,8 +22,8 @@ import torch
 
 # Seconds between two readings of the load.
 EVERY = 1.0
-# CPUs that other processes used since the last reading: the machine is busy from the first value on, idle below the
-# second.
+# CPUs that other processes used since the last reading, beyond those that this one leaves to them: the machine is busy
+# from the first value on, idle below the second.
 BUSY, IDLE = 0.3, 0.1
 # Idle readings in a row before waiting threads spin again.
 CALM = 5
@@ -87,7 +87,9 @@ def sharing_the_cpu() -> Iterator[None]:
         yield
         return
     over = Event()
-    watching = Thread(target=_watch, args=(load, over), name="load", daemon=True)
+    # CPUs that this process leaves to others, such as the other processes of its launch.
+    spare = max(0, len(_own_cpus()) - torch.get_num_threads())
+    watching = Thread(target=_watch, args=(load, spare, over), name="load", daemon=True)
     watching.start()
     try:
         yield
@@ -96,12 +98,12 @@ def sharing_the_cpu() -> Iterator[None]:
         watching.join()
 
 
-def _watch(load: Load, over: Event) -> None:
+def _watch(load: Load, spare: int, over: Event) -> None:
     """Adds a team of threads while the machine is busy, and removes it when it has been idle for a while."""
     release: Callable[[], None] | None = None
     calm = 0
     while not over.wait(EVERY):
-        others = load.of_others()
+        others = load.of_others() - spare
         calm = calm + 1 if others < IDLE else 0
         if release is None and others >= BUSY:
             release = _idle_team()

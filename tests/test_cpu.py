@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -90,6 +90,29 @@ def test_a_team_is_added_while_others_compute_and_removed_when_they_have_ended(t
     with cpu.sharing_the_cpu():
         until(lambda: held == ["held", "released"])
     assert held == ["held", "released"]
+
+
+def test_cpus_that_this_process_leaves_to_others_do_not_make_it_busy(two_threads, monkeypatch):
+    """The other processes of a launch use their own share of the machine, and no thread sleeps for that."""
+    loads = iter([2.1, 2.1, 2.1])
+    over = Event()
+
+    def of_others(_):
+        load = next(loads, None)
+        if load is None:
+            over.set()
+        return load or 0.0
+
+    monkeypatch.setattr(cpu, "EVERY", 0.01)
+    monkeypatch.setattr(cpu.Load, "of_others", of_others)
+    held = []
+    monkeypatch.setattr(cpu, "_idle_team", lambda: held.append("held") or (lambda: None))
+    load = cpu.Load(frozenset(), 0.0, 0.0, 0.0)
+    cpu._watch(load, 2, over)
+    assert held == []
+    loads, over = iter([2.4]), Event()
+    cpu._watch(load, 2, over)
+    assert held == ["held"]
 
 
 def until(condition):

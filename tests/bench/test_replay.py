@@ -266,10 +266,10 @@ def test_a_deterministic_drafter_is_replayed_without_the_verifier(temperature, e
         assert [(r.anchor, r.accepted) for r in each.rounds] == greedy_rounds(table, 3)
 
 
-def _proposers(found, decoded):
+def _proposers(matched, decoded):
     """Whether the look-up proposed, over all rounds."""
     return {
-        bool(lengths[each.anchor]) for lengths, one in zip(found.lengths, decoded, strict=True) for each in one.rounds
+        bool(lengths[each.anchor]) for lengths, one in zip(matched.lengths, decoded, strict=True) for each in one.rounds
     }
 
 
@@ -282,15 +282,15 @@ def test_a_hybrid_is_replayed_round_for_round(look_up, engine, rows, trained):
     for k in (1, K_MAX):
         contender = Contender("hybrid", lambda: HybridDrafter(look_up(), trained.draft()), k)
         decoded = run_live(engine.model, [contender], rows, settings)["hybrid"]
-        found = replay_deterministic(look_up, rows, k_max=k)
-        both = or_speculator(found, alone)
+        matched = replay_deterministic(look_up, rows, k_max=k)
+        both = or_speculator(matched, alone)
         for row, each, table in zip(rows, decoded, both.acceptance, strict=True):
             assert each.tokens == row.response.answer
             assert [(r.anchor, r.accepted) for r in each.rounds] == greedy_rounds(table, k)
         predicted, measured = both.counts(k), count_decoded(decoded, k)
         for field in attrs.fields(type(predicted)):
             np.testing.assert_array_equal(getattr(predicted, field.name), getattr(measured, field.name))
-        assert _proposers(found, decoded) == {False, True}
+        assert _proposers(matched, decoded) == {False, True}
 
 
 def test_a_sampled_hybrid_lies_in_lives_interval(engine, head, rows, trained):
@@ -303,13 +303,13 @@ def test_a_sampled_hybrid_lies_in_lives_interval(engine, head, rows, trained):
         for row, each in zip(rows * 2, decoded, strict=True)
     ]
     own = capture_rows(engine, head, emitted, LAYERS, temperature=1.0)
-    found = replay_deterministic(NgramDrafter, own, k_max=3)
+    matched = replay_deterministic(NgramDrafter, own, k_max=3)
     alone = replay(trained, own, k_max=3, temperature=1.0)
-    both, measured = or_speculator(found, alone), count_decoded(decoded, 3)
+    both, measured = or_speculator(matched, alone), count_decoded(decoded, 3)
     outcome = agree_given_tokens(measured, both.acceptance, predicted=both.counts(3), level=0.99)
     assert outcome.agrees, outcome.gap
-    assert _proposers(found, decoded) == {False, True}
-    assert not agree_given_tokens(measured, found.acceptance, predicted=found.counts(3), level=0.99).agrees
+    assert _proposers(matched, decoded) == {False, True}
+    assert not agree_given_tokens(measured, matched.acceptance, predicted=matched.counts(3), level=0.99).agrees
 
 
 def test_a_response_is_cut_where_it_leaves_the_verifiers_output(engine, head, responses):
