@@ -76,6 +76,7 @@ def test_other_threads_keep_their_number_of_threads(two_threads):
 def test_a_team_is_added_while_others_compute_and_removed_when_they_have_ended(two_threads, monkeypatch):
     """Seen from outside: one thread more while a neighbour uses a CPU, and none some looks after its end."""
     loads = iter([0.0, 0.9, 0.9, 0.2, *[0.0] * 100])
+    monkeypatch.setattr(cpu, "_own_cpus", lambda: frozenset({0, 1}))
     monkeypatch.setattr(cpu, "EVERY", 0.01)
     monkeypatch.setattr(cpu.Load, "of_others", lambda _: next(loads))
     held = []
