@@ -64,18 +64,24 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
 
 
 @pytest.fixture(scope="session")
-def smoke(spec: Spec) -> Outcome:
-    """The outcome of the first `spec run smoke`."""
+def _first_run(spec: Spec) -> tuple[Outcome, Path]:
+    """The first `spec run smoke`, and its folder, noted before any test makes another one beside it."""
     outcome = spec("run", "smoke", "--runs", spec.runs)
     assert outcome.code == 0, outcome.err
-    return outcome
+    (folder,) = spec.runs.glob("smoke-*")
+    return outcome, folder
 
 
 @pytest.fixture(scope="session")
-def run_folder(spec: Spec, smoke: Outcome) -> Path:
+def smoke(_first_run: tuple[Outcome, Path]) -> Outcome:
+    """The outcome of the first `spec run smoke`."""
+    return _first_run[0]
+
+
+@pytest.fixture(scope="session")
+def run_folder(_first_run: tuple[Outcome, Path]) -> Path:
     """The run folder that `smoke` made."""
-    (folder,) = spec.runs.glob("smoke-*")
-    return folder
+    return _first_run[1]
 
 
 @pytest.fixture
