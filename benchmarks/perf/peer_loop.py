@@ -109,12 +109,13 @@ def make_dataset(folder: Path, work: Path) -> tuple[list[Path], list[int]]:
 def make_args(folder: Path, work: Path, options: argparse.Namespace) -> argparse.Namespace:
     """Resolves the settings by the peer's own code."""
     facts = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    from_start = {} if options.start is None else {"from_pretrained": str(options.start)}
+    shape = {name: value for name, value in facts["settings"].items() if name in SHARED}
+    if options.start is not None:  # a checkpoint has its own depth, which the peer would refuse beside it
+        shape = {"from_pretrained": str(options.start), **{name: shape[name] for name in shape if name != "num_layers"}}
     # Otherwise it loads the tokenizer to look for a mask token; ours takes the vocabulary's last, too.
     vocabulary = json.loads((Path(facts["verifier"]) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     chosen = {
-        **{name: value for name, value in facts["settings"].items() if name in SHARED},
-        **from_start,
+        **shape,
         "verifier_name_or_path": facts["verifier"],
         "speculator_type": facts["algorithm"],
         "data_path": str(work / "data"),

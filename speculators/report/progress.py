@@ -32,7 +32,9 @@ from speculators.report.console import console
 
 # Seconds between two plain lines of one stage.
 SECONDS_BETWEEN_LINES = 5.0
-# The time left is estimated from progress within this window, once it spans the least number of seconds.
+# The time left is estimated from progress within a window: this share of the time so far, so that a pause changes little,
+# but at least this many seconds, and nothing before it spans the least number of seconds.
+WINDOW_SHARE = 1 / 2
 WINDOW_SECONDS = 10.0
 LEAST_SECONDS = 1.0
 
@@ -90,18 +92,22 @@ def _has_widgets(out: Console) -> bool:
 
 
 class Pace:
-    """Estimates a stage's speed from the progress of the last seconds; work before the first event does not count."""
+    """Estimates a stage's speed from its latest progress; work before the first event does not count."""
 
     def __init__(self) -> None:
         self._recent: deque[tuple[float, float]] = deque()
+        self._begun = 0.0
 
     def left(self, now: float, done: float, total: float) -> float | None:
         """Takes in one event and estimates the seconds that are left; None while that is unknown."""
         if self._recent and done < self._recent[-1][1]:
             self._recent.clear()  # another piece of work in the same stage
+        if not self._recent:
+            self._begun = now
         self._recent.append((now, done))
+        window = max(WINDOW_SECONDS, WINDOW_SHARE * (now - self._begun))
         # The newest event that is older than the window stays, because the window begins there.
-        while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW_SECONDS:
+        while len(self._recent) > 2 and now - self._recent[1][0] > window:
             self._recent.popleft()
         began, before = self._recent[0]
         if now - began < LEAST_SECONDS or done <= before:

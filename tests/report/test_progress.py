@@ -47,14 +47,24 @@ def test_the_time_left_goes_by_the_events_alone() -> None:
     assert pace.left(1002.0, 30, 100) == pytest.approx(7.0)
 
 
-def test_the_time_left_follows_the_last_seconds() -> None:
+def test_the_time_left_follows_the_latest_half() -> None:
     """The estimate forgets a slow beginning."""
     pace = Pace()
     for second in range(60):
         pace.left(float(second), second, 1000)
-    for second in range(60, 80):
+    for second in range(60, 120):
         left = pace.left(float(second), 60 + 10 * (second - 59), 1000)
-    assert left == pytest.approx((1000 - 260) / 10, rel=0.15)
+    assert left == pytest.approx((1000 - 660) / 10, rel=0.02)
+
+
+def test_a_pause_adds_less_than_half_to_the_time_left() -> None:
+    """Progress comes in lumps, such as batches of answers; ten seconds with one step do not make hours of it."""
+    pace = Pace()
+    for second in range(100):
+        pace.left(float(second), second, 1000)
+    left = pace.left(115.0, 100, 1000)
+    assert left is not None
+    assert 900 < left < 1.5 * 900
 
 
 def test_work_that_begins_anew_has_a_rate_of_its_own() -> None:
