@@ -32,8 +32,8 @@ from speculators.report.console import console
 
 # Seconds between two plain lines of one stage.
 SECONDS_BETWEEN_LINES = 5.0
-# The time left is estimated from progress within a window: this share of the time so far, so that a pause changes little,
-# but at least this many seconds, and nothing before it spans the least number of seconds.
+# The time left is estimated from progress within a window: this share of the time so far, so that a pause changes
+# little, but at least this many seconds. Before the window spans the least number of seconds, nothing is estimated.
 WINDOW_SHARE = 1 / 2
 WINDOW_SECONDS = 10.0
 LEAST_SECONDS = 1.0
