@@ -68,7 +68,7 @@ def _places(comparison: BenchComparison) -> Iterator[str]:
     busy: dict[str, float] = {}
     for each in comparison.speculators:
         for result in each.results:
-            where = f"{result.dtype} on {result.device}, {result.threads} threads"
+            where = f"with {result.verifier}\nin {result.dtype} on {result.device}, {result.threads} threads"
             names = places.setdefault(where, [])
             names += [each.name] if each.name not in names else []
             if result.others is not None and result.others >= LOADED:
@@ -99,7 +99,7 @@ def _differences(first: str, rows: Sequence[ComparedRow]) -> Table:
     """Compares all drafters with the first speculator, at the largest K."""
     largest = max(row.setting.num_speculative_tokens for row in rows)
     table = plain_table("drafts", f"tau minus {first}'s (95%)" if len(first) < 20 else "tau minus the first's (95%)")
-    table.add_column(f"shows {SHARE:.0%}", header_style="title")
+    table.add_column(f"{SHARE:.0%} needs", header_style="title")
     table.title, table.title_justify = f"K={largest}, the same prompts resampled together", "left"
     _keep_numbers(table)
     for row in rows:
@@ -108,8 +108,8 @@ def _differences(first: str, rows: Sequence[ComparedRow]) -> Table:
         if row.difference:
             needed = f"{row.difference.prompts_for_share:,} prompts"
             table.add_row(escape(row_label(row)), difference_text(row.difference), needed)
-        else:
-            table.add_row(escape(row_label(row)), "not compared" if row.incomparable else "-", "")
+        elif row.incomparable:
+            table.add_row(escape(row_label(row)), "not compared", "")
     return table
 
 
@@ -145,4 +145,6 @@ def _notes(rows: Sequence[ComparedRow]) -> list[tuple[str, str]]:
             lines["note", f"{row.baseline or row.speculator}: not compared: {row.incomparable}"] = None
         if row.setting.note:
             lines["note", row.setting.note] = None
+    if any(row.speed for row in rows):
+        lines["note", "speed-ups: over plain decoding beside each speculator, not all at one time"] = None
     return list(lines)

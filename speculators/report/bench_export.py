@@ -23,7 +23,7 @@ _TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textascii
 def to_csv(comparison: BenchComparison) -> str:
     """Writes one line for each drafter and setting, with unrounded numbers; what was not measured is empty."""
     rows = [_values(row, comparison.first) for row in comparison.rows]
-    # Rows with a larger K have more columns, and older results have no intervals by position.
+    # Rows with a larger K have more columns.
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=names, restval="", lineterminator="\n")
@@ -105,10 +105,11 @@ def _values(row: ComparedRow, first: str) -> dict[str, Any]:
         "difference_shown": ("yes" if difference.shown else "no") if difference else "",
         f"prompts_for_{100 * SHARE:g}_percent": difference.prompts_for_share if difference else "",
     }
-    for position, rate in enumerate(acceptance.by_position, start=1):
-        values[f"accepted_{position}"] = rate
-    for position, (low, high) in enumerate(acceptance.by_position_interval, start=1):
-        values |= {f"accepted_{position}_low": low, f"accepted_{position}_high": high}
+    none = (("", ""),) * len(acceptance.by_position)
+    intervals = acceptance.by_position_interval or none
+    for position, (rate, (low, high)) in enumerate(zip(acceptance.by_position, intervals, strict=True), start=1):
+        name = f"accepted_{position}"
+        values |= {name: rate, f"{name}_low": low, f"{name}_high": high}
     return {key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
