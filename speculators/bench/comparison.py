@@ -57,7 +57,7 @@ class BenchComparison:
 
     Attributes:
         speculators: what was measured; the others are compared with the first.
-        rows: by suite and temperature; the baselines of a speculator follow it, without those that one before it has.
+        rows: by suite and temperature; the baselines of a speculator follow it, without those that an earlier one shows.
     """
 
     speculators: tuple[ComparedSpeculator, ...]
@@ -149,7 +149,8 @@ def _row(each: _Measured, reference: _Measured | None, baseline: BaselineRow | N
         reason = _incomparable(each, reference)
         if not reason and reference is not None:
             difference = paired_difference(reference.setting.by_prompt, drafter.by_prompt)
-            reason = "" if difference else "fewer than two prompts have counts"
+            lacking = "fewer than two prompts" if drafter.by_prompt else "its result has no counts by prompt"
+            reason = "" if difference else lacking
     speed = baseline.speed if baseline is not None else setting.live.speed if setting.live else None
     return ComparedRow(
         speculator=each.speculator.name,

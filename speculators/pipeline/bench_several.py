@@ -95,9 +95,9 @@ def _lacking(section: BenchmarkSection, suite: Suite, filed: Mapping[Asked, File
     lacking = tuple(t for t in section.temperatures if any((k, t) not in filed for k in ks))
     if not lacking:
         return None
-    # Greedy decoding alone has no filters.
-    filters = {} if max(lacking) > 0 else dict.fromkeys(("top_p", "top_k", "min_p"))
-    return attrs.evolve(section, suites=(suite,), temperature=lacking, **filters)
+    if max(lacking) == 0:  # greedy decoding alone may have no filters
+        section = attrs.evolve(section, top_p=None, top_k=None, min_p=None)
+    return attrs.evolve(section, suites=(suite,), temperature=lacking)
 
 
 def _trimmed(filed: Sequence[FiledSetting]) -> list[BenchResult]:
@@ -109,7 +109,7 @@ def _trimmed(filed: Sequence[FiledSetting]) -> list[BenchResult]:
 
 
 def _verifier(subject: SavedSpeculator) -> str:
-    """Fingerprints a speculator's verifier by its content, as a run's plan has it, which may be on another machine."""
+    """Fingerprints a speculator's verifier by its content: that of a run's plan may be elsewhere by now."""
     if subject.run is not None and subject.verifier is None:
         stages = {stage["name"]: stage["inputs"] for stage in read_plan(RunFolder(subject.run).plan)["stages"]}
         inputs = {key: value for key, value in stages["verifier"].items() if key != "version"}

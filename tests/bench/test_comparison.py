@@ -63,7 +63,8 @@ def test_each_is_compared_with_the_first_in_the_same_setting() -> None:
         ({"prompts_digest": "e"}, "other prompts"),
         ({"definition": "tau was"}, "another definition of tau"),
         ({"num_speculative_tokens": 9}, "the first was not measured there"),
-        ({"by_prompt": {}}, "fewer than two prompts have counts"),
+        ({"by_prompt": {}}, "its result has no counts by prompt"),
+        ({"by_prompt": {"0": (2.0, 1.0)}}, "fewer than two prompts"),
     ],
 )
 def test_settings_that_differ_in_more_than_drafts_are_not_compared(change: dict[str, Any], reason: str) -> None:
