@@ -57,7 +57,7 @@ class BenchComparison:
 
     Attributes:
         speculators: what was measured; the others are compared with the first.
-        rows: by suite and temperature; the baselines of a speculator follow it, without those that an earlier one shows.
+        rows: by suite and temperature; the baselines of a speculator follow it, without those listed for one before.
     """
 
     speculators: tuple[ComparedSpeculator, ...]
