@@ -10,7 +10,7 @@ import attrs
 from speculators.bench.comparison import ComparedSpeculator
 from speculators.bench.result import BenchResult, definition
 from speculators.bench.suites import load_suite, prompts_digest
-from speculators.events import Listen, WarningEvent
+from speculators.events import Listen, StageEvent, WarningEvent
 from speculators.pipeline.measure import SavedSpeculator, measure_folder, verifier_of
 from speculators.recipe.fingerprint import fingerprint, template_identity, verifier_identity
 from speculators.recipe.plan import read_plan
@@ -60,6 +60,7 @@ def filed_or_measured(entrant: Entrant, section: BenchmarkSection, *, listen: Li
         lacking = () if part is None else part.temperature
         results += _trimmed([each for (_, temperature), each in filed[name].items() if temperature not in lacking])
         if part is not None:
+            listen(StageEvent(stage="bench", status="start", detail=f"{entrant.name} on {name}"))
             measured = measure_folder(entrant.subject, part, progress=listen)
             results.append(measured)
             if run is not None:

@@ -123,6 +123,7 @@ def test_a_damaged_benchmark_is_named_before_it_is_measured_again(
     bench_file(other).write_text("{")
     outcome = spec("bench", own, other)
     assert "is left out: it is damaged" in outcome.err
+    assert "bench other on quickstart" in outcome.err
     assert [name for name, _ in sections] == [other.name]
 
 

@@ -99,7 +99,7 @@ def test_a_disagreement_and_a_busy_machine_are_said() -> None:
 
 
 def test_a_baseline_is_timed_and_printed_at_the_largest_k_alone() -> None:
-    """Below the speculator beside which it was measured; CSV has it at every K."""
+    """Below the speculator beside which it was measured; CSV has every K."""
     ngram = BaselineRow(name="ngram", acceptance=made_results.acceptance(1.5))
     comparison = compared("one", baselines=(ngram,))
     assert [row.split()[1] for row in rows_of(printed(comparison), "ngram") if "to" in row] == ["5"]
