@@ -114,7 +114,7 @@ def _measure(speculator: SavedSpeculator, section: BenchmarkSection, options: ar
         result = measure_folder(speculator, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
     if options.form:
-        one = ComparedSpeculator(name=speculator.name, verifier="", results=(result,))
+        one = ComparedSpeculator(name=speculator.name, verifier="", template="", results=(result,))
         print(FORMS[options.form](compare_benches([one])), end="")
     elif not options.json:
         console().print(bench_tables(result, wide=options.wide, details=bool(options.details)), crop=False)

@@ -18,12 +18,14 @@ class ComparedSpeculator:
 
     Attributes:
         name: as rows show it.
-        verifier: identifies the weights, the tokenizer and the template that it was measured with.
+        verifier: identifies the model that it was measured with, by content or by where it is published.
+        template: identifies what was changed in the model's chat template.
         results: the settings that were asked for, of one benchmark or of several.
     """
 
     name: str
     verifier: str
+    template: str
     results: tuple[BenchResult, ...]
 
 
@@ -78,7 +80,12 @@ class BenchComparison:
         return {
             "first": self.first,
             "speculators": [
-                {"name": each.name, "verifier": each.verifier, "results": [result.to_json() for result in each.results]}
+                {
+                    "name": each.name,
+                    "verifier": each.verifier,
+                    "template": each.template,
+                    "results": [result.to_json() for result in each.results],
+                }
                 for each in self.speculators
             ],
             "differences": [
@@ -169,7 +176,10 @@ def _incomparable(each: _Measured, reference: _Measured | None) -> str:
         return "the first was not measured there"
     one, other = reference, each
     reasons = {
-        "another verifier": one.speculator.verifier != other.speculator.verifier,
+        # A folder may hold what another recipe names as a GGUF file.
+        "another verifier": one.speculator.verifier != other.speculator.verifier
+        and one.result.verifier != other.result.verifier,
+        "another chat template": one.speculator.template != other.speculator.template,
         "another precision": one.result.dtype != other.result.dtype,
         "other prompts": one.setting.prompts_digest != other.setting.prompts_digest,
         "answers of another length": one.result.max_new_tokens != other.result.max_new_tokens,

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from speculators.bench.comparison import ComparedSpeculator
-from speculators.bench.result import BenchResult, definition
+from speculators.bench.result import BenchResult, Setting, definition
 from speculators.bench.suites import load_suite, prompts_digest
 from speculators.events import Listen, StageEvent, WarningEvent
 from speculators.pipeline.measure import SavedSpeculator, measure_folder, verifier_of
@@ -58,14 +58,16 @@ def filed_or_measured(entrant: Entrant, section: BenchmarkSection, *, listen: Li
     results: list[BenchResult] = []
     for name, part in parts.items():
         lacking = () if part is None else part.temperature
-        results += _trimmed([each for (_, temperature), each in filed[name].items() if temperature not in lacking])
+        present = [each for (_, temperature), each in filed[name].items() if temperature not in lacking]
+        results += _trimmed(present, section)
         if part is not None:
             listen(StageEvent(stage="bench", status="start", detail=f"{entrant.name} on {name}"))
             measured = measure_folder(entrant.subject, part, progress=listen)
             results.append(measured)
             if run is not None:
                 file_bench(run, measured)
-    return ComparedSpeculator(name=entrant.name, verifier=_verifier(entrant.subject), results=tuple(results))
+    verifier, template = _verifier(entrant.subject)
+    return ComparedSpeculator(name=entrant.name, verifier=verifier, template=template, results=tuple(results))
 
 
 def _filed(run: Path, section: BenchmarkSection, suite: Suite) -> Mapping[Asked, FiledSetting]:
@@ -101,20 +103,27 @@ def _lacking(section: BenchmarkSection, suite: Suite, filed: Mapping[Asked, File
     return attrs.evolve(section, suites=(suite,), temperature=lacking)
 
 
-def _trimmed(filed: Sequence[FiledSetting]) -> list[BenchResult]:
-    """Groups settings by the benchmark that holds them."""
-    by_file: dict[str, list[FiledSetting]] = {}
+def _trimmed(filed: Sequence[FiledSetting], section: BenchmarkSection) -> list[BenchResult]:
+    """Groups settings by the benchmark that holds them, without baselines that the section does not name."""
+    by_file: dict[str, list[Setting]] = {}
     for each in filed:
-        by_file.setdefault(each.file, []).append(each)
-    return [attrs.evolve(group[0].result, settings=tuple(one.setting for one in group)) for group in by_file.values()]
+        baselines = tuple(one for one in each.setting.baselines if one.name in section.baselines)
+        by_file.setdefault(each.file, []).append(attrs.evolve(each.setting, baselines=baselines))
+    results = {each.file: each.result for each in filed}
+    return [attrs.evolve(results[file], settings=tuple(settings)) for file, settings in by_file.items()]
 
 
-def _verifier(subject: SavedSpeculator) -> str:
-    """Fingerprints a speculator's verifier by its content: that of a run's plan may be elsewhere by now."""
+def _verifier(subject: SavedSpeculator) -> tuple[str, str]:
+    """Fingerprints a speculator's verifier, and what its recipe changes in the chat template.
+
+    A run's plan identifies both, and the verifier's files may be elsewhere by now.
+    """
     if subject.run is not None and subject.verifier is None:
         stages = {stage["name"]: stage["inputs"] for stage in read_plan(RunFolder(subject.run).plan)["stages"]}
-        inputs = {key: value for key, value in stages["verifier"].items() if key != "version"}
+        inputs = stages["verifier"]
     else:
         section = verifier_of(subject)
         inputs = verifier_identity(section) | template_identity(section)
-    return fingerprint(inputs)
+    template = {key: value for key, value in inputs.items() if key in ("template", "chat_template")}
+    model = {key: value for key, value in inputs.items() if key not in ("version", *template)}
+    return fingerprint(model), fingerprint(template)

@@ -35,8 +35,8 @@ def baseline(name: str, tau: float) -> BaselineRow:
     return BaselineRow(name=name, acceptance=acceptance, counts_by_prompt=counted(tau))
 
 
-def speculator(name: str, *results: BenchResult, verifier: str = "v") -> ComparedSpeculator:
-    return ComparedSpeculator(name=name, verifier=verifier, results=results)
+def speculator(name: str, *results: BenchResult, verifier: str = "v", template: str = "") -> ComparedSpeculator:
+    return ComparedSpeculator(name=name, verifier=verifier, template=template, results=results)
 
 
 def compared(**results: BenchResult) -> BenchComparison:
@@ -77,9 +77,18 @@ def test_settings_that_differ_in_more_than_drafts_are_not_compared(change: dict[
 def test_other_verifiers_precisions_and_lengths_are_not_compared() -> None:
     """All reasons are named."""
     one = made_results.bench_result(measured(2.0))
-    other = attrs.evolve(one, dtype="bfloat16", max_new_tokens=99)
+    other = attrs.evolve(one, verifier="elsewhere", dtype="bfloat16", max_new_tokens=99)
     row = compare_benches([speculator("one", one), speculator("other", other, verifier="w")]).rows[1]
     assert row.incomparable == "another verifier, another precision, answers of another length"
+
+
+def test_one_verifier_may_be_named_in_two_ways_but_not_have_two_templates() -> None:
+    """A run names a GGUF file, and a folder's config.json the place where that was converted to."""
+    one = made_results.bench_result(measured(2.0))
+    rows = compare_benches(
+        [speculator("one", one), speculator("other", one, verifier="w"), speculator("third", one, template="t")]
+    ).rows
+    assert [row.incomparable for row in rows] == ["", "", "another chat template"]
 
 
 def test_a_baseline_follows_the_speculator_beside_which_it_was_measured() -> None:

@@ -98,6 +98,16 @@ def test_only_what_is_lacking_is_measured_and_then_filed(
     assert sections == []
 
 
+def test_only_baselines_that_are_asked_for_are_listed(spec: Spec, own: Path, other: Path, sections: Sections) -> None:
+    """The table does not depend on what else was measured before."""
+    plan = json.loads((own / "plan.json").read_text())
+    plan["recipe"]["benchmark"]["baselines"] = []
+    (own / "plan.json").write_text(json.dumps(plan))
+    assert "ngram" not in spec("bench", own, other, "--csv").out
+    assert ",ngram," in spec("bench", other, own, "--csv").out
+    assert sections == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

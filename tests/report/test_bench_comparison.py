@@ -36,6 +36,7 @@ def compared(*names: str, ks: tuple[int, ...] = (3, 5), **changes: Any) -> Bench
             ComparedSpeculator(
                 name=name,
                 verifier="v",
+                template="",
                 results=(made_results.bench_result(*(measured(2 + index / 10, k, **changes) for k in ks)),),
             )
             for index, name in enumerate(names)
@@ -84,9 +85,9 @@ def test_what_cannot_be_compared_says_why() -> None:
     """In the table briefly, with the reason below."""
     comparison = compared("one", "other")
     (one, other) = comparison.speculators
-    lines = printed(compare_benches([one, attrs.evolve(other, verifier="w")]))
+    lines = printed(compare_benches([one, attrs.evolve(other, template="t")]))
     assert rows_of(lines, "other")[2].split() == ["other", "not", "compared"]
-    assert "other: not compared: another verifier" in lines
+    assert "other: not compared: another chat template" in lines
 
 
 def test_a_disagreement_and_a_busy_machine_are_said() -> None:
