@@ -78,7 +78,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "run": ("spec run quickstart_short", "spec run ./mine.toml --nproc 8 --set seed=1 --name second"),
     "rm": ("spec rm runs/NAME", "spec rm NAME OTHER --dry-run"),
     "cache": ("spec cache", "spec cache prune quickstart --dry-run", "spec cache prune --unused-days 30 --yes"),
-    "bench": ("spec bench runs/NAME --k 3 --k 5", "spec bench NAME --engine vllm --endpoint http://127.0.0.1:8000"),
+    "bench": (
+        "spec bench runs/NAME --k 3 --k 5",
+        "spec bench A B C --against ngram --temperature 0 --temperature 1 --latex",
+        "spec bench NAME --engine vllm --endpoint http://127.0.0.1:8000",
+    ),
     "tune": (
         "spec tune runs/NAME --k-max 7",
         "spec tune NAME --endpoint http://gpu:8000 --baseline-endpoint http://gpu:8001",

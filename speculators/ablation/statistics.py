@@ -12,11 +12,9 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
-from speculators.bench.statistics import linearised, student_chance, student_quantile
+from speculators.bench.statistics import ROUNDING, linearised, student_chance, student_quantile
 
 LEVEL = 0.95
-# Taus that differ by less are the same up to rounding.
-ROUNDING = 1e-10
 # [n, 2], tokens and rounds of each prompt; None where the run failed or has not ended.
 Sums = np.ndarray | None
 

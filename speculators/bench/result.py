@@ -10,6 +10,7 @@ import attrs
 
 from speculators.bench.bins import TokenBin
 from speculators.bench.counts import Counts
+from speculators.bench.paired import PairedDifference
 from speculators.bench.referee import Agreement
 from speculators.bench.replay import Replayed
 from speculators.bench.speed import Speed
@@ -35,6 +36,7 @@ class Acceptance:
         drafted: mean tokens drafted per round; below K where the drafter may stop early.
         by_position: [K] probability that a round accepts its j-th draft.
         by_position_conditional: [K] the same, given that the round reached position j.
+        by_position_interval: [K] 95% of `by_position`, bootstrap over prompts; older results have none.
     """
 
     prompts: int
@@ -45,6 +47,23 @@ class Acceptance:
     drafted: FloatOrNaN
     by_position: tuple[FloatOrNaN, ...]
     by_position_conditional: tuple[FloatOrNaN, ...]
+    by_position_interval: tuple[tuple[FloatOrNaN, FloatOrNaN], ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class PromptCounts:
+    """The counts of one prompt over its turns; sums over prompts give every rate of a suite.
+
+    Attributes:
+        tokens, rounds, drafted: totals, as in `Counts`.
+        reached, accepted: [K] rounds that judged, and that accepted, each depth.
+    """
+
+    tokens: float
+    rounds: float
+    drafted: float
+    reached: tuple[float, ...]
+    accepted: tuple[float, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -70,12 +89,21 @@ class BaselineRow:
         name: as `--against` takes it.
         acceptance: by replay, over all prompts of the suite.
         live_tau: acceptance length of the decode that gave `speed`; both are None where it was not decoded.
+        counts_by_prompt: of each prompt; older results have none.
+        difference: the speculator's acceptance length minus its; None where that cannot be paired by prompt.
     """
 
     name: str
     acceptance: Acceptance
     live_tau: float | None = None
     speed: Speed | None = None
+    counts_by_prompt: dict[str, PromptCounts] = attrs.field(factory=dict)
+    difference: PairedDifference | None = None
+
+    @property
+    def by_prompt(self) -> dict[str, tuple[float, float]]:
+        """(tokens, rounds) of each prompt."""
+        return {name: (each.tokens, each.rounds) for name, each in self.counts_by_prompt.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +124,7 @@ class Setting:
         drafted_cost: cost of one more drafted token, in tokens of plain decoding; see `with_drafted_costs`.
         by_context: by known tokens of prompt and answer, in rising order; older results have none.
         by_place: by known tokens of the answer, likewise.
+        counts_by_prompt: of each prompt; older results have none.
     """
 
     suite: str
@@ -115,6 +144,7 @@ class Setting:
     drafted_cost: float | None = None
     by_context: tuple[TokenBin, ...] = ()
     by_place: tuple[TokenBin, ...] = ()
+    counts_by_prompt: dict[str, PromptCounts] = attrs.field(factory=dict)
 
     @property
     def key(self) -> tuple[str, int, float]:
@@ -235,6 +265,9 @@ def summarize(counts: Counts, ids: tuple[str, ...], *, seed: int) -> Acceptance:
         drafted=counts.drafted_per_round,
         by_position=counts.by_position,
         by_position_conditional=counts.by_position_conditional,
+        by_position_interval=tuple(
+            bootstrap_ratio(accepted, counts.rounds, groups=ids, seed=seed) for accepted in counts.accepted.T
+        ),
     )
 
 
@@ -254,6 +287,24 @@ def sums_by_prompt(counts: Counts, ids: tuple[str, ...]) -> dict[str, tuple[floa
         before = sums.get(name, (0.0, 0.0))
         sums[name] = (before[0] + tokens, before[1] + rounds)
     return sums
+
+
+def counts_by_prompt(counts: Counts, ids: tuple[str, ...]) -> dict[str, PromptCounts]:
+    """Adds up the counts of each prompt over its turns."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(ids):
+        rows.setdefault(name, []).append(row)
+    return {name: _of_prompt(counts.select(each)) for name, each in rows.items()}
+
+
+def _of_prompt(counts: Counts) -> PromptCounts:
+    return PromptCounts(
+        tokens=float(counts.tokens.sum()),
+        rounds=float(counts.rounds.sum()),
+        drafted=float(counts.drafted.sum()),
+        reached=tuple(counts.reached.sum(axis=0).tolist()),
+        accepted=tuple(counts.accepted.sum(axis=0).tolist()),
+    )
 
 
 def jsonable(value: Any) -> Any:

@@ -14,6 +14,7 @@ from speculators.bench.context import Benchable, BenchContext, KnownRows, TimedP
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
 from speculators.bench.live_check import check_live, with_timed_answers
+from speculators.bench.paired import SumsByPrompt, paired_difference
 from speculators.bench.replay import Replayed, or_speculator, replay_deterministic, replay_each
 from speculators.bench.responses import own_rows, sample_rows
 from speculators.bench.result import (
@@ -21,6 +22,7 @@ from speculators.bench.result import (
     BenchResult,
     Live,
     Setting,
+    counts_by_prompt,
     definition,
     summarize,
     summarize_categories,
@@ -153,6 +155,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
     settings = []
     for k in ks:
         counts = replayed[k].counts(k)
+        by_prompt = sums_by_prompt(counts, replayed[k].ids)
         settings.append(
             Setting(
                 suite=suite,
@@ -163,10 +166,13 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 note=note,
                 exact=summarize(counts, replayed[k].ids, seed=context.seed),
                 by_category=summarize_categories(replayed[k], counts, seed=context.seed),
-                by_prompt=sums_by_prompt(counts, replayed[k].ids),
+                by_prompt=by_prompt,
                 by_context=bins_by_context(replayed[k], k, seed=context.seed),
                 by_place=bins_by_place(replayed[k], k, seed=context.seed),
-                baselines=tuple(_baseline(context, name, by_k[k], k, clock) for name, by_k in baselines.items()),
+                counts_by_prompt=counts_by_prompt(counts, replayed[k].ids),
+                baselines=tuple(
+                    _baseline(context, name, by_k[k], k, clock, by_prompt) for name, by_k in baselines.items()
+                ),
                 live=lives.get(k),
                 cut_prompts=replayed[k].cut_prompts,
                 cut_tokens=replayed[k].cut_tokens,
@@ -258,11 +264,21 @@ def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: 
 
 
 def _baseline(
-    context: BenchContext, name: str, replayed: Replayed, k: int, clock: Mapping[str, Sequence[Decoded]]
+    context: BenchContext,
+    name: str,
+    replayed: Replayed,
+    k: int,
+    clock: Mapping[str, Sequence[Decoded]],
+    speculator: SumsByPrompt,
 ) -> BaselineRow:
     counts = replayed.counts(k)
-    acceptance = summarize(counts, replayed.ids, seed=context.seed)
+    row = BaselineRow(
+        name=name,
+        acceptance=summarize(counts, replayed.ids, seed=context.seed),
+        counts_by_prompt=counts_by_prompt(counts, replayed.ids),
+        difference=paired_difference(sums_by_prompt(counts, replayed.ids), speculator, seed=context.seed),
+    )
     if k != context.k_max or not context.live:
-        return BaselineRow(name=name, acceptance=acceptance)
+        return row
     speed = _speed(context, clock, name, counts)
-    return BaselineRow(name=name, acceptance=acceptance, live_tau=speed.tau, speed=speed)
+    return attrs.evolve(row, live_tau=speed.tau, speed=speed)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWS = 2000
+# Ratios that differ by less are the same up to rounding.
+ROUNDING = 1e-10
 
 
 def bootstrap_ratio(
@@ -41,8 +43,7 @@ def bootstrap_ratio(
     size = len(numerators)
     if not size:
         return float("nan"), float("nan")
-    # [DRAWS, n] how often each prompt is drawn: multinomial counts stand for n draws with replacement.
-    times = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
+    times = _draws(size, seed)
     above, below = times @ numerators, times @ denominators  # [DRAWS]
     ratios = above[below > 0] / below[below > 0]
     if not len(ratios):
@@ -65,12 +66,17 @@ def bootstrap_difference(
         level: of the interval.
         seed: of the draws.
     """
-    size = len(before)
-    times = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
+    times = _draws(len(before), seed)
     ratios = [(times @ side[:, 0]) / np.maximum(times @ side[:, 1], 1e-12) for side in (after, before)]
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(ratios[0] - ratios[1], [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(size: int, seed: int) -> np.ndarray:
+    """Draws how often each of n prompts is taken, [DRAWS, n]: multinomial counts stand for n draws with replacement."""
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=DRAWS)
 
 
 def difference_half_width(before: np.ndarray, after: np.ndarray, *, level: float) -> float:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from speculators.bench.paired import paired_difference
 from speculators.bench.result import Setting
-from speculators.bench.statistics import bootstrap_difference
 from speculators.diff.comparison import AcceptanceChange
 
 
@@ -29,8 +27,5 @@ def acceptance_changes(a: Sequence[Setting], b: Sequence[Setting]) -> list[Accep
 
 
 def _interval(a: Setting, b: Setting) -> tuple[float, float] | None:
-    if not a.by_prompt or a.by_prompt.keys() != b.by_prompt.keys():
-        return None
-    # [n, 2]: tokens and rounds of each prompt, in one order.
-    before, after = (np.array([side.by_prompt[prompt] for prompt in a.by_prompt], dtype=np.float64) for side in (a, b))
-    return bootstrap_difference(before, after)
+    difference = paired_difference(a.by_prompt, b.by_prompt)
+    return None if difference is None else (difference.low, difference.high)

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from speculators.bench.conclusion import Conclusion, conclude
+from speculators.bench.paired import SHARE, PairedDifference
 from speculators.bench.result import BenchResult, Live, Setting
 
 # (style, line).
@@ -73,7 +74,8 @@ def notes(settings: Sequence[Setting], *, wide: bool = True) -> list[Note]:
     for setting in settings:
         if setting.live:
             lines += _live_notes(setting.num_speculative_tokens, setting.live, wide=wide)
-    return lines + _speed_note(settings) + _timing_notes(settings) + _cost_note(conclude(settings))
+    lines += _baseline_notes(settings) + _speed_note(settings) + _timing_notes(settings)
+    return lines + _cost_note(conclude(settings))
 
 
 def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
@@ -92,6 +94,25 @@ def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
     if agreement.untold:
         lines.append(("note", f"K={k}: {agreement.untold} (--live N takes more)"))
     return lines
+
+
+def _baseline_notes(settings: Sequence[Setting]) -> list[Note]:
+    """Says how far the speculator is from each baseline, at the largest K."""
+    largest = max(settings, key=lambda setting: setting.num_speculative_tokens)
+    k = largest.num_speculative_tokens
+    return [("note", comparison_line(each.difference, each.name, k)) for each in largest.baselines if each.difference]
+
+
+def comparison_line(difference: PairedDifference, other: str, k: int) -> str:
+    """Writes the difference from another drafter as a sentence, and how many prompts would show a small one."""
+    interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
+    if difference.shown:
+        line = (
+            f"{difference.mean:+.3f} (95% {interval}) {'over' if difference.mean > 0 else 'against'} {other} at K={k}"
+        )
+    else:
+        line = f"no difference from {other} shown at K={k} (95% {interval})"
+    return f"{line}; {difference.prompts_for_share:,} prompts would show {SHARE:.0%}"
 
 
 def _speed_note(settings: Sequence[Setting]) -> list[Note]:

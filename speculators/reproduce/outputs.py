@@ -159,8 +159,8 @@ def _train(pair: RunPair) -> list[Finding]:
 # Keys of a benchmark that say whose result it is, where it was measured, and how fast it went.
 _PLACES = ("fingerprint", "speculator", "verifier", "device", "threads", "others", "format")
 _TIMED = ("speed", "drafted_cost")
-# Rounds that `by_prompt` counts as well; older results lack these bins.
-_SORTED = ("by_context", "by_place")
+# Other views of what `by_prompt` and `by_position` count; older results lack them.
+_FURTHER = ("by_context", "by_place", "by_position_interval", "counts_by_prompt", "difference")
 # Values to which a tolerance applies; the rest are counts and intervals, which rounding moves in steps.
 _LENGTHS = ("tau", "live_tau", "predicted_tau", "by_position")
 
@@ -196,7 +196,7 @@ def _results(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, item in value.items():
-            if key not in (*_TIMED, *_SORTED):
+            if key not in (*_TIMED, *_FURTHER):
                 yield from _leaves(f"{path}.{key}", item)
     elif isinstance(value, list):
         for index, item in enumerate(value):

@@ -178,6 +178,37 @@ def test_numbers_are_consistent_with_each_other(measured):
         assert "verifier's own answers" in setting.note
 
 
+def test_counts_of_the_prompts_give_every_rate(measured):
+    """For the speculator and the baseline: sums over prompts are the numbers of the suite, each in its interval."""
+    result, _ = measured
+    for setting in result.settings:
+        for by_prompt, whole in (
+            (setting.counts_by_prompt, setting.exact),
+            (setting.baselines[0].counts_by_prompt, setting.baselines[0].acceptance),
+        ):
+            counts = by_prompt.values()
+            assert sum(each.tokens for each in counts) / sum(each.rounds for each in counts) == pytest.approx(whole.tau)
+            assert sum(each.drafted for each in counts) / whole.rounds == pytest.approx(whole.drafted)
+            assert len(whole.by_position_interval) == setting.num_speculative_tokens
+            for position, (rate, (low, high)) in enumerate(
+                zip(whole.by_position, whole.by_position_interval, strict=True)
+            ):
+                accepted = sum(each.accepted[position] for each in counts)
+                assert accepted / whole.rounds == pytest.approx(rate)
+                assert accepted <= sum(each.reached[position] for each in counts) + 1e-9
+                assert low <= rate <= high
+
+
+def test_the_speculator_is_compared_with_the_baseline_prompt_by_prompt(measured):
+    """The difference is that of the two taus, over all prompts of the suite."""
+    result, _ = measured
+    for setting in result.settings:
+        (ngram,) = setting.baselines
+        assert ngram.difference.mean == pytest.approx(setting.exact.tau - ngram.acceptance.tau)
+        assert ngram.difference.low <= ngram.difference.mean <= ngram.difference.high
+        assert ngram.difference.prompts == 4
+
+
 def test_rounds_by_context_and_by_place_are_those_of_each_prompt(measured):
     """Both ways of sorting them keep every prompt's tokens and rounds, of all its turns."""
     result, _ = measured

@@ -9,7 +9,8 @@ import attrs
 import made_results
 import pytest
 
-from speculators.bench.result import BaselineRow, BenchResult, Setting, drafted_cost
+from speculators.bench.paired import PairedDifference
+from speculators.bench.result import BaselineRow, BenchResult, PromptCounts, Setting, drafted_cost
 from speculators.servers.load import Spread
 from speculators.servers.result import ServedResult
 from speculators.structure.converter import structure
@@ -53,11 +54,23 @@ def test_there_is_no_cost_where_the_difference_is_noise(settings: list[Setting])
 
 def test_a_result_is_read_back_as_it_was_written() -> None:
     """Every field survives JSON; NaN travels as null, derived fields are computed again."""
-    unreached = made_results.acceptance(tau=math.nan, by_position_conditional=(0.5, math.nan, math.nan))
-    row = BaselineRow(name="ngram", acceptance=unreached, live_tau=1.5, speed=made_results.speed())
+    unreached = made_results.acceptance(
+        tau=math.nan, by_position_conditional=(0.5, math.nan, math.nan), by_position_interval=((0.5, math.nan),) * 3
+    )
+    counts = {"a": PromptCounts(tokens=3.0, rounds=2.0, drafted=6.0, reached=(2.0,), accepted=(1.0,))}
+    difference = PairedDifference(mean=0.1, low=0.05, high=0.15, prompts=20, prompts_for_share=30)
+    row = BaselineRow(
+        name="ngram",
+        acceptance=unreached,
+        live_tau=1.5,
+        speed=made_results.speed(),
+        counts_by_prompt=counts,
+        difference=difference,
+    )
     one = made_results.setting(
         by_category={"chat": unreached, "agrees": unreached},
         by_prompt={"a": (3.0, 2.0)},
+        counts_by_prompt=counts,
         baselines=(row,),
         by_context=(made_results.tokens_up_to(128, tau=1.5),),
         by_place=(made_results.tokens_up_to(64, tau=1.5),),
