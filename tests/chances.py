@@ -44,12 +44,20 @@ class Chances:
 def every_outcome(program: Callable[[Chances], Any]) -> Iterator[tuple[Any, float]]:
     """Yields what each run of the program returns, and its probability.
 
-    Meanwhile verification chooses by the `Chances` that it is given in place of a generator.
+    Meanwhile drafters and verification choose by the `Chances` that they are given in place of a generator.
     """
+    multinomial = torch.multinomial
+
+    def draw(p: torch.Tensor, number: int, *, generator: Any = None, **options: Any) -> torch.Tensor:
+        if not isinstance(generator, Chances):
+            return multinomial(p, number, generator=generator, **options)
+        assert number == 1
+        return torch.tensor([generator.pick(p.tolist())])
+
     scripts: list[tuple[int, ...]] = [()]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "multinomial", draw)
         patch.setattr(verify_module, "is_accepted", _is_accepted)
-        patch.setattr(verify_module, "draw", _draw)
         while scripts:
             chances = Chances(scripts.pop())
             result = program(chances)
@@ -60,10 +68,6 @@ def every_outcome(program: Callable[[Chances], Any]) -> Iterator[tuple[Any, floa
 def _is_accepted(p: float, q: float, chances: Chances) -> bool:
     accepted = min(1.0, p / q) if q > 0 else float(p > 0)
     return chances.pick([1.0 - accepted, accepted]) == 1
-
-
-def _draw(p: torch.Tensor, chances: Chances) -> int:
-    return chances.pick(p.tolist())
 
 
 def total_variation(found: torch.Tensor, exact: torch.Tensor) -> float:

@@ -9,7 +9,6 @@ import torch
 from scipy.stats import chisquare
 from torch import nn
 
-from speculators.decoding import verify
 from speculators.drafter import Proposal
 
 DECAY = 0.5
@@ -117,8 +116,7 @@ class ToyDrafter:
         q = torch.softmax(logits / temperature, dim=-1)
         drawn = []
         for _ in range(self.branches):
-            # Looked up at each call: tests that follow every outcome replace it.
-            index = torch.tensor(verify.draw(q, generator))
+            index = torch.multinomial(q, 1, generator=generator)[0]
             full = torch.zeros(self.model.vocab_size).index_put_((ids,), q)
             drawn.append((ids[index], full))
             q = q.index_fill(0, index, 0.0)
