@@ -221,10 +221,10 @@ def _temperature(text: str) -> float | str:
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Collects how the verifier samples and verifies; drops the recipe's keys that the temperatures rule out."""
-    given = {key: getattr(options, key) for key in (*_FILTERS, "verification")}
+    keys = {key: getattr(options, key) for key in (*_FILTERS, "verification")}
     asked = options.temperature
     if asked is None:
-        return given
+        return keys
     if "model" in asked and len(asked) > 1:
         raise RecipeError([Problem("--temperature", "model stands alone: it may bring filters of its own")])
     own = asked == ["model"]
@@ -232,7 +232,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     off = dict.fromkeys(_FILTERS, "none") if own or greedy else {}
     if greedy:
         off["verification"] = "token"
-    chosen = {key: off.get(key) if value is None else value for key, value in given.items()}
+    chosen = {key: off.get(key) if value is None else value for key, value in keys.items()}
     return {"temperature": "model" if own else asked, **chosen}
 
 

@@ -146,17 +146,18 @@ def verify_block(
     size = len(proposal.tokens)
     if proposal.parents.tolist() != list(range(-1, size - 1)):
         raise VerifierError("a drafted tree cannot be verified as a block", hint='benchmark.verification = "token"')
-    p = torch.softmax(filtered(logits.float() / temperature, token_filter), dim=-1)
-    tokens = proposal.tokens.to(p.device)[:, None]  # [K, 1]
-    q = torch.zeros_like(p[:-1]).scatter(-1, tokens, 1.0) if proposal.probs is None else proposal.probs  # [K, V]
-    reach = [1.0]
-    for wanted, drafted in zip(p[:-1].gather(-1, tokens).tolist(), q.gather(-1, tokens).tolist(), strict=True):
-        reach.append(min(1.0, reach[-1] * wanted[0] / drafted[0]))
-    left = (torch.tensor(reach[:-1], device=p.device)[:, None] * p[:-1] - q).clamp_min(0.0).sum(dim=-1).tolist()
-    # Numerator and denominator of the probability that each prefix passes.
-    odds = [*((rest, rest + 1.0 - r) for rest, r in zip(left, reach, strict=False)), (reach[-1], 1.0)]
-    accepted = next((length for length in range(size, 0, -1) if is_accepted(*odds[length], generator)), 0)
-    own = p[-1] if accepted == size else residual(reach[accepted] * p[accepted], q[accepted], int(tokens[accepted]))
+    p = torch.softmax(filtered(logits.float() / temperature, token_filter), dim=-1)  # [K + 1, V]
+    drafts = proposal.tokens.to(p.device)[:, None]  # [K, 1]
+    q = torch.zeros_like(p[:-1]).scatter(-1, drafts, 1.0) if proposal.probs is None else proposal.probs  # [K, V]
+    ratios = p[:-1].gather(-1, drafts).double() / q.gather(-1, drafts)  # [K, 1]
+    r = [1.0]
+    for ratio in ratios[:, 0].tolist():
+        r.append(min(1.0, r[-1] * ratio))
+    s = (torch.tensor(r[:-1], device=p.device)[:, None] * p[:-1] - q).clamp_min(0.0).sum(dim=-1).tolist()
+    # Numerator and denominator of the probability that the prefix of each length passes.
+    odds = [*((s[i], s[i] + 1.0 - r[i]) for i in range(size)), (r[size], 1.0)]
+    accepted = next((i for i in range(size, 0, -1) if is_accepted(*odds[i], generator)), 0)
+    own = p[size] if accepted == size else residual(r[accepted] * p[accepted], q[accepted], int(drafts[accepted]))
     return Verification(tuple(range(accepted)), draw(own, generator))
 
 

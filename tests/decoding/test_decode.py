@@ -16,6 +16,7 @@ from speculators.decoding import verify as verify_module
 from speculators.decoding.hybrid import HybridDrafter
 from speculators.decoding.loop import Round, decode
 from speculators.decoding.ngram import NgramDrafter
+from speculators.decoding.suffix import SuffixDrafter
 from speculators.decoding.target import CachedVerifier
 from speculators.drafter import Proposal, chain
 from speculators.errors import VerifierError
@@ -71,7 +72,7 @@ def _run(model, drafter, prompt, **options):
     return decode(CachedVerifier(model, layer_ids), drafter, torch.tensor(prompt), **options)
 
 
-@pytest.mark.parametrize("kind", ["plain", "trained", "random", "adversarial", "tree", "ngram"])
+@pytest.mark.parametrize("kind", ["plain", "trained", "random", "adversarial", "tree", "ngram", "suffix", "hybrid"])
 def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained, responses, forward):
     """With any drafter, good or bad, the float32 output is that of full forwards without cache or drafts."""
     drafter = {
@@ -81,6 +82,8 @@ def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained
         "adversarial": _adversary(trained).draft,
         "tree": lambda: ToyDrafter(trained, branches=3),
         "ngram": NgramDrafter,
+        "suffix": SuffixDrafter,
+        "hybrid": lambda: HybridDrafter(NgramDrafter(), trained.draft()),
     }[kind]()
     for prompt, response in zip(PROMPTS, responses, strict=True):
         assert list(_run(model, drafter, prompt).tokens) == response
