@@ -170,7 +170,7 @@ def _train_inputs(recipe: Recipe, suite_values: Callable[[], list[dict[str, Any]
         if not bench.suites:
             return {"chosen_on": None}
         first = [suite_values()[0], max(bench.num_speculative_tokens), bench.temperatures[0]]
-        how = [bench.token_filter.on] if bench.token_filter.on else []
+        how: list[Any] = [bench.token_filter.on] if bench.token_filter.on else []
         how += [bench.verification] if bench.block_verification else []
         return {"chosen_on": [*first, *how] if samples else first}
 
