@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch comes with it
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
-_PROCESS_OPTIONS = ("live", "against", "set", "details")
+_PROCESS_OPTIONS = ("live", "against", "set", "details", "verification")
 # Forms of the table, each an option.
 _FORMS = {"csv": "all numbers as CSV", "md": "a Markdown table", "latex": "a LaTeX table"}
 _FILTERS = ("top_p", "top_k", "min_p")
@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", metavar="N", type=int, help="above temperature 0, from the N most probable tokens")
     text = "above temperature 0, from tokens with at least this share of the most probable token's probability"
     parser.add_argument("--min-p", metavar="P", type=float, help=text)
+    text = "above temperature 0, judges the drafts of a round token by token, or together as a block"
+    parser.add_argument("--verification", choices=("token", "block"), help=text)
     parser.add_argument("--prompts", metavar="N", type=count, help="only the first N prompts of each suite")
     parser.add_argument("--live", metavar="N", type=count, help="number of prompts to confirm by live decoding")
     text = "drafters to measure as well: ngram, suffix, hybrid:ngram or hybrid:suffix (the speculator drafts where the "
@@ -159,9 +161,9 @@ def _compare(speculators: Sequence[SavedSpeculator], section: BenchmarkSection, 
 
 
 def _of_run(speculator: SavedSpeculator, section: BenchmarkSection, options: argparse.Namespace) -> bool:
-    """Whether a run keeps the result: it must be of its own verifier, decoding and filters, on whole suites."""
+    """Whether a run keeps the result: it must be of its own verifier, decoding and sampling, on whole suites."""
     other = options.verifier or options.prompts or speculator.decoding
-    return not (other or speculator.run is None or _other_filters(section, speculator.recipe))
+    return not (other or speculator.run is None or _other_sampling(section, speculator.recipe))
 
 
 def _distinct_names(speculators: Sequence[SavedSpeculator], paths: Sequence[Path]) -> list[str]:
@@ -209,7 +211,7 @@ def _serve(options: argparse.Namespace) -> int:
         )
     if not options.json:
         console().print(served_tables(result, wide=options.wide), crop=False)
-    run_folder = None if _other_filters(section, recipe) else speculator.run
+    run_folder = None if _other_sampling(section, recipe) else speculator.run
     file = None if run_folder is None else file_served(run_folder, result)
     document = result.to_json()
     if options.json:
@@ -296,25 +298,30 @@ def _temperature(text: str) -> float | str:
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    """Collects how the verifier samples; drops the recipe's filters where the temperatures allow none."""
-    filters = {key: getattr(options, key) for key in _FILTERS}
+    """Collects how the verifier samples and verifies; drops the recipe's keys that the temperatures rule out."""
+    keys = {key: getattr(options, key) for key in (*_FILTERS, "verification")}
     asked = options.temperature
     if asked is None:
-        return filters
+        return keys
     if "model" in asked and len(asked) > 1:
         raise RecipeError([Problem("--temperature", "model stands alone: it may bring filters of its own")])
     own = asked == ["model"]
-    if own or not any(temperature > 0 for temperature in asked):
-        filters = {key: "none" if value is None else value for key, value in filters.items()}
-    return {"temperature": "model" if own else asked, **filters}
+    greedy = not own and not any(temperature > 0 for temperature in asked)
+    off = dict.fromkeys(_FILTERS, "none") if own or greedy else {}
+    if greedy:
+        off["verification"] = "token"
+    chosen = {key: off.get(key) if value is None else value for key, value in keys.items()}
+    return {"temperature": "model" if own else asked, **chosen}
 
 
-def _other_filters(section: Any, recipe: dict[str, Any] | None) -> bool:
-    """Whether the verifier's filters differ from the run's; greedy decoding has none."""
+def _other_sampling(section: Any, recipe: dict[str, Any] | None) -> bool:
+    """Whether the verifier samples or verifies otherwise than in the run; greedy decoding has one way only."""
     if recipe is None or section.temperature == "model":
         return recipe is not None
     own = {key: recipe["benchmark"].get(key) for key in _FILTERS}
-    return max(section.temperature) > 0 and any(own[key] != getattr(section, key) for key in _FILTERS)
+    # Plans of older runs do not name the rule of verification.
+    own["verification"] = recipe["benchmark"].get("verification", "token")
+    return max(section.temperature) > 0 and any(value != getattr(section, key) for key, value in own.items())
 
 
 def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:

@@ -149,9 +149,9 @@ def _other_measurement(base: Recipe, variant: Recipe, suite: Suite, k: int, temp
     if not (k in theirs.num_speculative_tokens and temperature in theirs.temperatures and suite in theirs.suites):
         message = f"must measure {setting_key(suite.name, k, temperature)}, which decides"
         return [Problem("benchmark", message, "leave it as in the base")]
+    keys = ("top_p", "top_k", "min_p", "verification", "max_new_tokens")
     differing = {
-        **{f"benchmark.{name}": getattr(ours, name) != getattr(theirs, name) for name in ("top_p", "top_k", "min_p")},
-        "benchmark.max_new_tokens": ours.max_new_tokens != theirs.max_new_tokens,
+        **{f"benchmark.{key}": getattr(ours, key) != getattr(theirs, key) for key in keys},
         "verifier": base.verifier != variant.verifier,
     }
     hint = "the difference must come from the drafts alone"

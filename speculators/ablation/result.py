@@ -121,7 +121,7 @@ class AblationResult:
 
 def summarize_ablation(contest: Contest, outcomes: Outcomes) -> AblationResult:
     """Compares each variant with the base, over the seeds that both have."""
-    base = contest.arms[0].name
+    base, section = contest.arms[0].name, contest.arms[0].recipe.benchmark
     measured = (each for each in outcomes.values() if isinstance(each, MeasuredRun))
     prompts = tuple(next((each.setting.by_prompt for each in measured), ()))
     outcomes = {key: _on_same_prompts(outcome, prompts) for key, outcome in outcomes.items()}
@@ -149,7 +149,12 @@ def summarize_ablation(contest: Contest, outcomes: Outcomes) -> AblationResult:
         recipe=contest.ablation.recipe,
         options=contest.ablation.document.set,
         setting=contest.setting,
-        definition=definition(contest.k, contest.temperature, contest.arms[0].recipe.benchmark.token_filter),
+        definition=definition(
+            contest.k,
+            contest.temperature,
+            section.token_filter,
+            block_verification=section.block_verification,
+        ),
         prompts=len(prompts),
         seeds=tuple(seed for seed in contest.seeds if any((arm.name, seed) in outcomes for arm in contest.arms)),
         seed_deviation=pooled.variance**0.5 if pooled.freedom else None,

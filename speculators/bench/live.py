@@ -40,6 +40,7 @@ class LiveSettings:
     Attributes:
         temperature: of the verifier and of the drafts.
         token_filter: tokens that the verifier samples from.
+        block_verification: judges a round's drafts as a block instead of token by token.
         max_new_tokens: length limit of a response; at T = 0 the row's own response is a limit, too.
         stop_ids: tokens that end a response.
         seed: of sampling; each prompt of each contender has its own generator.
@@ -48,6 +49,7 @@ class LiveSettings:
 
     temperature: float
     token_filter: TokenFilter = ALL_TOKENS
+    block_verification: bool = False
     max_new_tokens: int
     stop_ids: frozenset[int]
     seed: int = 0
@@ -124,6 +126,7 @@ class _Decoder:
             num_tokens=self.num_tokens,
             temperature=settings.temperature,
             token_filter=settings.token_filter,
+            block_verification=settings.block_verification,
             generator=torch.Generator(self.engine.device).manual_seed(seed),
             stop_ids=settings.stop_ids,
             longest=row.response.prompt_length + settings.answer_tokens,

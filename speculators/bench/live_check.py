@@ -40,8 +40,8 @@ def check_live(
 ) -> dict[int, Live]:
     """Compares the live decode of the sample with its replay, for each K."""
     ids = tuple(row.response.id for row in sample)
-    ks = context.section.num_speculative_tokens
-    replayed = replay_each(context.model, sample, ks, temperature=temperature)
+    ks, block = context.section.num_speculative_tokens, context.section.block_verification
+    replayed = replay_each(context.model, sample, ks, temperature=temperature, block_verification=block)
     lives = {}
     for k in ks:
         responses = decoded[label(k)]
@@ -112,5 +112,7 @@ def _agree_given_tokens(
         max_new_tokens=section.max_new_tokens,
     )
     k = measured.accepted.shape[1]
-    replayed = replay(context.model, own, k_max=k, temperature=temperature)
+    replayed = replay(
+        context.model, own, k_max=k, temperature=temperature, block_verification=section.block_verification
+    )
     return agree_given_tokens(measured, replayed.acceptance, predicted=replayed.counts(k), level=context.level)

@@ -8,15 +8,23 @@ Let y be the response, p_j the verifier's distribution at a token and q_j the dr
   q(y) * min(1, p(y) / q(y)) = min(q(y), p(y)); dividing by p(y), the probability of emitting y, gives the formula.)
 * If all earlier drafts of a round were accepted, they equal y. So the teacher-forced q_j, with y itself as the draft's
   input, is not an approximation: it is what a live round computes.
+* Block verification judges drafts together, and what it accepted follows from the same ratios: given that y was
+  emitted, the first j drafts were accepted with probability min over i <= j of prod_{l <= i} q_l(y_l) / p_l(y_l), the
+  empty product included. (With r as in `verify_block`, a round drafts y_1..y_j, accepts exactly these and emits y_{j+1}
+  with probability prod_{l <= j} q_l(y_l) * max(r_j p_{j+1}(y_{j+1}) - q_{j+1}(y_{j+1}), 0). Divided by the probability
+  of emitting y_1..y_{j+1} that is M_j - M_{j+1}, with M_j = r_j prod_{l <= j} q_l(y_l) / p_l(y_l), which is that
+  minimum.) It is never less than the product of min(1, q_l(y_l) / p_l(y_l)), which the rule above gives.
 
 `walk` turns these probabilities into tokens, rounds and acceptance by position.
 
-Source: Leviathan, Kalman and Matias 2023, Fast Inference from Transformers via Speculative Decoding (acceptance rule).
+Source: Leviathan, Kalman and Matias 2023, Fast Inference from Transformers via Speculative Decoding (acceptance rule);
+Sun et al. 2403.10444 (block verification).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -96,6 +104,7 @@ def replay(
     *,
     k_max: int,
     temperature: float,
+    block_verification: bool = False,
     row_tokens: int = 2048,
     progress: Progress = ignore,
 ) -> Replayed:
@@ -106,6 +115,7 @@ def replay(
         rows: responses judged at `temperature`.
         k_max: the largest K, drafts per round.
         temperature: of the verifier and of the drafts.
+        block_verification: judges a round's drafts as a block instead of token by token; at T = 0 that is the same.
         row_tokens: responses are packed, as separate documents, into rows of up to this many tokens; a longer response
             has a row of its own.
         progress: receives progress events.
@@ -115,7 +125,8 @@ def replay(
     # A drafter that may stop early accepts nothing past its stop, whatever the teacher-forced logits say there.
     cuts = model if isinstance(model, CutsDrafts) and model.cuts else None
     for pack in map(_Pack.of, _packs(rows, row_tokens)):
-        accepted = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
+        ratios = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
+        accepted = _acceptance(ratios, block_verification=block_verification)
         if cuts is not None:
             drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
             accepted *= torch.arange(k_max) < drafted[:, None]  # [rounds, K_max]
@@ -136,6 +147,7 @@ def replay_each(
     ks: Sequence[int],
     *,
     temperature: float,
+    block_verification: bool = False,
     progress: Progress = ignore,
 ) -> dict[int, Replayed]:
     """Replays for several K: in one pass where that gives all of them, else in one pass for each.
@@ -143,15 +155,17 @@ def replay_each(
     Returns:
         The replay of each K; the same object where one pass was enough.
     """
-    if one_pass(model):
-        return dict.fromkeys(ks, replay(model, rows, k_max=max(ks), temperature=temperature, progress=progress))
-    return {k: replay(model, rows, k_max=k, temperature=temperature, progress=progress) for k in ks}
+    replay_at = partial(
+        replay, model, rows, temperature=temperature, block_verification=block_verification, progress=progress
+    )
+    return dict.fromkeys(ks, replay_at(k_max=max(ks))) if one_pass(model) else {k: replay_at(k_max=k) for k in ks}
 
 
 def replay_deterministic(make: Callable[[], Drafter], rows: Sequence[JudgedResponse], *, k_max: int) -> Replayed:
     """Replays a drafter that reads tokens only and proposes chains without probabilities; no model is needed.
 
-    Its q is a point mass on its draft, so min(1, q(y) / p(y)) is 1 if that is y, else 0, at every temperature.
+    Its q is a point mass on its draft, so q(y) / p(y) is at least 1 if that is y, else 0: what was accepted follows
+    from the tokens, at every temperature, and by either rule of verification.
 
     Args:
         make: makes the drafter, which sees the responses in their order and may remember them.
@@ -282,25 +296,36 @@ class _Pack:
 
 @torch.no_grad()
 def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float) -> torch.Tensor:
-    """Computes the probability that each depth is accepted, [rounds of all responses, K]."""
+    """Computes log q - log p of each emitted token as the draft of each depth, [rounds of all responses, K]."""
     device = model.draft_to_target.device
     place = torch.cat(pack.anchors)
     end = torch.repeat_interleave(pack.end, torch.tensor(pack.rounds))
-    accepted = torch.zeros(len(place), k_max)  # 0 where the response has ended: nothing can be accepted there
+    # q = 0 where the response has ended: nothing can be accepted there.
+    ratios = torch.full((len(place), k_max), -torch.inf)
     depths = model.replay(**pack.batch(device), num_speculative_tokens=k_max)  # K times [S, D]
     for depth, logits in enumerate(depths, start=1):
         # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
         judged = (place + 1 + depth < end).nonzero()[:, 0]
         for part in torch.split(judged, max(1, CHUNKS[device.type].judged_elements // logits.shape[-1])):
             target = place[part] + 1 + depth
-            accepted[part, depth - 1] = _accept(
+            ratios[part, depth - 1] = _log_ratio(
                 logits[place[part].to(device)],
                 pack.tokens[target].to(device),
                 pack.log_p[target].to(device),
                 draft_to_target=model.draft_to_target,
                 temperature=temperature,
             ).cpu()
-    return accepted
+    return ratios
+
+
+def _acceptance(ratios: torch.Tensor, *, block_verification: bool) -> torch.Tensor:
+    """Computes the probability that each depth is accepted, given that all before it were, from log q / p, [n, K]."""
+    if not block_verification:
+        return ratios.clamp_max(0.0).exp()
+    # The logarithm of the probability that the first j drafts are accepted: see the top of this file.
+    together = ratios.cumsum(dim=-1).clamp_max(0.0).cummin(dim=-1).values
+    before = torch.nn.functional.pad(together[:, :-1], (1, 0))
+    return torch.where(together.isneginf(), 0.0, (together - before).exp())
 
 
 @torch.no_grad()
@@ -310,7 +335,7 @@ def _lengths(model: CutsDrafts, pack: _Pack, device: torch.device, *, k_max: int
     return lengths.cpu()[torch.cat(pack.anchors)]
 
 
-def _accept(
+def _log_ratio(
     logits: torch.Tensor,
     tokens: torch.Tensor,
     log_p: torch.Tensor,
@@ -318,7 +343,7 @@ def _accept(
     draft_to_target: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """Computes the probability [n] that a draft was accepted, given the token that was emitted.
+    """Computes log q(y) - log p(y) of emitted tokens y, [n]; at T = 0 either 0 or, if y is not drafted, -inf.
 
     Args:
         logits: [n, D] of the draft.
@@ -328,12 +353,12 @@ def _accept(
         temperature: of both.
     """
     if temperature == 0:
-        return (draft_to_target[logits.argmax(dim=-1)] == tokens).float()
+        return (draft_to_target[logits.argmax(dim=-1)] == tokens).float().log()
     # The inverse map; -1 is a token outside of the draft vocabulary, which is never drafted: its q is 0.
     size = 1 + int(torch.maximum(draft_to_target.max(), tokens.max()))
     target_to_draft = torch.full((size,), -1, device=tokens.device)
     target_to_draft[draft_to_target] = torch.arange(len(draft_to_target), device=tokens.device)
     index = target_to_draft[tokens]
-    # Ratios in log space: p and q are tiny for rare tokens, and exp comes last.
+    # In log space, for p and q are tiny for rare tokens.
     log_q = log_probability(logits.float() / temperature, index.clamp_min(0))
-    return torch.where(index >= 0, (log_q - log_p).clamp_max(0.0).exp(), 0.0)
+    return torch.where(index >= 0, log_q - log_p, -torch.inf)

@@ -224,7 +224,9 @@ def drafted_cost(setting: Setting, settings: Sequence[Setting]) -> float | None:
     return max(0.0, seconds) / (setting.exact.drafted - smallest.exact.drafted) * long.plain or None
 
 
-def definition(num_tokens: int, temperature: float, token_filter: TokenFilter = ALL_TOKENS) -> str:
+def definition(
+    num_tokens: int, temperature: float, token_filter: TokenFilter = ALL_TOKENS, *, block_verification: bool = False
+) -> str:
     """Formats the line that is printed beside every acceptance length.
 
     Results are compared by it, so another wording makes every earlier result incomparable.
@@ -235,10 +237,12 @@ def definition(num_tokens: int, temperature: float, token_filter: TokenFilter = 
         if temperature == 0
         else f"sampled from the draft's own {whole}distribution at T={temperature:g}"
     )
+    # Greedy decoding accepts the same drafts by either rule.
+    rule = ", verified as a block" if block_verification and temperature > 0 else ""
     return (
         "tau = tokens emitted a round, the verifier's own (bonus) token counted; the first token comes from the "
         f"prefill and belongs to no round; K={num_tokens}, {sampling(temperature, token_filter)}; "
-        f"drafts: a chain, {drafts}"
+        f"drafts: a chain, {drafts}{rule}"
     )
 
 

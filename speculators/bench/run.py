@@ -141,14 +141,21 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
         seed=context.seed,
         progress=answering,
     )
-    ks = section.num_speculative_tokens
-    replayed = replay_each(context.model, rows, ks, temperature=temperature, progress=context.pieces.piece())
+    ks, block = section.num_speculative_tokens, section.block_verification
+    replayed = replay_each(
+        context.model,
+        rows,
+        ks,
+        temperature=temperature,
+        block_verification=block,
+        progress=context.pieces.piece(),
+    )
     if not any(len(table) for table in replayed[context.k_max].acceptance):
         raise DataError(
             f"suite {suite}: no response has two tokens of the verifier's own at T={temperature:g}: nothing to measure",
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
-    baselines = {each.name: _replay_baseline(each, rows, replayed, temperature) for each in context.baselines}
+    baselines = {each.name: _replay_baseline(context, each, rows, replayed, temperature) for each in context.baselines}
     clock, lives = _live(context, rows, replayed, temperature) if context.live else ({}, {})
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
@@ -162,7 +169,7 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 prompts_digest=digest,
                 num_speculative_tokens=k,
                 temperature=temperature,
-                definition=definition(k, temperature, section.token_filter),
+                definition=definition(k, temperature, section.token_filter, block_verification=block),
                 note=note,
                 exact=summarize(counts, replayed[k].ids, seed=context.seed),
                 by_category=summarize_categories(replayed[k], counts, seed=context.seed),
@@ -203,10 +210,15 @@ def _live(
 
 
 def _replay_baseline(
-    baseline: Baseline, rows: Sequence[JudgedResponse], speculator: Mapping[int, Replayed], temperature: float
+    context: BenchContext,
+    baseline: Baseline,
+    rows: Sequence[JudgedResponse],
+    speculator: Mapping[int, Replayed],
+    temperature: float,
 ) -> dict[int, Replayed]:
     if baseline.replays is not None:
-        return replay_each(baseline.replays, rows, [*speculator], temperature=temperature)
+        block = context.section.block_verification
+        return replay_each(baseline.replays, rows, [*speculator], temperature=temperature, block_verification=block)
     # One pass for each K: a baseline's drafts may depend on how many tokens it may draft.
     matched = {k: replay_deterministic(baseline.draft, rows, k_max=k) for k in speculator}
     return {k: or_speculator(matched[k], speculator[k]) for k in matched} if baseline.hybrid else matched
@@ -226,6 +238,7 @@ def _decode(
     settings = LiveSettings(
         temperature=temperature,
         token_filter=section.token_filter,
+        block_verification=section.block_verification,
         max_new_tokens=section.live_tokens or section.max_new_tokens,
         stop_ids=frozenset(engine.stop_ids),
         seed=context.seed,

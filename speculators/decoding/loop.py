@@ -88,6 +88,7 @@ def decode(
     num_tokens: int = 0,
     temperature: float = 0.0,
     token_filter: TokenFilter = ALL_TOKENS,
+    block_verification: bool = False,
     generator: torch.Generator | None = None,
     stop_ids: Collection[int] = (),
     listen: OnTokens = unheard,
@@ -103,12 +104,19 @@ def decode(
         num_tokens: tokens drafted per round (K), also in the last one, whose surplus is cut off after verification.
         temperature: 0 is greedy.
         token_filter: tokens that the verifier samples from at a temperature above 0.
+        block_verification: judges a round's drafts as a block instead of token by token.
         generator: source of all randomness at a temperature above 0.
         stop_ids: the response ends with the first of these, which stays in it.
         listen: receives the tokens as they come; its time is counted in no activity but the response's.
         longest: as of `CachedVerifier.prefill`, where the answer is cut at fewer tokens than it could have.
     """
-    judge = functools.partial(verify, temperature=temperature, token_filter=token_filter, generator=generator)
+    judge = functools.partial(
+        verify,
+        temperature=temperature,
+        token_filter=token_filter,
+        block_verification=block_verification,
+        generator=generator,
+    )
     clock = _Clock(verifier.device)
     logits, states = verifier.prefill(prompt, longest=max(longest, len(prompt) + max_new_tokens))
     # The prefill's logits give the first token, which no draft precedes.

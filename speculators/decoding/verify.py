@@ -6,6 +6,7 @@ import attrs
 import torch
 
 from speculators.drafter import Proposal
+from speculators.errors import VerifierError
 from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
 from speculators.verifier.token_filter import filtered
 
@@ -29,6 +30,7 @@ def verify(
     *,
     temperature: float,
     token_filter: TokenFilter = ALL_TOKENS,
+    block_verification: bool = False,
     generator: torch.Generator | None,
 ) -> Verification:
     """Judges a proposal at the given temperature.
@@ -37,10 +39,16 @@ def verify(
         logits: [N + 1, V]: row 0 follows the last verified token, row i + 1 follows node i.
         proposal: None, if nothing was drafted, only yields the verifier's own token.
         token_filter: tokens that the verifier samples from; not used at T = 0.
+        block_verification: judges a chain as a whole instead of token by token; at T = 0 that is the same.
         generator: source of all randomness, on the device of `logits`; not used at T = 0.
+
+    Raises:
+        VerifierError: a tree cannot be judged as a block.
     """
     if temperature == 0:
         return verify_greedy(logits, proposal)
+    if block_verification and proposal is not None:
+        return verify_block(logits, proposal, temperature=temperature, token_filter=token_filter, generator=generator)
     return verify_sampling(logits, proposal, temperature=temperature, token_filter=token_filter, generator=generator)
 
 
@@ -98,17 +106,71 @@ def verify_sampling(
             token = int(proposal.tokens[child])
             q = None if proposal.probs is None else proposal.probs[child]
             drafted = 1.0 if q is None else float(q[token])
-            # u < min(1, p / q), without the division.
-            if float(torch.rand((), generator=generator, device=p.device)) * drafted < float(p[token]):
+            if is_accepted(float(p[token]), drafted, generator):
                 accepted = child
                 break
             # The next sibling is judged by what the verifier still has to give.
             p = residual(p, q, token)
         # No child was accepted: the verifier's own token comes from the last residual.
         if accepted < 0:
-            return Verification(tuple(path), int(torch.multinomial(p, 1, generator=generator)))
+            return Verification(tuple(path), draw(p, generator))
         path.append(accepted)
         node = accepted
+
+
+def verify_block(
+    logits: torch.Tensor,
+    proposal: Proposal,
+    *,
+    temperature: float,
+    token_filter: TokenFilter = ALL_TOKENS,
+    generator: torch.Generator | None,
+) -> Verification:
+    """Accepts a prefix of a chain x_1..x_K by its joint probability: exact, and in expectation no shorter.
+
+    With r_0 = 1, r_i = min(1, r_{i-1} p_i(x_i) / q_i(x_i)) and S_i = sum_x max(r_i p_{i+1}(x) - q_{i+1}(x), 0), the
+    prefix of length i passes with probability S_i / (S_i + 1 - r_i), the whole chain with r_K. The longest that passes
+    is accepted. The verifier's own token then comes from norm(max(r_i p_{i+1} - q_{i+1}, 0)), behind the whole chain
+    from p. As in `verify_sampling`, q may be any distribution, and is a point mass for drafts that were chosen.
+
+    Args:
+        logits: [K + 1, V] as in `verify`.
+        temperature: > 0.
+        token_filter: tokens that the verifier samples from.
+
+    Raises:
+        VerifierError: the proposal is a tree.
+
+    Source: Sun et al. 2403.10444, section 3.
+    """
+    size = len(proposal.tokens)
+    if proposal.parents.tolist() != list(range(-1, size - 1)):
+        raise VerifierError("a drafted tree cannot be verified as a block", hint='benchmark.verification = "token"')
+    p = torch.softmax(filtered(logits.float() / temperature, token_filter), dim=-1)  # [K + 1, V]
+    drafts = proposal.tokens.to(p.device)[:, None]  # [K, 1]
+    q = torch.zeros_like(p[:-1]).scatter(-1, drafts, 1.0) if proposal.probs is None else proposal.probs  # [K, V]
+    ratios = p[:-1].gather(-1, drafts).double() / q.gather(-1, drafts)  # [K, 1]
+    r = [1.0]
+    for ratio in ratios[:, 0].tolist():
+        r.append(min(1.0, r[-1] * ratio))
+    s = (torch.tensor(r[:-1], device=p.device)[:, None] * p[:-1] - q).clamp_min(0.0).sum(dim=-1).tolist()
+    # Numerator and denominator of the probability that the prefix of each length passes.
+    odds = [*((s[i], s[i] + 1.0 - r[i]) for i in range(size)), (r[size], 1.0)]
+    accepted = next((i for i in range(size, 0, -1) if is_accepted(*odds[i], generator)), 0)
+    own = p[size] if accepted == size else residual(r[accepted] * p[accepted], q[accepted], int(drafts[accepted]))
+    return Verification(tuple(range(accepted)), draw(own, generator))
+
+
+def is_accepted(p: float, q: float, generator: torch.Generator | None) -> bool:
+    """Draws True with probability min(1, p / q)."""
+    device = None if generator is None else generator.device
+    # u < min(1, p / q), without the division.
+    return float(torch.rand((), generator=generator, device=device)) * q < p
+
+
+def draw(p: torch.Tensor, generator: torch.Generator | None) -> int:
+    """Draws a token from the distribution p, [V]."""
+    return int(torch.multinomial(p, 1, generator=generator))
 
 
 def residual(p: torch.Tensor, q: torch.Tensor | None, token: int) -> torch.Tensor:

@@ -39,6 +39,10 @@ def comparability(a: DiffSide, b: DiffSide) -> tuple[bool | None, tuple[str, ...
     for key in ("top_p", "top_k", "min_p"):
         if one.get(key) != other.get(key):
             reasons.append(f"the verifier's {key} differ ({one.get(key)} / {other.get(key)})")
+    # The default is not among the inputs.
+    rules = [side.get("verification", "token") for side in (one, other)]
+    if rules[0] != rules[1]:
+        reasons.append(f"drafts are verified by different rules ({' / '.join(rules)})")
     reasons += _conditions_differ(a, b)
     if reasons:
         return False, tuple(reasons)

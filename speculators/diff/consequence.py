@@ -77,6 +77,7 @@ _BY_PREFIX = {
         ("benchmark.top_p", "benchmark.top_k", "benchmark.min_p"),
         "the verifier samples from other tokens, so tau above T = 0 is not comparable",
     ),
+    "benchmark.verification": "drafts are verified by another rule, so tau above T = 0 is not comparable",
     "benchmark.suites": "different prompts, which are also kept out of the training data: the data is prepared again",
     "benchmark": "acceptance is measured again; another largest K or first T also changes which checkpoint is chosen",
 }

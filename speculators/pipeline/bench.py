@@ -48,6 +48,7 @@ def evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
         context.emit(WarningEvent(message=f"acceptance length cannot be measured: {lacking}; {consequence}"))
         return None
     k_max, temperature = max(section.num_speculative_tokens), section.temperatures[0]
+    block = section.block_verification
     smaller = range(1, k_max) if one_pass(model) else []
     rows = suite_rows(context, model.draft().target_layer_ids)
     computing = beside_verifier(getattr(torch, context.recipe.verifier.dtype), context.world.device)
@@ -57,7 +58,7 @@ def evaluation(context: Context, model: SpeculatorModel) -> Evaluate | None:
         if not context.world.is_main:
             return 0.0, {}
         with computing:
-            replayed = replay(model, rows, k_max=k_max, temperature=temperature)
+            replayed = replay(model, rows, k_max=k_max, temperature=temperature, block_verification=block)
         counts = replayed.counts(k_max)
         metrics = {f"accept_{j}": rate for j, rate in enumerate(counts.by_position, start=1)}
         return counts.tau, metrics | {f"{TAU_AT}{k}": replayed.counts(k).tau for k in smaller}

@@ -82,12 +82,12 @@ def _filed(run: Path, section: BenchmarkSection, suite: Suite) -> Mapping[Asked,
         and each.result.max_new_tokens == section.max_new_tokens
         and set(section.baselines) <= {baseline.name for baseline in each.setting.baselines}
     }
-    return {
-        (k, t): filed[k, t]
+    asked = {
+        (k, t): definition(k, t, section.token_filter, block_verification=section.block_verification)
         for t in section.temperatures
         for k in section.num_speculative_tokens
-        if (k, t) in filed and filed[k, t].setting.definition == definition(k, t, section.token_filter)
     }
+    return {key: filed[key] for key, text in asked.items() if key in filed and filed[key].setting.definition == text}
 
 
 def _lacking(section: BenchmarkSection, suite: Suite, filed: Mapping[Asked, FiledSetting]) -> BenchmarkSection | None:
@@ -98,8 +98,8 @@ def _lacking(section: BenchmarkSection, suite: Suite, filed: Mapping[Asked, File
     lacking = tuple(t for t in section.temperatures if any((k, t) not in filed for k in ks))
     if not lacking:
         return None
-    if max(lacking) == 0:  # greedy decoding alone may have no filters
-        section = attrs.evolve(section, top_p=None, top_k=None, min_p=None)
+    if max(lacking) == 0:  # greedy decoding alone may have neither filters nor another rule
+        section = attrs.evolve(section, top_p=None, top_k=None, min_p=None, verification="token")
     return attrs.evolve(section, suites=(suite,), temperature=lacking)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from speculators.errors import ArtifactError, RecipeError
+from speculators.errors import ArtifactError, Problem, RecipeError
 from speculators.facts import VerifierFacts
 from speculators.recipe.checks import check_recipe, check_verifier
 from speculators.recipe.decoder import draft_decoder_config
@@ -135,14 +135,18 @@ def with_own_sampling(section: BenchmarkSection, facts: VerifierFacts) -> Benchm
     """Replaces `temperature = "model"` by the verifier's own temperature and filters.
 
     Raises:
-        RecipeError: the verifier's files do not say how to sample, or contain values that a recipe may not have.
+        RecipeError: the verifier's files do not say how to sample, contain values that a recipe may not have, or are
+            greedy where the section has a key for sampling.
     """
     if section.temperature != "model":
         return section
     own, problems = structure(own_sampling(facts), BenchmarkSection, path=(GENERATION_CONFIG,), file=str(facts.folder))
     if own is None:
         raise RecipeError(problems)
-    return attrs.evolve(section, temperature=own.temperature, top_p=own.top_p, top_k=own.top_k, min_p=own.min_p)
+    try:
+        return attrs.evolve(section, temperature=own.temperature, top_p=own.top_p, top_k=own.top_k, min_p=own.min_p)
+    except ValueError as error:
+        raise RecipeError([Problem("benchmark", str(error))]) from None
 
 
 # What readers of a plan.json rely on: tables of the recipe, stages, and inputs of the benchmark.

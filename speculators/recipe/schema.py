@@ -19,6 +19,7 @@ from speculators.structure import validators
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.origin import Origin
 from speculators.structure.validators import (
+    band,
     between,
     cadence,
     each,
@@ -27,16 +28,12 @@ from speculators.structure.validators import (
     not_empty,
     not_negative,
     one_of,
+    share_above_zero,
 )
 
 # The end of `hardware` where a recipe has not run yet.
 PLANNED = ", planned"
 SINKS = ("tensorboard", "wandb", "mlflow")
-
-
-def _band(_: object, __: attrs.Attribute[Any], value: tuple[float, float]) -> None:
-    if not 1 <= value[0] <= value[1]:
-        raise ValueError(f"must be [low, high] with 1 <= low <= high, got {list(value)}")
 
 
 def _decay(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
@@ -52,11 +49,6 @@ def _shard(_: object, __: attrs.Attribute[Any], value: bool | str) -> None:
 def _temperatures(_: object, __: attrs.Attribute[Any], value: tuple[float, ...] | str) -> None:
     if not isinstance(value, str):
         each(not_negative)(_, __, value)
-
-
-def _share(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
-    if value is not None and not 0 < value <= 1:
-        raise ValueError(f'must be above 0 and at most 1, or "none", got {value!r}')
 
 
 @attrs.frozen(kw_only=True)
@@ -216,6 +208,7 @@ class BenchmarkSection:
         top_k: above temperature 0, the verifier samples from this many most probable tokens.
         min_p: above temperature 0, the verifier samples from tokens with at least this share of the most probable
             token's probability.
+        verification: above temperature 0, judges the drafts of a round "token" by token or together, as a "block".
         max_new_tokens: length of each of the verifier's responses.
         live_prompts: prompts that live decoding measures again in each setting; None for all.
         live_tokens: tokens of each response that live decoding goes through; None for all.
@@ -228,9 +221,10 @@ class BenchmarkSection:
     suites: tuple[Suite, ...] = field(default=())
     num_speculative_tokens: tuple[int, ...] = field(default=(3, 5, 7), validator=each(few))
     temperature: tuple[float, ...] | Literal["model"] = field(default=(0.0,), validator=_temperatures)
-    top_p: float | None = field(default=None, validator=_share, metadata=OFF_BY_DEFAULT)
+    top_p: float | None = field(default=None, validator=share_above_zero, metadata=OFF_BY_DEFAULT)
     top_k: int | None = field(default=None, validator=positive, metadata=OFF_BY_DEFAULT)
-    min_p: float | None = field(default=None, validator=_share, metadata=OFF_BY_DEFAULT)
+    min_p: float | None = field(default=None, validator=share_above_zero, metadata=OFF_BY_DEFAULT)
+    verification: str = field(default="token", validator=one_of("token", "block"), metadata=OFF_BY_DEFAULT)
     max_new_tokens: int = field(default=160, validator=positive)
     live_prompts: int | None = field(default=8, validator=positive)
     live_tokens: int | None = field(default=64, validator=positive)
@@ -256,6 +250,11 @@ class BenchmarkSection:
         return TokenFilter(min_p=self.min_p, top_k=self.top_k, top_p=self.top_p)
 
     @property
+    def block_verification(self) -> bool:
+        """Whether drafts are judged as a block."""
+        return self.verification == "block"
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
         """The temperatures as numbers; raises RecipeError for "model", which only a plan resolves."""
         if isinstance(self.temperature, str):
@@ -264,13 +263,15 @@ class BenchmarkSection:
         return self.temperature
 
     def __attrs_post_init__(self) -> None:
-        if not self.token_filter.on:
-            return
-        names = ", ".join(self.token_filter.on)
+        names = list(self.token_filter.on)
         if self.temperature == "model":
-            raise ValueError(f'{names}: temperature = "model" takes the verifier\'s own; leave it out')
-        if not any(temperature > 0 for temperature in self.temperatures):
-            raise ValueError(f"{names}: greedy decoding does not sample; add a temperature above 0, or leave it out")
+            if names:
+                raise ValueError(f'{", ".join(names)}: temperature = "model" takes the verifier\'s own; leave it out')
+            return
+        names += ["verification"] if self.block_verification else []
+        if names and not any(temperature > 0 for temperature in self.temperatures):
+            hint = "add a temperature above 0, or leave it out"
+            raise ValueError(f"{', '.join(names)}: greedy decoding does not sample; {hint}")
 
 
 @attrs.frozen(kw_only=True)
@@ -282,7 +283,7 @@ class Expect:
         source: the measurement behind the band.
     """
 
-    tau: tuple[float, float] = field(validator=_band)
+    tau: tuple[float, float] = field(validator=band)
     source: str = field(validator=not_empty)
 
 

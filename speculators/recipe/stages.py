@@ -170,10 +170,13 @@ def _train_inputs(recipe: Recipe, suite_values: Callable[[], list[dict[str, Any]
         if not bench.suites:
             return {"chosen_on": None}
         first = [suite_values()[0], max(bench.num_speculative_tokens), bench.temperatures[0]]
-        return {"chosen_on": [*first, bench.token_filter.on] if samples and bench.token_filter.on else first}
+        how: list[Any] = [bench.token_filter.on] if bench.token_filter.on else []
+        how += [bench.verification] if bench.block_verification else []
+        return {"chosen_on": [*first, *how] if samples else first}
 
     samples = bench.temperature == "model" or bench.temperatures[0] > 0
-    keys = ("num_speculative_tokens", "temperature", *(("top_p", "top_k", "min_p") if samples else ()))
+    keys = ["num_speculative_tokens", "temperature"]
+    keys += ["top_p", "top_k", "min_p", "verification"] if samples else []
     choice = tuple(f"benchmark.{key}" for key in keys) if bench.suites else ()
     return (
         Inputs(("algorithm.module",) if recipe.algorithm.module else (), code),

@@ -60,6 +60,18 @@ def share(_: object, __: attrs.Attribute[Any], value: float) -> None:
         raise ValueError(f"must be at least 0 and below 1, got {value!r}")
 
 
+def share_above_zero(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
+    """attrs validator: None, or 0 < value <= 1."""
+    if value is not None and not 0 < value <= 1:
+        raise ValueError(f'must be above 0 and at most 1, or "none", got {value!r}')
+
+
+def band(_: object, __: attrs.Attribute[Any], value: tuple[float, float]) -> None:
+    """attrs validator: [low, high] of an acceptance length, 1 <= low <= high."""
+    if not 1 <= value[0] <= value[1]:
+        raise ValueError(f"must be [low, high] with 1 <= low <= high, got {list(value)}")
+
+
 def matches(pattern: str, what: str) -> Validator:
     """Makes a validator for None or a string that matches `pattern` as a whole; `what` describes it in errors."""
 

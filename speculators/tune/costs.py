@@ -70,6 +70,7 @@ def time_rounds(
     k_max: int,
     temperature: float,
     token_filter: TokenFilter = ALL_TOKENS,
+    block_verification: bool = False,
     seed: int = 0,
     cycles: int = CYCLES,
     progress: Progress = ignore,
@@ -84,6 +85,7 @@ def time_rounds(
         k_max: the largest K.
         temperature: of verifier and drafts.
         token_filter: tokens that the verifier samples from.
+        block_verification: as of `decode`.
         seed: of the order of K, and of sampling.
         cycles: rounds to time for each K.
         progress: receives progress events.
@@ -106,6 +108,7 @@ def time_rounds(
             num_tokens=k_max,
             temperature=temperature,
             token_filter=token_filter,
+            block_verification=block_verification,
             generator=generator,
             stop_ids=frozenset(pair.engine.stop_ids),
         )

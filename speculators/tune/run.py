@@ -63,7 +63,8 @@ def tune_in_process(
     pieces = Pieces(stage="tune", pieces=4, listen=progress)
     rows = _rows(model, engine, section, prompts, seed=seed, progress=pieces.piece(phases=2))
     ks = range(1, k_max + 1)
-    replayed = replay_each(model, rows, ks, temperature=temperature, progress=pieces.piece())
+    block = section.block_verification
+    replayed = replay_each(model, rows, ks, temperature=temperature, block_verification=block, progress=pieces.piece())
     sample = [rows[index] for index in sample_rows(rows, section.live_prompts)]
     if not sample:
         raise DataError(f"suite {suite.name}: no response has two tokens of the verifier's own: nothing to measure")
@@ -74,6 +75,7 @@ def tune_in_process(
         k_max=k_max,
         temperature=temperature,
         token_filter=section.token_filter,
+        block_verification=block,
         seed=seed,
         cycles=cycles,
         progress=pieces.piece(),
@@ -82,6 +84,7 @@ def tune_in_process(
     settings = LiveSettings(
         temperature=temperature,
         token_filter=section.token_filter,
+        block_verification=block,
         max_new_tokens=section.max_new_tokens,
         stop_ids=frozenset(engine.stop_ids),
         seed=seed,

@@ -126,6 +126,25 @@ def test_filters_of_the_verifier_are_in_the_definition_and_live_agrees(engine, s
     assert "sampled from the draft's own whole distribution at T=1" in sampled
 
 
+def test_verification_as_a_block_is_in_the_definition_and_live_agrees(engine, suite, toy):
+    """At T = 1 the same responses need fewer rounds; at T = 0 nothing changes, not even the text."""
+    options = {**FILTERED, "live_prompts": 4, "baselines": ("ngram", "hybrid:ngram")}
+    token, block = (
+        bench(toy, engine, BenchmarkSection(suites=(suite,), verification=rule, **options), name="toy", seed=1)
+        for rule in ("token", "block")
+    )
+    assert block.agrees
+    assert [each.definition for each in token.settings] == [
+        each.definition.removesuffix(", verified as a block") for each in block.settings
+    ]
+    assert token.settings[0].definition == block.settings[0].definition
+    assert block.settings[1].definition.endswith("at T=1, verified as a block")
+    assert token.settings[0].exact.tau == block.settings[0].exact.tau
+    assert token.settings[1].exact.tau < block.settings[1].exact.tau
+    # A point mass is accepted where it is the token that was emitted, by either rule.
+    assert token.settings[1].baselines[0].acceptance.tau == block.settings[1].baselines[0].acceptance.tau
+
+
 def test_answers_that_do_not_follow_the_filter_are_an_error(engine, suite, toy, monkeypatch):
     """A server that overlooks top_p would give another tau without a word."""
     generate = Engine.generate

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import ToySpeculator, greedy_response, hidden_states_of, train_toy
 
-from speculators.bench.counts import count_decoded
+from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
 from speculators.bench.referee import Agreement, agree_by_round, agree_given_tokens, but_for_near_ties
 from speculators.bench.replay import or_speculator, replay, replay_deterministic
@@ -201,6 +201,16 @@ def test_sampled_acceptance_under_a_filter_has_its_p(engine, head, responses, tr
     assert whole.counts(3).tau > 1.05 * replayed.counts(3).tau
 
 
+def test_a_greedy_replay_is_the_same_for_both_rules(rows, trained):
+    """At T = 0 a block is accepted up to its first draft that is not the verifier's argmax."""
+    token, block = (
+        replay(trained, rows, k_max=K_MAX, temperature=0.0, block_verification=rule) for rule in (False, True)
+    )
+    for k in range(1, K_MAX + 1):
+        for field in attrs.fields(Counts):
+            np.testing.assert_array_equal(getattr(token.counts(k), field.name), getattr(block.counts(k), field.name))
+
+
 def test_a_token_outside_of_the_filter_is_counted_and_keeps_a_probability(engine, head, responses):
     """Rounding may move a token across the edge: it was emitted, so it joins the kept ones; others are as before."""
     whole = capture_rows(engine, head, responses[:1], LAYERS, temperature=1.0)[0]
@@ -212,16 +222,24 @@ def test_a_token_outside_of_the_filter_is_counted_and_keeps_a_probability(engine
     assert whole.unlikely == 0
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["token", "block"])
+def block(request):
+    """The rule of verification."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def sampled(engine, rows, trained):
+def sampled(engine, rows, trained, block):
     """Live responses at T = 1, several for each prompt."""
-    settings = LiveSettings(temperature=1.0, max_new_tokens=32, stop_ids=frozenset(engine.stop_ids), seed=3)
+    settings = LiveSettings(
+        temperature=1.0, block_verification=block, max_new_tokens=32, stop_ids=frozenset(engine.stop_ids), seed=3
+    )
     contenders = [Contender(f"K={k}", trained.draft, k) for k in (1, 4)]
     return run_live(engine.model, contenders, rows * 3, settings)
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_at_temperature_one_replay_lies_in_lives_interval(k, engine, head, rows, trained, sampled):
+def test_at_temperature_one_replay_lies_in_lives_interval(k, engine, head, rows, trained, sampled, block):
     """Replay of the tokens that live emitted predicts its rounds within a 99% interval (seeded)."""
     decoded = sampled[f"K={k}"]
     emitted = [
@@ -229,7 +247,7 @@ def test_at_temperature_one_replay_lies_in_lives_interval(k, engine, head, rows,
         for row, each in zip(rows * 3, decoded, strict=True)
     ]
     own = capture_rows(engine, head, emitted, LAYERS, temperature=1.0)
-    replayed = replay(trained, own, k_max=k, temperature=1.0)
+    replayed = replay(trained, own, k_max=k, temperature=1.0, block_verification=block)
     predicted, measured = replayed.counts(k), count_decoded(decoded, k)
     outcome = agree_given_tokens(measured, replayed.acceptance, predicted=predicted, level=0.99)
     assert outcome.agrees, outcome.gap

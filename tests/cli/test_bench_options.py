@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 
 from speculators.cli import bench
+from speculators.errors import RecipeError
 
+BLOCK = ("--verification", "block")
 RECIPE: dict[str, Any] = {"benchmark": {"suites": ["quickstart"], "temperature": [0.0, 0.7], "top_p": 0.9, "top_k": 20}}
 
 
-def section(*arguments: str) -> Any:
+def section(*arguments: str, recipe: dict[str, Any] = RECIPE) -> Any:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    return bench._section(parser.parse_args(["run", *arguments]), RECIPE)
+    return bench._section(parser.parse_args(["run", *arguments]), recipe)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,28 @@ def test_filters_are_the_recipes_unless_they_do_not_go_with_the_temperature(argu
 
 
 @pytest.mark.parametrize(
+    ("arguments", "verification"),
+    [
+        ((), "block"),
+        (("--verification", "token"), "token"),
+        (("--temperature", "1"), "block"),
+        (("--temperature", "model"), "block"),
+        (("--temperature", "0"), "token"),
+    ],
+)
+def test_the_rule_of_verification_is_the_recipes_unless_nothing_is_sampled(arguments, verification):
+    """Greedy decoding accepts the same drafts by either rule, and has the default's name."""
+    recipe = {"benchmark": {**RECIPE["benchmark"], "verification": "block"}}
+    assert section(*arguments, recipe=recipe).verification == verification
+
+
+def test_another_rule_for_greedy_decoding_is_refused():
+    """Asked for by name, it would do nothing."""
+    with pytest.raises(RecipeError, match="verification: greedy decoding does not sample"):
+        section("--temperature", "0", *BLOCK)
+
+
+@pytest.mark.parametrize(
     ("arguments", "other"),
     [
         ((), False),
@@ -42,8 +66,10 @@ def test_filters_are_the_recipes_unless_they_do_not_go_with_the_temperature(argu
         (("--temperature", "1"), False),
         (("--top-p", "0.5"), True),
         (("--temperature", "model"), True),
+        (BLOCK, True),
+        (("--verification", "token"), False),
     ],
 )
-def test_numbers_under_other_filters_are_not_the_runs(arguments, other):
-    """A run keeps one number for each suite, K and T: that of its own filters."""
-    assert bench._other_filters(section(*arguments), RECIPE) is other
+def test_numbers_under_other_sampling_are_not_the_runs(arguments, other):
+    """A run keeps one number for each suite, K and T: that of its own filters and its own rule of verification."""
+    assert bench._other_sampling(section(*arguments), RECIPE) is other

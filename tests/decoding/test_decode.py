@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 import torch
+from chances import Chances, every_outcome, total_variation
 from models.test_mtp import NATIVE
-from toys import ToyDrafter, ToySpeculator, fit_p_value, greedy_response, hidden_states_of, train_toy
+from toys import ToyDrafter, ToySpeculator, greedy_response, hidden_states_of, train_toy
 from transformers import AutoModelForCausalLM
 
 from speculators.decoding import target as target_module
@@ -15,12 +16,17 @@ from speculators.decoding import verify as verify_module
 from speculators.decoding.hybrid import HybridDrafter
 from speculators.decoding.loop import Round, decode
 from speculators.decoding.ngram import NgramDrafter
+from speculators.decoding.suffix import SuffixDrafter
 from speculators.decoding.target import CachedVerifier
 from speculators.drafter import Proposal, chain
 from speculators.errors import VerifierError
+from speculators.recipe.token_filter import TokenFilter
 from speculators.verifier.tiny import make_tiny_verifier
+from speculators.verifier.token_filter import filtered
 
 LENGTH = 40
+# Total variation by rounding of a forward with a cache and one without, in float32.
+ROUNDING = 1e-5
 PROMPTS = [[1, 20, 45, 77, 31], [1, 9, 250], [1, *range(100, 130)], [1, 63, 62, 61, 60, 59, 58]]
 
 
@@ -66,7 +72,7 @@ def _run(model, drafter, prompt, **options):
     return decode(CachedVerifier(model, layer_ids), drafter, torch.tensor(prompt), **options)
 
 
-@pytest.mark.parametrize("kind", ["plain", "trained", "random", "adversarial", "tree", "ngram"])
+@pytest.mark.parametrize("kind", ["plain", "trained", "random", "adversarial", "tree", "ngram", "suffix", "hybrid"])
 def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained, responses, forward):
     """With any drafter, good or bad, the float32 output is that of full forwards without cache or drafts."""
     drafter = {
@@ -76,6 +82,8 @@ def test_greedy_output_is_the_verifiers_own_token_for_token(kind, model, trained
         "adversarial": _adversary(trained).draft,
         "tree": lambda: ToyDrafter(trained, branches=3),
         "ngram": NgramDrafter,
+        "suffix": SuffixDrafter,
+        "hybrid": lambda: HybridDrafter(NgramDrafter(), trained.draft()),
     }[kind]()
     for prompt, response in zip(PROMPTS, responses, strict=True):
         assert list(_run(model, drafter, prompt).tokens) == response
@@ -289,57 +297,68 @@ def test_the_response_has_no_more_than_max_new_tokens(length, model, trained, re
     ]
 
 
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """A verifier with eight tokens, whose distribution over whole responses can be enumerated."""
-    folder = make_tiny_verifier(tmp_path_factory.mktemp("v") / "eight", vocab_size=8, num_hidden_layers=2, seed=3)
+def _few_tokens(folder, **options):
+    folder = make_tiny_verifier(folder / "few", seed=3, pad_token_id=None, **options)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _fit(eight, branches: int, draws: int = 1200, temperature: float = 0.8, hybrid: bool = False) -> float:
-    """Tests live responses of three tokens against all 512 exact probabilities by chi-square."""
-    prompt = [1, 5, 3]
-    every = torch.tensor([[*prompt, *tail] for tail in itertools.product(range(8), repeat=2)])
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A verifier with two tokens, all of whose responses can be followed."""
+    return _few_tokens(tmp_path_factory.mktemp("v"), vocab_size=2, num_hidden_layers=2)
+
+
+def _deviation(model, *, branches: int = 1, hybrid: bool = False, block: bool = False, length: int = 4) -> float:
+    """Computes the total variation between the responses of a decode and the verifier's own, over all outcomes.
+
+    The verifier samples from two tokens at each place, and two are drafted from, so that there are few outcomes."""
+    prompt, temperature, kept, size = [1, 0, 1], 0.8, TokenFilter(top_k=2), model.config.vocab_size
+    every = torch.tensor([[*prompt, *tail] for tail in itertools.product(range(size), repeat=length)])
     with torch.no_grad():
-        log_p = torch.log_softmax(eight(every).logits / temperature, dim=-1)
-    first, second = every[:, 3], every[:, 4]
-    rows = torch.arange(64)
-    exact = (log_p[rows, 2, first] + log_p[rows, 3, second])[:, None] + log_p[:, 4]
-    toy = ToySpeculator(state_size=64, vocab_size=8, target_layer_ids=(0, 2), seed=1)
+        log_p = torch.log_softmax(filtered(model(every).logits / temperature, kept), dim=-1)[:, len(prompt) - 1 : -1]
+    exact = log_p.gather(-1, every[:, len(prompt) :, None]).sum(dim=(1, 2)).double().exp()
+    options = {"draft_to_target": torch.arange(2), "target_layer_ids": (0, 2)}
+    toy = ToySpeculator(state_size=64, vocab_size=size, seed=1, **options)
     toy.sign = 3.0
-    verifier, drafter = CachedVerifier(eight, toy.target_layer_ids), ToyDrafter(toy, branches)
+    verifier, drafter = CachedVerifier(model, toy.target_layer_ids), ToyDrafter(toy, branches)
     if hybrid:
         drafter = HybridDrafter(NgramDrafter(), drafter)
-    generator = torch.Generator().manual_seed(11)
-    seen = torch.zeros(64, 8)
-    options = {"max_new_tokens": 3, "num_tokens": 2, "temperature": temperature, "generator": generator}
-    for _ in range(draws):
-        a, b, c = decode(verifier, drafter, torch.tensor(prompt), **options).tokens
-        seen[8 * a + b, c] += 1
-    return fit_p_value(seen, exact.exp())
+    options = {"max_new_tokens": length, "num_tokens": 2, "temperature": temperature, "token_filter": kept}
+    options["block_verification"] = block
+
+    def respond(chances: Chances) -> tuple[int, ...]:
+        return decode(verifier, drafter, torch.tensor(prompt), generator=chances, **options).tokens
+
+    found = dict.fromkeys(map(tuple, every[:, len(prompt) :].tolist()), 0.0)
+    for tokens, weight in every_outcome(respond):
+        found[tokens] += weight
+    return total_variation(torch.tensor([*found.values()], dtype=torch.float64), exact)
 
 
-def test_sampled_responses_of_a_hybrid_verifier_have_its_exact_distribution(tmp_path):
+SHAPES = {"chain": {}, "block": {"block": True}, "tree": {"branches": 2}, "hybrid": {"hybrid": True}}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sampled_responses_have_the_verifiers_exact_distribution(shape, two):
+    """Chains by either rule, trees, and a look-up beside a speculator leave the distribution exact, with caches."""
+    assert _deviation(two, **SHAPES[shape]) < ROUNDING
+
+
+def test_sampled_responses_of_a_verifier_with_running_states_have_its_exact_distribution(tmp_path):
     """After an accepted draft, a rejected one and none, the states are those of the sampled tokens."""
-    folder = make_tiny_verifier(
-        tmp_path / "v", vocab_size=8, seed=3, model_type="qwen3_5_text", **NATIVE["qwen3_5_text"]
-    )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert _fit(model, 1, draws=400, temperature=1.0) > 0.01
+    model = _few_tokens(tmp_path, vocab_size=4, model_type="qwen3_5_text", **NATIVE["qwen3_5_text"])
+    assert _deviation(model, length=3) < ROUNDING
 
 
-@pytest.mark.parametrize("branches", [1, 2])
-def test_sampled_responses_have_the_verifiers_exact_distribution(branches, eight):
-    """Chains and trees of a drafter far from the verifier leave its distribution exact, live and with caches."""
-    assert _fit(eight, branches) > 0.01
-
-
-def test_a_hybrids_sampled_responses_have_the_verifiers_exact_distribution(eight):
-    """Whether a match proposes or the speculator depends on what was drawn before, and changes no probability."""
-    assert _fit(eight, 1, hybrid=True) > 0.01
-
-
-def test_a_wrong_rule_fails_the_live_distribution_test(eight, monkeypatch):
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_wrong_rule_fails_the_live_distribution_test(shape, two, monkeypatch):
     """The test above finds the fault if the residual is left out."""
     monkeypatch.setattr(verify_module, "residual", lambda p, q, token: p)
-    assert _fit(eight, 1) < 1e-4
+    assert _deviation(two, **SHAPES[shape], length=3) > 100 * ROUNDING
+
+
+def test_a_cache_that_keeps_rejected_drafts_fails_the_live_distribution_test(two, monkeypatch):
+    """The test above finds states that are not those of the sampled tokens."""
+    keep = CachedVerifier.keep
+    monkeypatch.setattr(CachedVerifier, "keep", lambda self, path: keep(self, range(len(self._scored) - 1)))
+    assert _deviation(two, length=3) > 100 * ROUNDING

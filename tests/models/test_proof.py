@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from .proof import (
     fit,
     row_of,
     scramble,
-    world_of_eight_tokens,
+    world_of_three_tokens,
 )
 
 ALGORITHMS = CONFIGS.names()
@@ -132,12 +133,29 @@ def test_saved_and_loaded_drafts_the_same(world, name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """A verifier with eight tokens."""
-    return world_of_eight_tokens(tmp_path_factory.mktemp("eight"))
+def three(tmp_path_factory):
+    """A verifier with three tokens."""
+    return world_of_three_tokens(tmp_path_factory.mktemp("three"))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_sampled_responses_have_the_verifiers_exact_distribution(eight, name):
-    """Samples fit the exact distribution of a verifier with eight tokens, of which five can be drafted."""
-    check_sampling_is_exact(eight, scramble(eight.build(config_of(name), reduced(name, 5))[0]))
+def test_sampled_responses_have_the_verifiers_exact_distribution(three, name):
+    """They have that of a verifier with three tokens, of which two can be drafted."""
+    check_sampling_is_exact(three, scramble(three.build(config_of(name), reduced(name, 2))[0]))
+
+
+def test_a_drafter_that_reports_another_distribution_is_detected(three, monkeypatch):
+    """The test above finds drafts that come from a colder distribution than the drafter says."""
+    model = scramble(three.build(config_of(ALGORITHMS[0]), reduced(ALGORITHMS[0], 2))[0])
+    drafter = model.draft()
+    propose = drafter.propose
+
+    def cold(state, *, temperature, **options):
+        proposal = propose(state, temperature=temperature / 2, **options)
+        warm = proposal.probs.sqrt()
+        return attrs.evolve(proposal, probs=warm / warm.sum(-1, keepdim=True))
+
+    monkeypatch.setattr(drafter, "propose", cold)
+    monkeypatch.setattr(model, "draft", lambda: drafter)
+    with pytest.raises(AssertionError):
+        check_sampling_is_exact(three, model)

@@ -74,7 +74,8 @@ OTHER = {
 FIXED = {
     *("format", "extends", "verifier.sha256", "data.hidden_states", "data.sources[0].revision"),
     *("data.sources[0].subset", "benchmark.suites[0].subset", "benchmark.suites[0].revision"),
-    *("benchmark.top_p", "benchmark.top_k", "benchmark.min_p"),  # they need a temperature above 0: test_sampling.py
+    # They need a temperature above 0: test_sampling.py.
+    *("benchmark.top_p", "benchmark.top_k", "benchmark.min_p", "benchmark.verification"),
     *("data.sources[0].sha256", "algorithm.module", "algorithm.init_from", "schedule.optimizer.adamw_lr"),
 }
 KINDS = {

@@ -289,6 +289,8 @@ def test_file_paths_are_relative_to_the_file_that_contains_them(write: Write, tm
         ("benchmark={temperature=[1.0], top_p=1.5}", "above 0 and at most 1"),
         ("benchmark={temperature=[1.0], top_k=0}", "must be > 0"),
         ("benchmark.top_k=20", "greedy decoding does not sample"),
+        ('benchmark.verification="block"', "verification: greedy decoding does not sample"),
+        ("benchmark={temperature=[1.0], verification='blocks'}", "did you mean 'block'?"),
         ("benchmark={temperature='model', min_p=0.1}", 'temperature = "model" takes the verifier\'s own'),
         ("benchmark.temperature='modell'", 'a list of numbers or one of "model"'),
         ("benchmark.temperature=[-1.0]", "must be >= 0"),

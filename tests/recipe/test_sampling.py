@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
 import pytest
 
 from speculators.diff.comparability import comparability
@@ -49,8 +48,8 @@ def stages(plan: Plan, other: Plan) -> list[str]:
     return [name for name, digest in plan.fingerprints().items() if digest != theirs[name]]
 
 
-@pytest.mark.parametrize("filters", ["top_p=0.9", "top_k=20", "min_p=0.1"])
-def test_a_filter_enters_what_samples(plan_of, filters):
+@pytest.mark.parametrize("filters", ["top_p=0.9", "top_k=20", "min_p=0.1", 'verification="block"'])
+def test_a_filter_or_another_rule_enters_what_samples(plan_of, filters):
     """It changes the benchmark and, through the choice of the best checkpoint, training; no data and no states."""
     plain = plan_of("benchmark.temperature=[1.0]")
     changed = plan_of("benchmark.temperature=[1.0]", f"benchmark.{filters}")
@@ -75,6 +74,22 @@ def test_values_that_restrict_nothing_are_no_filter(plan_of, says):
     assert (benchmark.temperature, str(benchmark.token_filter)) == ((1.0,), "min_p=0.2")
     benchmark = plan_of(MODEL, facts=says(temperature=0, top_k=50)).recipe.benchmark
     assert (benchmark.temperature, str(benchmark.token_filter)) == ((0.0,), "")
+
+
+def test_the_rule_of_verification_stays_where_the_verifier_chooses_the_rest(plan_of, says):
+    """Unless the verifier's own sampling is greedy: then there is nothing to choose, and the recipe must not say so."""
+    block = 'benchmark.verification="block"'
+    assert plan_of(MODEL, block, facts=says(temperature=0.6)).recipe.benchmark.block_verification
+    with pytest.raises(RecipeError, match="verification: greedy decoding does not sample"):
+        plan_of(MODEL, block, facts=says(temperature=0))
+
+
+def test_the_default_rule_changes_no_fingerprint(plan_of):
+    """Runs from before there was a choice are found again."""
+    sampled = "benchmark.temperature=[1.0]"
+    named = plan_of(sampled, 'benchmark.verification="token"')
+    assert named.fingerprints() == plan_of(sampled).fingerprints()
+    assert "verification" not in named.stage("bench").inputs
 
 
 @pytest.mark.parametrize(
@@ -116,11 +131,17 @@ def test_the_unresolved_recipe_has_no_numbers_to_give(write):
         _ = load_recipe(write(), [MODEL]).benchmark.temperatures
 
 
-def test_results_under_different_filters_do_not_compare(plan_of):
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("top_p=0.9", "the verifier's top_p differ (None / 0.9)"),
+        ('verification="block"', "drafts are verified by different rules (token / block)"),
+    ],
+)
+def test_results_that_were_sampled_differently_do_not_compare(plan_of, key, reason):
     """The reason names the key and both values."""
-    recipes = [plan_of("benchmark.temperature=[1.0]", *more) for more in ((), ("benchmark.top_p=0.9",))]
+    recipes = [plan_of("benchmark.temperature=[1.0]", *more) for more in ((), (f"benchmark.{key}",))]
     one, other = (DiffSide.of_recipe(name, plan.recipe, plan) for name, plan in zip("ab", recipes, strict=True))
     comparable, reasons = comparability(one, other)
     assert comparable is False
-    assert reasons == ("the verifier's top_p differ (None / 0.9)",)
-    assert attrs.evolve(recipes[0].recipe.benchmark, top_p=0.9) == recipes[1].recipe.benchmark
+    assert reasons == (reason,)
