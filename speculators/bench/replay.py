@@ -17,6 +17,7 @@ Source: Leviathan, Kalman and Matias 2023, Fast Inference from Transformers via 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -24,11 +25,15 @@ import numpy as np
 import torch
 
 from speculators.bench.counts import Counts
+from speculators.bench.margins import Margins, margins
 from speculators.bench.rows import JudgedResponse, log_probability
 from speculators.bench.walk import walk
 from speculators.chunks import CHUNKS
 from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ProgressEvent, ignore
+
+# (draft logits [n, D], emitted tokens [n], log-probability that the verifier gives them [n]) -> what is kept, [n, F].
+Judge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @runtime_checkable
@@ -113,9 +118,11 @@ def replay(
     tables: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     # A drafter that may stop early accepts nothing past its stop, whatever the teacher-forced logits say there.
-    cuts = model if isinstance(model, CutsDrafts) and model.cuts else None
+    cuts = _cutting(model)
+    judge = partial(_accept, draft_to_target=model.draft_to_target, temperature=temperature)
     for pack in map(_Pack.of, _packs(rows, row_tokens)):
-        accepted = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
+        # 0 where the response has ended: nothing can be accepted there.
+        accepted = _replay_pack(model, pack, judge, k_max=k_max, unjudged=(0.0,))[..., 0]
         if cuts is not None:
             drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
             accepted *= torch.arange(k_max) < drafted[:, None]  # [rounds, K_max]
@@ -125,9 +132,42 @@ def replay(
     return _replayed(tables, rows, lengths if cuts is not None else None)
 
 
+def replay_margins(
+    model: Replays, rows: Sequence[JudgedResponse], *, k_max: int, row_tokens: int = 2048
+) -> list[Margins]:
+    """Replays a speculator at T = 0 and computes the draft's margin of each emitted token.
+
+    Args:
+        model, row_tokens: as in `replay`.
+        rows: responses, whoever produced them: drafts at T = 0 follow from the tokens alone.
+        k_max: K.
+
+    Returns:
+        For each response [L, K]; entry [i, j - 1] is of the token that depth j of a round at anchor i drafts. -inf past
+        the end, outside of the draft vocabulary, and where the drafter has stopped.
+    """
+    tables: list[Margins] = []
+    cuts = _cutting(model)
+    for pack in map(_Pack.of, _packs(rows, row_tokens)):
+
+        def judge(logits: torch.Tensor, tokens: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return margins(logits, _draft_ids(model.draft_to_target, tokens))
+
+        both = _replay_pack(model, pack, judge, k_max=k_max, unjudged=(-torch.inf, 0.0))
+        if cuts is not None:
+            drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
+            both[..., 0].masked_fill_(torch.arange(k_max) >= drafted[:, None], -torch.inf)
+        tables += [Margins(*part.numpy().transpose(2, 0, 1)) for part in torch.split(both, pack.rounds)]
+    return tables
+
+
+def _cutting(model: Replays) -> CutsDrafts | None:
+    return model if isinstance(model, CutsDrafts) and model.cuts else None
+
+
 def one_pass(model: Replays) -> bool:
     """Whether one pass gives all K, because neither the drafts nor their number depend on K."""
-    return not ((isinstance(model, CutsDrafts) and model.cuts) or (isinstance(model, ShapedByK) and model.shaped_by_k))
+    return _cutting(model) is None and not (isinstance(model, ShapedByK) and model.shaped_by_k)
 
 
 def replay_each(
@@ -281,26 +321,28 @@ class _Pack:
 
 
 @torch.no_grad()
-def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float) -> torch.Tensor:
-    """Computes the probability that each depth is accepted, [rounds of all responses, K]."""
+def _replay_pack(
+    model: Replays, pack: _Pack, judge: Judge, *, k_max: int, unjudged: tuple[float, ...]
+) -> torch.Tensor:
+    """Judges each depth, [rounds of all responses, K, F].
+
+    Args:
+        unjudged: the F values of depths past the end of their response.
+    """
     device = model.draft_to_target.device
     place = torch.cat(pack.anchors)
     end = torch.repeat_interleave(pack.end, torch.tensor(pack.rounds))
-    accepted = torch.zeros(len(place), k_max)  # 0 where the response has ended: nothing can be accepted there
+    table = torch.tensor(unjudged).repeat(len(place), k_max, 1)
     depths = model.replay(**pack.batch(device), num_speculative_tokens=k_max)  # K times [S, D]
     for depth, logits in enumerate(depths, start=1):
         # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
         judged = (place + 1 + depth < end).nonzero()[:, 0]
         for part in torch.split(judged, max(1, CHUNKS[device.type].judged_elements // logits.shape[-1])):
             target = place[part] + 1 + depth
-            accepted[part, depth - 1] = _accept(
-                logits[place[part].to(device)],
-                pack.tokens[target].to(device),
-                pack.log_p[target].to(device),
-                draft_to_target=model.draft_to_target,
-                temperature=temperature,
+            table[part, depth - 1] = judge(
+                logits[place[part].to(device)], pack.tokens[target].to(device), pack.log_p[target].to(device)
             ).cpu()
-    return accepted
+    return table
 
 
 @torch.no_grad()
@@ -318,7 +360,7 @@ def _accept(
     draft_to_target: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """Computes the probability [n] that a draft was accepted, given the token that was emitted.
+    """Computes the probability [n, 1] that a draft was accepted, given the token that was emitted.
 
     Args:
         logits: [n, D] of the draft.
@@ -328,12 +370,16 @@ def _accept(
         temperature: of both.
     """
     if temperature == 0:
-        return (draft_to_target[logits.argmax(dim=-1)] == tokens).float()
-    # The inverse map; -1 is a token outside of the draft vocabulary, which is never drafted: its q is 0.
+        return (draft_to_target[logits.argmax(dim=-1)] == tokens).float()[:, None]
+    index = _draft_ids(draft_to_target, tokens)
+    # Ratios in log space: p and q are tiny for rare tokens, and exp comes last.
+    log_q = log_probability(logits.float() / temperature, index.clamp_min(0))
+    return torch.where(index >= 0, (log_q - log_p).clamp_max(0.0).exp(), 0.0)[:, None]
+
+
+def _draft_ids(draft_to_target: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Finds the draft ids [n] of tokens [n]; -1 for a token outside of the draft vocabulary, which is never drafted."""
     size = 1 + int(torch.maximum(draft_to_target.max(), tokens.max()))
     target_to_draft = torch.full((size,), -1, device=tokens.device)
     target_to_draft[draft_to_target] = torch.arange(len(draft_to_target), device=tokens.device)
-    index = target_to_draft[tokens]
-    # Ratios in log space: p and q are tiny for rare tokens, and exp comes last.
-    log_q = log_probability(logits.float() / temperature, index.clamp_min(0))
-    return torch.where(index >= 0, (log_q - log_p).clamp_max(0.0).exp(), 0.0)
+    return target_to_draft[tokens]
