@@ -321,9 +321,7 @@ class _Pack:
 
 
 @torch.no_grad()
-def _replay_pack(
-    model: Replays, pack: _Pack, judge: Judge, *, k_max: int, unjudged: tuple[float, ...]
-) -> torch.Tensor:
+def _replay_pack(model: Replays, pack: _Pack, judge: Judge, *, k_max: int, unjudged: tuple[float, ...]) -> torch.Tensor:
     """Judges each depth, [rounds of all responses, K, F].
 
     Args:

@@ -1,0 +1,210 @@
+"""Audits a running server: every round beside replay's prediction, and other speculators that would explain it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from speculators.bench.margins import Margins, describe_rounding, verifier_margins
+from speculators.bench.replay import replay_margins
+from speculators.bench.rows import JudgedResponse
+from speculators.cpu import sharing_the_cpu
+from speculators.drafter import Replays
+from speculators.events import Progress, ProgressEvent
+from speculators.model import SpeculatorModel
+from speculators.nn.precision import place
+from speculators.pipeline.measure import SavedSpeculator, find_server, load_saved, suite_workloads
+from speculators.recipe.schema import BenchmarkSection
+from speculators.servers.audit import (
+    AGREES,
+    DIFFERS,
+    NEAR_TIE,
+    AuditedRound,
+    AuditResult,
+    Explanation,
+    Prediction,
+    audit_rounds,
+    foreign_tokens,
+    predicted_rounds,
+)
+from speculators.servers.endpoint import Endpoint
+from speculators.servers.patterns import find_patterns
+from speculators.servers.rounds import ServedAnswer, served_answers
+from speculators.verifier.engine import Engine
+from speculators.verifier.weights import load_head
+
+# Share of the rounds that another speculator must predict to be what the server drafts with.
+EXPLAINS = 0.98
+# Rotary thetas that programs assume where a config names none.
+THETAS = (10_000.0, 100_000.0, 500_000.0, 1_000_000.0, 10_000_000.0)
+
+
+@sharing_the_cpu()
+def audit_endpoint(
+    subject: SavedSpeculator,
+    section: BenchmarkSection,
+    *,
+    engine: str,
+    endpoint: Endpoint,
+    model: str | None = None,
+    concurrency: int = 1,
+    num_speculative_tokens: int | None = None,
+    take: int | None = None,
+    progress: Progress,
+) -> AuditResult:
+    """Compares a server's rounds at T = 0 with replay's predictions for the tokens that it emitted.
+
+    Args:
+        engine, endpoint, model, concurrency, num_speculative_tokens, take: as of `measure_endpoint`.
+
+    Raises:
+        SpeculatorsError: speculator or verifier cannot be loaded, or the server fails or hides its rounds.
+    """
+    server = find_server(engine, endpoint, model)
+    workloads = suite_workloads(subject, section, concurrency=concurrency, take=take, progress=progress)
+    parts = [
+        served_answers(server, workload, num_speculative_tokens=num_speculative_tokens, progress=progress)
+        for workload in workloads
+    ]
+    k = parts[0].num_speculative_tokens
+    answers = [answer for part in parts for answer in part.answers]
+    speculator, verifier = load_saved(subject, ks=(k,), progress=progress)
+    trials = _Trials(answers=answers, verifier=verifier, num_tokens=k, progress=progress)
+    rounds, predictions = trials.run(speculator, speculator.draft().target_layer_ids)
+    differing = tuple(each for each in rounds if each.verdict == DIFFERS)
+    foreign, tied = foreign_tokens(predictions)
+    emitted = sum(max(0, len(answer.response.answer) - 1) for answer in answers)
+    return AuditResult(
+        speculator=subject.name,
+        verifier=str(verifier.folder),
+        engine=server.engine.name,
+        version=server.version,
+        model=server.model,
+        endpoint=server.endpoint.url,
+        suites=tuple(workload.suite for workload in workloads),
+        prompts_digests=tuple(workload.suite_digest for workload in workloads),
+        num_speculative_tokens=k,
+        max_new_tokens=section.max_new_tokens,
+        concurrency=concurrency,
+        dtype=str(verifier.dtype).removeprefix("torch."),
+        near_tie=describe_rounding(verifier.dtype),
+        source=parts[0].source,
+        answers=len(answers),
+        tokens=sum(len(answer.response.answer) for answer in answers),
+        foreign_tokens=foreign,
+        tied_tokens=tied,
+        rounds=len(rounds),
+        agreeing=sum(each.verdict == AGREES for each in rounds),
+        near_ties=sum(each.verdict == NEAR_TIE for each in rounds),
+        predicted_tau=_ratio(emitted, predicted_rounds(predictions, k)),
+        served_tau=_ratio(emitted, len(rounds)),
+        differing=differing,
+        patterns=find_patterns(rounds, k),
+        explanations=_explanations(subject, speculator, trials) if differing else (),
+    )
+
+
+def _ratio(tokens: int, rounds: int) -> float:
+    return tokens / rounds if rounds else float("nan")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Trials:
+    """Replays speculators on a server's answers."""
+
+    answers: Sequence[ServedAnswer]
+    verifier: Engine
+    num_tokens: int
+    progress: Progress
+    _captured: dict[tuple[int, ...], Any] = attrs.field(factory=dict, init=False)
+
+    def run(self, model: Replays, layer_ids: Sequence[int]) -> tuple[list[AuditedRound], list[Prediction]]:
+        """Compares all rounds with the predictions of a speculator that reads the states of these layers."""
+        key = tuple(layer_ids)
+        if key not in self._captured:
+            # Only the latest: states of many layers would not fit into memory.
+            self._captured.clear()
+            self._captured[key] = self._capture(key)
+        captured = self._captured[key]
+        drafts = replay_margins(model, [row for row, _ in captured], k_max=self.num_tokens)
+        predictions = [
+            Prediction(draft=draft, verifier=verifier, dtype=self.verifier.dtype)
+            for draft, (_, verifier) in zip(drafts, captured, strict=True)
+        ]
+        return audit_rounds(self.answers, predictions, self.num_tokens), predictions
+
+    def _capture(self, layer_ids: Sequence[int]) -> list[tuple[JudgedResponse, Margins]]:
+        """Captures the states of the server's own tokens, of which none is cut off, and the verifier's margins."""
+        head = load_head(self.verifier.folder, self.verifier.facts).to(self.verifier.device)
+        tokens = [torch.tensor(answer.response.tokens) for answer in self.answers]
+        captured: dict[int, tuple[JudgedResponse, Margins]] = {}
+        for index, states, last in self.verifier.capture_all(tokens, layer_ids):
+            response = self.answers[index].response
+            row = JudgedResponse(response=response, hidden_states=states, log_p=None, cut=0)
+            captured[index] = row, verifier_margins(head, response, last)
+            done = len(captured)
+            self.progress(ProgressEvent(stage="audit", done=done, total=len(tokens), unit="answers", note="capture"))
+        return [captured[index] for index in range(len(tokens))]
+
+
+def _explanations(subject: SavedSpeculator, model: SpeculatorModel, trials: _Trials) -> tuple[Explanation, ...]:
+    """Tries speculators that servers load by mistake; the best first."""
+    with tempfile.TemporaryDirectory() as work:
+        tried = []
+        for what, todo, other, layer_ids in _others(subject, model, trials.verifier, Path(work)):
+            rounds, _ = trials.run(other, layer_ids)
+            agreeing = sum(each.verdict != DIFFERS for each in rounds)
+            explains = agreeing >= EXPLAINS * len(rounds)
+            tried.append(Explanation(what=what, todo=todo, agreeing=agreeing, explains=explains))
+    return tuple(sorted(tried, key=lambda each: -each.agreeing))
+
+
+def _others(
+    subject: SavedSpeculator, model: SpeculatorModel, verifier: Engine, work: Path
+) -> Iterator[tuple[str, str, Replays, Sequence[int]]]:
+    """Yields (difference, remedy, speculator, layers whose states it reads)."""
+    own = model.draft().target_layer_ids
+    config = json.loads((subject.folder / "config.json").read_text(encoding="utf-8"))
+    rope = config.get("transformer_layer_config", {}).get("rope_parameters") or {}
+    for theta in THETAS:
+        if "rope_theta" in rope and rope["rope_theta"] != theta:
+            what = f"it rotates positions with theta {theta:g} instead of {rope['rope_theta']:g}"
+            other = _with_theta(subject.folder, config, theta, work / f"{theta:g}", verifier)
+            yield what, f"serve a config.json with rope_theta {rope['rope_theta']:g}", other, own
+    if len(model.draft_to_target) < verifier.facts.vocab_size:
+        what = "it takes the draft's ids for the verifier's (no d2t)"
+        yield what, "serve a checkpoint with d2t, in a form that this server reads", _WithoutMap(model), own
+    for step in (-1, 1):
+        layer_ids = [layer + step for layer in own]
+        if layer_ids and min(layer_ids) >= 0 and max(layer_ids) <= verifier.num_layers:
+            what = f"it reads the states of layers {layer_ids} instead of {list(own)}"
+            todo = f"serve a config.json with layer ids {list(own)}, counted as this server counts them"
+            yield what, todo, model, layer_ids
+
+
+def _with_theta(folder: Path, config: dict[str, Any], theta: float, copy: Path, verifier: Engine) -> SpeculatorModel:
+    """Loads a speculator with another rotary theta."""
+    layers = config["transformer_layer_config"]
+    rope = {**layers["rope_parameters"], "rope_theta": theta}
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).symlink_to(file.resolve())
+    (copy / "config.json").unlink()
+    changed = {**config, "transformer_layer_config": {**layers, "rope_parameters": rope}}
+    (copy / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+    model = SpeculatorModel.from_pretrained(copy, verifier=verifier.folder)
+    return place(model, verifier.device, beside=verifier.dtype)
+
+
+class _WithoutMap:
+    """A speculator whose draft ids are taken for the verifier's."""
+
+    def __init__(self, model: Replays) -> None:
+        self.draft_to_target = torch.arange(len(model.draft_to_target), device=model.draft_to_target.device)
+        self.replay = model.replay
