@@ -41,8 +41,9 @@ from speculators.verifier.weights import load_head
 
 # Share of the rounds that another speculator must predict to be what the server drafts with.
 EXPLAINS = 0.98
-# Rotary thetas that programs assume where a config names none.
-THETAS = (10_000.0, 100_000.0, 500_000.0, 1_000_000.0, 10_000_000.0)
+# Rotary thetas that programs assume or models have, and what a wrong number of zeros makes of a theta.
+THETAS = (10_000.0, 500_000.0, 1_000_000.0)
+ZEROS = (0.01, 0.1, 10.0, 100.0)
 
 
 @sharing_the_cpu()
@@ -172,11 +173,12 @@ def _others(
     own = model.draft().target_layer_ids
     config = json.loads((subject.folder / "config.json").read_text(encoding="utf-8"))
     rope = config.get("transformer_layer_config", {}).get("rope_parameters") or {}
-    for theta in THETAS:
-        if "rope_theta" in rope and rope["rope_theta"] != theta:
-            what = f"it rotates positions with theta {theta:g} instead of {rope['rope_theta']:g}"
+    if "rope_theta" in rope:
+        right = float(rope["rope_theta"])
+        for theta in sorted({*THETAS, *(right * factor for factor in ZEROS)} - {right}):
+            what = f"it rotates positions with theta {theta:g} instead of {right:g}"
             other = _with_theta(subject.folder, config, theta, work / f"{theta:g}", verifier)
-            yield what, f"serve a config.json with rope_theta {rope['rope_theta']:g}", other, own
+            yield what, f"serve a config.json with rope_theta {right:g}", other, own
     if len(model.draft_to_target) < verifier.facts.vocab_size:
         what = "it takes the draft's ids for the verifier's (no d2t)"
         yield what, "serve a checkpoint with d2t, in a form that this server reads", _WithoutMap(model), own
