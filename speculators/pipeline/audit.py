@@ -104,7 +104,7 @@ def audit_endpoint(
         agreeing=sum(each.verdict == AGREES for each in rounds),
         near_ties=sum(each.verdict == NEAR_TIE for each in rounds),
         predicted_tau=_ratio(emitted, predicted_rounds(predictions, k)),
-        served_tau=_ratio(emitted, len(rounds)),
+        served_tau=_ratio(emitted, sum(len(answer.rounds) for answer in answers)),
         differing=differing,
         patterns=find_patterns(rounds, k),
         explanations=_explanations(subject, speculator, trials) if differing else (),
@@ -179,9 +179,14 @@ def _others(
             what = f"it rotates positions with theta {theta:g} instead of {right:g}"
             other = _with_theta(subject.folder, config, theta, work / f"{theta:g}", verifier)
             yield what, f"serve a config.json with rope_theta {right:g}", other, own
-    if len(model.draft_to_target) < verifier.facts.vocab_size:
+    ids = model.draft_to_target
+    if len(ids) < verifier.facts.vocab_size:
         what = "it takes the draft's ids for the verifier's (no d2t)"
-        yield what, "serve a checkpoint with d2t, in a form that this server reads", _WithoutMap(model), own
+        unmapped = _Remapped(model, torch.arange(len(ids), device=ids.device))
+        yield what, "serve a checkpoint with d2t, in a form that this server reads", unmapped, own
+    # Which other order does not matter: nothing is ever accepted.
+    what = "its drafts are other tokens than the draft means (d2t in another order, or another head)"
+    yield what, "serve the run's own d2t and head", _Remapped(model, ids.flip(0)), own
     for step in (-1, 1):
         layer_ids = [layer + step for layer in own]
         if layer_ids and min(layer_ids) >= 0 and max(layer_ids) <= verifier.num_layers:
@@ -204,9 +209,9 @@ def _with_theta(folder: Path, config: dict[str, Any], theta: float, copy: Path, 
     return place(model, verifier.device, beside=verifier.dtype)
 
 
-class _WithoutMap:
-    """A speculator whose draft ids are taken for the verifier's."""
+class _Remapped:
+    """A speculator whose draft ids stand for other tokens."""
 
-    def __init__(self, model: Replays) -> None:
-        self.draft_to_target = torch.arange(len(model.draft_to_target), device=model.draft_to_target.device)
+    def __init__(self, model: Replays, draft_to_target: torch.Tensor) -> None:
+        self.draft_to_target = draft_to_target
         self.replay = model.replay

@@ -105,7 +105,9 @@ class AuditResult:
         foreign_tokens: tokens that are not the verifier's choice, beyond near ties: the server verifies with another
             model.
         tied_tokens: tokens that are not the verifier's choice, by a near tie.
-        rounds: compared; `agreeing` and `near_ties` of them are as predicted, exactly or but for rounding.
+        rounds: compared; the last of an answer is not, where its chunk does not tell its drafts.
+        agreeing: rounds that are exactly as predicted.
+        near_ties: rounds that are so but for rounding.
         predicted_tau: acceptance length by replay over the server's tokens.
         served_tau: acceptance length of the server.
         differing: the other rounds, in the order of the prompts.
@@ -180,7 +182,7 @@ def audit_rounds(
     return [
         _audited(answer, prediction, number, num_tokens)
         for answer, prediction in zip(answers, predictions, strict=True)
-        for number in range(len(answer.rounds))
+        for number in range(len(answer.rounds) - answer.open_end)
     ]
 
 

@@ -28,6 +28,7 @@ class ServedAnswer:
         has_system: whether its prompt has a system turn.
         rounds: (anchor, accepted) of each round: index in the answer of the last token that was known when it began,
             and accepted drafts up to the end of the answer.
+        open_end: whether it is unknown if the last token of the last round was drafted.
     """
 
     suite: str
@@ -35,6 +36,7 @@ class ServedAnswer:
     turn: int
     has_system: bool
     rounds: tuple[tuple[int, int], ...]
+    open_end: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -83,7 +85,7 @@ def served_answers(
             message = f"{server.endpoint.url} reports no rounds, and sent {chunks} chunks for {counted.rounds:.0f}"
             raise ServerError(f"{message}: which of them accepted what is unknown", hint=DETAILED)
         k = known_num_speculative_tokens(counted, num_speculative_tokens)
-        source = "chunks of each answer, as many as the server counts rounds"
+        source = "chunks of each answer, as many as the server counts rounds, without the last"
     return ServedAnswers(answers=tuple(_answers(server, workload, answers)), num_speculative_tokens=k, source=source)
 
 
@@ -123,6 +125,8 @@ def _answers(server: Server, workload: Workload, answers: dict[str, list[Complet
                     turn=turn,
                     has_system=any(message.role in ("system", "developer") for message in prompt.messages),
                     rounds=tuple(_rounds(server, prompt.id, answer)),
+                    # A chunk of n tokens is n - 1 drafts and the verifier's token, but for what the end cuts off.
+                    open_end=answer.rounds is None,
                 )
             )
     return served
