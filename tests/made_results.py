@@ -210,7 +210,6 @@ def audited_round(**changes: Any) -> AuditedRound:
         "depth": 2,
         "draft_gap": 1.25,
         "verifier_gap": 0.5,
-        "first_margin": 2.0,
     }
     return AuditedRound(**(values | changes))
 

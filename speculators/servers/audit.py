@@ -43,7 +43,6 @@ class AuditedRound:
             token is outside of the draft vocabulary), and where the round agrees.
         verifier_gap: by how much the verifier prefers the emitted token there to the next best; below 0 if it prefers
             another.
-        first_margin: the draft's margin of the first token behind the anchor; None outside of the draft vocabulary.
     """
 
     suite: str
@@ -59,7 +58,6 @@ class AuditedRound:
     depth: int = 0
     draft_gap: float | None = None
     verifier_gap: float | None = None
-    first_margin: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -210,7 +208,6 @@ def _audited(answer: ServedAnswer, prediction: Prediction, number: int, num_toke
     rounding = prediction.draft.rounding(prediction.dtype)[anchor, :limit]
     predicted = int((margins >= 0).cumprod().sum())
     verdict, depth = _verdict(margins, rounding, predicted, served)
-    first = float(margins[0])
     judged = AuditedRound(
         suite=answer.suite,
         prompt=answer.response.id,
@@ -222,7 +219,6 @@ def _audited(answer: ServedAnswer, prediction: Prediction, number: int, num_toke
         predicted=predicted,
         served=served,
         verdict=verdict,
-        first_margin=first if np.isfinite(first) else None,
     )
     if not depth:
         return judged

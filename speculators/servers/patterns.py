@@ -23,7 +23,7 @@ TREND_ERRORS = 4.0
 
 VOCABULARY = "the map from draft ids to tokens (d2t), the draft's head and weights, in the checkpoint that is served"
 POSITIONS = "rope_parameters (theta, scaling) and max_position_embeddings of the checkpoint that is served"
-INPUTS = "the layer ids whose states the draft reads, its norms and its weights, in the checkpoint that is served"
+INPUTS = "layer ids, rope_parameters, norms and weights of the checkpoint that is served"
 PREFILL = "how the server hands the prompt's states and the first token to the draft (chunked prefill, prefix cache)"
 DEPTH = "how the draft's own state, token and position pass from one depth to the next"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from decoding_server import DecodingServer
 from fake_server import served
-from safetensors.torch import load_file, save_file
+from sabotage import SABOTAGES
 
 from speculators.bench.suites import load_suite
 from speculators.config import ProposalConfig, SpeculatorsConfig, VerifierConfig
@@ -109,33 +108,6 @@ def subject(tmp_path_factory) -> Subject:
     return Subject(engine, suite, work / "speculator")
 
 
-def _config(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    def sabotage(folder: Path) -> None:
-        file = folder / "config.json"
-        config = json.loads(file.read_text())
-        change(config)
-        file.write_text(json.dumps(config))
-
-    return sabotage
-
-
-def _permuted_map(folder: Path) -> None:
-    """Leaves the draft vocabulary as it is, but for its order."""
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    ids = tensors["d2t"] + torch.arange(DRAFT_VOCAB)
-    order = torch.randperm(DRAFT_VOCAB, generator=torch.Generator().manual_seed(0))
-    save_file({**tensors, "d2t": ids[order] - torch.arange(DRAFT_VOCAB)}, file)
-
-
-def _later_layers(config: dict[str, Any]) -> None:
-    config["eagle_aux_hidden_state_layer_ids"] = [layer + 1 for layer in LAYERS]
-
-
-def _other_theta(config: dict[str, Any]) -> None:
-    config["transformer_layer_config"]["rope_parameters"]["rope_theta"] = 100.0
-
-
 @pytest.mark.parametrize("details", [True, False])
 def test_a_server_of_the_same_speculator_passes(subject, details, monkeypatch):
     """Every round of our live decode is as replay predicts, by the server's report as by its chunks."""
@@ -148,18 +120,11 @@ def test_a_server_of_the_same_speculator_passes(subject, details, monkeypatch):
     assert result.served_tau == result.predicted_tau > 1.5
 
 
-@pytest.mark.parametrize(
-    ("sabotage", "finding"),
-    [
-        (_config(_later_layers), "it reads the states of layers [2, 3, 4] instead of [1, 2, 3]"),
-        (_config(_other_theta), "it rotates positions with theta 100 instead of 10000"),
-        (_permuted_map, "its drafts are other tokens than the draft means (d2t in another order, or another head)"),
-    ],
-)
-def test_a_sabotaged_speculator_is_named(subject, sabotage, finding, tmp_path):
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_a_sabotaged_speculator_is_named(subject, sabotage, tmp_path):
     """The tokens are right, the rounds differ beyond near ties, and the sabotage alone explains all of them."""
     spoilt = Path(shutil.copytree(subject.folder, tmp_path / "spoilt"))
-    sabotage(spoilt)
+    finding = sabotage(spoilt)
     result = subject.audit(spoilt)
     assert not result.passes
     assert (result.foreign_tokens, result.answers) == (0, 7)

@@ -116,4 +116,3 @@ def test_rounds_that_do_not_make_the_answer_are_refused(workload, counts_chunks)
 def test_anchors_follow_from_what_was_accepted(accepted, tokens, rounds):
     """The first token belongs to no round; each round moves on by its accepted drafts and one."""
     assert place_rounds(accepted, tokens) == rounds
-
