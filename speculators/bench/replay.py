@@ -335,6 +335,8 @@ def _replay_pack(model: Replays, pack: _Pack, judge: Judge, *, k_max: int, unjud
     for depth, logits in enumerate(depths, start=1):
         # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
         judged = (place + 1 + depth < end).nonzero()[:, 0]
+        if not len(judged):
+            continue
         for part in torch.split(judged, max(1, CHUNKS[device.type].judged_elements // logits.shape[-1])):
             target = place[part] + 1 + depth
             table[part, depth - 1] = judge(

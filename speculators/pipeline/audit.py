@@ -14,6 +14,7 @@ import torch
 from speculators.bench.margins import Margins, describe_rounding, verifier_margins
 from speculators.bench.replay import replay_margins
 from speculators.bench.rows import JudgedResponse
+from speculators.bench.suites import prompts_digest
 from speculators.cpu import sharing_the_cpu
 from speculators.drafter import Replays
 from speculators.events import Progress, ProgressEvent
@@ -22,16 +23,13 @@ from speculators.nn.precision import place
 from speculators.pipeline.measure import SavedSpeculator, find_server, load_saved, suite_workloads
 from speculators.recipe.schema import BenchmarkSection
 from speculators.servers.audit import (
-    AGREES,
     DIFFERS,
-    NEAR_TIE,
     AuditedRound,
     AuditResult,
     Explanation,
     Prediction,
+    Tally,
     audit_rounds,
-    foreign_tokens,
-    predicted_rounds,
 )
 from speculators.servers.endpoint import Endpoint
 from speculators.servers.patterns import find_patterns
@@ -79,8 +77,6 @@ def audit_endpoint(
     trials = _Trials(answers=answers, verifier=verifier, num_tokens=k, progress=progress)
     rounds, predictions = trials.run(speculator, speculator.draft().target_layer_ids)
     differing = tuple(each for each in rounds if each.verdict == DIFFERS)
-    foreign, tied = foreign_tokens(predictions)
-    emitted = sum(max(0, len(answer.response.answer) - 1) for answer in answers)
     return AuditResult(
         speculator=subject.name,
         verifier=str(verifier.folder),
@@ -89,30 +85,18 @@ def audit_endpoint(
         model=server.model,
         endpoint=server.endpoint.url,
         suites=tuple(workload.suite for workload in workloads),
-        prompts_digests=tuple(workload.suite_digest for workload in workloads),
+        prompts_digests=tuple(prompts_digest(workload.prompts) for workload in workloads),
         num_speculative_tokens=k,
         max_new_tokens=section.max_new_tokens,
         concurrency=concurrency,
         dtype=str(verifier.dtype).removeprefix("torch."),
         near_tie=describe_rounding(verifier.dtype),
         source=parts[0].source,
-        answers=len(answers),
-        tokens=sum(len(answer.response.answer) for answer in answers),
-        foreign_tokens=foreign,
-        tied_tokens=tied,
-        rounds=len(rounds),
-        agreeing=sum(each.verdict == AGREES for each in rounds),
-        near_ties=sum(each.verdict == NEAR_TIE for each in rounds),
-        predicted_tau=_ratio(emitted, predicted_rounds(predictions, k)),
-        served_tau=_ratio(emitted, sum(len(answer.rounds) for answer in answers)),
+        tally=Tally.of(answers, predictions, rounds, k),
         differing=differing,
         patterns=find_patterns(rounds, k),
         explanations=_explanations(subject, speculator, trials) if differing else (),
     )
-
-
-def _ratio(tokens: int, rounds: int) -> float:
-    return tokens / rounds if rounds else float("nan")
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -47,14 +47,14 @@ def _counts(result: AuditResult) -> Table:
         table.add_column(name, justify="right", header_style="title", no_wrap=True)
     table.add_row(
         str(result.num_speculative_tokens),
-        str(result.answers),
-        str(result.tokens),
-        str(result.rounds),
-        str(result.agreeing),
-        str(result.near_ties),
+        str(result.tally.answers),
+        str(result.tally.tokens),
+        str(result.tally.rounds),
+        str(result.tally.agreeing),
+        str(result.tally.near_ties),
         f"[bad]{len(result.differing)}[/]" if result.differing else "0",
-        number_text(result.served_tau, 3),
-        number_text(result.predicted_tau, 3),
+        number_text(result.tally.served_tau, 3),
+        number_text(result.tally.predicted_tau, 3),
     )
     return table
 
@@ -63,15 +63,15 @@ def _verdict(result: AuditResult) -> Text:
     if result.passes:
         return Text("the server drafts with this speculator: every round is as predicted", style="good")
     lines = []
-    if not result.rounds:
+    if not result.tally.rounds:
         lines.append("the server made no round: there is nothing to compare")
-    if result.foreign_tokens:
-        tokens = f"{result.foreign_tokens} of {result.tokens} tokens are not this verifier's choice"
+    if result.tally.foreign_tokens:
+        tokens = f"{result.tally.foreign_tokens} of {result.tally.tokens} tokens are not this verifier's choice"
         lines.append(f"{tokens}: the server verifies with another model, or another precision")
     if result.differing:
         first = result.differing[0]
         place = f"prompt {first.prompt}, turn {first.turn + 1}, round {first.number + 1}, depth {first.depth}"
-        lines.append(f"{len(result.differing)} of {result.rounds} rounds differ, first {place}")
+        lines.append(f"{len(result.differing)} of {result.tally.rounds} rounds differ, first {place}")
     return Text("\n".join(lines), style="bad")
 
 
@@ -100,12 +100,12 @@ def _explanations(result: AuditResult) -> list[RenderableType]:
     parts: list[RenderableType] = []
     explaining = [each for each in result.explanations if each.explains]
     for each in explaining:
-        parts.append(Text(f"{each.what}: that predicts {each.agreeing} of {result.rounds} rounds", style="bad"))
+        parts.append(Text(f"{each.what}: that predicts {each.agreeing} of {result.tally.rounds} rounds", style="bad"))
         parts.append(Text(f"  {each.todo}"))
     if result.explanations and not explaining:
         parts.append(Text("none of what servers often mistake predicts its rounds; the closest:", style="note"))
         for each in result.explanations[:MOST_TRIED]:
-            parts.append(Text(f"  {each.what}: {each.agreeing} of {result.rounds}", style="note"))
+            parts.append(Text(f"  {each.what}: {each.agreeing} of {result.tally.rounds}", style="note"))
     return parts
 
 

@@ -90,6 +90,78 @@ class Explanation:
     explains: bool
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class Prediction:
+    """What replay says of one answer.
+
+    Attributes:
+        draft: margins of the drafts, [L, >= K] as by `replay_margins`.
+        verifier: margins of the answer's tokens, [L + 1].
+        dtype: in which both were computed.
+    """
+
+    draft: Margins
+    verifier: Margins
+    dtype: torch.dtype
+
+
+@attrs.frozen(kw_only=True)
+class Tally:
+    """Counts of an audit.
+
+    Attributes:
+        answers: of the server.
+        tokens: of all answers.
+        foreign_tokens: tokens that are not the verifier's choice, beyond near ties: the server verifies with another
+            model.
+        tied_tokens: tokens that are not the verifier's choice, by a near tie.
+        rounds: compared; the last of an answer is not, where its chunk does not tell its drafts.
+        agreeing: rounds that are exactly as predicted.
+        near_ties: rounds that are so but for rounding.
+        predicted_tau: acceptance length by replay over the server's tokens.
+        served_tau: acceptance length of the server.
+    """
+
+    answers: int
+    tokens: int
+    foreign_tokens: int
+    tied_tokens: int
+    rounds: int
+    agreeing: int
+    near_ties: int
+    predicted_tau: FloatOrNaN
+    served_tau: FloatOrNaN
+
+    @classmethod
+    def of(
+        cls,
+        answers: Sequence[ServedAnswer],
+        predictions: Sequence[Prediction],
+        rounds: Sequence[AuditedRound],
+        num_tokens: int,
+    ) -> Tally:
+        """Counts what `audit_rounds` compared.
+
+        Args:
+            answers, predictions, num_tokens: as of `audit_rounds`.
+            rounds: its result.
+        """
+        foreign, tied = foreign_tokens(predictions)
+        lengths = [len(answer.response.answer) for answer in answers]
+        emitted = sum(max(0, length - 1) for length in lengths)
+        return cls(
+            answers=len(answers),
+            tokens=sum(lengths),
+            foreign_tokens=foreign,
+            tied_tokens=tied,
+            rounds=len(rounds),
+            agreeing=sum(each.verdict == AGREES for each in rounds),
+            near_ties=sum(each.verdict == NEAR_TIE for each in rounds),
+            predicted_tau=_ratio(emitted, predicted_rounds(predictions, num_tokens)),
+            served_tau=_ratio(emitted, sum(len(answer.rounds) for answer in answers)),
+        )
+
+
 @attrs.frozen(kw_only=True)
 class AuditResult:
     """One audit of a server.
@@ -99,16 +171,8 @@ class AuditResult:
         dtype: in which it predicts.
         near_tie: gaps up to this are rounding.
         source: how the server's rounds are known.
-        answers: of the server, with `tokens` together.
-        foreign_tokens: tokens that are not the verifier's choice, beyond near ties: the server verifies with another
-            model.
-        tied_tokens: tokens that are not the verifier's choice, by a near tie.
-        rounds: compared; the last of an answer is not, where its chunk does not tell its drafts.
-        agreeing: rounds that are exactly as predicted.
-        near_ties: rounds that are so but for rounding.
-        predicted_tau: acceptance length by replay over the server's tokens.
-        served_tau: acceptance length of the server.
-        differing: the other rounds, in the order of the prompts.
+        tally: of its answers, tokens and rounds.
+        differing: rounds that rounding does not explain, in the order of the prompts.
         patterns: what they have in common.
         explanations: other speculators that were tried, the best first; () where the audit passes.
     """
@@ -127,15 +191,7 @@ class AuditResult:
     dtype: str
     near_tie: str
     source: str
-    answers: int
-    tokens: int
-    foreign_tokens: int
-    tied_tokens: int
-    rounds: int
-    agreeing: int
-    near_ties: int
-    predicted_tau: FloatOrNaN
-    served_tau: FloatOrNaN
+    tally: Tally
     differing: tuple[AuditedRound, ...]
     patterns: tuple[Pattern, ...]
     explanations: tuple[Explanation, ...]
@@ -144,27 +200,12 @@ class AuditResult:
     @property
     def passes(self) -> bool:
         """Whether every round and every token is as predicted, but for near ties."""
-        return self.rounds > 0 and not self.differing and not self.foreign_tokens
+        return self.tally.rounds > 0 and not self.differing and not self.tally.foreign_tokens
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values, NaN to null."""
         document: dict[str, Any] = jsonable(attrs.asdict(self))
         return {**document, "passes": self.passes}
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class Prediction:
-    """What replay says of one answer.
-
-    Attributes:
-        draft: margins of the drafts, [L, >= K] as by `replay_margins`.
-        verifier: margins of the answer's tokens, [L + 1].
-        dtype: in which both were computed.
-    """
-
-    draft: Margins
-    verifier: Margins
-    dtype: torch.dtype
 
 
 def audit_rounds(
@@ -185,7 +226,7 @@ def audit_rounds(
 
 
 def predicted_rounds(predictions: Sequence[Prediction], num_tokens: int) -> int:
-    """Counts the rounds that replay needs for the same answers."""
+    """Counts the rounds of replay's own walk along the same answers."""
     tables = [(prediction.draft.values >= 0).astype(np.float64) for prediction in predictions]
     return sum(len(greedy_rounds(table, num_tokens)) for table in tables)
 
@@ -198,6 +239,10 @@ def foreign_tokens(predictions: Sequence[Prediction]) -> tuple[int, int]:
         foreign += int((margins < -rounding).sum())
         tied += int(((margins < 0) & (margins >= -rounding)).sum())
     return foreign, tied
+
+
+def _ratio(tokens: int, rounds: int) -> float:
+    return tokens / rounds if rounds else float("nan")
 
 
 def _audited(answer: ServedAnswer, prediction: Prediction, number: int, num_tokens: int) -> AuditedRound:

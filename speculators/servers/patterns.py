@@ -45,10 +45,10 @@ def find_patterns(rounds: Sequence[AuditedRound], num_tokens: int) -> tuple[Patt
     differing = [each for each in rounds if each.verdict == DIFFERS]
     if not differing:
         return ()
-    found = _never_right(rounds)
-    found = found or [*_shared(rounds, differing), *_one_depth(rounds, differing, num_tokens)]
-    found = found or _growing(rounds, differing) or [_everywhere(rounds, differing)]
-    return (*found, _direction(differing))
+    patterns = _never_right(rounds)
+    patterns = patterns or [*_shared(rounds, differing), *_one_depth(rounds, differing, num_tokens)]
+    patterns = patterns or _growing(rounds, differing) or [_everywhere(rounds, differing)]
+    return (*patterns, _direction(differing))
 
 
 def _never_right(rounds: Sequence[AuditedRound]) -> list[Pattern]:

@@ -10,7 +10,7 @@ from toys import ToySpeculator
 from speculators.bench.margins import Margins, describe_rounding, margins, verifier_margins
 from speculators.bench.replay import replay, replay_margins
 from speculators.bench.responses import capture_rows
-from speculators.bench.rows import Response
+from speculators.bench.rows import Response, shortened
 from speculators.verifier.engine import Engine
 from speculators.verifier.weights import load_head
 
@@ -48,6 +48,14 @@ def test_drafts_with_a_margin_above_0_are_those_that_replay_accepts(rows):
         np.testing.assert_array_equal(each.values >= 0, table > 0)
         assert np.isneginf(each.values[-1, 1:]).all()
     assert any(np.isneginf(each.values[:-2]).any() for each in found)
+
+
+def test_answers_shorter_than_a_draft_have_margins_of_their_own_length(rows):
+    """An answer of one token has no round, and one of two a round with a single judged draft."""
+    toy = ToySpeculator(state_size=96, vocab_size=320, target_layer_ids=LAYERS)
+    found = replay_margins(toy, [shortened(rows[0], 1), shortened(rows[1], 2)], k_max=3)
+    assert [each.values.shape for each in found] == [(0, 3), (1, 3)]
+    assert np.isfinite(found[1].values).tolist() == [[True, False, False]]
 
 
 def test_the_verifier_prefers_each_token_of_its_own_answer(rows, tiny_verifier):

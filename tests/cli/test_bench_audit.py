@@ -38,8 +38,8 @@ def test_an_audit_is_printed_and_filed_beside_the_other_benchmarks(spec: Spec, r
     filed = json.loads(file.read_text())
     assert outcome.json == {**filed, "file": str(file)}
     assert filed["passes"]
-    assert (filed["answers"], filed["differing"]) == (2, [])
-    assert filed["rounds"] == filed["agreeing"] > 0
+    assert (filed["tally"]["answers"], filed["differing"]) == (2, [])
+    assert filed["tally"]["rounds"] == filed["tally"]["agreeing"] > 0
     # Other readers of the run's benchmarks are not disturbed.
     assert spec("bench", run, "--ledger").code == 0
 

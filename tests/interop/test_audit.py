@@ -1,4 +1,4 @@
-"""The audit of a real vLLM server: it passes the run's speculator, and names what is wrong with three sabotaged ones."""
+"""The audit of a real vLLM server: it passes the run's speculator, and names what is wrong with sabotaged ones."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_vllm_drafts_round_for_round_as_replay_predicts(run_of, tmp_path, capsys
     """In float32 every round of every answer accepts what is predicted for the server's own tokens."""
     run = run_of("quickstart_short")
     code, audit = _audit(run, run / "speculator", tmp_path, capsys)
-    assert (code, audit["differing"], audit["foreign_tokens"]) == (0, [], 0)
+    assert (code, audit["differing"], audit["tally"]["foreign_tokens"]) == (0, [], 0)
     assert audit["source"].startswith("metrics.speculative_decoding")
-    assert audit["rounds"] == audit["agreeing"] + audit["near_ties"]
+    assert audit["tally"]["rounds"] == audit["tally"]["agreeing"] + audit["tally"]["near_ties"]
     assert audit["version"].startswith("0.32.0")
     # Else agreement would prove nothing.
-    assert audit["served_tau"] > 1.1
+    assert audit["tally"]["served_tau"] > 1.1
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES)
@@ -48,7 +48,7 @@ def test_vllm_with_a_sabotaged_speculator_is_named(sabotage, run_of, tmp_path, c
     spoilt = Path(shutil.copytree(run / "speculator", tmp_path / "spoilt"))
     finding = sabotage(spoilt)
     code, audit = _audit(run, spoilt, tmp_path, capsys)
-    assert (code, audit["foreign_tokens"]) == (1, 0)
+    assert (code, audit["tally"]["foreign_tokens"]) == (1, 0)
     assert [each["what"] for each in audit["explanations"] if each["explains"]] == [finding]
-    assert audit["served_tau"] < audit["predicted_tau"]
+    assert audit["tally"]["served_tau"] < audit["tally"]["predicted_tau"]
     assert audit["patterns"]

@@ -34,7 +34,7 @@ def test_a_failed_audit_shows_the_first_rounds_what_they_share_and_what_explains
     rounds = tuple(made_results.audited_round(number=number) for number in range(MOST_ROUNDS + 3))
     lines = _printed(
         differing=rounds,
-        agreeing=287,
+        tally=made_results.tally(agreeing=287),
         patterns=(Pattern(what="always depth 2: 11 of 30 rounds that reach it differ", check="its cache"),),
         explanations=(Explanation(what="it reads other layers", todo="serve the run's", agreeing=300, explains=True),),
     )
@@ -59,5 +59,5 @@ def test_without_an_explanation_the_closest_are_shown() -> None:
 
 def test_tokens_of_another_verifier_are_said_to_be_so() -> None:
     """They fail an audit whose rounds all agree."""
-    lines = _printed(foreign_tokens=7)
+    lines = _printed(tally=made_results.tally(foreign_tokens=7))
     assert any(line.startswith("7 of 640 tokens are not this verifier's choice") for line in lines)

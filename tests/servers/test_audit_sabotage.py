@@ -115,9 +115,9 @@ def test_a_server_of_the_same_speculator_passes(subject, details, monkeypatch):
     result = subject.audit(subject.folder, details=details)
     assert result.passes
     assert (result.differing, result.patterns, result.explanations) == ((), (), ())
-    assert (result.answers, result.foreign_tokens) == (7, 0)
+    assert (result.tally.answers, result.tally.foreign_tokens) == (7, 0)
     # Else the sabotaged ones would prove nothing.
-    assert result.served_tau == result.predicted_tau > 1.5
+    assert result.tally.served_tau == result.tally.predicted_tau > 1.5
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES)
@@ -127,11 +127,11 @@ def test_a_sabotaged_speculator_is_named(subject, sabotage, tmp_path):
     finding = sabotage(spoilt)
     result = subject.audit(spoilt)
     assert not result.passes
-    assert (result.foreign_tokens, result.answers) == (0, 7)
+    assert (result.tally.foreign_tokens, result.tally.answers) == (0, 7)
     first = result.differing[0]
     assert first.draft_gap is None or first.draft_gap > 0.001
     best, *others = result.explanations
     assert (best.what, best.explains) == (finding, True)
-    assert best.agreeing >= 0.98 * result.rounds
+    assert best.agreeing >= 0.98 * result.tally.rounds
     assert not any(other.explains for other in others)
-    assert result.served_tau < result.predicted_tau
+    assert result.tally.served_tau < result.tally.predicted_tau

@@ -16,7 +16,7 @@ from speculators.servers.rounds import place_rounds, served_answers
 from speculators.verifier.tokens import load_tokenizer
 
 TOKENS = 12
-# Of the pattern 2, 0, 3, 1, 2: the last round has room for one token, its own.
+# By the pattern 2, 0, 3, 1, 2: the last round has room for one token.
 ROUNDS = ((0, 2), (3, 0), (4, 3), (8, 1), (10, 1))
 
 
