@@ -45,22 +45,19 @@ def test_an_audit_is_printed_and_filed_beside_the_other_benchmarks(spec: Spec, r
 
 
 def test_a_server_that_accepts_other_drafts_fails(spec: Spec, run: Path, verifier: Engine) -> None:
-    """Exit code 1: here its report is altered, so that each answer's first round accepts none."""
+    """Exit code 1: by its report, here altered, the first round of each answer accepts a draft."""
 
     class Altered(DecodingServer):
         def report(self, accepted):
-            return super().report([0] * (sum(accepted) + len(accepted)))
+            tokens = sum(accepted) + len(accepted)
+            return super().report([1, *[0] * (tokens - 2)])
 
-    served_folder = Path(shutil.copytree(run / "speculator", run / "served"))
-    with served(Altered(verifier=verifier, speculator=served_folder)) as fake:
-        outcome = spec(
-            "bench", run, "--engine", "vllm", "--endpoint", fake.url, "--audit", "--suite", "quickstart", "--json"
-        )
-    document = outcome.json
+    with served(Altered(verifier=verifier, speculator=run / "speculator")) as fake:
+        outcome = spec("bench", run, "--engine", "vllm", "--endpoint", fake.url, "--audit", "--prompts", "2", "--json")
     assert outcome.code == 1
-    assert not document["passes"]
-    assert all(each["served"] == 0 < each["predicted"] for each in document["differing"])
-    assert len(document["differing"]) > 0
+    assert not outcome.json["passes"]
+    first = [each for each in outcome.json["differing"] if each["number"] == 0]
+    assert [(each["predicted"], each["served"], each["depth"]) for each in first] == [(0, 1, 1)] * 2
 
 
 @pytest.mark.parametrize(
