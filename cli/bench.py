@@ -21,7 +21,8 @@ from speculators.runs.places import find_run, find_speculator, recipe_of
 from .common import RUN_HELP, add_wide, count, print_json
 
 # Options for a running server, for a measurement in process, and for either.
-_SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency", "audit")
+_SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
+_AUDIT_OPTIONS = ("audit", "server_dtype")
 _PROCESS_OPTIONS = ("live", "against", "set", "details")
 _FILTERS = ("top_p", "top_k", "min_p")
 _COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *_FILTERS, "prompts")
@@ -64,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--concurrency", metavar="N", type=count, help="prompts sent at once (default: 1)")
     text = "compare every round at T = 0 with the prediction for the very tokens that the server emitted, instead"
     served.add_argument("--audit", action="store_true", default=None, help=text)
+    text = "with --audit: what the server computes in, which decides what is rounding (default: the verifier's dtype)"
+    served.add_argument("--server-dtype", choices=("float32", "bfloat16", "float16"), help=text)
     text = "print the numbers that the run predicted, measured and served"
     parser.add_argument("--ledger", action="store_true", help=text)
     text = "add acceptance by length of the context and by place in the answer"
@@ -173,6 +176,7 @@ def _audit(options: argparse.Namespace) -> int:
             model=options.model,
             concurrency=options.concurrency or 1,
             num_speculative_tokens=options.k[0] if options.k else None,
+            server_dtype=options.server_dtype,
             take=take,
             progress=view,
         )
@@ -190,9 +194,8 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses options that the kind of measurement would ignore, and an --out that could not be written."""
-    used = {
-        name for name in (*_SERVER_OPTIONS, *_PROCESS_OPTIONS, *_COMMON_OPTIONS) if getattr(options, name) is not None
-    }
+    known = (*_SERVER_OPTIONS, *_AUDIT_OPTIONS, *_PROCESS_OPTIONS, *_COMMON_OPTIONS)
+    used = {name for name in known if getattr(options, name) is not None}
     faults = []
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         fault = "is a folder" if options.out.is_dir() else f"cannot be written: there is no folder {options.out.parent}"
@@ -208,11 +211,13 @@ def _check(options: argparse.Namespace) -> None:
             faults.append(f"{_flags(ignored)}: measured in process only; leave it out with --endpoint")
         if options.audit and (ignored := used & {"baseline_endpoint", "baseline_model", *_FILTERS}):
             faults.append(f"{_flags(ignored)}: an audit compares rounds at T = 0 alone; leave it out with --audit")
+        if options.server_dtype and not options.audit:
+            faults.append("--server-dtype needs --audit")
         if options.audit and options.temperature not in (None, [0.0]):
             faults.append("--temperature: an audit compares rounds at T = 0: where drafts are drawn, no round follows")
         if options.baseline_model and not options.baseline_endpoint:
             faults.append("--baseline-model needs --baseline-endpoint")
-    elif ignored := used & set(_SERVER_OPTIONS):
+    elif ignored := used & {*_SERVER_OPTIONS, *_AUDIT_OPTIONS}:
         faults.append(f"{_flags(ignored)}: only for a running server: give --engine and --endpoint")
     if faults:
         raise RecipeError([Problem("", fault) for fault in faults])

@@ -81,7 +81,7 @@ class Explanation:
         what: the difference.
         todo: the remedy if it explains the server.
         agreeing: rounds that it predicts, near ties included.
-        explains: whether these are so many that it is the finding.
+        explains: whether it leaves so few of the differing rounds that it is the finding.
     """
 
     what: str
@@ -97,7 +97,7 @@ class Prediction:
     Attributes:
         draft: margins of the drafts, [L, >= K] as by `replay_margins`.
         verifier: margins of the answer's tokens, [L + 1].
-        dtype: in which both were computed.
+        dtype: whose rounding decides what is a near tie.
     """
 
     draft: Margins

@@ -64,6 +64,7 @@ def test_a_server_that_accepts_other_drafts_fails(spec: Spec, run: Path, verifie
     ("options", "fault"),
     [
         (("--audit",), "--audit: only for a running server"),
+        (("--engine", "vllm", "--endpoint", "http://h", "--server-dtype", "float16"), "--server-dtype needs --audit"),
         (
             ("--engine", "vllm", "--endpoint", "http://h", "--audit", "--temperature", "1"),
             "an audit compares rounds at",
