@@ -50,5 +50,6 @@ def test_vllm_with_a_sabotaged_speculator_is_named(sabotage, run_of, tmp_path, c
     code, audit = _audit(run, spoilt, tmp_path, capsys)
     assert (code, audit["tally"]["foreign_tokens"]) == (1, 0)
     assert [each["what"] for each in audit["explanations"] if each["explains"]] == [finding]
-    assert audit["tally"]["served_tau"] < audit["tally"]["predicted_tau"]
+    # By tau alone this goes unnoticed: with the layers one later it is the same to the last digit.
+    assert audit["differing"]
     assert audit["patterns"]

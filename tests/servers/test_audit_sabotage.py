@@ -134,4 +134,3 @@ def test_a_sabotaged_speculator_is_named(subject, sabotage, tmp_path):
     assert (best.what, best.explains) == (finding, True)
     assert result.tally.rounds - best.agreeing <= LEFT * len(result.differing)
     assert not any(other.explains for other in others)
-    assert result.tally.served_tau < result.tally.predicted_tau
