@@ -3,8 +3,9 @@
 With several runs it prints one table, and compares the others with the first, prompt by prompt. The options, or else
 the first run's recipe, say what is measured; what a run holds already is not measured again.
 
-With --engine and --endpoint it measures a running server instead ($SPECULATORS_API_KEY is sent where it is set). Both
-results are filed in the run; --ledger puts predicted, measured and served numbers side by side.
+With --engine and --endpoint it measures a running server instead ($SPECULATORS_API_KEY is sent where it is set), or
+with --audit compares the server with the prediction round for round. Results are filed in the run; --ledger puts
+predicted, measured and served numbers side by side.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # torch comes with it
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
+_AUDIT_OPTIONS = ("audit", "server_dtype")
 _PROCESS_OPTIONS = ("live", "against", "set", "details", "verification")
 # Forms of the table, each an option.
 _FORMS = {"csv": "all numbers as CSV", "md": "a Markdown table", "latex": "a LaTeX table"}
@@ -75,6 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     served.add_argument("--model", metavar="NAME", help="model to measure, if the server offers several")
     served.add_argument("--baseline-model", metavar="NAME", help="the same for the server with the verifier alone")
     served.add_argument("--concurrency", metavar="N", type=count, help="prompts sent at once (default: 1)")
+    text = "compare every round at T = 0 with the prediction for the very tokens that the server emitted, instead"
+    served.add_argument("--audit", action="store_true", default=None, help=text)
+    text = "with --audit: what the server computes in, which decides what is rounding (default: the verifier's dtype)"
+    served.add_argument("--server-dtype", choices=("float32", "bfloat16", "float16"), help=text)
     text = "print the numbers that the run predicted, measured and served"
     parser.add_argument("--ledger", action="store_true", help=text)
     text = "add acceptance by length of the context and by place in the answer"
@@ -88,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.ledger:
         return _ledger(options)
     if options.endpoint:
-        return _serve(options)
+        return _audit(options) if options.audit else _serve(options)
     folders = [find_speculator(each) for each in options.checkpoints]
     recipes = [recipe_of(folder) for folder in folders]
     section, decoding = _section(options, recipes[0]), _decoding(options)
@@ -222,11 +228,49 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(options: argparse.Namespace) -> int:
+    """Audits a running server, files the result in the run, and prints it; exits with 1 if a round differs."""
+    folder = find_speculator(options.checkpoints[0])
+    recipe = recipe_of(folder)
+    from speculators.pipeline.audit import audit_endpoint
+    from speculators.pipeline.measure import SavedSpeculator
+    from speculators.report.audit import audit_tables
+    from speculators.report.console import console
+    from speculators.report.progress import RunView
+    from speculators.runs.benches import file_audit
+    from speculators.servers.endpoint import Endpoint
+
+    take, options.prompts = options.prompts, None
+    speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
+    with RunView(quiet=options.quiet) as view:
+        result = audit_endpoint(
+            speculator,
+            _section(options, recipe),
+            engine=options.engine,
+            endpoint=Endpoint(url=options.endpoint),
+            model=options.model,
+            concurrency=options.concurrency or 1,
+            num_speculative_tokens=options.k[0] if options.k else None,
+            server_dtype=options.server_dtype,
+            take=take,
+            progress=view,
+        )
+    if not options.json:
+        console().print(audit_tables(result), crop=False)
+    file = None if speculator.run is None else file_audit(speculator.run, result)
+    document = result.to_json()
+    if options.json:
+        print_json({**document, "file": file})
+    elif file and not options.quiet:
+        print(f"filed in {file}")
+    _write_out(options, document)
+    return 0 if result.passes else 1
+
+
 def _check(options: argparse.Namespace) -> None:
     """Refuses options that the kind of measurement would ignore, and an --out that could not be written."""
-    used = {
-        name for name in (*_SERVER_OPTIONS, *_PROCESS_OPTIONS, *_COMMON_OPTIONS) if getattr(options, name) is not None
-    }
+    known = (*_SERVER_OPTIONS, *_AUDIT_OPTIONS, *_PROCESS_OPTIONS, *_COMMON_OPTIONS)
+    used = {name for name in known if getattr(options, name) is not None}
     faults = []
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         fault = "is a folder" if options.out.is_dir() else f"cannot be written: there is no folder {options.out.parent}"
@@ -245,9 +289,15 @@ def _check(options: argparse.Namespace) -> None:
             faults.append("--k: a server drafts with one K, which it was started with")
         if ignored := used & set(_PROCESS_OPTIONS):
             faults.append(f"{_flags(ignored)}: measured in process only; leave it out with --endpoint")
+        if options.audit and (ignored := used & {"baseline_endpoint", "baseline_model", *_FILTERS}):
+            faults.append(f"{_flags(ignored)}: an audit compares rounds at T = 0 alone; leave it out with --audit")
+        if options.server_dtype and not options.audit:
+            faults.append("--server-dtype needs --audit")
+        if options.audit and options.temperature not in (None, [0.0]):
+            faults.append("--temperature: an audit compares rounds at T = 0: where drafts are drawn, no round follows")
         if options.baseline_model and not options.baseline_endpoint:
             faults.append("--baseline-model needs --baseline-endpoint")
-    elif ignored := used & set(_SERVER_OPTIONS):
+    elif ignored := used & {*_SERVER_OPTIONS, *_AUDIT_OPTIONS}:
         faults.append(f"{_flags(ignored)}: only for a running server: give --engine and --endpoint")
     if faults:
         raise RecipeError([Problem("", fault) for fault in faults])

@@ -27,6 +27,8 @@ class FakeServer:
         counts_chunks: whether each chunk of an answer counts its tokens.
         foreign: tokens generated for somebody else during each answer.
         undrafted: rounds of each answer that it does not count as drafted.
+        details: whether an answer ends with the drafts that each of its rounds accepted.
+        joins: whether the chunks of two rounds come as one.
         step_seconds: duration of a step by the number of answers under way; None sends each answer at once.
     """
 
@@ -37,6 +39,8 @@ class FakeServer:
     counts_chunks: bool = True
     foreign: int = 0
     undrafted: int = 0
+    details: bool = False
+    joins: bool = False
     step_seconds: Callable[[int], float] | None = None
     under_way: int = 0
     requests: list[dict[str, Any]] = attrs.field(factory=list)
@@ -90,7 +94,9 @@ class FakeServer:
     def events(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yields the events of a streamed answer."""
         done = 0
-        for size in self.steps(request["max_tokens"]):
+        steps = self.steps(request["max_tokens"])
+        accepted = [self.pattern[index % len(self.pattern)] for index in range(len(steps) - 1)]
+        for size in [*steps[:1], sum(steps[1:3]), *steps[3:]] if self.joins else steps:
             choice: dict[str, Any] = {"index": 0, "text": "ab" * size}
             event: dict[str, Any] = {"choices": [choice]}
             if self.counts_chunks:
@@ -98,7 +104,14 @@ class FakeServer:
                 event["usage"] = {"completion_tokens": done + size}
             done += size
             yield event
-        yield {"choices": [], "usage": {"completion_tokens": done}}
+        yield {"choices": [], "usage": {"completion_tokens": done}, **self.report(accepted)}
+
+    def report(self, accepted: Sequence[int]) -> dict[str, Any]:
+        """Builds what vLLM says about the rounds of an answer; it leaves empty lists out."""
+        if not self.details:
+            return {}
+        rounds = {"per_step_accepted": list(accepted)} if accepted else {}
+        return {"metrics": {"speculative_decoding": {"num_spec_steps": len(accepted), "num_spec_tokens": K, **rounds}}}
 
 
 @contextmanager

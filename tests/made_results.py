@@ -8,6 +8,7 @@ from speculators.bench.bins import TokenBin
 from speculators.bench.referee import Agreement
 from speculators.bench.result import Acceptance, BenchResult, Live, Setting
 from speculators.bench.speed import Speed
+from speculators.servers.audit import DIFFERS, AuditedRound, AuditResult, Tally
 from speculators.servers.load import ServingSpeed
 from speculators.servers.result import ServedAcceptance, ServedResult, ServedSetting
 from speculators.tune.result import BatchRange, CandidateK, ServedTuning, TuneResult
@@ -191,3 +192,64 @@ def served_tuning(*schedule: BatchRange) -> ServedTuning:
         schedule=schedule,
         off_from=None,
     )
+
+
+def audited_round(**changes: Any) -> AuditedRound:
+    """Makes a round that accepts one draft fewer than predicted, at depth 2."""
+    values: dict[str, Any] = {
+        "suite": "mine",
+        "prompt": "p1",
+        "turn": 0,
+        "has_system": False,
+        "number": 0,
+        "anchor": 3,
+        "position": 24,
+        "predicted": 2,
+        "served": 1,
+        "verdict": DIFFERS,
+        "depth": 2,
+        "draft_gap": 1.25,
+        "verifier_gap": 0.5,
+    }
+    return AuditedRound(**(values | changes))
+
+
+def tally(**changes: Any) -> Tally:
+    """Makes the counts of an audit that passes, with 300 rounds."""
+    values: dict[str, Any] = {
+        "answers": 20,
+        "tokens": 640,
+        "foreign_tokens": 0,
+        "tied_tokens": 0,
+        "rounds": 300,
+        "agreeing": 298,
+        "near_ties": 2,
+        "predicted_tau": 620 / 300,
+        "served_tau": 620 / 300,
+    }
+    return Tally(**(values | changes))
+
+
+def audit(**changes: Any) -> AuditResult:
+    """Makes an audit that passes."""
+    values: dict[str, Any] = {
+        "speculator": "run",
+        "verifier": "tiny",
+        "engine": "vllm",
+        "version": "1.2.3",
+        "model": "tiny",
+        "endpoint": "http://here",
+        "suites": ("mine",),
+        "prompts_digests": ("d",),
+        "num_speculative_tokens": 3,
+        "max_new_tokens": 32,
+        "concurrency": 1,
+        "dtype": "float32",
+        "near_tie": "0.001 logits (float32)",
+        "source": "metrics.speculative_decoding of each answer",
+        "tally": tally(),
+        "differing": (),
+        "patterns": (),
+        "explanations": (),
+    }
+    return AuditResult(**(values | changes))

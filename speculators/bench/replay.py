@@ -32,11 +32,15 @@ import numpy as np
 import torch
 
 from speculators.bench.counts import Counts
+from speculators.bench.margins import Margins, margins
 from speculators.bench.rows import JudgedResponse, log_probability
 from speculators.bench.walk import walk
 from speculators.chunks import CHUNKS
 from speculators.drafter import Drafter, Replays
 from speculators.events import Progress, ProgressEvent, ignore
+
+# (draft logits [n, D], emitted tokens [n], log-probability that the verifier gives them [n]) -> what is kept, [n, F].
+Judge = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @runtime_checkable
@@ -123,9 +127,11 @@ def replay(
     tables: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     # A drafter that may stop early accepts nothing past its stop, whatever the teacher-forced logits say there.
-    cuts = model if isinstance(model, CutsDrafts) and model.cuts else None
+    cuts = _cutting(model)
+    judge = partial(_log_ratio, draft_to_target=model.draft_to_target, temperature=temperature)
     for pack in map(_Pack.of, _packs(rows, row_tokens)):
-        ratios = _replay_pack(model, pack, k_max=k_max, temperature=temperature)
+        # q = 0 where the response has ended: nothing can be accepted there.
+        ratios = _replay_pack(model, pack, judge, k_max=k_max, unjudged=(-torch.inf,))[..., 0]
         accepted = _acceptance(ratios, block_verification=block_verification)
         if cuts is not None:
             drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
@@ -136,9 +142,42 @@ def replay(
     return _replayed(tables, rows, lengths if cuts is not None else None)
 
 
+def replay_margins(
+    model: Replays, rows: Sequence[JudgedResponse], *, k_max: int, row_tokens: int = 2048
+) -> list[Margins]:
+    """Replays a speculator at T = 0 and computes the draft's margin of each emitted token.
+
+    Args:
+        model, row_tokens: as in `replay`.
+        rows: responses, whoever produced them: drafts at T = 0 follow from the tokens alone.
+        k_max: K.
+
+    Returns:
+        For each response [L, K]; entry [i, j - 1] is of the token that depth j of a round at anchor i drafts. -inf past
+        the end, outside of the draft vocabulary, and where the drafter has stopped.
+    """
+    tables: list[Margins] = []
+    cuts = _cutting(model)
+    for pack in map(_Pack.of, _packs(rows, row_tokens)):
+
+        def judge(logits: torch.Tensor, tokens: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return margins(logits, _draft_ids(model.draft_to_target, tokens))
+
+        both = _replay_pack(model, pack, judge, k_max=k_max, unjudged=(-torch.inf, 0.0))
+        if cuts is not None:
+            drafted = _lengths(cuts, pack, model.draft_to_target.device, k_max=k_max)
+            both[..., 0].masked_fill_(torch.arange(k_max) >= drafted[:, None], -torch.inf)
+        tables += [Margins(*part.numpy().transpose(2, 0, 1)) for part in torch.split(both, pack.rounds)]
+    return tables
+
+
+def _cutting(model: Replays) -> CutsDrafts | None:
+    return model if isinstance(model, CutsDrafts) and model.cuts else None
+
+
 def one_pass(model: Replays) -> bool:
     """Whether one pass gives all K, because neither the drafts nor their number depend on K."""
-    return not ((isinstance(model, CutsDrafts) and model.cuts) or (isinstance(model, ShapedByK) and model.shaped_by_k))
+    return _cutting(model) is None and not (isinstance(model, ShapedByK) and model.shaped_by_k)
 
 
 def replay_each(
@@ -295,27 +334,28 @@ class _Pack:
 
 
 @torch.no_grad()
-def _replay_pack(model: Replays, pack: _Pack, *, k_max: int, temperature: float) -> torch.Tensor:
-    """Computes log q - log p of each emitted token as the draft of each depth, [rounds of all responses, K]."""
+def _replay_pack(model: Replays, pack: _Pack, judge: Judge, *, k_max: int, unjudged: tuple[float, ...]) -> torch.Tensor:
+    """Judges each depth, [rounds of all responses, K, F].
+
+    Args:
+        unjudged: the F values of depths past the end of their response.
+    """
     device = model.draft_to_target.device
     place = torch.cat(pack.anchors)
     end = torch.repeat_interleave(pack.end, torch.tensor(pack.rounds))
-    # q = 0 where the response has ended: nothing can be accepted there.
-    ratios = torch.full((len(place), k_max), -torch.inf)
+    table = torch.tensor(unjudged).repeat(len(place), k_max, 1)
     depths = model.replay(**pack.batch(device), num_speculative_tokens=k_max)  # K times [S, D]
     for depth, logits in enumerate(depths, start=1):
         # The draft at depth j is judged by the token j + 1 places behind the state, if the response has one there.
         judged = (place + 1 + depth < end).nonzero()[:, 0]
+        if not len(judged):
+            continue
         for part in torch.split(judged, max(1, CHUNKS[device.type].judged_elements // logits.shape[-1])):
             target = place[part] + 1 + depth
-            ratios[part, depth - 1] = _log_ratio(
-                logits[place[part].to(device)],
-                pack.tokens[target].to(device),
-                pack.log_p[target].to(device),
-                draft_to_target=model.draft_to_target,
-                temperature=temperature,
+            table[part, depth - 1] = judge(
+                logits[place[part].to(device)], pack.tokens[target].to(device), pack.log_p[target].to(device)
             ).cpu()
-    return ratios
+    return table
 
 
 def _acceptance(ratios: torch.Tensor, *, block_verification: bool) -> torch.Tensor:
@@ -343,7 +383,7 @@ def _log_ratio(
     draft_to_target: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """Computes log q(y) - log p(y) of emitted tokens y, [n]; at T = 0 either 0 or, if y is not drafted, -inf.
+    """Computes log q(y) - log p(y) of emitted tokens y, [n, 1]; at T = 0 either 0 or, if y is not drafted, -inf.
 
     Args:
         logits: [n, D] of the draft.
@@ -353,12 +393,16 @@ def _log_ratio(
         temperature: of both.
     """
     if temperature == 0:
-        return (draft_to_target[logits.argmax(dim=-1)] == tokens).float().log()
-    # The inverse map; -1 is a token outside of the draft vocabulary, which is never drafted: its q is 0.
+        return (draft_to_target[logits.argmax(dim=-1)] == tokens).float().log()[:, None]
+    index = _draft_ids(draft_to_target, tokens)
+    # In log space, for p and q are tiny for rare tokens.
+    log_q = log_probability(logits.float() / temperature, index.clamp_min(0))
+    return torch.where(index >= 0, log_q - log_p, -torch.inf)[:, None]
+
+
+def _draft_ids(draft_to_target: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Finds the draft ids [n] of tokens [n]; -1 for a token outside of the draft vocabulary, which is never drafted."""
     size = 1 + int(torch.maximum(draft_to_target.max(), tokens.max()))
     target_to_draft = torch.full((size,), -1, device=tokens.device)
     target_to_draft[draft_to_target] = torch.arange(len(draft_to_target), device=tokens.device)
-    index = target_to_draft[tokens]
-    # In log space, for p and q are tiny for rare tokens.
-    log_q = log_probability(logits.float() / temperature, index.clamp_min(0))
-    return torch.where(index >= 0, log_q - log_p, -torch.inf)
+    return target_to_draft[tokens]

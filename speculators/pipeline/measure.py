@@ -16,7 +16,6 @@ from speculators.data.template import ChatTemplate
 from speculators.decoding.draft_model import pinned
 from speculators.errors import ArtifactError, Problem, RecipeError, ServerError
 from speculators.events import Progress
-from speculators.facts import VerifierFacts
 from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.pipeline.bench import timed_apart
@@ -37,7 +36,7 @@ from speculators.structure.faults import Invalid
 from speculators.training.world import local_device
 from speculators.verifier.engine import Engine
 from speculators.verifier.hub import fetch_tokenizer
-from speculators.verifier.sources import obtain
+from speculators.verifier.sources import config_facts, obtain
 from speculators.verifier.tokens import folder_stop_ids, load_tokenizer
 
 # Seeds sampling and bootstrap, as the in-process benchmark of a folder does.
@@ -231,42 +230,25 @@ def measure_endpoint(
     Raises:
         SpeculatorsError: the verifier's tokenizer or a suite cannot be obtained, or a server reports an error.
     """
-    server = _server(engine, endpoint, model)
+    server = find_server(engine, endpoint, model)
     baseline = None
     if baseline_endpoint is not None:
         baseline = _matching(server, Server.find(engine, baseline_endpoint, baseline_model, option="--baseline-model"))
-    verifier = verifier_of(subject)
-    folder = _tokenizer_folder(verifier, progress)
-    section = with_own_sampling(section, VerifierFacts.read(folder / "config.json"))
-    template = ChatTemplate.of(load_tokenizer(folder, verifier))
-    stop_ids = folder_stop_ids(folder, verifier)
-    settings = []
-    for suite in section.suites:
-        prompts = load_suite(suite)
-        workload = Workload(
-            suite=suite.name,
-            prompts=prompts[:take],
-            suite_digest=prompts_digest(prompts),
-            template=template,
-            max_new_tokens=section.max_new_tokens,
-            stop_ids=stop_ids,
-            seed=SEED,
-            concurrency=concurrency,
-            token_filter=section.token_filter,
+    section = with_own_sampling(section, config_facts(verifier_of(subject), progress=progress))
+    settings = [
+        benchmark_server(
+            server,
+            baseline,
+            attrs.evolve(workload, temperature=temperature),
+            num_speculative_tokens=num_speculative_tokens,
+            progress=progress,
         )
-        for temperature in section.temperatures:
-            settings.append(
-                benchmark_server(
-                    server,
-                    baseline,
-                    attrs.evolve(workload, temperature=temperature),
-                    num_speculative_tokens=num_speculative_tokens,
-                    progress=progress,
-                )
-            )
+        for workload in suite_workloads(subject, section, concurrency=concurrency, take=take, progress=progress)
+        for temperature in section.temperatures
+    ]
     return ServedResult(
         speculator=subject.name,
-        verifier=verifier.model,
+        verifier=verifier_of(subject).model,
         engine=server.engine.name,
         version=server.version,
         model=server.model,
@@ -280,7 +262,8 @@ def measure_endpoint(
     )
 
 
-def _server(engine: str, endpoint: Endpoint, model: str | None) -> Server:
+def find_server(engine: str, endpoint: Endpoint, model: str | None) -> Server:
+    """Finds a server; raises RecipeError for an unknown engine and ServerError as `Server.find`."""
     if engine not in ENGINES:
         raise RecipeError(f"no engine {engine!r} (available: {', '.join(ENGINES)})")
     return Server.find(engine, endpoint, model)
@@ -302,36 +285,44 @@ def _tokenizer_folder(verifier: VerifierSection, progress: Progress) -> Path:
     return obtain(verifier, progress=progress)
 
 
-def first_workload(
-    subject: SavedSpeculator, section: BenchmarkSection, *, take: int | None, progress: Progress
-) -> Workload:
-    """Makes a workload of the first suite at the first temperature, one prompt at a time.
+def suite_workloads(
+    subject: SavedSpeculator, section: BenchmarkSection, *, concurrency: int, take: int | None, progress: Progress
+) -> list[Workload]:
+    """Makes a workload of each suite at T = 0.
 
     Args:
-        take: use only that many prompts, the first ones; None for all.
+        concurrency: prompts under way at once.
+        take: use only that many prompts of each suite, the first ones; None for all.
+
+    Raises:
+        SpeculatorsError: the verifier's tokenizer or a suite cannot be obtained.
     """
     verifier = verifier_of(subject)
     folder = _tokenizer_folder(verifier, progress)
-    suite = section.suites[0]
-    prompts = load_suite(suite)
-    return Workload(
-        suite=suite.name,
-        prompts=prompts[:take],
-        suite_digest=prompts_digest(prompts),
-        template=ChatTemplate.of(load_tokenizer(folder, verifier)),
-        max_new_tokens=section.max_new_tokens,
-        stop_ids=folder_stop_ids(folder, verifier),
-        seed=SEED,
-        concurrency=1,
-        temperature=section.temperatures[0],
-        token_filter=section.token_filter,
-    )
+    template = ChatTemplate.of(load_tokenizer(folder, verifier))
+    workloads = []
+    for suite in section.suites:
+        prompts = load_suite(suite)
+        workloads.append(
+            Workload(
+                suite=suite.name,
+                prompts=prompts[:take],
+                suite_digest=prompts_digest(prompts),
+                template=template,
+                max_new_tokens=section.max_new_tokens,
+                stop_ids=folder_stop_ids(folder, verifier),
+                seed=SEED,
+                concurrency=concurrency,
+                token_filter=section.token_filter,
+            )
+        )
+    return workloads
 
 
 def find_servers(engine: str, drafting: Sequence[Endpoint], plain: Endpoint) -> tuple[list[Server], Server]:
     """Finds servers with a speculator and the one without; raises ServerError unless all run one version."""
-    baseline = _server(engine, plain, None)
-    servers = [_server(engine, endpoint, None) for endpoint in drafting]
+    baseline = find_server(engine, plain, None)
+    servers = [find_server(engine, endpoint, None) for endpoint in drafting]
     for server in servers:
         _matching(server, baseline)
     return servers, baseline

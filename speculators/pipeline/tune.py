@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import attrs
+
 from speculators.cpu import sharing_the_cpu
 from speculators.errors import RecipeError
 from speculators.events import Progress
 from speculators.model import SpeculatorModel
 from speculators.pipeline.bench import timed_apart
-from speculators.pipeline.measure import SavedSpeculator, find_servers, first_workload, load_saved, verifier_of
+from speculators.pipeline.measure import SavedSpeculator, find_servers, load_saved, suite_workloads, verifier_of
 from speculators.recipe.plan import with_own_sampling
 from speculators.recipe.schema import BenchmarkSection
 from speculators.runs.tunings import known_taus
@@ -90,10 +92,12 @@ def tune_endpoints(
             "run spec tune RUN without --endpoint first: it measures every K"
         )
     drafting, plain = find_servers(engine, endpoints, baseline_endpoint)
+    first = attrs.evolve(section, suites=(suite,))
+    (workload,) = suite_workloads(subject, first, concurrency=1, take=take, progress=progress)
     return tune_servers(
         drafting,
         plain,
-        first_workload(subject, section, take=take, progress=progress),
+        attrs.evolve(workload, temperature=temperature),
         taus,
         name=subject.name,
         limit=limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -15,6 +15,7 @@ from speculators.files.disk import disk_errors, read_json, write_json
 from speculators.recipe.fingerprint import fingerprint
 from speculators.runs.places import RunFolder
 from speculators.servers import result as served
+from speculators.servers.audit import AuditResult
 from speculators.servers.result import ServedResult
 from speculators.structure.converter import structure
 
@@ -89,11 +90,7 @@ def file_bench(run: Path, result: BenchResult) -> Path:
         [each.suite, each.prompts_digest, each.temperature, each.num_speculative_tokens] for each in result.settings
     ]
     same = fingerprint({"settings": settings, "dtype": result.dtype, "tokens": result.max_new_tokens})
-    file = RunFolder(run).requested_benchmark(same)
-    with disk_errors(file):
-        file.parent.mkdir(exist_ok=True)
-    write_json(file, result.to_json())
-    return file
+    return _file(RunFolder(run).requested_benchmark(same), result.to_json())
 
 
 def file_served(run: Path, result: ServedResult) -> Path:
@@ -102,11 +99,30 @@ def file_served(run: Path, result: ServedResult) -> Path:
         [each.suite, each.prompts_digest, each.num_speculative_tokens, each.temperature] for each in result.settings
     ]
     same = fingerprint({"settings": settings, "concurrency": result.concurrency, "tokens": result.max_new_tokens})
-    version = re.sub(r"[^\w.+-]", "_", result.version)
-    file = RunFolder(run).served_benchmark(result.engine, version, same)
+    return _file(RunFolder(run).served_benchmark(result.engine, _in_names(result.version), same), result.to_json())
+
+
+def file_audit(run: Path, result: AuditResult) -> Path:
+    """Files an audit of a server in a run's folder, replacing an earlier one of the same; returns the file."""
+    same = fingerprint(
+        {
+            "prompts": list(result.prompts_digests),
+            "k": result.num_speculative_tokens,
+            "concurrency": result.concurrency,
+            "tokens": result.max_new_tokens,
+        }
+    )
+    return _file(RunFolder(run).audit(result.engine, _in_names(result.version), same), result.to_json())
+
+
+def _in_names(version: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", version)
+
+
+def _file(file: Path, document: dict[str, Any]) -> Path:
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, result.to_json())
+    write_json(file, document)
     return file
 
 

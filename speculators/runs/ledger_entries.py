@@ -28,7 +28,7 @@ CAUSES = {
     SERVED: "another speculator or verifier is served; the engine reads other layers (ids off by one), another RoPE "
     "(theta, scaling, partial factor), or a shorter max_position_embeddings than was trained; it ignores an option of "
     "config.json (norms); a vocabulary map or head comes from another run; or it has 16-bit weights where float32 was "
-    "measured",
+    "measured (spec bench --audit compares the server round for round)",
 }
 TOO_MANY_ACCEPTED = (
     "more drafts are accepted than can be: another speculator is served, or its output is not the verifier's own"

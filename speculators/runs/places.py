@@ -106,6 +106,11 @@ class RunFolder:
         return self.bench / "served"
 
     @property
+    def audits(self) -> Path:
+        """Holds the audits of running servers."""
+        return self.bench / "audits"
+
+    @property
     def tuned(self) -> Path:
         """The file with the K that `spec tune` chose for decoding in process."""
         return self.path / "tune.json"
@@ -131,6 +136,10 @@ class RunFolder:
     def served_benchmark(self, engine: str, version: str, fingerprint: str) -> Path:
         """The result of a server's benchmark whose settings have this fingerprint."""
         return self.served / f"{engine}-{version}-{fingerprint[:_FILE_DIGITS]}.json"
+
+    def audit(self, engine: str, version: str, fingerprint: str) -> Path:
+        """The audit of a server with these prompts."""
+        return self.audits / f"{engine}-{version}-{fingerprint[:_FILE_DIGITS]}.json"
 
 
 @attrs.frozen(kw_only=True)

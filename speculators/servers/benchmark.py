@@ -92,7 +92,7 @@ def benchmark_server(
                 f"{baseline.endpoint.url} drafts, so it cannot be the baseline",
                 hint="start it without a speculator",
             )
-    k = _num_speculative_tokens(counters, num_speculative_tokens)
+    k = known_num_speculative_tokens(counters, num_speculative_tokens)
     by_prompt = _by_prompt(answers, counters)
     acceptance = _acceptance(answers, counters, by_prompt, seed=workload.seed)
     speed_up = None if plain is None else speed.tokens_per_second / plain.tokens_per_second
@@ -184,7 +184,8 @@ def _by_prompt(
     }
 
 
-def _num_speculative_tokens(counters: DraftCounters, option: int | None) -> int:
+def known_num_speculative_tokens(counters: DraftCounters, option: int | None) -> int:
+    """Returns K as counted, or as the user says; raises ServerError if neither or both differ."""
     k = len(counters.by_position) or option
     if k is None:
         raise ServerError("the server does not report how many tokens it drafts per round", hint="give --k K")

@@ -143,15 +143,15 @@ def run_workload(
     return {prompt.id: answers[prompt.id] for prompt in workload.prompts}, time.perf_counter() - started
 
 
-def warm_up(endpoint: Endpoint, workload: Workload, *, model: str) -> None:
-    """Generates a few tokens before the measurement.
+def warm_up(endpoint: Endpoint, workload: Workload, *, model: str) -> Completion:
+    """Generates a few tokens before the measurement, and returns them.
 
     The prompt is one of the suite's in reverse, so that it shares no prefix with the suite's prompts: the server's
     prefix cache must not answer any of them.
     """
     ids = list(reversed(workload.prompts[0].ids(workload.template)))
     request = workload.request(model, 0)
-    complete(endpoint, ids, {**request, "max_tokens": min(WARM_UP_TOKENS, workload.max_new_tokens)})
+    return complete(endpoint, ids, {**request, "max_tokens": min(WARM_UP_TOKENS, workload.max_new_tokens)})
 
 
 def measure_speed(answers: Sequence[Completion], seconds: float) -> ServingSpeed:

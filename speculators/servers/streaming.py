@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from speculators.errors import ServerError
 from speculators.servers.endpoint import COMPLETIONS, Endpoint
+
+
+@attrs.frozen(kw_only=True)
+class ReportedRounds:
+    """What a server says about the rounds of one answer.
+
+    Attributes:
+        accepted: number of accepted drafts of each round, in order, those past the end of the answer included.
+        num_speculative_tokens: K.
+    """
+
+    accepted: tuple[int, ...]
+    num_speculative_tokens: int
 
 
 @attrs.frozen(kw_only=True)
@@ -24,6 +37,9 @@ class Completion:
         arrivals: (seconds since sending, tokens so far) for each chunk that brought tokens; () if the server reports
             the number of tokens only at the end.
         tries: requests that were needed; 1 if the first succeeded.
+        prompt: the token ids that were sent.
+        ids: of the answer; () if the server does not list them.
+        rounds: as the server reports them with the answer; None if it does not.
     """
 
     text: str
@@ -31,6 +47,9 @@ class Completion:
     seconds: float
     arrivals: tuple[tuple[float, int], ...]
     tries: int = 1
+    prompt: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
+    rounds: ReportedRounds | None = None
 
     @property
     def steps(self) -> int:
@@ -64,7 +83,7 @@ def complete(endpoint: Endpoint, prompt: Sequence[int], request: dict[str, Any])
         sent = time.perf_counter()
         return read_stream(endpoint.stream(COMPLETIONS, body), sent, endpoint.url)
 
-    return attrs.evolve(endpoint.patiently(attempt), tries=tries)
+    return attrs.evolve(endpoint.patiently(attempt), tries=tries, prompt=tuple(prompt))
 
 
 def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Completion:
@@ -77,15 +96,18 @@ def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Completion:
     """
     text: list[str] = []
     arrivals: list[tuple[float, int]] = []
-    total, listed, now = 0, 0, 0.0
+    ids: list[int] = []
+    rounds: ReportedRounds | None = None
+    total, now = 0, 0.0
     for event in _events(lines, where):
         now = time.perf_counter() - sent
         choices = event.get("choices") or ()
         for choice in choices:
             text.append(choice.get("text") or "")
-            listed += len(choice.get("token_ids") or ())
+            ids += choice.get("token_ids") or ()
         # A server without continuous usage statistics may still list the token ids of each chunk.
-        count = (event.get("usage") or {}).get("completion_tokens") or listed
+        count = (event.get("usage") or {}).get("completion_tokens") or len(ids)
+        rounds = _reported_rounds(event) or rounds
         if count > total:
             total = count
             # The closing event has no choice: tokens counted only there arrived unseen, and have no time.
@@ -97,7 +119,21 @@ def read_stream(lines: Iterable[bytes], sent: float, where: str) -> Completion:
         tokens=total,
         seconds=now,
         arrivals=tuple(arrivals) if complete_timing else (),
+        ids=tuple(ids),
+        rounds=rounds,
     )
+
+
+def _reported_rounds(event: Mapping[str, Any]) -> ReportedRounds | None:
+    """Reads vLLM's `metrics.speculative_decoding`; None without it, and without the rounds one by one."""
+    report = (event.get("metrics") or {}).get("speculative_decoding")
+    if not report:
+        return None
+    accepted = report.get("per_step_accepted")
+    # An answer of one token has no round, and then vLLM leaves the list out even where it reports details.
+    if accepted is None and report["num_spec_steps"]:
+        return None
+    return ReportedRounds(accepted=tuple(accepted or ()), num_speculative_tokens=report["num_spec_tokens"])
 
 
 def _events(lines: Iterable[bytes], where: str) -> Iterator[dict[str, Any]]:
