@@ -17,7 +17,7 @@ from speculators.decoding.target import CachedVerifier
 from speculators.decoding.trees import TreeDrafter
 from speculators.recipe.tree import parse_tree
 
-from .proof import fit, judged, row_of
+from .proof import INPUTS, fit, judged, row_of, scramble
 
 ALGORITHMS = CONFIGS.names()
 DEPTH = 3
@@ -79,3 +79,34 @@ def test_a_tree_without_siblings_is_the_chain_and_siblings_only_add(speculator):
     taus = [trees[shape.name].counts(DEPTH).tau for shape in shapes]
     assert taus == sorted(taus)
     assert 1.0 < taus[0] < taus[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in ALGORITHMS), ("dspark", {"markov_head_type": "rnn"})]
+)
+@torch.no_grad()
+def test_the_logits_below_a_path_are_the_replays_whatever_stands_beside_it(world, name, options):
+    """The response's own tokens, each behind a decoy with children of its own, have the teacher-forced logits.
+
+    The matrices are random, so that every key that is seen matters: a wrong mask changes logits by a hundredth and more,
+    float32 sums in another order by 2e-5 of the largest.
+    """
+    model, _ = world.build(SpeculatorModelConfig.get_class(name)(**options))
+    scramble(model).eval()
+    row = {key: tensor for key, tensor in row_of(world, model, 1).items() if key in INPUTS}
+    tokens, states = row["input_ids"][0], row["hidden_states"][0]
+    replayed = list(model.replay(**row, num_speculative_tokens=DEPTH))
+    drafter = model.draft()
+    state = drafter.begin(tokens[:4], states[:3])
+    for anchor in range(2, len(tokens) - DEPTH - 2):
+        branches = drafter.branches(state, DEPTH)
+        found = [branches.first()[-1]]
+        decoy = torch.tensor([7])
+        # Nodes of the last level: all but the last stand beside the path, which is the last.
+        for depth, token in enumerate(tokens[anchor + 2 : anchor + 1 + DEPTH].split(1)):
+            parents = torch.tensor([0, 0] if depth == 0 else [0, 0, 1, 1])
+            found.append(branches.below(parents, torch.cat([decoy.expand(len(parents) - 1), token]))[-1])
+        for depth, logits in enumerate(found):
+            expected = replayed[depth][anchor]
+            assert (logits - expected).abs().max() < 1e-3 * expected.abs().max(), (anchor, depth)
+        drafter.advance(state, tokens[anchor + 2 : anchor + 3], states[anchor + 1 : anchor + 2])
