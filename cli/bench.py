@@ -21,7 +21,7 @@ from .common import RUN_HELP, add_wide, count, print_json
 
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
-_PROCESS_OPTIONS = ("live", "against", "set", "details")
+_PROCESS_OPTIONS = ("live", "against", "tree", "set", "details")
 _FILTERS = ("top_p", "top_k", "min_p")
 _COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *_FILTERS, "prompts")
 
@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "drafters to measure as well: ngram, suffix, hybrid:ngram or hybrid:suffix (the speculator drafts where the "
     text += "look-up finds nothing long enough), draft_model:SOURCE"
     parser.add_argument("--against", metavar="NAME,NAME", help=text)
+    text = "also drafts trees, at temperature 0: 4x2x1 gives the children of each node by depth, dynamic:16 takes the 16"
+    text += " nodes that the draft finds most likely, up to the largest K deep; may be repeated"
+    parser.add_argument("--tree", metavar="SHAPE", action="append", help=text)
     text = "a key of [algorithm] that only decoding reads; may be repeated"
     parser.add_argument("--set", metavar="algorithm.KEY=VALUE", action="append", help=text)
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the result to this file, as JSON")
@@ -248,6 +251,8 @@ def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else dict(recipe["benchmark"])
     changes = {"num_speculative_tokens": options.k, "live_prompts": options.live, **_sampling(options)}
     values |= {key: value for key, value in changes.items() if value is not None}
+    # The recipe's trees are not for temperatures above 0, which a command may ask for alone.
+    values["trees"] = options.tree or (values.get("trees", ()) if 0 in (options.temperature or [0]) else ())
     if options.suite:
         values["suites"] = [suite_values(name) for name in options.suite]
     if options.against:

@@ -95,7 +95,7 @@ class DraftsTrees(Protocol):
     def draft_to_target(self) -> torch.Tensor:
         """[D] int64, the verifier's id of each draft id."""
 
-    def branches(self, state: Any, num_levels: int) -> Branches:
+    def begin_tree(self, state: Any, num_levels: int) -> Branches:
         """Starts a tree of up to `num_levels` levels below the last token of `state`."""
 
 

@@ -16,6 +16,7 @@ from speculators.bench.speed import Speed
 from speculators.bench.statistics import bootstrap_ratio
 from speculators.recipe.expect import setting_key
 from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
+from speculators.recipe.tree import DynamicTree, TreeShape
 from speculators.structure.faults import FloatOrNaN
 
 # Raised when the meaning of a result changes, so that results of older code are measured again.
@@ -79,6 +80,29 @@ class BaselineRow:
 
 
 @attrs.frozen(kw_only=True)
+class TreeRow:
+    """The speculator with drafted trees on the same responses, at T = 0.
+
+    Attributes:
+        name: the shape, as `--tree` takes it.
+        nodes: tokens drafted per round.
+        depth: the most levels.
+        definition: as of `Setting`.
+        exact: by replay, over all prompts of the suite; None where only live decoding knows the trees.
+        by_prompt: (tokens, rounds) of each prompt by replay; empty without it.
+        live: None where no live decode was asked for.
+    """
+
+    name: str
+    nodes: int
+    depth: int
+    definition: str
+    exact: Acceptance | None
+    by_prompt: dict[str, tuple[float, float]]
+    live: Live | None
+
+
+@attrs.frozen(kw_only=True)
 class Setting:
     """The numbers of one (suite, K, T).
 
@@ -96,6 +120,7 @@ class Setting:
         drafted_cost: cost of one more drafted token, in tokens of plain decoding; see `with_drafted_costs`.
         by_context: by known tokens of prompt and answer, in rising order; older results have none.
         by_place: by known tokens of the answer, likewise.
+        trees: measured beside the largest K at T = 0; empty elsewhere.
     """
 
     suite: str
@@ -115,6 +140,7 @@ class Setting:
     drafted_cost: float | None = None
     by_context: tuple[TokenBin, ...] = ()
     by_place: tuple[TokenBin, ...] = ()
+    trees: tuple[TreeRow, ...] = ()
 
     @property
     def key(self) -> tuple[str, int, float]:
@@ -152,7 +178,8 @@ class BenchResult:
 
     @agrees.default
     def _agrees(self) -> bool:
-        return all(setting.live is None or setting.live.agreement.agrees for setting in self.settings)
+        lives = [each.live for setting in self.settings for each in (setting, *setting.trees)]
+        return all(live is None or live.agreement.agrees for live in lives)
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values, NaN to null; `structure(document, BenchResult)` reads them back."""
@@ -210,6 +237,16 @@ def definition(num_tokens: int, temperature: float, token_filter: TokenFilter = 
         f"prefill and belongs to no round; K={num_tokens}, {sampling(temperature, token_filter)}; "
         f"drafts: a chain, {drafts}"
     )
+
+
+def tree_definition(shape: TreeShape, depth: int) -> str:
+    """Formats the same line for drafted trees, which are measured at T = 0; `depth` is the most levels of a round."""
+    counted, _, _ = definition(depth, 0.0).partition("; K=")
+    if isinstance(shape, DynamicTree):
+        drafts = f"the {shape.nodes} nodes that the draft finds most likely, on up to {depth} levels"
+    else:
+        drafts = f"{shape.nodes} nodes on {depth} levels, the draft's most likely tokens below each"
+    return f"{counted}; T=0; drafts: a tree {shape.name}, {drafts}"
 
 
 def sampling(temperature: float, token_filter: TokenFilter) -> str:

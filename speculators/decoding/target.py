@@ -28,6 +28,14 @@ from speculators.verifier.factors import factors_for, short_length
 from speculators.verifier.few_rows import few_rows_verifier
 
 
+def tree_fault(model: Any) -> str:
+    """Says why this verifier cannot score drafted trees; "" if it can."""
+    if not is_windowed(model) and is_plain(model):
+        return ""
+    kind = "sliding-window" if is_windowed(model) else "linear-attention" if is_recurrent(model) else "sparse-attention"
+    return f"a verifier with {kind} layers cannot score a drafted tree"
+
+
 class CachedVerifier:
     """Scores drafts for one sequence at a time.
 
@@ -50,11 +58,10 @@ class CachedVerifier:
         outside = [layer for layer in self.layer_ids if not 0 <= layer <= len(self._layers)]
         if outside:
             raise VerifierError(f"the verifier has no layer id {outside[0]}; its ids are 0 to {len(self._layers)}")
-        self._sliding = is_windowed(model)
         self._recurrent = is_recurrent(model)
         if self._recurrent:
             check_continues(model)
-        self._plain = is_plain(model)
+        self._tree_fault = tree_fault(model)
         self._two_factors = short_length(model) is not None
         # A small verifier on a CPU runs without transformers' cost between its products.
         self._few_rows = few_rows_verifier(model)
@@ -173,9 +180,8 @@ class CachedVerifier:
 
     def _tree(self, parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Makes positions [N + 1] and the additive mask [1, 1, N + 1, length + N + 1]; a node sees its ancestors."""
-        if self._sliding or not self._plain:
-            kind = "sliding-window" if self._sliding else "linear-attention" if self._recurrent else "sparse-attention"
-            raise VerifierError(f"a verifier with {kind} layers cannot score a drafted tree", hint="draft a chain")
+        if self._tree_fault:
+            raise VerifierError(self._tree_fault, hint="draft a chain")
         size = len(parents) + 1
         # Node 0 is the scored token, the root; node i + 1 sees itself and what its parent sees.
         sees = torch.eye(size, dtype=torch.bool)

@@ -69,7 +69,7 @@ class TreeDrafter:
         """Drafts a tree of up to `num_tokens` levels; see `Drafter`."""
         assert temperature == 0, "siblings are not sampled"
         return draft_tree(
-            self._trees.branches(state, num_tokens), self._shape, num_tokens, self._trees.draft_to_target
+            self._trees.begin_tree(state, num_tokens), self._shape, num_tokens, self._trees.draft_to_target
         )
 
     def advance(self, state: Any, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:

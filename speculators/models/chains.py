@@ -331,6 +331,6 @@ class ChainDrafter(PrefixDrafter):
                 hidden = model.step(hidden, token, position + depth, attend, None)
         return proposal_of(picks, self.draft_to_target, model.vocab_size)
 
-    def branches(self, state: Verified, num_levels: int) -> RecurrentBranches:
+    def begin_tree(self, state: Verified, num_levels: int) -> RecurrentBranches:
         """Starts a tree, which takes a step per level; see `DraftsTrees`."""
         return RecurrentBranches(self.model, state.cache, state.state)

@@ -99,7 +99,7 @@ def test_the_logits_below_a_path_are_the_replays_whatever_stands_beside_it(world
     drafter = model.draft()
     state = drafter.begin(tokens[:4], states[:3])
     for anchor in range(2, len(tokens) - DEPTH - 2):
-        branches = drafter.branches(state, DEPTH)
+        branches = drafter.begin_tree(state, DEPTH)
         found = [branches.first()[-1]]
         decoy = torch.tensor([7])
         # Nodes of the last level: all but the last stand beside the path, which is the last.

@@ -120,6 +120,6 @@ class DFlashDrafter(BlockDrafter):
         return proposal_of(picks, self.draft_to_target, model.vocab_size)
 
     @torch.no_grad()
-    def branches(self, state: BlockSequence, num_levels: int) -> SlotBranches:
+    def begin_tree(self, state: BlockSequence, num_levels: int) -> SlotBranches:
         """Starts a tree over the slots of one block; see `DraftsTrees`."""
         return SlotBranches(self.model.logits(self.block(state, num_levels)))

@@ -286,6 +286,6 @@ class DSparkDrafter(BlockDrafter):
         return proposal_of(picks[:kept], self.draft_to_target, model.vocab_size)
 
     @torch.no_grad()
-    def branches(self, state: BlockSequence, num_levels: int) -> _MarkovBranches:
+    def begin_tree(self, state: BlockSequence, num_levels: int) -> _MarkovBranches:
         """Starts a tree over the slots of one block; see `DraftsTrees`."""
         return _MarkovBranches(self.model, self.block(state, num_levels), state.anchor)

@@ -196,6 +196,6 @@ class MedusaDrafter:
         picks = [pick(logits, temperature, generator) for logits in self.candidates(state, num_tokens)]
         return proposal_of(picks, self.draft_to_target, self.model.vocab_size)
 
-    def branches(self, state: list[torch.Tensor], num_levels: int) -> SlotBranches:
+    def begin_tree(self, state: list[torch.Tensor], num_levels: int) -> SlotBranches:
         """Starts a tree over the heads' tokens; see `DraftsTrees`."""
         return SlotBranches(self.candidates(state, num_levels))

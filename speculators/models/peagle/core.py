@@ -278,7 +278,7 @@ class PEagleDrafter(PrefixDrafter):
         picks = [pick(logits, temperature, generator) for logits in self._slots(state, num_tokens)]
         return proposal_of(picks, self.draft_to_target, self.model.vocab_size)
 
-    def branches(self, state: Verified, num_levels: int) -> SlotBranches:
+    def begin_tree(self, state: Verified, num_levels: int) -> SlotBranches:
         """Starts a tree over the tokens of all depths; see `DraftsTrees`."""
         return SlotBranches(self._slots(state, num_levels))
 
