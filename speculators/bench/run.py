@@ -126,7 +126,7 @@ def _level(section: BenchmarkSection) -> float:
     """Computes the confidence level of one interval; see `BenchContext`."""
     # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
     each = sum(2 if temperature > 0 else 1 for temperature in section.temperatures)
-    criteria = len(section.suites) * each * len(section.num_speculative_tokens)
+    criteria = len(section.suites) * (each * len(section.num_speculative_tokens) + len(section.trees))
     return 1 - FALSE_ALARM / max(1, criteria)
 
 
