@@ -36,9 +36,18 @@ def is_plain(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
 
 
-def is_windowed(model: Any) -> bool:
-    """Whether some layers see only the nearest keys."""
-    return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
+def windows(model: Any) -> dict[str, int | None]:
+    """Maps each kind of layer, as configs name it, to how many of the nearest keys it sees, its own among them.
+
+    None means all. Kinds other than "full_attention" and "sliding_attention" are not told apart.
+    """
+    found: dict[str, int | None] = {}
+    for layer in DynamicCache(config=model.config).layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            found["sliding_attention"] = layer.sliding_window
+        else:
+            found["full_attention"] = None
+    return found
 
 
 def new_cache(model: Any) -> DynamicCache:
