@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "drafters to measure as well: ngram, suffix, hybrid:ngram or hybrid:suffix (the speculator drafts where the "
     text += "look-up finds nothing long enough), draft_model:SOURCE"
     parser.add_argument("--against", metavar="NAME,NAME", help=text)
-    text = "also drafts trees, at temperature 0: 4x2x1 gives the children of each node by depth, dynamic:16 takes the 16"
-    text += " nodes that the draft finds most likely, up to the largest K deep; may be repeated"
+    text = "also drafts trees, at temperature 0: 4x2x1 gives the children of each node by depth, dynamic:16 takes the "
+    text += "16 nodes that the draft finds most likely, up to the largest K deep; may be repeated"
     parser.add_argument("--tree", metavar="SHAPE", action="append", help=text)
     text = "a key of [algorithm] that only decoding reads; may be repeated"
     parser.add_argument("--set", metavar="algorithm.KEY=VALUE", action="append", help=text)

@@ -88,8 +88,8 @@ class Branches(Protocol):
 
 
 @runtime_checkable
-class DraftsTrees(Protocol):
-    """A `Drafter` that also drafts trees; see `speculators/decoding/trees.py`."""
+class DraftsTrees(Drafter, Protocol):
+    """A drafter that also drafts trees; see `speculators/decoding/trees.py`."""
 
     @property
     def draft_to_target(self) -> torch.Tensor:

@@ -36,6 +36,7 @@ from speculators.cpu import Load
 from speculators.decoding.baselines import Baseline, make_baseline
 from speculators.decoding.loop import Decoded
 from speculators.decoding.trees import TreeDrafter
+from speculators.drafter import DraftsTrees
 from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
 from speculators.recipe.schema import BenchmarkSection, Suite
@@ -298,7 +299,9 @@ def _decode(
 
 
 def _tree_drafter(side: TimedPair, shape: TreeShape) -> TreeDrafter:
-    return TreeDrafter(side.model.draft(), shape)
+    drafter = side.model.draft()
+    assert isinstance(drafter, DraftsTrees), "check_trees has asked"
+    return TreeDrafter(drafter, shape)
 
 
 def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, suite: Counts) -> Speed:

@@ -23,7 +23,6 @@ from speculators.bench.rows import JudgedResponse
 from speculators.chunks import CHUNKS
 from speculators.decoding.trees import Likely, grow, most_likely
 from speculators.drafter import IndependentSlots, Replays
-from speculators.events import Progress, ProgressEvent, ignore
 from speculators.recipe.tree import DynamicTree, StaticTree, TreeShape
 
 
@@ -59,7 +58,6 @@ def replay_trees(
     *,
     k_max: int,
     row_tokens: int = 2048,
-    progress: Progress = ignore,
 ) -> dict[str, Replayed]:
     """Replays trees, at T = 0.
 
@@ -70,24 +68,22 @@ def replay_trees(
         chain: any replay of the same rows.
         k_max: the most levels of a dynamic tree.
         row_tokens: as in `replay`.
-        progress: receives progress events.
 
     Returns:
         By the shapes' names; `acceptance` is 1 where the tree has the response's token at that depth.
     """
     depths = {shape.name: shape.depth_within(k_max) for shape in shapes}
     width = max((shape.width for shape in shapes), default=0)
-    # Where drafts depend on how many are drafted, each depth needs a pass of its own.
-    apart = isinstance(model, ShapedByK) and model.shaped_by_k
-    passes = sorted(set(depths.values())) if apart else [max(depths.values(), default=0)]
+    # One pass gives all depths, unless drafts depend on how many are drafted.
+    passes = {max(depths.values(), default=0): list(shapes)}
+    if isinstance(model, ShapedByK) and model.shaped_by_k:
+        passes = {depth: [shape for shape in shapes if depths[shape.name] == depth] for depth in depths.values()}
     tables: dict[str, list[np.ndarray]] = {shape.name: [] for shape in shapes}
-    for number in passes if shapes else ():
-        for pack in packs(rows, row_tokens):
-            for drafts in _likely_drafts(model, pack, depth=number, width=width):
-                for shape in shapes:
-                    if not apart or depths[shape.name] == number:
-                        tables[shape.name].append(_table(shape, drafts.cut(depths[shape.name])))
-            progress(ProgressEvent(stage="replay", done=len(tables[shapes[-1].name]), total=len(rows), unit="responses"))
+    for depth, of_pass in passes.items():
+        for pack in packs(rows, row_tokens) if of_pass else ():
+            for drafts in _likely_drafts(model, pack, depth=depth, width=width):
+                for shape in of_pass:
+                    tables[shape.name].append(_table(shape, drafts.cut(depths[shape.name])))
     return {
         shape.name: attrs.evolve(chain, acceptance=tuple(tables[shape.name]), lengths=None, nodes=shape.nodes)
         for shape in shapes

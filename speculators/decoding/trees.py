@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 import torch
 
-from speculators.drafter import Branches, Drafter, DraftsTrees, Proposal
+from speculators.drafter import Branches, DraftsTrees, Proposal
 from speculators.recipe.tree import DynamicTree, StaticTree, TreeShape
 
 
@@ -46,18 +46,16 @@ def most_likely(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.T
 
 
 class TreeDrafter:
-    """Drafts trees of one shape with a drafter that can; at temperature 0 only.
+    """Drafts trees of one shape; at temperature 0 only.
 
     Args:
-        drafter: a `DraftsTrees`.
+        drafter: grows them.
         shape: of the tree in each round.
     """
 
-    def __init__(self, drafter: Any, shape: TreeShape) -> None:
-        self._drafter: Drafter = drafter
-        self._trees: DraftsTrees = drafter
-        self._shape = shape
-        self.target_layer_ids = self._drafter.target_layer_ids
+    def __init__(self, drafter: DraftsTrees, shape: TreeShape) -> None:
+        self._drafter, self._shape = drafter, shape
+        self.target_layer_ids = drafter.target_layer_ids
 
     def begin(self, tokens: torch.Tensor, hidden_states: torch.Tensor) -> Any:
         """Starts a sequence; see `Drafter`."""
@@ -68,9 +66,8 @@ class TreeDrafter:
     ) -> Proposal:
         """Drafts a tree of up to `num_tokens` levels; see `Drafter`."""
         assert temperature == 0, "siblings are not sampled"
-        return draft_tree(
-            self._trees.begin_tree(state, num_tokens), self._shape, num_tokens, self._trees.draft_to_target
-        )
+        branches = self._drafter.begin_tree(state, num_tokens)
+        return draft_tree(branches, self._shape, num_tokens, self._drafter.draft_to_target)
 
     def advance(self, state: Any, tokens: torch.Tensor, hidden_states: torch.Tensor) -> None:
         """Adds the tokens that a round emitted; see `Drafter`."""

@@ -133,7 +133,7 @@ def section(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy(tiny_verifier, section):
-    """Fitted a little to the answers; drafts each token after the one before, so that only static trees are replayed."""
+    """Fitted a little to the answers. It drafts each token after the one before: replay knows static trees only."""
     engine, model = Engine(tiny_verifier), _Toy(**SIZES)
     options = {"temperature": 0.0, "max_new_tokens": 24, "token_filter": section.token_filter}
     head = load_head(engine.folder, engine.facts)

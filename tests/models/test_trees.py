@@ -88,8 +88,8 @@ def test_a_tree_without_siblings_is_the_chain_and_siblings_only_add(speculator):
 def test_the_logits_below_a_path_are_the_replays_whatever_stands_beside_it(world, name, options):
     """The response's own tokens, each behind a decoy with children of its own, have the teacher-forced logits.
 
-    The matrices are random, so that every key that is seen matters: a wrong mask changes logits by a hundredth and more,
-    float32 sums in another order by 2e-5 of the largest.
+    The matrices are random, so that every key that is seen matters: a wrong mask changes logits by a hundredth of the
+    largest and more, float32 sums in another order by 2e-5.
     """
     model, _ = world.build(SpeculatorModelConfig.get_class(name)(**options))
     scramble(model).eval()
