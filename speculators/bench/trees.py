@@ -3,8 +3,8 @@
 Whether a round that begins at an anchor accepts y_1 .. y_j depends on its tree alone: it does if a path of the tree is
 y_1 .. y_j. The logits along that path are those of the teacher-forced pass, whose input are the same tokens.
 
-* A static tree takes tokens by their ranks. The rank of each y_j among the draft's tokens says whether the tree has it
-  below y_1 .. y_{j-1}, and the siblings do not matter.
+* A static tree takes tokens by their ranks. The rank of each y_j among the draft's tokens says whether the tree holds
+  it below y_1 .. y_{j-1}, and the siblings do not matter.
 * A dynamic tree takes the most likely nodes of all, so its siblings' descendants matter, and with them logits below
   tokens that are not y. Replay knows these only where the logits at one depth are the same below all nodes.
 """
@@ -102,13 +102,13 @@ def _likely_drafts(model: Replays, rows: Sequence[JudgedResponse], *, depth: int
         by_depth.append((model.draft_to_target[torch.cat(ids)].cpu(), torch.cat(log_q).cpu()))
     # [rounds of all responses, K, W]
     tokens, chances = (torch.stack(parts, dim=1) for parts in zip(*by_depth, strict=True))
-    found = []
+    by_response = []
     parts = zip(rows, torch.split(tokens, pack.rounds), torch.split(chances, pack.rounds), strict=True)
     for row, own_tokens, own_chances in parts:
         answer = np.array([*row.response.answer, *[-1] * depth])
         ahead = 1 + np.arange(len(own_tokens))[:, None] + np.arange(own_tokens.shape[1])
-        found.append(_Drafts(own_tokens.numpy(), own_chances.numpy(), answer[ahead]))
-    return found
+        by_response.append(_Drafts(own_tokens.numpy(), own_chances.numpy(), answer[ahead]))
+    return by_response
 
 
 def _table(shape: TreeShape, drafts: _Drafts) -> np.ndarray:

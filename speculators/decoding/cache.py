@@ -39,15 +39,15 @@ def is_plain(model: Any) -> bool:
 def windows(model: Any) -> dict[str, int | None]:
     """Maps each kind of layer, as configs name it, to how many of the nearest keys it sees, its own among them.
 
-    None means all. Kinds other than "full_attention" and "sliding_attention" are not told apart.
+    None means all. Each layer without a window counts as "full_attention".
     """
-    found: dict[str, int | None] = {}
+    kinds: dict[str, int | None] = {}
     for layer in DynamicCache(config=model.config).layers:
         if isinstance(layer, DynamicSlidingWindowLayer):
-            found["sliding_attention"] = layer.sliding_window
+            kinds["sliding_attention"] = layer.sliding_window
         else:
-            found["full_attention"] = None
-    return found
+            kinds["full_attention"] = None
+    return kinds
 
 
 def new_cache(model: Any) -> DynamicCache:
