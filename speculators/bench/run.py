@@ -207,7 +207,7 @@ def _live(
     lives = check_live(context, sample, decoded, speeds, temperature)
     if context.timed is not None and temperature == 0:
         lives = {k: with_timed_answers(context, live, whole, clock[label(k)]) for k, live in lives.items()}
-    if temperature > 0:
+    if temperature > 0 or not section.trees:
         return clock, lives, {}
     return clock, lives, _live_trees(context, sample, whole, decoded, clock, trees)
 
