@@ -178,7 +178,8 @@ class BenchResult:
 
     @agrees.default
     def _agrees(self) -> bool:
-        lives = [each.live for setting in self.settings for each in (setting, *setting.trees)]
+        lives = [setting.live for setting in self.settings]
+        lives += [tree.live for setting in self.settings for tree in setting.trees]
         return all(live is None or live.agreement.agrees for live in lives)
 
     def to_json(self) -> dict[str, Any]:
