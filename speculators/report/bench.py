@@ -66,14 +66,19 @@ def bench_tables(result: BenchResult, *, wide: bool = False, details: bool = Fal
 
 
 def definitions(settings: Sequence[Setting]) -> str:
-    """Formats the definition of every number, with one line for settings that differ in K alone, and each tree's."""
+    """Formats the definition of every number, with one line for settings that differ in K alone, and one for trees."""
     ks_by_line: dict[str, list[str]] = {}
     for setting in settings:
         k = str(setting.num_speculative_tokens)
         ks = ks_by_line.setdefault(setting.definition.replace(f"K={k}", "K={}"), [])
         ks += [k] if k not in ks else []
     lines = [line.replace("K={}", f"K={', '.join(ks)}") for line, ks in ks_by_line.items()]
-    return "\n".join([*lines, *dict.fromkeys(tree.definition for setting in settings for tree in setting.trees)])
+    # Those of trees differ in what is drafted.
+    trees: dict[str, list[str]] = {}
+    for line in dict.fromkeys(tree.definition for setting in settings for tree in setting.trees):
+        head, _, drafts = line.partition("; drafts: ")
+        trees.setdefault(head, []).append(drafts)
+    return "\n".join([*lines, *(f"{head}; drafts: {'; '.join(each)}" for head, each in trees.items())])
 
 
 def _main_table(suite: str, temperature: float, settings: Sequence[Setting], *, wide: bool) -> Table:

@@ -180,7 +180,7 @@ def test_a_result_with_trees_reads_back_and_says_what_was_drafted(result):
     text = definitions(result.settings)
     assert "drafts: a chain, greedy" in text
     assert "T=0; drafts: a tree 8x4x1, 72 nodes on 3 levels" in text
-    assert "drafts: a tree dynamic:6, the 6 nodes that the draft finds most likely, on up to 3 levels" in text
+    assert "; a tree dynamic:6, the 6 nodes that the draft finds most likely, on up to 3 levels" in text
 
 
 def test_a_tree_that_is_replayed_wrongly_disagrees(toy, tiny_verifier, section, monkeypatch):
