@@ -179,7 +179,8 @@ def test_a_result_with_trees_reads_back_and_says_what_was_drafted(result):
     assert "live only" in next(line for line in lines if " dynamic:6 " in line)
     text = definitions(result.settings)
     assert "drafts: a chain, greedy" in text
-    assert "T=0; drafts: a tree 8x4x1, 72 nodes on 3 levels" in text
+    assert "T=0; drafts: a tree 1x1x1, 3 nodes on 3 levels" in text
+    assert "; a tree 8x4x1, 72 nodes on 3 levels" in text
     assert "; a tree dynamic:6, the 6 nodes that the draft finds most likely, on up to 3 levels" in text
 
 
