@@ -15,12 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.document import overrides_table
 from speculators.runs.places import find_run, find_speculator, recipe_of
 
+from .bench_section import FILTERS, benchmark_section, decoding_changes, other_sampling, temperature_option
 from .common import RUN_HELP, add_wide, count, print_json
 
 if TYPE_CHECKING:  # torch comes with it
@@ -30,11 +28,10 @@ if TYPE_CHECKING:  # torch comes with it
 # Options for a running server, for a measurement in process, and for either.
 _SERVER_OPTIONS = ("engine", "endpoint", "baseline_endpoint", "model", "baseline_model", "concurrency")
 _AUDIT_OPTIONS = ("audit", "server_dtype")
-_PROCESS_OPTIONS = ("live", "against", "set", "details", "verification")
+_PROCESS_OPTIONS = ("live", "against", "tree", "set", "details", "verification")
 # Forms of the table, each an option.
 _FORMS = {"csv": "all numbers as CSV", "md": "a Markdown table", "latex": "a LaTeX table"}
-_FILTERS = ("top_p", "top_k", "min_p")
-_COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *_FILTERS, "prompts")
+_COMMON_OPTIONS = ("verifier", "suite", "k", "temperature", *FILTERS, "prompts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "tokens drafted per round; may be repeated"
     parser.add_argument("--k", metavar="K", type=count, action="append", help=text)
     text = "may be repeated; model takes temperature, top_p, top_k and min_p from the verifier's generation_config.json"
-    parser.add_argument("--temperature", metavar="T", type=_temperature, action="append", help=text)
+    parser.add_argument("--temperature", metavar="T", type=temperature_option, action="append", help=text)
     text = "above temperature 0, the verifier samples from the fewest tokens with this probability together"
     parser.add_argument("--top-p", metavar="P", type=float, help=text)
     parser.add_argument("--top-k", metavar="N", type=int, help="above temperature 0, from the N most probable tokens")
@@ -63,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "drafters to measure as well: ngram, suffix, hybrid:ngram or hybrid:suffix (the speculator drafts where the "
     text += "look-up finds nothing long enough), draft_model:SOURCE"
     parser.add_argument("--against", metavar="NAME,NAME", help=text)
+    text = "also drafts trees, at temperature 0: 4x2x1 gives the children of each node by depth, dynamic:16 takes the "
+    text += "16 nodes that the draft finds most likely, up to the largest K deep; may be repeated"
+    parser.add_argument("--tree", metavar="SHAPE", action="append", help=text)
     text = "a key of [algorithm] that only decoding reads; may be repeated"
     parser.add_argument("--set", metavar="algorithm.KEY=VALUE", action="append", help=text)
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the result to this file, as JSON")
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         return _audit(options) if options.audit else _serve(options)
     folders = [find_speculator(each) for each in options.checkpoints]
     recipes = [recipe_of(folder) for folder in folders]
-    section, decoding = _section(options, recipes[0]), _decoding(options)
+    section, decoding = benchmark_section(options, recipes[0]), decoding_changes(options)
     from speculators.pipeline.measure import SavedSpeculator
 
     subjects = [
@@ -169,7 +169,7 @@ def _compare(speculators: Sequence[SavedSpeculator], section: BenchmarkSection, 
 def _of_run(speculator: SavedSpeculator, section: BenchmarkSection, options: argparse.Namespace) -> bool:
     """Whether a run keeps the result: it must be of its own verifier, decoding and sampling, on whole suites."""
     other = options.verifier or options.prompts or speculator.decoding
-    return not (other or speculator.run is None or _other_sampling(section, speculator.recipe))
+    return not (other or speculator.run is None or other_sampling(section, speculator.recipe))
 
 
 def _distinct_names(speculators: Sequence[SavedSpeculator], paths: Sequence[Path]) -> list[str]:
@@ -200,7 +200,7 @@ def _serve(options: argparse.Namespace) -> int:
     # The section keeps the whole suite; `take` says how much of it the server answers.
     take, options.prompts = options.prompts, None
     speculator = SavedSpeculator(folder=folder, recipe=recipe, verifier=options.verifier)
-    section = _section(options, recipe)
+    section = benchmark_section(options, recipe)
     with RunView(quiet=options.quiet) as view:
         result = measure_endpoint(
             speculator,
@@ -217,7 +217,7 @@ def _serve(options: argparse.Namespace) -> int:
         )
     if not options.json:
         console().print(served_tables(result, wide=options.wide), crop=False)
-    run_folder = None if _other_sampling(section, recipe) else speculator.run
+    run_folder = None if other_sampling(section, recipe) else speculator.run
     file = None if run_folder is None else file_served(run_folder, result)
     document = result.to_json()
     if options.json:
@@ -245,7 +245,7 @@ def _audit(options: argparse.Namespace) -> int:
     with RunView(quiet=options.quiet) as view:
         result = audit_endpoint(
             speculator,
-            _section(options, recipe),
+            benchmark_section(options, recipe),
             engine=options.engine,
             endpoint=Endpoint(url=options.endpoint),
             model=options.model,
@@ -276,7 +276,7 @@ def _check(options: argparse.Namespace) -> None:
         fault = "is a folder" if options.out.is_dir() else f"cannot be written: there is no folder {options.out.parent}"
         faults.append(f"--out {options.out} {fault}; name a file in an existing folder")
     if len(options.checkpoints) > 1:
-        single = [name for name in ("ledger", "endpoint", "details") if getattr(options, name)]
+        single = [name for name in ("ledger", "endpoint", "details", "tree") if getattr(options, name)]
         faults += [f"{_flags(single)}: of one run at a time"] if single else []
     if options.form and (other := [name for name in ("json", "ledger", "endpoint") if getattr(options, name)]):
         faults.append(f"--{options.form}: not together with {_flags(other)}")
@@ -289,7 +289,7 @@ def _check(options: argparse.Namespace) -> None:
             faults.append("--k: a server drafts with one K, which it was started with")
         if ignored := used & set(_PROCESS_OPTIONS):
             faults.append(f"{_flags(ignored)}: measured in process only; leave it out with --endpoint")
-        if options.audit and (ignored := used & {"baseline_endpoint", "baseline_model", *_FILTERS}):
+        if options.audit and (ignored := used & {"baseline_endpoint", "baseline_model", *FILTERS}):
             faults.append(f"{_flags(ignored)}: an audit compares rounds at T = 0 alone; leave it out with --audit")
         if options.server_dtype and not options.audit:
             faults.append("--server-dtype needs --audit")
@@ -329,73 +329,3 @@ def _write_out(options: argparse.Namespace, document: dict[str, Any]) -> None:
         from speculators.files.disk import write_json
 
         write_json(options.out, document)
-
-
-def _decoding(options: argparse.Namespace) -> dict[str, Any]:
-    """Collects the keys of `[algorithm]` that --set overrides; raises RecipeError for any other section."""
-    table = overrides_table(options.set or ())
-    algorithm = table.pop("algorithm", {})
-    if table or not isinstance(algorithm, dict):
-        raise RecipeError([Problem("--set", "spec bench overrides [algorithm] only: --set algorithm.KEY=VALUE")])
-    return algorithm
-
-
-def _temperature(text: str) -> float | str:
-    try:
-        return text if text == "model" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, or model; got {text!r}") from None
-
-
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    """Collects how the verifier samples and verifies; drops the recipe's keys that the temperatures rule out."""
-    keys = {key: getattr(options, key) for key in (*_FILTERS, "verification")}
-    asked = options.temperature
-    if asked is None:
-        return keys
-    if "model" in asked and len(asked) > 1:
-        raise RecipeError([Problem("--temperature", "model stands alone: it may bring filters of its own")])
-    own = asked == ["model"]
-    greedy = not own and not any(temperature > 0 for temperature in asked)
-    off = dict.fromkeys(_FILTERS, "none") if own or greedy else {}
-    if greedy:
-        off["verification"] = "token"
-    chosen = {key: off.get(key) if value is None else value for key, value in keys.items()}
-    return {"temperature": "model" if own else asked, **chosen}
-
-
-def _other_sampling(section: Any, recipe: dict[str, Any] | None) -> bool:
-    """Whether the verifier samples or verifies otherwise than in the run; greedy decoding has one way only."""
-    if recipe is None or section.temperature == "model":
-        return recipe is not None
-    own = {key: recipe["benchmark"].get(key) for key in _FILTERS}
-    # Plans of older runs do not name the rule of verification.
-    own["verification"] = recipe["benchmark"].get("verification", "token")
-    return max(section.temperature) > 0 and any(value != getattr(section, key) for key, value in own.items())
-
-
-def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
-    """Reads `[benchmark]` of the run's own plan, with the command line's values in it."""
-    from speculators.recipe.checks import suite_fault
-    from speculators.recipe.schema import BenchmarkSection, Suite, suite_values
-    from speculators.structure.converter import structure
-
-    values: dict[str, Any] = {"suites": ["quickstart"]} if recipe is None else dict(recipe["benchmark"])
-    changes = {"num_speculative_tokens": options.k, "live_prompts": options.live, **_sampling(options)}
-    values |= {key: value for key, value in changes.items() if value is not None}
-    if options.suite:
-        values["suites"] = [suite_values(name) for name in options.suite]
-    if options.against:
-        values["baselines"] = options.against.split(",")
-    section, problems = structure(values, BenchmarkSection, path=("benchmark",))
-    if section is None:
-        raise RecipeError(problems)
-    # Before the verifier is loaded, which takes minutes where it is large.
-    if faults := [fault for suite in section.suites if (fault := suite_fault(suite))]:
-        raise RecipeError([Problem("--suite" if options.suite else "benchmark.suites", *fault) for fault in faults])
-    if not section.suites:
-        raise RecipeError("the run's recipe names no suite (--suite quickstart measures on one)")
-    if options.prompts:
-        suites: tuple[Suite, ...] = tuple(attrs.evolve(suite, take=options.prompts) for suite in section.suites)
-        section = attrs.evolve(section, suites=suites)
-    return section

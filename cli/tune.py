@@ -126,6 +126,8 @@ def _section(options: argparse.Namespace, recipe: dict[str, Any] | None) -> Any:
     from speculators.structure.converter import structure
 
     values: dict[str, Any] = {"suites": ["quickstart"], **({} if recipe is None else recipe["benchmark"])}
+    # Only chains are tuned; the recipe's trees would be refused above temperature 0.
+    values["trees"] = []
     if options.suite:
         values["suites"] = [suite_values(options.suite)]
     if options.temperature is not None:

@@ -12,6 +12,7 @@ import torch
 from speculators.bench.replay import replay_each
 from speculators.bench.responses import own_rows
 from speculators.bench.result import Acceptance, Setting, summarize
+from speculators.bench.speed import Speed
 from speculators.bench.suites import Prompt
 from speculators.cost.sizes import with_parameters
 from speculators.cpu import sharing_the_cpu
@@ -73,7 +74,7 @@ class Run:
         return RunFolder(self.folder).speculator
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Tabulates the measurements: a row for the speculator and for each baseline in each suite, T and K.
+        """Tabulates the measurements: a row for the speculator, each tree and each baseline in each suite, T and K.
 
         Raises:
             SpeculatorsError: pandas is not installed.
@@ -89,17 +90,20 @@ def _rows(setting: Setting) -> list[dict[str, Any]]:
     """The rows of one setting; None where something was not measured."""
     live = setting.live
     own = (live.acceptance.tau, live.speed) if live else (None, None)
-    drafters = [("speculator", setting.exact, *own)]
+    drafters: list[tuple[str, Acceptance | None, float | None, Speed | None]] = [("speculator", setting.exact, *own)]
     drafters += [(each.name, each.acceptance, each.live_tau, each.speed) for each in setting.baselines]
+    for tree in setting.trees:
+        timed = (tree.live.acceptance.tau, tree.live.speed) if tree.live else (None, None)
+        drafters.append((f"tree {tree.name}", tree.exact, *timed))
     return [
         {
             "suite": setting.suite,
             "temperature": setting.temperature,
             "num_speculative_tokens": setting.num_speculative_tokens,
             "drafter": name,
-            "tau": exact.tau,
-            "tau_low": exact.tau_interval[0],
-            "tau_high": exact.tau_interval[1],
+            "tau": exact.tau if exact else None,
+            "tau_low": exact.tau_interval[0] if exact else None,
+            "tau_high": exact.tau_interval[1] if exact else None,
             "live_tau": live_tau,
             "speed_up": speed.speed_up if speed else None,
         }

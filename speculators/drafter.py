@@ -6,7 +6,7 @@ A proposal is a tree of tokens; a chain is a tree in which each node has one chi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -70,6 +70,42 @@ class Drafter(Protocol):
             tokens: [m] int64: the tokens that were emitted, of a round accepted drafts and then the verifier's own.
             hidden_states: [m, A*H]: states of the m positions before the last of these tokens.
         """
+
+
+class Branches(Protocol):
+    """The draft logits of one round's tree, which grows level by level."""
+
+    def first(self) -> torch.Tensor:
+        """Computes the logits [1, D] of the tokens that follow the last verified one."""
+
+    def below(self, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Computes the logits [M, D] of the tokens below M nodes, or [1, D] where all nodes have the same.
+
+        Args:
+            parents: [M] int64, each node's parent: its index among the nodes of the last call, 0 in the first call.
+            tokens: [M] int64 of the nodes, in the verifier's vocabulary.
+        """
+
+
+@runtime_checkable
+class DraftsTrees(Drafter, Protocol):
+    """A drafter that also drafts trees; see `speculators/decoding/trees.py`."""
+
+    @property
+    def draft_to_target(self) -> torch.Tensor:
+        """[D] int64, the verifier's id of each draft id."""
+
+    def begin_tree(self, state: Any, num_levels: int) -> Branches:
+        """Starts a tree of up to `num_levels` levels below the last token of `state`."""
+
+
+@runtime_checkable
+class IndependentSlots(Protocol):
+    """A `Replays` whose logits at one depth may be the same whatever was drafted before."""
+
+    @property
+    def independent_slots(self) -> bool:
+        """Whether they are, so that one pass gives every tree."""
 
 
 class Replays(Protocol):

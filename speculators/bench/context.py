@@ -12,6 +12,7 @@ from speculators.decoding.baselines import Baseline
 from speculators.drafter import Drafter, Replays
 from speculators.events import Pieces
 from speculators.recipe.schema import BenchmarkSection
+from speculators.recipe.tree import TreeShape
 from speculators.verifier.engine import Engine
 from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import VerifierHead
@@ -73,6 +74,11 @@ class BenchContext:
     def k_max(self) -> int:
         """The largest K."""
         return max(self.section.num_speculative_tokens)
+
+
+def tree_label(shape: TreeShape) -> str:
+    """Names the speculator with trees of this shape among what is decoded live."""
+    return f"tree {shape.name}"
 
 
 def label(num_tokens: int) -> str:

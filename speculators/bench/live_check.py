@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 import attrs
 import torch
 
-from speculators.bench.context import BenchContext, label
+from speculators.bench.context import BenchContext, label, tree_label
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.referee import (
     Agreement,
@@ -24,11 +25,13 @@ from speculators.bench.responses import capture_rows
 from speculators.bench.result import Live, summarize
 from speculators.bench.rows import JudgedResponse
 from speculators.bench.speed import Speed
+from speculators.bench.trees import is_replayed, replay_trees
 from speculators.decoding.loop import Decoded
 
 # These texts are part of results, which reproduction compares: another wording makes earlier runs differ.
 OWN = "live and replay over the verifier's own responses"
 SIXTEEN_BIT = "live and replay in 16 bits"
+OWN_TOKENS = "the verifier's own tokens; replay does not know these trees"
 
 
 def check_live(
@@ -55,6 +58,35 @@ def check_live(
         else:
             agreement = _agree_greedy(context, sample, responses, measured, replayed[k])
         lives[k] = Live(acceptance=summarize(measured, ids, seed=context.seed), agreement=agreement, speed=speeds[k])
+    return lives
+
+
+def check_live_trees(
+    context: BenchContext,
+    sample: Sequence[JudgedResponse],
+    decoded: Mapping[str, Sequence[Decoded]],
+    speeds: Mapping[str, Speed],
+) -> dict[str, Live]:
+    """Compares the live decode of the sample with its replay, for each tree that replay knows, at T = 0.
+
+    Of the others, the tokens must be the verifier's own.
+    """
+    ids = tuple(row.response.id for row in sample)
+    k_max, shapes = context.k_max, context.section.tree_shapes
+    chain = replay(context.model, sample, k_max=k_max, temperature=0.0)
+    known = [shape for shape in shapes if is_replayed(context.model, shape)]
+    replayed = replay_trees(context.model, sample, known, chain, k_max=k_max)
+    lives = {}
+    for shape in shapes:
+        responses = decoded[tree_label(shape)]
+        measured = count_decoded(responses, shape.depth_within(k_max))
+        if shape.name in replayed:
+            agreement = _agree_greedy(context, sample, responses, measured, replayed[shape.name])
+        else:
+            alone = Agreement(criterion=OWN_TOKENS, predicted_tau=math.nan)
+            agreement = but_for_near_ties(alone, sample, responses, partial(is_near_tie, context.engine, context.head))
+        acceptance = summarize(measured, ids, seed=context.seed)
+        lives[shape.name] = Live(acceptance=acceptance, agreement=agreement, speed=speeds[shape.name])
     return lives
 
 

@@ -23,7 +23,7 @@ Sun et al. 2403.10444 (block verification).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +33,7 @@ import torch
 
 from speculators.bench.counts import Counts
 from speculators.bench.margins import Margins, margins
+from speculators.bench.packs import Pack, packs
 from speculators.bench.rows import JudgedResponse, log_probability
 from speculators.bench.walk import walk
 from speculators.chunks import CHUNKS
@@ -75,6 +76,7 @@ class Replayed:
         cut_prompts: responses that were cut because they left the verifier's own output.
         cut_tokens: tokens cut off.
         lengths: for each response, [L] tokens that a live round drafts; None where that is always K.
+        nodes: of a tree, tokens that each round drafts; the table says whether the tree has the token of each depth.
     """
 
     acceptance: tuple[np.ndarray, ...]
@@ -84,13 +86,15 @@ class Replayed:
     cut_prompts: int
     cut_tokens: int
     lengths: tuple[np.ndarray, ...] | None = None
+    nodes: int | None = None
 
     def counts(self, num_tokens: int) -> Counts:
         """Computes the expected counts at K = `num_tokens`, at most K_max.
 
         With `lengths`, or where drafts depend on K, only K_max itself is exact; see `replay_each`.
         """
-        return walk(self.acceptance, num_tokens, self.lengths)
+        counts = walk(self.acceptance, num_tokens, self.lengths)
+        return counts if self.nodes is None else attrs.evolve(counts, drafted=self.nodes * counts.rounds)
 
 
 @runtime_checkable
@@ -129,7 +133,7 @@ def replay(
     # A drafter that may stop early accepts nothing past its stop, whatever the teacher-forced logits say there.
     cuts = _cutting(model)
     judge = partial(_log_ratio, draft_to_target=model.draft_to_target, temperature=temperature)
-    for pack in map(_Pack.of, _packs(rows, row_tokens)):
+    for pack in map(Pack.of, packs(rows, row_tokens)):
         # q = 0 where the response has ended: nothing can be accepted there.
         ratios = _replay_pack(model, pack, judge, k_max=k_max, unjudged=(-torch.inf,))[..., 0]
         accepted = _acceptance(ratios, block_verification=block_verification)
@@ -158,7 +162,7 @@ def replay_margins(
     """
     tables: list[Margins] = []
     cuts = _cutting(model)
-    for pack in map(_Pack.of, _packs(rows, row_tokens)):
+    for pack in map(Pack.of, packs(rows, row_tokens)):
 
         def judge(logits: torch.Tensor, tokens: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             return margins(logits, _draft_ids(model.draft_to_target, tokens))
@@ -266,75 +270,8 @@ def _replayed(
     )
 
 
-def _packs(rows: Sequence[JudgedResponse], row_tokens: int) -> Iterator[list[JudgedResponse]]:
-    pack: list[JudgedResponse] = []
-    size = 0
-    for row in rows:
-        length = len(row.response.tokens)
-        if pack and size + length > row_tokens:
-            yield pack
-            pack, size = [], 0
-        pack.append(row)
-        size += length
-    if pack:
-        yield pack
-
-
-@attrs.frozen(eq=False)
-class _Pack:
-    """Responses packed into one row of S tokens. Places are indices in it.
-
-    Attributes:
-        tokens: [S] of all responses, prompts included.
-        log_p: [S] log-probability that the verifier gives each response token; 0 elsewhere and at T = 0.
-        lengths: [n] tokens of each response.
-        anchors: for each response, the places of the states that its rounds draft from.
-        end: [n] the place after the last token of each response.
-    """
-
-    rows: Sequence[JudgedResponse]
-    tokens: torch.Tensor
-    log_p: torch.Tensor
-    lengths: torch.Tensor
-    anchors: tuple[torch.Tensor, ...]
-    end: torch.Tensor
-
-    @property
-    def rounds(self) -> list[int]:
-        """Number of anchors of each response."""
-        return [len(places) for places in self.anchors]
-
-    @classmethod
-    def of(cls, rows: Sequence[JudgedResponse]) -> _Pack:
-        lengths = torch.tensor([len(row.response.tokens) for row in rows])
-        end = lengths.cumsum(0)
-        tokens = torch.tensor([token for row in rows for token in row.response.tokens], dtype=torch.int64)
-        log_p = torch.zeros(len(tokens))
-        anchors = []
-        for row, stop in zip(rows, end.tolist(), strict=True):
-            if row.log_p is not None:
-                log_p[stop - len(row.log_p) : stop] = row.log_p.cpu()
-            # The last known token of a round at anchor i is y_i, at place p. Its draft starts from the state at p - 1:
-            # when a round begins, the verifier has computed no state at the token it has just emitted.
-            rounds = max(0, len(row.response.answer) - 1)
-            anchors.append(torch.arange(stop - 2 - rounds, stop - 2))
-        return cls(rows, tokens, log_p, lengths, tuple(anchors), end)
-
-    def batch(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Makes the tensors that `Replays.replay` takes, [1, S, A*H] and [1, S]."""
-        positions = torch.cat([torch.arange(int(length)) for length in self.lengths])
-        # Documents never attend to each other, so a packed response sees what it would see alone.
-        documents = torch.repeat_interleave(torch.arange(len(self.rows)), self.lengths)
-        return {
-            "hidden_states": torch.cat([row.hidden_states for row in self.rows]).to(device)[None],
-            "input_ids": self.tokens.to(device)[None],
-            "position_ids": positions.to(device)[None],
-            "document_ids": documents.to(device)[None],
-        }
-
-
 @torch.no_grad()
-def _replay_pack(model: Replays, pack: _Pack, judge: Judge, *, k_max: int, unjudged: tuple[float, ...]) -> torch.Tensor:
+def _replay_pack(model: Replays, pack: Pack, judge: Judge, *, k_max: int, unjudged: tuple[float, ...]) -> torch.Tensor:
     """Judges each depth, [rounds of all responses, K, F].
 
     Args:
@@ -369,7 +306,7 @@ def _acceptance(ratios: torch.Tensor, *, block_verification: bool) -> torch.Tens
 
 
 @torch.no_grad()
-def _lengths(model: CutsDrafts, pack: _Pack, device: torch.device, *, k_max: int) -> torch.Tensor:
+def _lengths(model: CutsDrafts, pack: Pack, device: torch.device, *, k_max: int) -> torch.Tensor:
     """Counts the tokens that are drafted from each anchor, [rounds of all responses]."""
     lengths = model.replay_lengths(**pack.batch(device), num_speculative_tokens=k_max)
     return lengths.cpu()[torch.cat(pack.anchors)]

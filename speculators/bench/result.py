@@ -17,6 +17,7 @@ from speculators.bench.speed import Speed
 from speculators.bench.statistics import bootstrap_ratio
 from speculators.recipe.expect import setting_key
 from speculators.recipe.token_filter import ALL_TOKENS, TokenFilter
+from speculators.recipe.tree import DynamicTree, TreeShape
 from speculators.structure.faults import FloatOrNaN
 
 # Raised when the meaning of a result changes, so that results of older code are measured again.
@@ -107,6 +108,29 @@ class BaselineRow:
 
 
 @attrs.frozen(kw_only=True)
+class TreeRow:
+    """The speculator with drafted trees on the same responses, at T = 0.
+
+    Attributes:
+        name: the shape, as `--tree` takes it.
+        nodes: tokens drafted per round.
+        depth: the most levels.
+        definition: as of `Setting`.
+        exact: by replay, over all prompts of the suite; None where only live decoding knows the trees.
+        by_prompt: (tokens, rounds) of each prompt by replay; empty without it.
+        live: None where no live decode was asked for.
+    """
+
+    name: str
+    nodes: int
+    depth: int
+    definition: str
+    exact: Acceptance | None
+    by_prompt: dict[str, tuple[float, float]]
+    live: Live | None
+
+
+@attrs.frozen(kw_only=True)
 class Setting:
     """The numbers of one (suite, K, T).
 
@@ -125,6 +149,7 @@ class Setting:
         by_context: by known tokens of prompt and answer, in rising order; older results have none.
         by_place: by known tokens of the answer, likewise.
         counts_by_prompt: of each prompt; older results have none.
+        trees: measured beside the largest K at T = 0; empty elsewhere.
     """
 
     suite: str
@@ -145,6 +170,7 @@ class Setting:
     by_context: tuple[TokenBin, ...] = ()
     by_place: tuple[TokenBin, ...] = ()
     counts_by_prompt: dict[str, PromptCounts] = attrs.field(factory=dict)
+    trees: tuple[TreeRow, ...] = ()
 
     @property
     def key(self) -> tuple[str, int, float]:
@@ -182,7 +208,9 @@ class BenchResult:
 
     @agrees.default
     def _agrees(self) -> bool:
-        return all(setting.live is None or setting.live.agreement.agrees for setting in self.settings)
+        lives = [setting.live for setting in self.settings]
+        lives += [tree.live for setting in self.settings for tree in setting.trees]
+        return all(live is None or live.agreement.agrees for live in lives)
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values, NaN to null; `structure(document, BenchResult)` reads them back."""
@@ -244,6 +272,16 @@ def definition(
         f"prefill and belongs to no round; K={num_tokens}, {sampling(temperature, token_filter)}; "
         f"drafts: a chain, {drafts}{rule}"
     )
+
+
+def tree_definition(shape: TreeShape, depth: int) -> str:
+    """Formats the same line for drafted trees, which are measured at T = 0; `depth` is the most levels of a round."""
+    counted, _, _ = definition(depth, 0.0).partition("; K=")
+    if isinstance(shape, DynamicTree):
+        drafts = f"the {shape.nodes} nodes that the draft finds most likely, on up to {depth} levels"
+    else:
+        drafts = f"{shape.nodes} nodes on {depth} levels, the draft's most likely tokens below each"
+    return f"{counted}; T=0; drafts: a tree {shape.name}, {drafts}"
 
 
 def sampling(temperature: float, token_filter: TokenFilter) -> str:

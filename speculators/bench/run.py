@@ -10,10 +10,10 @@ import attrs
 import torch
 
 from speculators.bench.bins import bins_by_context, bins_by_place
-from speculators.bench.context import Benchable, BenchContext, KnownRows, TimedPair, label
+from speculators.bench.context import Benchable, BenchContext, KnownRows, TimedPair, label, tree_label
 from speculators.bench.counts import Counts, count_decoded
 from speculators.bench.live import Contender, LiveSettings, run_live
-from speculators.bench.live_check import check_live, with_timed_answers
+from speculators.bench.live_check import check_live, check_live_trees, with_timed_answers
 from speculators.bench.paired import SumsByPrompt, paired_difference
 from speculators.bench.replay import Replayed, or_speculator, replay_deterministic, replay_each
 from speculators.bench.responses import own_rows, sample_rows
@@ -32,12 +32,17 @@ from speculators.bench.result import (
 from speculators.bench.rows import JudgedResponse, shortened
 from speculators.bench.speed import Speed, compare
 from speculators.bench.suites import Prompt, load_suite, prompts_digest
+from speculators.bench.tree_rows import check_trees, tree_rows
+from speculators.bench.trees import is_replayed, replay_trees
 from speculators.cpu import Load
 from speculators.decoding.baselines import Baseline, make_baseline
 from speculators.decoding.loop import Decoded
+from speculators.decoding.trees import TreeDrafter
+from speculators.drafter import DraftsTrees
 from speculators.errors import DataError
 from speculators.events import Pieces, Progress, ignore
 from speculators.recipe.schema import BenchmarkSection, Suite
+from speculators.recipe.tree import TreeShape
 from speculators.verifier.engine import Engine
 from speculators.verifier.responding import RespondingVerifier
 from speculators.verifier.weights import load_head
@@ -86,6 +91,8 @@ def bench(
     def baselines(engine: RespondingVerifier) -> tuple[Baseline, ...]:
         return tuple(make_baseline(baseline, engine, progress=progress) for baseline in section.baselines)
 
+    if section.trees:
+        check_trees(model, engine, section, live=live)
     context = BenchContext(
         model=model,
         engine=engine,
@@ -122,7 +129,7 @@ def _level(section: BenchmarkSection) -> float:
     """Computes the confidence level of one interval; see `BenchContext`."""
     # Above T = 0 two criteria judge a setting. By Bonferroni each may raise a false alarm with an equal share.
     each = sum(2 if temperature > 0 else 1 for temperature in section.temperatures)
-    criteria = len(section.suites) * each * len(section.num_speculative_tokens)
+    criteria = len(section.suites) * (each * len(section.num_speculative_tokens) + len(section.trees))
     return 1 - FALSE_ALARM / max(1, criteria)
 
 
@@ -156,7 +163,8 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
             hint="does the verifier end its turn at once, or is benchmark.max_new_tokens 1?",
         )
     baselines = {each.name: _replay_baseline(context, each, rows, replayed, temperature) for each in context.baselines}
-    clock, lives = _live(context, rows, replayed, temperature) if context.live else ({}, {})
+    trees = _replay_trees(context, rows, replayed[context.k_max]) if temperature == 0 else {}
+    clock, lives, tree_lives = _live(context, rows, replayed, trees, temperature) if context.live else ({}, {}, {})
     note = MULTI_TURN if any(prompt.later for prompt in prompts) else ""
     digest = prompts_digest(prompts)
     settings = []
@@ -184,18 +192,24 @@ def _measure(context: BenchContext, suite: str, prompts: Sequence[Prompt], tempe
                 cut_prompts=replayed[k].cut_prompts,
                 cut_tokens=replayed[k].cut_tokens,
                 replaced_prompts=sum(row.replaced for row in rows),
+                trees=tree_rows(context, trees, tree_lives) if k == context.k_max and temperature == 0 else (),
             )
         )
     return settings
 
 
 def _live(
-    context: BenchContext, rows: Sequence[JudgedResponse], replayed: Mapping[int, Replayed], temperature: float
-) -> tuple[dict[str, list[Decoded]], dict[int, Live]]:
-    """Decodes some of the rows live; returns what was timed, and for each K the comparison with its replay.
+    context: BenchContext,
+    rows: Sequence[JudgedResponse],
+    replayed: Mapping[int, Replayed],
+    trees: Mapping[str, Replayed],
+    temperature: float,
+) -> tuple[dict[str, list[Decoded]], dict[int, Live], dict[str, Live]]:
+    """Decodes some of the rows live; returns what was timed, and for each K and tree the comparison with its replay.
 
     Args:
         replayed: all rows, by K.
+        trees: all rows, by the tree's name, where replay knows it.
     """
     section, ks = context.section, context.section.num_speculative_tokens
     # What is timed apart is timed over whole answers, for their tokens are not all as easy to draft.
@@ -206,7 +220,39 @@ def _live(
     lives = check_live(context, sample, decoded, speeds, temperature)
     if context.timed is not None and temperature == 0:
         lives = {k: with_timed_answers(context, live, whole, clock[label(k)]) for k, live in lives.items()}
-    return clock, lives
+    if temperature > 0 or not section.trees:
+        return clock, lives, {}
+    return clock, lives, _live_trees(context, sample, whole, decoded, clock, trees)
+
+
+def _live_trees(
+    context: BenchContext,
+    sample: Sequence[JudgedResponse],
+    whole: Sequence[JudgedResponse],
+    decoded: Mapping[str, Sequence[Decoded]],
+    clock: Mapping[str, Sequence[Decoded]],
+    trees: Mapping[str, Replayed],
+) -> dict[str, Live]:
+    """Compares what was decoded with trees with its replay, by the tree's name."""
+    speeds = {}
+    for shape in context.section.tree_shapes:
+        depth, name = shape.depth_within(context.k_max), tree_label(shape)
+        # Without a replay the suite's acceptance length is that of what was timed.
+        suite = trees[shape.name].counts(depth) if shape.name in trees else count_decoded(clock[name], depth)
+        speeds[shape.name] = _speed(context, clock, name, suite)
+    lives = check_live_trees(context, sample, decoded, speeds)
+    if context.timed is None:
+        return lives
+    return {
+        shape.name: with_timed_answers(context, lives[shape.name], whole, clock[tree_label(shape)])
+        for shape in context.section.tree_shapes
+    }
+
+
+def _replay_trees(context: BenchContext, rows: Sequence[JudgedResponse], chain: Replayed) -> dict[str, Replayed]:
+    """Replays the trees that replay knows, by name."""
+    shapes = [shape for shape in context.section.tree_shapes if is_replayed(context.model, shape)]
+    return replay_trees(context.model, rows, shapes, chain, k_max=context.k_max)
 
 
 def _replay_baseline(
@@ -255,6 +301,11 @@ def _decode(
             contenders += [
                 Contender(each.name, partial(each.drafter, side.model.draft), context.k_max) for each in side.baselines
             ]
+        if temperature == 0:
+            contenders += [
+                Contender(tree_label(shape), partial(_tree_drafter, side, shape), shape.depth_within(context.k_max))
+                for shape in section.tree_shapes
+            ]
         return run_live(side.engine.model, contenders, rows, settings, progress=context.pieces.piece())
 
     own = TimedPair(context.model, engine, context.baselines)
@@ -264,6 +315,12 @@ def _decode(
     checked = run(own, sample, settings, drafting_alone=True)
     longer = attrs.evolve(settings, max_new_tokens=section.max_new_tokens)
     return checked, run(context.timed, whole, longer, drafting_alone=False)
+
+
+def _tree_drafter(side: TimedPair, shape: TreeShape) -> TreeDrafter:
+    drafter = side.model.draft()
+    assert isinstance(drafter, DraftsTrees), "check_trees has asked"
+    return TreeDrafter(drafter, shape)
 
 
 def _speed(context: BenchContext, clock: Mapping[str, Sequence[Decoded]], name: str, suite: Counts) -> Speed:

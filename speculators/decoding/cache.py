@@ -36,9 +36,18 @@ def is_plain(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
 
 
-def is_windowed(model: Any) -> bool:
-    """Whether some layers see only the nearest keys."""
-    return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers)
+def windows(model: Any) -> dict[str, int | None]:
+    """Maps each kind of layer, as configs name it, to how many of the nearest keys it sees, its own among them.
+
+    None means all. Each layer without a window counts as "full_attention".
+    """
+    kinds: dict[str, int | None] = {}
+    for layer in DynamicCache(config=model.config).layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            kinds["sliding_attention"] = layer.sliding_window
+        else:
+            kinds["full_attention"] = None
+    return kinds
 
 
 def new_cache(model: Any) -> DynamicCache:

@@ -14,10 +14,10 @@ from speculators.decoding.cache import (
     check_continues,
     is_plain,
     is_recurrent,
-    is_windowed,
     mark,
     new_cache,
     rewind,
+    windows,
 )
 from speculators.drafter import Proposal
 from speculators.errors import VerifierError
@@ -26,6 +26,16 @@ from speculators.verifier.architecture import decoder_layers
 from speculators.verifier.capture import cache_name, watch
 from speculators.verifier.factors import factors_for, short_length
 from speculators.verifier.few_rows import few_rows_verifier
+
+
+def tree_fault(model: Any) -> str:
+    """Says why this verifier cannot score drafted trees; "" if it can."""
+    # Keys of a chunk are forgotten at its end, wherever the window of the cache's layer lies.
+    chunked = "chunked_attention" in (getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
+    if is_plain(model) and not chunked:
+        return ""
+    kind = "chunked-attention" if chunked else "linear-attention" if is_recurrent(model) else "sparse-attention"
+    return f"a verifier with {kind} layers cannot score a drafted tree"
 
 
 class CachedVerifier:
@@ -50,11 +60,11 @@ class CachedVerifier:
         outside = [layer for layer in self.layer_ids if not 0 <= layer <= len(self._layers)]
         if outside:
             raise VerifierError(f"the verifier has no layer id {outside[0]}; its ids are 0 to {len(self._layers)}")
-        self._sliding = is_windowed(model)
         self._recurrent = is_recurrent(model)
         if self._recurrent:
             check_continues(model)
-        self._plain = is_plain(model)
+        self._tree_fault = tree_fault(model)
+        self._windows = windows(model)
         self._two_factors = short_length(model) is not None
         # A small verifier on a CPU runs without transformers' cost between its products.
         self._few_rows = few_rows_verifier(model)
@@ -134,9 +144,11 @@ class CachedVerifier:
         self, tokens: torch.Tensor, *, parents: list[int] | None = None, logits_to_keep: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         positions = torch.arange(self._length, self._length + len(tokens), device=self.device)
-        mask = None
+        masks: dict[str, torch.Tensor] = {}
         if parents is not None:
-            positions, mask = self._tree(parents)
+            positions, masks = self._tree(parents)
+        # Layers of one kind take one mask; transformers' models with several pick theirs by its name.
+        mask = next(iter(masks.values()), None)
         if self._few_rows is not None and self._keys is not None:
             return self._few_rows(
                 tokens,
@@ -159,7 +171,7 @@ class CachedVerifier:
             with factors_for(self.model, self._longest) if self._two_factors else nullcontext():
                 output = self.model(
                     input_ids=tokens[None],
-                    attention_mask=mask,
+                    attention_mask=masks if len(masks) > 1 else mask,
                     position_ids=positions[None],
                     use_cache=True,
                     logits_to_keep=kept,
@@ -171,11 +183,10 @@ class CachedVerifier:
         states = [caught[layer][0] for layer in self.layer_ids]
         return output.logits[0], torch.cat(states, dim=-1) if states else torch.empty(len(tokens), 0)
 
-    def _tree(self, parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes positions [N + 1] and the additive mask [1, 1, N + 1, length + N + 1]; a node sees its ancestors."""
-        if self._sliding or not self._plain:
-            kind = "sliding-window" if self._sliding else "linear-attention" if self._recurrent else "sparse-attention"
-            raise VerifierError(f"a verifier with {kind} layers cannot score a drafted tree", hint="draft a chain")
+    def _tree(self, parents: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Makes positions [N + 1] and an additive mask [1, 1, N + 1, length + N + 1] for each kind of layer."""
+        if self._tree_fault:
+            raise VerifierError(self._tree_fault, hint="draft a chain")
         size = len(parents) + 1
         # Node 0 is the scored token, the root; node i + 1 sees itself and what its parent sees.
         sees = torch.eye(size, dtype=torch.bool)
@@ -183,8 +194,13 @@ class CachedVerifier:
         for node, parent in enumerate(parents, start=1):
             sees[node] |= sees[parent + 1]
             depth[node] = depth[parent + 1] + 1
-        # All nodes see the whole cache; between nodes only ancestors are visible.
-        mask = torch.zeros(size, self._length + size, dtype=self.model.dtype)
-        mask[:, self._length :].masked_fill_(~sees, torch.finfo(mask.dtype).min)
         positions = self._length + torch.tensor(depth)
-        return positions.to(self.device), mask[None, None].to(self.device)
+        # All nodes see the whole cache, and among the nodes only their ancestors; a window counts positions.
+        seen = torch.cat([torch.ones(size, self._length, dtype=torch.bool), sees], dim=1)
+        distance = positions[:, None] - torch.cat([torch.arange(self._length), positions])
+        masks = {}
+        for kind, window in self._windows.items():
+            mask = torch.zeros(seen.shape, dtype=self.model.dtype)
+            hidden = ~seen if window is None else ~seen | (distance >= window)
+            masks[kind] = mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[None, None].to(self.device)
+        return positions.to(self.device), masks

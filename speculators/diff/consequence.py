@@ -73,6 +73,7 @@ _BY_PREFIX = {
     "benchmark.live_tokens": "how much of tau the live decode confirms; tau is the same",
     "benchmark.timed_dtype": "the precision in which decoding is timed; tau is the same",
     "benchmark.baselines": "which baselines are measured as well; tau is the same",
+    "benchmark.trees": "which trees are measured as well; tau of chains is the same",
     **dict.fromkeys(
         ("benchmark.top_p", "benchmark.top_k", "benchmark.min_p"),
         "the verifier samples from other tokens, so tau above T = 0 is not comparable",

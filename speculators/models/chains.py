@@ -18,6 +18,7 @@ from speculators.drafter import Proposal, chain
 from speculators.errors import ContractError
 from speculators.losses import Weigh
 from speculators.models.base_components import HeadedModel, for_few_rows
+from speculators.models.branches import RecurrentBranches
 from speculators.models.places import (
     chain_metrics,
     depth_weights,
@@ -329,3 +330,7 @@ class ChainDrafter(PrefixDrafter):
                 attend = cache.attend_draft(depth, scale=model.scale, window=model.window)
                 hidden = model.step(hidden, token, position + depth, attend, None)
         return proposal_of(picks, self.draft_to_target, model.vocab_size)
+
+    def begin_tree(self, state: Verified, num_levels: int) -> RecurrentBranches:
+        """Starts a tree, which takes a step per level; see `DraftsTrees`."""
+        return RecurrentBranches(self.model, state.cache, state.state)

@@ -126,6 +126,25 @@ class KeyBuffer:
         first = 0 if window is None else max(0, self.length - window)
         return partial(self.attend, start=self.length + depth - 1, scale=scale, first=first)
 
+    def attend_tree(self, sees: torch.Tensor, *, scale: float, window: int | None) -> AttendAt:
+        """Makes the attention of R nodes of a drafted tree over verified keys and the nodes of the levels so far.
+
+        Args:
+            sees: [R, N] bool, which of the N nodes so far each node sees; the R themselves are the last.
+            scale: factor of the scores.
+            window: the last `window` verified keys are seen; None for all. Nodes are seen whatever it is.
+        """
+        first = 0 if window is None else max(0, self.length - window)
+        start = self.length + sees.shape[1] - len(sees)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            mask = q.new_zeros(len(q), self.length - first + sees.shape[1])
+            mask[:, self.length - first :].masked_fill_(~sees, float("-inf"))
+            mask = widened(mask, q.shape[1] // k.shape[1])
+            return self.attend(layer, q, k, v, start=start, scale=scale, first=first, mask=mask)
+
+        return attend
+
 
 def _room(like: torch.Tensor, tokens: int) -> torch.Tensor:
     return like.new_empty(like.shape[1], max(tokens, _FIRST_CAPACITY), like.shape[2])

@@ -48,6 +48,7 @@ def filed_or_measured(entrant: Entrant, section: BenchmarkSection, *, listen: Li
     Raises:
         SpeculatorsError: see `measure_folder`.
     """
+    section = attrs.evolve(section, trees=())  # of which a comparison has no rows
     run = entrant.subject.run if entrant.own else None
     known = None if entrant.again else run
     filed = {suite.name: {} if known is None else _filed(known, section, suite) for suite in section.suites}

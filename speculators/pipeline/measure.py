@@ -20,7 +20,7 @@ from speculators.model import SpeculatorModel, read_config
 from speculators.nn.precision import place
 from speculators.pipeline.bench import timed_apart
 from speculators.recipe.algorithm import import_plugin
-from speculators.recipe.checks import too_many_drafts
+from speculators.recipe.checks import too_many_drafts, tree_depths
 from speculators.recipe.fingerprint import suite_identity
 from speculators.recipe.input_sections import VerifierSection
 from speculators.recipe.plan import read_plan, with_own_sampling
@@ -78,7 +78,8 @@ def measure_folder(subject: SavedSpeculator, section: BenchmarkSection, *, progr
     Raises:
         SpeculatorsError: speculator or verifier cannot be loaded, the algorithm lacks a hook, or drafts fewer tokens.
     """
-    model, engine = load_saved(subject, ks=section.num_speculative_tokens, progress=progress)
+    ks = section.num_speculative_tokens
+    model, engine = load_saved(subject, ks=ks, depths=tree_depths(section), progress=progress)
     section = with_own_sampling(section, engine.facts)
 
     def load() -> SpeculatorModel:
@@ -120,12 +121,13 @@ def not_held_out(suite: Suite, held_out: Sequence[Mapping[str, Any]], run: Path)
 
 
 def load_saved(
-    subject: SavedSpeculator, *, ks: Sequence[int] = (), progress: Progress
+    subject: SavedSpeculator, *, ks: Sequence[int] = (), depths: Sequence[int] = (), progress: Progress
 ) -> tuple[SpeculatorModel, Engine]:
     """Loads a speculator and its verifier on this process's device.
 
     Args:
         ks: numbers of tokens per round that the speculator must be able to draft; checked before anything is loaded.
+        depths: of the trees that it must be able to draft, likewise.
 
     Raises:
         SpeculatorsError: speculator or verifier cannot be loaded, or the algorithm drafts fewer tokens.
@@ -136,6 +138,8 @@ def load_saved(
     config = decoding_otherwise(read_config(subject.folder), subject.decoding)
     if wrong := too_many_drafts(config, ks):
         raise RecipeError([Problem("benchmark.num_speculative_tokens", wrong, "--k says which are measured")])
+    if wrong := too_many_drafts(config, depths):
+        raise RecipeError([Problem("benchmark.trees", wrong, "--tree says which are measured, and --k how deep")])
     verifier = verifier_of(subject)
     folder = obtain(verifier, progress=progress)
     model = SpeculatorModel.from_pretrained(subject.folder, verifier=folder)

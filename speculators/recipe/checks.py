@@ -12,7 +12,7 @@ from speculators.recipe.catalog import resolved_suite, suite_names
 from speculators.recipe.decoder import draft_decoder_config, wrong_values
 from speculators.recipe.expect import band_key, setting_key
 from speculators.recipe.input_sections import DataSource, is_data_path
-from speculators.recipe.schema import Recipe, Suite
+from speculators.recipe.schema import BenchmarkSection, Recipe, Suite
 from speculators.recipe.source_files import is_whole_file, locate_files
 from speculators.registry import near_miss
 
@@ -42,6 +42,11 @@ def too_many_drafts(config: SpeculatorModelConfig, numbers: Sequence[int]) -> st
     most, field = limit
     setting = f"{field} = {getattr(config, field)}"
     return f"must be at most {most}, the limit of {config.speculators_model_type} with {setting}; got {above}"
+
+
+def tree_depths(section: BenchmarkSection) -> list[int]:
+    """Lists the depths of the trees of `[benchmark]`, each drafted by a round as deep as that."""
+    return [shape.depth_within(max(section.num_speculative_tokens, default=0)) for shape in section.tree_shapes]
 
 
 def check_verifier(recipe: Recipe, facts: VerifierFacts) -> list[Problem]:
@@ -203,14 +208,12 @@ def _without_files(path: str, split: str | None) -> tuple[str, str] | None:
 
 def _drafts(recipe: Recipe) -> list[Problem]:
     config, section = recipe.algorithm.config, recipe.benchmark
-    message = too_many_drafts(config, section.num_speculative_tokens)
-    if not (message and section.suites):
-        return []
     _, field = config.max_drafts() or (0, "")
+    drafted = {"num_speculative_tokens": section.num_speculative_tokens, "trees": tree_depths(section)}
     return [
-        recipe.problem(
-            "benchmark.num_speculative_tokens", message, f"use smaller values, or a larger algorithm.{field}"
-        )
+        recipe.problem(f"benchmark.{key}", message, f"use smaller values, or a larger algorithm.{field}")
+        for key, numbers in drafted.items()
+        if section.suites and (message := too_many_drafts(config, numbers))
     ]
 
 

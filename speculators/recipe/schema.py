@@ -15,6 +15,8 @@ from speculators.recipe.algorithm import AlgorithmSection
 from speculators.recipe.field_map import SuiteMap
 from speculators.recipe.input_sections import DTYPES, DataSection, DataSource, VerifierSection, is_data_path
 from speculators.recipe.token_filter import TokenFilter
+from speculators.recipe.tracking import TrackingSection
+from speculators.recipe.tree import TreeShape, known_trees, parse_tree
 from speculators.structure import validators
 from speculators.structure.converter import CONVERTER, build
 from speculators.structure.origin import Origin
@@ -33,7 +35,6 @@ from speculators.structure.validators import (
 
 # The end of `hardware` where a recipe has not run yet.
 PLANNED = ", planned"
-SINKS = ("tensorboard", "wandb", "mlflow")
 
 
 def _decay(_: object, __: attrs.Attribute[Any], value: float | None) -> None:
@@ -216,6 +217,8 @@ class BenchmarkSection:
             check runs.
         baselines: drafters measured for comparison: "ngram", "suffix", "hybrid:ngram", "hybrid:suffix",
             "draft_model:SOURCE".
+        trees: shapes of trees that the speculator also drafts, at temperature 0: "4x2x1" gives the children of each
+            node by depth, "dynamic:16" takes the 16 nodes that the draft finds most likely, up to the largest K deep.
     """
 
     suites: tuple[Suite, ...] = field(default=())
@@ -232,6 +235,7 @@ class BenchmarkSection:
         default=None, validator=attrs.validators.optional(one_of(*DTYPES)), metadata=OFF_BY_DEFAULT
     )
     baselines: tuple[str, ...] = field(default=("ngram",), validator=known_baselines)
+    trees: tuple[str, ...] = field(default=(), validator=known_trees, metadata=OFF_BY_DEFAULT)
 
     @num_speculative_tokens.validator
     def _within_a_response(self, attribute: attrs.Attribute[Any], value: tuple[int, ...]) -> None:
@@ -243,6 +247,11 @@ class BenchmarkSection:
         names = [suite.name for suite in value]
         if len(set(names)) != len(names):
             raise ValueError(f"must have distinct names, got {names}")
+
+    @property
+    def tree_shapes(self) -> tuple[TreeShape, ...]:
+        """The shapes of `trees`."""
+        return tuple(map(parse_tree, self.trees))
 
     @property
     def token_filter(self) -> TokenFilter:
@@ -263,6 +272,8 @@ class BenchmarkSection:
         return self.temperature
 
     def __attrs_post_init__(self) -> None:
+        if self.trees and self.temperature != "model" and 0 not in self.temperatures:
+            raise ValueError("trees: drafted at temperature 0 only; add it, or leave them out")
         names = list(self.token_filter.on)
         if self.temperature == "model":
             if names:
@@ -285,25 +296,6 @@ class Expect:
 
     tau: tuple[float, float] = field(validator=band)
     source: str = field(validator=not_empty)
-
-
-@attrs.frozen(kw_only=True)
-class TrackingSection:
-    """`[tracking]`: where a run's curves also go. It changes no result, so no fingerprint contains it.
-
-    Attributes:
-        sinks: trackers that receive loss and acceptance besides `events.jsonl`, which is always written; each is an
-            optional extra of the same name.
-    """
-
-    sinks: tuple[str, ...] = field(default=())
-
-    @sinks.validator
-    def _known_and_distinct(self, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
-        for sink in value:
-            one_of(*SINKS)(self, attribute, sink)
-        if len(set(value)) != len(value):
-            raise ValueError(f"must have distinct values, got {list(value)}")
 
 
 @attrs.frozen(kw_only=True)

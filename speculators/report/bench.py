@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from speculators.bench.bins import TokenBin
 from speculators.bench.referee import Agreement
-from speculators.bench.result import Acceptance, BenchResult, Live, Setting
+from speculators.bench.result import Acceptance, BenchResult, Live, Setting, TreeRow
 from speculators.bench.speed import Speed
 from speculators.report.conclusion import notes, settings_by_place
 from speculators.report.console import Uncut
@@ -65,14 +65,20 @@ def bench_tables(result: BenchResult, *, wide: bool = False, details: bool = Fal
     return Group(*parts)
 
 
-def definitions(settings: Iterable[Setting]) -> str:
-    """Formats the definition of every number, with one line for settings that differ in K alone."""
+def definitions(settings: Sequence[Setting]) -> str:
+    """Formats the definition of every number, with one line for settings that differ in K alone, and one for trees."""
     ks_by_line: dict[str, list[str]] = {}
     for setting in settings:
         k = str(setting.num_speculative_tokens)
         ks = ks_by_line.setdefault(setting.definition.replace(f"K={k}", "K={}"), [])
         ks += [k] if k not in ks else []
-    return "\n".join(line.replace("K={}", f"K={', '.join(ks)}") for line, ks in ks_by_line.items())
+    lines = [line.replace("K={}", f"K={', '.join(ks)}") for line, ks in ks_by_line.items()]
+    # Those of trees differ in what is drafted.
+    trees: dict[str, list[str]] = {}
+    for line in dict.fromkeys(tree.definition for setting in settings for tree in setting.trees):
+        head, _, drafts = line.partition("; drafts: ")
+        trees.setdefault(head, []).append(drafts)
+    return "\n".join([*lines, *(f"{head}; drafts: {'; '.join(each)}" for head, each in trees.items())])
 
 
 def _main_table(suite: str, temperature: float, settings: Sequence[Setting], *, wide: bool) -> Table:
@@ -103,19 +109,31 @@ def _rows(settings: Sequence[Setting]) -> list[dict[str, str]]:
         tau = "" if baseline.live_tau is None else number_text(baseline.live_tau, 3)
         cells = _cells(escape(baseline.name), largest.num_speculative_tokens, baseline.acceptance, baseline.speed)
         rows.append(cells | {"live": tau})
+    rows += [_tree_cells(tree) for tree in largest.trees]
     if largest.live:
         speed = f"{largest.live.speed.plain:.1f}"
         rows.append({"drafts": "plain", "tau (95%)": "1.000", "tokens/s": speed, "speed-up": "1.00x"})
     return rows
 
 
-def _cells(name: str, k: int, acceptance: Acceptance, speed: Speed | None) -> dict[str, str]:
+def _cells(name: str, k: int | str, acceptance: Acceptance, speed: Speed | None) -> dict[str, str]:
     rates = dict(zip(WIDE[1:6], acceptance_cells(k, acceptance), strict=True))
     return {"drafts": name, **rates, **dict(zip(WIDE[7:], _speed_cells(speed), strict=True))}
 
 
-def acceptance_cells(k: int, acceptance: Acceptance) -> tuple[str, str, str, str, str]:
-    """Formats K, tau with its interval, both rates by position, and the tokens drafted per round."""
+def _tree_cells(tree: TreeRow) -> dict[str, str]:
+    """Formats a tree's row; one that replay does not know shows live decoding's tau, without an interval's weight."""
+    speed = tree.live.speed if tree.live else None
+    if tree.exact is not None:
+        cells = _cells("speculator", tree.name, tree.exact, speed)
+    else:
+        cells = {"drafts": "speculator", "K": tree.name, "tau (95%)": "live only"}
+        cells |= dict(zip(WIDE[7:], _speed_cells(speed), strict=True))
+    return cells | {"live": _live_cell(tree.live)}
+
+
+def acceptance_cells(k: int | str, acceptance: Acceptance) -> tuple[str, str, str, str, str]:
+    """Formats K or a tree's shape, tau with its interval, both rates by position, and the tokens drafted per round."""
     low, high = acceptance.tau_interval
     return (
         str(k),

@@ -73,15 +73,19 @@ def notes(settings: Sequence[Setting], *, wide: bool = True) -> list[Note]:
         lines.append(("note", first.note))
     for setting in settings:
         if setting.live:
-            lines += _live_notes(setting.num_speculative_tokens, setting.live, wide=wide)
+            lines += _live_notes(f"K={setting.num_speculative_tokens}", setting.live, wide=wide)
+        for tree in setting.trees:
+            if tree.live:
+                lines += _live_notes(f"tree {tree.name}", tree.live, wide=wide)
     lines += _baseline_notes(settings) + _speed_note(settings) + _timing_notes(settings)
     return lines + _cost_note(conclude(settings))
 
 
-def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
+def _live_notes(name: str, live: Live, *, wide: bool) -> list[Note]:
     agreement, acceptance = live.agreement, live.acceptance
-    line = f"K={k}: live check on {acceptance.prompts} prompts: {acceptance.tau:.3f}, "
-    line += f"predicted {agreement.predicted_tau:.3f}"
+    line = f"{name}: live check on {acceptance.prompts} prompts: {acceptance.tau:.3f}, "
+    unknown = math.isnan(agreement.predicted_tau)
+    line += "which replay cannot predict" if unknown else f"predicted {agreement.predicted_tau:.3f}"
     if agreement.own_tau is not None:
         line += f"; {agreement.own_tau:.3f} on the verifier's own answers"
     if wide:
@@ -90,9 +94,9 @@ def _live_notes(k: int, live: Live, *, wide: bool) -> list[Note]:
         line += f"; {agreement.near_ties} responses leave the verifier's own at a near-tie of its logits"
     lines = [("note", line)]
     if not agreement.agrees:
-        lines.append(("bad", f"K={k}: live and replay disagree: {agreement.gap}"))
+        lines.append(("bad", f"{name}: live and replay disagree: {agreement.gap}"))
     if agreement.untold:
-        lines.append(("note", f"K={k}: {agreement.untold} (--live N takes more)"))
+        lines.append(("note", f"{name}: {agreement.untold} (--live N takes more)"))
     return lines
 
 
@@ -136,6 +140,7 @@ def _timing_notes(settings: Sequence[Setting]) -> list[Note]:
     largest = max(settings, key=lambda setting: setting.num_speculative_tokens)
     timed = [(f"K={each.num_speculative_tokens}", each.live.speed) for each in settings if each.live]
     timed += [(each.name, each.speed) for each in largest.baselines if each.speed]
+    timed += [(f"tree {each.name}", each.live.speed) for each in largest.trees if each.live]
     return [("warn", f"{name}: {unreliable(speed.speed_up)}") for name, speed in timed if speed.unmatched_baseline]
 
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from speculators.bench.conclusion import conclude
-from speculators.bench.result import Live, Setting
+from speculators.bench.result import Acceptance, Live, Setting
 from speculators.bench.speed import Speed
 from speculators.diff.comparison import value_text
 from speculators.report.bench import BINS, acceptance_cells, bin_cells, definitions, live_mark, number_text
@@ -178,19 +178,32 @@ def _settings_table(runs: Sequence[RunReport]) -> str:
 
 
 def _setting_rows(place: list[str], setting: Setting) -> list[list[str]]:
-    """Formats the row of the speculator and those of the baselines."""
-    live = setting.live
-    drafters = [("speculator", setting.exact, _live(live), live.speed if live else None)]
+    """Formats the row of the speculator, and those of the baselines and of the trees."""
+    live, k = setting.live, str(setting.num_speculative_tokens)
+    drafters = [(k, "speculator", setting.exact, _live(live), live.speed if live else None)]
     for one in setting.baselines:
         tau = "" if one.live_tau is None else number_text(one.live_tau, 3)
-        drafters.append((one.name, one.acceptance, tau, one.speed))
-    rows = []
-    for name, acceptance, live_tau, speed in drafters:
-        k, tau, *rates = (escape(cell) for cell in acceptance_cells(setting.num_speculative_tokens, acceptance))
-        speed_up, *cost = _speed(speed)
-        head = [*map(escape, place), k, escape(name), tau, live_tau, speed_up]
-        rows.append([*head, *rates, *cost, str(acceptance.prompts)])
+        drafters.append((k, one.name, one.acceptance, tau, one.speed))
+    rows = [_drafter_row(place, *drafter) for drafter in drafters]
+    for tree in setting.trees:
+        speed = tree.live.speed if tree.live else None
+        if tree.exact is not None:
+            rows.append(_drafter_row(place, tree.name, "speculator", tree.exact, _live(tree.live), speed))
+        else:
+            head = [*map(escape, (*place, tree.name)), "speculator", "live only", _live(tree.live)]
+            speed_up, *cost = _speed(speed)
+            rows.append([*head, speed_up, "", "", str(tree.nodes), *cost, ""])
     return rows
+
+
+def _drafter_row(
+    place: list[str], shape: str, name: str, acceptance: Acceptance, live_tau: str, speed: Speed | None
+) -> list[str]:
+    """Formats one row; `shape` is K, or that of a tree."""
+    _, tau, *rates = (escape(cell) for cell in acceptance_cells(shape, acceptance))
+    speed_up, *cost = _speed(speed)
+    head = [*map(escape, place), escape(shape), escape(name), tau, live_tau, speed_up]
+    return [*head, *rates, *cost, str(acceptance.prompts)]
 
 
 def _live(live: Live | None) -> str:

@@ -175,16 +175,24 @@ def test_an_unknown_layer_is_an_error_that_says_what_there_is(model):
         CachedVerifier(model, (1, 5))
 
 
-def test_a_tree_on_a_sliding_window_verifier_is_refused(tmp_path):
-    """A tree is refused, since one mask for all layers would be wrong; a chain works and equals full forwards."""
-    folder = make_tiny_verifier(tmp_path / "v", model_type="gemma2", sliding_window=4)
+@pytest.mark.parametrize("model_type", ["gemma2", "mistral"])
+def test_a_verifier_with_sliding_windows_scores_chains_and_trees(model_type, tmp_path):
+    """In every second layer or in all of them a window of 4 tokens, counted along a node's path, hides earlier ones:
+    the logits of a tree's path are those of full forwards (1e-5 of their size: float32), and so are the responses."""
+    folder = make_tiny_verifier(tmp_path / "v", model_type=model_type, sliding_window=4)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    response = greedy_response(model, PROMPTS[0], length=12)
-    assert list(_run(model, NgramDrafter(), PROMPTS[0], max_new_tokens=12).tokens) == response
+    response = greedy_response(model, PROMPTS[0], length=16)
+    assert list(_run(model, NgramDrafter(), PROMPTS[0], max_new_tokens=16).tokens) == response
+    oracle = _Oracle(response)
+    assert list(_run(model, oracle, PROMPTS[0], num_tokens=6, max_new_tokens=16).tokens) == response
     verifier = CachedVerifier(model)
     verifier.prefill(torch.tensor(PROMPTS[0]))
-    with pytest.raises(VerifierError, match="draft a chain"):
-        verifier.score(3, Proposal(torch.tensor([4, 5]), torch.tensor([-1, -1])))
+    proposal = oracle.propose({"place": 1}, num_tokens=6, temperature=0.0, generator=None)
+    logits, _ = verifier.score(response[0], proposal)
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPTS[0] + response[:7]])).logits[0, len(PROMPTS[0]) :]
+    # Row 0, then every second node: the right tokens, each behind its decoy.
+    torch.testing.assert_close(logits[0::2], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.fixture(scope="module", params=["qwen3_5_text", "qwen3_next"])

@@ -67,6 +67,7 @@ OTHER = {
     "benchmark.num_speculative_tokens": "benchmark.num_speculative_tokens=[3, 7]",
     "benchmark.temperature": "benchmark.temperature=[1.0]",
     "benchmark.baselines": "benchmark.baselines=[]",
+    "benchmark.trees": 'benchmark.trees=["2x1"]',
     "tracking.sinks": 'tracking.sinks=["wandb"]',
     "expect": "expect={'held/K=3/T=0' = {tau=[1.0, 2.0], source='a run'}}",
 }

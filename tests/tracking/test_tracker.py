@@ -14,7 +14,7 @@ import pytest
 from speculators.errors import RecipeError
 from speculators.events import EvalEvent, Event, StageEvent, StepEvent, WarningEvent
 from speculators.recipe.load import load_recipe
-from speculators.recipe.schema import SINKS
+from speculators.recipe.tracking import SINKS
 from speculators.tracking import sinks
 from speculators.tracking.sinks import OPEN, Sink, TrackedRun, check_installed
 from speculators.tracking.tracker import Tracker, numbers_of_bench

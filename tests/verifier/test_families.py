@@ -10,10 +10,11 @@ import pytest
 import torch
 from verifier.families import VALUES, make, write_whole
 
-from speculators.decoding.cache import is_recurrent, is_windowed, new_cache
+from speculators.decoding.cache import is_recurrent, new_cache, windows
 from speculators.decoding.loop import decode
-from speculators.decoding.target import CachedVerifier
-from speculators.drafter import chain
+from speculators.decoding.target import CachedVerifier, tree_fault
+from speculators.drafter import Proposal, chain
+from speculators.errors import VerifierError
 from speculators.facts import _FROM_CLASS, VerifierFacts
 from speculators.recipe.families import FAMILIES, INDEXED, KEYS, SHARED, STATES, WINDOWS, VerifierFamily, families_table
 from speculators.verifier.engine import Engine
@@ -119,7 +120,7 @@ def test_the_table_says_what_a_family_keeps(trial: Trial) -> None:
         STATES: is_recurrent(trial.engine.model),
         INDEXED: "DynamicIndexedLayer" in names,
         SHARED: trial.family.model_type == "gemma4_text" and "DummyLayer" in names,
-        WINDOWS: is_windowed(trial.engine.model),
+        WINDOWS: "sliding_attention" in windows(trial.engine.model),
     }
     assert next((keeps for keeps, holds in kinds.items() if holds), KEYS) == trial.family.keeps
 
@@ -127,6 +128,28 @@ def test_the_table_says_what_a_family_keeps(trial: Trial) -> None:
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two results differ by no more than float32 sums in another order do."""
     return bool((a - b).abs().max() <= 2e-5 * b.abs().max())
+
+
+def test_a_drafted_tree_is_scored_as_its_path_is_alone(trial: Trial) -> None:
+    """Where a decoy stands before each token of a continuation, longer than any window, its logits are those of a
+    forward without drafts, and after keeping the path so are the next token's; else the tree is refused."""
+    prompt, path = torch.tensor(PROMPTS[0]), [12, 33, 50, 61, 44, 25, 17, 80]
+    tokens = [token for right in path for token in (right + 1, right)]
+    parents = [parent for parent in (-1, 1, 3, 5, 7, 9, 11, 13) for _ in range(2)]
+    verifier = CachedVerifier(trial.engine.model)
+    verifier.prefill(prompt)
+    proposal = Proposal(torch.tensor(tokens), torch.tensor(parents))
+    if fault := tree_fault(trial.engine.model):
+        with pytest.raises(VerifierError, match=fault):
+            verifier.score(9, proposal)
+        return
+    logits, _ = verifier.score(9, proposal)
+    verifier.keep(range(1, len(tokens), 2))
+    after, _ = verifier.score(5)
+    with torch.no_grad():
+        every = torch.tensor([[*prompt, 9, *path, 5]])
+        alone = trial.engine.model(input_ids=every, use_cache=False).logits[0, len(prompt) :]
+    assert close(torch.cat([logits[0::2], after]), alone)
 
 
 def test_a_config_saved_as_a_difference_has_the_facts_of_a_whole_one(trial: Trial) -> None:

@@ -16,6 +16,7 @@ from speculators.losses import head_loss, mixture, place_loss
 from speculators.model import SpeculatorModel
 from speculators.models.anchored import BlockDrafter, BlockDraftModel, BlockSequence, Drawn, decay_weights
 from speculators.models.base_components import same_kwargs, target_logits
+from speculators.models.branches import SlotBranches
 from speculators.models.chains import pick, proposal_of
 from speculators.models.dflash.config import DFlashSpeculatorConfig
 from speculators.models.places import drawn_metrics, running_sum
@@ -31,6 +32,7 @@ class DFlashDraftModel(BlockDraftModel):
     """
 
     config_class = DFlashSpeculatorConfig
+    independent_slots = True
 
     @staticmethod
     def get_trainer_kwargs(**kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,3 +118,8 @@ class DFlashDrafter(BlockDrafter):
         model = self.model
         picks = [pick(logits, temperature, generator) for logits in model.logits(self.block(state, num_tokens))]
         return proposal_of(picks, self.draft_to_target, model.vocab_size)
+
+    @torch.no_grad()
+    def begin_tree(self, state: BlockSequence, num_levels: int) -> SlotBranches:
+        """Starts a tree over the slots of one block; see `DraftsTrees`."""
+        return SlotBranches(self.model.logits(self.block(state, num_levels)))

@@ -231,6 +231,35 @@ class DSparkDraftModel(BlockDraftModel):
         return DSparkDrafter(self)
 
 
+class _MarkovBranches:
+    """The logits of a block's slots below each node, biased by its token; confidence cuts no tree.
+
+    Args:
+        states: [K, H], of the block's slots.
+        anchor: [1] int64, the last token.
+    """
+
+    def __init__(self, model: DSparkDraftModel, states: torch.Tensor, anchor: torch.Tensor) -> None:
+        self._model, self._slots, self._anchor = model, iter(states.split(1)), anchor
+        # [M, r], the recurrence's state after each node of the last level; None without one.
+        self._carried: torch.Tensor | None = None
+
+    def first(self) -> torch.Tensor:
+        """Gives the logits after the last token; see `Branches`."""
+        return self._biased(self._anchor)
+
+    def below(self, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Biases the next slot by each node's token; see `Branches`."""
+        self._carried = None if self._carried is None else self._carried[parents]
+        return self._biased(tokens)
+
+    @torch.no_grad()
+    def _biased(self, tokens: torch.Tensor) -> torch.Tensor:
+        state = next(self._slots).expand(len(tokens), -1)  # [M, H]
+        features, _, self._carried = self._model.markov_head(state[:, None], tokens[:, None], self._carried)
+        return self._model.biased(state[:1], features[:, 0])
+
+
 class DSparkDrafter(BlockDrafter):
     """Drafts chains: the tokens of one block, each chosen after the one before, up to where confidence cuts it."""
 
@@ -255,3 +284,8 @@ class DSparkDrafter(BlockDrafter):
         # The whole block is drafted before it is cut: one transfer to the host instead of one per slot.
         kept = int(model.lengths(torch.cat(confidences)))
         return proposal_of(picks[:kept], self.draft_to_target, model.vocab_size)
+
+    @torch.no_grad()
+    def begin_tree(self, state: BlockSequence, num_levels: int) -> _MarkovBranches:
+        """Starts a tree over the slots of one block; see `DraftsTrees`."""
+        return _MarkovBranches(self.model, self.block(state, num_levels), state.anchor)

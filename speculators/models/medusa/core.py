@@ -20,6 +20,7 @@ from speculators.facts import VerifierFacts
 from speculators.losses import head_loss, mixture
 from speculators.model import SpeculatorModel
 from speculators.models.base_components import same_kwargs, target_logits
+from speculators.models.branches import SlotBranches
 from speculators.models.chains import copy_norm, pick, proposal_of
 from speculators.models.medusa.config import MedusaSpeculatorConfig
 from speculators.models.places import chain_metrics, depth_weights, predicting_rows, wanted_states
@@ -53,6 +54,7 @@ class MedusaDraftModel(SpeculatorModel):
     """
 
     not_saved = ("target_head.",)
+    independent_slots = True
 
     def __init__(self, config: MedusaSpeculatorConfig) -> None:
         super().__init__(config)
@@ -193,3 +195,7 @@ class MedusaDrafter:
         """Drafts a chain of `num_tokens`, at most one per head."""
         picks = [pick(logits, temperature, generator) for logits in self.candidates(state, num_tokens)]
         return proposal_of(picks, self.draft_to_target, self.model.vocab_size)
+
+    def begin_tree(self, state: list[torch.Tensor], num_levels: int) -> SlotBranches:
+        """Starts a tree over the heads' tokens; see `DraftsTrees`."""
+        return SlotBranches(self.candidates(state, num_levels))

@@ -30,6 +30,7 @@ from speculators.models.base_components import (
     take_over,
     target_logits,
 )
+from speculators.models.branches import SlotBranches
 from speculators.models.chains import ChainModel, PrefixDrafter, Verified, pick, proposal_of
 from speculators.models.peagle.config import PEagleSpeculatorConfig
 from speculators.models.places import drafted_places, drawn_metrics, wanted_states
@@ -98,6 +99,8 @@ class PEagleDraftModel(ChainModel):
     Args:
         config: complete, as in config.json.
     """
+
+    independent_slots = True
 
     def __init__(self, config: PEagleSpeculatorConfig) -> None:
         decoder = config.transformer_layer_config
@@ -268,11 +271,20 @@ def _drafts(
 class PEagleDrafter(PrefixDrafter):
     """Drafts chains: the first token from the last verified state, all others from one forward over mask elements."""
 
-    @torch.no_grad()
     def propose(
         self, state: Verified, *, num_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Proposal:
         """Drafts a chain of `num_tokens`; see `pick` for the temperature."""
+        picks = [pick(logits, temperature, generator) for logits in self._slots(state, num_tokens)]
+        return proposal_of(picks, self.draft_to_target, self.model.vocab_size)
+
+    def begin_tree(self, state: Verified, num_levels: int) -> SlotBranches:
+        """Starts a tree over the tokens of all depths; see `DraftsTrees`."""
+        return SlotBranches(self._slots(state, num_levels))
+
+    @torch.no_grad()
+    def _slots(self, state: Verified, num_tokens: int) -> torch.Tensor:
+        """Computes the logits [K, D] of the next round's depths."""
         model: PEagleDraftModel = self.model
         further = num_tokens - 1
         normed, cache = state.state, state.cache
@@ -288,5 +300,4 @@ class PEagleDrafter(PrefixDrafter):
             positions = torch.arange(cache.length, cache.length + further, device=normed.device)
             masks = torch.full_like(positions, model.config.mask_token_id)
             normed = torch.cat((normed, model.step(model._unknown(further), masks, positions, attend, None)))
-        picks = [pick(logits, temperature, generator) for logits in model.logits(normed)]
-        return proposal_of(picks, self.draft_to_target, model.vocab_size)
+        return model.logits(normed)
