@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from speculators.errors import Problem, RecipeError
-from speculators.recipe.load import overrides_table
+from speculators.recipe.document import overrides_table
 
 FILTERS = ("top_p", "top_k", "min_p")
 

@@ -37,7 +37,7 @@ def comparison_tables(comparison: BenchComparison, *, wide: bool = False) -> Ren
         if any(row.difference or row.incomparable for row in rows):
             parts += [Text(), _differences(comparison.first, rows)]
         parts += [Text(line, style=style) for style, line in _notes(rows)]
-    parts.append(Text("\n" + definitions(row.setting for row in comparison.rows), style="note"))
+    parts.append(Text("\n" + definitions([row.setting for row in comparison.rows]), style="note"))
     return Group(*parts)
 
 

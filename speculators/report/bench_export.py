@@ -80,7 +80,7 @@ def _difference(row: ComparedRow) -> str:
 
 
 def _definitions(comparison: BenchComparison) -> str:
-    return definitions(row.setting for row in comparison.rows)
+    return definitions([row.setting for row in comparison.rows])
 
 
 def _values(row: ComparedRow, first: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from speculators.cli import bench
+from speculators.cli import bench, bench_section
 from speculators.errors import RecipeError
 
 BLOCK = ("--verification", "block")
@@ -17,7 +17,7 @@ RECIPE: dict[str, Any] = {"benchmark": {"suites": ["quickstart"], "temperature":
 def section(*arguments: str, recipe: dict[str, Any] = RECIPE) -> Any:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    return bench._section(parser.parse_args(["run", *arguments]), recipe)
+    return bench_section.benchmark_section(parser.parse_args(["run", *arguments]), recipe)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_another_rule_for_greedy_decoding_is_refused():
 )
 def test_numbers_under_other_sampling_are_not_the_runs(arguments, other):
     """A run keeps one number for each suite, K and T: that of its own filters and its own rule of verification."""
-    assert bench._other_sampling(section(*arguments), RECIPE) is other
+    assert bench_section.other_sampling(section(*arguments), RECIPE) is other
