@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sabotage import SABOTAGES
+from sabotage import later_layers
 from serving import vllm_serve
 
 from speculators.cli import main
@@ -41,12 +41,15 @@ def test_vllm_drafts_round_for_round_as_replay_predicts(run_of, tmp_path, capsys
     assert audit["tally"]["served_tau"] > 1.1
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES)
-def test_vllm_with_a_sabotaged_speculator_is_named(sabotage, run_of, tmp_path, capsys):
-    """vLLM serves the altered checkpoint without complaint, with the same tokens, and the audit says what it is."""
+def test_vllm_with_a_sabotaged_speculator_is_named(run_of, tmp_path, capsys):
+    """vLLM serves the altered checkpoint without complaint, with the same tokens, and the audit says what it is.
+
+    A server takes a minute to start, so this is the one fault that tau does not show. A server in this process serves
+    all of them (tests/servers/test_audit_sabotage.py), and RESULTS.md has what vLLM did with each.
+    """
     run = run_of("quickstart_short")
     spoilt = Path(shutil.copytree(run / "speculator", tmp_path / "spoilt"))
-    finding = sabotage(spoilt)
+    finding = later_layers(spoilt)
     code, audit = _audit(run, spoilt, tmp_path, capsys)
     assert (code, audit["tally"]["foreign_tokens"]) == (1, 0)
     assert [each["what"] for each in audit["explanations"] if each["explains"]] == [finding]
