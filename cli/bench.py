@@ -219,12 +219,7 @@ def _serve(options: argparse.Namespace) -> int:
         console().print(served_tables(result, wide=options.wide), crop=False)
     run_folder = None if other_sampling(section, recipe) else speculator.run
     file = None if run_folder is None else file_served(run_folder, result)
-    document = result.to_json()
-    if options.json:
-        print_json({**document, "file": file})
-    elif file and not options.quiet:
-        print(f"{file}: spec bench {speculator.run} --ledger puts it beside the prediction")
-    _write_out(options, document)
+    _print_filed(options, result.to_json(), file, f"spec bench {speculator.run} --ledger puts it beside the prediction")
     return 0
 
 
@@ -258,13 +253,17 @@ def _audit(options: argparse.Namespace) -> int:
     if not options.json:
         console().print(audit_tables(result), crop=False)
     file = None if speculator.run is None else file_audit(speculator.run, result)
-    document = result.to_json()
+    _print_filed(options, result.to_json(), file, "the audit")
+    return 0 if result.passes else 1
+
+
+def _print_filed(options: argparse.Namespace, document: dict[str, Any], file: Any, text: str) -> None:
+    """Prints a server's result as JSON, or where it is filed, and writes it to --out."""
     if options.json:
         print_json({**document, "file": file})
     elif file and not options.quiet:
-        print(f"filed in {file}")
+        print(f"{file}: {text}")
     _write_out(options, document)
-    return 0 if result.passes else 1
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -8,11 +8,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
 
+from speculators.bench.suites import Prompt
+from speculators.data.template import ChatTemplate
+from speculators.servers.load import Workload
+from speculators.verifier.tokens import load_tokenizer
+
 K = 3
+
+
+def workload_of(verifier: Path, prompts: Sequence[Prompt], *, max_new_tokens: int, concurrency: int = 2) -> Workload:
+    """Makes a workload of the suite `mine`, rendered with a verifier's template."""
+    return Workload(
+        suite="mine",
+        prompts=prompts,
+        suite_digest="d",
+        template=ChatTemplate.of(load_tokenizer(verifier)),
+        max_new_tokens=max_new_tokens,
+        stop_ids=(7,),
+        seed=3,
+        concurrency=concurrency,
+    )
 
 
 @attrs.define

@@ -33,8 +33,8 @@ def rows(tiny_verifier):
 def test_a_margin_is_the_logit_less_the_largest_other():
     """Above 0 for the choice, below for any other token, and -inf for one that has no logit."""
     logits = torch.tensor([[1.0, 4.0, 2.5], [1.0, 4.0, 2.5], [-8.0, 4.0, 2.5]])
-    found = margins(logits, torch.tensor([1, 2, -1]))
-    assert found.tolist() == [[1.5, 4.0], [-1.5, 4.0], [-float("inf"), 8.0]]
+    judged = margins(logits, torch.tensor([1, 2, -1]))
+    assert judged.tolist() == [[1.5, 4.0], [-1.5, 4.0], [-float("inf"), 8.0]]
 
 
 def test_drafts_with_a_margin_above_0_are_those_that_replay_accepts(rows):
@@ -43,19 +43,19 @@ def test_drafts_with_a_margin_above_0_are_those_that_replay_accepts(rows):
     ids = torch.tensor([token for token in [*known, *range(100, 140)] if token % 5])
     toy = ToySpeculator(state_size=96, vocab_size=320, draft_to_target=ids.unique(), target_layer_ids=LAYERS)
     tables = replay(toy, rows, k_max=3, temperature=0.0).acceptance
-    found = replay_margins(toy, rows, k_max=3)
-    for each, table in zip(found, tables, strict=True):
+    by_answer = replay_margins(toy, rows, k_max=3)
+    for each, table in zip(by_answer, tables, strict=True):
         np.testing.assert_array_equal(each.values >= 0, table > 0)
         assert np.isneginf(each.values[-1, 1:]).all()
-    assert any(np.isneginf(each.values[:-2]).any() for each in found)
+    assert any(np.isneginf(each.values[:-2]).any() for each in by_answer)
 
 
 def test_answers_shorter_than_a_draft_have_margins_of_their_own_length(rows):
     """An answer of one token has no round, and one of two a round with a single judged draft."""
     toy = ToySpeculator(state_size=96, vocab_size=320, target_layer_ids=LAYERS)
-    found = replay_margins(toy, [shortened(rows[0], 1), shortened(rows[1], 2)], k_max=3)
-    assert [each.values.shape for each in found] == [(0, 3), (1, 3)]
-    assert np.isfinite(found[1].values).tolist() == [[True, False, False]]
+    by_answer = replay_margins(toy, [shortened(rows[0], 1), shortened(rows[1], 2)], k_max=3)
+    assert [each.values.shape for each in by_answer] == [(0, 3), (1, 3)]
+    assert np.isfinite(by_answer[1].values).tolist() == [[True, False, False]]
 
 
 def test_the_verifier_prefers_each_token_of_its_own_answer(rows, tiny_verifier):
@@ -66,9 +66,9 @@ def test_the_verifier_prefers_each_token_of_its_own_answer(rows, tiny_verifier):
     tokens[-1] = (tokens[-1] + 1) % 320
     other = Response(id="0", category="", tokens=tuple(tokens), prompt_length=rows[0].response.prompt_length)
     ((_, _, last),) = engine.capture_all([torch.tensor(tokens)], LAYERS)
-    found = verifier_margins(head, other, last)
-    assert (found.values[:-1] > 0).all()
-    assert found.values[-1] < 0
+    own = verifier_margins(head, other, last)
+    assert (own.values[:-1] > 0).all()
+    assert own.values[-1] < 0
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,6 @@ def test_the_verifier_prefers_each_token_of_its_own_answer(rows, tiny_verifier):
 )
 def test_rounding_is_that_of_the_dtype(dtype, rounding, text):
     """In 16 bits it grows with the logits."""
-    found = Margins(np.array([1.0, 2.0]), np.array([10.0, 20.0]))
-    np.testing.assert_allclose(found.rounding(dtype), rounding)
+    pair = Margins(np.array([1.0, 2.0]), np.array([10.0, 20.0]))
+    np.testing.assert_allclose(pair.rounding(dtype), rounding)
     assert describe_rounding(dtype) == text

@@ -48,5 +48,5 @@ def test_sampled_acceptance_is_what_every_outcome_of_a_round_gives(block):
     replayed = replay(_Chain(world), rows, k_max=k, temperature=TEMPERATURE, block_verification=block)
     for j in range(1, k + 1):
         accepted = sum(part for length, part in joint.items() if length > j) / exact
-        found = [table[0, :j].prod() for table in replayed.acceptance]
-        np.testing.assert_allclose(found, accepted.flatten(), atol=1e-5)
+        predicted = [table[0, :j].prod() for table in replayed.acceptance]
+        np.testing.assert_allclose(predicted, accepted.flatten(), atol=1e-5)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from fake_server import FakeServer, K, served
+from fake_server import FakeServer, K, served, workload_of
 
 from speculators.bench.suites import Prompt
 from speculators.data.messages import Message
-from speculators.data.template import ChatTemplate
 from speculators.errors import ServerError
 from speculators.recipe.token_filter import TokenFilter
 from speculators.servers.benchmark import Server, benchmark_server
 from speculators.servers.counters import parse_prometheus, read_counters
 from speculators.servers.endpoint import Endpoint, Retry
 from speculators.servers.engines import ENGINES
-from speculators.servers.load import Spread, Workload, measure_speed
+from speculators.servers.load import Spread, measure_speed
 from speculators.servers.streaming import Completion, read_stream
-from speculators.verifier.tokens import load_tokenizer
 
 TOKENS = 12
 # An answer of 12 tokens by the pattern 2, 0, 3, 1: one from the prefill, then rounds of 3, 1, 4, 2 and 1 tokens.
@@ -31,16 +29,7 @@ def workload(tiny_verifier):
         Prompt(id=str(number), category="", messages=(Message("user", f"question {number}"),), later=later)
         for number, later in enumerate(((), (), ("and then",)))
     ]
-    return Workload(
-        suite="mine",
-        prompts=prompts,
-        suite_digest="d",
-        template=ChatTemplate.of(load_tokenizer(tiny_verifier)),
-        max_new_tokens=TOKENS,
-        stop_ids=(7,),
-        seed=3,
-        concurrency=2,
-    )
+    return workload_of(tiny_verifier, prompts, max_new_tokens=TOKENS)
 
 
 @pytest.fixture(autouse=True)

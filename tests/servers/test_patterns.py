@@ -53,11 +53,11 @@ def _rounds(differs, *, prompts=20, per_prompt=10, length=40) -> list[AuditedRou
 )
 def test_what_all_differing_rounds_share_is_named(differs, what, check):
     """With its counts and what to look at; how many accept fewer stands last."""
-    found = find_patterns(_rounds(differs), K)
-    named = [pattern for pattern in found if re.search(what, pattern.what)]
-    assert named, found
+    patterns = find_patterns(_rounds(differs), K)
+    named = [pattern for pattern in patterns if re.search(what, pattern.what)]
+    assert named, patterns
     assert check in named[0].check
-    assert "accept fewer drafts than predicted, 0 more" in found[-1].what
+    assert "accept fewer drafts than predicted, 0 more" in patterns[-1].what
 
 
 def test_nothing_is_named_where_nothing_differs():
@@ -70,8 +70,8 @@ def test_rounds_that_differ_anywhere_have_nothing_in_common():
     named = 0
     for seed in range(200):
         draw = random.Random(seed)
-        found = find_patterns(_rounds(lambda each, draw=draw: draw.random() < 0.2), K)
-        named += not found[0].what.startswith("everywhere, at depths 1, 2, 3")
+        patterns = find_patterns(_rounds(lambda each, draw=draw: draw.random() < 0.2), K)
+        named += not patterns[0].what.startswith("everywhere, at depths 1, 2, 3")
     assert named <= 2
 
 

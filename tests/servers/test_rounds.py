@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from fake_server import FakeServer, K, served
+from fake_server import FakeServer, K, served, workload_of
 
 from speculators.bench.suites import Prompt
 from speculators.data.messages import Message
-from speculators.data.template import ChatTemplate
 from speculators.errors import ServerError
 from speculators.servers.benchmark import Server
 from speculators.servers.endpoint import Endpoint, Retry
-from speculators.servers.load import Workload
 from speculators.servers.rounds import place_rounds, served_answers
-from speculators.verifier.tokens import load_tokenizer
 
 TOKENS = 12
 # By the pattern 2, 0, 3, 1, 2: the last round has room for one token.
@@ -28,16 +25,7 @@ def workload(tiny_verifier):
         Prompt(id="0", category="a", messages=system),
         Prompt(id="1", category="b", messages=(Message("user", "question 1"),), later=("and then",)),
     ]
-    return Workload(
-        suite="mine",
-        prompts=prompts,
-        suite_digest="d",
-        template=ChatTemplate.of(load_tokenizer(tiny_verifier)),
-        max_new_tokens=TOKENS,
-        stop_ids=(7,),
-        seed=3,
-        concurrency=2,
-    )
+    return workload_of(tiny_verifier, prompts, max_new_tokens=TOKENS)
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +42,15 @@ def _ask(fake, workload, **options):
 @pytest.mark.parametrize("details", [True, False])
 def test_rounds_are_as_reported_or_one_for_each_chunk(workload, details):
     """Both give the same rounds but for the last, whose chunk does not say whether its last token was drafted."""
-    found = _ask(FakeServer(details=details), workload)
-    assert found.num_speculative_tokens == K
-    assert found.source.startswith("metrics" if details else "chunks")
-    assert [(a.response.id, a.turn, a.has_system) for a in found.answers] == [
+    served_suite = _ask(FakeServer(details=details), workload)
+    assert served_suite.num_speculative_tokens == K
+    assert served_suite.source.startswith("metrics" if details else "chunks")
+    assert [(a.response.id, a.turn, a.has_system) for a in served_suite.answers] == [
         ("0", 0, True),
         ("1", 0, False),
         ("1", 1, False),
     ]
-    for answer in found.answers:
+    for answer in served_suite.answers:
         assert answer.rounds[:-1] == ROUNDS[:-1]
         assert (answer.rounds[-1], answer.open_end) == ((ROUNDS[-1], False) if details else ((10, 0), True))
         assert answer.response.answer == tuple(range(TOKENS))

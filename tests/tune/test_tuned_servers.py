@@ -5,18 +5,16 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-from fake_server import FakeServer, served
+from fake_server import FakeServer, served, workload_of
 
 from speculators.bench.suites import Prompt
 from speculators.data.messages import Message
-from speculators.data.template import ChatTemplate
 from speculators.errors import ServerError
 from speculators.servers.benchmark import Server
 from speculators.servers.endpoint import Endpoint
 from speculators.servers.load import Workload
 from speculators.tune.result import ServedTuning
 from speculators.tune.served import tune_servers
-from speculators.verifier.tokens import load_tokenizer
 
 # Answers of eight tokens by the pattern 2, 0, 3 take three rounds: tau is 7 / 3.
 TOKENS, TAU = 8, 7 / 3
@@ -27,16 +25,7 @@ STEP = 0.02
 def workload(tiny_verifier):
     """Four prompts."""
     prompts = [Prompt(id=str(n), category="", messages=(Message("user", f"question {n}"),)) for n in range(4)]
-    return Workload(
-        suite="mine",
-        prompts=prompts,
-        suite_digest="d",
-        template=ChatTemplate.of(load_tokenizer(tiny_verifier)),
-        max_new_tokens=TOKENS,
-        stop_ids=(7,),
-        seed=3,
-        concurrency=1,
-    )
+    return workload_of(tiny_verifier, prompts, max_new_tokens=TOKENS, concurrency=1)
 
 
 @pytest.fixture(autouse=True)
